@@ -1,0 +1,177 @@
+"""
+The guest, for a scenario: everything that a test needs of it comes from here.
+
+All functions block. Each ends by a deadline of its own and raises L{DeadlineMissed} if what
+it waits for has not happened. Any thread may call them: a test with a reactor says
+C{await deferToThread(guest.unplug, "disk")}.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from tests.kernel.devices import CARD_READER, DEVICES, DISK, HUB, KEYBOARD, SERIAL, TABLET
+from tests.kernel.inside.command import CommandResult, check, run
+from tests.kernel.inside.hotplug import (
+    HotplugError,
+    plug,
+    plugDisk,
+    plugSerial,
+    replug,
+    unplug,
+)
+from tests.kernel.inside.stockusbipd import StockUsbipd, isListening
+from tests.kernel.inside.usb import (
+    DRIVERS_FOLDER,
+    VHCI_FOLDER,
+    attribute,
+    blockDevice,
+    driverOf,
+    imports,
+    matchBusIds,
+    readBlockDevice,
+    ttyDevice,
+    usbipStatus,
+    vidPid,
+    waitBlockDevice,
+    waitGone,
+    waitImport,
+    waitPresent,
+)
+from tests.kernel.inside.waiting import DEADLINE, DeadlineMissed, waitUntil
+
+__all__ = [
+    "CARD_READER",
+    "DEADLINE",
+    "DEVICES",
+    "DISK",
+    "HUB",
+    "KEYBOARD",
+    "SERIAL",
+    "TABLET",
+    "CommandResult",
+    "DeadlineMissed",
+    "HotplugError",
+    "StockUsbipd",
+    "attribute",
+    "awaitDevices",
+    "blockDevice",
+    "check",
+    "diskBytes",
+    "dmesg",
+    "driverOf",
+    "imports",
+    "isListening",
+    "matchBusIds",
+    "modprobe",
+    "mountConfigfs",
+    "plug",
+    "plugDisk",
+    "plugSerial",
+    "readBlockDevice",
+    "replug",
+    "resetUsb",
+    "rmmod",
+    "run",
+    "ttyDevice",
+    "unplug",
+    "usbipStatus",
+    "vidPid",
+    "waitBlockDevice",
+    "waitGone",
+    "waitImport",
+    "waitPresent",
+    "waitUntil",
+]
+
+# Of the host controller and of the devices. There is no udev to load them.
+_USB_MODULES = ("xhci-pci", "usb-storage", "sd_mod", "ftdi_sio", "usbhid")
+
+
+def modprobe(name: str, *parameters: str) -> None:
+    """
+    Load a module, and those that it needs. All of the kernel's are there.
+
+    @param parameters: C{num=4}
+    """
+    check("modprobe", name, *parameters)
+
+
+def rmmod(name: str) -> None:
+    """
+    Unload a module.
+    """
+    check("modprobe", "-r", name)
+
+
+def mountConfigfs() -> Path:
+    """
+    Have configfs mounted, for gadgets.
+    """
+    folder = Path("/sys/kernel/config")
+    modprobe("configfs")
+    if not os.path.ismount(folder):
+        check("mount", "-t", "configfs", "none", str(folder))
+    return folder
+
+
+def awaitDevices() -> None:
+    """
+    Load the drivers of the devices that the guest was born with, and wait until all of
+    them are there, with the disk and the serial converter ready for use.
+
+    The modules of USB/IP are the test's own business: C{modprobe("usbip-host")}.
+    """
+    for module in _USB_MODULES:
+        modprobe(module)
+    for device in DEVICES:
+        waitPresent(device.busId)
+    waitBlockDevice(DISK.busId)
+    waitUntil(lambda: ttyDevice(SERIAL.busId), "the serial converter has a tty")
+
+
+def diskBytes() -> bytes:
+    """
+    What is on the disk, read from the host.
+    """
+    return Path(os.environ["USBIPSHARE_GUEST_DISK"]).read_bytes()
+
+
+def dmesg() -> str:
+    """
+    The kernel's messages so far.
+    """
+    return check("dmesg")
+
+
+def resetUsb() -> None:
+    """
+    Make all as it was: nothing imported, nothing bound, every device plugged in.
+
+    For C{tearDown}. Leaves the modules loaded, and the names in usbip-host's table.
+    """
+    for port, busId in imports().items():
+        (VHCI_FOLDER / "detach").write_text(str(port))
+        waitGone(busId)
+    for device in DEVICES:
+        if driverOf(device.busId) == "usbip-host":
+            _giveBack(device.busId)
+    for device in DEVICES:
+        if vidPid(device.busId) != device.vidPid or (
+            device.serial is not None and attribute(device.busId, "serial") != device.serial
+        ):
+            with contextlib.suppress(HotplugError):
+                unplug(device.deviceId)
+            waitGone(device.busId)
+            replug(device.deviceId)
+    awaitDevices()
+
+
+def _giveBack(busId: str) -> None:
+    """
+    The order that is safe whatever happens meanwhile: no C{rebind}, no C{del}.
+    """
+    (DRIVERS_FOLDER / "usbip-host" / "unbind").write_text(busId)
+    (DRIVERS_FOLDER / "usb" / "bind").write_text(busId)

@@ -1,0 +1,91 @@
+"""
+What the guest's kernel starts from: busybox, a script, and the modules that reach the host.
+"""
+
+from __future__ import annotations
+
+import lzma
+import shlex
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tests.kernel.kernels import Kernel
+from tests.kernel.tools import output, tool
+from tests.kernel.trouble import HarnessError
+
+# In the order they go in. What they need comes with them.
+_MODULES = ("virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay")
+
+_INIT = Path(__file__).with_name("init.sh")
+
+
+def buildInitrd(
+    kernel: Kernel, settings: Mapping[str, str | Path], command: Sequence[str], folder: Path
+) -> Path:
+    """
+    Make the initial RAM disk.
+
+    @param settings: variables for C{init.sh} and C{guest.sh}.
+    @param command: what C{guest.sh} runs.
+    @param folder: where to put it.
+    """
+    tree = folder / "initrd"
+    for name in ("bin", "modules", "host", "writable", "root"):
+        (tree / name).mkdir(parents=True)
+    shutil.copy(tool("busybox"), tree / "bin" / "busybox")
+    shutil.copy(_INIT, tree / "init")
+    (tree / "init").chmod(0o755)
+    (tree / "settings").write_text(settingsScript(settings, command))
+    for number, module in enumerate(_moduleFiles(kernel)):
+        target = tree / "modules" / f"{number:02}-{module.name.partition('.')[0]}.ko"
+        target.write_bytes(_readModule(module))
+    names = "\n".join(str(path.relative_to(tree)) for path in sorted(tree.rglob("*")))
+    initrd = folder / "initrd.cpio"
+    with open(initrd, "wb") as archive:
+        subprocess.run(
+            [tool("cpio"), "--quiet", "-o", "-H", "newc", "-R", "+0:+0"],
+            cwd=tree,
+            input=names.encode("utf-8"),
+            stdout=archive,
+            check=True,
+        )
+    return initrd
+
+
+def settingsScript(settings: Mapping[str, str | Path], command: Sequence[str]) -> str:
+    """
+    A piece of shell that sets variables, and the positional parameters to a command.
+    """
+    lines = [f"{name}={shlex.quote(str(value))}" for name, value in settings.items()]
+    return "\n".join([*lines, f"set -- {shlex.join(command)}", ""])
+
+
+def _moduleFiles(kernel: Kernel) -> list[Path]:
+    """
+    The files to insert, in order. A module that is built in has none.
+    """
+    files: dict[Path, None] = {}
+    for module in _MODULES:
+        # An empty configuration: the host's own must not matter.
+        listing = output(
+            "modprobe", "-C", "/dev/null", "-S", kernel.release, "-d", kernel.folder,
+            "--show-depends", module,
+        )  # fmt: skip
+        for line in listing.splitlines():
+            verb, _, rest = line.partition(" ")
+            if verb == "insmod":
+                files[Path(rest.strip())] = None
+    return list(files)
+
+
+def _readModule(path: Path) -> bytes:
+    """
+    A module as busybox's insmod takes it.
+    """
+    if path.suffix == ".ko":
+        return path.read_bytes()
+    if path.suffix == ".xz":
+        return lzma.decompress(path.read_bytes())
+    raise HarnessError(f"{path.name}: a compression that is not known here")

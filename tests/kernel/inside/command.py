@@ -1,0 +1,89 @@
+"""
+Running a program, but not for ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from tests.kernel.inside.waiting import DEADLINE, DeadlineMissed
+
+_DYING = 2.0
+
+
+class CommandResult(NamedTuple):
+    """
+    How a program ended.
+
+    @ivar rc: its exit status, or minus the signal it died of
+    @ivar out: what it printed
+    @ivar err: what it complained about
+    """
+
+    rc: int
+    out: str
+    err: str
+
+
+def run(
+    *argv: str,
+    seconds: float = DEADLINE,
+    stdin: str = "",
+    env: Mapping[str, str] | None = None,
+) -> CommandResult:
+    """
+    Run a program to its end.
+
+    Its output goes to files, not pipes: a daemon that it leaves behind keeps no one waiting.
+
+    @param env: its whole environment, if not ours.
+    @raise DeadlineMissed: it did not end, and was killed. One that hangs in the kernel is
+        not waited for.
+    """
+    with (
+        tempfile.TemporaryFile() as source,
+        tempfile.TemporaryFile() as out,
+        tempfile.TemporaryFile() as err,
+    ):
+        source.write(stdin.encode("utf-8"))
+        source.seek(0)
+        child = subprocess.Popen(argv, stdin=source, stdout=out, stderr=err, env=env)
+        try:
+            child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            stop(child, _DYING)
+            late = True
+        else:
+            late = False
+        texts = []
+        for file in (out, err):
+            file.seek(0)
+            texts.append(file.read().decode("utf-8", "replace"))
+        if late:
+            raise DeadlineMissed(f"{argv} ran for more than {seconds:.0f} s: {texts}")
+        return CommandResult(child.returncode, *texts)
+
+
+def check(*argv: str, seconds: float = DEADLINE, stdin: str = "") -> str:
+    """
+    Run a program that must succeed.
+
+    @return: what it printed.
+    """
+    result = run(*argv, seconds=seconds, stdin=stdin)
+    if result.rc != 0:
+        raise AssertionError(f"{argv} failed: {result}")
+    return result.out
+
+
+def stop(child: subprocess.Popen[bytes], seconds: float = DEADLINE) -> None:
+    """
+    Kill a child, and wait for its end unless it hangs in the kernel.
+    """
+    child.kill()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(seconds)

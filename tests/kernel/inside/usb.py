@@ -1,0 +1,145 @@
+"""
+What the guest's sysfs says about USB devices.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tests.kernel.inside.waiting import DEADLINE, waitUntil
+
+DEVICES_FOLDER = Path("/sys/bus/usb/devices")
+DRIVERS_FOLDER = Path("/sys/bus/usb/drivers")
+VHCI_FOLDER = Path("/sys/devices/platform/vhci_hcd.0")
+
+_VHCI_USED = 6
+
+
+def attribute(busId: str, name: str) -> str | None:
+    """
+    A device's attribute, without the blanks around it; none where there is no such file.
+    """
+    try:
+        return (DEVICES_FOLDER / busId / name).read_text().strip()
+    except OSError:
+        return None
+
+
+def vidPid(busId: str) -> str | None:
+    """
+    C{0403:6001}
+    """
+    vendor, product = attribute(busId, "idVendor"), attribute(busId, "idProduct")
+    return None if vendor is None or product is None else f"{vendor}:{product}"
+
+
+def driverOf(busId: str) -> str | None:
+    """
+    C{usb}, C{usbip-host}, or none. Also for an interface, C{1-1:1.0}.
+    """
+    try:
+        return (DEVICES_FOLDER / busId / "driver").readlink().name
+    except OSError:
+        return None
+
+
+def blockDevice(busId: str) -> str | None:
+    """
+    C{/dev/sda} of a disk that can be read, else none.
+    """
+    for size in (DEVICES_FOLDER / busId).glob("*:*/host*/target*/*/block/*/size"):
+        node = Path("/dev", size.parent.name)
+        try:
+            ready = int(size.read_text()) > 0 and node.exists()
+        except OSError:
+            continue
+        if ready:
+            return str(node)
+    return None
+
+
+def ttyDevice(busId: str) -> str | None:
+    """
+    C{/dev/ttyUSB0} or C{/dev/ttyACM0} of a serial converter, else none.
+    """
+    for pattern in ("*:*/ttyUSB*", "*:*/tty/tty*"):
+        for found in (DEVICES_FOLDER / busId).glob(pattern):
+            return f"/dev/{found.name}"
+    return None
+
+
+def waitPresent(busId: str, driver: str = "usb", seconds: float = DEADLINE) -> None:
+    """
+    Wait until a device is there and has its driver.
+
+    @param driver: C{usb}, or C{usbip-host}.
+    """
+    waitUntil(lambda: driverOf(busId) == driver, f"{busId} has driver {driver}", seconds)
+
+
+def waitGone(busId: str, seconds: float = DEADLINE) -> None:
+    """
+    Wait until a device is not there.
+    """
+    waitUntil(lambda: not (DEVICES_FOLDER / busId).exists(), f"{busId} is gone", seconds)
+
+
+def waitBlockDevice(busId: str, seconds: float = DEADLINE) -> str:
+    """
+    Wait until a disk can be read.
+
+    @return: C{/dev/sda}
+    """
+    return waitUntil(lambda: blockDevice(busId), f"{busId} is a disk", seconds) or ""
+
+
+def readBlockDevice(node: str) -> bytes:
+    """
+    All of a disk.
+    """
+    return Path(node).read_bytes()
+
+
+def imports() -> dict[int, str]:
+    """
+    Which port of vhci has which device, by the bus id it has here: C{{0: "3-1"}}.
+    """
+    found = {}
+    # hub port sta spd dev sockfd local_busid
+    for status in VHCI_FOLDER.glob("status*"):
+        for port, state, busId in re.findall(
+            r"^[hs]s +(\d+) +(\d+) .* (\S+)$", status.read_text(), re.MULTILINE
+        ):
+            if int(state) == _VHCI_USED:
+                found[int(port)] = busId
+    return found
+
+
+def waitImport(seconds: float = DEADLINE) -> tuple[int, str]:
+    """
+    Wait until the only import of the moment has a bus id here.
+
+    @return: vhci's port, and the bus id.
+    """
+    (found,) = waitUntil(imports, "there is an import", seconds).items()
+    waitPresent(found[1], seconds=seconds)
+    return found
+
+
+def usbipStatus(busId: str) -> int | None:
+    """
+    1 available, 2 used, 3 error; none for a device that is not bound to usbip-host.
+    """
+    status = attribute(busId, "usbip_status")
+    return None if status is None else int(status)
+
+
+def matchBusIds() -> list[str]:
+    """
+    What usbip-host's table of at most 16 names has.
+    """
+    try:
+        return (DRIVERS_FOLDER / "usbip-host" / "match_busid").read_text().split()
+    except OSError:
+        return []

@@ -1,0 +1,42 @@
+"""
+Waiting for something to become true.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+# Generous: the guest may be emulated, and the machine below it busy.
+DEADLINE = 60.0
+
+_PAUSE = 0.02
+
+T = TypeVar("T")
+
+
+class DeadlineMissed(AssertionError):
+    """
+    It did not become true.
+    """
+
+
+def waitUntil(condition: Callable[[], T], what: str, seconds: float = DEADLINE) -> T:
+    """
+    Look again and again until there is something.
+
+    @param condition: cheap, and true in the end.
+    @param what: the same in words, for the complaint.
+    @return: the first true thing that C{condition} returns.
+    @raise DeadlineMissed: it took too long.
+    """
+    end = time.monotonic() + seconds
+    while True:
+        late = time.monotonic() > end
+        found = condition()
+        if found:
+            return found
+        if late:
+            raise DeadlineMissed(f"not within {seconds:.0f} s: {what}")
+        time.sleep(_PAUSE)

@@ -1,0 +1,117 @@
+"""
+Tests of L{tests.kernel.verdict}.
+"""
+
+from __future__ import annotations
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.kernel.verdict import Tally, complaintsOf, excerptOf, tallyOf
+
+_WARNING = """\
+[   12.300000] ------------[ cut here ]------------
+[   12.300001] WARNING: CPU: 0 PID: 9 at {where} thing+0x1/0x2 [{module}]
+[   12.300002] Modules linked in: sd_mod usbip_host usbip_core
+[   12.300003]  vhci_hcd xhci_pci
+[   12.300004] CPU: 0 PID: 9 Comm: kworker/0:1 Not tainted 6.1.0-56-amd64 #1
+[   12.300005] Call Trace:
+[   12.300006]  thing_else+0x1/0x2
+[   12.300007] ---[ end trace 0000000000000000 ]---
+[   12.300008] usbip-host 1-1: device reset
+"""
+
+
+class TallyTests(SynchronousTestCase):
+    """
+    Reading what trial prints.
+    """
+
+    def test_passed(self) -> None:
+        """
+        Tests that passed are counted.
+        """
+        self.assertEqual(Tally(7, 0), tallyOf("Ran 7 tests in 1s\n\nPASSED (successes=7)\n"))
+
+    def test_failed(self) -> None:
+        """
+        A failure, an error and a success that was not expected are failed; a failure that
+        was expected is passed; a skipped test is neither.
+        """
+        summary = (
+            "FAILED (skips=1, expectedFailures=2, failures=4, errors=8, "
+            "unexpectedSuccesses=16, successes=32)\n"
+        )
+        self.assertEqual(Tally(34, 28), tallyOf(summary))
+
+    def test_nothing(self) -> None:
+        """
+        No test, no summary, and output that was cut off count as nothing.
+        """
+        for output in ("PASSED\n", "", "PASSED (succ", "PASSED (skips=3)\n"):
+            self.assertEqual(Tally(), tallyOf(output))
+
+    def test_last(self) -> None:
+        """
+        What a test itself prints is not taken for the summary.
+        """
+        output = "PASSED (successes=9)\nFAILED (errors=1)\n"
+        self.assertEqual(Tally(0, 1), tallyOf(output))
+
+    def test_sum(self) -> None:
+        """
+        Tallies add up, and print as the last line.
+        """
+        self.assertEqual("4 passed, 6 failed", str(Tally(1, 2) + Tally(3, 4)))
+
+
+class ComplaintTests(SynchronousTestCase):
+    """
+    Reading a kernel's console.
+    """
+
+    def test_bad(self) -> None:
+        """
+        Bugs, oopses, panics and tasks that hang are complaints.
+        """
+        for line in (
+            "kernel BUG at drivers/usb/usbip/stub_dev.c:439!",
+            "BUG: kernel NULL pointer dereference, address: 00000000000000e8",
+            "Oops: 0000 [#1] PREEMPT SMP NOPTI",
+            "general protection fault, probably for non-canonical address",
+            "Kernel panic - not syncing: Attempted to kill init!",
+            "INFO: task kworker/0:1:9 blocked for more than 120 seconds.",
+        ):
+            self.assertEqual([line], complaintsOf(f"[    1.500000] {line}\r\n[    1.6] x"))
+
+    def test_warning(self) -> None:
+        """
+        A warning counts if usbip or vhci is in its trace. That their modules are loaded
+        does not make it theirs, nor what is printed afterwards.
+        """
+        ours = _WARNING.format(where="drivers/usb/usbip/vhci_hcd.c:10", module="vhci_hcd")
+        other = _WARNING.format(where="kernel/time/timer.c:10", module="timer")
+        self.assertEqual(1, len(complaintsOf(ours)))
+        self.assertEqual([], complaintsOf(other))
+        self.assertEqual([], complaintsOf("[    0.1] Spectre V2 : WARNING: not for us\n"))
+
+    def test_ourOwnPanic(self) -> None:
+        """
+        What the harness itself does to a guest that hangs is no complaint.
+        """
+        console = (
+            "Uhhuh. NMI received for unknown reason 20 on CPU 0.\nKernel panic - not syncing\n"
+        )
+        self.assertEqual([], complaintsOf(console))
+
+    def test_excerpt(self) -> None:
+        """
+        The first complaint is shown with what came before and after; else the tasks that
+        hang; else the end.
+        """
+        quiet = [f"[    1.{number:06}] line {number}" for number in range(200)]
+        self.assertEqual(quiet[-50:], excerptOf("\n".join(quiet)))
+        loud = [*quiet[:100], "kernel BUG at here", *quiet[100:]]
+        self.assertEqual(loud[90:150], excerptOf("\n".join(loud)))
+        hanging = ["task:tee state:D", " <TASK>", " schedule"]
+        tasks = [*hanging, " </TASK>", "task:sh state:S", " <TASK>", " schedule", " </TASK>"]
+        self.assertEqual(hanging, excerptOf("\n".join([*quiet, *tasks, *quiet])))

@@ -1,0 +1,125 @@
+"""
+What to think of a guest: how many of its tests passed, and did its kernel complain.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+_SUMMARY = re.compile(r"^(?:PASSED|FAILED)(?: \(([a-zA-Z]+=\d+(?:, [a-zA-Z]+=\d+)*)\))?\r?$", re.M)
+_BAD_COUNTS = ("failures", "errors", "unexpectedSuccesses")
+_GOOD_COUNTS = ("successes", "expectedFailures")
+
+_STAMP = re.compile(r"^\[\s*\d+\.\d+\](?:\[[^\]]*\])? ")
+_COMPLAINT = re.compile(
+    r"BUG: |kernel BUG at|\bOops\b|general protection fault|Kernel panic"
+    r"|INFO: task .* blocked for more than"
+)
+_WARNING = re.compile(r"WARNING: ")
+_OURS = re.compile(r"usbip|vhci")
+_WARNING_LINES = 80
+
+_LINES_BEFORE = 10
+_LINES_AFTER = 50
+
+# The harness makes a guest that does not end panic in this way.
+_OUR_OWN_PANIC = "NMI received for unknown reason"
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """
+    How many tests passed and how many did not. A skipped one is neither.
+    """
+
+    passed: int = 0
+    failed: int = 0
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(self.passed + other.passed, self.failed + other.failed)
+
+    def __str__(self) -> str:
+        return f"{self.passed} passed, {self.failed} failed"
+
+
+def tallyOf(output: str) -> Tally:
+    """
+    Read trial's last summary, C{FAILED (skips=1, failures=2, successes=3)}.
+
+    @return: zeros if there is none.
+    """
+    summaries = _SUMMARY.findall(output)
+    if not summaries or not summaries[-1]:
+        return Tally()
+    counts = {name: int(count) for name, count in re.findall(r"(\w+)=(\d+)", summaries[-1])}
+    return Tally(
+        passed=sum(counts.get(name, 0) for name in _GOOD_COUNTS),
+        failed=sum(counts.get(name, 0) for name in _BAD_COUNTS),
+    )
+
+
+def complaintsOf(console: str) -> list[str]:
+    """
+    The lines in which the kernel says that it has gone wrong: any bug, oops, panic or task
+    that hangs, and a warning if usbip or vhci is in its trace.
+    """
+    lines = [_STAMP.sub("", line) for line in console.splitlines()]
+    return [lines[number] for number in _complaining(lines)]
+
+
+def excerptOf(console: str) -> list[str]:
+    """
+    The part of a console worth showing: the first complaint and its trace. Else, of a guest
+    that was made to panic, the tasks that hang in the kernel. Else the end.
+    """
+    lines = console.splitlines()
+    for number in _complaining([_STAMP.sub("", line) for line in lines]):
+        return lines[max(0, number - _LINES_BEFORE) : number + _LINES_AFTER]
+    return list(_hanging(lines)) or lines[-_LINES_AFTER:]
+
+
+def _hanging(lines: Iterable[str]) -> Iterator[str]:
+    """
+    The traces of the tasks in an uninterruptible sleep, from a list of all tasks.
+    """
+    shown = False
+    for line in lines:
+        if "</TASK>" in line:
+            shown = False
+        elif "task:" in line:
+            shown = "state:D" in line
+        if shown:
+            yield line
+
+
+def _complaining(lines: Sequence[str]) -> Iterator[int]:
+    """
+    The numbers of the lines that complain.
+    """
+    for number, line in enumerate(lines):
+        if _OUR_OWN_PANIC in line:
+            return
+        if _COMPLAINT.search(line) or (
+            _WARNING.search(line)
+            and any(_OURS.search(traced) for traced in _traceOf(lines[number:]))
+        ):
+            yield number
+
+
+def _traceOf(lines: Iterable[str]) -> Iterator[str]:
+    """
+    What belongs to the warning in the first line, without the list of the modules loaded,
+    which names ours whatever has happened.
+    """
+    listing = False
+    for number, line in enumerate(lines):
+        if number == _WARNING_LINES or "---[ end trace" in line:
+            return
+        if "Modules linked in:" in line:
+            listing = True
+        elif line.startswith(("CPU: ", "RIP: ")):
+            listing = False
+        if not listing:
+            yield line

@@ -1,0 +1,3 @@
+"""
+Where devices come from. Each module is one L{usbip_server.interfaces.IUsbBackend}.
+"""

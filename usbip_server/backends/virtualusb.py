@@ -1,0 +1,200 @@
+"""
+USB devices made of software, and the door they are imported through.
+
+The devices are those of the PyPI package C{usbip}: a kernel that imports one finds a real
+USB device. Each connection has a thread, as the package's calls block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from twisted.logger import Logger
+
+try:
+    from usbip import USBDevice, protocol  # type: ignore[import-untyped]
+    from usbip.classes.device.cdc_acm import CDCACM  # type: ignore[import-untyped]
+    from usbip.classes.device.msc import MSC  # type: ignore[import-untyped]
+except ImportError:  # it is an optional extra
+    installed = False
+else:
+    installed = True
+
+BLOCK = 512
+"""Bytes in a block of a disk."""
+
+HANDSHAKE_SECONDS = 10.0
+"""For a client to say which device it wants."""
+
+CONNECTIONS = 64
+"""At a time."""
+
+
+class MemoryStore:
+    """
+    A disk's content, as the package wants to have it.
+    """
+
+    block_size = BLOCK
+
+    def __init__(self, size: int) -> None:
+        """
+        @param size: in bytes.
+        """
+        self.num_blocks = size // BLOCK
+        self._content = bytearray(self.num_blocks * BLOCK)
+
+    def read(self, lba: int, count: int) -> bytes:
+        """Read blocks."""
+        return bytes(self._content[lba * BLOCK : (lba + count) * BLOCK])
+
+    def write(self, lba: int, count: int, data: bytes) -> None:
+        """Write blocks."""
+        self._content[lba * BLOCK : lba * BLOCK + len(data)] = data
+
+
+def addSerialPort(device: Any) -> None:
+    """Make the device a CDC-ACM serial port that sends back what it receives."""
+    device.add(CDCACM())
+
+
+def addDisk(device: Any, size: int) -> None:
+    """Make the device a mass storage disk of C{size} bytes."""
+    device.add(MSC(MemoryStore(size)))
+
+
+def makeDevice(vendorId: str, productId: str, **strings: str | None) -> Any:
+    """
+    A device without any function yet.
+    """
+    return USBDevice(int(vendorId, 16), int(productId, 16), **strings)
+
+
+class Door:
+    """
+    Serves USB/IP to those who want to import the devices.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self, onImported: Callable[[str, str], None], onReleased: Callable[[str], None]
+    ) -> None:
+        """
+        @param onImported: called with bus id and client address, in some thread.
+        @param onReleased: called with the bus id, likewise.
+        """
+        self._onImported = onImported
+        self._onReleased = onReleased
+        self._lock = threading.Lock()
+        self._devices: dict[str, Any] = {}
+        self._sessions: dict[str, socket.socket] = {}
+        self._room = threading.Semaphore(CONNECTIONS)
+        self._listener: socket.socket | None = None
+
+    def open(self, interface: str, port: int) -> int:
+        """
+        Begin to listen.
+
+        @return: the port.
+        @raise OSError: it is taken, or not ours to take.
+        """
+        self._listener = socket.create_server((interface, port))
+        self._start(self._accept, self._listener)
+        return int(self._listener.getsockname()[1])
+
+    def close(self) -> None:
+        """Listen no more, and end all sessions."""
+        if self._listener is not None:
+            with contextlib.suppress(OSError):
+                self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread
+            self._listener.close()
+            self._listener = None
+        for busId in tuple(self._devices):
+            self.withdraw(busId)
+
+    def offer(self, busId: str, device: Any) -> None:
+        """Let a device be imported."""
+        with self._lock:
+            self._devices[busId] = device
+
+    def withdraw(self, busId: str) -> None:
+        """Let it be imported no more; who has it loses it."""
+        with self._lock:
+            self._devices.pop(busId, None)
+            session = self._sessions.get(busId)
+            if session is not None:
+                with contextlib.suppress(OSError):
+                    session.shutdown(socket.SHUT_RDWR)
+
+    def _start(self, function: Callable[..., None], *args: Any) -> None:
+        threading.Thread(target=function, args=args, daemon=True).start()
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                connection, address = listener.accept()
+            except OSError:
+                return
+            if self._room.acquire(blocking=False):
+                self._start(self._serve, connection, str(address[0]))
+            else:
+                connection.close()
+
+    def _serve(self, connection: socket.socket, client: str) -> None:
+        with contextlib.closing(connection):
+            try:
+                connection.settimeout(HANDSHAKE_SECONDS)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                with self._lock:
+                    free = [d for busId, d in self._devices.items() if busId not in self._sessions]
+                device = protocol.serve_handshake(connection, free)
+                if device is not None and self._begin(device, connection):
+                    self._onImported(device.busid, client)
+                    try:
+                        self._carry(connection, device)
+                    finally:
+                        self._end(device.busid)
+            except OSError:
+                pass  # the client is gone
+            except Exception:
+                self._log.failure("a virtual device failed on what {client} sent", client=client)
+            finally:
+                self._room.release()
+
+    def _begin(self, device: Any, connection: socket.socket) -> bool:
+        with self._lock:
+            if device.busid in self._sessions or self._devices.get(device.busid) is not device:
+                return False  # another was quicker, or it was withdrawn
+            self._sessions[device.busid] = connection
+            return True
+
+    def _end(self, busId: str) -> None:
+        with self._lock:
+            del self._sessions[busId]
+        self._onReleased(busId)
+
+    def _carry(self, connection: socket.socket, device: Any) -> None:
+        """
+        Carry requests to the device and its answers back, until the client goes.
+        """
+        connection.settimeout(None)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sending = threading.Lock()
+
+        def respond(urb: Any) -> None:  # from any thread
+            with sending, contextlib.suppress(OSError):
+                protocol.write_ret(connection, urb)
+
+        device.reset_io()
+        while (urb := protocol.read_cmd(connection, device)) is not None:
+            if urb.command == protocol.CMD_UNLINK:
+                device.cancel_urb(urb.flags)
+                with sending:
+                    protocol.write_ret_unlink(connection, urb)
+            elif device.handle_urb(urb, respond) is not None:
+                respond(urb)

@@ -1,0 +1,130 @@
+"""
+The requests of the JSON contract, and how bytes become one (docs/protocol.md).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import msgspec
+
+from usbip_server.errors import InvalidRequest
+
+LONGEST_CRITERION = 256
+"""Characters in a criterion: a USB string has 126 (USB 2.0, 9.6.7), a glob a few more."""
+
+
+class Request(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="command"
+):
+    """
+    What every request may say.
+
+    @ivar detail: answer with all that is known of a device, not only what fits old clients.
+    @ivar keep_alive: leave the connection open after the answer.
+    """
+
+    detail: bool = False
+    keep_alive: bool = False
+
+
+class ListDevices(Request, frozen=True, kw_only=True, tag="list"):
+    """
+    All devices.
+    """
+
+
+class DeviceRequest(Request, frozen=True, kw_only=True):
+    """
+    A request about the one device that meets all the criteria given.
+
+    @ivar id: a bus id or a glob of one; with a colon, C{vid:pid} or a glob of that.
+    @ivar bus: a bus number; anything else is a bus id or a glob of one.
+    @ivar serial: the serial number, or a glob of it.
+    @ivar desc: part of the description, in any case, or a glob.
+    @ivar first: of several devices take the first in bus order.
+    """
+
+    criteria: ClassVar[tuple[str, ...]] = ("id", "bus", "serial", "desc")
+
+    id: str | None = None
+    bus: str | int | None = None
+    serial: str | None = None
+    desc: str | None = None
+    first: bool = False
+
+    def __post_init__(self) -> None:
+        given = {name: getattr(self, name) for name in self.criteria}
+        for name, value in given.items():
+            if isinstance(value, str) and not value.strip():
+                raise ValueError(f"`{name}` is empty: leave it out, or say what to look for")
+            if isinstance(value, str) and len(value) > LONGEST_CRITERION:
+                raise ValueError(f"`{name}` is longer than {LONGEST_CRITERION} characters")
+        if all(value is None for value in given.values()):
+            names = ", ".join(f"`{name}`" for name in given)
+            raise ValueError(f"no criterion: say which device with at least one of {names}")
+
+    def describe(self) -> str:
+        """The criteria for a message: C{bus='1-1', desc='Uno'}."""
+        return ", ".join(
+            f"{name}={value!r}"
+            for name in self.criteria
+            if (value := getattr(self, name)) is not None
+        )
+
+
+class FindDevice(DeviceRequest, frozen=True, kw_only=True, tag="find"):
+    """
+    Which device is it?
+    """
+
+
+class AttachDevice(DeviceRequest, frozen=True, kw_only=True, tag="attach"):
+    """
+    Bind it to C{usbip-host}, so that a client can import it.
+    """
+
+
+class DetachDevice(DeviceRequest, frozen=True, kw_only=True, tag="detach"):
+    """
+    Unbind it: this machine's own drivers take it back.
+    """
+
+
+Command = ListDevices | FindDevice | AttachDevice | DetachDevice
+
+COMMANDS: tuple[str, ...] = ("list", "find", "attach", "detach")
+
+_decoder = msgspec.json.Decoder(Command)
+
+
+def decode(raw: bytes) -> Command:
+    """
+    Make a command of one JSON object.
+
+    @raise InvalidRequest: it is none; the message names the key that is wrong.
+    """
+    try:
+        return _decoder.decode(raw)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"invalid request: {_inOurWords(str(error))}") from None
+    except UnicodeDecodeError:
+        raise InvalidRequest("invalid request: it is not UTF-8") from None
+    except RecursionError:
+        raise InvalidRequest("invalid request: it is nested too deeply") from None
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(
+            f"invalid request: {error}. A request is one JSON object on one line, such as "
+            '{"command":"list"}'
+        ) from None
+
+
+def _inOurWords(problem: str) -> str:
+    """
+    msgspec's text, with the key where a reader looks for it and the commands there are.
+    """
+    what, _, where = problem.partition(" - at `$.")
+    key = where.rstrip("`")
+    if key == "command" or what.endswith("required field `command`"):
+        return f"{what}: `command` is one of {', '.join(COMMANDS)}"
+    return f"`{key}`: {what}" if key else what

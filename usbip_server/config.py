@@ -1,0 +1,166 @@
+"""
+The configuration file: YAML, checked to the last key before anything else happens.
+
+C{config.example.yaml} shows every key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import yaml
+
+from usbip_server.backends.options import invalid
+from usbip_server.errors import InvalidOption
+from usbip_server.limits import Limits, Timeouts
+
+Path = tuple[str | int, ...]
+
+
+class Http(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """
+    @ivar hosts: names that HTTP clients may call this machine by, besides its own.
+    """
+
+    hosts: tuple[str, ...] = ()
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """
+    A configuration.
+
+    @ivar listen: Twisted endpoint descriptions of the control port.
+    @ivar backend: C{type}, and that type's own options.
+    """
+
+    listen: tuple[str, ...] = ("tcp:5055",)
+    backend: dict[str, Any] = msgspec.field(default_factory=lambda: {"type": "sysfs"})
+    http: Http = Http()
+    limits: Limits = Limits()
+    timeouts: Timeouts = Timeouts()
+
+    @property
+    def backendType(self) -> str:
+        """Which backend."""
+        return str(self.backend["type"])
+
+    @property
+    def backendOptions(self) -> Mapping[str, Any]:
+        """Its own options."""
+        return {key: value for key, value in self.backend.items() if key != "type"}
+
+
+class ConfigError(Exception):
+    """
+    The configuration is wrong. The text says where and why: C{file:line: key: reason}.
+    """
+
+
+class Source:
+    """
+    A configuration file, and where in it each key stands.
+    """
+
+    def __init__(self, name: str, text: str) -> None:
+        """
+        @param name: the file's name, for messages.
+        @raise ConfigError: it is not YAML, or says a key twice.
+        """
+        self._name = name
+        self._lines: dict[Path, int] = {(): 1}
+        try:
+            node = yaml.compose(text, Loader=yaml.SafeLoader)
+            self._data = {} if node is None else self._take(node, ())
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            line = mark.line + 1 if mark else 1
+            problem = getattr(error, "problem", None) or str(error)
+            raise ConfigError(f"{name}:{line}: this is not YAML: {problem}") from None
+        except RecursionError:
+            raise ConfigError(f"{name}:1: it is nested too deeply") from None
+
+    def config(self) -> Config:
+        """
+        Check it.
+
+        @raise ConfigError: something in it is wrong.
+        """
+        if not isinstance(self._data, dict):
+            raise self.error((), "the file has to be a mapping, `key: value` on each line")
+        try:
+            config = msgspec.convert(self._data, Config)
+        except msgspec.ValidationError as error:
+            wrong = invalid(error)
+            raise self.error(wrong.path, wrong.reason) from None
+        if not isinstance(config.backend.get("type"), str):
+            raise self.error(("backend", "type"), "is missing: say which backend, as sysfs")
+        if not config.listen:
+            raise self.error(("listen",), "nowhere to listen: leave the key out for tcp:5055")
+        return config
+
+    def error(self, path: Path, reason: str) -> ConfigError:
+        """
+        The error for what stands at C{path}, or would.
+        """
+        known = path
+        while known not in self._lines:
+            known = known[:-1]
+        key = ".".join(map(str, path))
+        return ConfigError(f"{self._name}:{self._lines[known]}: {key + ': ' if key else ''}{reason}")
+
+    def _take(self, node: yaml.Node, path: Path) -> Any:
+        """
+        Make plain data of a node, and note where its parts stand.
+        """
+        self._lines.setdefault(path, node.start_mark.line + 1)
+        if isinstance(node, yaml.SequenceNode):
+            return [self._take(part, (*path, index)) for index, part in enumerate(node.value)]
+        if not isinstance(node, yaml.MappingNode):
+            return _scalar(node)
+        mapping: dict[str, Any] = {}
+        for keyNode, valueNode in node.value:
+            key = _scalar(keyNode) if isinstance(keyNode, yaml.ScalarNode) else None
+            line = keyNode.start_mark.line + 1
+            if not isinstance(key, str):
+                raise ConfigError(f"{self._name}:{line}: a key has to be a word")
+            if key in mapping:
+                raise ConfigError(
+                    f"{self._name}:{line}: {'.'.join(map(str, (*path, key)))}: stands here twice"
+                )
+            self._lines[(*path, key)] = line
+            mapping[key] = self._take(valueNode, (*path, key))
+        return mapping
+
+
+def _scalar(node: yaml.Node) -> Any:
+    loader = yaml.SafeLoader("")
+    try:
+        return loader.construct_object(node)  # type: ignore[no-untyped-call]
+    except ValueError as error:  # such as 2026-99-99, which looks like a date
+        raise yaml.MarkedYAMLError(problem=str(error), problem_mark=node.start_mark) from None
+    finally:
+        loader.dispose()  # type: ignore[no-untyped-call]
+
+
+def load(path: str) -> Source:
+    """
+    Read a file.
+
+    @raise ConfigError: it cannot be read.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            return Source(path, file.read())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}:1: it is not UTF-8") from None
+
+
+def wrongOption(source: Source, error: InvalidOption) -> ConfigError:
+    """
+    The error for an option of the backend.
+    """
+    return source.error(("backend", *error.path), error.reason)

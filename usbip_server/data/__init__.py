@@ -1,0 +1,3 @@
+"""
+Files that are installed with the package.
+"""

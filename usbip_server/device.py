@@ -1,0 +1,101 @@
+"""
+What is known of a USB device: a value, taken at one moment.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+
+import msgspec
+
+_BUS_ID = re.compile(r"[1-9][0-9]*-[1-9][0-9]*(?:\.[1-9][0-9]*)*", re.ASCII)
+
+HUB_CLASS = "09"
+"""C{bDeviceClass} of a hub (USB 2.0, 11.23.1)."""
+
+
+class DeviceState(enum.Enum):
+    """
+    What becomes of a device at this moment.
+    """
+
+    FREE = "free"
+    """This machine's own drivers have it."""
+
+    BOUND = "bound"
+    """C{usbip-host} has it, and a client may import it."""
+
+    IN_USE = "in_use"
+    """A client has imported it."""
+
+    ERROR = "error"
+    """It does not answer, or C{usbip-host} gave it up; C{trouble} says more."""
+
+
+class UsbDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """
+    One USB device, as it was when somebody looked.
+
+    @ivar busId: where it is plugged in, C{"1-1.4"}: bus 1, port path 1.4.
+    @ivar vendorId: C{idVendor}, four lower case hexadecimal digits.
+    @ivar productId: C{idProduct}, likewise.
+    @ivar description: what C{lsusb} prints for it; never empty.
+    @ivar serial: its serial number, or C{None} where it has none.
+    @ivar deviceNumber: the kernel's C{devnum}: another one after each plug, so that
+        (C{busId}, C{deviceNumber}) names one stay of one device.
+    @ivar manufacturer: the device's own manufacturer string.
+    @ivar product: the device's own product string.
+    @ivar speed: in Mbit/s, as sysfs has it: C{"1.5"}, C{"12"}, C{"480"}, C{"5000"}, ...
+    @ivar deviceClass: C{bDeviceClass}, two hexadecimal digits.
+    @ivar interfaces: class, subclass and protocol of each interface, C{"08/06/50"}.
+    @ivar driver: the kernel driver that has the device (not its interfaces): C{"usb"},
+        C{"usbip-host"}, or C{None}.
+    @ivar holder: the address of the client that has imported it, where that is known.
+    @ivar trouble: what is the matter, when C{state} is L{DeviceState.ERROR}.
+    """
+
+    busId: str
+    vendorId: str
+    productId: str
+    description: str
+    serial: str | None = None
+    deviceNumber: int = 0
+    manufacturer: str | None = None
+    product: str | None = None
+    speed: str | None = None
+    deviceClass: str = "00"
+    interfaces: tuple[str, ...] = ()
+    driver: str | None = None
+    state: DeviceState = DeviceState.FREE
+    holder: str | None = None
+    trouble: str | None = None
+
+    @property
+    def busNumber(self) -> int:
+        """The bus it is on: 1 for C{"1-1.4"}."""
+        return busOrder(self.busId)[0]
+
+    @property
+    def portNumbers(self) -> tuple[int, ...]:
+        """The ports on the way to it: C{(1, 4)} for C{"1-1.4"}."""
+        return busOrder(self.busId)[1:]
+
+    def __str__(self) -> str:
+        return f"{self.busId} ({self.description})"
+
+
+def isBusId(text: str) -> bool:
+    """
+    Is this the bus id of a device, and not of a root hub (C{usb1}), of an interface
+    (C{1-1:1.0}) or no bus id at all?
+    """
+    return _BUS_ID.fullmatch(text) is not None
+
+
+def busOrder(busId: str) -> tuple[int, ...]:
+    """
+    The key that sorts bus ids as their numbers count: C{1-2} before C{1-10}.
+    """
+    bus, _, ports = busId.partition("-")
+    return (int(bus), *map(int, ports.split(".")))

@@ -1,0 +1,124 @@
+"""
+Everything that can go wrong with a request and is not a bug.
+
+A L{ShareError} becomes an answer to the client. Its text says what is wrong and,
+where there is something to be done, what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from usbip_server.device import UsbDevice
+
+NAMED_AT_MOST = 10
+"""How many devices a message lists: an old client takes no more than 4096 bytes."""
+
+
+class ShareError(Exception):
+    """
+    The family. The message is for the person at the other end.
+    """
+
+
+class InvalidRequest(ShareError):
+    """
+    The request is not one we understand: malformed, an unknown key, a wrong type.
+    """
+
+
+class NotAllowed(ShareError):
+    """
+    Whoever asks may not have this.
+    """
+
+
+class BackendUnavailable(ShareError):
+    """
+    There are no devices to speak of at present: no USB here, still starting, stopping.
+    """
+
+
+class NotDone(ShareError):
+    """
+    The time ran out before anything was done; nothing has changed.
+    """
+
+
+class DeviceNotFound(ShareError):
+    """
+    No device meets the criteria.
+    """
+
+
+class SeveralMatch(ShareError):
+    """
+    More than one device meets the criteria, and C{first} was not asked for.
+
+    @ivar devices: those that do, in bus order.
+    """
+
+    def __init__(self, criteria: str, devices: Sequence[UsbDevice]) -> None:
+        named = [
+            f"{device} id={device.vendorId}:{device.productId} serial={device.serial}"
+            for device in devices[:NAMED_AT_MOST]
+        ]
+        if len(devices) > NAMED_AT_MOST:
+            named.append(f"and {len(devices) - NAMED_AT_MOST} more")
+        super().__init__(
+            f"{len(devices)} devices match {criteria}: {'; '.join(named)}. "
+            'Narrow the criteria, or say "first": true.'
+        )
+        self.devices = tuple(devices)
+
+
+class OperationFailed(ShareError):
+    """
+    The device was found, but what was asked of it was refused or went wrong.
+
+    @ivar device: the device, as it was then.
+    """
+
+    def __init__(self, device: UsbDevice, message: str) -> None:
+        super().__init__(message)
+        self.device = device
+
+
+class DeviceInUse(OperationFailed):
+    """
+    A client has imported the device; it is not disturbed.
+    """
+
+    def __init__(self, device: UsbDevice) -> None:
+        who = device.holder or "a client of another USB/IP server, which does not tell whose"
+        super().__init__(device, f"{device} is in use: imported by {who}")
+
+
+class StillWorking(OperationFailed):
+    """
+    The operation takes longer than an answer may; it goes on, and asking again tells.
+    """
+
+
+class OperationTimedOut(OperationFailed):
+    """
+    The operation did not come to an end within its deadline. It may still be stuck in
+    the kernel; the device is shown as C{error} until it comes back.
+    """
+
+
+class InvalidOption(Exception):
+    """
+    An option in the configuration is wrong; not a L{ShareError}, as no client sees it.
+
+    @ivar path: the keys that lead to it, C{("backend", "root")}.
+    @ivar reason: what is wrong with it.
+    """
+
+    def __init__(self, path: Sequence[str | int], reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = tuple(path)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{'.'.join(map(str, self.path))}: {self.reason}"

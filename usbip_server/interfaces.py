@@ -1,0 +1,91 @@
+"""
+The contract between a backend and the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from zope.interface import Attribute, Interface
+
+from usbip_server.device import UsbDevice
+
+
+class IUsbBackend(Interface):
+    """
+    A source of USB devices that can be shared.
+
+    L{usbip_server.testing.BackendConformance} tests what is said here on any backend.
+    """
+
+    inventory = Attribute(
+        """
+        The devices known now (L{usbip_server.inventory.Inventory}), in bus order, kept
+        current by the backend from C{start} to C{stop}. No hubs, and no devices that this
+        machine has itself imported from another server.
+        """
+    )
+
+    async def start() -> None:
+        """
+        Look at the devices and begin to follow what happens to them.
+
+        Returns when the inventory is true. Where there can be no devices at present it
+        says so in C{inventory.trouble} and returns. Called once.
+        """
+
+    async def stop() -> None:
+        """
+        End what C{start} began. Leaves every device as it is. Never waits for a device,
+        and may be called without C{start}.
+        """
+
+    async def bind(device: UsbDevice, deadline: float) -> UsbDevice:
+        """
+        Make a device importable.
+
+        A device that is bound already is returned as it is, and nobody is disturbed. A
+        bind that fails leaves the device with the driver it had.
+
+        Never called twice at the same time for one bus id.
+
+        @param device: as found in the inventory. If another one is at its bus id now,
+            that is a failure.
+        @param deadline: seconds after which this ends, whatever the device does.
+        @return: the device after it, as the inventory has it then.
+        @raise usbip_server.errors.DeviceInUse: a client has imported it.
+        @raise usbip_server.errors.OperationTimedOut: it did not end within the deadline;
+            the device's state is C{error} until it does.
+        @raise usbip_server.errors.OperationFailed: anything else; the message says what
+            to do.
+        """
+
+    async def unbind(device: UsbDevice, deadline: float) -> UsbDevice:
+        """
+        Give a device back to this machine's own drivers; a client that has imported it
+        loses it.
+
+        A device that is not bound is returned as it is. Parameters, result and errors are
+        those of C{bind}, but for C{DeviceInUse}.
+        """
+
+
+class IUsbBackendMaker(Interface):
+    """
+    A Twisted plugin that makes backends of one type.
+    """
+
+    name = Attribute("What C{backend: {type: ...}} calls it (L{str}).")
+
+    description = Attribute("One line for C{--help} (L{str}).")
+
+    def makeBackend(options: Mapping[str, Any], reactor: Any) -> IUsbBackend:  # type: ignore[empty-body]
+        """
+        Make a backend, without side effects: all work waits for C{start}.
+
+        @param options: what C{backend:} in the configuration holds beside C{type}.
+        @param reactor: the reactor to use.
+        @raise usbip_server.errors.InvalidOption: an option is wrong; its path begins at
+            C{options}.
+        """

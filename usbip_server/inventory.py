@@ -1,0 +1,162 @@
+"""
+The devices known now.
+
+A backend keeps an inventory current; requests are answered from it, and whoever wants
+to know of changes subscribes. There is one way to change it, L{Inventory.replace}, so
+there is one place where changes are found and numbered.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Collection, Iterable
+
+import msgspec
+from twisted.logger import Logger
+
+from usbip_server.device import DeviceState, UsbDevice, busOrder
+
+
+class ChangeKind(enum.Enum):
+    """
+    What can happen to a device.
+    """
+
+    ADDED = "added"
+    REMOVED = "removed"
+    BOUND = "bound"
+    UNBOUND = "unbound"
+    IMPORTED = "imported"
+    RELEASED = "released"
+    CHANGED = "changed"
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    One thing that happened to one device.
+
+    @ivar seq: counts the changes, without a gap.
+    @ivar device: the device after it; before it, where it was removed.
+    """
+
+    kind: ChangeKind
+    seq: int
+    device: UsbDevice
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    All devices at one moment.
+
+    @ivar seq: the number of the last change in it: the next one is C{seq + 1}.
+    @ivar devices: in bus order.
+    """
+
+    seq: int
+    devices: tuple[UsbDevice, ...]
+
+
+Listener = Callable[[Change], None]
+
+
+class Inventory:
+    """
+    The devices known now, and those who want to hear of changes.
+
+    @ivar trouble: why there can be no devices at present, for a client; C{None} when
+        all is well.
+    """
+
+    _log = Logger()
+
+    def __init__(self) -> None:
+        self.trouble: str | None = None
+        self._devices: dict[str, UsbDevice] = {}
+        self._snapshot = Snapshot(seq=0, devices=())
+        self._listeners: list[Listener] = []
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The devices now. The same object until something changes."""
+        return self._snapshot
+
+    def get(self, busId: str) -> UsbDevice | None:
+        """The device at a bus id, if there is one."""
+        return self._devices.get(busId)
+
+    def subscribe(self, listener: Listener) -> Snapshot:
+        """
+        Tell C{listener} of every change after the snapshot returned: none is lost
+        between the two and none told twice.
+        """
+        self._listeners.append(listener)
+        return self._snapshot
+
+    def unsubscribe(self, listener: Listener) -> None:
+        """Tell C{listener} nothing more."""
+        self._listeners.remove(listener)
+
+    def replace(self, found: Iterable[UsbDevice], among: Collection[str] | None = None) -> None:
+        """
+        Take note of what is there.
+
+        @param found: the devices there are.
+        @param among: the bus ids that were looked at: what is not found there is gone,
+            and nothing is said of any other. C{None}: all were looked at.
+        """
+        now = {device.busId: device for device in found}
+        looked = [*self._devices.keys() | now.keys()] if among is None else among
+        changes = [
+            change
+            for busId in sorted(looked, key=busOrder)
+            for change in _difference(self._devices.get(busId), now.get(busId))
+        ]
+        if not changes:
+            return
+        for busId in looked:
+            if busId in now:
+                self._devices[busId] = now[busId]
+            else:
+                self._devices.pop(busId, None)
+        first = self._snapshot.seq + 1
+        self._snapshot = Snapshot(
+            seq=self._snapshot.seq + len(changes),
+            devices=tuple(self._devices[busId] for busId in sorted(self._devices, key=busOrder)),
+        )
+        for seq, (kind, device) in enumerate(changes, first):
+            self._tell(Change(kind=kind, seq=seq, device=device))
+
+    def _tell(self, change: Change) -> None:
+        self._log.info(
+            "{device} {kind}", device=change.device, kind=change.kind.value, seq=change.seq
+        )
+        for listener in tuple(self._listeners):
+            try:
+                listener(change)
+            except Exception:
+                self._log.failure("a listener failed on change {seq}", seq=change.seq)
+
+
+def _difference(
+    before: UsbDevice | None, after: UsbDevice | None
+) -> list[tuple[ChangeKind, UsbDevice]]:
+    """
+    What happened between two looks at one bus id.
+    """
+    if before == after:
+        return []
+    if before is None or after is None or before.deviceNumber != after.deviceNumber:
+        gone = [] if before is None else [(ChangeKind.REMOVED, before)]
+        came = [] if after is None else [(ChangeKind.ADDED, after)]
+        return gone + came
+    return [(_STEPS.get((before.state, after.state), ChangeKind.CHANGED), after)]
+
+
+_STEPS = {
+    (DeviceState.FREE, DeviceState.BOUND): ChangeKind.BOUND,
+    (DeviceState.FREE, DeviceState.IN_USE): ChangeKind.IMPORTED,
+    (DeviceState.BOUND, DeviceState.FREE): ChangeKind.UNBOUND,
+    (DeviceState.IN_USE, DeviceState.FREE): ChangeKind.UNBOUND,
+    (DeviceState.BOUND, DeviceState.IN_USE): ChangeKind.IMPORTED,
+    (DeviceState.IN_USE, DeviceState.BOUND): ChangeKind.RELEASED,
+}

@@ -1,0 +1,3 @@
+"""
+The one place that knows a path under C{/sys} or a netlink number.
+"""

@@ -1,0 +1,223 @@
+"""
+Reading devices from sysfs.
+
+The first look takes only attributes that the kernel reads without the device's lock, so
+that a device that hangs in a driver holds nobody up. The strings (C{serial},
+C{manufacturer}, C{product}) need the lock: they are read apart, once for each stay of a
+device.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterable, Iterator
+
+import msgspec
+from twisted.logger import Logger
+
+from usbip_server.device import HUB_CLASS, DeviceState, UsbDevice, isBusId
+from usbip_server.kernel.system import ISystem
+from usbip_server.kernel.usbids import UsbIds
+
+DEVICES = "bus/usb/devices"
+
+USBIP_HOST = "usbip-host"
+
+STATE_OF = {1: DeviceState.BOUND, 2: DeviceState.IN_USE, 3: DeviceState.ERROR}
+"""C{usbip_status}: C{SDEV_ST_AVAILABLE}, C{_USED}, C{_ERROR}
+(C{include/uapi/linux/usbip.h})."""
+
+GONE = {errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ENOTDIR}
+"""What reading an attribute fails with when the device is not there any more."""
+
+_DEVICE, _CONFIGURATION, _INTERFACE = 1, 2, 4
+"""C{bDescriptorType} (USB 2.0, table 9-5)."""
+
+
+class Strings(msgspec.Struct, frozen=True):
+    """
+    What a device says of itself.
+    """
+
+    serial: str | None = None
+    manufacturer: str | None = None
+    product: str | None = None
+
+
+class Glance(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    What the first look shows. Fields as in L{UsbDevice}.
+    """
+
+    busId: str
+    deviceNumber: int
+    vendorId: str
+    productId: str
+    deviceClass: str
+    interfaces: tuple[str, ...]
+    speed: str
+    driver: str | None
+    status: int | None
+
+    @property
+    def stay(self) -> tuple[str, int]:
+        """Names this device while it stays plugged in."""
+        return self.busId, self.deviceNumber
+
+
+class Scanner:
+    """
+    Looks at devices. Its methods block: call them in a thread.
+    """
+
+    _log = Logger()
+
+    def __init__(self, system: ISystem, names: UsbIds) -> None:
+        self._system = system
+        self._names = names
+
+    def busIds(self) -> list[str]:
+        """
+        What is plugged in, hubs too.
+
+        @raise OSError: there is no USB on this machine.
+        """
+        return [name for name in self._system.list(DEVICES) if isBusId(name)]
+
+    def glances(self, busIds: Iterable[str]) -> list[Glance]:
+        """
+        The first look. Hubs, what has been imported from another server, and what is gone
+        are left out.
+        """
+        return [glance for busId in busIds if (glance := self._glance(busId)) is not None]
+
+    def readStrings(self, glances: Iterable[Glance], note: Callable[[Glance, Strings], None]) -> None:
+        """
+        Read the strings of one device after the other.
+
+        @param note: called, in this thread, with each that has been read.
+        """
+        for glance in glances:
+            texts = (
+                self._text(glance.busId, name) for name in ("serial", "manufacturer", "product")
+            )
+            note(glance, Strings(*texts))
+
+    def device(self, glance: Glance, strings: Strings, trouble: str | None) -> UsbDevice:
+        """
+        Put together what is known.
+
+        @param trouble: what is the matter with it, if something is.
+        """
+        state = DeviceState.FREE
+        if glance.driver == USBIP_HOST:
+            state = STATE_OF.get(glance.status or 0, DeviceState.BOUND)
+        if state is DeviceState.ERROR and trouble is None:
+            trouble = "usbip-host could not reset the device: attach it again"
+        return UsbDevice(
+            busId=glance.busId,
+            vendorId=glance.vendorId,
+            productId=glance.productId,
+            description=self._names.describe(
+                glance.vendorId, glance.productId, strings.manufacturer, strings.product
+            ),
+            serial=strings.serial,
+            deviceNumber=glance.deviceNumber,
+            manufacturer=strings.manufacturer,
+            product=strings.product,
+            speed=glance.speed or None,
+            deviceClass=glance.deviceClass,
+            interfaces=glance.interfaces,
+            driver=glance.driver,
+            state=DeviceState.ERROR if trouble is not None else state,
+            trouble=trouble,
+        )
+
+    def _glance(self, busId: str) -> Glance | None:
+        try:
+            if isImported(self._system, busId):
+                return None
+            descriptors = self._read(busId, "descriptors")
+            if len(descriptors) < 18 or descriptors[1] != _DEVICE:
+                return None
+            deviceClass = f"{descriptors[4]:02x}"
+            if deviceClass == HUB_CLASS:
+                return None
+            driver = driverOf(self._system, busId)
+            return Glance(
+                busId=busId,
+                deviceNumber=int(self._read(busId, "devnum")),
+                vendorId=f"{int.from_bytes(descriptors[8:10], 'little'):04x}",
+                productId=f"{int.from_bytes(descriptors[10:12], 'little'):04x}",
+                deviceClass=deviceClass,
+                interfaces=tuple(_interfaces(descriptors)),
+                speed=self._read(busId, "speed").decode("ascii", "replace").strip(),
+                driver=driver,
+                status=statusOf(self._system, busId) if driver == USBIP_HOST else None,
+            )
+        except (OSError, ValueError) as error:
+            if getattr(error, "errno", None) not in GONE:
+                self._log.warn("cannot read device {busId}: {error}", busId=busId, error=error)
+            return None
+
+    def _read(self, busId: str, name: str) -> bytes:
+        return self._system.read(f"{DEVICES}/{busId}/{name}")
+
+    def _text(self, busId: str, name: str) -> str | None:
+        try:
+            raw = self._read(busId, name)
+        except OSError:
+            return None  # it has none, or is gone
+        text = raw.decode("utf-8", "replace").strip()
+        return "".join(char for char in text if char.isprintable()) or None
+
+
+def isImported(system: ISystem, busId: str) -> bool:
+    """
+    Has this machine imported the device from another server? The kernel would let us
+    export it again.
+    """
+    try:
+        return "vhci_hcd" in system.readlink(f"{DEVICES}/{busId}")
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # a directory, in a made tree
+            return False
+        raise
+
+
+def driverOf(system: ISystem, busId: str) -> str | None:
+    """
+    The name of the driver that has a device.
+    """
+    try:
+        return system.readlink(f"{DEVICES}/{busId}/driver").rpartition("/")[2]
+    except FileNotFoundError:
+        return None
+
+
+def statusOf(system: ISystem, busId: str) -> int | None:
+    """
+    A bound device's C{usbip_status}; C{None} where it has none (any more).
+    """
+    try:
+        return int(system.read(f"{DEVICES}/{busId}/usbip_status"))
+    except (OSError, ValueError):
+        return None
+
+
+def _interfaces(descriptors: bytes) -> Iterator[str]:
+    """
+    The interfaces of the first configuration, in their first setting.
+    """
+    configurations = 0
+    at = 18
+    while at + 2 <= len(descriptors):
+        length, kind = descriptors[at], descriptors[at + 1]
+        if length < 2:
+            return
+        configurations += kind == _CONFIGURATION
+        if configurations > 1:
+            return
+        if kind == _INTERFACE and length >= 9 and descriptors[at + 3 : at + 4] == b"\0":
+            yield "/".join(f"{byte:02x}" for byte in descriptors[at + 5 : at + 8])
+        at += length

@@ -1,0 +1,170 @@
+"""
+This machine's kernel, as far as we use it.
+
+Everything else in this package reaches the kernel through an L{ISystem}, so that a test
+can hand it a made tree or L{usbip_server.testing.FakeKernel}.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from typing import Protocol
+
+from zope.interface import Interface, implementer
+
+NETLINK_KOBJECT_UEVENT = 15
+"""C{include/uapi/linux/netlink.h}"""
+
+KERNEL_GROUP = 1
+"""The multicast group of the kernel's own uevents; udev's are in another."""
+
+MODPROBE_SECONDS = 10
+
+
+class UeventSocket(Protocol):
+    """
+    The part of a socket that uevents are read by.
+    """
+
+    def fileno(self) -> int: ...
+    def recvfrom(self, size: int) -> tuple[bytes, tuple[int, int]]: ...
+    def close(self) -> None: ...
+
+
+class ISystem(Interface):
+    """
+    Files below C{/sys}, and the few other things the kernel is asked for.
+
+    All calls but C{ueventSocket} can block, some for ever: make them in a thread of their
+    own (L{usbip_server.kernel.threads}). Paths are relative to C{/sys}. Errors are
+    C{OSError}.
+    """
+
+    def read(path: str) -> bytes:  # type: ignore[empty-body]
+        """The content of a file."""
+
+    def write(path: str, data: bytes) -> None:
+        """
+        Write to an attribute, in one C{write}, and nothing but C{data}: usbip-host takes
+        a line feed for a part of a name.
+        """
+
+    def list(path: str) -> list[str]:  # type: ignore[empty-body]
+        """The names in a directory."""
+
+    def readlink(path: str) -> str:  # type: ignore[empty-body]
+        """Where a symbolic link leads."""
+
+    def loadModule(name: str) -> None:
+        """
+        Load a kernel module.
+
+        @raise OSError: it cannot be loaded; the text says why.
+        """
+
+    def holdDevice(bus: int, number: int) -> contextlib.AbstractContextManager[None]:  # type: ignore[empty-body]
+        """
+        Keep the kernel from freeing its structure for a device.
+
+        @raise OSError: there is no such device.
+        """
+
+    def ueventSocket() -> UeventSocket:  # type: ignore[empty-body]
+        """
+        A socket, not blocking, that the kernel's uevents can be read from.
+
+        @raise OSError: there are none to be had.
+        """
+
+
+@implementer(ISystem)
+class System:
+    """
+    The real kernel, or a made tree.
+    """
+
+    def __init__(self, root: str = "/sys") -> None:
+        """
+        @param root: where sysfs is mounted. Only C{/sys} itself has uevents.
+        """
+        self._root = root
+        self._real = os.path.realpath(root) == "/sys"
+
+    def read(self, path: str) -> bytes:
+        with open(os.path.join(self._root, path), "rb", buffering=0) as file:
+            return file.read()
+
+    def write(self, path: str, data: bytes) -> None:
+        descriptor = os.open(os.path.join(self._root, path), os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(descriptor, data)
+        finally:
+            os.close(descriptor)
+
+    def list(self, path: str) -> list[str]:
+        return os.listdir(os.path.join(self._root, path))
+
+    def readlink(self, path: str) -> str:
+        return os.readlink(os.path.join(self._root, path))
+
+    def loadModule(self, name: str) -> None:
+        if not self._real:
+            raise OSError(f"{self._root} is not the kernel's /sys")
+        program = shutil.which("modprobe", path="/usr/sbin:/sbin:/usr/bin:/bin")
+        if program is None:
+            raise OSError("there is no modprobe")
+        try:
+            done = subprocess.run(
+                [program, "--", name],
+                capture_output=True,
+                stdin=subprocess.DEVNULL,
+                timeout=MODPROBE_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise OSError(f"modprobe has not ended within {MODPROBE_SECONDS} s") from None
+        if done.returncode != 0:
+            raise OSError(done.stderr.decode(errors="replace").strip() or "modprobe failed")
+
+    @contextlib.contextmanager
+    def holdDevice(self, bus: int, number: int) -> Iterator[None]:
+        # An open usbfs node holds a reference (usbdev_open, drivers/usb/core/devio.c).
+        node = f"/dev/bus/usb/{bus:03d}/{number:03d}"
+        descriptor = os.open(node, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            yield
+        finally:
+            os.close(descriptor)
+
+    def ueventSocket(self) -> UeventSocket:
+        if not self._real:
+            raise OSError(f"{self._root} is not the kernel's /sys")
+        made = socket.socket(
+            socket.AF_NETLINK,
+            socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,
+            NETLINK_KOBJECT_UEVENT,
+        )
+        try:
+            _enlargeBuffer(made)
+            made.bind((0, KERNEL_GROUP))
+        except OSError:
+            made.close()
+            raise
+        return made
+
+
+def _enlargeBuffer(made: socket.socket) -> None:
+    """
+    A hub full of devices that comes back makes hundreds of messages at once.
+    """
+    wanted = 4 * 1024 * 1024
+    forced = getattr(socket, "SO_RCVBUFFORCE", 33)  # needs CAP_NET_ADMIN
+    for option in (forced, socket.SO_RCVBUF):
+        with contextlib.suppress(PermissionError):
+            made.setsockopt(socket.SOL_SOCKET, option, wanted)
+            return

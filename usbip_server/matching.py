@@ -1,0 +1,102 @@
+"""
+Which devices meet a request's criteria.
+
+All criteria given must be met. A criterion is first taken to the letter and then as a
+glob (C{fnmatch}: C{*}, C{?}, C{[...]}), so that a serial number with a C{[} in it can be
+named as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from fnmatch import translate
+
+from usbip_server.commands import DeviceRequest
+from usbip_server.device import UsbDevice
+from usbip_server.errors import DeviceNotFound, SeveralMatch
+
+Devices = tuple[UsbDevice, ...]
+Test = Callable[[str], object]
+
+
+def select(request: DeviceRequest, devices: Iterable[UsbDevice]) -> UsbDevice:
+    """
+    The one device that is meant.
+
+    @param devices: in bus order.
+    @raise DeviceNotFound: there is none.
+    @raise SeveralMatch: there are several, and C{first} is not set.
+    """
+    found = matching(request, devices)
+    if not found:
+        raise DeviceNotFound(f"no device matches {request.describe()}")
+    if len(found) > 1 and not request.first:
+        raise SeveralMatch(request.describe(), found)
+    return found[0]
+
+
+def matching(request: DeviceRequest, devices: Iterable[UsbDevice]) -> Devices:
+    """
+    All devices that meet all criteria, in the order they came.
+    """
+    found = tuple(devices)
+    if request.id is not None:
+        found = _byId(request.id, found)
+    if request.bus is not None:
+        found = _byBus(str(request.bus), found)
+    if request.serial is not None:
+        found = _bySerial(request.serial, found)
+    if request.desc is not None:
+        found = _byDescription(request.desc, found)
+    return found
+
+
+def _byId(wanted: str, devices: Devices) -> Devices:
+    if ":" in wanted:
+        matches = _glob(wanted.lower())
+        return tuple(d for d in devices if matches(f"{d.vendorId}:{d.productId}"))
+    return _byBusId(wanted, devices)
+
+
+def _byBus(wanted: str, devices: Devices) -> Devices:
+    if wanted.isascii() and wanted.isdigit():
+        return tuple(d for d in devices if d.busNumber == int(wanted))
+    return _byBusId(wanted, devices)
+
+
+def _byBusId(wanted: str, devices: Devices) -> Devices:
+    matches = _glob(wanted)
+    return tuple(d for d in devices if matches(d.busId))
+
+
+def _bySerial(wanted: str, devices: Devices) -> Devices:
+    exactly = tuple(d for d in devices if d.serial == wanted)
+    if exactly:
+        return exactly
+    matches = _glob(wanted)
+    return tuple(d for d in devices if d.serial is not None and matches(d.serial))
+
+
+def _byDescription(wanted: str, devices: Devices) -> Devices:
+    wanted = wanted.lower()
+    matches = _glob(wanted)
+    return tuple(
+        device
+        for device in devices
+        if any(wanted in text or matches(text) for text in _texts(device))
+    )
+
+
+def _texts(device: UsbDevice) -> set[str]:
+    """
+    What a device calls itself and is called, in lower case.
+    """
+    ours = f"{device.manufacturer or ''} {device.product or ''}".strip()
+    return {device.description.lower(), ours.lower()}
+
+
+def _glob(pattern: str) -> Test:
+    if not any(special in pattern for special in "*?["):
+        return pattern.__eq__
+    return re.compile(translate(pattern)).match

@@ -1,0 +1,3 @@
+"""
+How requests come in. No protocol knows another, nor what carries requests out.
+"""

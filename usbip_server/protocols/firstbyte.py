@@ -1,0 +1,213 @@
+"""
+Two protocols on one port, told apart by the first byte: a capital letter begins an HTTP
+method (RFC 9110, 9.1), and nothing else does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol as Shape
+
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import (
+    IAddress,
+    IHalfCloseableProtocol,
+    IReactorTime,
+    ITransport,
+)
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.logger import Logger
+from twisted.protocols.policies import TimeoutMixin
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from usbip_server.answers import refusal
+from usbip_server.policy import Principal
+from usbip_server.protocols.halfclose import LINGER, closeOurSide
+
+TURNED_AWAY = 32
+"""How many connections beyond the limit are told so at a time; any more are just closed."""
+
+
+class Conversation(Shape):
+    """
+    What a connection can turn out to be: an C{IHalfCloseableProtocol} that can be told to
+    finish.
+    """
+
+    def makeConnection(self, transport: ITransport) -> None: ...
+    def dataReceived(self, data: bytes) -> None: ...
+    def connectionLost(self, reason: Failure) -> None: ...
+    def readConnectionLost(self) -> None: ...
+    def writeConnectionLost(self) -> None: ...
+
+    def close(self) -> None:
+        """Close when what has arrived is answered."""
+
+
+MakeConversation = Callable[[Principal], Conversation]
+
+
+@implementer(IHalfCloseableProtocol)
+class FirstByte(Protocol):
+    """
+    A connection: JSON lines, unless its first byte says HTTP.
+    """
+
+    factory: FirstByteFactory
+    _undecided = True
+
+    def __init__(self, principal: Principal) -> None:
+        self._principal = principal
+
+    def connectionMade(self) -> None:
+        self.factory.connections.add(self)
+        # JSON, while nothing is known: it tells one that says nothing what to say.
+        self._converse(self.factory.makeLines(self._principal))
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._undecided:
+            self._undecided = False
+            if data[:1].isupper():
+                self._conversation.connectionLost(connectionDone)
+                self.transport.unregisterProducer()
+                self._converse(self.factory.makeWeb(self._principal))
+        self._conversation.dataReceived(data)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.factory.lost(self)
+        self._conversation.connectionLost(reason)
+
+    def readConnectionLost(self) -> None:
+        self._conversation.readConnectionLost()
+
+    def writeConnectionLost(self) -> None:
+        self._conversation.writeConnectionLost()
+
+    def close(self) -> None:
+        """Close when what has arrived is answered."""
+        self._conversation.close()
+
+    def _converse(self, conversation: Conversation) -> None:
+        self._conversation = conversation
+        conversation.makeConnection(self.transport)
+
+
+@implementer(IHalfCloseableProtocol)
+class TurnedAway(Protocol, TimeoutMixin):
+    """
+    A connection beyond the limit: it is told so and closed.
+    """
+
+    factory: FirstByteFactory
+
+    def connectionMade(self) -> None:
+        self.factory.turnedAway.add(self)
+        most = self.factory.most
+        self.transport.write(refusal(f"there are {most} connections already: try later").encoded)
+        self.callLater = self.factory.clock.callLater
+        self.setTimeout(LINGER)
+        closeOurSide(self.transport)
+
+    def timeoutConnection(self) -> None:
+        self.transport.abortConnection()
+
+    def readConnectionLost(self) -> None:
+        self.transport.loseConnection()
+
+    def writeConnectionLost(self) -> None:
+        """As we asked."""
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.setTimeout(None)
+        self.factory.turnedAway.discard(self)
+
+
+class FirstByteFactory(Factory):
+    """
+    Makes the connections of the control port, and counts them.
+
+    @ivar connections: those there are.
+    @ivar turnedAway: those beyond the limit that have not gone yet.
+    """
+
+    noisy = False
+    _log = Logger()
+
+    def __init__(
+        self,
+        makeLines: MakeConversation,
+        makeWeb: MakeConversation,
+        most: int,
+        clock: IReactorTime,
+    ) -> None:
+        """
+        @param most: how many connections there may be at a time.
+        """
+        self.makeLines = makeLines
+        self.makeWeb = makeWeb
+        self.most = most
+        self.clock = clock
+        self.connections: set[FirstByte] = set()
+        self.turnedAway: set[TurnedAway] = set()
+        self._full = False
+        self._empty: list[Deferred[None]] = []
+
+    def buildProtocol(self, addr: IAddress) -> Protocol | None:
+        protocol: FirstByte | TurnedAway
+        if len(self.connections) < self.most:
+            self._full = False
+            protocol = FirstByte(principalAt(addr))
+        else:
+            if not self._full:
+                self._full = True
+                self._log.warn(
+                    "{most} connections: turning away {principal} and others until one ends",
+                    most=self.most,
+                    principal=principalAt(addr),
+                )
+            if len(self.turnedAway) >= TURNED_AWAY:
+                return None
+            protocol = TurnedAway()
+        protocol.factory = self
+        return protocol
+
+    def lost(self, connection: FirstByte) -> None:
+        """A connection has ended."""
+        self.connections.discard(connection)
+        if not self.connections:
+            empty, self._empty = self._empty, []
+            for deferred in empty:
+                deferred.callback(None)
+
+    async def close(self, grace: float) -> None:
+        """
+        Close all connections, each when what has arrived is answered.
+
+        @param grace: seconds after which those that are left are cut off.
+        """
+        for connection in tuple(self.connections):
+            connection.close()
+        if not self.connections:
+            return
+        empty: Deferred[None] = Deferred()
+        self._empty.append(empty)
+        cutOff = self.clock.callLater(grace, self._cutOff)
+        await empty
+        if cutOff.active():
+            cutOff.cancel()
+
+    def _cutOff(self) -> None:
+        for connection in tuple(self.connections):
+            connection.transport.abortConnection()
+
+
+def principalAt(address: IAddress) -> Principal:
+    """
+    Who is at an address. A socket for both IPv4 and IPv6 shows the former as
+    C{::ffff:192.0.2.7} (RFC 4291, 2.5.5.2).
+    """
+    if isinstance(address, IPv4Address | IPv6Address):
+        return Principal(address.host.removeprefix("::ffff:"))
+    return Principal("local")

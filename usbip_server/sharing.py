@@ -1,0 +1,184 @@
+"""
+What is true of every request, whatever it came in by and whichever backend carries it
+out: matching, one operation at a time on a device, deadlines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from usbip_server.commands import (
+    AttachDevice,
+    Command,
+    DetachDevice,
+    DeviceRequest,
+    FindDevice,
+    ListDevices,
+)
+from usbip_server.device import UsbDevice
+from usbip_server.errors import (
+    BackendUnavailable,
+    NotDone,
+    OperationFailed,
+    ShareError,
+    StillWorking,
+)
+from usbip_server.interfaces import IUsbBackend
+from usbip_server.limits import Timeouts
+from usbip_server.matching import select
+from usbip_server.operation import Event, Operation
+from usbip_server.policy import Principal
+from usbip_server.replies import Devices
+
+Work = Callable[[UsbDevice, float], Awaitable[UsbDevice]]
+
+
+class Sharing:
+    """
+    Carries out commands on a backend.
+    """
+
+    _log = Logger()
+
+    def __init__(self, backend: IUsbBackend, clock: IReactorTime, timeouts: Timeouts) -> None:
+        self._backend = backend
+        self._clock = clock
+        self._timeouts = timeouts
+        self._ready = Event(clock)
+        self._stopping = False
+        self._operations: dict[str, Operation] = {}
+        self._unheard: dict[str, Operation] = {}
+        self._work: dict[str, Work] = {"attach": backend.bind, "detach": backend.unbind}
+        self._methods: dict[type[Command], Callable[[Any, Principal], Awaitable[Devices]]] = {
+            ListDevices: self._list,
+            FindDevice: self._find,
+            AttachDevice: lambda request, who: self._operate("attach", request, who),
+            DetachDevice: lambda request, who: self._operate("detach", request, who),
+        }
+
+    async def start(self) -> None:
+        """
+        Start the backend. Requests that come before it is ready wait for it.
+        """
+        await self._backend.start()
+        self._ready.happen()
+
+    async def stop(self) -> None:
+        """
+        Begin nothing more, wait for what is in progress (at most C{timeouts.stop}), and
+        stop the backend.
+        """
+        self._stopping = True
+        until = self._clock.seconds() + self._timeouts.stop
+        for operation in tuple(self._operations.values()):
+            if not await operation.ended.within(until - self._clock.seconds()):
+                self._log.warn(
+                    "stopping although the {verb} of {device} has not come to an end",
+                    verb=operation.verb,
+                    device=operation.device,
+                )
+        await self._backend.stop()
+
+    async def perform(self, command: Command, principal: Principal) -> Devices:
+        """
+        Carry out a command, within C{timeouts.answer} seconds.
+
+        @return: the devices it is about: a tuple for C{list}, else the one.
+        @raise ShareError: as the command cannot be carried out.
+        """
+        if self._stopping:
+            raise BackendUnavailable("the daemon is stopping: ask again when it is back")
+        if not self._ready.happened and not await self._ready.within(self._timeouts.answer):
+            raise BackendUnavailable("the daemon is still starting: ask again in a moment")
+        if self._backend.inventory.trouble is not None:
+            raise BackendUnavailable(self._backend.inventory.trouble)
+        return await self._methods[type(command)](command, principal)
+
+    async def _list(self, command: ListDevices, principal: Principal) -> Devices:
+        return self._backend.inventory.snapshot.devices
+
+    async def _find(self, request: FindDevice, principal: Principal) -> Devices:
+        return self._select(request)
+
+    def _select(self, request: DeviceRequest) -> UsbDevice:
+        return select(request, self._backend.inventory.snapshot.devices)
+
+    async def _operate(self, verb: str, request: DeviceRequest, principal: Principal) -> Devices:
+        """
+        Attach or detach. Whoever asks for what is in progress already waits for that;
+        whoever asks for the opposite waits until it has ended. What takes longer than an
+        answer may goes on, and is told to whoever asks next.
+        """
+        until = self._clock.seconds() + self._timeouts.answer
+        device = self._select(request)
+        while (other := self._operations.get(device.busId)) and other.verb != verb:
+            if not await other.ended.within(until - self._clock.seconds()):
+                raise NotDone(
+                    f"{device}: the {other.verb} that {other.principal} asked for is still in "
+                    f"progress, so it was not {verb}ed; ask again when that has ended"
+                )
+            device = self._select(request)
+        unheard = self._unheard.pop(device.busId, None)
+        if unheard is not None and unheard.isAbout(verb, device):
+            operation = unheard
+        else:
+            operation = other or self._begin(verb, device, principal)
+        if not await operation.ended.within(until - self._clock.seconds()):
+            raise StillWorking(
+                self._backend.inventory.get(device.busId) or device,
+                f"the {verb} of {device} takes longer than {self._timeouts.answer:g} s and goes "
+                f"on, for {self._timeouts.bind:g} s at the most; ask again to hear how it went",
+            )
+        operation.heard = True
+        self._unheard.pop(device.busId, None)
+        return operation.outcome()
+
+    def _begin(self, verb: str, device: UsbDevice, principal: Principal) -> Operation:
+        if self._stopping:
+            raise BackendUnavailable("the daemon is stopping: ask again when it is back")
+        operation = Operation(verb, device, principal, Event(self._clock))
+        self._operations[device.busId] = operation
+        Deferred.fromCoroutine(self._run(operation))
+        return operation
+
+    async def _run(self, operation: Operation) -> None:
+        device = operation.device
+        work = self._work[operation.verb]
+        try:
+            operation.result = await work(device, self._timeouts.bind)
+        except ShareError as error:
+            operation.error = error
+            if isinstance(error, OperationFailed):
+                error.device = self._backend.inventory.get(device.busId) or error.device
+            self._log.warn(
+                "{verb} of {device} for {principal} failed: {error}",
+                verb=operation.verb,
+                device=device,
+                principal=operation.principal,
+                error=error,
+            )
+        except Exception as error:
+            operation.error = OperationFailed(
+                device, f"{operation.verb} of {device} failed within the daemon: see its log"
+            )
+            operation.error.__cause__ = error
+            self._log.failure(
+                "a bug in the {verb} of {device}", verb=operation.verb, device=device
+            )
+        else:
+            self._log.info(
+                "{principal} {verb}ed {device}",
+                verb=operation.verb,
+                device=operation.result,
+                principal=operation.principal,
+            )
+        finally:
+            del self._operations[device.busId]
+        operation.ended.happen()
+        if operation.error is not None and not operation.heard:
+            self._unheard[device.busId] = operation
