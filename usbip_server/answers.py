@@ -52,11 +52,13 @@ class Answers:
             devices = await self._sharing.perform(command, principal)
             reply = Reply(status=Status.SUCCESS, data=self._encode(devices, command.detail))
         except ShareError as error:
-            self._log.debug("told {principal}: {error}", principal=principal, error=error)
+            self._log.debug("told {principal}: {error}", principal=str(principal), error=str(error))
             reply = failed(error, command is not None and command.detail)
         except Exception:
             self._log.failure(
-                "a bug in answering {raw!r} from {principal}", raw=raw[:200], principal=principal
+                "a bug in answering {raw!r} from {principal}",
+                raw=raw[:200],
+                principal=str(principal),
             )
             return refusal("the daemon failed on this request: its log says more", broken=True)
         return Answer(

@@ -95,7 +95,7 @@ Command = ListDevices | FindDevice | AttachDevice | DetachDevice
 
 COMMANDS: tuple[str, ...] = ("list", "find", "attach", "detach")
 
-_decoder = msgspec.json.Decoder(Command)
+_decoder: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Command)
 
 
 def decode(raw: bytes) -> Command:

@@ -108,7 +108,8 @@ class Source:
         while known not in self._lines:
             known = known[:-1]
         key = ".".join(map(str, path))
-        return ConfigError(f"{self._name}:{self._lines[known]}: {key + ': ' if key else ''}{reason}")
+        what = f"{key}: {reason}" if key else reason
+        return ConfigError(f"{self._name}:{self._lines[known]}: {what}")
 
     def _take(self, node: yaml.Node, path: Path) -> Any:
         """
@@ -137,11 +138,11 @@ class Source:
 def _scalar(node: yaml.Node) -> Any:
     loader = yaml.SafeLoader("")
     try:
-        return loader.construct_object(node)  # type: ignore[no-untyped-call]
+        return loader.construct_object(node)
     except ValueError as error:  # such as 2026-99-99, which looks like a date
         raise yaml.MarkedYAMLError(problem=str(error), problem_mark=node.start_mark) from None
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
 
 
 def load(path: str) -> Source:

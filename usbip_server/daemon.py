@@ -92,7 +92,7 @@ class Daemon(Service):
         self._log.info(
             "listening on {description}: {address}",
             description=description,
-            address=address,
+            address=str(address),
             port=getattr(address, "port", None),
         )
 
@@ -100,6 +100,7 @@ class Daemon(Service):
         """
         A daemon that does not listen is of no use, and has to say so to whoever starts it.
         """
+        assert failure.value is not None
         message = explain(description, failure.value)
         self._log.critical("{message}", message=message)
         raise SystemExit(message)

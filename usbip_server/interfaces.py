@@ -80,7 +80,7 @@ class IUsbBackendMaker(Interface):
 
     description = Attribute("One line for C{--help} (L{str}).")
 
-    def makeBackend(options: Mapping[str, Any], reactor: Any) -> IUsbBackend:  # type: ignore[empty-body]
+    def makeBackend(options: Mapping[str, Any], reactor: Any) -> IUsbBackend:
         """
         Make a backend, without side effects: all work waits for C{start}.
 

@@ -124,11 +124,11 @@ class Inventory:
             devices=tuple(self._devices[busId] for busId in sorted(self._devices, key=busOrder)),
         )
         for seq, (kind, device) in enumerate(changes, first):
-            self._tell(Change(kind=kind, seq=seq, device=device))
+            self._tell(Change(kind=kind, seq=seq, device=str(device)))
 
     def _tell(self, change: Change) -> None:
         self._log.info(
-            "{device} {kind}", device=change.device, kind=change.kind.value, seq=change.seq
+            "{device} {kind}", device=str(change.device), kind=change.kind.value, seq=change.seq
         )
         for listener in tuple(self._listeners):
             try:

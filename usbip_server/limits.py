@@ -11,9 +11,15 @@ import msgspec
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={
-    "requestBytes": "request_bytes",
-}):
+class Limits(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    rename={
+        "requestBytes": "request_bytes",
+    },
+):
     """
     How much one client may ask for.
 

@@ -64,9 +64,7 @@ class Operation:
     @ivar heard: has somebody been told?
     """
 
-    def __init__(
-        self, verb: str, device: UsbDevice, principal: Principal, ended: Event
-    ) -> None:
+    def __init__(self, verb: str, device: UsbDevice, principal: Principal, ended: Event) -> None:
         self.verb = verb
         self.device = device
         self.principal = principal

@@ -90,7 +90,7 @@ def encodeDevices(devices: Devices, detail: bool) -> msgspec.Raw:
 
 
 def _fields(device: UsbDevice, detail: bool) -> dict[str, Any]:
-    fields = {
+    fields: dict[str, Any] = {
         "bus_id": device.busId,
         "device_id": f"vid=0x{device.vendorId} pid=0x{device.productId}",
         "description": device.description,

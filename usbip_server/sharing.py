@@ -35,6 +35,8 @@ from usbip_server.operation import Event, Operation
 from usbip_server.policy import Principal
 from usbip_server.replies import Devices
 
+Method = Callable[[Any, Principal], Awaitable[Devices]]
+
 Work = Callable[[UsbDevice, float], Awaitable[UsbDevice]]
 
 
@@ -54,7 +56,7 @@ class Sharing:
         self._operations: dict[str, Operation] = {}
         self._unheard: dict[str, Operation] = {}
         self._work: dict[str, Work] = {"attach": backend.bind, "detach": backend.unbind}
-        self._methods: dict[type[Command], Callable[[Any, Principal], Awaitable[Devices]]] = {
+        self._methods: dict[type[Command], Method] = {
             ListDevices: self._list,
             FindDevice: self._find,
             AttachDevice: lambda request, who: self._operate("attach", request, who),
@@ -80,7 +82,7 @@ class Sharing:
                 self._log.warn(
                     "stopping although the {verb} of {device} has not come to an end",
                     verb=operation.verb,
-                    device=operation.device,
+                    device=str(operation.device),
                 )
         await self._backend.stop()
 
@@ -97,7 +99,8 @@ class Sharing:
             raise BackendUnavailable("the daemon is still starting: ask again in a moment")
         if self._backend.inventory.trouble is not None:
             raise BackendUnavailable(self._backend.inventory.trouble)
-        return await self._methods[type(command)](command, principal)
+        devices: Devices = await self._methods[type(command)](command, principal)
+        return devices
 
     async def _list(self, command: ListDevices, principal: Principal) -> Devices:
         return self._backend.inventory.snapshot.devices
@@ -158,9 +161,9 @@ class Sharing:
             self._log.warn(
                 "{verb} of {device} for {principal} failed: {error}",
                 verb=operation.verb,
-                device=device,
-                principal=operation.principal,
-                error=error,
+                device=str(device),
+                principal=str(operation.principal),
+                error=str(error),
             )
         except Exception as error:
             operation.error = OperationFailed(
@@ -168,14 +171,14 @@ class Sharing:
             )
             operation.error.__cause__ = error
             self._log.failure(
-                "a bug in the {verb} of {device}", verb=operation.verb, device=device
+                "a bug in the {verb} of {device}", verb=operation.verb, device=str(device)
             )
         else:
             self._log.info(
                 "{principal} {verb}ed {device}",
                 verb=operation.verb,
-                device=operation.result,
-                principal=operation.principal,
+                device=str(operation.result),
+                principal=str(operation.principal),
             )
         finally:
             del self._operations[device.busId]

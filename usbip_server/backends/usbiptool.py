@@ -7,9 +7,9 @@ sysfs, which anybody may read.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any
@@ -103,10 +103,8 @@ class ToolProcess(ProcessProtocol):
 
     def kill(self) -> None:
         """End it, as far as it lets us: it may be root's, or stuck in the kernel."""
-        try:
+        with contextlib.suppress(ProcessExitedAlready, OSError):
             self.transport.signalProcess("KILL")  # type: ignore[union-attr]
-        except (ProcessExitedAlready, OSError):
-            pass
         self.transport.loseConnection()  # type: ignore[union-attr]
 
 

@@ -170,7 +170,7 @@ class VirtualBackend:
             device = msgspec.structs.replace(
                 device,
                 deviceClass=f"{usb.device_class:02x}",
-                interfaces=tuple("%02x/%02x/%02x" % three for three in usb.interface_triples()),
+                interfaces=tuple(bytes(three).hex("/") for three in usb.interface_triples()),
             )
         self._put(device)
 
@@ -192,9 +192,7 @@ class VirtualBackend:
             raise OperationFailed(now, f"cannot attach {now}: {self._noDoor}")
         if now.busId in self._usb:
             self._door.offer(now.busId, self._usb[now.busId])
-        return self._put(
-            msgspec.structs.replace(now, state=DeviceState.BOUND, driver="usbip-host")
-        )
+        return self._put(msgspec.structs.replace(now, state=DeviceState.BOUND, driver="usbip-host"))
 
     async def unbind(self, device: UsbDevice, deadline: float) -> UsbDevice:
         now = self._here(device)

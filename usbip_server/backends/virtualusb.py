@@ -153,18 +153,23 @@ class Door:
                 with self._lock:
                     free = [d for busId, d in self._devices.items() if busId not in self._sessions]
                 device = protocol.serve_handshake(connection, free)
-                if device is not None and self._begin(device, connection):
-                    self._onImported(device.busid, client)
-                    try:
-                        self._carry(connection, device)
-                    finally:
-                        self._end(device.busid)
+                if device is not None:
+                    self._session(device, connection, client)
             except OSError:
                 pass  # the client is gone
             except Exception:
                 self._log.failure("a virtual device failed on what {client} sent", client=client)
             finally:
                 self._room.release()
+
+    def _session(self, device: Any, connection: socket.socket, client: str) -> None:
+        if not self._begin(device, connection):
+            return
+        self._onImported(device.busid, client)
+        try:
+            self._carry(connection, device)
+        finally:
+            self._end(device.busid)
 
     def _begin(self, device: Any, connection: socket.socket) -> bool:
         with self._lock:

@@ -91,7 +91,9 @@ class Scanner:
         """
         return [glance for busId in busIds if (glance := self._glance(busId)) is not None]
 
-    def readStrings(self, glances: Iterable[Glance], note: Callable[[Glance, Strings], None]) -> None:
+    def readStrings(
+        self, glances: Iterable[Glance], note: Callable[[Glance, Strings], None]
+    ) -> None:
         """
         Read the strings of one device after the other.
 

@@ -45,7 +45,7 @@ class ISystem(Interface):
     C{OSError}.
     """
 
-    def read(path: str) -> bytes:  # type: ignore[empty-body]
+    def read(path: str) -> bytes:
         """The content of a file."""
 
     def write(path: str, data: bytes) -> None:
@@ -54,10 +54,10 @@ class ISystem(Interface):
         a line feed for a part of a name.
         """
 
-    def list(path: str) -> list[str]:  # type: ignore[empty-body]
+    def list(path: str) -> list[str]:
         """The names in a directory."""
 
-    def readlink(path: str) -> str:  # type: ignore[empty-body]
+    def readlink(path: str) -> str:
         """Where a symbolic link leads."""
 
     def loadModule(name: str) -> None:
@@ -67,14 +67,14 @@ class ISystem(Interface):
         @raise OSError: it cannot be loaded; the text says why.
         """
 
-    def holdDevice(bus: int, number: int) -> contextlib.AbstractContextManager[None]:  # type: ignore[empty-body]
+    def holdDevice(bus: int, number: int) -> contextlib.AbstractContextManager[None]:
         """
         Keep the kernel from freeing its structure for a device.
 
         @raise OSError: there is no such device.
         """
 
-    def ueventSocket() -> UeventSocket:  # type: ignore[empty-body]
+    def ueventSocket() -> UeventSocket:
         """
         A socket, not blocking, that the kernel's uevents can be read from.
 

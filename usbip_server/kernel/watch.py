@@ -264,9 +264,7 @@ class KernelWatch:
         if not self._deaf and moved and not (self._uevents and self._uevents.heard):
             self._becomeDeaf("the kernel sends none into this network namespace")
         age = self._reactor.seconds() - self._scannedAt
-        if age >= self._rescan or (
-            self._deaf and moved and age >= self._scanCost / SHARE_OF_CORE
-        ):
+        if age >= self._rescan or (self._deaf and moved and age >= self._scanCost / SHARE_OF_CORE):
             self._lookAtAll()
             return
         for device in self._inventory.snapshot.devices:

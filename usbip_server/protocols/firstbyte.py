@@ -6,12 +6,14 @@ method (RFC 9110, 9.1), and nothing else does.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 from typing import Protocol as Shape
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
     IAddress,
+    IDelayedCall,
     IHalfCloseableProtocol,
     IReactorTime,
     ITransport,
@@ -56,6 +58,7 @@ class FirstByte(Protocol):
     """
 
     factory: FirstByteFactory
+    transport: Any
     _undecided = True
 
     def __init__(self, principal: Principal) -> None:
@@ -101,12 +104,16 @@ class TurnedAway(Protocol, TimeoutMixin):
     """
 
     factory: FirstByteFactory
+    transport: Any
+
+    def callLater(self, period: float, func: Callable[[], None]) -> IDelayedCall:
+        """What L{TimeoutMixin} uses."""
+        return self.factory.clock.callLater(period, func)
 
     def connectionMade(self) -> None:
         self.factory.turnedAway.add(self)
         most = self.factory.most
         self.transport.write(refusal(f"there are {most} connections already: try later").encoded)
-        self.callLater = self.factory.clock.callLater
         self.setTimeout(LINGER)
         closeOurSide(self.transport)
 
@@ -154,7 +161,7 @@ class FirstByteFactory(Factory):
         self._full = False
         self._empty: list[Deferred[None]] = []
 
-    def buildProtocol(self, addr: IAddress) -> Protocol | None:
+    def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
         protocol: FirstByte | TurnedAway
         if len(self.connections) < self.most:
             self._full = False
@@ -203,7 +210,7 @@ class FirstByteFactory(Factory):
             connection.transport.abortConnection()
 
 
-def principalAt(address: IAddress) -> Principal:
+def principalAt(address: IAddress | None) -> Principal:
     """
     Who is at an address. A socket for both IPv4 and IPv6 shows the former as
     C{::ffff:192.0.2.7} (RFC 4291, 2.5.5.2).

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import re
 from collections import deque
+from collections.abc import Callable
+from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IHalfCloseableProtocol, IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol, IReactorTime
 from twisted.protocols.basic import LineReceiver
 from twisted.protocols.policies import TimeoutMixin
 from twisted.python.failure import Failure
@@ -78,6 +80,7 @@ class JsonLines(LineReceiver, TimeoutMixin):
     """
 
     delimiter = b"\n"
+    transport: Any
 
     def __init__(
         self,
@@ -89,7 +92,7 @@ class JsonLines(LineReceiver, TimeoutMixin):
     ) -> None:
         self.MAX_LENGTH = limits.requestBytes + READ_AT_ONCE
         self._longest = limits.requestBytes
-        self.callLater = clock.callLater  # for TimeoutMixin
+        self._clock = clock
         self._answers = answers
         self._principal = principal
         self._timeouts = timeouts
@@ -101,11 +104,15 @@ class JsonLines(LineReceiver, TimeoutMixin):
         self._closing = False  # our side is closed
         self._halfClosed = False  # the client's side is closed
 
+    def callLater(self, period: float, func: Callable[[], None]) -> IDelayedCall:
+        """What L{TimeoutMixin} uses."""
+        return self._clock.callLater(period, func)
+
     def connectionMade(self) -> None:
         self.transport.registerProducer(self, True)
         self.setTimeout(self._timeouts.request)
 
-    def connectionLost(self, reason: Failure | None = None) -> None:  # type: ignore[override]
+    def connectionLost(self, reason: Failure | None = None) -> None:
         self._closing = True
         self.setTimeout(None)
 
@@ -248,4 +255,3 @@ class JsonLines(LineReceiver, TimeoutMixin):
         else:
             self.transport.resumeProducing()  # to see the client close its side
             closeOurSide(self.transport)
-

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Collection
-from typing import cast
+from typing import Any, BinaryIO, cast
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IHalfCloseableProtocol, IReactorTime
@@ -48,6 +48,8 @@ class WebRequest(Request):
     One request.
     """
 
+    channel: WebChannel
+    content: BinaryIO
     _log = Logger()
     _received = 0
 
@@ -166,7 +168,7 @@ class WebFactory(HTTPFactory):
     Makes the HTTP side of connections.
     """
 
-    protocol = WebChannel
+    protocol: Any = WebChannel
 
     def __init__(
         self,
