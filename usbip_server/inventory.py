@@ -124,7 +124,7 @@ class Inventory:
             devices=tuple(self._devices[busId] for busId in sorted(self._devices, key=busOrder)),
         )
         for seq, (kind, device) in enumerate(changes, first):
-            self._tell(Change(kind=kind, seq=seq, device=str(device)))
+            self._tell(Change(kind=kind, seq=seq, device=device))
 
     def _tell(self, change: Change) -> None:
         self._log.info(

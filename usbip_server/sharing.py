@@ -29,6 +29,7 @@ from usbip_server.errors import (
     StillWorking,
 )
 from usbip_server.interfaces import IUsbBackend
+from usbip_server.inventory import Snapshot
 from usbip_server.limits import Timeouts
 from usbip_server.matching import select
 from usbip_server.operation import Event, Operation
@@ -56,7 +57,7 @@ class Sharing:
         self._operations: dict[str, Operation] = {}
         self._unheard: dict[str, Operation] = {}
         self._work: dict[str, Work] = {"attach": backend.bind, "detach": backend.unbind}
-        self._methods: dict[type[Command], Method] = {
+        self._methods: dict[type[Any], Method] = {
             ListDevices: self._list,
             FindDevice: self._find,
             AttachDevice: lambda request, who: self._operate("attach", request, who),
@@ -103,7 +104,8 @@ class Sharing:
         return devices
 
     async def _list(self, command: ListDevices, principal: Principal) -> Devices:
-        return self._backend.inventory.snapshot.devices
+        snapshot: Snapshot = self._backend.inventory.snapshot
+        return snapshot.devices
 
     async def _find(self, request: FindDevice, principal: Principal) -> Devices:
         return self._select(request)

@@ -144,8 +144,11 @@ class UsbipToolBackend:
     async def bind(self, device: UsbDevice, deadline: float) -> UsbDevice:
         # The program takes the device from its driver first and then finds out that it
         # cannot bind it: all that can be known before is found out before.
-        if await self._ask(device, deadline, partial(self._mayBind, device)):
+        try:
+            bound = await self._ask(device, deadline, partial(self._isBound, device))
+        finally:
             await self._watch.look({device.busId})
+        if bound:
             return self._here(device)
         try:
             await self._run("attach", "bind", device, deadline)
@@ -164,14 +167,14 @@ class UsbipToolBackend:
         await self._run("detach", "unbind", device, deadline)
         return self._here(device)
 
-    def _mayBind(self, device: UsbDevice) -> bool:
+    def _isBound(self, device: UsbDevice) -> bool:
         """
-        In a thread: is there nothing to do?
+        In a thread: is it bound already? If not, can it be?
         """
-        if self._host.check(device):
-            return True
-        self._host.ensureSlot(device)
-        return False
+        bound = self._host.check(device)
+        if not bound:
+            self._host.ensureSlot(device)
+        return bound
 
     async def _ask(self, device: UsbDevice, deadline: float, question: Callable[[], Any]) -> Any:
         try:

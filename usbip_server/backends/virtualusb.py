@@ -152,7 +152,7 @@ class Door:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 with self._lock:
                     free = [d for busId, d in self._devices.items() if busId not in self._sessions]
-                device = protocol.serve_handshake(connection, free)
+                device: Any = protocol.serve_handshake(connection, free)
                 if device is not None:
                     self._session(device, connection, client)
             except OSError:
@@ -173,8 +173,9 @@ class Door:
 
     def _begin(self, device: Any, connection: socket.socket) -> bool:
         with self._lock:
-            if device.busid in self._sessions or self._devices.get(device.busid) is not device:
-                return False  # another was quicker, or it was withdrawn
+            offered = self._devices.get(device.busid) is device
+            if not offered or device.busid in self._sessions:
+                return False  # it was withdrawn, or another was quicker
             self._sessions[device.busid] = connection
             return True
 

@@ -5,6 +5,7 @@ The names of vendors and products, from the C{usb.ids} file that C{lsusb} uses
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from twisted.logger import Logger
@@ -16,6 +17,9 @@ PATHS = (
     "/usr/share/usb.ids",
 )
 """Where distributions keep it: Debian, Fedora and Arch, older Debian, Alpine."""
+
+
+_ID = re.compile("[0-9a-fA-F]{4}")
 
 
 class UsbIds:
@@ -68,9 +72,9 @@ def parse(lines: Iterable[str]) -> dict[str, str]:
     for line in lines:
         key, _, name = line.strip().partition("  ")
         if line[:1] not in "\t#\n":
-            vendor = key if len(key) == 4 and name else ""
+            vendor = key if _ID.fullmatch(key) else ""
             if vendor:
                 names[vendor.lower()] = name
-        elif line[:1] == "\t" and line[1:2] != "\t" and vendor and len(key) == 4:
+        elif line[:1] == "\t" and line[1:2] != "\t" and vendor and _ID.fullmatch(key):
             names[(vendor + key).lower()] = name
     return names

@@ -99,6 +99,7 @@ class JsonLines(LineReceiver, TimeoutMixin):
         self._end = ObjectEnd()
         self._requests: deque[bytes] = deque()
         self._answering = False  # an answer is under way
+        self._atIt = False  # we are in _answerNext
         self._congested = False  # the client does not read what we write
         self._lastOne = False  # close when all that has arrived is answered
         self._closing = False  # our side is closed
@@ -154,7 +155,8 @@ class JsonLines(LineReceiver, TimeoutMixin):
         self.dataReceived(b"\n")  # that ends a request too
 
     def writeConnectionLost(self) -> None:
-        """Our side is closed, as we asked."""
+        """All we had to say is with the kernel: now the client has its turn to close."""
+        self.setTimeout(LINGER)
 
     def pauseProducing(self) -> None:
         """The client does not read: answer nothing more until it does."""
@@ -181,7 +183,7 @@ class JsonLines(LineReceiver, TimeoutMixin):
         rest = self._takeObjects(self.clearLineBuffer())
         if self._requests:
             self._answerNext()
-        if len(rest) > self._longest:
+        if len(rest) > self._longest and not self.paused:
             self.lineLengthExceeded(rest)
         if not self._closing:
             super().dataReceived(rest)  # back into the buffer; it holds no line feed
@@ -200,14 +202,16 @@ class JsonLines(LineReceiver, TimeoutMixin):
         """
         Answer what has come, as far as that needs no waiting.
         """
+        self._atIt = True
         while self._requests and not (self._answering or self._congested or self._closing):
             request = self._requests.popleft()
             if len(request) > self._longest:
                 self.lineLengthExceeded(request)
-                return
+                break
             self._answering = True
             coroutine = self._answers.to(request, self._principal)
             Deferred.fromCoroutine(coroutine).addCallback(self._answered)
+        self._atIt = False
         if self._answering:
             self.setTimeout(None)
             super().pauseProducing()
@@ -220,10 +224,10 @@ class JsonLines(LineReceiver, TimeoutMixin):
         self._lastOne = self._lastOne or not answer.keepAlive
         if answer.broken:
             self._closeOurSide()
-        elif self.paused:
-            self._goOn()
-        else:
+        elif self._atIt:
             self.resetTimeout()
+        else:
+            self._goOn()
 
     def _goOn(self) -> None:
         """
@@ -248,7 +252,7 @@ class JsonLines(LineReceiver, TimeoutMixin):
     def _closeOurSide(self) -> None:
         self._closing = True
         self._requests.clear()
-        self.setTimeout(LINGER)
+        self.setTimeout(self._timeouts.request)  # until what is written has gone
         self.transport.unregisterProducer()
         if self._halfClosed:
             self.transport.loseConnection()

@@ -1,0 +1,3 @@
+"""
+How fast the daemon is: programs to run by hand, never part of the tests (README.md).
+"""

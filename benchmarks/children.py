@@ -1,0 +1,137 @@
+"""
+The processes that are measured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+
+START_SECONDS = 300.0
+STOP_SECONDS = 20.0
+
+
+class Child:
+    """
+    A Python process that tells how it is doing in JSON lines.
+
+    @ivar seconds: when each line came that was waited for, since the start.
+    """
+
+    def __init__(self, *arguments: str) -> None:
+        """
+        @param arguments: what follows C{python}.
+        """
+        self._began = time.monotonic()
+        self._process = subprocess.Popen(
+            [sys.executable, *arguments], cwd=ROOT, stdout=subprocess.PIPE
+        )
+        self._tooLong = threading.Timer(START_SECONDS, self._process.kill)
+        self._tooLong.daemon = True
+        self._tooLong.start()
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+        return self._process.pid
+
+    def wait(self, event: str) -> tuple[dict[str, Any], float]:
+        """
+        Wait for a line whose C{log_format} begins with C{event}.
+
+        @return: the line, and how many seconds after the start it came.
+        @raise RuntimeError: the process ended before.
+        """
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            said: dict[str, Any] = json.loads(line.strip(b"\x1e\n") or b"{}")
+            if str(said.get("log_format")).startswith(event):
+                return said, time.monotonic() - self._began
+        raise RuntimeError(f"{self._process.args!r} ended without {event!r}")
+
+    def ignore(self) -> None:
+        """Wait for no more lines, and keep those that come from filling the pipe."""
+        self._tooLong.cancel()
+        threading.Thread(target=self._drain, daemon=True).start()
+
+    def stop(self) -> None:
+        """End it."""
+        self._tooLong.cancel()
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+
+    def _drain(self) -> None:
+        assert self._process.stdout is not None
+        while self._process.stdout.read1(65536):  # type: ignore[attr-defined]
+            pass
+
+
+class RunningDaemon:
+    """
+    The daemon.
+
+    @ivar pid: its process.
+    @ivar port: its control port, on 127.0.0.1.
+    @ivar listening: seconds from the start of the process until it listened.
+    @ivar ready: likewise, until it knew all devices.
+    """
+
+    def __init__(self, child: Child) -> None:
+        self.pid = child.pid
+        said, self.listening = child.wait("listening")
+        self.port = int(said["port"])
+        self.ready = child.wait("ready")[1]
+
+
+@contextlib.contextmanager
+def runDaemon(directory: Path, backend: Mapping[str, Any]) -> Iterator[RunningDaemon]:
+    """
+    Run the daemon, as a user would.
+
+    @param directory: for its configuration file.
+    @param backend: what the configuration says of C{backend}.
+    """
+    config = directory / "usbipshare.yaml"
+    config.write_text(
+        yaml.safe_dump({"listen": ["tcp:0:interface=127.0.0.1"], "backend": dict(backend)})
+    )
+    child = Child("-m", "twisted", "--log-format=json", "usbipshare", "--config", str(config))
+    try:
+        daemon = RunningDaemon(child)
+        child.ignore()
+        yield daemon
+    finally:
+        child.stop()
+
+
+@contextlib.contextmanager
+def runBare(directory: Path, answer: bytes) -> Iterator[tuple[int, int, int]]:
+    """
+    Run C{benchmarks.bare}.
+
+    @param directory: for the file that holds the answer.
+    @return: its process, the port that closes after an answer and the one that does not.
+    """
+    file = directory / "answer"
+    file.write_bytes(answer)
+    child = Child("-m", "benchmarks.bare", str(file))
+    try:
+        said, _ = child.wait("listening")
+        child.ignore()
+        yield child.pid, int(said["closing"]), int(said["staying"])
+    finally:
+        child.stop()

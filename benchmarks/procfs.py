@@ -1,0 +1,29 @@
+"""
+What the kernel counts of a process (proc(5)).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_UTIME = 11
+"""C{utime} among the fields of C{/proc/PID/stat} behind the program's name; C{stime} is
+the next one."""
+
+
+def cpuSeconds(pid: int) -> float:
+    """
+    How much of a core a process has used, all its threads together, to 1/100 s.
+    """
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[_UTIME : _UTIME + 2])) / os.sysconf("SC_CLK_TCK")
+
+
+def readCalls(pid: int) -> int:
+    """
+    How often it has called C{read}: every attribute of sysfs takes some, a socket takes
+    none (it is read with C{recv}, which is not counted here).
+    """
+    lines = Path(f"/proc/{pid}/io").read_text().splitlines()
+    return int(dict(line.split(": ") for line in lines)["syscr"])

@@ -1,0 +1,235 @@
+"""
+Requests per second, against the least a server made with Twisted can do:
+C{python -m benchmarks.throughput}.
+
+Both servers run all the time; the load goes to one and then to the other, in several
+rounds, and medians are compared. So whatever else this machine does meets both alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import socket
+import statistics
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from benchmarks.children import runBare, runDaemon
+from benchmarks.load import Load, Outcome, put
+
+ONE_REQUEST = '{"command":"list"}'
+ONE_OF_MANY = '{"command":"list","keep_alive":true}'
+
+_BOARDS = (
+    ("2341", "0043", "Arduino (www.arduino.cc)", "Arduino Uno R3", "75330303035351F0A1C"),
+    ("0403", "6001", "FTDI", "FT232R USB UART", "A50285B"),
+    ("10c4", "ea60", "Silicon Labs", "CP2102N USB to UART Bridge", "e4a1c7f0b2d9ea11"),
+    ("0483", "374b", "STMicroelectronics", "ST-Link/V2.1", "0669FF48525785306717442"),
+    ("1366", "1015", "SEGGER", "J-Link OB", "00068302947"),
+    ("2e8a", "000a", "Raspberry Pi", "Pico", "E6614C775B4A8F2"),
+    ("1a86", "7523", "QinHeng Electronics", "CH340 serial converter", None),
+    ("0bda", "8153", "Realtek", "USB 10/100/1000 LAN", "00100000"),
+)
+
+
+class Case(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    A way to ask.
+
+    @ivar name: for a person.
+    @ivar request: what is asked.
+    @ivar connections: how many at a time.
+    @ivar inFlight: on each; 0 for a connection per request.
+    @ivar target: which share of the bare server's rate the daemon is to reach.
+    """
+
+    name: str
+    request: str
+    connections: int
+    inFlight: int
+    target: float
+
+
+CASES = (
+    Case(
+        name="a connection per request, 16 clients",
+        request=ONE_REQUEST,
+        connections=16,
+        inFlight=0,
+        target=0.6,
+    ),
+    Case(
+        name="keep_alive, 4 connections, 64 in flight on each",
+        request=ONE_OF_MANY,
+        connections=4,
+        inFlight=64,
+        target=0.4,
+    ),
+)
+
+Measure = Callable[[Case], Outcome]
+
+
+class Round(msgspec.Struct, frozen=True):
+    """
+    Both servers, one right after the other.
+    """
+
+    daemon: Outcome
+    bare: Outcome
+
+    @property
+    def ratio(self) -> float:
+        """The daemon's rate as a share of the bare server's."""
+        return self.daemon.rate / self.bare.rate
+
+
+def virtualBackend() -> dict[str, Any]:
+    """
+    Sixteen devices with strings as devices have them.
+    """
+    devices = []
+    for index in range(16):
+        vendor, product, maker, name, serial = _BOARDS[index % len(_BOARDS)]
+        devices.append(
+            {
+                "bus_id": f"1-1.{index // 4 + 1}.{index % 4 + 1}",
+                "vendor_id": vendor,
+                "product_id": product,
+                "manufacturer": maker,
+                "product": name,
+                "serial": serial and f"{serial}{index:X}",
+            }
+        )
+    return {"type": "virtual", "devices": devices}
+
+
+def ask(port: int, request: str) -> bytes:
+    """
+    One request on a connection of its own.
+    """
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(request.encode() + b"\n")
+        return b"".join(iter(lambda: client.recv(65536), b""))
+
+
+def measureRounds(
+    cases: Iterable[Case], rounds: int, daemon: Measure, bare: Measure
+) -> dict[Case, list[Round]]:
+    """
+    Measure, each second round the other way round.
+    """
+    measured: dict[Case, list[Round]] = {case: [] for case in cases}
+    for number in range(rounds):
+        for case, done in measured.items():
+            if number % 2:
+                reference = bare(case)
+                done.append(Round(daemon(case), reference))
+            else:
+                ours = daemon(case)
+                done.append(Round(ours, bare(case)))
+    return measured
+
+
+def report(case: Case, rounds: list[Round]) -> str:
+    """
+    What came of it.
+    """
+    daemon = _median(each.daemon for each in rounds)
+    bare = _median(each.bare for each in rounds)
+    ratio = daemon.rate / bare.rate
+    ratios = [each.ratio for each in rounds]
+    return "\n".join(
+        (
+            f"{case.name}:",
+            f"  daemon {_shown(daemon)}",
+            f"  bare   {_shown(bare)}",
+            f"  ratio  {ratio:.2f} ({min(ratios):.2f} to {max(ratios):.2f} in {len(ratios)} "
+            f"rounds), per CPU second {daemon.ratePerCore / bare.ratePerCore:.2f}; "
+            f"target {case.target}: {'met' if ratio >= case.target else 'MISSED'}",
+            *_doubts(daemon, bare),
+        )
+    )
+
+
+def _median(outcomes: Iterable[Outcome]) -> Outcome:
+    """
+    Each of the three figures' median.
+    """
+    several = list(outcomes)
+    return Outcome(
+        rate=statistics.median(one.rate for one in several),
+        serverShare=statistics.median(one.serverShare for one in several),
+        loadShare=statistics.median(one.loadShare for one in several),
+    )
+
+
+def _shown(outcome: Outcome) -> str:
+    return (
+        f"{outcome.rate:9.0f}/s   server {outcome.serverShare:4.0%} of a core, "
+        f"load {outcome.loadShare:4.0%}"
+    )
+
+
+def _doubts(*outcomes: Outcome) -> list[str]:
+    """
+    Why these figures should not be believed.
+    """
+    if any(one.serverShare < 0.85 for one in outcomes):
+        return ["  note   a server had time to spare: something else uses this machine"]
+    return []
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=2.0, help="each measurement's")
+    parser.add_argument("--quick", action="store_true", help="see whether it works: seconds")
+    options = parser.parse_args()
+    if options.quick:
+        options.rounds, options.seconds = 2, 0.5
+    return options
+
+
+def main() -> None:
+    """
+    Measure and print.
+    """
+    options = _options()
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        with runDaemon(directory, virtualBackend()) as daemon:
+            answer = ask(daemon.port, ONE_REQUEST)
+            print(f"{len(json.loads(answer)['data'])} devices, answer of {len(answer)} bytes\n")
+            with runBare(directory, answer) as (pid, closing, staying):
+
+                def load(case: Case, port: int, server: int) -> Outcome:
+                    return put(
+                        Load(
+                            port=port,
+                            pid=server,
+                            requests=(case.request,),
+                            answerBytes=len(answer),
+                            connections=case.connections,
+                            inFlight=case.inFlight,
+                            seconds=options.seconds,
+                        )
+                    )
+
+                measured = measureRounds(
+                    CASES,
+                    options.rounds,
+                    daemon=lambda case: load(case, daemon.port, daemon.pid),
+                    bare=lambda case: load(case, staying if case.inFlight else closing, pid),
+                )
+    for case, rounds in measured.items():
+        print(report(case, rounds), end="\n\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""
+The sysfs backend when the kernel or a device does not do its part.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import SynchronousTestCase
+
+from usbip_server.backends.sysfs import SysfsBackend, makeBackend
+from usbip_server.device import DeviceState, UsbDevice
+from usbip_server.errors import (
+    DeviceInUse,
+    InvalidOption,
+    OperationFailed,
+    OperationTimedOut,
+    ShareError,
+)
+from usbip_server.kernel.usbids import UsbIds
+from usbip_server.testing import FakeKernel, FakeReactor
+
+
+class SysfsFaultTests(SynchronousTestCase):
+    """
+    Time passes when the test says so, and threads run when it says so.
+    """
+
+    def setUp(self) -> None:
+        self.kernel = FakeKernel()
+        for busId in ("1-1", "1-2", "1-10"):
+            self.kernel.plug(busId, serial=f"S{busId}")
+        self.reactor = FakeReactor()
+        self.backend = SysfsBackend(
+            self.kernel, self.reactor, names=UsbIds([]), spawn=self.reactor.spawn
+        )
+        self.successResultOf(Deferred.fromCoroutine(self.backend.start()))
+
+    def device(self, busId: str = "1-1") -> UsbDevice:
+        """The device as the inventory has it."""
+        device = self.backend.inventory.get(busId)
+        assert device is not None
+        return device
+
+    def bind(self, busId: str = "1-1") -> Deferred[UsbDevice]:
+        """Begin to bind it."""
+        return Deferred.fromCoroutine(self.backend.bind(self.device(busId), 30))
+
+    def unbind(self, busId: str = "1-1") -> Deferred[UsbDevice]:
+        """Begin to unbind it."""
+        return Deferred.fromCoroutine(self.backend.unbind(self.device(busId), 30))
+
+    def fails(
+        self, result: Deferred[UsbDevice], text: str, kind: type[ShareError] = OperationFailed
+    ) -> None:
+        """It has failed, and says why."""
+        self.assertIn(text, str(self.failureResultOf(result, kind).value))
+
+    def test_writes(self) -> None:
+        """A bind is three writes without line feeds, in the order that is safe."""
+        self.successResultOf(self.bind())
+        self.assertEqual(
+            self.kernel.writes,
+            [
+                ("bus/usb/drivers/usb/unbind", "1-1"),
+                ("bus/usb/drivers/usbip-host/match_busid", "add 1-1"),
+                ("bus/usb/drivers/usbip-host/bind", "1-1"),
+            ],
+        )
+
+    def test_writesAgain(self) -> None:
+        """A device's place in the table is used again; it is never deleted."""
+        for _ in range(3):
+            self.successResultOf(self.bind())
+            self.successResultOf(self.unbind())
+        verbs = [text for path, text in self.kernel.writes if path.endswith("match_busid")]
+        self.assertEqual(verbs, ["add 1-1"])
+        self.assertEqual(self.kernel.table(), ["1-1"])
+        self.assertEqual(self.kernel.driver("1-1"), "usb")
+
+    def test_noModule(self) -> None:
+        """A driver that is not loaded is loaded."""
+        self.kernel.loaded = False
+        self.successResultOf(self.bind())
+        self.assertIs(self.device().state, DeviceState.BOUND)
+
+    def test_noModuleAtAll(self) -> None:
+        """If it cannot be loaded, the message says how; the device keeps its driver."""
+        self.kernel.loaded = self.kernel.loadable = False
+        self.fails(self.bind(), "modprobe usbip-host")
+        self.assertEqual(self.kernel.driver("1-1"), "usb")
+        self.assertEqual(self.kernel.writes, [])
+
+    def test_noPermission(self) -> None:
+        """No permission: the message says what is needed."""
+        for number, text in ((errno.EACCES, "as root"), (errno.EROFS, "read-only")):
+            self.kernel.refuse = number
+            self.fails(self.bind(), text)
+            self.assertEqual(self.kernel.driver("1-1"), "usb")
+
+    def test_refused(self) -> None:
+        """A device that usbip-host refuses goes back to its driver."""
+        self.kernel.fillTable("1-1")
+        self.kernel.write("bus/usb/drivers/usb/unbind", b"1-2")
+        self.kernel.write("bus/usb/drivers/usbip-host/match_busid", b"add 1-2")
+        self.kernel.write("bus/usb/drivers/usbip-host/bind", b"1-2")
+        self.kernel.write("bus/usb/drivers/usbip-host/match_busid", b"del 1-2")  # the sin, D6
+        self.kernel.write("bus/usb/drivers/usbip-host/unbind", b"1-2")
+        self.kernel.write("bus/usb/drivers/usb/bind", b"1-2")
+        self.reactor.deliver()
+        self.fails(self.bind("1-2"), "modprobe -r usbip-host")
+        self.assertEqual(self.kernel.driver("1-2"), "usb")
+        self.assertIs(self.device("1-2").state, DeviceState.FREE)
+
+    def test_full(self) -> None:
+        """When all 16 places are taken by others the message says so; nothing is touched."""
+        self.kernel.fillTable(*(f"9-{port}" for port in range(1, 17)))
+        self.fails(self.bind(), "all 16 places")
+        self.assertEqual(self.kernel.writes, [])
+
+    def test_reclaim(self) -> None:
+        """A place that we have used and is free now is used for another device."""
+        self.successResultOf(self.bind("1-10"))
+        self.successResultOf(self.unbind("1-10"))
+        self.kernel.fillTable(*(f"9-{port}" for port in range(1, 16)))
+        self.successResultOf(self.bind("1-1"))
+        self.assertIn("1-1", self.kernel.table())
+        self.assertNotIn("1-10", self.kernel.table())
+
+    def test_noReclaim(self) -> None:
+        """
+        A place is left alone if its device was unplugged since (to free it would follow a
+        freed pointer), is bound now, or was never ours.
+        """
+        for busId in ("1-2", "1-10"):
+            self.successResultOf(self.bind(busId))
+        self.successResultOf(self.unbind("1-10"))
+        self.kernel.unplug("1-10")
+        self.kernel.plug("1-10")
+        self.kernel.fillTable(*(f"9-{port}" for port in range(1, 15)))
+        self.fails(self.bind("1-1"), "all 16 places")  # before anything is heard of the replug
+        self.reactor.deliver()
+        self.fails(self.bind("1-1"), "all 16 places")
+        self.assertNotIn("rebind", str(self.kernel.writes))
+
+    def test_stuck(self) -> None:
+        """
+        A device that hangs is given up in time and shown as C{error}; others are bound
+        meanwhile, and the daemon stops without it.
+        """
+        self.reactor.hold = True
+        stuck = self.bind("1-1")
+        held = self.reactor.threads.copy()
+        self.reactor.threads.clear()
+        self.reactor.hold = False
+        self.successResultOf(self.bind("1-2"))
+        self.reactor.advance(29.9)
+        self.assertNoResult(stuck)
+        self.reactor.advance(0.2)
+        self.fails(stuck, "has not ended the attach within 30 s", OperationTimedOut)
+        self.assertIs(self.device().state, DeviceState.ERROR)
+        self.fails(self.bind("1-1"), "still stuck", OperationTimedOut)
+        self.successResultOf(Deferred.fromCoroutine(self.backend.stop()))
+        # It comes back, much later: its driver gets it back, as nobody waits any more.
+        held[0]()
+        self.assertIs(self.device().state, DeviceState.FREE)
+        self.assertEqual(self.kernel.driver("1-1"), "usb")
+        self.successResultOf(self.bind("1-1"))
+
+    def test_error(self) -> None:
+        """A device that usbip-host has given up is bound anew."""
+        self.successResultOf(self.bind())
+        self.kernel.breakDevice("1-1")
+        self.reactor.advance(2)
+        self.assertIs(self.device().state, DeviceState.ERROR)
+        self.assertIn("attach it again", self.device().trouble or "")
+        self.successResultOf(self.bind())
+        self.assertIs(self.device().state, DeviceState.BOUND)
+
+    def test_inUse(self) -> None:
+        """A device that is in use is not disturbed."""
+        self.successResultOf(self.bind())
+        self.kernel.importDevice("1-1")
+        writes = len(self.kernel.writes)
+        self.fails(self.bind(), "in use", DeviceInUse)
+        self.assertEqual(len(self.kernel.writes), writes)
+        self.assertIs(self.device().state, DeviceState.IN_USE)
+
+    def test_imported(self) -> None:
+        """What was imported from another server is not listed, and not bound either."""
+        self.kernel.plug("4-1", imported=True)
+        self.reactor.deliver()
+        self.assertIsNone(self.backend.inventory.get("4-1"))
+        stranger = UsbDevice(
+            busId="4-1", vendorId="0000", productId="0000", description="x", deviceNumber=5
+        )
+        result = Deferred.fromCoroutine(self.backend.bind(stranger, 30))
+        self.fails(result, "imported from another server")
+
+    def test_unplugDuringBind(self) -> None:
+        """A device that vanishes between two writes is a failure, and nothing breaks."""
+        write = self.kernel.write
+
+        def vanish(path: str, data: bytes) -> None:
+            write(path, data)
+            if path.endswith("match_busid"):
+                self.kernel.unplug("1-1")
+
+        self.kernel.write = vanish  # type: ignore[method-assign]
+        self.fails(self.bind(), "1-1")
+        self.reactor.deliver()
+        self.assertIsNone(self.backend.inventory.get("1-1"))
+
+    def test_options(self) -> None:
+        """Wrong options are told from right ones."""
+        makeBackend({"root": "/sys", "rescan": 5}, self.reactor)
+        for options, path in (({"rot": "/sys"}, ("rot",)), ({"rescan": 0}, ("rescan",))):
+            error = self.assertRaises(InvalidOption, makeBackend, options, self.reactor)
+            self.assertEqual(error.path, path)
+
+    def tearDown(self) -> None:
+        self.kernel.list("bus/usb/devices")  # it has not died

@@ -1,0 +1,233 @@
+"""
+The usbip backend, with a program that does to the kernel in memory what the stock one does
+to a real one, and with real child processes that misbehave.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ProcessDone, ProcessTerminated
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+
+from usbip_server.backends.usbiptool import (
+    Finished,
+    UsbipToolBackend,
+    explain,
+    makeBackend,
+)
+from usbip_server.device import DeviceState, UsbDevice
+from usbip_server.errors import InvalidOption, OperationFailed, OperationTimedOut
+from usbip_server.interfaces import IUsbBackend
+from usbip_server.kernel.usbids import UsbIds
+from usbip_server.testing import BackendConformance, FakeKernel
+
+DRIVERS = "bus/usb/drivers"
+
+
+class StockReactor:
+    """
+    The real reactor, but for child processes: those are the stock C{usbip}, whose writes
+    and messages are reproduced here.
+    """
+
+    def __init__(self, kernel: FakeKernel) -> None:
+        self.kernel = kernel
+        self.commands: list[list[str]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(reactor, name)
+
+    def spawnProcess(
+        self, protocol: Any, executable: str, args: list[str], env: dict[str, str], path: str
+    ) -> None:
+        """Run it; it has ended before long."""
+        self.commands.append(args)
+        said = {"bind": self.bind, "unbind": self.unbind}[args[-3]](args[-1])
+        if said:
+            protocol.errReceived(f"usbip: error: {said}\n".encode())
+        reason = ProcessTerminated(1) if said else ProcessDone(0)
+        reactor.callLater(0, protocol.processEnded, Failure(reason))
+
+    def write(self, *steps: tuple[str, str]) -> None:
+        """Write attributes, one after the other."""
+        for attribute, text in steps:
+            self.kernel.write(f"{DRIVERS}/{attribute}", text.encode())
+
+    def bind(self, busId: str) -> str:
+        """C{usbip bind}: it unbinds first and asks later."""
+        self.write(("usb/unbind", busId))
+        try:
+            self.write(("usbip-host/match_busid", f"add {busId}"), ("usbip-host/bind", busId))
+        except OSError:
+            return f"unable to bind device on {busId}"
+        return ""
+
+    def unbind(self, busId: str) -> str:
+        """C{usbip unbind}."""
+        self.write(("usbip-host/unbind", busId), ("usbip-host/match_busid", f"del {busId}"))
+        self.write(("usbip-host/rebind", busId))
+        return ""
+
+
+class UsbipToolConformanceTests(BackendConformance, TestCase):
+    """
+    It is a backend as every other.
+    """
+
+    async def makeBackend(self) -> IUsbBackend:
+        self.kernel = FakeKernel()
+        self.kernel.plug("1-1", serial="A1", manufacturer="QEMU", product="QEMU USB HARDDRIVE")
+        self.kernel.plug("1-2.4", "0403", "6001", interfaces=((255, 255, 255),))
+        self.stock = StockReactor(self.kernel)
+        command = ["/usr/sbin/usbip"]
+        return UsbipToolBackend(self.kernel, self.stock, command, names=UsbIds([]))
+
+    async def importDevice(self, device: UsbDevice) -> None:
+        self.kernel.importDevice(device.busId)
+
+    async def unplug(self, device: UsbDevice) -> None:
+        self.kernel.unplug(device.busId)
+
+    async def plug(self, device: UsbDevice) -> None:
+        self.kernel.plug(device.busId, serial="A1", manufacturer="QEMU", product="OTHER")
+
+    async def test_givenBack(self) -> None:
+        """A device that the program leaves without a driver gets it back."""
+        backend, device = await self.started()
+        with contextlib.ExitStack() as stack:
+            match = self.kernel.write
+
+            def refuse(path: str, data: bytes) -> None:
+                if path.endswith("match_busid"):
+                    raise OSError(12, "Cannot allocate memory")
+                match(path, data)
+
+            self.kernel.write = refuse  # type: ignore[method-assign]
+            stack.callback(setattr, self.kernel, "write", match)
+            error = await self.failure(OperationFailed, backend.bind(device, 10))
+        self.assertIn("unable to bind device", str(error))
+        self.assertEqual(self.kernel.driver(device.busId), "usb")
+        await self.untilState(backend, device.busId, DeviceState.FREE)
+
+    async def test_notTried(self) -> None:
+        """What cannot go well is not tried: no driver, no room."""
+        backend, device = await self.started()
+        self.kernel.loadable = self.kernel.loaded = False
+        error = await self.failure(OperationFailed, backend.bind(device, 10))
+        self.assertIn("modprobe usbip-host", str(error))
+        self.kernel.loaded = True
+        self.kernel.fillTable(*(f"9-{port}" for port in range(1, 17)))
+        error = await self.failure(OperationFailed, backend.bind(device, 10))
+        self.assertIn("all 16 places", str(error))
+        self.assertEqual(self.stock.commands, [])
+
+
+class ChildTests(TestCase):
+    """
+    Real child processes.
+    """
+
+    async def started(self, script: str) -> tuple[UsbipToolBackend, UsbDevice]:
+        """
+        A backend whose program is a shell script.
+        """
+        self.kernel = FakeKernel()
+        self.kernel.plug("1-1")
+        path = os.path.abspath(self.mktemp())
+        with open(path, "w") as file:
+            file.write(f"#!/bin/sh\n{script}\n")
+        os.chmod(path, 0o755)
+        backend = UsbipToolBackend(self.kernel, reactor, [path, "--"], names=UsbIds([]))
+        await backend.start()
+        self.addCleanup(lambda: Deferred.fromCoroutine(backend.stop()))
+        return backend, backend.inventory.snapshot.devices[0]
+
+    async def test_stderr(self) -> None:
+        """What it says becomes our message, with advice where we know some."""
+        backend, device = await self.started(
+            "echo 'usbip: error: could not unbind driver from device' >&2; exit 1"
+        )
+        with self.assertRaises(OperationFailed) as caught:
+            await backend.bind(device, 10)
+        self.assertIn(
+            "could not unbind driver from device. The program needs root", str(caught.exception)
+        )
+
+    async def test_environment(self) -> None:
+        """It runs with a clean environment, in English, with the right arguments."""
+        os.environ["USBIPSHARE_SECRET"] = "x"
+        self.addCleanup(os.environ.pop, "USBIPSHARE_SECRET")
+        backend, device = await self.started('echo "$* $LC_ALL [$USBIPSHARE_SECRET]"; exit 3')
+        with self.assertRaises(OperationFailed) as caught:
+            await backend.bind(device, 10)
+        self.assertIn("-- bind -b 1-1 C []", str(caught.exception))
+
+    async def test_noise(self) -> None:
+        """A program that prints without end costs a bounded amount of memory."""
+        backend, device = await self.started("head -c 3000000 /dev/zero | tr '\\0' x; exit 1")
+        with self.assertRaises(OperationFailed) as caught:
+            await backend.bind(device, 20)
+        self.assertLess(len(str(caught.exception)), 20_000)
+
+    async def test_hanging(self) -> None:
+        """A program that hangs is killed when its time is over."""
+        backend, device = await self.started('echo $$ > "$0.pid"; exec sleep 1000')
+        with self.assertRaises(OperationTimedOut) as caught:
+            await backend.bind(device, 0.5)
+        self.assertIn("has not ended within 0.5 s", str(caught.exception))
+        shown = backend.inventory.get("1-1")
+        while shown is not None and shown.state is DeviceState.ERROR:  # until it is reaped
+            await self.tick()
+            shown = backend.inventory.get("1-1")
+        self.assertIs(shown and shown.state, DeviceState.FREE)
+
+    async def tick(self) -> None:
+        """Let the reactor turn."""
+        done: Deferred[None] = Deferred()
+        reactor.callLater(0.01, done.callback, None)
+        await done
+
+    async def test_killed(self) -> None:
+        """A program that is killed is a failure."""
+        backend, device = await self.started("kill -9 $$")
+        with self.assertRaises(OperationFailed) as caught:
+            await backend.bind(device, 10)
+        self.assertIn("it was killed", str(caught.exception))
+
+
+class OptionTests(SynchronousTestCase):
+    """
+    C{command} and the others.
+    """
+
+    def test_path(self) -> None:
+        """The program is looked up at the start."""
+        backend = makeBackend({"command": ["sh", "-c", "usbip"]}, reactor)
+        self.assertIsInstance(backend, UsbipToolBackend)
+
+    def test_missing(self) -> None:
+        """A program that is not there: the message says how to get it."""
+        error = self.assertRaises(InvalidOption, makeBackend, {"command": ["usbipp"]}, reactor)
+        self.assertEqual(error.path, ("command",))
+        self.assertIn("apt-get install usbip", error.reason)
+
+    def test_wrong(self) -> None:
+        """An empty command, a string for a list."""
+        for command in ([], "usbip", [3]):
+            self.assertRaises(InvalidOption, makeBackend, {"command": command}, reactor)
+
+    def test_explain(self) -> None:
+        """Known troubles come with advice."""
+        for output, advice in (
+            ("sudo: a password is required", "NOPASSWD"),
+            ('sudo: The "no new privileges" flag is set', "NoNewPrivileges="),
+            ("usbip: error: unable to bind device on 1-1", "modprobe"),
+            ("", "exit status 1"),
+        ):
+            self.assertIn(advice, explain(["usbip"], Finished(1, output)))

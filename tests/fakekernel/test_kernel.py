@@ -1,0 +1,97 @@
+"""
+The kernel in memory has the sins of the real one: our tests would notice them.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from usbip_server.testing import FakeKernel, KernelBug
+
+DRIVERS = "bus/usb/drivers/"
+
+
+class FakeKernelTests(SynchronousTestCase):
+    """
+    Each deadly order of writes, by its number in the list of them.
+    """
+
+    def setUp(self) -> None:
+        self.kernel = FakeKernel()
+        self.kernel.plug("1-1")
+
+    def write(self, *steps: str) -> None:
+        """Write some steps, C{attribute=text}."""
+        for step in steps:
+            attribute, _, text = step.partition("=")
+            self.kernel.write(DRIVERS + attribute, text.encode())
+
+    def bind(self) -> None:
+        """What a proper bind writes."""
+        self.write("usb/unbind=1-1", "usbip-host/match_busid=add 1-1", "usbip-host/bind=1-1")
+
+    def assertDead(self, *steps: str) -> None:
+        """These steps kill it, and it stays dead."""
+        with self.assertRaises(KernelBug):
+            self.write(*steps)
+        with self.assertRaises(KernelBug):
+            self.kernel.list("bus/usb/devices")
+
+    def refused(self, number: int, *steps: str) -> None:
+        """These steps are refused."""
+        with self.assertRaises(OSError) as caught:
+            self.write(*steps)
+        self.assertEqual(caught.exception.errno, number)
+
+    def test_rebindBound(self) -> None:
+        """1: rebind of a bound device, then unbind."""
+        self.bind()
+        self.write("usbip-host/rebind=1-1")
+        self.assertDead("usbip-host/unbind=1-1")
+
+    def test_rebindNeverBound(self) -> None:
+        """2: rebind of a bus id that was never bound."""
+        self.write("usbip-host/match_busid=add 1-1")
+        self.assertDead("usbip-host/rebind=1-1")
+
+    def test_rebindUnplugged(self) -> None:
+        """3: rebind of a bus id whose device was unplugged since."""
+        self.bind()
+        self.kernel.unplug("1-1")
+        self.kernel.plug("1-1")
+        self.assertDead("usbip-host/rebind=1-1")
+
+    def test_delBound(self) -> None:
+        """4: del of a bound device makes every later bind fail."""
+        self.bind()
+        self.write("usbip-host/match_busid=del 1-1", "usbip-host/unbind=1-1")
+        self.refused(errno.ENODEV, "usbip-host/match_busid=add 1-1", "usbip-host/bind=1-1")
+
+    def test_rebindSafely(self) -> None:
+        """Rebind of a device that is with its driver again frees its place."""
+        self.bind()
+        self.write("usbip-host/unbind=1-1", "usb/bind=1-1", "usbip-host/rebind=1-1")
+        self.assertEqual(self.kernel.table(), [])
+        self.assertEqual(self.kernel.driver("1-1"), "usb")
+
+    def test_lineFeed(self) -> None:
+        """A line feed becomes a part of the name."""
+        self.write("usbip-host/match_busid=add 1-1\n", "usb/unbind=1-1")
+        self.refused(errno.ENODEV, "usbip-host/bind=1-1")
+
+    def test_full(self) -> None:
+        """The 17th name does not fit."""
+        self.kernel.fillTable(*map(str, range(16)))
+        self.refused(errno.ENOMEM, "usbip-host/match_busid=add 1-1")
+
+    def test_busy(self) -> None:
+        """A device that has a driver is busy."""
+        self.refused(errno.EBUSY, "usbip-host/match_busid=add 1-1", "usbip-host/bind=1-1")
+
+    def test_unknown(self) -> None:
+        """An unknown bus id, a bad verb."""
+        self.refused(errno.ENODEV, "usb/unbind=7-7")
+        self.refused(errno.ENODEV, "usbip-host/rebind=7-7")
+        self.refused(errno.EINVAL, "usbip-host/match_busid=put 7-7")

@@ -1,0 +1,79 @@
+"""
+Calls that may never return.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+
+from usbip_server.kernel.threads import BlockingCalls, StillOut, TookTooLong
+from usbip_server.testing import FakeReactor
+
+
+class BlockingCallTests(SynchronousTestCase):
+    """
+    Results, errors and deadlines.
+    """
+
+    def setUp(self) -> None:
+        self.reactor = FakeReactor()
+        self.calls = BlockingCalls(self.reactor, self.reactor.spawn)
+
+    def call(self, key: str, function: object, **late: object) -> Deferred[object]:
+        """Make a call that may take ten seconds."""
+        return Deferred.fromCoroutine(self.calls.call(key, 10, function, **late))  # type: ignore[arg-type]
+
+    def test_result(self) -> None:
+        """What the function returns is returned, and the timer is gone."""
+        self.assertEqual(self.successResultOf(self.call("a", lambda: 7)), 7)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+        self.assertFalse(self.calls.isOut("a"))
+
+    def test_error(self) -> None:
+        """What it raises is raised."""
+        self.failureResultOf(self.call("a", lambda: 1 / 0), ZeroDivisionError)
+
+    def test_late(self) -> None:
+        """
+        When the time is over the caller goes on; another call with that key is refused
+        until the first has returned, of which the caller is told.
+        """
+        told: list[str] = []
+        self.reactor.hold = True
+        first = self.call("a", lambda: 7, late=lambda: told.append("late"))
+        self.reactor.advance(10)
+        self.failureResultOf(first, TookTooLong)
+        self.failureResultOf(self.call("a", lambda: 8), StillOut)
+        other = self.call("b", lambda: 9)
+        self.assertEqual(told, [])
+        self.reactor.runThreads()
+        self.assertEqual((told, self.successResultOf(other)), (["late"], 9))
+        self.assertEqual(self.successResultOf(self.call("a", lambda: 10)), 10)
+
+
+class RealThreadTests(TestCase):
+    """
+    With real threads.
+    """
+
+    async def test_daemon(self) -> None:
+        """
+        A call runs in a daemon thread that is not the reactor's, so a stuck one does not
+        keep the process from ending.
+        """
+        thread = await BlockingCalls(reactor).call("a", 10, threading.current_thread)
+        self.assertTrue(thread.daemon)
+        self.assertIsNot(thread, threading.main_thread())
+
+    async def test_stuck(self) -> None:
+        """A stuck call delays no other."""
+        calls = BlockingCalls(reactor)
+        stuck = threading.Event()
+        self.addCleanup(stuck.set)
+        first = Deferred.fromCoroutine(calls.call("a", 0.05, stuck.wait))
+        self.assertEqual(await calls.call("b", 10, lambda: 5), 5)
+        await self.assertFailure(first, TookTooLong)

@@ -1,0 +1,3 @@
+"""
+Tests with a spawned daemon, over loopback.
+"""

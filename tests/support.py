@@ -1,0 +1,297 @@
+"""
+What several tests need: a connection in memory, devices, a backend that waits to be told.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Coroutine, Iterator, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionAborted, ConnectionDone
+from twisted.internet.interfaces import IHalfCloseableProtocol, ITCPTransport
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from usbip_server.device import DeviceState, UsbDevice
+from usbip_server.interfaces import IUsbBackend
+from usbip_server.inventory import Inventory
+from usbip_server.policy import Principal
+
+T = TypeVar("T")
+
+ALICE = Principal("192.0.2.7")
+BOB = Principal("192.0.2.8")
+
+UNO = UsbDevice(
+    busId="1-1.4",
+    vendorId="2341",
+    productId="0043",
+    description="Arduino SA Uno R3 (CDC ACM)",
+    serial="75330303035351F0A1C1",
+    deviceNumber=4,
+    manufacturer="Arduino (www.arduino.cc)",
+    product="Board with a U2",
+    speed="12",
+    deviceClass="02",
+    interfaces=("02/02/01", "0a/00/00"),
+    driver="usb",
+)
+STICK = UsbDevice(
+    busId="1-2",
+    vendorId="0781",
+    productId="5581",
+    description="SanDisk Corp. Ultra",
+    serial="4C530001[23]",
+    deviceNumber=5,
+)
+MOUSE = UsbDevice(
+    busId="2-10",
+    vendorId="046d",
+    productId="c077",
+    description="Logitech, Inc. Mouse",
+    deviceNumber=2,
+)
+DEVICES = (UNO, STICK, MOUSE)
+
+CONGESTION = 2**16
+"""Bytes the transport takes before it asks the producer to pause, as Twisted's does."""
+
+
+def changed(device: UsbDevice, **fields: Any) -> UsbDevice:
+    """The device with other values in some fields."""
+    return msgspec.structs.replace(device, **fields)
+
+
+def manyDevices(count: int) -> tuple[UsbDevice, ...]:
+    """Devices with names of the length that is usual."""
+    return tuple(
+        UsbDevice(
+            busId=f"1-1.{number}",
+            vendorId="0403",
+            productId="6001",
+            description="Future Technology Devices International, Ltd FT232 Serial (UART) IC",
+            serial=f"A50285B{number}",
+            deviceNumber=number + 1,
+        )
+        for number in range(1, count + 1)
+    )
+
+
+@implementer(ITCPTransport)
+class MemoryTransport(StringTransport):
+    """
+    The server's end of a TCP connection.
+
+    @ivar writes: what was written, call by call.
+    @ivar reading: does the other end read?
+    @ivar writeClosed: has our side been closed?
+    @ivar aborted: was the connection cut off?
+    """
+
+    def __init__(self) -> None:
+        super().__init__(lenient=True)
+        self.writes: list[bytes] = []
+        self.reading = True
+        self.writeClosed = False
+        self.aborted = False
+        self._unread = 0
+
+    def write(self, data: bytes) -> None:
+        if self.writeClosed or self.disconnecting:
+            return  # as a real one
+        super().write(data)
+        self.writes.append(data)
+        if not self.reading:
+            self._unread += len(data)
+            if self._unread > CONGESTION and self.producer is not None:
+                self.producer.pauseProducing()
+
+    def writeSequence(self, data: Any) -> None:
+        self.write(b"".join(data))
+
+    def read(self) -> None:
+        """The other end reads all there is, and goes on reading."""
+        self.reading = True
+        self._unread = 0
+        if self.producer is not None:
+            self.producer.resumeProducing()
+
+    def loseWriteConnection(self) -> None:
+        self.writeClosed = True
+
+    def abortConnection(self) -> None:
+        self.aborted = True
+        super().abortConnection()
+
+    def getTcpNoDelay(self) -> bool:
+        return False
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        pass
+
+    def getTcpKeepAlive(self) -> bool:
+        return False
+
+    def setTcpKeepAlive(self, enabled: bool) -> None:
+        pass
+
+
+class Wire:
+    """
+    A client, and the connection between it and a protocol.
+
+    @ivar lost: has the protocol been told that the connection is gone?
+    """
+
+    def __init__(self, protocol: Any, transport: MemoryTransport | None = None) -> None:
+        self.protocol = protocol
+        self.transport = transport or MemoryTransport()
+        self.lost = False
+        self._underWay: list[bytes] = []
+        protocol.makeConnection(self.transport)
+
+    def send(self, *segments: bytes) -> None:
+        """Send; what the protocol does not want to read yet stays under way."""
+        self._underWay.extend(segments)
+        self.turn()
+
+    def turn(self) -> None:
+        """What a turn of the reactor does: deliver, and end what is to be ended."""
+        while self._underWay and self.transport.producerState == "producing" and not self.ended:
+            self.protocol.dataReceived(self._underWay.pop(0))
+        if self.ended and not self.lost:
+            self.lost = True
+            self.protocol.connectionLost(
+                Failure(ConnectionAborted() if self.transport.aborted else ConnectionDone())
+            )
+
+    def closeWrite(self) -> None:
+        """The client closes its side."""
+        self.turn()
+        IHalfCloseableProtocol(self.protocol).readConnectionLost()
+        self.turn()
+
+    def drop(self) -> None:
+        """The connection breaks."""
+        self.lost = True
+        self.protocol.connectionLost(Failure(ConnectionDone()))
+
+    @property
+    def ended(self) -> bool:
+        """Has the server closed both directions?"""
+        return bool(self.transport.disconnecting)
+
+    @property
+    def closed(self) -> bool:
+        """Has the server closed its side at least?"""
+        return self.transport.writeClosed or self.ended
+
+    @property
+    def received(self) -> bytes:
+        """All the client got."""
+        value: bytes = self.transport.value()
+        return value
+
+    @property
+    def answers(self) -> list[dict[str, Any]]:
+        """The JSON lines that the client got."""
+        return [json.loads(line) for line in self.received.splitlines()]
+
+    @property
+    def statuses(self) -> list[str]:
+        """How each request went."""
+        return [answer["status"] for answer in self.answers]
+
+
+def threeWays(messages: Sequence[bytes]) -> Iterator[tuple[str, list[bytes]]]:
+    """
+    The segments that messages can come in: each in one, byte by byte, all in one.
+    """
+    together = b"".join(messages)
+    yield "whole", list(messages)
+    yield "byte by byte", [bytes([byte]) for byte in together]
+    yield "in one chunk", [together]
+
+
+class Call:
+    """
+    A bind or unbind that waits for the test to end it.
+    """
+
+    def __init__(
+        self, inventory: Inventory, verb: str, device: UsbDevice, deadline: float
+    ) -> None:
+        self.verb = verb
+        self.device = device
+        self.deadline = deadline
+        self.result: Deferred[UsbDevice] = Deferred()
+        self._inventory = inventory
+
+    def succeed(self) -> UsbDevice:
+        """It went well."""
+        state = DeviceState.BOUND if self.verb == "bind" else DeviceState.FREE
+        device = changed(self.device, state=state)
+        self._inventory.replace([device], {device.busId})
+        self.result.callback(device)
+        return device
+
+    def fail(self, error: Exception) -> None:
+        """It went wrong."""
+        self.result.errback(Failure(error))
+
+
+@implementer(IUsbBackend)
+class PatientBackend:
+    """
+    A backend that notes what is asked of it and does it when it is told to.
+
+    @ivar calls: the binds and unbinds, in their order.
+    @ivar starting: fires when C{start} is to be over.
+    @ivar stopped: how often it was stopped.
+    """
+
+    def __init__(self, devices: Sequence[UsbDevice] = DEVICES, started: bool = True) -> None:
+        self.inventory = Inventory()
+        self.inventory.replace(devices)
+        self.calls: list[Call] = []
+        self.starting: Deferred[None] = Deferred()
+        self.stopped = 0
+        if started:
+            self.starting.callback(None)
+
+    async def start(self) -> None:
+        await self.starting
+
+    async def stop(self) -> None:
+        self.stopped += 1
+
+    async def bind(self, device: UsbDevice, deadline: float) -> UsbDevice:
+        return await self._call("bind", device, deadline)
+
+    async def unbind(self, device: UsbDevice, deadline: float) -> UsbDevice:
+        return await self._call("unbind", device, deadline)
+
+    async def _call(self, verb: str, device: UsbDevice, deadline: float) -> UsbDevice:
+        call = Call(self.inventory, verb, device, deadline)
+        self.calls.append(call)
+        return await call.result
+
+
+class PromptBackend(PatientBackend):
+    """
+    A backend that does at once what is asked of it.
+    """
+
+    async def _call(self, verb: str, device: UsbDevice, deadline: float) -> UsbDevice:
+        call = Call(self.inventory, verb, device, deadline)
+        self.calls.append(call)
+        return call.succeed()
+
+
+def asked(coroutine: Coroutine[Any, Any, T]) -> Deferred[T]:
+    """Start a coroutine."""
+    return Deferred.fromCoroutine(coroutine)

@@ -1,0 +1,226 @@
+"""
+What every backend has to do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.task import deferLater
+from zope.interface.verify import verifyObject
+
+from usbip_server.device import DeviceState, UsbDevice, busOrder, isBusId
+from usbip_server.errors import DeviceInUse, OperationFailed
+from usbip_server.interfaces import IUsbBackend
+from usbip_server.inventory import Change, ChangeKind
+
+if TYPE_CHECKING:
+    from twisted.trial.unittest import TestCase as Base
+else:
+    Base = object
+
+DEADLINE = 10.0
+"""Seconds that anything may take here."""
+
+
+class BackendConformance(Base):
+    """
+    Mix this into a C{twisted.trial.unittest.TestCase}, and say in the four methods below
+    how to come by a backend and what happens to its devices. Every test makes one backend.
+
+    @cvar patience: seconds to wait for what happens outside the backend.
+    """
+
+    patience = DEADLINE
+
+    async def makeBackend(self) -> IUsbBackend:
+        """
+        Make a backend with at least two devices that nobody uses. It is not started.
+        """
+        raise NotImplementedError
+
+    async def importDevice(self, device: UsbDevice) -> None:
+        """Be the client that imports a bound device."""
+        raise NotImplementedError
+
+    async def unplug(self, device: UsbDevice) -> None:
+        """Pull a device out."""
+        raise NotImplementedError
+
+    async def plug(self, device: UsbDevice) -> None:
+        """Plug a device that was pulled out in again, at the same place."""
+        raise NotImplementedError
+
+    def choose(self, devices: tuple[UsbDevice, ...]) -> UsbDevice:
+        """The device to work with."""
+        return devices[0]
+
+    async def started(self) -> tuple[IUsbBackend, UsbDevice]:
+        """
+        A backend that has started, and the device to work with.
+        """
+        backend = await self.makeBackend()
+        await backend.start()
+        self.addCleanup(self._stop, backend)
+        return backend, self.choose(backend.inventory.snapshot.devices)
+
+    async def _stop(self, backend: IUsbBackend) -> None:
+        for device in backend.inventory.snapshot.devices:
+            if device.state is not DeviceState.FREE:
+                await backend.unbind(device, DEADLINE)
+        await backend.stop()
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Wait until something is true."""
+        from twisted.internet import reactor
+
+        clock: Any = reactor
+        end = clock.seconds() + self.patience
+        while not condition():
+            self.assertLess(clock.seconds(), end, f"still not so after {self.patience} s")
+            await deferLater(clock, 0.01)
+
+    async def untilState(self, backend: IUsbBackend, busId: str, state: DeviceState) -> None:
+        """Wait until a device is shown in a state."""
+        await self.until(lambda: getattr(backend.inventory.get(busId), "state", None) is state)
+
+    async def failure(self, kind: type[Exception], awaitable: Any) -> Any:
+        """What an operation that has to fail fails with."""
+        try:
+            result = await awaitable
+        except kind as error:
+            return error
+        self.fail(f"it went well: {result}")
+
+    async def test_interface(self) -> None:
+        """It provides the interface."""
+        verifyObject(IUsbBackend, await self.makeBackend())
+
+    async def test_stopWithoutStart(self) -> None:
+        """It can be stopped though it was never started."""
+        await (await self.makeBackend()).stop()
+
+    async def test_devices(self) -> None:
+        """After the start the inventory has well-formed devices, in bus order."""
+        backend, _ = await self.started()
+        devices = backend.inventory.snapshot.devices
+        self.assertGreaterEqual(len(devices), 2)
+        self.assertIsNone(backend.inventory.trouble)
+        self.assertEqual(list(devices), sorted(devices, key=lambda d: busOrder(d.busId)))
+        for device in devices:
+            self.assertTrue(isBusId(device.busId), device)
+            self.assertRegex(device.vendorId + device.productId, re.compile(r"\A[0-9a-f]{8}\Z"))
+            self.assertTrue(device.description.strip(), device)
+            self.assertNotEqual(device.serial, "")
+            self.assertNotEqual(device.deviceClass, "09")
+            self.assertIs(backend.inventory.get(device.busId), device)
+
+    async def test_bind(self) -> None:
+        """A device that is bound is shown as bound, and so is what is returned."""
+        backend, device = await self.started()
+        bound = await backend.bind(device, DEADLINE)
+        self.assertIs(bound.state, DeviceState.BOUND)
+        self.assertEqual(bound.deviceNumber, device.deviceNumber)
+        self.assertEqual(backend.inventory.get(device.busId), bound)
+
+    async def test_bindAgain(self) -> None:
+        """To bind what is bound changes nothing and tells nobody anything."""
+        backend, device = await self.started()
+        bound = await backend.bind(device, DEADLINE)
+        before = backend.inventory.snapshot
+        self.assertEqual(await backend.bind(bound, DEADLINE), bound)
+        self.assertEqual(await backend.bind(device, DEADLINE), bound)
+        self.assertIs(backend.inventory.snapshot, before)
+
+    async def test_unbind(self) -> None:
+        """A device that is unbound is free, as it was before."""
+        backend, device = await self.started()
+        await backend.unbind(await backend.bind(device, DEADLINE), DEADLINE)
+        await self.until(lambda: backend.inventory.get(device.busId) == device)
+
+    async def test_unbindFree(self) -> None:
+        """To unbind what is not bound changes nothing."""
+        backend, device = await self.started()
+        self.assertEqual(await backend.unbind(device, DEADLINE), device)
+        self.assertEqual(backend.inventory.get(device.busId), device)
+
+    async def test_changes(self) -> None:
+        """Who subscribes is told of each change once, numbered without a gap."""
+        backend, device = await self.started()
+        heard: list[Change] = []
+        first = backend.inventory.subscribe(heard.append).seq
+        await backend.unbind(await backend.bind(device, DEADLINE), DEADLINE)
+        await self.until(lambda: ChangeKind.UNBOUND in [change.kind for change in heard[-2:]])
+        self.assertEqual([c.seq for c in heard], [*range(first + 1, first + 1 + len(heard))])
+        kinds = [c.kind for c in heard if c.kind is not ChangeKind.CHANGED]
+        self.assertEqual(kinds, [ChangeKind.BOUND, ChangeKind.UNBOUND])
+
+    async def test_twoDevices(self) -> None:
+        """Two devices are bound at the same time."""
+        backend, _ = await self.started()
+        for device in backend.inventory.snapshot.devices[:2]:
+            await backend.bind(device, DEADLINE)
+        states = [device.state for device in backend.inventory.snapshot.devices[:2]]
+        self.assertEqual(states, [DeviceState.BOUND] * 2)
+
+    async def test_inUse(self) -> None:
+        """A device that a client has imported is shown as such and is not disturbed."""
+        backend, device = await self.started()
+        bound = await backend.bind(device, DEADLINE)
+        await self.importDevice(bound)
+        await self.untilState(backend, device.busId, DeviceState.IN_USE)
+        for known in (bound, backend.inventory.get(device.busId)):
+            await self.failure(DeviceInUse, backend.bind(known, DEADLINE))
+        now = backend.inventory.get(device.busId)
+        self.assertIs(now and now.state, DeviceState.IN_USE)
+
+    async def test_inUseUnannounced(self) -> None:
+        """That a client has it is seen even before the inventory shows it."""
+        backend, device = await self.started()
+        bound = await backend.bind(device, DEADLINE)
+        await self.importDevice(bound)
+        error = await self.failure(DeviceInUse, backend.bind(bound, DEADLINE))
+        self.assertIn("in use", str(error))
+
+    async def test_unbindInUse(self) -> None:
+        """To unbind a device takes it from its client."""
+        backend, device = await self.started()
+        await self.importDevice(await backend.bind(device, DEADLINE))
+        await self.untilState(backend, device.busId, DeviceState.IN_USE)
+        now = backend.inventory.get(device.busId)
+        assert now is not None
+        await backend.unbind(now, DEADLINE)
+        await self.untilState(backend, device.busId, DeviceState.FREE)
+
+    async def test_unplug(self) -> None:
+        """What is unplugged is gone from the inventory, and cannot be bound."""
+        backend, device = await self.started()
+        await self.unplug(device)
+        await self.failure(OperationFailed, backend.bind(device, DEADLINE))
+        await self.until(lambda: backend.inventory.get(device.busId) is None)
+
+    async def test_unplugBound(self) -> None:
+        """A bound device that is unplugged is gone; plugged in again it is free."""
+        backend, device = await self.started()
+        await self.unplug(await backend.bind(device, DEADLINE))
+        await self.until(lambda: backend.inventory.get(device.busId) is None)
+        await self.plug(device)
+        await self.untilState(backend, device.busId, DeviceState.FREE)
+
+    async def test_replug(self) -> None:
+        """Another device at the same place is not taken for the one that was meant."""
+        backend, device = await self.started()
+        await self.unplug(device)
+        await self.plug(device)
+        await self.failure(OperationFailed, backend.bind(device, DEADLINE))
+
+        def isNew() -> bool:
+            now = backend.inventory.get(device.busId)
+            return now is not None and now.deviceNumber != device.deviceNumber
+
+        await self.until(isNew)
+        now = backend.inventory.get(device.busId)
+        assert now is not None
+        self.assertIs((await backend.bind(now, DEADLINE)).state, DeviceState.BOUND)

@@ -1,0 +1,415 @@
+"""
+A kernel in memory, with USB devices and C{usbip-host}.
+
+It does what Linux 6.1 and 6.12 were measured to do, its deadly sins included: where Linux
+would die, it raises L{KernelBug} and stays dead. C{tests/kernel} runs the same conformance
+suite on this one and on the real one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from typing import NoReturn
+
+import msgspec
+from zope.interface import implementer
+
+from usbip_server.device import busOrder
+from usbip_server.kernel.system import ISystem
+
+DEVICES = "bus/usb/devices/"
+DRIVERS = "bus/usb/drivers/"
+HOST = "usbip-host"
+
+
+class KernelBug(Exception):
+    """
+    The kernel has died of what was asked of it.
+    """
+
+
+class _Device(msgspec.Struct, kw_only=True):
+    number: int
+    descriptors: bytes
+    texts: dict[str, str]
+    speed: str
+    path: str
+    driver: str | None = "usb"
+    status: int = 0
+
+
+class _Entry(msgspec.Struct):
+    """
+    One of C{match_busid}'s: C{state} as in C{drivers/usb/usbip/stub.h}; C{number} is the
+    device that its pointer points to.
+    """
+
+    state: str = "added"
+    number: int | None = None
+
+
+class FakeUevents:
+    """
+    A netlink socket: one that the test can put messages into.
+    """
+
+    def __init__(self) -> None:
+        self._ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._ours.setblocking(False)
+        self.overrun = False
+
+    def send(self, message: bytes) -> None:
+        """Have the kernel say something; what does not fit is lost."""
+        try:
+            self._theirs.send(message, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            self.overrun = True
+
+    def fileno(self) -> int:
+        return self._ours.fileno()
+
+    def recvfrom(self, size: int) -> tuple[bytes, tuple[int, int]]:
+        if self.overrun:
+            self.overrun = False
+            raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+        return self._ours.recv(size), (0, 1)
+
+    def close(self) -> None:
+        self._ours.close()
+        self._theirs.close()
+
+
+@implementer(ISystem)
+class FakeKernel:
+    """
+    @ivar loaded: is C{usbip-host} loaded?
+    @ivar loadable: can it be loaded?
+    @ivar refuse: the errno that every write fails with, C{0} for none.
+    @ivar announces: does it send uevents?
+    @ivar writes: all that was written, as (path, text).
+    @ivar reads: the paths that were read.
+    """
+
+    def __init__(self, slots: int = 16) -> None:
+        self.loaded = True
+        self.loadable = True
+        self.refuse = 0
+        self.announces = True
+        self.writes: list[tuple[str, str]] = []
+        self.reads: list[str] = []
+        self.uevents: FakeUevents | None = None
+        self._slots = slots
+        self._devices: dict[str, _Device] = {}
+        self._table: dict[str, _Entry] = {}
+        self._stuck: dict[str, threading.Event] = {}
+        self._mute: dict[str, threading.Event] = {}
+        self._numbers = 1
+        self._sequence = 100
+        self._dead: str | None = None
+
+    # What happens to a machine.
+
+    def plug(
+        self,
+        busId: str,
+        vendorId: str = "46f4",
+        productId: str = "0001",
+        deviceClass: int = 0,
+        interfaces: tuple[tuple[int, int, int], ...] = ((8, 6, 80),),
+        speed: str = "480",
+        driver: str | None = "usb",
+        imported: bool = False,
+        **texts: str,
+    ) -> None:
+        """
+        Plug a device in.
+
+        @param imported: from another server.
+        @param texts: C{serial}, C{manufacturer}, C{product}.
+        """
+        self._numbers += 1
+        path = "platform/vhci_hcd.0/usb4" if imported else "pci0000:00/0000:00:03.0/usb1"
+        self._devices[busId] = _Device(
+            number=self._numbers,
+            descriptors=_descriptors(
+                int(vendorId, 16), int(productId, 16), deviceClass, interfaces
+            ),
+            texts=texts,
+            speed=speed,
+            path=f"../../../devices/{path}/{busId}",
+            driver=driver,
+        )
+        self._say("add", busId)
+        self._say("add", busId, ":1.0")
+        self._say("bind", busId, ":1.0")
+        if driver:
+            self._say("bind", busId)
+
+    def unplug(self, busId: str) -> None:
+        """Pull it out."""
+        device = self._devices[busId]
+        if device.driver == HOST:
+            self._leaveHost(busId, device)
+        del self._devices[busId]
+        self._say("unbind", busId)
+        self._say("remove", busId)
+        self.revive(busId)
+
+    def hang(self, busId: str) -> None:
+        """From now on its driver waits for the device without end."""
+        self._stuck[busId] = threading.Event()
+
+    def revive(self, busId: str) -> None:
+        """It answers again."""
+        for stuck in (self._stuck, self._mute):
+            if busId in stuck:
+                stuck.pop(busId).set()
+
+    def mute(self, busId: str) -> None:
+        """From now on reading its strings waits without end."""
+        self._mute[busId] = threading.Event()
+
+    def importDevice(self, busId: str) -> None:
+        """A client imports it."""
+        device = self._devices[busId]
+        assert device.driver == HOST and device.status == 1, "it is not there to be imported"
+        device.status = 2
+
+    def releaseDevice(self, busId: str) -> None:
+        """The client is gone; nothing announces it."""
+        self._devices[busId].status = 1
+
+    def breakDevice(self, busId: str) -> None:
+        """usbip-host cannot reset it."""
+        self._devices[busId].status = 3
+
+    def fillTable(self, *names: str) -> None:
+        """Others have put names into usbip-host's table."""
+        self._table.update({name: _Entry() for name in names})
+
+    def driver(self, busId: str) -> str | None:
+        """Who has it."""
+        return self._devices[busId].driver
+
+    def table(self) -> list[str]:
+        """The names in usbip-host's table."""
+        return list(self._table)
+
+    def unload(self) -> None:
+        """C{modprobe -r usbip-host}: its devices go back to their drivers."""
+        self.loaded = False
+        self._table.clear()
+        for busId, device in self._devices.items():
+            if device.driver == HOST:
+                device.driver = "usb"
+                self._say("bind", busId)
+
+    # ISystem
+
+    def read(self, path: str) -> bytes:
+        self._alive()
+        self.reads.append(path)
+        if path == "kernel/uevent_seqnum":
+            return b"%d\n" % self._sequence
+        if path == f"{DRIVERS}{HOST}/match_busid":
+            self._needHost(path)
+            return ("".join(f"{name} " for name in self._table) + "\n").encode()
+        busId, _, name = path.removeprefix(DEVICES).partition("/")
+        device = self._device(busId, errno.ENOENT)
+        if name in ("serial", "manufacturer", "product"):
+            if busId in self._mute:
+                self._mute[busId].wait()
+            if name in device.texts:
+                return device.texts[name].encode() + b"\n"
+        elif name == "usbip_status" and device.driver == HOST:
+            return b"%d\n" % device.status
+        elif name == "descriptors":
+            return device.descriptors
+        elif name in ("devnum", "busnum"):
+            return b"%d\n" % (device.number if name == "devnum" else busOrder(busId)[0])
+        elif name == "speed":
+            return device.speed.encode() + b"\n"
+        raise _error(errno.ENOENT, path)
+
+    def write(self, path: str, data: bytes) -> None:
+        self._alive()
+        text = data.decode()
+        self.writes.append((path, text))
+        if self.refuse:
+            raise _error(self.refuse, path)
+        driver, _, attribute = path.removeprefix(DRIVERS).partition("/")
+        if driver == HOST:
+            self._needHost(path)
+        if attribute == "match_busid":
+            self._match(text)
+        elif attribute == "rebind":
+            self._rebind(text)
+        elif attribute == "unbind":
+            self._unbind(driver, text.removesuffix("\n"))
+        elif attribute == "bind":
+            self._bind(driver, text.removesuffix("\n"))
+        else:
+            raise _error(errno.ENOENT, path)
+
+    def list(self, path: str) -> list[str]:
+        self._alive()
+        if path == f"{DRIVERS}{HOST}":
+            self._needHost(path)
+            return ["bind", "match_busid", "rebind", "unbind"]
+        assert path == DEVICES.rstrip("/"), path
+        interfaces = [f"{busId}:1.0" for busId, d in self._devices.items() if d.driver == "usb"]
+        return ["usb1", "1-0:1.0", *self._devices, *interfaces]
+
+    def readlink(self, path: str) -> str:
+        self._alive()
+        busId, _, name = path.removeprefix(DEVICES).partition("/")
+        device = self._device(busId, errno.ENOENT)
+        if not name:
+            return device.path
+        if name == "driver" and device.driver is not None:
+            return f"../../../../bus/usb/drivers/{device.driver}"
+        raise _error(errno.ENOENT, path)
+
+    def loadModule(self, name: str) -> None:
+        if not self.loadable:
+            raise OSError(f"modprobe: FATAL: Module {name} not found")
+        self.loaded = True
+
+    @contextlib.contextmanager
+    def holdDevice(self, bus: int, number: int) -> Iterator[None]:
+        if not any(device.number == number for device in self._devices.values()):
+            raise _error(errno.ENOENT, f"/dev/bus/usb/{bus:03d}/{number:03d}")
+        yield
+
+    def ueventSocket(self) -> FakeUevents:
+        if not self.announces:
+            raise _error(errno.EPROTONOSUPPORT, "netlink")
+        self.uevents = FakeUevents()
+        return self.uevents
+
+    # usbip-host and the driver core
+
+    def _match(self, text: str) -> None:
+        verb, _, name = text.partition(" ")
+        if not name or len(name) >= 32 or verb not in ("add", "del"):
+            raise _error(errno.EINVAL, "match_busid")
+        entry = self._table.get(name)
+        if verb == "del":
+            if entry is not None and entry.state == "bound":
+                entry.state = "poisoned"
+        elif entry is None:
+            if len(self._table) >= self._slots:
+                raise _error(errno.ENOMEM, "match_busid")
+            self._table[name] = _Entry()
+
+    def _bind(self, driver: str, busId: str) -> None:
+        device = self._device(busId)
+        if device.driver is not None:
+            raise _error(errno.EBUSY, "bind")
+        if driver == HOST:
+            entry = self._table.get(busId)
+            if entry is None or entry.state != "added":
+                raise _error(errno.ENODEV, "bind")
+            entry.state, entry.number, device.status = "bound", device.number, 1
+        device.driver = driver
+        self._say("bind", busId)
+
+    def _unbind(self, driver: str, busId: str) -> None:
+        device = self._device(busId)
+        if device.driver != driver:
+            raise _error(errno.ENODEV, "unbind")
+        if busId in self._stuck:
+            self._stuck[busId].wait()
+            if self._devices.get(busId) is not device:
+                raise _error(errno.ENODEV, "unbind")
+        if driver == HOST:
+            self._leaveHost(busId, device)
+        device.driver = None
+        self._say("unbind", busId)
+
+    def _leaveHost(self, busId: str, device: _Device) -> None:
+        entry = self._table.get(busId)
+        if entry is None:
+            self._die("kernel BUG at drivers/usb/usbip/stub_dev.c:439 (D1)")
+        if entry.state == "bound":
+            entry.state = "added"
+        device.status = 0
+
+    def _rebind(self, busId: str) -> None:
+        entry = self._table.get(busId)
+        if entry is None:
+            raise _error(errno.ENODEV, "rebind")
+        if entry.number is None:
+            self._die("NULL pointer dereference in do_rebind (D2)")
+        device = self._devices.get(busId)
+        if device is None or device.number != entry.number:
+            self._die("use after free in do_rebind (D3)")
+        del self._table[busId]
+        if device.driver is None:
+            device.driver = "usb"
+
+    def _needHost(self, path: str) -> None:
+        if not self.loaded:
+            raise _error(errno.ENOENT, path)
+
+    def _device(self, busId: str, otherwise: int = errno.ENODEV) -> _Device:
+        if busId not in self._devices:
+            raise _error(otherwise, busId)
+        return self._devices[busId]
+
+    def _alive(self) -> None:
+        if self._dead is not None:
+            raise KernelBug(self._dead)
+
+    def _die(self, how: str) -> NoReturn:
+        self._dead = how
+        raise KernelBug(how)
+
+    def _say(self, action: str, busId: str, interface: str = "") -> None:
+        self._sequence += 1
+        if self.uevents is None:
+            return
+        kind = "usb_interface" if interface else "usb_device"
+        path = f"/devices/pci0000:00/0000:00:03.0/usb1/{busId}"
+        path += f"/{busId}{interface}" if interface else ""
+        fields = {
+            "ACTION": action,
+            "DEVPATH": path,
+            "SUBSYSTEM": "usb",
+            "DEVTYPE": kind,
+            "SEQNUM": str(self._sequence),
+        }
+        lines = [f"{action}@{path}", *(f"{key}={value}" for key, value in fields.items())]
+        with contextlib.suppress(OSError):  # closed
+            self.uevents.send("".join(f"{line}\0" for line in lines).encode())
+
+
+def _error(number: int, path: str) -> OSError:
+    return OSError(number, os.strerror(number), path)
+
+
+def _descriptors(
+    vendor: int, product: int, deviceClass: int, interfaces: tuple[tuple[int, int, int], ...]
+) -> bytes:
+    """
+    What sysfs shows in C{descriptors}: the device descriptor as the device has it, then
+    the configuration (USB 2.0, 9.6).
+    """
+    device = struct.pack(
+        "<BBHBBBBHHHBBBB", 18, 1, 0x200, deviceClass, 0, 0, 64, vendor, product, 0x100, 1, 2, 3, 1
+    )
+    parts = b"".join(
+        struct.pack("<BBBBBBBBB", 9, 4, index, 0, 0, *triple, 0)
+        for index, triple in enumerate(interfaces)
+    )
+    return (
+        device
+        + struct.pack("<BBHBBBBB", 9, 2, 9 + len(parts), len(interfaces), 1, 0, 0x80, 50)
+        + parts
+    )

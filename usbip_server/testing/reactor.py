@@ -1,0 +1,57 @@
+"""
+A reactor that waits for the test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.interfaces import IReadDescriptor
+from twisted.internet.task import Clock
+
+
+class FakeReactor(Clock):
+    """
+    A clock, threads that run when they are told to, and readers that read when told to.
+
+    @ivar threads: functions that were to run in a thread, if C{hold} is set.
+    @ivar hold: keep threads back until L{runThreads}.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hold = False
+        self.threads: list[Callable[[], None]] = []
+        self.readers: list[IReadDescriptor] = []
+
+    def spawn(self, function: Callable[[], None]) -> None:
+        """For L{usbip_server.kernel.threads.BlockingCalls}: run now, or hold back."""
+        if self.hold:
+            self.threads.append(function)
+        else:
+            function()
+
+    def runThreads(self) -> None:
+        """Run what was held back, and what that starts."""
+        self.hold = False
+        while self.threads:
+            self.threads.pop(0)()
+
+    def callFromThread(self, function: Callable[..., Any], *args: Any) -> None:
+        """Call it now: all is one thread here."""
+        function(*args)
+
+    def addReader(self, reader: IReadDescriptor) -> None:
+        """Note a reader."""
+        self.readers.append(reader)
+
+    def removeReader(self, reader: IReadDescriptor) -> None:
+        """Forget it."""
+        if reader in self.readers:
+            self.readers.remove(reader)
+
+    def deliver(self) -> None:
+        """Let the readers read what there is."""
+        for reader in tuple(self.readers):
+            reader.doRead()
