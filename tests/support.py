@@ -151,6 +151,7 @@ class Wire:
         self.protocol = protocol
         self.transport = transport or MemoryTransport()
         self.lost = False
+        self._toldClosed = False
         self._underWay: list[bytes] = []
         protocol.makeConnection(self.transport)
 
@@ -163,6 +164,9 @@ class Wire:
         """What a turn of the reactor does: deliver, and end what is to be ended."""
         while self._underWay and self.transport.producerState == "producing" and not self.ended:
             self.protocol.dataReceived(self._underWay.pop(0))
+        if self.transport.writeClosed and self.transport.reading and not self._toldClosed:
+            self._toldClosed = True
+            IHalfCloseableProtocol(self.protocol).writeConnectionLost()
         if self.ended and not self.lost:
             self.lost = True
             self.protocol.connectionLost(
@@ -222,9 +226,7 @@ class Call:
     A bind or unbind that waits for the test to end it.
     """
 
-    def __init__(
-        self, inventory: Inventory, verb: str, device: UsbDevice, deadline: float
-    ) -> None:
+    def __init__(self, inventory: Inventory, verb: str, device: UsbDevice, deadline: float) -> None:
         self.verb = verb
         self.device = device
         self.deadline = deadline

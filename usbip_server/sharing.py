@@ -36,7 +36,8 @@ from usbip_server.operation import Event, Operation
 from usbip_server.policy import Principal
 from usbip_server.replies import Devices
 
-Method = Callable[[Any, Principal], Awaitable[Devices]]
+Method = Callable[[Any, Principal, float], Awaitable[Devices]]
+"""Takes the command, who asks, and until when there has to be an answer."""
 
 Work = Callable[[UsbDevice, float], Awaitable[UsbDevice]]
 
@@ -60,8 +61,8 @@ class Sharing:
         self._methods: dict[type[Any], Method] = {
             ListDevices: self._list,
             FindDevice: self._find,
-            AttachDevice: lambda request, who: self._operate("attach", request, who),
-            DetachDevice: lambda request, who: self._operate("detach", request, who),
+            AttachDevice: lambda *asked: self._operate("attach", *asked),
+            DetachDevice: lambda *asked: self._operate("detach", *asked),
         }
 
     async def start(self) -> None:
@@ -96,30 +97,32 @@ class Sharing:
         """
         if self._stopping:
             raise BackendUnavailable("the daemon is stopping: ask again when it is back")
+        until = self._clock.seconds() + self._timeouts.answer
         if not self._ready.happened and not await self._ready.within(self._timeouts.answer):
             raise BackendUnavailable("the daemon is still starting: ask again in a moment")
         if self._backend.inventory.trouble is not None:
             raise BackendUnavailable(self._backend.inventory.trouble)
-        devices: Devices = await self._methods[type(command)](command, principal)
+        devices: Devices = await self._methods[type(command)](command, principal, until)
         return devices
 
-    async def _list(self, command: ListDevices, principal: Principal) -> Devices:
+    async def _list(self, command: ListDevices, principal: Principal, until: float) -> Devices:
         snapshot: Snapshot = self._backend.inventory.snapshot
         return snapshot.devices
 
-    async def _find(self, request: FindDevice, principal: Principal) -> Devices:
+    async def _find(self, request: FindDevice, principal: Principal, until: float) -> Devices:
         return self._select(request)
 
     def _select(self, request: DeviceRequest) -> UsbDevice:
         return select(request, self._backend.inventory.snapshot.devices)
 
-    async def _operate(self, verb: str, request: DeviceRequest, principal: Principal) -> Devices:
+    async def _operate(
+        self, verb: str, request: DeviceRequest, principal: Principal, until: float
+    ) -> Devices:
         """
         Attach or detach. Whoever asks for what is in progress already waits for that;
         whoever asks for the opposite waits until it has ended. What takes longer than an
         answer may goes on, and is told to whoever asks next.
         """
-        until = self._clock.seconds() + self._timeouts.answer
         device = self._select(request)
         while (other := self._operations.get(device.busId)) and other.verb != verb:
             if not await other.ended.within(until - self._clock.seconds()):

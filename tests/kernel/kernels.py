@@ -7,6 +7,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,11 +55,11 @@ def fetchKernel(series: str, cache: Cache) -> Kernel:
     @raise HarnessError: apt does not know one, or could not download it.
     """
     metaPackage = META_PACKAGES[series]
-    release = _only(_IMAGE, output("apt-cache", "depends", metaPackage), metaPackage)
+    release = _known(_IMAGE, "depends", metaPackage)
     if not release.startswith(series + "."):
         raise HarnessError(f"{metaPackage} is {release} here, not a {series} kernel")
     package = f"linux-image-{release}"
-    version = _only(_CANDIDATE, output("apt-cache", "policy", package), package)
+    version = _known(_CANDIDATE, "policy", package)
     folder = cache.folder / f"{package}_{version.replace(':', '%3a')}"
     with cache.locked():
         if not folder.exists():
@@ -65,32 +67,37 @@ def fetchKernel(series: str, cache: Cache) -> Kernel:
     return Kernel(series, release, folder)
 
 
-def _only(pattern: re.Pattern[str], text: str, package: str) -> str:
-    found = pattern.search(text)
-    if found is None:
-        raise HarnessError(f"apt knows no candidate for {package}: run apt-get update")
-    return found[1]
+def _known(pattern: re.Pattern[str], question: str, package: str) -> str:
+    """
+    What apt's lists say of a package.
+    """
+    with suppress(HarnessError):  # E: No packages found
+        found = pattern.search(output("apt-cache", question, package))
+        if found is not None:
+            return found[1]
+    raise HarnessError(f"apt knows no candidate for {package}: run apt-get update")
 
 
 def _unpack(package: str, version: str, release: str, folder: Path) -> None:
     """
-    Download to one temporary folder, unpack to another, and rename it at the very end: a
-    folder of the right name is complete.
+    Unpack elsewhere and rename at the very end: a folder of the right name is complete.
+
+    The cache is locked: any other workshop in it was left by somebody who was killed. A
+    program he had started may still be at work there, hence a new name each time.
     """
-    download = folder.parent / "download"
-    unpacked = folder.parent / "unpacked"
-    for leftover in (download, unpacked):
+    for leftover in folder.parent.glob("unpack-*"):
         shutil.rmtree(leftover, ignore_errors=True)
-        leftover.mkdir()
-    # apt's own user cannot write here, and warns about that.
-    sandbox = ["-o", "APT::Sandbox::User=root"] if os.geteuid() == 0 else []
-    print(f"downloading {package} {version}", flush=True)
-    try:
-        output("apt-get", *sandbox, "download", f"{package}={version}", folder=download)
-    except HarnessError as error:
-        raise HarnessError(f"{error}\nif the package is not found: run apt-get update") from None
-    (archive,) = download.glob("*.deb")
-    output("dpkg", "-x", archive, unpacked)
-    output("depmod", "-b", unpacked, release)
-    unpacked.rename(folder)
-    shutil.rmtree(download)
+    with tempfile.TemporaryDirectory(prefix="unpack-", dir=folder.parent) as name:
+        workshop = Path(name)
+        unpacked = workshop / "unpacked"
+        # apt's own user cannot write here, and warns about that.
+        sandbox = ["-o", "APT::Sandbox::User=root"] if os.geteuid() == 0 else []
+        print(f"downloading {package} {version}", flush=True)
+        try:
+            output("apt-get", *sandbox, "download", f"{package}={version}", folder=workshop)
+        except HarnessError as error:
+            raise HarnessError(f"{error}\nif it is not found: run apt-get update") from None
+        (archive,) = workshop.glob("*.deb")
+        output("dpkg", "-x", archive, unpacked)
+        output("depmod", "-b", unpacked, release)
+        unpacked.rename(folder)

@@ -1,0 +1,61 @@
+# make demo         see it work: no hardware, no root
+# make run          the daemon in the foreground, on this machine's devices
+#                   (BACKEND=virtual: on virtual ones; CONFIG=file: as the file says)
+# make test         lint, types, unit and integration tests
+# make test-kernel  tests on real kernels, in a virtual machine
+# make benchmark    what it measures is in benchmarks/README.md
+# make clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+BACKEND ?=
+CONFIG ?=
+
+.PHONY: demo run test lint types unit apidocs test-kernel benchmark clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python docs/demo.py
+
+run: $(VENV)/.installed
+	$(BIN)/twistd --nodaemon --pidfile= usbipshare \
+	    $(if $(BACKEND),--backend $(BACKEND)) $(if $(CONFIG),--config $(CONFIG))
+
+test: lint types unit apidocs
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(VENV)/.installed-dev
+	$(BIN)/mypy usbip_server twisted tests benchmarks docs/demo.py
+
+unit: $(VENV)/.installed-dev
+	$(BIN)/python -m twisted.trial tests
+
+apidocs: $(VENV)/.installed-dev
+	$(BIN)/pydoctor --quiet --html-output=apidocs usbip_server
+
+test-kernel: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.kernel
+
+benchmark: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.throughput
+	$(BIN)/python -m benchmarks.largetree
+
+clean:
+	rm -rf $(VENV) build dist apidocs _trial_temp* .mypy_cache .ruff_cache *.egg-info
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or later is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	    echo 'Debian: apt-get install python3-venv' >&2; exit 1; }
+
+$(VENV)/.installed: $(VENV)/bin/python setup.cfg pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[virtual]'
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@

@@ -1,0 +1,218 @@
+"""
+Tests of L{usbip_server.protocols.lines}: how much and how long.
+"""
+
+from __future__ import annotations
+
+from tests.protocols.linescase import ATTACH, KEEP, LIST, LinesTestCase
+from tests.support import Wire
+from usbip_server.limits import Timeouts
+from usbip_server.protocols.halfclose import LINGER
+
+
+class LengthTests(LinesTestCase):
+    """
+    How long a request may be.
+    """
+
+    def assertTooLong(self, segments: list[bytes]) -> None:
+        """The segments are one request that is too long."""
+        wire = self.connect()
+        wire.send(*segments)
+        self.assertEqual(wire.statuses, ["error"])
+        self.assertIn("longer than 1024 bytes", wire.answers[0]["message"])
+        self.assertAllEnds(wire)
+
+    def requestOf(self, length: int) -> bytes:
+        """A request of so many bytes."""
+        frame = b'{"command":"list"%s}'
+        return frame % (b" " * (length + 2 - len(frame)))
+
+    def test_justFits(self) -> None:
+        """A request as long as is allowed is answered."""
+        for behind in (b"", b"\n", b"\r\n"):
+            wire = self.connect()
+            wire.send(self.requestOf(self.limits.requestBytes - len(behind.strip(b"\n"))) + behind)
+            self.assertEqual(wire.statuses, ["success"])
+
+    def test_oneTooLong(self) -> None:
+        """A byte more is refused, with or without line feed, in one segment or many."""
+        for behind in (b"", b"\n"):
+            request = self.requestOf(self.limits.requestBytes + 1) + behind
+            self.assertTooLong([request])
+            self.assertTooLong([request[:500], request[500:]])
+            self.assertTooLong([bytes([byte]) for byte in request])
+
+    def test_endless(self) -> None:
+        """What never becomes a request is refused when it is longer than one may be."""
+        self.assertTooLong([b"{" * 2000])
+        self.assertTooLong([b"x" * 200_000])
+        self.assertTooLong([b" " * 100] * 20)
+        self.assertTooLong([b'{"' + b"x" * 100_000 + b"\n"])
+
+    def test_manySmall(self) -> None:
+        """Many small requests in one segment are not one long request."""
+        limits = self.limits
+        for separator in (b"", b"\n"):
+            many = 2**16 // len(KEEP + separator)
+            wire = self.connect()
+            wire.send((KEEP + separator) * many)
+            self.assertGreater(many * len(KEEP), limits.requestBytes)
+            self.assertEqual(len(wire.answers), many)
+            self.assertEqual(set(wire.statuses), {"success"})
+            self.assertFalse(wire.closed)
+
+    def test_manySmallWhileAnswering(self) -> None:
+        """Nor are those that have to wait for an answer that takes its time."""
+        many = 2**16 // len(KEEP)
+        for separator in (b"", b"\n"):
+            wire = self.patiently()
+            wire.send(ATTACH + separator + (KEEP + separator) * many)
+            self.backend.calls[0].succeed()
+            wire.turn()
+            self.assertEqual(wire.statuses, ["success"] * (many + 1))
+
+
+class TimeOutTests(LinesTestCase):
+    """
+    How long a client may take.
+    """
+
+    def assertTimedOut(self, wire: Wire) -> None:
+        """The client was told that it took too long, and then cut off."""
+        self.assertEqual(wire.statuses[-1], "error")
+        self.assertIn("within 30 s", wire.answers[-1]["message"])
+        self.assertTrue(wire.closed)
+        wire.turn()
+        self.clock.advance(LINGER)
+        wire.turn()
+        self.assertTrue(wire.lost)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_nothing(self) -> None:
+        """A client that says nothing is told what to say."""
+        wire = self.connect()
+        self.clock.advance(29.9)
+        self.assertEqual(wire.received, b"")
+        self.clock.advance(0.2)
+        self.assertTimedOut(wire)
+
+    def test_half(self) -> None:
+        """Nor is half a request enough."""
+        wire = self.connect()
+        wire.send(LIST[:-1])
+        self.clock.advance(30.1)
+        self.assertTimedOut(wire)
+
+    def test_dripping(self) -> None:
+        """Bytes that drip in, or blank lines, gain no time."""
+        for drop in (b"\n", b" ", b"{"):
+            wire = self.connect()
+            for _ in range(31):
+                wire.send(drop)
+                self.clock.advance(1)
+            self.assertTimedOut(wire)
+
+    def test_afterAnAnswer(self) -> None:
+        """An answer gives the client the whole time again."""
+        wire = self.connect()
+        self.clock.advance(20)
+        wire.send(KEEP)
+        self.clock.advance(20)
+        wire.send(KEEP)
+        self.assertEqual(wire.statuses, ["success", "success"])
+        self.clock.advance(30.1)
+        self.assertTimedOut(wire)
+
+    def test_notWhileAnswering(self) -> None:
+        """The time is the client's: while the server works, none of it passes."""
+        self.timeouts = Timeouts(request=30, answer=100, bind=100)
+        wire = self.patiently()
+        wire.send(ATTACH)
+        self.clock.advance(60)
+        self.assertEqual(wire.received, b"")
+        self.backend.calls[0].succeed()
+        self.assertEqual(wire.statuses, ["success"])
+        self.clock.advance(29.9)
+        self.assertFalse(wire.closed)
+        self.clock.advance(0.2)
+        self.assertTimedOut(wire)
+
+
+class CongestionTests(LinesTestCase):
+    """
+    A client that does not read.
+    """
+
+    def congested(self) -> tuple[Wire, int]:
+        """A client that asks much and reads nothing, and how much it asked."""
+        wire = self.connect()
+        wire.transport.reading = False
+        many = 1000
+        wire.send((KEEP + b"\n") * many)
+        return wire, many
+
+    def test_stopsAnswering(self) -> None:
+        """No more is answered than fits, until the client reads."""
+        wire, many = self.congested()
+        self.assertLess(len(wire.answers), many)
+        self.assertEqual(wire.transport.producerState, "paused")
+        self.assertFalse(wire.closed)
+        wire.transport.read()
+        wire.turn()
+        self.assertEqual(len(wire.answers), many)
+        self.assertEqual(wire.transport.producerState, "producing")
+
+    def test_cutOff(self) -> None:
+        """A client that does not read for long is cut off."""
+        wire, _ = self.congested()
+        self.clock.advance(29.9)
+        self.assertFalse(wire.ended)
+        self.clock.advance(0.2)
+        wire.turn()
+        self.assertTrue(wire.transport.aborted)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_resumesWhileAnswering(self) -> None:
+        """To read again while an answer is under way does not start a second one."""
+        wire = self.patiently()
+        wire.send(ATTACH + KEEP)
+        wire.protocol.pauseProducing()
+        wire.protocol.resumeProducing()
+        self.assertEqual(wire.received, b"")
+        self.backend.calls[0].succeed()
+        wire.turn()
+        self.assertEqual(wire.statuses, ["success", "success"])
+
+    def test_answerWhileCongested(self) -> None:
+        """An answer that comes while the client does not read is written; what comes after it
+        waits."""
+        wire = self.patiently()
+        wire.send(ATTACH + KEEP)
+        wire.protocol.pauseProducing()
+        self.backend.calls[0].succeed()
+        self.assertEqual(wire.statuses, ["success"])
+        wire.protocol.resumeProducing()
+        self.assertEqual(wire.statuses, ["success", "success"])
+
+    def test_closesWhenRead(self) -> None:
+        """The last answer of a congested connection is followed by the close."""
+        wire = self.connect()
+        wire.transport.reading = False
+        wire.send((KEEP + b"\n") * 1000 + LIST)
+        self.assertFalse(wire.closed)
+        wire.transport.read()
+        wire.turn()
+        self.assertEqual(len(wire.answers), 1001)
+        self.assertTrue(wire.closed)
+        self.assertAllEnds(wire)
+
+    def test_halfCloseWhenCongested(self) -> None:
+        """A client that closes its side first and reads later gets all its answers."""
+        wire, many = self.congested()
+        wire.closeWrite()
+        self.assertFalse(wire.closed)
+        wire.transport.read()
+        wire.turn()
+        self.assertEqual(len(wire.answers), many)
+        self.assertTrue(wire.lost)
