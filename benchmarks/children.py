@@ -26,7 +26,7 @@ class Child:
     """
     A Python process that tells how it is doing in JSON lines.
 
-    @ivar seconds: when each line came that was waited for, since the start.
+
     """
 
     def __init__(self, *arguments: str) -> None:

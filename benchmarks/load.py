@@ -16,7 +16,7 @@ from collections.abc import Callable
 import msgspec
 
 from benchmarks.children import ROOT
-from benchmarks.procfs import cpuSeconds
+from benchmarks.procfs import cpuSeconds, takeCore
 
 AT_ONCE = 2**20
 """Bytes to receive."""
@@ -35,11 +35,13 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
 
     @ivar port: where, on 127.0.0.1.
     @ivar pid: the server, whose CPU time is wanted.
-    @ivar requests: what to ask, one after the other and again from the first.
+    @ivar requests: what to ask, one after the other and again from the first; where each
+        has a connection of its own, the first only.
     @ivar answerBytes: how long each answer has to be; C{None} if they differ.
     @ivar connections: how many at a time.
     @ivar inFlight: on each connection; 0 for a connection per request.
     @ivar seconds: for how long.
+    @ivar core: which one to run on, if not on any.
     @ivar warmUp: seconds before that which do not count.
     """
 
@@ -50,6 +52,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     connections: int
     inFlight: int
     seconds: float
+    core: int | None = None
     warmUp: float = 0.2
 
 
@@ -186,9 +189,12 @@ def _countBytes(answerBytes: int) -> Callable[[socket.socket], int]:
 
 def _connect(port: int, request: bytes) -> socket.socket:
     """
-    Connect and ask, without the detour through C{getaddrinfo} that C{socket.create_connection} makes.
+    Connect and ask, without the detour that C{socket.create_connection} makes through
+    C{getaddrinfo}.
     """
     client = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    # Else a request may wait for the server to acknowledge the last one (Nagle's algorithm),
+    # and the server, with nothing to answer, is in no hurry.
     client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     client.connect(("127.0.0.1", port))
     client.send(request)
@@ -244,6 +250,8 @@ def main() -> None:
     Do what standard input says.
     """
     load = msgspec.json.decode(sys.stdin.buffer.read(), type=Load)
+    if load.core is not None:
+        takeCore(0, load.core)
     meter = Meter(load)
     (pipelined if load.inFlight else connectionPerRequest)(load, meter)
     sys.stdout.buffer.write(msgspec.json.encode(meter.outcome()))

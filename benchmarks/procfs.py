@@ -20,6 +20,18 @@ def cpuSeconds(pid: int) -> float:
     return sum(map(int, fields[_UTIME : _UTIME + 2])) / os.sysconf("SC_CLK_TCK")
 
 
+def takeCore(pid: int, number: int) -> None:
+    """
+    Have a process run on one core only, if there are so many.
+
+    @param pid: which; 0 for this one.
+    @param number: 0 for the first core that we may use.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    if number < len(cores):
+        os.sched_setaffinity(pid, {cores[number]})
+
+
 def readCalls(pid: int) -> int:
     """
     How often it has called C{read}: every attribute of sysfs takes some, a socket takes

@@ -13,7 +13,7 @@ import json
 import socket
 import statistics
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import msgspec
 
 from benchmarks.children import runBare, runDaemon
 from benchmarks.load import Load, Outcome, put
+from benchmarks.procfs import takeCore
 
 ONE_REQUEST = '{"command":"list"}'
 ONE_OF_MANY = '{"command":"list","keep_alive":true}'
@@ -57,22 +58,47 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
 
 CASES = (
     Case(
-        name="a connection per request, 16 clients",
+        name="a connection per request, 32 clients",
         request=ONE_REQUEST,
-        connections=16,
+        connections=32,
         inFlight=0,
         target=0.6,
     ),
     Case(
-        name="keep_alive, 4 connections, 64 in flight on each",
+        name="keep_alive, 16 connections, 64 in flight on each",
         request=ONE_OF_MANY,
-        connections=4,
+        connections=16,
         inFlight=64,
         target=0.4,
     ),
 )
 
-Measure = Callable[[Case], Outcome]
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    How much to measure.
+
+    @ivar rounds: of each case and server.
+    @ivar seconds: of each measurement.
+    @ivar pin: a core for the load and one for the servers?
+    """
+
+    rounds: int
+    seconds: float
+    pin: bool
+
+
+class Server(msgspec.Struct, frozen=True):
+    """
+    One that runs.
+
+    @ivar closing: the port where a connection ends with its answer.
+    @ivar staying: the port where it does not.
+    """
+
+    pid: int
+    closing: int
+    staying: int
 
 
 class Round(msgspec.Struct, frozen=True):
@@ -80,6 +106,7 @@ class Round(msgspec.Struct, frozen=True):
     Both servers, one right after the other.
     """
 
+    case: Case
     daemon: Outcome
     bare: Outcome
 
@@ -118,22 +145,32 @@ def ask(port: int, request: str) -> bytes:
         return b"".join(iter(lambda: client.recv(65536), b""))
 
 
-def measureRounds(
-    cases: Iterable[Case], rounds: int, daemon: Measure, bare: Measure
-) -> dict[Case, list[Round]]:
+def measureRounds(plan: Plan, answerBytes: int, daemon: Server, bare: Server) -> list[Round]:
     """
     Measure, each second round the other way round.
     """
-    measured: dict[Case, list[Round]] = {case: [] for case in cases}
-    for number in range(rounds):
-        for case, done in measured.items():
-            if number % 2:
-                reference = bare(case)
-                done.append(Round(daemon(case), reference))
-            else:
-                ours = daemon(case)
-                done.append(Round(ours, bare(case)))
-    return measured
+    rounds = []
+    for number in range(plan.rounds):
+        for case in CASES:
+            servers = (daemon, bare) if number % 2 else (bare, daemon)
+            rates = {server: _measure(plan, case, answerBytes, server) for server in servers}
+            rounds.append(Round(case, rates[daemon], rates[bare]))
+    return rounds
+
+
+def _measure(plan: Plan, case: Case, answerBytes: int, server: Server) -> Outcome:
+    return put(
+        Load(
+            port=server.staying if case.inFlight else server.closing,
+            pid=server.pid,
+            requests=(case.request,),
+            answerBytes=answerBytes,
+            connections=case.connections,
+            inFlight=case.inFlight,
+            seconds=plan.seconds,
+            core=1 if plan.pin else None,
+        )
+    )
 
 
 def report(case: Case, rounds: list[Round]) -> str:
@@ -185,50 +222,38 @@ def _doubts(*outcomes: Outcome) -> list[str]:
     return []
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0, help="each measurement's")
-    parser.add_argument("--quick", action="store_true", help="see whether it works: seconds")
-    options = parser.parse_args()
-    if options.quick:
-        options.rounds, options.seconds = 2, 0.5
-    return options
+def measure(directory: Path, plan: Plan) -> list[Round]:
+    """
+    Run both servers and measure them.
+    """
+    with runDaemon(directory, virtualBackend()) as running:
+        answer = ask(running.port, ONE_REQUEST)
+        print(f"{len(json.loads(answer)['data'])} devices, an answer of {len(answer)} bytes\n")
+        daemon = Server(running.pid, running.port, running.port)
+        with runBare(directory, answer) as (pid, closing, staying):
+            if plan.pin:
+                takeCore(daemon.pid, 0)
+                takeCore(pid, 0)
+            return measureRounds(plan, len(answer), daemon, Server(pid, closing, staying))
 
 
 def main() -> None:
     """
-    Measure and print.
+    See what is wanted, do it and print.
     """
-    options = _options()
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=2.0, help="each measurement's")
+    parser.add_argument("--pin", action="store_true", help="a core for the load, one for the rest")
+    parser.add_argument("--quick", action="store_true", help="see whether it works: seconds")
+    options = parser.parse_args()
+    plan = Plan(rounds=options.rounds, seconds=options.seconds, pin=options.pin)
+    if options.quick:
+        plan = Plan(rounds=2, seconds=0.5, pin=options.pin)
     with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        with runDaemon(directory, virtualBackend()) as daemon:
-            answer = ask(daemon.port, ONE_REQUEST)
-            print(f"{len(json.loads(answer)['data'])} devices, answer of {len(answer)} bytes\n")
-            with runBare(directory, answer) as (pid, closing, staying):
-
-                def load(case: Case, port: int, server: int) -> Outcome:
-                    return put(
-                        Load(
-                            port=port,
-                            pid=server,
-                            requests=(case.request,),
-                            answerBytes=len(answer),
-                            connections=case.connections,
-                            inFlight=case.inFlight,
-                            seconds=options.seconds,
-                        )
-                    )
-
-                measured = measureRounds(
-                    CASES,
-                    options.rounds,
-                    daemon=lambda case: load(case, daemon.port, daemon.pid),
-                    bare=lambda case: load(case, staying if case.inFlight else closing, pid),
-                )
-    for case, rounds in measured.items():
-        print(report(case, rounds), end="\n\n")
+        rounds = measure(Path(name), plan)
+    for case in CASES:
+        print(report(case, [each for each in rounds if each.case is case]), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -176,7 +176,8 @@ class Wire:
     def closeWrite(self) -> None:
         """The client closes its side."""
         self.turn()
-        IHalfCloseableProtocol(self.protocol).readConnectionLost()
+        if not self.ended:
+            IHalfCloseableProtocol(self.protocol).readConnectionLost()
         self.turn()
 
     def drop(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import yaml
+from yaml.reader import ReaderError
 
 from usbip_server.backends.options import invalid
 from usbip_server.errors import InvalidOption
@@ -72,7 +73,11 @@ class Source:
         self._lines: dict[Path, int] = {(): 1}
         try:
             node = yaml.compose(text, Loader=yaml.SafeLoader)
-            self._data = {} if node is None else self._take(node, ())
+            data = None if node is None else self._take(node, ())
+            self._data = {} if data is None else data
+        except ReaderError as error:
+            line = text.count("\n", 0, error.position) + 1
+            raise ConfigError(f"{name}:{line}: this is not YAML: {error.reason}") from None
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             line = mark.line + 1 if mark else 1
@@ -139,8 +144,14 @@ def _scalar(node: yaml.Node) -> Any:
     loader = yaml.SafeLoader("")
     try:
         return loader.construct_object(node)
-    except ValueError as error:  # such as 2026-99-99, which looks like a date
-        raise yaml.MarkedYAMLError(problem=str(error), problem_mark=node.start_mark) from None
+    except yaml.YAMLError:
+        raise
+    except Exception:  # each type has its own; 2026-99-99 looks like a date
+        kind = node.tag.rpartition(":")[2]
+        raise yaml.MarkedYAMLError(
+            problem=f"{node.value!r} is no {kind}: if it is text, put it in quotes",
+            problem_mark=node.start_mark,
+        ) from None
     finally:
         loader.dispose()
 

@@ -4,7 +4,6 @@ The daemon as a Twisted service: it starts, listens and stops.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from twisted.application.service import Service
@@ -20,6 +19,16 @@ from usbip_server.sharing import Sharing
 
 CLOSING_SECONDS = 2.0
 """For clients to take their last answers when the daemon stops."""
+
+
+class Deaf(SystemExit, Exception):
+    """
+    The daemon cannot listen, is of no use, and has to say so to whoever starts it.
+
+    C{SystemExit} ends the process with the message and without a traceback; an
+    C{Exception} is what C{twistd} hands to the process that waits for it to become a
+    daemon, and that would otherwise wait for ever.
+    """
 
 
 class Daemon(Service):
@@ -46,14 +55,17 @@ class Daemon(Service):
     def privilegedStartService(self) -> None:
         """
         Listen, while the process may still use low ports.
+
+        @raise Deaf: that is not possible.
         """
-        for description, endpoint in self._endpoints:
+        endpoints, self._endpoints = self._endpoints, ()
+        for description, endpoint in endpoints:
+            failures: list[Failure] = []
             listening: Deferred[IListeningPort] = endpoint.listen(self._factory)
-            listening.addCallbacks(
-                self._listens, self._deaf, callbackArgs=(description,), errbackArgs=(description,)
-            )
-            listening.addErrback(self._quit)
-        self._endpoints = ()
+            listening.addCallbacks(self._listens, failures.append, callbackArgs=(description,))
+            for failure in failures:
+                assert failure.value is not None
+                raise Deaf(explain(description, failure.value))
 
     def startService(self) -> None:
         """
@@ -95,18 +107,6 @@ class Daemon(Service):
             address=str(address),
             port=getattr(address, "port", None),
         )
-
-    def _deaf(self, failure: Failure, description: str) -> None:
-        """
-        A daemon that does not listen is of no use, and has to say so to whoever starts it.
-        """
-        assert failure.value is not None
-        message = explain(description, failure.value)
-        self._log.critical("{message}", message=message)
-        raise SystemExit(message)
-
-    def _quit(self, failure: Failure) -> None:
-        sys.exit(str(failure.value))
 
 
 async def _maybe(result: Deferred[None] | None) -> None:

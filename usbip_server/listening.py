@@ -32,10 +32,21 @@ def serverEndpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
     if kind == "tcp" and ":" not in rest and "=" not in rest:
         return EveryInterface(reactor, _port(rest))
     try:
-        endpoint: IStreamServerEndpoint = serverFromString(reactor, description)
+        endpoint: IStreamServerEndpoint = serverFromString(reactor, _withBacklog(description))
     except Exception as error:  # a parser may raise what it likes
         raise ValueError(f"{description!r} is not an endpoint description: {error}") from None
     return endpoint
+
+
+def _withBacklog(description: str) -> str:
+    """
+    Twisted's own 50 are few when everybody comes at once: those that find no room try
+    again after a second, and old clients give up after two.
+    """
+    takesOne = description.startswith(("tcp:", "tcp6:", "ssl:", "unix:"))
+    if takesOne and "=" in description and "backlog=" not in description:
+        return f"{description}:backlog={BACKLOG}"
+    return description
 
 
 def _port(text: str) -> int:

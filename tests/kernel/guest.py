@@ -4,6 +4,9 @@ The guest, for a scenario: everything that a test needs of it comes from here.
 All functions block. Each ends by a deadline of its own and raises L{DeadlineMissed} if what
 it waits for has not happened. Any thread may call them: a test with a reactor says
 C{await deferToThread(guest.unplug, "disk")}.
+
+Trial runs a test in a folder of its own: a program that imports this project is run with
+C{cwd=guest.PROJECT}.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import contextlib
 import os
 from pathlib import Path
 
+from tests.kernel.cache import PROJECT
 from tests.kernel.devices import CARD_READER, DEVICES, DISK, HUB, KEYBOARD, SERIAL, TABLET
 from tests.kernel.inside.command import CommandResult, check, run
 from tests.kernel.inside.hotplug import (
@@ -30,6 +34,7 @@ from tests.kernel.inside.usb import (
     blockDevice,
     driverOf,
     imports,
+    importsPending,
     matchBusIds,
     readBlockDevice,
     ttyDevice,
@@ -49,6 +54,7 @@ __all__ = [
     "DISK",
     "HUB",
     "KEYBOARD",
+    "PROJECT",
     "SERIAL",
     "TABLET",
     "CommandResult",
@@ -152,11 +158,12 @@ def resetUsb() -> None:
 
     For C{tearDown}. Leaves the modules loaded, and the names in usbip-host's table.
     """
+    waitUntil(lambda: not importsPending(), "vhci has settled")
     for port, busId in imports().items():
         (VHCI_FOLDER / "detach").write_text(str(port))
         waitGone(busId)
     for device in DEVICES:
-        if driverOf(device.busId) == "usbip-host":
+        if vidPid(device.busId) is not None and driverOf(device.busId) != "usb":
             _giveBack(device.busId)
     for device in DEVICES:
         if vidPid(device.busId) != device.vidPid or (
@@ -173,5 +180,6 @@ def _giveBack(busId: str) -> None:
     """
     The order that is safe whatever happens meanwhile: no C{rebind}, no C{del}.
     """
-    (DRIVERS_FOLDER / "usbip-host" / "unbind").write_text(busId)
+    if driverOf(busId) == "usbip-host":
+        (DRIVERS_FOLDER / "usbip-host" / "unbind").write_text(busId)
     (DRIVERS_FOLDER / "usb" / "bind").write_text(busId)

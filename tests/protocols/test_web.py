@@ -31,7 +31,9 @@ LIST = b'{"command":"list"}'
 ATTACH = b'{"command":"attach","id":"1-1.4"}'
 
 
-def post(body: bytes, *headers: bytes, path: bytes = b"/", host: bytes = b"192.0.2.1:5055") -> bytes:
+def post(
+    body: bytes, *headers: bytes, path: bytes = b"/", host: bytes = b"192.0.2.1:5055"
+) -> bytes:
     """A POST as clients send it."""
     lines = [
         b"POST %s HTTP/1.1" % path,
@@ -56,7 +58,8 @@ class Response:
         first, *lines = head.decode("latin-1").split("\r\n")
         self.code = int(first.split()[1])
         self.headers = {
-            name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)
+            name.lower(): value.strip()
+            for name, _, value in (line.partition(":") for line in lines)
         }
         self.body = b""
 
@@ -320,7 +323,9 @@ class AdmissionTests(WebTestCase):
 
     def test_originWithoutHost(self) -> None:
         """An origin needs a host to be the same as."""
-        request = b"POST / HTTP/1.0\r\nOrigin: http://localhost\r\nContent-Length: 18\r\n\r\n" + LIST
+        request = (
+            b"POST / HTTP/1.0\r\nOrigin: http://localhost\r\nContent-Length: 18\r\n\r\n" + LIST
+        )
         self.assertEqual(self.ask(request).code, 403)
 
     def test_messages(self) -> None:
@@ -406,6 +411,14 @@ class ConnectionTests(WebTestCase):
             self.assertEqual(codes, [200, 200, 200], way)
             self.assertFalse(wire.ended)
 
+    def test_manyPipelined(self) -> None:
+        """As many as a segment holds are."""
+        for request in (get(), post(LIST)):
+            many = 2**16 // len(request)
+            wire = self.connect()
+            wire.send(request * many)
+            self.assertEqual(len(responses(wire.received)), many)
+
     def test_pipelinedBehindSlow(self) -> None:
         """That is so when the first takes its time."""
         for way, segments in threeWays([post(ATTACH), post(LIST)]):
@@ -456,7 +469,7 @@ class ConnectionTests(WebTestCase):
 
     def test_halfCloseIncomplete(self) -> None:
         """So it is where a request was begun and will never be whole."""
-        request = post(LIST)
+        request = post(LIST, b"Connection: close")
         for length in range(1, len(request)):
             wire = self.connect()
             wire.send(request[:length])

@@ -71,6 +71,7 @@ class WebRequest(Request):
         """
         Answer. Called when the whole request is there.
         """
+        self.channel.answering = True
         Deferred.fromCoroutine(self._process()).addErrback(
             lambda failure: self._log.failure("a bug in answering over HTTP", failure)
         )
@@ -136,10 +137,14 @@ class WebRequest(Request):
 class WebChannel(HTTPChannel):
     """
     One connection.
+
+    @ivar answering: an answer is under way.
     """
 
     requestFactory = WebRequest
     principal: Principal
+    answering = False
+    _noMore = False
 
     def resetTimeout(self) -> None:
         """
@@ -148,9 +153,19 @@ class WebChannel(HTTPChannel):
         """
 
     def readConnectionLost(self) -> None:
-        """No more requests; those there are are answered."""
-        self.persistent = False
-        if not self.requests:
+        """No more comes; the requests that are whole are answered."""
+        self._noMore = True
+        self._closeIfDone()
+
+    def requestDone(self, request: Request) -> None:
+        self.answering = False
+        super().requestDone(request)  # begins the next one, or closes
+        if self.persistent:
+            self._closeIfDone()
+
+    def _closeIfDone(self) -> None:
+        if self._noMore and not self.answering:
+            self.persistent = self._noMore = False
             self.loseConnection()
 
     def writeConnectionLost(self) -> None:

@@ -8,6 +8,7 @@ import contextlib
 import subprocess
 import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 from tests.kernel.inside.waiting import DEADLINE, DeadlineMissed
@@ -34,6 +35,7 @@ def run(
     seconds: float = DEADLINE,
     stdin: str = "",
     env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
 ) -> CommandResult:
     """
     Run a program to its end.
@@ -41,6 +43,7 @@ def run(
     Its output goes to files, not pipes: a daemon that it leaves behind keeps no one waiting.
 
     @param env: its whole environment, if not ours.
+    @param cwd: where it runs, if not in trial's folder.
     @raise DeadlineMissed: it did not end, and was killed. One that hangs in the kernel is
         not waited for.
     """
@@ -51,7 +54,7 @@ def run(
     ):
         source.write(stdin.encode("utf-8"))
         source.seek(0)
-        child = subprocess.Popen(argv, stdin=source, stdout=out, stderr=err, env=env)
+        child = subprocess.Popen(argv, stdin=source, stdout=out, stderr=err, env=env, cwd=cwd)
         try:
             child.wait(seconds)
         except subprocess.TimeoutExpired:

@@ -4,7 +4,7 @@ What the guest's sysfs says about USB devices.
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.kernel.inside.waiting import DEADLINE, waitUntil
@@ -13,6 +13,7 @@ DEVICES_FOLDER = Path("/sys/bus/usb/devices")
 DRIVERS_FOLDER = Path("/sys/bus/usb/drivers")
 VHCI_FOLDER = Path("/sys/devices/platform/vhci_hcd.0")
 
+_VHCI_NOT_ASSIGNED = 5
 _VHCI_USED = 6
 
 
@@ -105,15 +106,25 @@ def imports() -> dict[int, str]:
     """
     Which port of vhci has which device, by the bus id it has here: C{{0: "3-1"}}.
     """
-    found = {}
-    # hub port sta spd dev sockfd local_busid
-    for status in VHCI_FOLDER.glob("status*"):
-        for port, state, busId in re.findall(
-            r"^[hs]s +(\d+) +(\d+) .* (\S+)$", status.read_text(), re.MULTILINE
-        ):
-            if int(state) == _VHCI_USED:
-                found[int(port)] = busId
-    return found
+    return {port: busId for port, state, busId in _vhciPorts() if state == _VHCI_USED}
+
+
+def importsPending() -> bool:
+    """
+    Is there an import that has no bus id here yet?
+    """
+    return any(state == _VHCI_NOT_ASSIGNED for _, state, _ in _vhciPorts())
+
+
+def _vhciPorts() -> Iterator[tuple[int, int, str]]:
+    """
+    Number, state and bus id of every port of vhci; none if it is not loaded.
+    """
+    for status in sorted(VHCI_FOLDER.glob("status*")):
+        # hub port sta spd dev sockfd local_busid
+        for line in status.read_text().splitlines()[1:]:
+            _, port, state, _, _, _, busId = line.split()
+            yield int(port), int(state), busId
 
 
 def waitImport(seconds: float = DEADLINE) -> tuple[int, str]:

@@ -1,0 +1,263 @@
+"""
+The daemon on a machine with 10,000 devices: C{python -m benchmarks.largetree}.
+
+How long it takes to start, to list and to find; that no request makes it look at the
+devices again; what it costs when nobody asks for anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import socket
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from benchmarks.children import RunningDaemon, runDaemon
+from benchmarks.load import Load, put
+from benchmarks.procfs import cpuSeconds, readCalls
+from benchmarks.sysfstree import Plugged, makeTree, plugged
+
+IDLE_TARGET = 0.05
+"""Of a core."""
+
+WINDOW = 10.0
+"""Seconds; the idle daemon is watched for some of these."""
+
+PROBE_SECONDS = 0.02
+"""Between two requests of somebody who watches for the daemon to hesitate."""
+
+BATCHES = 10
+
+
+class Client:
+    """
+    One connection, one request after the other.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port))
+        self._answers = self._socket.makefile("rb")
+
+    def ask(self, request: str) -> tuple[float, bytes]:
+        """
+        @return: how many seconds the answer took, and the answer.
+        """
+        line = request.encode() + b"\n"
+        began = time.perf_counter()
+        self._socket.sendall(line)
+        answer = self._answers.readline()
+        return time.perf_counter() - began, answer
+
+    def succeed(self, request: str) -> float:
+        """
+        @return: how many seconds the answer took, which has to be a success.
+        """
+        seconds, answer = self.ask(request)
+        if not answer.startswith(b'{"status":"success"'):
+            raise RuntimeError(f"{request} was answered {answer[:200]!r}")
+        return seconds
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._answers.close()
+        self._socket.close()
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    How much to measure.
+
+    @ivar devices: in the tree.
+    @ivar finds: of each kind.
+    @ivar loadSeconds: of many finds at a time, of each kind.
+    @ivar windows: in which the idle daemon is watched.
+    @ivar windowSeconds: how long one is.
+    @ivar probeSeconds: for which somebody watches for the daemon to hesitate.
+    """
+
+    devices: int = 10_000
+    finds: int = 1000
+    loadSeconds: float = 2.0
+    windows: int = 6
+    windowSeconds: float = WINDOW
+    probeSeconds: float = 60.0
+
+
+QUICK = Plan(devices=500, finds=50, loadSeconds=0.3, windows=2, windowSeconds=2.0, probeSeconds=3.0)
+
+
+def requestsFor(devices: Sequence[Plugged]) -> dict[str, tuple[str, ...]]:
+    """
+    For each kind of criterion requests that each find one device, all over the tree.
+    """
+    some = devices[:: max(2, len(devices) // 100 // 2 * 2)]  # even ones have ids of their own
+    return {
+        "id": tuple(_find(id=device.busId) for device in some),
+        "id glob": tuple(_find(id=f"{device.busId[:-1]}[{device.busId[-1]}]") for device in some),
+        "serial": tuple(_find(serial=device.serial) for device in some),
+        "desc": tuple(_find(desc=device.product.lower()) for device in some),
+        "vid:pid": tuple(_find(id=device.ids) for device in some),
+    }
+
+
+def _find(**criteria: Any) -> str:
+    return json.dumps({"command": "find", "keep_alive": True, **criteria})
+
+
+def reportStart(daemon: RunningDaemon) -> None:
+    """
+    How long until it was ready.
+    """
+    print(
+        f"start: listens after {daemon.listening:.2f} s, ready after {daemon.ready:.2f} s, "
+        f"{cpuSeconds(daemon.pid):.2f} s of CPU time, {_memory(daemon.pid)} MiB"
+    )
+
+
+def _memory(pid: int) -> int:
+    """
+    C{VmRSS}, in MiB.
+    """
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) // 1024
+    raise RuntimeError(f"no memory of process {pid}")
+
+
+def reportList(client: Client, wanted: int) -> None:
+    """
+    How long a list takes: the first is made, the others are sent again.
+    """
+    for detail in (False, True):
+        request = json.dumps({"command": "list", "keep_alive": True, "detail": detail})
+        first, answer = client.ask(request)
+        got = len(json.loads(answer)["data"])
+        if got != wanted:
+            raise RuntimeError(f"{got} devices listed, not {wanted}")
+        again = statistics.median(client.succeed(request) for _ in range(20))
+        print(
+            f"list{' with detail' if detail else ''}: {len(answer) / 1e6:.1f} MB, the first in "
+            f"{first * 1000:.1f} ms, the next in {again * 1000:.1f} ms (median)"
+        )
+
+
+def reportFinds(
+    daemon: RunningDaemon, client: Client, kind: str, requests: tuple[str, ...], plan: Plan
+) -> None:
+    """
+    How long a find takes, how many there can be in a second, and how often the daemon has
+    called C{read} for them.
+
+    It does so now and then without being asked; so the finds are counted in batches, most
+    of which nothing else falls into.
+    """
+    seconds: list[float] = []
+    reads: list[int] = []
+    for batch in range(BATCHES):
+        before = readCalls(daemon.pid)
+        for number in range(plan.finds // BATCHES):
+            at = batch * (plan.finds // BATCHES) + number
+            seconds.append(client.succeed(requests[at % len(requests)]))
+        reads.append(readCalls(daemon.pid) - before)
+    outcome = put(
+        Load(
+            port=daemon.port,
+            pid=daemon.pid,
+            requests=requests,
+            answerBytes=None,
+            connections=4,
+            inFlight=16,
+            seconds=plan.loadSeconds,
+        )
+    )
+    print(
+        f"find by {kind + ':':9}{statistics.median(seconds) * 1000:7.2f} ms (median), "
+        f"{outcome.rate:7.0f}/s, {outcome.ratePerCore:7.0f} per CPU second; "
+        f"read calls in each {plan.finds // BATCHES}: "
+        f"{statistics.median(reads):g} (median), {max(reads)} (most)"
+    )
+
+
+def reportIdle(daemon: RunningDaemon, plan: Plan, when: str) -> None:
+    """
+    What it does when nobody asks for anything.
+    """
+    shares: list[float] = []
+    began, used = time.monotonic(), cpuSeconds(daemon.pid)
+    reads = readCalls(daemon.pid)
+    for _ in range(plan.windows):
+        from_, before = time.monotonic(), cpuSeconds(daemon.pid)
+        time.sleep(plan.windowSeconds)
+        shares.append((cpuSeconds(daemon.pid) - before) / (time.monotonic() - from_))
+    mean = (cpuSeconds(daemon.pid) - used) / (time.monotonic() - began)
+    print(
+        f"idle, {when}: {mean:.1%} of a core (mean of {time.monotonic() - began:.0f} s; "
+        f"{max(shares):.1%} in the worst {plan.windowSeconds:g} s), "
+        f"{readCalls(daemon.pid) - reads} read calls; "
+        f"target {IDLE_TARGET:.0%}: {'met' if mean < IDLE_TARGET else 'MISSED'}"
+    )
+
+
+def reportHesitation(client: Client, request: str, plan: Plan) -> None:
+    """
+    How long somebody has to wait who asks just when the daemon looks at all devices.
+    """
+    seconds: list[float] = []
+    until = time.monotonic() + plan.probeSeconds
+    while time.monotonic() < until:
+        seconds.append(client.succeed(request))
+        time.sleep(PROBE_SECONDS)
+    slow = sorted(seconds)[-max(1, len(seconds) // 100)]
+    print(
+        f"find by id, now and then for {plan.probeSeconds:g} s: "
+        f"{statistics.median(seconds) * 1000:.2f} ms (median), {slow * 1000:.0f} ms (1 %), "
+        f"{max(seconds) * 1000:.0f} ms (longest)"
+    )
+
+
+def measure(directory: Path, plan: Plan) -> None:
+    """
+    Measure and print.
+    """
+    root = directory / "sys"
+    devices = list(plugged(plan.devices))
+    makeTree(root, devices)
+    requests = requestsFor(devices)
+    with runDaemon(directory, {"type": "sysfs", "root": str(root)}) as daemon:
+        reportStart(daemon)
+        client = Client(daemon.port)
+        reportList(client, plan.devices)
+        for kind, some in requests.items():
+            reportFinds(daemon, client, kind, some, plan)
+        reportHesitation(client, requests["id"][0], plan)
+        client.close()
+        reportIdle(daemon, plan, "where nothing tells whether there were uevents")
+        (root / "kernel").mkdir()
+        (root / "kernel/uevent_seqnum").write_text("4711\n")
+        reportIdle(daemon, plan, "where there were none")
+
+
+def main() -> None:
+    """
+    See what is wanted, and do it.
+    """
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.largetree", description=__doc__)
+    parser.add_argument("--devices", type=int, help="how many (10000)")
+    parser.add_argument("--quick", action="store_true", help="see whether it works: seconds")
+    options = parser.parse_args()
+    plan = QUICK if options.quick else Plan()
+    if options.devices:
+        plan = msgspec.structs.replace(plan, devices=options.devices)
+    with tempfile.TemporaryDirectory() as name:
+        measure(Path(name), plan)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,3 @@
+"""
+A backend for usbipshare: devices listed in a JSON file.
+"""

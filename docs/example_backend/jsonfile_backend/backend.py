@@ -1,0 +1,143 @@
+"""
+Devices listed in a JSON file, which somebody else writes. To plug a device in is to add it
+to the file, to unplug it is to take it out:
+
+    [{"bus_id": "1-1", "device_number": 2, "vendor_id": "2341", "product_id": "0043",
+      "description": "Arduino SA Uno R3", "serial": "7533", "holder": null}]
+
+C{holder} is the address of the client that has imported the device. To bind a device does
+nothing here but show it as bound: put in what makes yours importable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from twisted.internet.task import LoopingCall
+from zope.interface import implementer
+
+from usbip_server.backends.options import convert
+from usbip_server.device import DeviceState, UsbDevice, isBusId
+from usbip_server.errors import DeviceInUse, OperationFailed
+from usbip_server.interfaces import IUsbBackend
+from usbip_server.inventory import Inventory
+
+Hex = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{4}$")]
+Text = Annotated[str, msgspec.Meta(min_length=1)]
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """
+    What may stand beside C{type} in C{backend:}.
+
+    @ivar file: the file.
+    @ivar interval: seconds between looks at it.
+    """
+
+    file: str
+    interval: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """
+    A device in the file.
+
+    @ivar device_number: another one each time a device is plugged in.
+    """
+
+    bus_id: str
+    device_number: int
+    vendor_id: Hex
+    product_id: Hex
+    description: Text
+    serial: Text | None = None
+    holder: Text | None = None
+
+    def __post_init__(self) -> None:
+        if not isBusId(self.bus_id):
+            raise ValueError(f"{self.bus_id!r} is not a bus id")
+
+
+def makeBackend(options: Mapping[str, Any], reactor: Any) -> JsonFileBackend:
+    """
+    What L{usbip_server.backends.maker.BackendMaker} calls.
+    """
+    chosen = convert(options, Options)  # unknown keys and wrong types end here
+    return JsonFileBackend(Path(chosen.file), chosen.interval, reactor)
+
+
+@implementer(IUsbBackend)
+class JsonFileBackend:
+    """
+    Looks at the file now and then, and whenever something is to be done.
+    """
+
+    def __init__(self, file: Path, interval: float, reactor: Any) -> None:
+        self.inventory = Inventory()
+        self._file = file
+        self._interval = interval
+        self._bound: set[tuple[str, int]] = set()
+        self._loop = LoopingCall(self._look)
+        self._loop.clock = reactor
+
+    async def start(self) -> None:
+        self._loop.start(self._interval)  # the first look is taken before this returns
+
+    async def stop(self) -> None:
+        if self._loop.running:
+            self._loop.stop()
+
+    async def bind(self, device: UsbDevice, deadline: float) -> UsbDevice:
+        now = self._lookAt(device)
+        if now.state is DeviceState.IN_USE:
+            raise DeviceInUse(now)
+        self._bound.add((now.busId, now.deviceNumber))
+        return self._lookAt(device)
+
+    async def unbind(self, device: UsbDevice, deadline: float) -> UsbDevice:
+        now = self._lookAt(device)
+        self._bound.discard((now.busId, now.deviceNumber))
+        return self._lookAt(device)
+
+    def _lookAt(self, device: UsbDevice) -> UsbDevice:
+        """
+        The device as it is at this moment, if it is still the same one.
+        """
+        self._look()
+        now = self.inventory.get(device.busId)
+        if now is None or now.deviceNumber != device.deviceNumber:
+            raise OperationFailed(device, f"{device} is gone: it was unplugged")
+        return now
+
+    def _look(self) -> None:
+        """
+        Read the file. It is small and on a local disk, so this may block; what talks to
+        hardware or to the network may not.
+        """
+        try:
+            entries = msgspec.json.decode(self._file.read_bytes(), type=list[Entry])
+        except (OSError, msgspec.DecodeError) as error:
+            self.inventory.trouble = f"cannot read the list of devices: {error}"
+            self.inventory.replace([])
+            return
+        self.inventory.trouble = None
+        self._bound &= {(entry.bus_id, entry.device_number) for entry in entries}
+        self.inventory.replace([self._device(entry) for entry in entries])
+
+    def _device(self, entry: Entry) -> UsbDevice:
+        bound = (entry.bus_id, entry.device_number) in self._bound
+        holder = entry.holder if bound else None
+        state = DeviceState.BOUND if bound else DeviceState.FREE
+        return UsbDevice(
+            busId=entry.bus_id,
+            vendorId=entry.vendor_id,
+            productId=entry.product_id,
+            description=entry.description,
+            serial=entry.serial,
+            deviceNumber=entry.device_number,
+            state=DeviceState.IN_USE if holder else state,
+            holder=holder,
+        )

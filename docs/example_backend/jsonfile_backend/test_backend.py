@@ -1,0 +1,89 @@
+"""
+It does what every backend has to do, and says so if the file is broken.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.trial.unittest import TestCase
+
+from jsonfile_backend.backend import makeBackend
+from usbip_server.device import UsbDevice
+from usbip_server.errors import InvalidOption
+from usbip_server.interfaces import IUsbBackend
+from usbip_server.testing import BackendConformance
+
+
+class JsonFileTests(BackendConformance, TestCase):
+    """
+    The tests are in L{BackendConformance}; here is what happens to the devices.
+    """
+
+    def setUp(self) -> None:
+        self.file = Path(self.mktemp())
+        self.numbers = itertools.count(2)
+        self.entries: dict[str, dict[str, Any]] = {}
+        for busId in ("1-1", "1-2.4"):
+            self.put(busId)
+
+    def put(self, busId: str) -> None:
+        """Plug a device in."""
+        self.entries[busId] = {
+            "bus_id": busId,
+            "device_number": next(self.numbers),
+            "vendor_id": "2341",
+            "product_id": "0043",
+            "description": "Arduino SA Uno R3",
+        }
+        self.write()
+
+    def write(self) -> None:
+        """Write the file."""
+        self.file.write_text(json.dumps([*self.entries.values()]))
+
+    async def makeBackend(self) -> IUsbBackend:
+        return makeBackend({"file": str(self.file), "interval": 0.05}, reactor)
+
+    async def importDevice(self, device: UsbDevice) -> None:
+        self.entries[device.busId]["holder"] = "192.0.2.7"
+        self.write()
+
+    async def unplug(self, device: UsbDevice) -> None:
+        del self.entries[device.busId]
+        self.write()
+
+    async def plug(self, device: UsbDevice) -> None:
+        self.put(device.busId)
+
+    async def test_holder(self) -> None:
+        """Who has a device is shown."""
+        backend, device = await self.started()
+        await self.importDevice(await backend.bind(device, 1))
+        await self.until(lambda: backend.inventory.get("1-1").holder == "192.0.2.7")
+
+    async def test_brokenFile(self) -> None:
+        """While the file is broken there are no devices, and clients are told why."""
+        backend, _ = await self.started()
+        nowhere = self.file.read_text().replace("1-2.4", "usb1")
+        for text, reason in (
+            ("[{]", "malformed"),
+            ('[{"bus_id": "1-1"}]', "device_number"),
+            (nowhere, "'usb1' is not a bus id"),
+        ):
+            self.file.write_text(text)
+            await self.until(lambda reason=reason: reason in (backend.inventory.trouble or ""))
+            self.assertEqual(backend.inventory.snapshot.devices, ())
+        self.write()
+        await self.until(lambda: backend.inventory.trouble is None)
+        self.assertEqual(len(backend.inventory.snapshot.devices), 2)
+
+    def test_options(self) -> None:
+        """Wrong options are told from right ones."""
+        error = self.assertRaises(InvalidOption, makeBackend, {}, reactor)
+        self.assertEqual(error.path, ("file",))
+        self.assertRaises(InvalidOption, makeBackend, {"file": "f", "interval": 0}, reactor)

@@ -1,0 +1,372 @@
+"""
+The daemon on a stock kernel and emulated hardware, with stock C{usbip} as client: the same
+with both backends.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.childdaemon import ChildDaemon
+from tests.kernel import guest
+
+if TYPE_CHECKING:
+    Base = SynchronousTestCase
+else:
+    Base = object
+
+DISK = guest.DISK.busId
+BUS_IDS = ["1-1", "1-2.2", "1-2.4", "1-3", "1-4"]
+
+
+class Scenarios(Base):
+    """
+    What both backends have to show.
+
+    @cvar backend: the YAML of the backend.
+    """
+
+    backend: str
+
+    def setUp(self) -> None:
+        guest.modprobe("usbip-host")
+        guest.modprobe("vhci-hcd")
+        guest.awaitDevices()
+        self.addCleanup(guest.resetUsb)
+
+    def daemon(self, prefix: Sequence[str] = ()) -> ChildDaemon:
+        """A daemon that runs until the test ends."""
+        daemon = ChildDaemon(f"backend: {self.backend}", prefix=prefix)
+        daemon.__enter__()
+        self.addCleanup(daemon.__exit__, None, None, None)
+        return daemon
+
+    def succeeds(self, answer: dict[str, Any]) -> Any:
+        """The data of an answer that has to be a success."""
+        self.assertEqual(answer["status"], "success", answer)
+        return answer["data"]
+
+    def fails(self, answer: dict[str, Any], text: str) -> None:
+        """An answer that has to be a failure, and to say why."""
+        self.assertEqual(answer["status"], "failure", answer)
+        self.assertIn(text, answer["message"])
+
+    def listed(self, daemon: ChildDaemon) -> list[str]:
+        """The bus ids it lists."""
+        return [device["bus_id"] for device in self.succeeds(daemon.ask("list"))]
+
+    def state(self, daemon: ChildDaemon, busId: str = DISK) -> str | None:
+        """What it says of a device."""
+        answer = daemon.ask("find", id=busId, detail=True)
+        return answer["data"]["state"] if answer["status"] == "success" else None
+
+    def test_list(self) -> None:
+        """
+        FTDI, keyboard, disk, tablet and card reader are listed, with the descriptions that
+        lsusb prints, and no hub.
+        """
+        daemon = self.daemon()
+        devices = self.succeeds(daemon.ask("list", detail=True))
+        self.assertEqual([device["bus_id"] for device in devices], BUS_IDS)
+        for device in devices:
+            numbers = f"{device['bus']:03d}:{int(device['device_name'][-3:]):03d}"
+            line = guest.check("lsusb", "-s", numbers).strip()
+            ids = f"{device['vendor_id']}:{device['product_id']}"
+            self.assertEqual(line.partition(f"ID {ids} ")[2], device["description"])
+            self.assertTrue(os.path.exists(device["device_name"]), device)
+            self.assertEqual((device["state"], device["driver"]), ("free", "usb"))
+        disk = devices[BUS_IDS.index(DISK)]
+        self.assertEqual((disk["serial"], disk["interfaces"]), ("DISK42", ["08/06/50"]))
+
+    def test_criteria(self) -> None:
+        """
+        Every criterion finds what it should.
+        """
+        daemon = self.daemon()
+        for busId, criteria in (
+            ("1-1", {"id": "1-1"}),
+            (DISK, {"id": "1-2.4*"}),
+            ("1-1", {"id": "0403:6001"}),
+            ("1-4", {"id": "08E6:*"}),
+            (DISK, {"bus": DISK}),
+            ("1-1", {"bus": "1", "first": True}),
+            ("1-1", {"bus": 1, "serial": "QSER1"}),
+            (DISK, {"serial": "DISK42"}),
+            (DISK, {"serial": "DISK*"}),
+            ("1-1", {"desc": "ft232"}),
+            (DISK, {"desc": "*HARDDRIVE"}),
+            ("1-2.2", {"id": "0627:0001", "first": True}),
+        ):
+            found = self.succeeds(daemon.ask("find", **criteria))
+            self.assertEqual(found["bus_id"], busId, criteria)
+        several = daemon.ask("find", desc="QEMU")
+        self.assertEqual(several["status"], "multiple_matches")
+        for busId in ("1-2.2", DISK, "1-3"):
+            self.assertIn(busId, several["message"])
+        self.assertEqual(daemon.ask("find", serial="NONE")["status"], "not_found")
+        without = [d["bus_id"] for d in self.succeeds(daemon.ask("list")) if d["serial"] is None]
+        for busId in without:
+            self.assertEqual(daemon.ask("find", id=busId, serial="*")["status"], "not_found")
+
+    def test_share(self) -> None:
+        """
+        Attach, import with stock C{usbip}, read the true bytes; attach again disturbs
+        nothing and says that it is in use; detach gives the disk back to usb-storage.
+        """
+        daemon = self.daemon()
+        for _ in range(2):
+            self.succeeds(daemon.ask("attach", serial="DISK42"))
+            self.assertEqual(guest.driverOf(DISK), "usbip-host")
+        with guest.StockUsbipd():
+            self.assertIn(DISK, guest.check("usbip", "list", "-r", "127.0.0.1"))
+            guest.check("usbip", "attach", "-r", "127.0.0.1", "-b", DISK)
+            port, imported = guest.waitImport()
+            node = guest.waitBlockDevice(imported)
+            self.fails(daemon.ask("attach", id=DISK), "in use")
+            self.assertTrue(guest.diskBytes() == guest.readBlockDevice(node))
+            self.assertEqual(self.state(daemon), "in_use")
+            self.assertEqual(self.listed(daemon), BUS_IDS)  # not the imported one
+            guest.check("usbip", "detach", "-p", str(port))
+            guest.waitGone(imported)
+        guest.waitUntil(lambda: self.state(daemon) == "bound", "the daemon sees it released")
+        for _ in range(2):
+            self.succeeds(daemon.ask("detach", id=DISK))
+        node = guest.waitBlockDevice(DISK)
+        self.assertTrue(guest.diskBytes() == guest.readBlockDevice(node))
+        self.assertEqual(self.state(daemon), "free")
+
+    def test_detachInUse(self) -> None:
+        """
+        Detach takes the device from its client.
+        """
+        daemon = self.daemon()
+        self.succeeds(daemon.ask("attach", id=DISK))
+        with guest.StockUsbipd():
+            guest.check("usbip", "attach", "-r", "127.0.0.1", "-b", DISK)
+            _, imported = guest.waitImport()
+            self.succeeds(daemon.ask("detach", id=DISK))
+            guest.waitGone(imported)
+        guest.waitBlockDevice(DISK)
+
+    def test_hotplug(self) -> None:
+        """
+        What is unplugged is gone from the list, what is plugged in is in it; a bound
+        device that was unplugged comes back free and can be attached.
+        """
+        daemon = self.daemon()
+        self.succeeds(daemon.ask("attach", id=DISK))
+        guest.unplug("disk")
+        self.listsSoon(daemon, without=DISK)
+        guest.plugDisk(serial="DISK43")
+        self.listsSoon(daemon)
+        self.succeeds(daemon.ask("attach", serial="DISK43"))
+        self.assertEqual(self.state(daemon), "bound")
+
+    def listsSoon(self, daemon: ChildDaemon, without: str = "") -> None:
+        """It lists all devices but one before long."""
+        wanted = [busId for busId in BUS_IDS if busId != without]
+        guest.waitUntil(lambda: self.listed(daemon) == wanted, f"{wanted} are listed")
+
+    def test_unplugDuringAttach(self) -> None:
+        """
+        A device that is unplugged while it is attached is a success or a failure, and
+        nothing is left of it.
+        """
+        daemon = self.daemon()
+        for serial in ("DISK50", "DISK51", "DISK52"):
+            answers: list[dict[str, Any]] = []
+            attach = threading.Thread(
+                target=lambda heard=answers: heard.append(daemon.ask("attach", id=DISK))
+            )
+            attach.start()
+            guest.unplug("disk")
+            attach.join(guest.DEADLINE)
+            self.assertIn(answers[0]["status"], ("success", "failure", "not_found"))
+            self.listsSoon(daemon, without=DISK)
+            guest.plugDisk(serial=serial)
+            self.listsSoon(daemon)
+        self.succeeds(daemon.ask("attach", id=DISK))
+
+    def test_stockBind(self) -> None:
+        """
+        What another program binds and unbinds is seen, and left alone.
+        """
+        daemon = self.daemon()
+        guest.check("usbip", "bind", "-b", DISK)
+        guest.waitUntil(lambda: self.state(daemon) == "bound", "the daemon sees it bound")
+        self.succeeds(daemon.ask("attach", id=DISK))
+        guest.check("usbip", "unbind", "-b", DISK)
+        guest.waitUntil(lambda: self.state(daemon) == "free", "the daemon sees it free")
+
+    def test_killed(self) -> None:
+        """
+        A daemon that was killed finds what it had bound, and a running import goes on.
+        """
+        first = self.daemon()
+        self.succeeds(first.ask("attach", id=DISK))
+        with guest.StockUsbipd():
+            guest.check("usbip", "attach", "-r", "127.0.0.1", "-b", DISK)
+        _, imported = guest.waitImport()
+        first.child.kill()
+        first.child.wait()
+        second = self.daemon()
+        self.assertEqual(self.state(second), "in_use")
+        self.fails(second.ask("attach", id=DISK), "in use")
+        node = guest.waitBlockDevice(imported)
+        self.assertTrue(guest.diskBytes() == guest.readBlockDevice(node))
+        self.succeeds(second.ask("detach", id=DISK))
+
+    def test_module(self) -> None:
+        """
+        Without usbip-host the daemon loads it; if that cannot be, it says what to do, and
+        the device keeps its driver.
+        """
+        guest.rmmod("usbip-host")
+        daemon = self.daemon()
+        forbidden = Path("/etc/modprobe.d/no-usbip-host.conf")
+        forbidden.write_text("install usbip-host /bin/false\n")
+        self.addCleanup(forbidden.unlink, missing_ok=True)
+        self.fails(daemon.ask("attach", id=DISK), "modprobe usbip-host")
+        self.assertEqual(guest.driverOf(DISK), "usb")
+        forbidden.unlink()
+        self.succeeds(daemon.ask("attach", id=DISK))
+
+    def test_permission(self) -> None:
+        """
+        Without the right to do so attach fails, says what is needed, and the device keeps
+        its driver; to list needs no rights.
+        """
+        daemon = self.daemon(prefix=asNobody())
+        self.assertEqual(self.listed(daemon), BUS_IDS)
+        answer = daemon.ask("attach", id=DISK)
+        self.fails(answer, "root")
+        self.assertEqual(guest.driverOf(DISK), "usb")
+
+    def test_stop(self) -> None:
+        """
+        A daemon that is told to end answers what is in progress, and leaves devices bound
+        or free, nothing between.
+        """
+        daemon = self.daemon()
+        answers: list[dict[str, Any]] = []
+        attach = threading.Thread(target=lambda: answers.append(daemon.ask("attach", id=DISK)))
+        attach.start()
+        daemon.logged("{device} {kind}")
+        daemon.child.terminate()
+        attach.join(guest.DEADLINE)
+        self.assertEqual(daemon.child.wait(guest.DEADLINE), -15)
+        self.succeeds(answers[0])
+        self.assertEqual(guest.driverOf(DISK), "usbip-host")
+
+
+class SysfsTests(Scenarios, SynchronousTestCase):
+    """
+    With the sysfs backend.
+    """
+
+    backend = "{type: sysfs}"
+
+    def test_full(self) -> None:
+        """
+        When others have taken all places in usbip-host's table the message says so, and
+        the device keeps its driver; a place of our own is used again.
+        """
+        daemon = self.daemon()
+        for _ in range(2):
+            self.succeeds(daemon.ask("attach", id="1-3"))
+            self.succeeds(daemon.ask("detach", id="1-3"))
+        table = Path("/sys/bus/usb/drivers/usbip-host/match_busid")
+        for port in range(1, 17 - len(guest.matchBusIds())):
+            table.write_text(f"add 9-{port}")
+        self.succeeds(daemon.ask("attach", id=DISK))  # in the place of 1-3
+        self.assertNotIn("1-3", guest.matchBusIds())
+        self.fails(daemon.ask("attach", id="1-4"), "all 16 places")
+        self.assertEqual(guest.driverOf("1-4"), "usb")
+        self.succeeds(daemon.ask("detach", id=DISK))
+        guest.resetUsb()
+        guest.rmmod("usbip-host")
+        guest.modprobe("usbip-host")
+
+    def test_stress(self) -> None:
+        """
+        Many attaches and detaches of all devices at the same time, and the kernel does
+        not complain.
+        """
+        daemon = self.daemon()
+
+        def work(busId: str) -> None:
+            for _ in range(10):
+                daemon.ask("attach", id=busId)
+                daemon.ask("detach", id=busId)
+
+        threads = [threading.Thread(target=work, args=(busId,)) for busId in BUS_IDS]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        guest.waitUntil(
+            lambda: {guest.driverOf(busId) for busId in BUS_IDS} == {"usb"}, "all are free"
+        )
+        self.assertIsNone(re.search(r"BUG|Oops|WARNING", guest.dmesg()))
+
+
+class UsbipToolTests(Scenarios, SynchronousTestCase):
+    """
+    With the usbip backend.
+    """
+
+    backend = "{type: usbip}"
+
+
+class SudoTests(Scenarios, SynchronousTestCase):
+    """
+    With the usbip backend, without root, through sudo as docs/server_setup.md says.
+    """
+
+    backend = "{type: usbip, command: [sudo, -n, usbip]}"
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.sudoers = Path("/etc/sudoers.d/usbipshare")
+        self.sudoers.write_text("nobody ALL=(root) NOPASSWD: /usr/sbin/usbip\n")
+        self.sudoers.chmod(0o440)
+
+    def daemon(self, prefix: Sequence[str] = ()) -> ChildDaemon:
+        return super().daemon(asNobody())
+
+    def test_permission(self) -> None:
+        """
+        Without the line in sudoers attach fails, and says which line that is.
+        """
+        self.sudoers.write_text("")
+        daemon = self.daemon()
+        self.fails(daemon.ask("attach", id=DISK), "NOPASSWD")
+        self.assertEqual(guest.driverOf(DISK), "usb")
+
+    def test_module(self) -> None:
+        """
+        Without usbip-host, which it may not load, it says what to do.
+        """
+        guest.rmmod("usbip-host")
+        self.fails(self.daemon().ask("attach", id=DISK), "modprobe usbip-host")
+        self.assertEqual(guest.driverOf(DISK), "usb")
+
+
+def asNobody() -> list[str]:
+    """
+    The prefix of a command that is to run without any rights. Opens the way to the
+    interpreter, which may be in somebody's home.
+    """
+
+    for start in (sys.executable, os.path.realpath(sys.executable), __file__):
+        for folder in Path(start).parents:
+            folder.chmod(folder.stat().st_mode | 0o055)
+    return ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]

@@ -1,0 +1,179 @@
+"""
+Tests of L{usbip_server.commands}.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from usbip_server.commands import (
+    COMMANDS,
+    LONGEST_CRITERION,
+    AttachDevice,
+    DetachDevice,
+    DeviceRequest,
+    FindDevice,
+    ListDevices,
+    Request,
+    decode,
+)
+from usbip_server.errors import InvalidRequest
+
+
+def subclasses(kind: type[Any]) -> set[type[Any]]:
+    """All classes beneath a class."""
+    return {found for child in kind.__subclasses__() for found in {child} | subclasses(child)}
+
+
+class GoodTests(SynchronousTestCase):
+    """
+    What is a request.
+    """
+
+    def test_list(self) -> None:
+        """To list needs nothing else."""
+        self.assertEqual(decode(b'{"command":"list"}'), ListDevices())
+
+    def test_deviceRequests(self) -> None:
+        """The others say which device."""
+        for word, kind in (("find", FindDevice), ("attach", AttachDevice), ("detach", DetachDevice)):
+            request = {"command": word, "id": "1-1", "bus": 1, "serial": "a", "desc": "b"}
+            self.assertEqual(
+                decode(json.dumps(request | {"first": True}).encode()),
+                kind(id="1-1", bus=1, serial="a", desc="b", first=True),
+            )
+
+    def test_oneIsEnough(self) -> None:
+        """Each criterion is enough on its own; null means absent."""
+        for key in DeviceRequest.criteria:
+            request = {"command": "find"} | dict.fromkeys(DeviceRequest.criteria) | {key: "1-1"}
+            self.assertEqual(decode(json.dumps(request).encode()), FindDevice(**{key: "1-1"}))
+
+    def test_bus(self) -> None:
+        """A bus is a number or a text."""
+        for bus in (1, "1", "1-1.4", 0):
+            decoded = decode(json.dumps({"command": "find", "bus": bus}).encode())
+            self.assertEqual(decoded, FindDevice(bus=bus))
+
+    def test_options(self) -> None:
+        """Every request may ask for detail, and for the connection to stay."""
+        for rest in ('"command":"list"', '"command":"find","id":"1-1"'):
+            decoded = decode(b'{%s,"detail":true,"keep_alive":true}' % rest.encode())
+            self.assertTrue(decoded.detail and decoded.keep_alive)
+
+    def test_space(self) -> None:
+        """White space round it and in it does not matter."""
+        self.assertEqual(decode(b' {"command" : "list"}\r'), ListDevices())
+
+    def test_unicode(self) -> None:
+        """A criterion may be in any language."""
+        self.assertEqual(
+            decode('{"command":"find","desc":"Tästatur"}'.encode()), FindDevice(desc="Tästatur")
+        )
+
+    def test_everyCommand(self) -> None:
+        """The words there are are those of the requests there are."""
+        words = {
+            kind.__struct_config__.tag
+            for kind in subclasses(Request)
+            if isinstance(kind.__struct_config__.tag, str)
+            and kind not in (Request, DeviceRequest)
+        }
+        self.assertEqual(words, set(COMMANDS))
+
+    def test_describe(self) -> None:
+        """In a message a request is its criteria."""
+        self.assertEqual(
+            FindDevice(bus=1, desc="Uno", first=True).describe(), "bus=1, desc='Uno'"
+        )
+
+
+class BadTests(SynchronousTestCase):
+    """
+    What is none.
+    """
+
+    def refused(self, raw: bytes) -> str:
+        """Why it is refused."""
+        with self.assertRaises(InvalidRequest) as caught:
+            decode(raw)
+        message = str(caught.exception)
+        self.assertNotIn("\n", message)
+        self.assertNotIn("$", message)
+        self.assertLess(len(message), 1000)
+        return message
+
+    def test_namesTheKey(self) -> None:
+        """A message names the key that is wrong."""
+        for raw, key in (
+            (b"{}", "command"),
+            (b'{"command":"reboot"}', "command"),
+            (b'{"command":7}', "command"),
+            (b'{"command":"find","id":7}', "id"),
+            (b'{"command":"find","bus":1.5}', "bus"),
+            (b'{"command":"find","bus":false}', "bus"),
+            (b'{"command":"find","serial":{}}', "serial"),
+            (b'{"command":"find","desc":[]}', "desc"),
+            (b'{"command":"find","id":"1-1","first":"yes"}', "first"),
+            (b'{"command":"list","detail":null}', "detail"),
+            (b'{"command":"list","keep_alive":1}', "keep_alive"),
+            (b'{"command":"list","first":true}', "first"),
+            (b'{"command":"find","id":"1-1","ID":"1-1"}', "ID"),
+            (b'{"command":"find","serial":""}', "serial"),
+            (b'{"command":"find","desc":"  "}', "desc"),
+        ):
+            self.assertIn(f"`{key}`", self.refused(raw), raw)
+
+    def test_namesTheCommands(self) -> None:
+        """A message about the command names those there are."""
+        for raw in (b"{}", b'{"command":"reboot"}', b'{"command":null}', b'{"Command":"list"}'):
+            message = self.refused(raw)
+            for word in COMMANDS:
+                self.assertIn(word, message, raw)
+
+    def test_noCriterion(self) -> None:
+        """Without a criterion it could be any device: the message names those there are."""
+        for raw in (b'{"command":"attach"}', b'{"command":"find","id":null,"first":true}'):
+            message = self.refused(raw)
+            for key in DeviceRequest.criteria:
+                self.assertIn(f"`{key}`", message)
+
+    def test_length(self) -> None:
+        """A criterion has a limit, so that no glob takes for ever."""
+        for key in DeviceRequest.criteria:
+            fits = json.dumps({"command": "find", key: "x" * LONGEST_CRITERION})
+            decode(fits.encode())
+            tooLong = json.dumps({"command": "find", key: "x" * (LONGEST_CRITERION + 1)})
+            self.assertIn(f"`{key}`", self.refused(tooLong.encode()))
+
+    def test_noJson(self) -> None:
+        """What is no JSON object is told what one looks like, whatever else is wrong with it."""
+        for raw in (b"", b"list", b'{"command":"list"', b'{"command":"list"}}', b"NaN", b"'"):
+            self.assertIn('{"command":"list"}', self.refused(raw), raw)
+
+    def test_otherTypes(self) -> None:
+        """JSON that is no object is none either."""
+        for raw in (b"[]", b"5", b"null", b'"list"', b"true"):
+            self.refused(raw)
+
+    def test_encoding(self) -> None:
+        """Nor is what is not UTF-8."""
+        for raw in (b'{"command":"\xff"}', b'{"command":"list","\xc3":1}', b"\xff"):
+            self.refused(raw)
+
+    def test_depth(self) -> None:
+        """Nor is what is nested as deeply as the limit on a request's length lets it be."""
+        for raw in (
+            b"[" * 60_000,
+            b'{"command":' + b"[" * 30_000 + b"]" * 30_000 + b"}",
+            b'{"a":' * 10_000 + b"1" + b"}" * 10_000,
+        ):
+            self.refused(raw)
+
+    def test_hugeNumber(self) -> None:
+        """Nor is a number beyond all measure."""
+        self.refused(b'{"command":"find","bus":1e400}')
+        self.refused(b'{"command":"find","bus":' + b"7" * 10_000 + b"}")
