@@ -39,7 +39,11 @@ class GoodTests(SynchronousTestCase):
 
     def test_deviceRequests(self) -> None:
         """The others say which device."""
-        for word, kind in (("find", FindDevice), ("attach", AttachDevice), ("detach", DetachDevice)):
+        for word, kind in (
+            ("find", FindDevice),
+            ("attach", AttachDevice),
+            ("detach", DetachDevice),
+        ):
             request = {"command": word, "id": "1-1", "bus": 1, "serial": "a", "desc": "b"}
             self.assertEqual(
                 decode(json.dumps(request | {"first": True}).encode()),
@@ -50,7 +54,8 @@ class GoodTests(SynchronousTestCase):
         """Each criterion is enough on its own; null means absent."""
         for key in DeviceRequest.criteria:
             request = {"command": "find"} | dict.fromkeys(DeviceRequest.criteria) | {key: "1-1"}
-            self.assertEqual(decode(json.dumps(request).encode()), FindDevice(**{key: "1-1"}))
+            only: Any = {key: "1-1"}
+            self.assertEqual(decode(json.dumps(request).encode()), FindDevice(**only))
 
     def test_bus(self) -> None:
         """A bus is a number or a text."""
@@ -79,16 +84,13 @@ class GoodTests(SynchronousTestCase):
         words = {
             kind.__struct_config__.tag
             for kind in subclasses(Request)
-            if isinstance(kind.__struct_config__.tag, str)
-            and kind not in (Request, DeviceRequest)
+            if isinstance(kind.__struct_config__.tag, str) and kind not in (Request, DeviceRequest)
         }
         self.assertEqual(words, set(COMMANDS))
 
     def test_describe(self) -> None:
         """In a message a request is its criteria."""
-        self.assertEqual(
-            FindDevice(bus=1, desc="Uno", first=True).describe(), "bus=1, desc='Uno'"
-        )
+        self.assertEqual(FindDevice(bus=1, desc="Uno", first=True).describe(), "bus=1, desc='Uno'")
 
 
 class BadTests(SynchronousTestCase):

@@ -96,7 +96,8 @@ class WrongTests(SynchronousTestCase):
         """A key that stands there twice is not silently the last one."""
         self.assertWrong("http: {}\nlisten: [tcp:1]\nhttp: {}\n", "3: http: stands here twice")
         self.assertWrong(
-            "backend:\n  type: virtual\n  port: 1\n  port: 2\n", "4: backend.port: stands here twice"
+            "backend:\n  type: virtual\n  port: 1\n  port: 2\n",
+            "4: backend.port: stands here twice",
         )
         self.assertWrong(
             "backend:\n  devices:\n    - {bus_id: 1-1,\n       bus_id: 1-2}\n",

@@ -127,9 +127,7 @@ class ShapeTests(SynchronousTestCase):
             and not any(known in kind.__mro__ for known in STATUS_OF)
         }
         self.assertEqual(uncovered, set())
-        self.assertEqual(
-            {status for status in Status} - set(STATUS_OF.values()), {Status.SUCCESS}
-        )
+        self.assertEqual(set(Status) - set(STATUS_OF.values()), {Status.SUCCESS})
 
     def test_statuses(self) -> None:
         """Each error has the status that the contract says."""
@@ -197,9 +195,7 @@ class LengthTests(SynchronousTestCase):
         """However many devices match, the message fits, and be their names as long as USB
         lets them be."""
         devices = manyDevices(1000)
-        talkative = [
-            changed(device, description="D" * 126, serial="S" * 126) for device in devices
-        ]
+        talkative = [changed(device, description="D" * 126, serial="S" * 126) for device in devices]
         for several in (devices, talkative):
             with self.assertRaises(SeveralMatch) as caught:
                 select(FindDevice(desc="*", serial="*" * 256), several)

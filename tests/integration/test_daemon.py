@@ -123,7 +123,7 @@ class LimitTests(DaemonTestCase):
                 refused = readAll(connection)
             crowd.pop().close()
             for _ in range(1000):
-                if b"success" in (answer := talk(port, LIST)):
+                if b"success" in (answer := self.talkSafely(port)):
                     break
             for connection in crowd:
                 connection.close()
@@ -134,7 +134,7 @@ class LimitTests(DaemonTestCase):
         self.assertIn("3 connections", json.loads(refused)["message"])
         self.assertEqual(json.loads(answer)["status"], "success")
 
-    async def test_twoThousand(self) -> None:
+    async def test_aThousand(self) -> None:
         """Far more clients than there is room for do not keep it from answering afterwards."""
         child, [port] = await self.daemon(INERT + "limits: {connections: 100}\n")
         await ask(port, command="list")  # what it opens to begin with is open now
@@ -145,7 +145,7 @@ class LimitTests(DaemonTestCase):
             for connection in crowd:
                 connection.close()
 
-        for _ in range(5):
+        for _ in range(3):
             await deferToThread(crowd)
         await self.assertRecovers(child, port, before)
 
@@ -177,10 +177,17 @@ class LimitTests(DaemonTestCase):
                 except ConnectionError:
                     continue
 
+    def talkSafely(self, port: int) -> bytes:
+        """Ask for the list; there may be no room yet, not even to be told so."""
+        try:
+            return talk(port, LIST)
+        except ConnectionError:
+            return b""
+
     async def assertRecovers(self, child: Child, port: int, before: int) -> None:
         """It answers, and has as many open files as it had before."""
         for _ in range(2000):
-            answer = await deferToThread(talk, port, LIST)
+            answer = await deferToThread(self.talkSafely, port)
             if b"success" in answer and descriptors(child) <= before:
                 break
         self.assertIn(b"success", answer)

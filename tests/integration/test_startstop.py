@@ -47,7 +47,7 @@ class Slow:
             busId="1-1", vendorId="1209", productId="0001", description="Snail")])
 
     async def stop(self):
-        pass
+        Logger().info("backend has stopped")
 
     async def bind(self, device, deadline):
         Logger().info("bind has begun")
@@ -115,6 +115,7 @@ class StoppingTests(DaemonTestCase):
         open(go, "w").close()
         self.assertEqual(json.loads(await attached)["status"], "success")
         self.assertIn(await child.ended, ENDED_WELL)
+        self.assertIn("backend has stopped", [event["log_format"] for event in child.events])
         levels = {event["log_level"]["name"] for event in child.events}
         self.assertEqual(levels, {"info"})
 

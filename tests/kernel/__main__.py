@@ -90,7 +90,10 @@ def scenarioNames(chosen: Sequence[str]) -> list[str]:
     nothing is chosen.
     """
     if chosen:
-        return [name if name.startswith("tests.") else f"{_SCENARIOS}.{name}" for name in chosen]
+        return [
+            name if name.startswith(("tests.", "benchmarks.")) else f"{_SCENARIOS}.{name}"
+            for name in chosen
+        ]
     modules = sorted((Path(__file__).parent / "scenarios").glob("[!_]*.py"))
     return [f"{_SCENARIOS}.{module.stem}" for module in modules]
 

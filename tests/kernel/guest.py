@@ -52,6 +52,7 @@ __all__ = [
     "DEADLINE",
     "DEVICES",
     "DISK",
+    "DRIVERS_FOLDER",
     "HUB",
     "KEYBOARD",
     "PROJECT",

@@ -113,6 +113,7 @@ class ClosingTests(LinesTestCase):
         wire.send(LIST)
         self.assertTrue(wire.transport.writeClosed)
         self.assertFalse(wire.ended)
+        self.assertIsNone(wire.transport.producer)
         self.assertAllEnds(wire)
 
     def test_clientThatDoesNotClose(self) -> None:

@@ -34,6 +34,9 @@ class LengthTests(LinesTestCase):
             wire = self.connect()
             wire.send(self.requestOf(self.limits.requestBytes - len(behind.strip(b"\n"))) + behind)
             self.assertEqual(wire.statuses, ["success"])
+        wire = self.connect()
+        wire.send(KEEP + b"  " + self.requestOf(self.limits.requestBytes))
+        self.assertEqual(wire.statuses, ["success", "success"])
 
     def test_oneTooLong(self) -> None:
         """A byte more is refused, with or without line feed, in one segment or many."""

@@ -370,6 +370,8 @@ class LengthTests(WebTestCase):
         wire.send(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n")
         wire.send(b"x" * 100_000)
         self.assertFalse(wire.ended)
+        [request] = wire.protocol.requests
+        self.assertLessEqual(request.content.seek(0, 2), 1024)
         self.clock.advance(30.1)
         self.assertTrue(wire.ended)
 

@@ -121,10 +121,7 @@ class VirtualBackend:
         self._numbers = itertools.count(2)
         self._usb: dict[str, Any] = {}
         self._noDoor: str | None = None
-        self._door = virtualusb.Door(
-            lambda busId, client: reactor.callFromThread(self._imported, busId, client),
-            lambda busId: reactor.callFromThread(self._released, busId),
-        )
+        self._door = virtualusb.Door(lambda busId: reactor.callFromThread(self._follow, busId))
 
     async def start(self) -> None:
         interface, port = self._options.interface, self._options.port
@@ -184,8 +181,9 @@ class VirtualBackend:
 
     async def bind(self, device: UsbDevice, deadline: float) -> UsbDevice:
         now = self._here(device)
-        if now.state is DeviceState.IN_USE:
-            raise DeviceInUse(now)
+        holder = self._door.holder(now.busId)
+        if holder is not None:
+            raise DeviceInUse(msgspec.structs.replace(now, state=DeviceState.IN_USE, holder=holder))
         if now.state is DeviceState.BOUND:
             return now
         if self._noDoor is not None:
@@ -201,18 +199,15 @@ class VirtualBackend:
             msgspec.structs.replace(now, state=DeviceState.FREE, driver="usb", holder=None)
         )
 
-    def _imported(self, busId: str, client: str) -> None:
-        self._become(busId, DeviceState.BOUND, DeviceState.IN_USE, client)
-
-    def _released(self, busId: str) -> None:
-        self._become(busId, DeviceState.IN_USE, DeviceState.BOUND, None)
-
-    def _become(
-        self, busId: str, before: DeviceState, after: DeviceState, holder: str | None
-    ) -> None:
+    def _follow(self, busId: str) -> None:
+        """
+        Show who has a device now.
+        """
         now = self.inventory.get(busId)
-        if now is not None and now.state is before:
-            self._put(msgspec.structs.replace(now, state=after, holder=holder))
+        if now is not None and now.state is not DeviceState.FREE:
+            holder = self._door.holder(busId)
+            state = DeviceState.BOUND if holder is None else DeviceState.IN_USE
+            self._put(msgspec.structs.replace(now, state=state, holder=holder))
 
     def _make(self, declared: VirtualDevice, device: UsbDevice) -> Any:
         usb = virtualusb.makeDevice(

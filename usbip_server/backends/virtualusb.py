@@ -33,6 +33,9 @@ HANDSHAKE_SECONDS = 10.0
 CONNECTIONS = 64
 """At a time."""
 
+REFUSED = bytes.fromhex("0111 0003 00000001")
+"""C{OP_REP_IMPORT} with a status that is not 0 (Linux, usbip_protocol.rst)."""
+
 
 class MemoryStore:
     """
@@ -74,6 +77,21 @@ def makeDevice(vendorId: str, productId: str, **strings: str | None) -> Any:
     return USBDevice(int(vendorId, 16), int(productId, 16), **strings)
 
 
+class Handshake:
+    """
+    A connection, to the package's handshake: it reads, and what it writes is held back
+    until it is certain that the client gets what it is told it got.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.recv = connection.recv
+        self.answer = b""
+
+    def sendall(self, data: bytes) -> None:
+        """Hold it back."""
+        self.answer += data
+
+
 class Door:
     """
     Serves USB/IP to those who want to import the devices.
@@ -81,18 +99,15 @@ class Door:
 
     _log = Logger()
 
-    def __init__(
-        self, onImported: Callable[[str, str], None], onReleased: Callable[[str], None]
-    ) -> None:
+    def __init__(self, onChange: Callable[[str], None]) -> None:
         """
-        @param onImported: called with bus id and client address, in some thread.
-        @param onReleased: called with the bus id, likewise.
+        @param onChange: called with the bus id, in some thread, when a device may have
+            another holder.
         """
-        self._onImported = onImported
-        self._onReleased = onReleased
+        self._onChange = onChange
         self._lock = threading.Lock()
         self._devices: dict[str, Any] = {}
-        self._sessions: dict[str, socket.socket] = {}
+        self._sessions: dict[str, tuple[socket.socket, str]] = {}
         self._room = threading.Semaphore(CONNECTIONS)
         self._listener: socket.socket | None = None
 
@@ -126,10 +141,16 @@ class Door:
         """Let it be imported no more; who has it loses it."""
         with self._lock:
             self._devices.pop(busId, None)
-            session = self._sessions.get(busId)
-            if session is not None:
+            connection, _ = self._sessions.pop(busId, (None, None))
+            if connection is not None:
                 with contextlib.suppress(OSError):
-                    session.shutdown(socket.SHUT_RDWR)
+                    connection.shutdown(socket.SHUT_RDWR)
+
+    def holder(self, busId: str) -> str | None:
+        """The address of the client that has it."""
+        with self._lock:
+            _, client = self._sessions.get(busId, (None, None))
+            return client
 
     def _start(self, function: Callable[..., None], *args: Any) -> None:
         threading.Thread(target=function, args=args, daemon=True).start()
@@ -152,9 +173,12 @@ class Door:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 with self._lock:
                     free = [d for busId, d in self._devices.items() if busId not in self._sessions]
-                device: Any = protocol.serve_handshake(connection, free)
-                if device is not None:
-                    self._session(device, connection, client)
+                handshake = Handshake(connection)
+                device: Any = protocol.serve_handshake(handshake, free)
+                if device is None:
+                    connection.sendall(handshake.answer)
+                else:
+                    self._session(device, connection, client, handshake.answer)
             except OSError:
                 pass  # the client is gone
             except Exception:
@@ -162,27 +186,31 @@ class Door:
             finally:
                 self._room.release()
 
-    def _session(self, device: Any, connection: socket.socket, client: str) -> None:
-        if not self._begin(device, connection):
+    def _session(self, device: Any, connection: socket.socket, client: str, answer: bytes) -> None:
+        if not self._begin(device, connection, client):
+            connection.sendall(REFUSED)
             return
-        self._onImported(device.busid, client)
+        self._onChange(device.busid)
         try:
+            connection.sendall(answer)
             self._carry(connection, device)
         finally:
-            self._end(device.busid)
+            self._end(device.busid, connection)
 
-    def _begin(self, device: Any, connection: socket.socket) -> bool:
+    def _begin(self, device: Any, connection: socket.socket, client: str) -> bool:
         with self._lock:
             offered = self._devices.get(device.busid) is device
             if not offered or device.busid in self._sessions:
                 return False  # it was withdrawn, or another was quicker
-            self._sessions[device.busid] = connection
+            self._sessions[device.busid] = connection, client
             return True
 
-    def _end(self, busId: str) -> None:
+    def _end(self, busId: str, connection: socket.socket) -> None:
         with self._lock:
-            del self._sessions[busId]
-        self._onReleased(busId)
+            current, _ = self._sessions.get(busId, (None, None))
+            if current is connection:  # and it was not withdrawn meanwhile
+                del self._sessions[busId]
+        self._onChange(busId)
 
     def _carry(self, connection: socket.socket, device: Any) -> None:
         """

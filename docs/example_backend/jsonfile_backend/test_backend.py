@@ -60,6 +60,10 @@ class JsonFileTests(BackendConformance, TestCase):
     async def plug(self, device: UsbDevice) -> None:
         self.put(device.busId)
 
+    async def untilTrouble(self, backend: IUsbBackend, reason: str) -> None:
+        """Wait until it says what is wrong."""
+        await self.until(lambda: reason in str(backend.inventory.trouble))
+
     async def test_holder(self) -> None:
         """Who has a device is shown."""
         backend, device = await self.started()
@@ -76,10 +80,10 @@ class JsonFileTests(BackendConformance, TestCase):
             (nowhere, "'usb1' is not a bus id"),
         ):
             self.file.write_text(text)
-            await self.until(lambda reason=reason: reason in (backend.inventory.trouble or ""))
+            await self.untilTrouble(backend, reason)
             self.assertEqual(backend.inventory.snapshot.devices, ())
         self.write()
-        await self.until(lambda: backend.inventory.trouble is None)
+        await self.untilTrouble(backend, "None")
         self.assertEqual(len(backend.inventory.snapshot.devices), 2)
 
     def test_options(self) -> None:

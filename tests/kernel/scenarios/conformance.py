@@ -25,9 +25,9 @@ class RealKernel(BackendConformance):
 
     async def asetUp(self) -> None:
         """Have all modules and devices there."""
+        await deferToThread(guest.awaitDevices)  # first: bus 1 is the first one there
         for module in ("usbip-host", "vhci-hcd"):
             await deferToThread(guest.modprobe, module)
-        await deferToThread(guest.awaitDevices)
         self.addCleanup(deferToThread, guest.resetUsb)
 
     def choose(self, devices: tuple[UsbDevice, ...]) -> UsbDevice:

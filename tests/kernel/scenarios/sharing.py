@@ -5,49 +5,63 @@ with both backends.
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.childdaemon import ChildDaemon
 from tests.kernel import guest
 
-if TYPE_CHECKING:
-    Base = SynchronousTestCase
-else:
-    Base = object
-
 DISK = guest.DISK.busId
 BUS_IDS = ["1-1", "1-2.2", "1-2.4", "1-3", "1-4"]
 
 
-class Scenarios(Base):
+class SharingCase(SynchronousTestCase):
     """
-    What both backends have to show.
+    The devices as they were at the boot, and a daemon.
 
     @cvar backend: the YAML of the backend.
+    @cvar prefix: what the daemon's command begins with.
     """
 
     backend: str
+    prefix: Sequence[str] = ()
 
     def setUp(self) -> None:
+        guest.awaitDevices()  # first: bus 1 is the first one there
         guest.modprobe("usbip-host")
         guest.modprobe("vhci-hcd")
-        guest.awaitDevices()
         self.addCleanup(guest.resetUsb)
 
-    def daemon(self, prefix: Sequence[str] = ()) -> ChildDaemon:
+    def daemon(self) -> ChildDaemon:
         """A daemon that runs until the test ends."""
-        daemon = ChildDaemon(f"backend: {self.backend}", prefix=prefix)
+        daemon = ChildDaemon(f"backend: {self.backend}", prefix=self.prefix)
         daemon.__enter__()
         self.addCleanup(daemon.__exit__, None, None, None)
         return daemon
+
+    def shared(self) -> ChildDaemon:
+        """A daemon that goes on to the next test: it takes seconds to start one."""
+        key = (self.backend, *self.prefix)
+        if key not in _daemons or _daemons[key].child.poll() is not None:
+            _daemons[key] = ChildDaemon(f"backend: {self.backend}", prefix=self.prefix)
+            _daemons[key].__enter__()
+            atexit.register(_daemons[key].__exit__, None, None, None)
+        daemon = _daemons[key]
+        self.listsSoon(daemon)
+        return daemon
+
+    def listsSoon(self, daemon: ChildDaemon, without: str = "") -> None:
+        """It lists all devices but one before long."""
+        wanted = [busId for busId in BUS_IDS if busId != without]
+        guest.waitUntil(lambda: self.listed(daemon) == wanted, f"{wanted} are listed")
 
     def succeeds(self, answer: dict[str, Any]) -> Any:
         """The data of an answer that has to be a success."""
@@ -68,12 +82,44 @@ class Scenarios(Base):
         answer = daemon.ask("find", id=busId, detail=True)
         return answer["data"]["state"] if answer["status"] == "success" else None
 
+    def share(self, daemon: ChildDaemon) -> None:
+        """
+        Attach, import with stock C{usbip}, read the true bytes; attach again disturbs
+        nothing and says that it is in use; detach gives the disk back to usb-storage.
+        """
+        for _ in range(2):
+            self.succeeds(daemon.ask("attach", serial="DISK42"))
+            self.assertEqual(guest.driverOf(DISK), "usbip-host")
+        with guest.StockUsbipd():
+            self.assertIn(DISK, guest.check("usbip", "list", "-r", "127.0.0.1"))
+            guest.check("usbip", "attach", "-r", "127.0.0.1", "-b", DISK)
+            port, imported = guest.waitImport()
+            node = guest.waitBlockDevice(imported)
+            self.fails(daemon.ask("attach", id=DISK), "in use")
+            self.assertTrue(guest.diskBytes() == guest.readBlockDevice(node))
+            self.assertEqual(self.state(daemon), "in_use")
+            self.assertEqual(self.listed(daemon), BUS_IDS)  # not the imported one
+            guest.check("usbip", "detach", "-p", str(port))
+            guest.waitGone(imported)
+        guest.waitUntil(lambda: self.state(daemon) == "bound", "the daemon sees it released")
+        for _ in range(2):
+            self.succeeds(daemon.ask("detach", id=DISK))
+        node = guest.waitBlockDevice(DISK)
+        self.assertTrue(guest.diskBytes() == guest.readBlockDevice(node))
+        self.assertEqual(self.state(daemon), "free")
+
+
+class Scenarios(SharingCase):
+    """
+    What both backends have to show.
+    """
+
     def test_list(self) -> None:
         """
         FTDI, keyboard, disk, tablet and card reader are listed, with the descriptions that
         lsusb prints, and no hub.
         """
-        daemon = self.daemon()
+        daemon = self.shared()
         devices = self.succeeds(daemon.ask("list", detail=True))
         self.assertEqual([device["bus_id"] for device in devices], BUS_IDS)
         for device in devices:
@@ -90,7 +136,7 @@ class Scenarios(Base):
         """
         Every criterion finds what it should.
         """
-        daemon = self.daemon()
+        daemon = self.shared()
         for busId, criteria in (
             ("1-1", {"id": "1-1"}),
             (DISK, {"id": "1-2.4*"}),
@@ -118,36 +164,15 @@ class Scenarios(Base):
 
     def test_share(self) -> None:
         """
-        Attach, import with stock C{usbip}, read the true bytes; attach again disturbs
-        nothing and says that it is in use; detach gives the disk back to usb-storage.
+        A disk goes to a client and comes back.
         """
-        daemon = self.daemon()
-        for _ in range(2):
-            self.succeeds(daemon.ask("attach", serial="DISK42"))
-            self.assertEqual(guest.driverOf(DISK), "usbip-host")
-        with guest.StockUsbipd():
-            self.assertIn(DISK, guest.check("usbip", "list", "-r", "127.0.0.1"))
-            guest.check("usbip", "attach", "-r", "127.0.0.1", "-b", DISK)
-            port, imported = guest.waitImport()
-            node = guest.waitBlockDevice(imported)
-            self.fails(daemon.ask("attach", id=DISK), "in use")
-            self.assertTrue(guest.diskBytes() == guest.readBlockDevice(node))
-            self.assertEqual(self.state(daemon), "in_use")
-            self.assertEqual(self.listed(daemon), BUS_IDS)  # not the imported one
-            guest.check("usbip", "detach", "-p", str(port))
-            guest.waitGone(imported)
-        guest.waitUntil(lambda: self.state(daemon) == "bound", "the daemon sees it released")
-        for _ in range(2):
-            self.succeeds(daemon.ask("detach", id=DISK))
-        node = guest.waitBlockDevice(DISK)
-        self.assertTrue(guest.diskBytes() == guest.readBlockDevice(node))
-        self.assertEqual(self.state(daemon), "free")
+        self.share(self.shared())
 
     def test_detachInUse(self) -> None:
         """
         Detach takes the device from its client.
         """
-        daemon = self.daemon()
+        daemon = self.shared()
         self.succeeds(daemon.ask("attach", id=DISK))
         with guest.StockUsbipd():
             guest.check("usbip", "attach", "-r", "127.0.0.1", "-b", DISK)
@@ -161,7 +186,7 @@ class Scenarios(Base):
         What is unplugged is gone from the list, what is plugged in is in it; a bound
         device that was unplugged comes back free and can be attached.
         """
-        daemon = self.daemon()
+        daemon = self.shared()
         self.succeeds(daemon.ask("attach", id=DISK))
         guest.unplug("disk")
         self.listsSoon(daemon, without=DISK)
@@ -170,17 +195,12 @@ class Scenarios(Base):
         self.succeeds(daemon.ask("attach", serial="DISK43"))
         self.assertEqual(self.state(daemon), "bound")
 
-    def listsSoon(self, daemon: ChildDaemon, without: str = "") -> None:
-        """It lists all devices but one before long."""
-        wanted = [busId for busId in BUS_IDS if busId != without]
-        guest.waitUntil(lambda: self.listed(daemon) == wanted, f"{wanted} are listed")
-
     def test_unplugDuringAttach(self) -> None:
         """
         A device that is unplugged while it is attached is a success or a failure, and
         nothing is left of it.
         """
-        daemon = self.daemon()
+        daemon = self.shared()
         for serial in ("DISK50", "DISK51", "DISK52"):
             answers: list[dict[str, Any]] = []
             attach = threading.Thread(
@@ -199,7 +219,7 @@ class Scenarios(Base):
         """
         What another program binds and unbinds is seen, and left alone.
         """
-        daemon = self.daemon()
+        daemon = self.shared()
         guest.check("usbip", "bind", "-b", DISK)
         guest.waitUntil(lambda: self.state(daemon) == "bound", "the daemon sees it bound")
         self.succeeds(daemon.ask("attach", id=DISK))
@@ -229,7 +249,7 @@ class Scenarios(Base):
         Without usbip-host the daemon loads it; if that cannot be, it says what to do, and
         the device keeps its driver.
         """
-        guest.rmmod("usbip-host")
+        unloadHost()
         daemon = self.daemon()
         forbidden = Path("/etc/modprobe.d/no-usbip-host.conf")
         forbidden.write_text("install usbip-host /bin/false\n")
@@ -244,7 +264,8 @@ class Scenarios(Base):
         Without the right to do so attach fails, says what is needed, and the device keeps
         its driver; to list needs no rights.
         """
-        daemon = self.daemon(prefix=asNobody())
+        self.prefix = asNobody()
+        daemon = self.daemon()
         self.assertEqual(self.listed(daemon), BUS_IDS)
         answer = daemon.ask("attach", id=DISK)
         self.fails(answer, "root")
@@ -267,7 +288,7 @@ class Scenarios(Base):
         self.assertEqual(guest.driverOf(DISK), "usbip-host")
 
 
-class SysfsTests(Scenarios, SynchronousTestCase):
+class SysfsTests(Scenarios):
     """
     With the sysfs backend.
     """
@@ -279,28 +300,27 @@ class SysfsTests(Scenarios, SynchronousTestCase):
         When others have taken all places in usbip-host's table the message says so, and
         the device keeps its driver; a place of our own is used again.
         """
+        unloadHost()
         daemon = self.daemon()
         for _ in range(2):
             self.succeeds(daemon.ask("attach", id="1-3"))
             self.succeeds(daemon.ask("detach", id="1-3"))
-        table = Path("/sys/bus/usb/drivers/usbip-host/match_busid")
-        for port in range(1, 17 - len(guest.matchBusIds())):
+        table = guest.DRIVERS_FOLDER / "usbip-host" / "match_busid"
+        for port in range(1, 16):
             table.write_text(f"add 9-{port}")
         self.succeeds(daemon.ask("attach", id=DISK))  # in the place of 1-3
         self.assertNotIn("1-3", guest.matchBusIds())
         self.fails(daemon.ask("attach", id="1-4"), "all 16 places")
         self.assertEqual(guest.driverOf("1-4"), "usb")
         self.succeeds(daemon.ask("detach", id=DISK))
-        guest.resetUsb()
-        guest.rmmod("usbip-host")
-        guest.modprobe("usbip-host")
+        unloadHost()
 
     def test_stress(self) -> None:
         """
         Many attaches and detaches of all devices at the same time, and the kernel does
         not complain.
         """
-        daemon = self.daemon()
+        daemon = self.shared()
 
         def work(busId: str) -> None:
             for _ in range(10):
@@ -318,7 +338,7 @@ class SysfsTests(Scenarios, SynchronousTestCase):
         self.assertIsNone(re.search(r"BUG|Oops|WARNING", guest.dmesg()))
 
 
-class UsbipToolTests(Scenarios, SynchronousTestCase):
+class UsbipToolTests(Scenarios):
     """
     With the usbip backend.
     """
@@ -326,7 +346,7 @@ class UsbipToolTests(Scenarios, SynchronousTestCase):
     backend = "{type: usbip}"
 
 
-class SudoTests(Scenarios, SynchronousTestCase):
+class SudoTests(SharingCase):
     """
     With the usbip backend, without root, through sudo as docs/server_setup.md says.
     """
@@ -335,29 +355,44 @@ class SudoTests(Scenarios, SynchronousTestCase):
 
     def setUp(self) -> None:
         super().setUp()
+        self.prefix = asNobody()
         self.sudoers = Path("/etc/sudoers.d/usbipshare")
         self.sudoers.write_text("nobody ALL=(root) NOPASSWD: /usr/sbin/usbip\n")
         self.sudoers.chmod(0o440)
 
-    def daemon(self, prefix: Sequence[str] = ()) -> ChildDaemon:
-        return super().daemon(asNobody())
+    def test_share(self) -> None:
+        """
+        A disk goes to a client and comes back.
+        """
+        self.share(self.daemon())
 
     def test_permission(self) -> None:
         """
         Without the line in sudoers attach fails, and says which line that is.
         """
         self.sudoers.write_text("")
-        daemon = self.daemon()
-        self.fails(daemon.ask("attach", id=DISK), "NOPASSWD")
+        self.fails(self.daemon().ask("attach", id=DISK), "NOPASSWD")
         self.assertEqual(guest.driverOf(DISK), "usb")
 
     def test_module(self) -> None:
         """
         Without usbip-host, which it may not load, it says what to do.
         """
-        guest.rmmod("usbip-host")
+        unloadHost()
         self.fails(self.daemon().ask("attach", id=DISK), "modprobe usbip-host")
         self.assertEqual(guest.driverOf(DISK), "usb")
+
+
+def unloadHost() -> None:
+    """
+    Unload usbip-host. Its table may point at devices that were unplugged since they were
+    bound, which its unloading would follow: bound again, they are those that are there.
+    """
+    for busId in guest.matchBusIds():
+        if busId in BUS_IDS:
+            for step in ("usb/unbind", "usbip-host/bind", "usbip-host/unbind", "usb/bind"):
+                (guest.DRIVERS_FOLDER / step).write_text(busId)
+    guest.rmmod("usbip-host")
 
 
 def asNobody() -> list[str]:
@@ -370,3 +405,8 @@ def asNobody() -> list[str]:
         for folder in Path(start).parents:
             folder.chmod(folder.stat().st_mode | 0o055)
     return ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
+
+
+_daemons: dict[tuple[str, ...], ChildDaemon] = {}
+
+del Scenarios, SharingCase  # they are not to be run themselves

@@ -1,0 +1,155 @@
+"""
+The daemon against what people have today, on the same devices in the same boot of a virtual
+machine. Run it with C{python -m tests.kernel benchmarks.rivals}; it prints its figures and
+asserts none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.childdaemon import ChildDaemon
+from tests.kernel import guest
+from usbip_server.kernel.system import System
+from usbip_server.kernel.uevents import deviceOf
+
+ROUNDS = 9
+HOST = "127.0.0.1"
+RIVAL_PORT = 5056
+LIST = b'{"command":"list"}'
+DISK = guest.DISK.busId
+
+
+class RivalTests(SynchronousTestCase):
+    """
+    Rounds of the one and of the other in turn, and the medians.
+    """
+
+    def setUp(self) -> None:
+        guest.awaitDevices()
+        guest.modprobe("usbip-host")
+        self.addCleanup(guest.resetUsb)
+        self.daemon = ChildDaemon("backend: {type: sysfs}")
+        self.daemon.__enter__()
+        self.addCleanup(self.daemon.__exit__, None, None, None)
+
+    def compare(
+        self,
+        what: str,
+        ours: Callable[[], object],
+        rival: str,
+        theirs: Callable[[], object],
+        restore: Callable[[], object] = lambda: None,
+    ) -> None:
+        """
+        Print how long each takes, and the ratio.
+
+        @param restore: called after each, to have things as they were.
+        """
+        mine, other = [], []
+        for _ in range(ROUNDS):
+            other.append(seconds(theirs))
+            restore()
+            mine.append(seconds(ours))
+            restore()
+        a, b = statistics.median(mine), statistics.median(other)
+        print(
+            f"\n{what}: usbipshare {1000 * a:.2f} ms, {rival} {1000 * b:.1f} ms: "
+            f"{b / a:.1f} times as fast"
+        )
+
+    def test_list(self) -> None:
+        """C{list}: usb-remote's server."""
+        with usbRemoteServer():
+            self.compare(
+                "list of 5 devices",
+                lambda: ask(self.daemon.port),
+                "usb-remote 2.3.2",
+                lambda: ask(RIVAL_PORT),
+            )
+
+    def test_attach(self) -> None:
+        """C{attach}: the C{usbip bind} program alone, without any server."""
+        for busId in (DISK, "1-3", "1-1"):
+            self.compare(
+                f"attach of {busId}",
+                partial(self.attach, busId),
+                "`usbip bind` alone",
+                partial(guest.check, "usbip", "bind", "-b", busId),
+                partial(self.daemon.ask, "detach", id=busId),
+            )
+
+    def attach(self, busId: str) -> None:
+        """Attach a device."""
+        answer = self.daemon.ask("attach", id=busId)
+        self.assertEqual(answer["status"], "success", answer)
+
+    def test_plug(self) -> None:
+        """From the kernel's last uevent for a plug until the device is in C{list}."""
+        delays = []
+        for round in range(ROUNDS):
+            guest.unplug("disk")
+            guest.waitGone(DISK)
+            uevents = System().ueventSocket()
+            plug = threading.Thread(target=partial(guest.plugDisk, serial=f"P{round}"))
+            plug.start()
+            last = listed = 0.0
+            end = time.monotonic() + guest.DEADLINE
+            while (plug.is_alive() or not listed) and time.monotonic() < end:
+                with contextlib.suppress(BlockingIOError):
+                    while True:
+                        if deviceOf(uevents.recvfrom(8192)[0]) == DISK:
+                            last = time.monotonic()
+                if not listed and last and f'"P{round}"'.encode() in ask(self.daemon.port):
+                    listed = time.monotonic()
+            uevents.close()
+            delays.append(max(0.0, listed - last))
+        print(
+            f"\nplug: in the list {1000 * statistics.median(delays):.0f} ms (median) and "
+            f"{1000 * max(delays):.0f} ms (worst of {ROUNDS}) after the last uevent"
+        )
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """How long it takes."""
+    began = time.perf_counter()
+    function()
+    return time.perf_counter() - began
+
+
+def ask(port: int) -> bytes:
+    """Ask for the list, as old clients do: one connection, no line feed."""
+    with socket.create_connection((HOST, port), guest.DEADLINE) as connection:
+        connection.sendall(LIST)
+        answer = b""
+        while more := connection.recv(65536):
+            answer += more
+    if b'"success"' not in answer:
+        raise AssertionError(answer)
+    return answer
+
+
+@contextlib.contextmanager
+def usbRemoteServer() -> Iterator[None]:
+    """
+    usb-remote's own server.
+    """
+    environment = {**os.environ, "USB_REMOTE_SERVER_PORT": str(RIVAL_PORT)}
+    child = subprocess.Popen([sys.executable, "-m", "usb_remote", "server"], env=environment)
+    try:
+        guest.waitUntil(lambda: guest.isListening(RIVAL_PORT), "usb-remote listens", seconds=120)
+        yield
+    finally:
+        child.kill()
+        child.wait()

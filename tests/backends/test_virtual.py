@@ -1,0 +1,375 @@
+"""
+Tests of L{usbip_server.backends.virtual} and the door its devices are imported through.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.threads import deferToThread
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+from zope.interface.verify import verifyObject
+
+from usbip_server.backends import virtualusb
+from usbip_server.backends.virtual import VirtualBackend, makeBackend
+from usbip_server.device import DeviceState, UsbDevice
+from usbip_server.errors import DeviceInUse, InvalidOption, OperationFailed
+from usbip_server.interfaces import IUsbBackend
+from usbip_server.inventory import Change
+
+if virtualusb.installed:
+    from usbip import host  # type: ignore[import-untyped]
+    from usbip.classes.host.cdc_acm import CDCDriver  # type: ignore[import-untyped]
+    from usbip.classes.host.msc import MSCDriver  # type: ignore[import-untyped]
+    from usbip.core import NotFound, USBError  # type: ignore[import-untyped]
+    from usbip.transport import USBIP  # type: ignore[import-untyped]
+
+T = TypeVar("T")
+
+DEVICES = [
+    {"bus_id": "1-1", "kind": "serial", "product": "Port", "serial": "P1"},
+    {"bus_id": "1-2", "kind": "disk", "product": "Disk", "size": 64, "vendor_id": "ABCD"},
+    {"bus_id": "1-3", "product": "Lamp"},
+    {"bus_id": "1-4.1", "kind": "serial", "plugged": False},
+]
+
+
+class OptionTests(SynchronousTestCase):
+    """
+    What is declared.
+    """
+
+    def test_provides(self) -> None:
+        """It is a backend."""
+        verifyObject(IUsbBackend, makeBackend({}, reactor))
+
+    def test_samples(self) -> None:
+        """Where nothing is declared there is something to try it with."""
+        backend = makeBackend({"devices": []}, reactor)
+        self.successResultOf(Deferred.fromCoroutine(backend.start()))
+        self.assertEqual(backend.inventory.snapshot.devices, ())
+        self.assertNotEqual(makeBackend({}, reactor), backend)
+
+    def test_wrong(self) -> None:
+        """What is wrong is named by the keys that lead to it."""
+        for options, path in (
+            ({"colour": "red"}, ("colour",)),
+            ({"port": -1}, ("port",)),
+            ({"devices": [{}]}, ("devices", 0, "bus_id")),
+            ({"devices": [{"bus_id": "usb1"}]}, ("devices", 0, "bus_id")),
+            ({"devices": [{"bus_id": "1-1"}, {"bus_id": "1-1"}]}, ("devices", 1, "bus_id")),
+            ({"devices": [{"bus_id": "1-1", "kind": "x"}]}, ("devices", 0, "kind")),
+            ({"devices": [{"bus_id": "1-1", "vendor_id": "12"}]}, ("devices", 0, "vendor_id")),
+            ({"devices": [{"bus_id": "1-1", "size": 1}]}, ("devices", 0, "size")),
+            ({"devices": [{"bus_id": "1-1", "serial": ""}]}, ("devices", 0, "serial")),
+        ):
+            with self.assertRaises(InvalidOption) as caught:
+                makeBackend(options, reactor)
+            self.assertEqual(caught.exception.path, path)
+
+    def test_withoutExtra(self) -> None:
+        """Where the package that makes real devices is not installed, the others can be had."""
+        self.patch(virtualusb, "installed", False)
+        makeBackend({"devices": [{"bus_id": "1-1"}]}, reactor)
+        with self.assertRaises(InvalidOption) as caught:
+            makeBackend({"devices": [{"bus_id": "1-1", "kind": "disk"}]}, reactor)
+        self.assertIn("pip install", str(caught.exception))
+
+
+class InertTests(SynchronousTestCase):
+    """
+    Devices that only stand in the list.
+    """
+
+    def setUp(self) -> None:
+        self.backend = makeBackend({"devices": [{"bus_id": "1-3", "product": "Lamp"}]}, reactor)
+        self.successResultOf(Deferred.fromCoroutine(self.backend.start()))
+
+    def lamp(self) -> UsbDevice:
+        """The lamp, as it is now."""
+        device = self.backend.inventory.get("1-3")
+        assert device is not None
+        return device
+
+    def test_listed(self) -> None:
+        """They are listed, and need no port."""
+        self.assertEqual(self.lamp().description, "Lamp")
+        self.assertIsNone(self.lamp().serial)
+        self.assertIsNone(self.backend.port)
+
+    def test_bindAndUnbind(self) -> None:
+        """They can be bound, as often as one likes, and unbound."""
+        for _ in range(2):
+            bound = self.successResultOf(Deferred.fromCoroutine(self.backend.bind(self.lamp(), 5)))
+            self.assertIs(bound.state, DeviceState.BOUND)
+            self.assertEqual(bound, self.lamp())
+        for _ in range(2):
+            self.successResultOf(Deferred.fromCoroutine(self.backend.unbind(self.lamp(), 5)))
+            self.assertIs(self.lamp().state, DeviceState.FREE)
+
+    def test_replugged(self) -> None:
+        """A device that was pulled out and plugged in again is not the one that was meant."""
+        before = self.lamp()
+        self.backend.unplug("1-3")
+        self.failureResultOf(Deferred.fromCoroutine(self.backend.bind(before, 5)), OperationFailed)
+        self.backend.plug("1-3")
+        self.assertNotEqual(self.lamp().deviceNumber, before.deviceNumber)
+        for method in (self.backend.bind, self.backend.unbind):
+            self.failureResultOf(Deferred.fromCoroutine(method(before, 5)), OperationFailed)
+
+
+class ImportTests(TestCase):
+    """
+    Devices that can be imported, over loopback.
+    """
+
+    timeout = 30
+    backend: VirtualBackend
+
+    if not virtualusb.installed:
+        skip = "the package usbip is not installed"
+
+    async def setUp(self) -> None:  # type: ignore[override]
+        self.backend = makeBackend({"devices": DEVICES, "port": 0}, reactor)
+        await self.backend.start()
+        self.addCleanup(lambda: Deferred.fromCoroutine(self.backend.stop()))
+
+    def device(self, busId: str) -> UsbDevice:
+        """A device, as it is now."""
+        device = self.backend.inventory.get(busId)
+        assert device is not None
+        return device
+
+    async def bind(self, busId: str) -> None:
+        """Bind a device."""
+        await self.backend.bind(self.device(busId), 5)
+
+    async def open(self, busId: str) -> Any:
+        """Import a device; it is in use when this returns."""
+        transport = USBIP("127.0.0.1", self.backend.port)
+        handle = await self.blocking(lambda: host.open(busid=busId, transport=transport))
+        self.addCleanup(handle.close)
+        await self.until(busId, DeviceState.IN_USE)
+        return handle
+
+    async def blocking(self, function: Callable[[], T]) -> T:
+        """Call something that blocks, in a thread."""
+        result: T = await deferToThread(function)
+        return result
+
+    async def until(self, busId: str, state: DeviceState) -> None:
+        """Wait until a device is in a state."""
+        if self.device(busId).state is state:
+            return
+        done: Deferred[None] = Deferred()
+
+        def look(change: Change) -> None:
+            if change.device.busId == busId and change.device.state is state and not done.called:
+                done.callback(None)
+
+        self.backend.inventory.subscribe(look)
+        await done
+        self.backend.inventory.unsubscribe(look)
+
+    async def exported(self) -> list[str]:
+        """The bus ids that can be imported."""
+        transport = USBIP("127.0.0.1", self.backend.port)
+        devices = await self.blocking(lambda: host.list_devices(transport))
+        return [device["busid"] for device in devices]
+
+    async def test_exported(self) -> None:
+        """What is bound can be imported, and nothing else."""
+        self.assertEqual(await self.exported(), [])
+        await self.bind("1-2")
+        self.assertEqual(await self.exported(), ["1-2"])
+        await self.backend.unbind(self.device("1-2"), 5)
+        self.assertEqual(await self.exported(), [])
+
+    async def test_notBound(self) -> None:
+        """What is not bound cannot be imported."""
+        transport = USBIP("127.0.0.1", self.backend.port)
+        with self.assertRaises(NotFound):
+            await self.blocking(lambda: host.open(busid="1-1", transport=transport))
+
+    async def test_described(self) -> None:
+        """A device that is real to whoever imports it is described as it will find it."""
+        port, disk = self.device("1-1"), self.device("1-2")
+        self.assertEqual((port.deviceClass, len(port.interfaces)), ("02", 2))
+        self.assertEqual(disk.interfaces, ("08/06/50",))
+        self.assertEqual(disk.vendorId, "abcd")
+        await self.bind("1-2")
+        handle = await self.open("1-2")
+        self.assertEqual(handle.device_descriptor.idVendor, 0xABCD)
+
+    async def test_serial(self) -> None:
+        """A serial port sends back what it receives."""
+        await self.bind("1-1")
+        port = CDCDriver(await self.open("1-1"))
+        for text in (b"hello", b"", bytes(range(60))):
+            if text:
+                await self.blocking(lambda text=text: port.write(text))  # type: ignore[misc]
+                self.assertEqual(await self.blocking(port.read), text)
+
+    async def test_disk(self) -> None:
+        """A disk keeps what is written to it, also for the next who imports it."""
+        content = os.urandom(1024)
+        await self.bind("1-2")
+        disk = MSCDriver(await self.open("1-2"))
+        await self.blocking(lambda: disk.write_blocks(3, content, 512))
+        self.assertEqual(await self.blocking(lambda: disk.read_blocks(3, 2, 512)), content)
+        disk.close()
+        await self.until("1-2", DeviceState.BOUND)
+        disk = MSCDriver(await self.open("1-2"))
+        self.assertEqual(await self.blocking(lambda: disk.read_blocks(3, 2, 512)), content)
+
+    async def test_inUse(self) -> None:
+        """While a client has it, it is in use by that client; afterwards it is bound again."""
+        await self.bind("1-1")
+        handle = await self.open("1-1")
+        self.assertEqual(self.device("1-1").holder, "127.0.0.1")
+        with self.assertRaises(DeviceInUse) as caught:
+            await self.bind("1-1")
+        self.assertIn("127.0.0.1", str(caught.exception))
+        handle.close()
+        await self.until("1-1", DeviceState.BOUND)
+        self.assertIsNone(self.device("1-1").holder)
+
+    async def test_secondImport(self) -> None:
+        """What a client has, another cannot have, and does not disturb."""
+        await self.bind("1-1")
+        first = CDCDriver(await self.open("1-1"))
+        transport = USBIP("127.0.0.1", self.backend.port)
+        with self.assertRaises(NotFound):
+            await self.blocking(lambda: host.open(busid="1-1", transport=transport))
+        await self.blocking(lambda: first.write(b"still here"))
+        self.assertEqual(await self.blocking(first.read), b"still here")
+
+    async def test_unbind(self) -> None:
+        """To unbind takes it from the client that has it."""
+        await self.bind("1-1")
+        port = CDCDriver(await self.open("1-1"))
+        device = await self.backend.unbind(self.device("1-1"), 5)
+        self.assertEqual((device.state, device.holder), (DeviceState.FREE, None))
+        with self.assertRaises((USBError, OSError)):
+            await self.blocking(lambda: port.write(b"anybody?"))
+        await self.bind("1-1")
+        self.assertIs(self.device("1-1").state, DeviceState.BOUND)
+
+    async def test_unbindAndBind(self) -> None:
+        """A device that was taken from its client can be bound at once, and imported by
+        another."""
+        await self.bind("1-1")
+        for _ in range(20):
+            await self.open("1-1")
+            await self.backend.unbind(self.device("1-1"), 5)
+            await self.bind("1-1")
+            await self.bind("1-1")
+            self.assertIs(self.device("1-1").state, DeviceState.BOUND)
+
+    async def test_onlyOne(self) -> None:
+        """Of several who import a device at the same time one gets it, and only that one is
+        told so."""
+        await self.bind("1-1")
+        transport = USBIP("127.0.0.1", self.backend.port)
+
+        def take() -> bool:
+            try:
+                handle = host.open(busid="1-1", transport=transport)
+            except NotFound:
+                return False
+            self.addCleanup(handle.close)
+            return True
+
+        for _ in range(5):
+            taken = await gatherResults([deferToThread(take) for _ in range(8)])
+            self.assertEqual(sum(taken), 1)
+            await self.backend.unbind(self.device("1-1"), 5)
+            await self.bind("1-1")
+
+    async def test_unplug(self) -> None:
+        """So does to pull it out; plugged in again it is free."""
+        await self.bind("1-1")
+        port = CDCDriver(await self.open("1-1"))
+        self.backend.unplug("1-1")
+        self.assertIsNone(self.backend.inventory.get("1-1"))
+        with self.assertRaises((USBError, OSError)):
+            await self.blocking(lambda: port.write(b"anybody?"))
+        self.backend.plug("1-1")
+        self.assertIs(self.device("1-1").state, DeviceState.FREE)
+        self.assertEqual(await self.exported(), [])
+
+    async def test_plug(self) -> None:
+        """What is declared as not plugged in is not there until it is."""
+        self.assertIsNone(self.backend.inventory.get("1-4.1"))
+        self.backend.plug("1-4.1")
+        await self.bind("1-4.1")
+        self.assertEqual(await self.exported(), ["1-4.1"])
+
+    async def test_garbage(self) -> None:
+        """Garbage at the door harms nobody."""
+        await self.bind("1-1")
+        port = self.backend.port
+
+        def throw(garbage: bytes) -> bytes:
+            with socket.create_connection(("127.0.0.1", port), 10) as client:
+                received = b""
+                try:
+                    client.sendall(garbage)
+                    client.shutdown(socket.SHUT_WR)
+                    while part := client.recv(4096):
+                        received += part
+                except OSError:  # it may have gone already
+                    return b""
+                return received
+
+        for garbage in (
+            b"",
+            b"\x00",
+            b"GET / HTTP/1.1\r\n\r\n",
+            b"\xff" * 100,
+            b"\x01\x11\x80\x03\x00\x00\x00\x00" + b"\xff" * 32,
+            b"\x01\x11\x80\x03\x00\x00\x00\x001-1",
+        ):
+            await self.blocking(lambda garbage=garbage: throw(garbage))  # type: ignore[misc]
+        self.assertEqual(await self.exported(), ["1-1"])
+
+    async def test_garbageAfterImport(self) -> None:
+        """Garbage from who has imported a device ends that, and the device is to be had again."""
+        await self.bind("1-1")
+        handle = await self.open("1-1")
+        await self.blocking(lambda: handle.conn.sock.sendall(b"\xff" * 500))
+        handle.close()
+        await self.until("1-1", DeviceState.BOUND)
+        self.flushLoggedErrors()
+        port = CDCDriver(await self.open("1-1"))
+        await self.blocking(lambda: port.write(b"again"))
+        self.assertEqual(await self.blocking(port.read), b"again")
+
+    async def test_taken(self) -> None:
+        """Where something else has the port, devices are listed, and to attach one says why
+        that cannot be."""
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            options = {"devices": DEVICES, "port": taken.getsockname()[1]}
+            backend = makeBackend(options, reactor)
+            await backend.start()
+            device = backend.inventory.get("1-1")
+            assert device is not None
+            with self.assertRaises(OperationFailed) as caught:
+                await backend.bind(device, 5)
+            self.assertIn("Address already in use", str(caught.exception))
+            await backend.stop()
+
+    async def test_stop(self) -> None:
+        """Once stopped, nothing can be imported, and who has something loses it."""
+        await self.bind("1-1")
+        port = CDCDriver(await self.open("1-1"))
+        await self.backend.stop()
+        with self.assertRaises((USBError, OSError)):
+            await self.blocking(lambda: port.write(b"anybody?"))
+        with self.assertRaises(OSError):
+            await self.exported()

@@ -1,0 +1,176 @@
+"""
+Clients that nobody here wrote, unmodified, against the daemon.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.childdaemon import ChildDaemon
+from tests.kernel import guest
+
+DISK = guest.DISK.busId
+BUS_IDS = ["1-1", "1-2.2", DISK, "1-3", "1-4"]
+HOST = "127.0.0.1"
+
+
+class ClientCase(SynchronousTestCase):
+    """
+    A daemon, and a child that serves beside it.
+    """
+
+    def setUp(self) -> None:
+        guest.awaitDevices()  # first: bus 1 is the first one there
+        guest.modprobe("usbip-host")
+        guest.modprobe("vhci-hcd")
+        self.addCleanup(guest.resetUsb)
+        self.daemon = ChildDaemon("backend: {type: sysfs}")
+        self.daemon.__enter__()
+        self.addCleanup(self.daemon.__exit__, None, None, None)
+        self.port = str(self.daemon.port)
+
+    def serving(self, *command: str, **environment: str) -> None:
+        """Have a program running until the test ends."""
+        child = subprocess.Popen(command, env={**os.environ, **environment})
+        self.addCleanup(child.wait, guest.DEADLINE)
+        self.addCleanup(child.terminate)
+
+    def busIds(self, answer: str | bytes) -> list[str]:
+        """The bus ids in the answer to a C{list}."""
+        return [device["bus_id"] for device in json.loads(answer)["data"]]
+
+
+class UsbRemoteTests(ClientCase):
+    """
+    usb-remote 2.3.2, the field's most used client.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        server = guest.StockUsbipd()
+        server.__enter__()
+        self.addCleanup(server.__exit__, None, None, None)
+        os.environ["USB_REMOTE_SERVER_PORT"] = self.port
+        self.addCleanup(os.environ.pop, "USB_REMOTE_SERVER_PORT")
+
+    def usbRemote(self, *arguments: str) -> str:
+        """
+        Run its command line. It exits with 0 whatever happens, so its words count.
+        """
+        command = [sys.executable, "-m", "usb_remote", *arguments, "--host", HOST]
+        result = guest.run(*command, seconds=120)
+        return result.out + result.err
+
+    def test_list(self) -> None:
+        """Its list shows all devices."""
+        said = self.usbRemote("list")
+        for busId in BUS_IDS:
+            self.assertIn(f"bus={busId}", said)
+
+    def test_find(self) -> None:
+        """It finds one device, and hears when there are several or none."""
+        self.assertIn(f"bus={DISK}", self.usbRemote("find", "--serial", "DISK42"))
+        self.assertIn("Narrow the criteria", self.usbRemote("find", "--desc", "QEMU"))
+        self.assertIn("No matching device found", self.usbRemote("find", "--desc", "Toaster"))
+
+    def test_attach(self) -> None:
+        """It attaches a disk, reads its true bytes, and detaches it."""
+        said = self.usbRemote("attach", "--serial", "DISK42")
+        self.assertIn(f"Attached to device on {HOST}", said)
+        _, imported = guest.waitImport()
+        node = guest.waitBlockDevice(imported)
+        self.assertTrue(guest.diskBytes() == guest.readBlockDevice(node))
+        self.assertIn("Detached from device", self.usbRemote("detach", "--serial", "DISK42"))
+        guest.waitGone(imported)
+        guest.waitBlockDevice(DISK)
+
+    def test_attachInUse(self) -> None:
+        """To attach a device that somebody has fails, with our message, and disturbs nobody."""
+        self.usbRemote("attach", "--serial", "DISK42")
+        port, imported = guest.waitImport()
+        node = guest.waitBlockDevice(imported)
+        # It forgets its own import first, if it knows of it: here it does not.
+        Path(f"/var/run/vhci_hcd/port{port}").unlink()
+        self.assertIn("in use", self.usbRemote("attach", "--serial", "DISK42"))
+        self.assertTrue(guest.diskBytes() == guest.readBlockDevice(node))
+
+    def test_service(self) -> None:
+        """Its client service attaches and detaches for whoever asks it in JSON."""
+        path = os.path.abspath(self.mktemp())
+        path = f"/run/{os.path.basename(path)}.sock"
+        self.serving(
+            sys.executable, "-m", "usb_remote", "client-service", USB_REMOTE_CLIENT_SOCKET=path
+        )
+        guest.waitUntil(lambda: os.path.exists(path), "the service listens", seconds=120)
+        for command in ("attach", "detach"):
+            request = {"command": command, "serial": "DISK42", "host": HOST}
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.settimeout(120)
+                connection.connect(path)
+                connection.sendall(json.dumps(request).encode())
+                answer = json.loads(connection.recv(4096))
+            self.assertEqual(answer["status"], "success", answer)
+            self.assertEqual(answer["data"]["bus_id"], DISK)
+            if command == "attach":
+                _, imported = guest.waitImport()
+                guest.waitBlockDevice(imported)
+        guest.waitBlockDevice(DISK)
+
+
+class ProgramTests(ClientCase):
+    """
+    The tools that everybody has.
+    """
+
+    LIST = '{"command":"list"}'
+
+    def answers(self, command: Sequence[str], stdin: str = "") -> None:
+        """A command prints all devices, and ends."""
+        self.assertEqual(self.busIds(guest.check(*command, stdin=stdin)), BUS_IDS)
+
+    def test_netcat(self) -> None:
+        """OpenBSD nc, with and without a line feed, with and without -N."""
+        for options in ((), ("-N",)):
+            for end in ("\n", "", "\r\n"):
+                self.answers(["nc", *options, HOST, self.port], self.LIST + end)
+
+    def test_socat(self) -> None:
+        """socat."""
+        self.answers(["socat", "-", f"TCP:{HOST}:{self.port}"], self.LIST + "\n")
+        self.answers(["socat", "-t2", "-", f"TCP:{HOST}:{self.port}"], self.LIST)
+
+    def test_curl(self) -> None:
+        """curl."""
+        self.answers(["curl", "-sS", "-X", "POST", f"http://{HOST}:{self.port}", "-d", self.LIST])
+
+    def test_curlThroughSocat(self) -> None:
+        """curl through a bridge that socat makes of port 8080."""
+        self.serving("socat", "TCP-LISTEN:8080,fork,reuseaddr", f"TCP:{HOST}:{self.port}")
+        guest.waitUntil(lambda: guest.isListening(8080), "socat listens")
+        self.answers(["curl", "-sS", "-X", "POST", "http://localhost:8080", "-d", self.LIST])
+
+    def test_attach(self) -> None:
+        """An attach and a detach with nc and curl."""
+        attach = guest.check(
+            "nc", "-N", HOST, self.port, stdin='{"command":"attach","bus":"1-2.4"}'
+        )
+        self.assertEqual(json.loads(attach)["status"], "success")
+        self.assertEqual(guest.driverOf(DISK), "usbip-host")
+        detach = '{"command":"detach","serial":"DISK42"}'
+        said = guest.check("curl", "-sS", f"http://{HOST}:{self.port}/", "-d", detach)
+        self.assertEqual(json.loads(said)["status"], "success")
+        self.assertEqual(guest.driverOf(DISK), "usb")
+
+    def test_python(self) -> None:
+        """A plain socket: one request with a line feed, one recv(4096)."""
+        with socket.create_connection((HOST, self.daemon.port), guest.DEADLINE) as connection:
+            connection.sendall(b'{"command":"list"}\n')
+            self.assertEqual(self.busIds(connection.recv(4096)), BUS_IDS)

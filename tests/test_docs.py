@@ -1,0 +1,278 @@
+"""
+The README and the documents in C{docs} say what is true, and their examples work.
+"""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import re
+import shutil
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+from twisted.trial.unittest import SkipTest, SynchronousTestCase
+
+from tests.documentcase import COMMAND_LINE, DETAILS, FIELDS, KEYS_OF, DocumentCase
+from tests.documents import ROOT, anchor, documents
+from tests.examples import child
+from usbip_server.backends import sysfs, usbiptool, virtual
+from usbip_server.commands import COMMANDS, AttachDevice
+from usbip_server.config import Config, Source
+from usbip_server.device import DeviceState
+from usbip_server.listening import serverEndpoint
+from usbip_server.replies import Status
+
+
+class ReadmeTests(DocumentCase, SynchronousTestCase):
+    """
+    The README.
+    """
+
+    name = "README.md"
+
+
+class ProtocolTests(DocumentCase, SynchronousTestCase):
+    """
+    The socket API.
+    """
+
+    name = "docs/protocol.md"
+
+    def test_requests(self) -> None:
+        """Each command and each key of a request is there, with its default."""
+        self.assertEqual([*self.document.rows("Requests", 3)][1:], [*COMMANDS])
+        rows = self.document.rows("Requests", 4)
+        for field in msgspec.structs.fields(AttachDevice):
+            default = rows[field.encode_name][2].strip("`")
+            self.assertEqual(yaml.safe_load(default), field.default, field.name)
+
+    def test_statuses(self) -> None:
+        """Each status is there, with its keys."""
+        rows = self.document.rows("Responses", 4)
+        self.assertEqual([*rows][1:], [status.value for status in Status])
+        for status, keys in KEYS_OF.items():
+            self.assertEqual({"status", *re.findall(r"`(\w+)`", rows[status][1])}, keys)
+
+    def test_fields(self) -> None:
+        """Each field of a device is there."""
+        rows = self.document.rows("The device object", 3)
+        self.assertEqual({*rows} - {"field"}, FIELDS | DETAILS)
+
+    def test_states(self) -> None:
+        """Each state is there."""
+        rows = self.document.rows("States", 4)
+        self.assertEqual([*rows][1:], [state.value for state in DeviceState])
+
+    def test_limits(self) -> None:
+        """Limits have the values they have by default."""
+        defaults = flat(plain(Config()))
+        for row in self.document.rows("Limits and time-outs", 4).values():
+            if "." in row[2]:
+                value = float(row[1].removesuffix(" bytes").removesuffix(" s"))
+                self.assertEqual(value, defaults[row[2].strip("`")], row)
+
+
+class ConfigTests(DocumentCase, SynchronousTestCase):
+    """
+    The configuration.
+    """
+
+    name = "docs/config.md"
+
+    def test_keys(self) -> None:
+        """Each key is there, with its default."""
+        rows = self.document.rows("Keys", 4)
+        self.assertEqual(shownDefaults(rows), flat(plain(Config())))
+
+    def test_listen(self) -> None:
+        """What may be listened on can be listened on."""
+        from twisted.internet import reactor
+
+        for description in [*self.document.rows("listen", 2)][1:]:
+            try:
+                serverEndpoint(reactor, description)
+            except ValueError as error:
+                self.assertRegex(str(error), "No such file or directory: '.*pem'")
+
+    def test_options(self) -> None:
+        """So is each option of each backend."""
+        for heading, options in (("sysfs", sysfs.Options), ("usbip", usbiptool.Options)):
+            rows = self.document.rows(heading, 4)
+            self.assertEqual(shownDefaults(rows), plain(options()))
+
+    def test_virtual(self) -> None:
+        """So is each option of a virtual device."""
+        shown = shownDefaults(self.document.rows("virtual", 4))
+        devices = shown.pop("devices")
+        for sample in virtual.SAMPLES:
+            self.assertIn(f"at `{sample.bus_id}`", devices)
+        own = plain(virtual.Options())
+        own |= plain(virtual.VirtualDevice(bus_id="required"))
+        own.pop("devices")
+        self.assertEqual(shown, own)
+
+    def test_commandLine(self) -> None:
+        """So is each option of the command line."""
+        rows = " ".join(self.document.rows("The command line", 2))
+        for option in COMMAND_LINE.longOpt:
+            self.assertIn(f"--{option.rstrip('=')}", rows)
+
+
+class ServerSetupTests(DocumentCase, SynchronousTestCase):
+    """
+    Setting up a server.
+    """
+
+    name = "docs/server_setup.md"
+
+    def test_messages(self) -> None:
+        """The messages that are explained are those of the program."""
+        literals = [literal for path in sources() for literal in literalsIn(path)]
+        for message in [*self.document.rows("What messages mean", 3)][1:]:
+            pattern = ".*".join(map(re.escape, message.split("…")))
+            self.assertTrue(any(re.search(pattern, text) for text in literals), message)
+
+
+class ArchitectureTests(DocumentCase, SynchronousTestCase):
+    """
+    How it is built.
+    """
+
+    name = "docs/architecture.md"
+
+    def test_modules(self) -> None:
+        """Each module has its line, and each line has a module."""
+        package = ROOT / "usbip_server"
+        there = {str(path.relative_to(package)) for path in sources()}
+        modules = {name for name in there if not name.endswith("__init__.py")}
+        grouped = {name for name in modules if name.startswith("testing/")}
+        rows = {name for name in self.document.rows("The floor plan", 2) if name.endswith(".py")}
+        self.assertEqual(rows, modules - grouped)
+
+    def test_dependencies(self) -> None:
+        """Each dependency is there, and why."""
+        setup = configparser.ConfigParser(interpolation=None)
+        setup.read(ROOT / "setup.cfg")
+        needed = setup["options"]["install_requires"]
+        for extra in setup["options.extras_require"].values():
+            needed += extra
+        explained = self.document.spans()
+        for package in re.findall(r"^([\w.\[\]-]+)", needed, re.MULTILINE):
+            self.assertIn(package, explained)
+
+
+class BackendsTests(DocumentCase, SynchronousTestCase):
+    """
+    Write your own backend.
+    """
+
+    name = "docs/backends.md"
+
+    def test_package(self) -> None:
+        """The example can be installed, is found by the daemon, and passes its tests."""
+        if not canBuild():
+            raise SkipTest("pip install 'setuptools >= 70.1'")
+        folder = Path(self.mktemp()).absolute()
+        installed = folder / "installed"
+        # A copy, as to build a package leaves files in its folder.
+        shutil.copytree(ROOT / "docs" / "example_backend", folder / "source")
+        offline = ("--no-deps", "--no-build-isolation", "--no-index", "--quiet")
+        command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install"]
+        child([*command, *offline, "--target", str(installed), "./source"], folder)
+        (block,) = (b for b in self.document.blocks if b.circumstance == "plugin")
+        (folder / "usbipshare.yaml").write_text(block.text)
+        check = ["twistd", "usbipshare", "--check", "--config", "usbipshare.yaml"]
+        said = child(check, folder, path=[installed])
+        self.assertEqual(said, "usbipshare.yaml: all is well\n")
+        tests = [sys.executable, "-m", "twisted.trial", "jsonfile_backend"]
+        self.assertIn("PASSED", child(tests, folder, path=[installed]))
+
+    def test_configuration(self) -> None:
+        """Its configuration is right as far as we can tell."""
+        (block,) = (b for b in self.document.blocks if b.circumstance == "plugin")
+        self.assertEqual(Source("", block.text).config().backendType, "jsonfile")
+
+
+class AllDocumentsTests(SynchronousTestCase):
+    """
+    What is said of all documents.
+    """
+
+    def test_all(self) -> None:
+        """Each document is tested here."""
+        tested = {case.name for case in DocumentCase.__subclasses__()}
+        self.assertEqual({document.name for document in documents()}, tested)
+
+    def test_anchors(self) -> None:
+        """Headings become anchors as GitHub makes them."""
+        self.assertEqual(anchor("Limits and time-outs"), "limits-and-time-outs")
+        self.assertEqual(anchor("Update, uninstall"), "update-uninstall")
+        self.assertEqual(anchor("`id`, `bus`"), "id-bus")
+
+
+def canBuild() -> bool:
+    """
+    Can a package be built here, without the network?
+    """
+    try:
+        return find_spec("setuptools.command.bdist_wheel") is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def shownDefaults(rows: dict[str, tuple[str, ...]]) -> dict[str, Any]:
+    """
+    The third column, as YAML where it is code.
+    """
+    return {
+        name: yaml.safe_load(cells[2].strip("`")) if cells[2].startswith("`") else cells[2]
+        for name, cells in rows.items()
+        if cells[0].startswith("`")
+    }
+
+
+def plain(struct: msgspec.Struct) -> dict[str, Any]:
+    """
+    As it would stand in a file.
+    """
+    found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(struct))
+    return found
+
+
+def flat(config: dict[str, Any]) -> dict[str, Any]:
+    """
+    C{{"limits": {"connections": 1}}} as C{{"limits.connections": 1}}; C{backend} is whole.
+    """
+    return {
+        f"{key}.{name}" if name else key: value
+        for key, part in config.items()
+        for name, value in (
+            part.items() if isinstance(part, dict) and key != "backend" else [("", part)]
+        )
+    }
+
+
+def sources() -> list[Path]:
+    """
+    Our modules.
+    """
+    return sorted((ROOT / "usbip_server").rglob("*.py"))
+
+
+def literalsIn(path: Path) -> list[str]:
+    """
+    The strings in a module; what is put into an f-string is shown as C{…}.
+    """
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.JoinedStr):
+            parts = [p.value if isinstance(p, ast.Constant) else "…" for p in node.values]
+            found.append("".join(map(str, parts)))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.append(node.value)
+    return found

@@ -1,0 +1,193 @@
+"""
+Tests of L{usbip_server.listening}.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint, connectProtocol
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.testing import MemoryReactor
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+from zope.interface.verify import verifyObject
+
+from usbip_server import listening
+from usbip_server.listening import BACKLOG, EveryInterface, explain, serverEndpoint
+
+
+class Greeting(Protocol):
+    """
+    Tells a client whom it takes it for.
+    """
+
+    def connectionMade(self) -> None:
+        assert self.transport is not None
+        self.transport.write(getattr(self.transport.getPeer(), "host", "nobody").encode())
+        self.transport.loseConnection()
+
+
+class Listener(Protocol):
+    """
+    Waits for all that is said.
+    """
+
+    def __init__(self) -> None:
+        self.said: Deferred[bytes] = Deferred()
+        self._parts = b""
+
+    def dataReceived(self, data: bytes) -> None:
+        self._parts += data
+
+    def connectionLost(self, reason: Failure | None = None) -> None:
+        self.said.callback(self._parts)
+
+
+class RealTests(TestCase):
+    """
+    With the real reactor.
+    """
+
+    async def listen(self, description: str) -> int:
+        """Listen, until the test is over."""
+        endpoint = serverEndpoint(reactor, description)
+        port: IListeningPort = await endpoint.listen(Factory.forProtocol(Greeting))
+        self.addCleanup(maybeDeferred, port.stopListening)
+        return int(getattr(port.getHost(), "port", 0))
+
+    async def greeted(self, endpoint: Any) -> bytes:
+        """What the server says."""
+        listener = Listener()
+        await connectProtocol(endpoint, listener)
+        return await listener.said
+
+    async def test_bothFamilies(self) -> None:
+        """A port without an interface takes IPv4 and IPv6 on one socket."""
+        port = await self.listen("tcp:0")
+        said = await self.greeted(TCP4ClientEndpoint(reactor, "127.0.0.1", port))
+        self.assertTrue(said.endswith(b"127.0.0.1"))
+        said = await self.greeted(TCP6ClientEndpoint(reactor, "::1", port))
+        self.assertEqual(said, b"::1")
+
+    async def test_withoutIpv6(self) -> None:
+        """Where the kernel has no IPv6 it takes IPv4."""
+        made = listening._listener
+
+        for number in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+
+            def noIpv6(
+                family: socket.AddressFamily, port: int, number: int = number
+            ) -> socket.socket:
+                if family == socket.AF_INET6:
+                    raise OSError(number, os.strerror(number))
+                return made(family, port)
+
+            self.patch(listening, "_listener", noIpv6)
+            port = await self.listen("tcp:0")
+            said = await self.greeted(TCP4ClientEndpoint(reactor, "127.0.0.1", port))
+            self.assertEqual(said, b"127.0.0.1")
+
+    async def test_taken(self) -> None:
+        """A port that something else has, in either family, is not listened on."""
+        for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+            with socket.create_server((host, 0), family=family) as taken:
+                number = taken.getsockname()[1]
+                endpoint = serverEndpoint(reactor, f"tcp:{number}")
+                with self.assertRaises(CannotListenError) as caught:
+                    await endpoint.listen(Factory.forProtocol(Greeting))
+                message = explain(f"tcp:{number}", caught.exception)
+                self.assertIn(f"cannot listen on tcp:{number}: Address already in use", message)
+                self.assertIn("ss -ltnp", message)
+
+    async def test_oneInterface(self) -> None:
+        """With an interface it takes what comes in there."""
+        port = await self.listen("tcp:0:interface=127.0.0.1")
+        said = await self.greeted(TCP4ClientEndpoint(reactor, "127.0.0.1", port))
+        self.assertEqual(said, b"127.0.0.1")
+
+
+class DescriptionTests(SynchronousTestCase):
+    """
+    Descriptions of where to listen.
+    """
+
+    def test_good(self) -> None:
+        """Twisted's descriptions are taken, and a port alone is every interface."""
+        clock = MemoryReactor()
+        for description in (
+            "tcp:5055:interface=192.0.2.1",
+            "tcp:5055:192.0.2.1",
+            "tcp:5055:interface=127.0.0.1:backlog=7",
+            "tcp6:5055",
+            "unix:/run/usbipshare.sock",
+            "unix:/run/usbipshare.sock:mode=660",
+        ):
+            verifyObject(IStreamServerEndpoint, serverEndpoint(clock, description))
+            self.assertNotIsInstance(serverEndpoint(clock, description), EveryInterface)
+        for description in ("tcp:5055", "tcp:0", "tcp:65535"):
+            endpoint = serverEndpoint(clock, description)
+            verifyObject(IStreamServerEndpoint, endpoint)
+            self.assertIsInstance(endpoint, EveryInterface)
+
+    def test_backlog(self) -> None:
+        """Many may wait to be accepted, unless the description says how many."""
+        for description, expected in (
+            ("tcp:5055:interface=127.0.0.1", BACKLOG),
+            ("tcp:5055:interface=127.0.0.1:backlog=7", 7),
+        ):
+            memory = MemoryReactor()
+            self.successResultOf(serverEndpoint(memory, description).listen(Factory()))
+            self.assertEqual(memory.tcpServers[0][2], expected)
+
+    def test_bad(self) -> None:
+        """What is none is refused, and named."""
+        for description in (
+            "",
+            "tcp:http",
+            "tcp:65536",
+            "tcp:-1",
+            "tcp: 5055",
+            "tcp:\u0665",
+            "tcp:5055:colour=red",
+            "udp:5055",
+            "5055",
+            "ssl:5055:privateKey=/does/not/exist",
+        ):
+            with self.assertRaises(ValueError) as caught:
+                serverEndpoint(MemoryReactor(), description)
+            self.assertIn(description.removeprefix("tcp:"), str(caught.exception))
+            self.assertIn(" is not ", str(caught.exception))
+
+
+class ExplainTests(SynchronousTestCase):
+    """
+    Why listening failed.
+    """
+
+    def test_advice(self) -> None:
+        """There is advice for what people meet."""
+        for number, advice in (
+            (errno.EADDRINUSE, "ss -ltnp"),
+            (errno.EACCES, "CAP_NET_BIND_SERVICE"),
+            (errno.EADDRNOTAVAIL, "does not have that address"),
+            (errno.ENOBUFS, "No buffer space"),
+        ):
+            error = CannotListenError("", 80, OSError(number, os.strerror(number)))
+            message = explain("tcp:80", error)
+            self.assertIn("cannot listen on tcp:80: ", message)
+            self.assertIn(advice, message)
+            self.assertTrue(message.endswith(".") and not message.endswith(".."))
+
+    def test_anyError(self) -> None:
+        """Any other error is shown as it is."""
+        self.assertEqual(
+            explain("tcp:80", ValueError("no way")), "cannot listen on tcp:80: no way."
+        )

@@ -1,0 +1,157 @@
+"""
+What is installed, and the files that come with it.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from twisted.trial.unittest import SkipTest, SynchronousTestCase
+
+from usbip_server.backends import sysfs, usbiptool, virtual
+from usbip_server.config import Config, Source
+
+PROJECT = Path(__file__).parent.parent
+SECONDS = 120
+
+
+class ExampleTests(SynchronousTestCase):
+    """
+    config.example.yaml shows every key with its default.
+    """
+
+    def setUp(self) -> None:
+        self.text = (PROJECT / "config.example.yaml").read_text()
+
+    def backends(self) -> list[dict[str, Any]]:
+        """The backend block, and those that are commented out."""
+        others = re.findall(r"^# backend:\n(?:#   .*\n)+", self.text, re.MULTILINE)
+        blocks = [re.sub("^# ", "", block, flags=re.MULTILINE) for block in others]
+        return [Source("example", text).config().backend for text in (self.text, *blocks)]
+
+    def test_defaults(self) -> None:
+        """The file says what is so without it."""
+        config = Source("example", self.text).config()
+        rest = msgspec.structs.replace(config, backend=Config().backend)
+        self.assertEqual(rest, Config())
+        self.assertEqual(config.backendType, Config().backendType)
+
+    def test_complete(self) -> None:
+        """No key is missing."""
+        plain = Source("example", self.text)
+        known = {".".join(map(str, path)) for path in plain._lines}
+        for field in msgspec.structs.fields(Config):
+            self.assertIn(field.encode_name, known)
+            if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
+                for part in msgspec.structs.fields(field.type):
+                    self.assertIn(f"{field.encode_name}.{part.encode_name}", known)
+
+    def test_backends(self) -> None:
+        """The same goes for the options of each backend."""
+        kinds: dict[str, Any] = {"sysfs": sysfs.Options, "usbip": usbiptool.Options, "virtual": virtual.Options}
+        found = {str(backend.pop("type")): backend for backend in self.backends()}
+        self.assertEqual(found.keys(), kinds.keys())
+        for name, kind in kinds.items():
+            self.assertEqual(msgspec.convert(found[name], kind), kind(), name)
+            keys = {field.encode_name for field in msgspec.structs.fields(kind)}
+            self.assertEqual(found[name].keys(), keys)
+        devices = found["virtual"]["devices"]
+        shown = {key for device in devices for key in device}
+        fields = msgspec.structs.fields(virtual.VirtualDevice)
+        self.assertEqual(shown, {field.encode_name for field in fields})
+
+    def test_comments(self) -> None:
+        """Each key is explained where it stands first."""
+        seen = set()
+        for line in self.text.splitlines():
+            found = re.match(r"(?:# )? *(?:- )?([a-z_]+):(?: |$)(.*)", line)
+            if found and found[1] not in seen:
+                seen.add(found[1])
+                self.assertIn("#", found[2], line)
+        self.assertIn("vendor_id", seen)
+
+
+class UnitTests(SynchronousTestCase):
+    """
+    The systemd unit.
+    """
+
+    def analyze(self, *arguments: str) -> str:
+        """Run systemd-analyze on it."""
+        if shutil.which("systemd-analyze") is None:
+            raise SkipTest("systemd-analyze is missing (Debian: systemd)")
+        unit = Path(self.mktemp()).with_suffix(".service").absolute()
+        text = resources.files("usbip_server.data").joinpath("usbipshare.service").read_text()
+        unit.write_text(text.replace("/opt/usbipshare/bin/twistd", "/bin/true"))
+        done = subprocess.run(
+            ["systemd-analyze", *arguments, str(unit)],
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        return done.stdout + done.stderr
+
+    def test_verify(self) -> None:
+        """systemd understands every line of it."""
+        said = self.analyze("verify", "--man=no")
+        self.assertNotIn("usbipshare", said.replace("Unit file usbipshare", ""))
+
+    def test_security(self) -> None:
+        """systemd thinks that it is exposed below 4 of 10."""
+        self.analyze("security", "--offline=true", "--threshold=40")
+
+
+class WheelTests(SynchronousTestCase):
+    """
+    A wheel.
+    """
+
+    def run_(self, *command: str | Path, **more: Any) -> str:
+        """Run a program that has to succeed, and return what it prints."""
+        done: subprocess.CompletedProcess[str] = subprocess.run(
+            list(map(str, command)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+            **more,
+        )
+        self.assertEqual(done.returncode, 0, done.stdout)
+        return done.stdout
+
+    def test_wheel(self) -> None:
+        """
+        An installed wheel has the plugin, the backends and the unit.
+        """
+        source, target = Path(self.mktemp()), Path(self.mktemp())
+        source.mkdir()
+        for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+            shutil.copy(PROJECT / name, source)
+        for name in ("usbip_server", "twisted"):
+            ignored = shutil.ignore_patterns("__pycache__", "dropin.cache")
+            shutil.copytree(PROJECT / name, source / name, ignore=ignored)
+        pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "install")
+        options = ("--no-deps", "--no-build-isolation", "--no-index", "--target", target)
+        self.run_(*pip, *options, source)
+        environment = {"PYTHONPATH": str(target.absolute()), "PATH": "/usr/bin:/bin"}
+        where = (
+            "import usbip_server.data as d, importlib.resources as r;"
+            "print(d.__file__, r.files(d).joinpath('usbipshare.service').is_file())"
+        )
+        said = self.run_(sys.executable, "-c", where, env=environment, cwd="/")
+        self.assertIn(str(target), said)
+        self.assertIn("True", said)
+        said = self.run_(sys.executable, "-m", "twisted", "--help", env=environment, cwd="/")
+        self.assertIn("usbipshare", said)
+        check = ("-m", "twisted", "usbipshare", "--check", "--backend", "virtual")
+        self.assertIn("all is well", self.run_(sys.executable, *check, env=environment, cwd="/"))

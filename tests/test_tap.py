@@ -1,0 +1,215 @@
+"""
+Tests of L{usbip_server.tap} and L{usbip_server.daemon}.
+"""
+
+from __future__ import annotations
+
+import io
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from twisted.application.service import IServiceMaker
+from twisted.internet.interfaces import IStreamServerEndpoint
+from twisted.internet.testing import MemoryReactorClock
+from twisted.plugin import getPlugins
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface.verify import verifyObject
+
+from usbip_server import tap
+from usbip_server.daemon import Deaf
+from usbip_server.interfaces import IUsbBackendMaker
+from usbip_server.listening import serverEndpoint
+from usbip_server.tap import Options, assemble, makeService
+
+VIRTUAL = "backend: {type: virtual, devices: [{bus_id: 1-1}]}\n"
+
+
+def file(case: SynchronousTestCase, text: str) -> str:
+    """A configuration file."""
+    path: str = case.mktemp()
+    Path(path).write_text(text)
+    return path
+
+
+def parsed(*arguments: str) -> Options:
+    """A command line that is good."""
+    options = Options()
+    options.parseOptions(list(arguments))
+    return options
+
+
+class CommandLineCase(SynchronousTestCase):
+    """
+    Parses command lines.
+    """
+
+    def exit(self, *arguments: str) -> tuple[Any, str]:
+        """A command line that ends the program: with which status or text, and what it says."""
+        output = io.StringIO()
+        self.patch(sys, "stdout", output)
+        with self.assertRaises(SystemExit) as caught:
+            parsed(*arguments)
+        return caught.exception.code, output.getvalue()
+
+    def places(self, *arguments: str) -> list[str]:
+        """Where it would listen with such a command line."""
+        places: list[str] = []
+
+        def note(reactor: Any, description: str) -> IStreamServerEndpoint:
+            places.append(description)
+            return serverEndpoint(reactor, description)
+
+        self.patch(tap, "serverEndpoint", note)
+        parsed(*arguments)
+        return places
+
+
+class OptionsTests(CommandLineCase):
+    """
+    What the command line says.
+    """
+
+    def test_config(self) -> None:
+        """It listens where the file says."""
+        path = file(self, VIRTUAL + "listen: [tcp:1, 'tcp:2:interface=127.0.0.1']\n")
+        for option in ("--config", "-c"):
+            self.assertEqual(self.places(option, path), ["tcp:1", "tcp:2:interface=127.0.0.1"])
+
+    def test_defaults(self) -> None:
+        """Without a file there are the defaults."""
+        self.assertEqual(self.places("--backend", "virtual"), ["tcp:5055"])
+
+    def test_listen(self) -> None:
+        """On the command line another place can be given, or several, instead of the file's."""
+        path = file(self, VIRTUAL + "listen: [tcp:1]\n")
+        places = self.places("-c", path, "--listen", "tcp:2", "-l", "tcp:3:interface=127.0.0.1")
+        self.assertEqual(places, ["tcp:2", "tcp:3:interface=127.0.0.1"])
+
+    def test_backend(self) -> None:
+        """So can another backend; the file's options are not for that."""
+        path = file(self, "backend: {type: sysfs, root: /nowhere}\n")
+        makeService(parsed("-c", path, "--backend", "virtual"))
+
+    def test_check(self) -> None:
+        """With --check a good configuration is said to be good, and that is all."""
+        path = file(self, VIRTUAL)
+        status, output = self.exit("--config", path, "--check")
+        self.assertEqual(status, 0)
+        self.assertIn(path, output)
+        self.assertIn("all is well", output)
+        self.assertEqual(self.exit("-b", "virtual", "--check")[0], 0)
+
+    def test_checkWrong(self) -> None:
+        """A wrong one is said to be wrong, with file and line."""
+        for text, problem in (
+            ("backend: {type: virtual, prot: 5}\n", ":1: backend.prot: unknown key"),
+            ("backend:\n  type: virtual\n  port: 99999\n", ":3: backend.port: "),
+            ("backend: {type: vitrual}\n", ":1: backend.type: there is no backend 'vitrual'"),
+            (VIRTUAL + "listen:\n  - tcp:x\n", ":3: listen.0: "),
+            (
+                "backend:\n  type: virtual\n  devices:\n  - {bus_id: usb1}\n",
+                ":4: backend.devices.0.bus_id: 'usb1' is not a bus id",
+            ),
+        ):
+            path = file(self, text)
+            message, _ = self.exit("--check", "--config", path)
+            self.assertTrue(str(message).startswith(path + problem), message)
+
+    def test_unknownBackend(self) -> None:
+        """For a backend that is not there, those that are are named."""
+        for arguments, where in (
+            (("--backend", "cloud"), "command line:1: --backend: "),
+            (("--config", path := file(self, "backend: {type: cloud}\n")), f"{path}:1: "),
+        ):
+            message, _ = self.exit(*arguments)
+            self.assertTrue(str(message).startswith(where), message)
+            for name in ("sysfs", "usbip", "virtual"):
+                self.assertIn(name, str(message))
+
+    def test_wrongListen(self) -> None:
+        """A wrong place on the command line is blamed on it."""
+        message, _ = self.exit("-b", "virtual", "--listen", "tcp:x")
+        self.assertTrue(str(message).startswith("command line:1: --listen: "), message)
+
+    def test_missingFile(self) -> None:
+        """A file that is not there is not replaced by the defaults."""
+        path = self.mktemp()
+        self.assertIn(f"{path}: cannot be read", str(self.exit("--config", path)[0]))
+
+    def test_version(self) -> None:
+        """With --version it says its name and version."""
+        status, output = self.exit("--version")
+        self.assertEqual(status, 0)
+        self.assertRegex(output, r"^usbipshare \d+\.\d+")
+
+    def test_help(self) -> None:
+        """The help mentions each option, and the backends."""
+        text = str(Options())
+        for part in ("--config", "--listen", "--backend", "--check", "--version", "-c", "-l"):
+            self.assertIn(part, text)
+        for part in ("sysfs", "usbip", "virtual", "5055", "config.example.yaml"):
+            self.assertIn(part, text)
+
+
+class PluginTests(SynchronousTestCase):
+    """
+    What twistd finds.
+    """
+
+    def test_service(self) -> None:
+        """The service is there by its name."""
+        [maker] = [m for m in getPlugins(IServiceMaker) if m.tapname == "usbipshare"]
+        self.assertIs(maker.options, Options)
+        self.assertIs(maker.makeService, makeService)
+
+    def test_backends(self) -> None:
+        """So are the backends, each with a name and a line about it."""
+        makers = {maker.name: maker for maker in getPlugins(IUsbBackendMaker)}
+        self.assertLessEqual({"sysfs", "usbip", "virtual"}, set(makers))
+        for maker in makers.values():
+            verifyObject(IUsbBackendMaker, maker)
+            self.assertNotEqual(maker.description, "")
+
+
+class ServiceTests(CommandLineCase):
+    """
+    What twistd runs.
+    """
+
+    def test_taken(self) -> None:
+        """Where something else listens the program ends, and says why."""
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            for place in (f"tcp:{port}", f"tcp:{port}:interface=127.0.0.1"):
+                service = makeService(parsed("-b", "virtual", "-l", place))
+                with self.assertRaises(Deaf) as caught:
+                    service.privilegedStartService()
+                self.assertIn(
+                    f"cannot listen on {place}: Address already in use", str(caught.exception)
+                )
+                self.assertIsInstance(caught.exception, SystemExit)
+                self.assertIsInstance(caught.exception, Exception)
+
+    def test_stopWithoutStart(self) -> None:
+        """It can be stopped without having been started."""
+        service = makeService(parsed("-b", "virtual", "-l", "tcp:0"))
+        self.successResultOf(service.stopService())
+        self.assertFalse(service.running)
+
+    def test_startsOnce(self) -> None:
+        """Whether twistd starts it in one step or in two, it listens once on each place, and
+        stops that when it stops."""
+        path = file(self, VIRTUAL + 'listen: ["tcp:1:interface=127.0.0.1"]\n')
+        for privileged in (False, True):
+            memory = MemoryReactorClock()
+            service = assemble(parsed("--config", path), memory)
+            if privileged:
+                service.privilegedStartService()
+                self.assertFalse(service.running)
+            service.startService()
+            self.assertEqual(len(memory.tcpServers), 1)
+            self.assertTrue(service.running)
+            self.successResultOf(service.stopService())
+            self.assertFalse(service.running)
