@@ -30,6 +30,8 @@ lint: $(VENV)/.installed-dev
 
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy usbip_server twisted tests benchmarks docs/demo.py
+	cd docs/example_backend && MYPYPATH=. ../../$(BIN)/mypy \
+	    --config-file ../../pyproject.toml jsonfile_backend
 
 unit: $(VENV)/.installed-dev
 	$(BIN)/python -m twisted.trial tests

@@ -120,7 +120,7 @@ class BadTests(SynchronousTestCase):
             (b'{"command":"find","serial":{}}', "serial"),
             (b'{"command":"find","desc":[]}', "desc"),
             (b'{"command":"find","id":"1-1","first":"yes"}', "first"),
-            (b'{"command":"list","detail":null}', "detail"),
+            (b'{"command":"list","detail":0}', "detail"),
             (b'{"command":"list","keep_alive":1}', "keep_alive"),
             (b'{"command":"list","first":true}', "first"),
             (b'{"command":"find","id":"1-1","ID":"1-1"}', "ID"),
@@ -128,6 +128,14 @@ class BadTests(SynchronousTestCase):
             (b'{"command":"find","desc":"  "}', "desc"),
         ):
             self.assertIn(f"`{key}`", self.refused(raw), raw)
+
+    def test_null(self) -> None:
+        """A key that is null is as good as one that is not there."""
+        nothing = b'{"command":"find","id":"1-1","bus":null,"serial":null,"desc":null'
+        command = decode(nothing + b',"first":null,"detail":null,"keep_alive":null}')
+        assert isinstance(command, FindDevice)
+        self.assertFalse(command.first or command.detail or command.keep_alive)
+        self.assertEqual(command.describe(), "id='1-1'")
 
     def test_namesTheCommands(self) -> None:
         """A message about the command names those there are."""

@@ -84,11 +84,11 @@ class RealTests(TestCase):
         for number in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
 
             def noIpv6(
-                family: socket.AddressFamily, port: int, number: int = number
+                family: socket.AddressFamily, port: int, backlog: int, number: int = number
             ) -> socket.socket:
                 if family == socket.AF_INET6:
                     raise OSError(number, os.strerror(number))
-                return made(family, port)
+                return made(family, port, backlog)
 
             self.patch(listening, "_listener", noIpv6)
             port = await self.listen("tcp:0")
@@ -132,7 +132,7 @@ class DescriptionTests(SynchronousTestCase):
         ):
             verifyObject(IStreamServerEndpoint, serverEndpoint(clock, description))
             self.assertNotIsInstance(serverEndpoint(clock, description), EveryInterface)
-        for description in ("tcp:5055", "tcp:0", "tcp:65535"):
+        for description in ("tcp:5055", "tcp:0", "tcp:port=65535", "tcp:5055:backlog=9"):
             endpoint = serverEndpoint(clock, description)
             verifyObject(IStreamServerEndpoint, endpoint)
             self.assertIsInstance(endpoint, EveryInterface)

@@ -55,7 +55,11 @@ class ExampleTests(SynchronousTestCase):
 
     def test_backends(self) -> None:
         """The same goes for the options of each backend."""
-        kinds: dict[str, Any] = {"sysfs": sysfs.Options, "usbip": usbiptool.Options, "virtual": virtual.Options}
+        kinds: dict[str, Any] = {
+            "sysfs": sysfs.Options,
+            "usbip": usbiptool.Options,
+            "virtual": virtual.Options,
+        }
         found = {str(backend.pop("type")): backend for backend in self.backends()}
         self.assertEqual(found.keys(), kinds.keys())
         for name, kind in kinds.items():

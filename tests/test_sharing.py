@@ -1,16 +1,13 @@
 """
-Tests of L{usbip_server.sharing}.
+Tests of L{usbip_server.sharing}: what is done, and how it goes wrong.
 """
 
 from __future__ import annotations
 
-from twisted.internet.defer import Deferred
-from twisted.internet.task import Clock
-from twisted.trial.unittest import SynchronousTestCase
-
-from tests.support import ALICE, BOB, MOUSE, STICK, UNO, PatientBackend, asked, changed
-from usbip_server.commands import AttachDevice, DetachDevice, FindDevice, ListDevices, Request
-from usbip_server.device import DeviceState, UsbDevice
+from tests.sharingcase import ATTACH, DETACH, SharingTestCase
+from tests.support import ALICE, BOB, MOUSE, STICK, UNO, changed
+from usbip_server.commands import AttachDevice, DetachDevice, FindDevice, ListDevices
+from usbip_server.device import DeviceState
 from usbip_server.errors import (
     BackendUnavailable,
     DeviceInUse,
@@ -18,50 +15,8 @@ from usbip_server.errors import (
     NotDone,
     OperationFailed,
     SeveralMatch,
-    ShareError,
     StillWorking,
 )
-from usbip_server.limits import Timeouts
-from usbip_server.policy import Principal
-from usbip_server.replies import Devices
-from usbip_server.sharing import Sharing
-
-ATTACH = AttachDevice(id="1-1.4")
-DETACH = DetachDevice(id="1-1.4")
-
-
-class SharingTestCase(SynchronousTestCase):
-    """
-    On a backend whose operations end when the test says so.
-    """
-
-    started = True
-
-    def setUp(self) -> None:
-        self.clock = Clock()
-        self.backend = PatientBackend(started=self.started)
-        self.timeouts = Timeouts(answer=1.8, bind=30, stop=5)
-        self.sharing = Sharing(self.backend, self.clock, self.timeouts)
-        self.start = asked(self.sharing.start())
-
-    def ask(self, command: Request, principal: Principal = ALICE) -> Deferred[Devices]:
-        """Have a command carried out."""
-        return asked(self.sharing.perform(command, principal))  # type: ignore[arg-type]
-
-    @property
-    def asked(self) -> list[tuple[str, str]]:
-        """What was asked of the backend."""
-        return [(call.verb, call.device.busId) for call in self.backend.calls]
-
-    def device(self, result: Deferred[Devices]) -> UsbDevice:
-        """The device that is the result."""
-        device = self.successResultOf(result)
-        assert isinstance(device, UsbDevice)
-        return device
-
-    def error(self, result: Deferred[Devices], kind: type[ShareError]) -> str:
-        """The text of the error that is the result."""
-        return str(self.failureResultOf(result, kind).value)
 
 
 class QuestionTests(SharingTestCase):
@@ -221,90 +176,6 @@ class OperationTests(SharingTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
 
-class AnswerTimeTests(SharingTestCase):
-    """
-    What takes longer than an answer may.
-    """
-
-    def stillWorking(self, principal: Principal = ALICE) -> None:
-        """Attach, until the answer is that it takes longer."""
-        result = self.ask(ATTACH, principal)
-        self.clock.advance(1.7)
-        self.assertNoResult(result)
-        self.clock.advance(0.2)
-        self.error(result, StillWorking)
-
-    def test_message(self) -> None:
-        """The answer says that it goes on, and for how long."""
-        result = self.ask(ATTACH)
-        self.clock.advance(1.8)
-        message = self.error(result, StillWorking)
-        for part in ("attach", str(UNO), "1.8 s", "30 s", "goes on", "ask again"):
-            self.assertIn(part, message)
-
-    def test_withinTime(self) -> None:
-        """Two seconds are all that old clients wait; the time for the backend's start counts."""
-        self.backend = PatientBackend(started=False)
-        self.sharing = Sharing(self.backend, self.clock, self.timeouts)
-        asked(self.sharing.start())
-        result = self.ask(ATTACH)
-        self.clock.advance(1)
-        self.backend.starting.callback(None)
-        self.assertNoResult(result)
-        self.clock.advance(0.81)
-        self.error(result, StillWorking)
-
-    def test_success(self) -> None:
-        """Whoever asks again when it went well is answered with the device."""
-        self.stillWorking()
-        self.backend.calls[0].succeed()
-        again = self.ask(ATTACH)
-        self.backend.calls[-1].succeed()
-        self.assertIs(self.device(again).state, DeviceState.BOUND)
-
-    def test_againMeanwhile(self) -> None:
-        """Whoever asks again while it goes on waits for it, and does not begin it anew."""
-        self.stillWorking()
-        again = self.ask(ATTACH, BOB)
-        self.assertEqual(len(self.asked), 1)
-        self.backend.calls[0].succeed()
-        self.device(again)
-
-    def test_failure(self) -> None:
-        """Whoever asks again when it went wrong hears of that, once."""
-        self.stillWorking()
-        self.backend.calls[0].fail(OperationFailed(UNO, "it bit me"))
-        self.assertEqual(self.error(self.ask(ATTACH), OperationFailed), "it bit me")
-        self.assertEqual(len(self.asked), 1)
-        anew = self.ask(ATTACH)
-        self.assertEqual(len(self.asked), 2)
-        self.backend.calls[1].succeed()
-        self.device(anew)
-
-    def test_failureAndOpposite(self) -> None:
-        """Whoever asks for the opposite then is not told of it, and has it done."""
-        self.stillWorking()
-        self.backend.calls[0].fail(OperationFailed(UNO, "it bit me"))
-        detach = self.ask(DETACH)
-        self.backend.calls[1].succeed()
-        self.device(detach)
-        anew = self.ask(ATTACH)
-        self.assertEqual(len(self.asked), 3)
-        self.backend.calls[2].succeed()
-        self.device(anew)
-
-    def test_failureAndAnotherDevice(self) -> None:
-        """Nor is somebody who asks for another device that is plugged in there now."""
-        self.stillWorking()
-        self.backend.calls[0].fail(OperationFailed(UNO, "it bit me"))
-        other = changed(UNO, deviceNumber=9)
-        self.backend.inventory.replace([other], {"1-1.4"})
-        anew = self.ask(ATTACH)
-        self.assertEqual(self.backend.calls[1].device, other)
-        self.backend.calls[1].succeed()
-        self.device(anew)
-
-
 class FailureTests(SharingTestCase):
     """
     Operations that go wrong.
@@ -356,100 +227,3 @@ class FailureTests(SharingTestCase):
         self.backend.calls[0].fail(ZeroDivisionError("oops"))
         self.error(self.ask(ATTACH), OperationFailed)
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
-
-
-class StartTests(SharingTestCase):
-    """
-    Before the backend is ready.
-    """
-
-    started = False
-
-    def test_waits(self) -> None:
-        """Requests that come before the backend is ready wait for it."""
-        results = [self.ask(ListDevices()), self.ask(FindDevice(id="1-2"))]
-        for result in results:
-            self.assertNoResult(result)
-        self.backend.starting.callback(None)
-        for result in results:
-            self.successResultOf(result)
-        self.successResultOf(self.start)
-        self.assertEqual(self.clock.getDelayedCalls(), [])
-
-    def test_tooLong(self) -> None:
-        """They do not wait longer than an answer may take."""
-        result = self.ask(ListDevices())
-        self.clock.advance(1.9)
-        self.assertIn("still starting", self.error(result, BackendUnavailable))
-        self.backend.starting.callback(None)
-        self.successResultOf(self.ask(ListDevices()))
-
-
-class StopTests(SharingTestCase):
-    """
-    The end.
-    """
-
-    def test_idle(self) -> None:
-        """Where nothing is in progress the backend is stopped at once."""
-        self.successResultOf(asked(self.sharing.stop()))
-        self.assertEqual(self.backend.stopped, 1)
-
-    def test_refuses(self) -> None:
-        """Nothing more is begun."""
-        asked(self.sharing.stop())
-        for command in (ListDevices(), ATTACH):
-            self.assertIn("stopping", self.error(self.ask(command), BackendUnavailable))
-        self.assertEqual(self.asked, [])
-
-    def test_waits(self) -> None:
-        """What is in progress comes to its end first, and is answered."""
-        result = self.ask(ATTACH)
-        stop = asked(self.sharing.stop())
-        self.assertNoResult(stop)
-        self.assertEqual(self.backend.stopped, 0)
-        self.backend.calls[0].succeed()
-        self.device(result)
-        self.successResultOf(stop)
-        self.assertEqual(self.backend.stopped, 1)
-
-    def test_waitsForAll(self) -> None:
-        """That is so for every operation, and the time is for all of them together."""
-        results = [self.ask(AttachDevice(id=busId)) for busId in ("1-1.4", "1-2", "2-10")]
-        stop = asked(self.sharing.stop())
-        self.clock.advance(1)
-        self.backend.calls[1].succeed()
-        self.device(results[1])
-        self.clock.advance(3)
-        self.backend.calls[0].succeed()
-        self.assertNoResult(stop)
-        self.clock.advance(1.1)
-        self.successResultOf(stop)
-        for result in (results[0], results[2]):
-            self.error(result, StillWorking)
-
-    def test_waitsNotForEver(self) -> None:
-        """What does not end is left behind."""
-        result = self.ask(ATTACH)
-        stop = asked(self.sharing.stop())
-        self.clock.advance(4.9)
-        self.assertNoResult(stop)
-        self.clock.advance(0.2)
-        self.successResultOf(stop)
-        self.assertEqual(self.backend.stopped, 1)
-        self.error(result, StillWorking)
-
-    def test_oppositeWaiting(self) -> None:
-        """What waits for an operation to end is not begun after it."""
-        attach, detach = self.ask(ATTACH), self.ask(DETACH)
-        asked(self.sharing.stop())
-        self.backend.calls[0].succeed()
-        self.device(attach)
-        self.error(detach, BackendUnavailable)
-        self.assertEqual(len(self.asked), 1)
-
-    def test_withoutStart(self) -> None:
-        """It may be stopped without having been started."""
-        backend = PatientBackend(started=False)
-        self.successResultOf(asked(Sharing(backend, self.clock, self.timeouts).stop()))
-        self.assertEqual(backend.stopped, 1)

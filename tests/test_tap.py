@@ -120,7 +120,7 @@ class OptionsTests(CommandLineCase):
     def test_unknownBackend(self) -> None:
         """For a backend that is not there, those that are are named."""
         for arguments, where in (
-            (("--backend", "cloud"), "command line:1: --backend: "),
+            (("--backend", "cloud"), "--backend: "),
             (("--config", path := file(self, "backend: {type: cloud}\n")), f"{path}:1: "),
         ):
             message, _ = self.exit(*arguments)
@@ -131,7 +131,7 @@ class OptionsTests(CommandLineCase):
     def test_wrongListen(self) -> None:
         """A wrong place on the command line is blamed on it."""
         message, _ = self.exit("-b", "virtual", "--listen", "tcp:x")
-        self.assertTrue(str(message).startswith("command line:1: --listen: "), message)
+        self.assertTrue(str(message).startswith("--listen: "), message)
 
     def test_missingFile(self) -> None:
         """A file that is not there is not replaced by the defaults."""

@@ -50,10 +50,10 @@ class Answers:
         try:
             command = decode(raw)
             devices = await self._sharing.perform(command, principal)
-            reply = Reply(status=Status.SUCCESS, data=self._encode(devices, command.detail))
+            reply = Reply(status=Status.SUCCESS, data=self._encode(devices, bool(command.detail)))
         except ShareError as error:
             self._log.debug("told {principal}: {error}", principal=str(principal), error=str(error))
-            reply = failed(error, command is not None and command.detail)
+            reply = failed(error, command is not None and bool(command.detail))
         except Exception:
             self._log.failure(
                 "a bug in answering {raw!r} from {principal}",
@@ -64,7 +64,7 @@ class Answers:
         return Answer(
             status=reply.status,
             encoded=reply.encode(),
-            keepAlive=command is not None and command.keep_alive,
+            keepAlive=command is not None and bool(command.keep_alive),
         )
 
     def _encode(self, devices: Devices, detail: bool) -> msgspec.Raw:

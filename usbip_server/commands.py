@@ -18,14 +18,14 @@ class Request(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="command"
 ):
     """
-    What every request may say.
+    What every request may say; C{null} is as good as nothing.
 
     @ivar detail: answer with all that is known of a device, not only what fits old clients.
     @ivar keep_alive: leave the connection open after the answer.
     """
 
-    detail: bool = False
-    keep_alive: bool = False
+    detail: bool | None = False
+    keep_alive: bool | None = False
 
 
 class ListDevices(Request, frozen=True, kw_only=True, tag="list"):
@@ -51,7 +51,7 @@ class DeviceRequest(Request, frozen=True, kw_only=True):
     bus: str | int | None = None
     serial: str | None = None
     desc: str | None = None
-    first: bool = False
+    first: bool | None = False
 
     def __post_init__(self) -> None:
         given = {name: getattr(self, name) for name in self.criteria}

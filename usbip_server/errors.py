@@ -15,6 +15,10 @@ NAMED_AT_MOST = 10
 """How many devices a message lists: an old client takes no more than 4096 bytes."""
 
 
+NAME_AT_MOST = 50
+"""Characters of a name in such a list; one can take up to four bytes."""
+
+
 class ShareError(Exception):
     """
     The family. The message is for the person at the other end.
@@ -60,7 +64,9 @@ class SeveralMatch(ShareError):
 
     def __init__(self, criteria: str, devices: Sequence[UsbDevice]) -> None:
         named = [
-            f"{device} id={device.vendorId}:{device.productId} serial={device.serial}"
+            f"{device.busId} ({device.description[:NAME_AT_MOST]})"
+            f" id={device.vendorId}:{device.productId}"
+            f" serial={(device.serial or '-')[:NAME_AT_MOST]}"
             for device in devices[:NAMED_AT_MOST]
         ]
         if len(devices) > NAMED_AT_MOST:
@@ -90,7 +96,7 @@ class DeviceInUse(OperationFailed):
     """
 
     def __init__(self, device: UsbDevice) -> None:
-        who = device.holder or "a client of another USB/IP server, which does not tell whose"
+        who = device.holder or "a client of usbipd, which does not tell who it is"
         super().__init__(device, f"{device} is in use: imported by {who}")
 
 

@@ -28,9 +28,12 @@ def serverEndpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
 
     @raise ValueError: the description is not one.
     """
-    kind, _, rest = description.partition(":")
-    if kind == "tcp" and ":" not in rest and "=" not in rest:
-        return EveryInterface(reactor, _port(rest))
+    kind, *arguments = description.split(":")
+    plain = [argument for argument in arguments if "=" not in argument]
+    named = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    if kind == "tcp" and len(plain) < 2 and "interface" not in named:
+        given = {"port": plain[0], **named} if plain else named
+        return _everyInterface(reactor, description, given)
     try:
         endpoint: IStreamServerEndpoint = serverFromString(reactor, _withBacklog(description))
     except Exception as error:  # a parser may raise what it likes
@@ -44,9 +47,21 @@ def _withBacklog(description: str) -> str:
     again after a second, and old clients give up after two.
     """
     takesOne = description.startswith(("tcp:", "tcp6:", "ssl:", "unix:"))
-    if takesOne and "=" in description and "backlog=" not in description:
+    if takesOne and "backlog=" not in description:
         return f"{description}:backlog={BACKLOG}"
     return description
+
+
+def _everyInterface(reactor: Any, description: str, given: dict[str, str]) -> EveryInterface:
+    if not {"port"} <= given.keys() <= {"port", "backlog"}:
+        raise ValueError(
+            f"{description!r} is not an endpoint description, such as tcp:5055 or "
+            "tcp:5055:interface=127.0.0.1"
+        )
+    backlog = given.get("backlog", str(BACKLOG))
+    if not (backlog.isascii() and backlog.isdigit()):
+        raise ValueError(f"{backlog!r} is not a backlog: a number")
+    return EveryInterface(reactor, _port(given["port"]), int(backlog))
 
 
 def _port(text: str) -> int:
@@ -61,9 +76,10 @@ class EveryInterface:
     A TCP port on every interface.
     """
 
-    def __init__(self, reactor: Any, port: int) -> None:
+    def __init__(self, reactor: Any, port: int, backlog: int = BACKLOG) -> None:
         self._reactor = reactor
         self._port = port
+        self._backlog = backlog
 
     def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
         """
@@ -71,21 +87,20 @@ class EveryInterface:
         """
         try:
             try:
-                made = _listener(socket.AF_INET6, self._port)
+                made = _listener(socket.AF_INET6, self._port, self._backlog)
             except OSError as error:
                 if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
                     raise
-                made = _listener(socket.AF_INET, self._port)
+                made = _listener(socket.AF_INET, self._port, self._backlog)
         except OSError as error:
             return fail(CannotListenError("", self._port, error))
         with made:
             return succeed(self._reactor.adoptStreamPort(made.fileno(), made.family, factory))
 
 
-def _listener(family: socket.AddressFamily, port: int) -> socket.socket:
-    made = socket.create_server(
-        ("", port), family=family, backlog=BACKLOG, dualstack_ipv6=family == socket.AF_INET6
-    )
+def _listener(family: socket.AddressFamily, port: int, backlog: int) -> socket.socket:
+    dual = family == socket.AF_INET6
+    made = socket.create_server(("", port), family=family, backlog=backlog, dualstack_ipv6=dual)
     made.setblocking(False)
     return made
 

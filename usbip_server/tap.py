@@ -5,7 +5,7 @@ C{twistd usbipshare}: the command line, and how the parts are put together.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
@@ -104,13 +104,13 @@ def assemble(options: Options, reactor: Any) -> Daemon:
     """
     source = load(options["config"]) if options["config"] else Source("defaults", "")
     config = source.config()
-    endpoints = [
-        (description, _endpoint(reactor, source, ("listen", index), description))
-        for index, description in enumerate(config.listen if not options["listen"] else ())
-    ] + [
-        (description, _endpoint(reactor, _COMMAND_LINE, ("--listen",), description))
-        for description in options["listen"]
-    ]
+    if options["listen"]:
+        endpoints = [_endpoint(reactor, _commandLine, "--listen", d) for d in options["listen"]]
+    else:
+        endpoints = [
+            _endpoint(reactor, source.error, ("listen", index), description)
+            for index, description in enumerate(config.listen)
+        ]
     sharing = Sharing(_backend(options, source, config, reactor), reactor, config.timeouts)
     answers = Answers(sharing)
     limits = msgspec.structs.replace(
@@ -126,16 +126,20 @@ def assemble(options: Options, reactor: Any) -> Daemon:
     return Daemon(sharing, factory, endpoints)
 
 
-_COMMAND_LINE = Source("command line", "")
+def _commandLine(option: str, reason: str) -> ConfigError:
+    return ConfigError(f"{option}: {reason}")
 
 
 def _endpoint(
-    reactor: Any, source: Source, path: Sequence[str | int], description: str
-) -> IStreamServerEndpoint:
+    reactor: Any, wrong: Callable[[Any, str], ConfigError], where: Any, description: str
+) -> tuple[str, IStreamServerEndpoint]:
+    """
+    @param wrong: makes the error of C{where} and the reason.
+    """
     try:
-        return serverEndpoint(reactor, description)
+        return description, serverEndpoint(reactor, description)
     except ValueError as error:
-        raise source.error(tuple(path), str(error)) from None
+        raise wrong(where, str(error)) from None
 
 
 def _backend(options: Options, source: Source, config: Config, reactor: Any) -> IUsbBackend:
@@ -145,12 +149,10 @@ def _backend(options: Options, source: Source, config: Config, reactor: Any) -> 
     kind = options["backend"] or config.backendType
     makers = {maker.name: maker for maker in getPlugins(IUsbBackendMaker)}
     if kind not in makers:
-        path, where = (
-            (("--backend",), _COMMAND_LINE) if options["backend"] else (("backend", "type"), source)
-        )
-        raise where.error(
-            path, f"there is no backend {kind!r}: installed are {', '.join(sorted(makers))}"
-        )
+        reason = f"there is no backend {kind!r}: installed are {', '.join(sorted(makers))}"
+        if options["backend"]:
+            raise _commandLine("--backend", reason)
+        raise source.error(("backend", "type"), reason)
     given = config.backendOptions if kind == config.backendType else {}
     try:
         backend: IUsbBackend = makers[kind].makeBackend(given, reactor)

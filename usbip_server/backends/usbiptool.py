@@ -255,7 +255,8 @@ def explain(command: Sequence[str], finished: Finished) -> str:
 
 _ADVICE = {
     "password is required": "Let the daemon's user run it without a password: in /etc/sudoers.d/"
-    "usbipshare put `USER ALL=(root) NOPASSWD: /usr/sbin/usbip`",
+    "usbipshare put `USER ALL=(root) NOPASSWD: /usr/sbin/usbip bind -b *, /usr/sbin/usbip "
+    "unbind -b *`",
     "no new privileges": "sudo cannot work under NoNewPrivileges=: drop that from the systemd "
     "unit, or run the daemon as root with `backend: {type: sysfs}`",
     "could not unbind": "The program needs root: set `command: [sudo, -n, usbip]`, or run the "

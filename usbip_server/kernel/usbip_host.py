@@ -46,6 +46,13 @@ SLOTS = 16
 """C{MAX_BUSID} in C{drivers/usb/usbip/stub.h}; nothing can change it."""
 
 
+EMPTY_TABLE = (
+    "A reboot empties the table; so does `modprobe -r usbip-host && modprobe usbip-host`, but "
+    "only if nothing was unplugged while it was attached, else the kernel may crash"
+)
+"""Unloading the module follows the same freed pointers as 3. above."""
+
+
 class _Slot(msgspec.Struct, frozen=True):
     """
     An entry in the table that we made and used.
@@ -117,8 +124,7 @@ class UsbipHost:
         raise OperationFailed(
             device,
             f"all {SLOTS} places of usbip-host are taken ({listed}), and the kernel has no "
-            "more. A place stays taken when its device is detached or unplugged; free all "
-            "by detaching everything and then: modprobe -r usbip-host && modprobe usbip-host",
+            f"more. A place stays taken when its device is detached or unplugged. {EMPTY_TABLE}",
         )
 
     def bind(self, device: UsbDevice, abandoned: threading.Event) -> None:
@@ -259,17 +265,15 @@ _MEANINGS = {
     errno.EACCES: _NOT_ALLOWED,
     errno.EPERM: _NOT_ALLOWED,
     errno.EROFS: (
-        "/sys is read-only here. In a container mount it writable; in a systemd unit do not "
-        "set ProtectKernelTunables="
+        "/sys is read-only here. In a container mount it writable; in a systemd unit with "
+        "ProtectKernelTunables= set ReadWritePaths=/sys/bus/usb/drivers"
     ),
     errno.ENODEV: (
         "the kernel says there is no such device. If {busId} is still plugged in, another "
-        "program has left usbip-host's table entry for it unusable: detach everything, then "
-        "modprobe -r usbip-host && modprobe usbip-host"
+        f"program has left usbip-host's table entry for it unusable. {EMPTY_TABLE}"
     ),
     errno.EBUSY: "another driver took the device in the same moment: ask again",
-    errno.ENOMEM: f"all {SLOTS} places of usbip-host are taken: detach does not free them, "
-    "modprobe -r usbip-host does",
+    errno.ENOMEM: f"all {SLOTS} places of usbip-host are taken. {EMPTY_TABLE}",
     errno.ENOENT: "the usbip-host driver was unloaded: modprobe usbip-host",
 }
 

@@ -113,7 +113,8 @@ class TurnedAway(Protocol, TimeoutMixin):
     def connectionMade(self) -> None:
         self.factory.turnedAway.add(self)
         most = self.factory.most
-        self.transport.write(refusal(f"there are {most} connections already: try later").encoded)
+        told = refusal(f"the limit of {most} connections is reached: try later")
+        self.transport.write(told.encoded)
         self.setTimeout(LINGER)
         closeOurSide(self.transport)
 

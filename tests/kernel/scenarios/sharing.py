@@ -20,6 +20,7 @@ from tests.childdaemon import ChildDaemon
 from tests.kernel import guest
 
 DISK = guest.DISK.busId
+SUDOERS = "nobody ALL=(root) NOPASSWD: /usr/sbin/usbip bind -b *, /usr/sbin/usbip unbind -b *\n"
 BUS_IDS = ["1-1", "1-2.2", "1-2.4", "1-3", "1-4"]
 
 
@@ -40,9 +41,13 @@ class SharingCase(SynchronousTestCase):
         guest.modprobe("vhci-hcd")
         self.addCleanup(guest.resetUsb)
 
+    def config(self) -> str:
+        """The YAML. An emulated machine may well need longer for an answer."""
+        return f"backend: {self.backend}\ntimeouts: {{answer: 60, bind: 60}}\n"
+
     def daemon(self) -> ChildDaemon:
         """A daemon that runs until the test ends."""
-        daemon = ChildDaemon(f"backend: {self.backend}", prefix=self.prefix)
+        daemon = ChildDaemon(self.config(), prefix=self.prefix)
         daemon.__enter__()
         self.addCleanup(daemon.__exit__, None, None, None)
         return daemon
@@ -51,7 +56,7 @@ class SharingCase(SynchronousTestCase):
         """A daemon that goes on to the next test: it takes seconds to start one."""
         key = (self.backend, *self.prefix)
         if key not in _daemons or _daemons[key].child.poll() is not None:
-            _daemons[key] = ChildDaemon(f"backend: {self.backend}", prefix=self.prefix)
+            _daemons[key] = ChildDaemon(self.config(), prefix=self.prefix)
             _daemons[key].__enter__()
             atexit.register(_daemons[key].__exit__, None, None, None)
         daemon = _daemons[key]
@@ -357,7 +362,7 @@ class SudoTests(SharingCase):
         super().setUp()
         self.prefix = asNobody()
         self.sudoers = Path("/etc/sudoers.d/usbipshare")
-        self.sudoers.write_text("nobody ALL=(root) NOPASSWD: /usr/sbin/usbip\n")
+        self.sudoers.write_text(SUDOERS)
         self.sudoers.chmod(0o440)
 
     def test_share(self) -> None:

@@ -1,0 +1,105 @@
+"""
+An HTTP connection in memory, for its tests.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.support import ALICE, PatientBackend, PromptBackend, Wire, asked, threeWays
+from usbip_server.answers import Answers
+from usbip_server.limits import Limits, Timeouts
+from usbip_server.protocols.web import WebFactory
+from usbip_server.sharing import Sharing
+
+LIST = b'{"command":"list"}'
+ATTACH = b'{"command":"attach","id":"1-1.4"}'
+
+
+def post(
+    body: bytes, *headers: bytes, path: bytes = b"/", host: bytes = b"192.0.2.1:5055"
+) -> bytes:
+    """A POST as clients send it."""
+    lines = [
+        b"POST %s HTTP/1.1" % path,
+        b"Host: %s" % host,
+        b"Content-Length: %d" % len(body),
+        *headers,
+    ]
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+
+
+def get(method: bytes = b"GET", path: bytes = b"/", version: bytes = b"1.1") -> bytes:
+    """A request without a body."""
+    return b"%s %s HTTP/%s\r\nHost: localhost\r\n\r\n" % (method, path, version)
+
+
+class Response:
+    """
+    One HTTP response.
+    """
+
+    def __init__(self, head: bytes) -> None:
+        first, *lines = head.decode("latin-1").split("\r\n")
+        self.code = int(first.split()[1])
+        self.headers = {
+            name.lower(): value.strip()
+            for name, _, value in (line.partition(":") for line in lines)
+        }
+        self.body = b""
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The JSON in it."""
+        answer: dict[str, Any] = json.loads(self.body)
+        return answer
+
+
+def responses(received: bytes, bodiless: bool = False) -> list[Response]:
+    """Take what a client received apart."""
+    found = []
+    while received:
+        head, _, received = received.partition(b"\r\n\r\n")
+        response = Response(head)
+        length = 0 if bodiless else int(response.headers["content-length"])
+        response.body, received = received[:length], received[length:]
+        found.append(response)
+    return found
+
+
+class WebTestCase(SynchronousTestCase):
+    """
+    HTTP connections to a backend that does at once, or not, what is asked of it.
+    """
+
+    hosts: tuple[str, ...] = ()
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.backend: PatientBackend = PromptBackend()
+        self.timeouts = Timeouts(request=30, answer=1.8)
+
+    def connect(self) -> Wire:
+        """A new connection."""
+        sharing = Sharing(self.backend, self.clock, self.timeouts)
+        asked(sharing.start())
+        limits = Limits(requestBytes=1024)
+        factory = WebFactory(Answers(sharing), self.hosts, limits, self.timeouts, self.clock)
+        return Wire(factory.makeChannel(ALICE))
+
+    def ask(self, request: bytes) -> Response:
+        """The one response to a request, delivered in all three ways."""
+        seen = []
+        for _, segments in threeWays([request]):
+            wire = self.connect()
+            wire.send(*segments)
+            [response] = responses(wire.received)
+            seen.append(response)
+            wire.closeWrite()
+            self.assertTrue(wire.lost)
+        self.assertEqual(len({(response.code, response.body) for response in seen}), 1)
+        return seen[0]
