@@ -34,6 +34,7 @@ class ChildDaemon:
         config: str,
         command: Sequence[str] = (sys.executable, "-m", "twisted"),
         prefix: Sequence[str] = (),
+        listen: str = "tcp:0:interface=127.0.0.1",
     ) -> None:
         """
         @param config: YAML, without C{listen}.
@@ -41,7 +42,7 @@ class ChildDaemon:
         """
         self.port = 0
         self.events: list[dict[str, Any]] = []
-        self._config = f"listen: ['tcp:0:interface=127.0.0.1']\n{config}"
+        self._config = f"listen: ['{listen}']\n{config}"
         self._command = [*prefix, *command, "--log-format=json"]
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 

@@ -96,8 +96,9 @@ class DeviceInUse(OperationFailed):
     """
 
     def __init__(self, device: UsbDevice) -> None:
-        who = device.holder or "a client of usbipd, which does not tell who it is"
-        super().__init__(device, f"{device} is in use: imported by {who}")
+        who = device.holder or "a client of usbipd, which does not say who it is"
+        # An old client shows only the beginning and the end of a failure's message.
+        super().__init__(device, f"in use by {who}: {device}")
 
 
 class StillWorking(OperationFailed):

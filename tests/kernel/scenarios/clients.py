@@ -32,7 +32,8 @@ class ClientCase(SynchronousTestCase):
         guest.modprobe("usbip-host")
         guest.modprobe("vhci-hcd")
         self.addCleanup(guest.resetUsb)
-        self.daemon = ChildDaemon("backend: {type: sysfs}")
+        # On the default port: usb-remote takes another only from its configuration.
+        self.daemon = ChildDaemon("backend: {type: sysfs}", listen="tcp:5055")
         self.daemon.__enter__()
         self.addCleanup(self.daemon.__exit__, None, None, None)
         self.port = str(self.daemon.port)
@@ -58,8 +59,6 @@ class UsbRemoteTests(ClientCase):
         server = guest.StockUsbipd()
         server.__enter__()
         self.addCleanup(server.__exit__, None, None, None)
-        os.environ["USB_REMOTE_SERVER_PORT"] = self.port
-        self.addCleanup(os.environ.pop, "USB_REMOTE_SERVER_PORT")
 
     def usbRemote(self, *arguments: str) -> str:
         """

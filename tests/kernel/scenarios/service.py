@@ -1,0 +1,126 @@
+"""
+The daemon under a real systemd, with the packaged unit and its sandbox.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.kernel import guest
+
+DISK = guest.DISK.busId
+UNIT = "usbipshare.service"
+UNITS = Path("/etc/systemd/system")
+
+# The tests' interpreter may be in somebody's home, and then the sandbox hides it.
+OVERRIDE = "[Service]\nProtectHome=no\n"
+
+# Of no use to what is tried here, and slow on an emulated processor.
+MASKED = (
+    "dbus.service",
+    "dbus.socket",
+    "ldconfig.service",
+    "systemd-journal-flush.service",
+    "systemd-modules-load.service",
+    "systemd-random-seed.service",
+    "systemd-sysctl.service",
+    "systemd-sysusers.service",
+    "systemd-tmpfiles-setup-dev.service",
+    "systemd-tmpfiles-setup.service",
+    "systemd-udev-trigger.service",
+    "systemd-udevd.service",
+    "systemd-update-utmp.service",
+)
+
+
+class ServiceTests(SynchronousTestCase):
+    """
+    A systemd of its own, in its own process namespace.
+    """
+
+    def setUp(self) -> None:
+        guest.awaitDevices()
+        self.addCleanup(guest.resetUsb)
+        UNITS.mkdir(parents=True, exist_ok=True)
+        unit = resources.files("usbip_server.data").joinpath(UNIT)
+        (UNITS / UNIT).write_text(unit.read_text())
+        (UNITS / f"{UNIT}.d").mkdir(exist_ok=True)
+        (UNITS / f"{UNIT}.d" / "test.conf").write_text(OVERRIDE)
+        for name in MASKED:
+            (UNITS / name).unlink(missing_ok=True)
+            (UNITS / name).symlink_to("/dev/null")
+        home = Path("/opt/usbipshare")
+        home.unlink(missing_ok=True)
+        home.symlink_to(sys.prefix)
+        Path("/etc/usbipshare.yaml").write_text("listen: ['tcp:5055']\n")
+        if not os.path.ismount("/sys/fs/cgroup"):
+            guest.check("mount", "-t", "cgroup2", "none", "/sys/fs/cgroup")
+        systemd = subprocess.Popen(
+            [
+                *("unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc"),
+                *("/lib/systemd/systemd", "--system", f"--unit={UNIT}", "--log-target=console"),
+            ],
+            env={"PATH": os.environ["PATH"], "container": "test"},
+            stdin=subprocess.DEVNULL,
+        )
+        self.addCleanup(systemd.wait, guest.DEADLINE)
+        self.addCleanup(systemd.kill)
+        children = Path(f"/proc/{systemd.pid}/task/{systemd.pid}/children")
+        self.process = int(guest.waitUntil(lambda: children.read_text().strip(), "unshare forks"))
+        # It talks only to those in its own namespace.
+
+    def systemctl(self, *arguments: str) -> str:
+        """Ask systemd; what it answers, whatever its exit status."""
+        inside = ("nsenter", f"--target={self.process}", "--pid", "--mount")
+        return guest.run(*inside, "systemctl", *arguments, seconds=120).out.strip()
+
+    def show(self, name: str) -> str:
+        """A property of the service."""
+        return self.systemctl("show", "--value", f"--property={name}", UNIT)
+
+    def untilActive(self) -> None:
+        """Wait until the daemon has said that it is ready."""
+        try:
+            guest.waitUntil(lambda: self.show("ActiveState") == "active", "it is active", 60)
+        except guest.DeadlineMissed:
+            self.fail(
+                self.systemctl("list-jobs")
+                + self.systemctl("status", "--no-pager", "--lines=40", UNIT)
+            )
+
+    def ask(self, **request: object) -> Any:
+        """Ask the daemon."""
+        answer = json.loads(guest.check("nc", "-N", "localhost", "5055", stdin=json.dumps(request)))
+        self.assertEqual(answer["status"], "success", answer)
+        return answer["data"]
+
+    def test_service(self) -> None:
+        """
+        It loads the module, is active when it is ready, binds devices in spite of its
+        sandbox, is started again when it is killed, and stops cleanly.
+        """
+        self.untilActive()
+        self.assertEqual(self.show("Type"), "notify")
+        self.assertTrue(Path("/sys/bus/usb/drivers/usbip-host").exists())
+        self.ask(command="attach", id=DISK)
+        self.assertEqual(guest.driverOf(DISK), "usbip-host")
+
+        first = int(self.show("MainPID"))
+        self.systemctl("kill", f"--signal={signal.SIGKILL.value}", UNIT)
+        guest.waitUntil(lambda: int(self.show("MainPID")) not in (0, first), "it is restarted", 120)
+        self.untilActive()
+        self.assertEqual(self.ask(command="find", id=DISK, detail=True)["state"], "bound")
+        self.ask(command="detach", id=DISK)
+        self.assertEqual(guest.driverOf(DISK), "usb")
+
+        self.systemctl("stop", UNIT)
+        self.assertEqual((self.show("ActiveState"), self.show("Result")), ("inactive", "success"))
