@@ -25,8 +25,6 @@ STOP_SECONDS = 20.0
 class Child:
     """
     A Python process that tells how it is doing in JSON lines.
-
-
     """
 
     def __init__(self, *arguments: str) -> None:
