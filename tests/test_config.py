@@ -4,6 +4,7 @@ Tests of L{usbip_server.config}.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -64,8 +65,13 @@ timeouts: {request: 1, answer: 0.5, bind: 2, stop: 3}
     def test_file(self) -> None:
         """A file is read as UTF-8."""
         path = self.mktemp()
-        Path(path).write_bytes("http: {hosts: [bücher.example]}".encode())
-        self.assertEqual(load(path).config().http.hosts, ("bücher.example",))
+        Path(path).write_bytes("listen: ['unix:/run/bücher']".encode())
+        self.assertEqual(load(path).config().listen, ("unix:/run/bücher",))
+
+    def test_hosts(self) -> None:
+        """Names as they can stand in a Host header are taken."""
+        names = ("usb", "USB.lab.example.com", "pi.", "my_pi-2.local", "xn--bcher-kva.example", "7")
+        self.assertEqual(config(f"http: {{hosts: {json.dumps(names)}}}").http.hosts, names)
 
 
 class WrongTests(SynchronousTestCase):
@@ -130,6 +136,26 @@ class WrongTests(SynchronousTestCase):
         self.assertWrong("backend: {}", "1: backend.type: is missing")
         self.assertWrong("backend:\n  port: 5\n", "1: backend.type: is missing")
         self.assertWrong("\nbackend:\n  port: 5\n  type: 7\n", "4: backend.type: ")
+
+    def test_hosts(self) -> None:
+        """A host that no Host header could ever name is a mistake."""
+        for name in (
+            "usb.lab:5055",
+            "*.lab",
+            "http://x",
+            "",
+            ".",
+            "usb..lab",
+            ".lab",
+            "pi..",
+            "usb lab",
+            "usb\n",
+            "::1",
+            "bücher.example",
+            "\ud800",
+        ):
+            text = f"http:\n  hosts:\n    - usb\n    - {json.dumps(name)}\n"
+            self.assertWrong(text, f"4: http.hosts.1: {name!r} is not a host name: letters, ")
 
     def test_nowhere(self) -> None:
         """To listen nowhere is a mistake."""

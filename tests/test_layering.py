@@ -18,6 +18,18 @@ OURS = "usbip_server"
 
 VOCABULARY = {"errors", "device", "matching", "commands", "replies", "policy", "limits"}
 PROTOCOLS = {"firstbyte", "lines", "web"}
+LAYERS = {
+    "vocabulary": VOCABULARY,
+    "interfaces": {"interfaces"},
+    "middle": {"inventory", "sharing", "operation", "answers"},
+    "backends": {"backends"},
+    "kernel": {"kernel"},
+    "protocols": {"protocols"},
+    "outermost": {"config", "tap", "daemon", "listening", "descriptors", "notify"},
+    "testing": {"testing"},
+    "data": {"data"},
+}
+"""The modules of each layer, and the packages that are one as a whole."""
 LONGEST = 320
 """Lines in a file."""
 
@@ -129,6 +141,17 @@ class LayeringTests(SynchronousTestCase):
     def isWithin(self, name: str, other: str) -> bool:
         """Is it that, or in that?"""
         return name == other or name.startswith(other + ".")
+
+    def test_layers(self) -> None:
+        """Each module belongs to one layer and to no other, and each layer's modules are there:
+        whoever adds one has to say where it belongs."""
+        there = {
+            path.name.removesuffix(".py")
+            for path in PACKAGE.iterdir()
+            if path.suffix == ".py" or (path.is_dir() and any(path.rglob("*.py")))
+        }
+        placed = [name for layer in LAYERS.values() for name in layer]
+        self.assertEqual(sorted(placed), sorted(there - {"__init__"}))
 
     def test_vocabulary(self) -> None:
         """The vocabulary imports the standard library, msgspec and itself."""

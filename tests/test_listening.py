@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from pathlib import Path
 from typing import Any
 
 from twisted.internet import reactor
@@ -15,6 +16,7 @@ from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint, c
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.ssl import KeyPair
 from twisted.internet.testing import MemoryReactor
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
@@ -126,7 +128,10 @@ class DescriptionTests(SynchronousTestCase):
             "tcp:5055:interface=192.0.2.1",
             "tcp:5055:192.0.2.1",
             "tcp:5055:interface=127.0.0.1:backlog=7",
+            r"tcp:5055:interface=\:\:1",
             "tcp6:5055",
+            r"tcp6:0:interface=\:\:1",
+            r"tcp6:65535:interface=fe80\:\:1%eth0",
             "unix:/run/usbipshare.sock",
             "unix:/run/usbipshare.sock:mode=660",
         ):
@@ -165,6 +170,62 @@ class DescriptionTests(SynchronousTestCase):
                 serverEndpoint(MemoryReactor(), description)
             self.assertIn(description.removeprefix("tcp:"), str(caught.exception))
             self.assertIn(" is not ", str(caught.exception))
+
+    def test_neverCould(self) -> None:
+        """What Twisted takes and could never listen is refused, with the reason."""
+        for description, reason in (
+            ("tcp:99999:interface=127.0.0.1", "'99999' is not a port"),
+            ("tcp:-5:interface=127.0.0.1", "'-5' is not a port"),
+            ("tcp6:99999", "'99999' is not a port"),
+            ("tcp6:-1", "'-1' is not a port"),
+            ("tcp:5055:interface=notanip", "'notanip' is not an IP address"),
+            ("tcp:5055:interface=127.0.0.256", "'127.0.0.256' is not an IP address"),
+            ("tcp:5055:interface=localhost", "'localhost' is not an IP address"),
+            ("tcp:5055:interface=", "'' is not an IP address"),
+            ("tcp:5055:", "'' is not an IP address"),
+            ("tcp6:5055:interface=eth0", "'eth0' is not an IP address"),
+            ("unix:", "'' is not a path"),
+            ("unix:mode=600:address=", "'' is not a path"),
+            ("unix:/" + "x" * 107, "is not a path of 1 to 107 bytes"),
+            ("unix:\ud800", "surrogates not allowed"),
+        ):
+            with self.assertRaises(ValueError) as caught:
+                serverEndpoint(MemoryReactor(), description)
+            self.assertIn(reason, str(caught.exception))
+            self.assertIn(repr(description), str(caught.exception))
+        serverEndpoint(MemoryReactor(), "unix:/" + "x" * 106)
+
+    def test_backslashes(self) -> None:
+        """Who forgets the backslashes of an IPv6 address is told of them."""
+        for kind in ("tcp", "tcp6"):
+            with self.assertRaises(ValueError) as caught:
+                serverEndpoint(MemoryReactor(), f"{kind}:5055:interface=::1")
+            self.assertIn(r"interface=\:\:1", str(caught.exception))
+
+    def test_tls(self) -> None:
+        """So is it with TLS."""
+        folder = Path(self.mktemp())
+        folder.mkdir()
+        pem = folder / "key.pem"
+        pem.write_bytes(certificate())
+        files = f"privateKey={pem}:certKey={pem}"
+        for good in (f"ssl:5056:{files}", f"ssl:5056:interface=127.0.0.1:{files}"):
+            memory = MemoryReactor()
+            self.successResultOf(serverEndpoint(memory, good).listen(Factory()))
+            self.assertEqual(len(memory.sslServers), 1)
+        for bad, reason in (
+            (f"ssl:99999:{files}", "'99999' is not a port"),
+            (f"ssl:5056:interface=notanip:{files}", "'notanip' is not an IP address"),
+        ):
+            with self.assertRaises(ValueError) as caught:
+                serverEndpoint(MemoryReactor(), bad)
+            self.assertIn(reason, str(caught.exception))
+
+
+def certificate() -> bytes:
+    """A key, and its own certificate."""
+    made: bytes = KeyPair.generate(size=2048).selfSignedCert(1, commonName="localhost").dumpPEM()
+    return made
 
 
 class ExplainTests(SynchronousTestCase):

@@ -77,6 +77,40 @@ class AnswerTimeTests(SharingTestCase):
         self.backend.calls[1].succeed()
         self.device(anew)
 
+    def test_oldFailure(self) -> None:
+        """A failure that nobody heard is no news any more when it has become old."""
+        self.stillWorking()
+        self.backend.calls[0].fail(OperationFailed(UNO, "it bit me"))
+        self.clock.advance(31)
+        again = self.ask(ATTACH, BOB)
+        self.assertEqual(len(self.asked), 2)
+        self.backend.calls[1].succeed()
+        self.device(again)
+
+    def test_failureThatWentWell(self) -> None:
+        """A failure after which the device is as it was to be is no news either."""
+        self.stillWorking()
+        self.backend.calls[0].fail(OperationFailed(UNO, "it bit me"))
+        self.backend.inventory.replace([changed(UNO, state=DeviceState.BOUND)], {UNO.busId})
+        again = self.ask(ATTACH)
+        self.backend.calls[1].succeed()
+        self.device(again)
+
+    def test_replugged(self) -> None:
+        """
+        Who asks for the device that was plugged in meanwhile does not get what became of
+        the one before it, and a failure carries the device that it is about.
+        """
+        first = self.ask(ATTACH)
+        other = changed(UNO, deviceNumber=UNO.deviceNumber + 1, serial="OTHER")
+        self.backend.inventory.replace([other], {UNO.busId})
+        second = self.ask(AttachDevice(serial="OTHER"), BOB)
+        self.backend.calls[0].fail(OperationFailed(UNO, "it is gone"))
+        failure = self.failureResultOf(first, OperationFailed)
+        self.assertEqual(failure.value.device.serial, UNO.serial)
+        self.backend.calls[1].succeed()
+        self.assertEqual(self.device(second).serial, "OTHER")
+
     def test_failureAndOpposite(self) -> None:
         """Whoever asks for the opposite then is not told of it, and has it done."""
         self.stillWorking()
@@ -126,6 +160,14 @@ class StartTests(SharingTestCase):
         self.assertIn("still starting", self.error(result, BackendUnavailable))
         self.backend.starting.callback(None)
         self.successResultOf(self.ask(ListDevices()))
+
+    def test_broken(self) -> None:
+        """If the backend does not start requests are told so, and the daemon's log why."""
+        result = self.ask(ListDevices())
+        self.backend.starting.errback(ZeroDivisionError("bug"))
+        self.failureResultOf(self.start, ZeroDivisionError)
+        for told in (result, self.ask(ListDevices()), self.ask(ATTACH)):
+            self.assertIn("does not start", self.error(told, BackendUnavailable))
 
 
 class StopTests(SharingTestCase):

@@ -5,8 +5,10 @@ Tests of L{usbip_server.tap} and L{usbip_server.daemon}.
 from __future__ import annotations
 
 import io
+import re
 import socket
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,13 @@ from twisted.internet.interfaces import IStreamServerEndpoint
 from twisted.internet.testing import MemoryReactorClock
 from twisted.plugin import getPlugins
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from usbip_server import tap
 from usbip_server.daemon import Deaf
-from usbip_server.interfaces import IUsbBackendMaker
+from usbip_server.errors import InvalidOption
+from usbip_server.interfaces import IUsbBackend, IUsbBackendMaker
 from usbip_server.listening import serverEndpoint
 from usbip_server.tap import Options, assemble, makeService
 
@@ -38,6 +42,19 @@ def parsed(*arguments: str) -> Options:
     options = Options()
     options.parseOptions(list(arguments))
     return options
+
+
+@implementer(IUsbBackendMaker)
+class WrongMaker:
+    """
+    Makes no backend: one of its options is always wrong.
+    """
+
+    name = "wrong"
+    description = "nothing, and says why"
+
+    def makeBackend(self, options: Mapping[str, Any], reactor: Any) -> IUsbBackend:
+        raise InvalidOption(("colour",), "red is not a colour")
 
 
 class CommandLineCase(SynchronousTestCase):
@@ -108,6 +125,12 @@ class OptionsTests(CommandLineCase):
             ("backend:\n  type: virtual\n  port: 99999\n", ":3: backend.port: "),
             ("backend: {type: vitrual}\n", ":1: backend.type: there is no backend 'vitrual'"),
             (VIRTUAL + "listen:\n  - tcp:x\n", ":3: listen.0: "),
+            (VIRTUAL + "listen:\n  - tcp6:99999\n", ":3: listen.0: 'tcp6:99999' is not "),
+            (VIRTUAL + "listen:\n  - tcp:1\n  - 'unix:'\n", ":4: listen.1: 'unix:' is not "),
+            (
+                VIRTUAL + "listen: [tcp:1:interface=x]\n",
+                ":2: listen.0: 'tcp:1:interface=x' is not ",
+            ),
             (
                 "backend:\n  type: virtual\n  devices:\n  - {bus_id: usb1}\n",
                 ":4: backend.devices.0.bus_id: 'usb1' is not a bus id",
@@ -133,6 +156,32 @@ class OptionsTests(CommandLineCase):
         message, _ = self.exit("-b", "virtual", "--listen", "tcp:x")
         self.assertTrue(str(message).startswith("--listen: "), message)
 
+    def test_wrongBackend(self) -> None:
+        """What is wrong with a backend that the command line names is not blamed on the file's
+        backend; the file's options are, if they are used."""
+        path = file(self, "\n\nbackend: {type: virtual, port: 0}\n")
+        other = file(self, "backend:\n  type: wrong\n  colour: red\n")
+        self.patch(tap, "getPlugins", lambda interface: [*getPlugins(interface), WrongMaker()])
+        for arguments, expected in (
+            (("-b", "wrong"), "--backend: red is not a colour"),
+            (("-b", "wrong", "-c", path), "--backend: red is not a colour"),
+            (("-b", "wrong", "-c", other), f"{other}:3: backend.colour: red is not a colour"),
+            (("-c", other), f"{other}:3: backend.colour: red is not a colour"),
+        ):
+            self.assertEqual(self.exit(*arguments)[0], expected)
+
+    def test_noBackend(self) -> None:
+        """Nor is what is no backend at all."""
+
+        class NoMaker(WrongMaker):
+            def makeBackend(self, options: Mapping[str, Any], reactor: Any) -> IUsbBackend:
+                return object()  # type: ignore[return-value]
+
+        path = file(self, "backend: {type: virtual}\n")
+        self.patch(tap, "getPlugins", lambda interface: [*getPlugins(interface), NoMaker()])
+        message, _ = self.exit("-b", "wrong", "-c", path)
+        self.assertTrue(str(message).startswith("--backend: wrong is not a backend: "), message)
+
     def test_missingFile(self) -> None:
         """A file that is not there is not replaced by the defaults."""
         path = self.mktemp()
@@ -151,6 +200,13 @@ class OptionsTests(CommandLineCase):
             self.assertIn(part, text)
         for part in ("sysfs", "usbip", "virtual", "5055", "config.example.yaml"):
             self.assertIn(part, text)
+
+    def test_helpBackends(self) -> None:
+        """It shows each backend that is installed, with the line about it."""
+        self.patch(tap, "getPlugins", lambda interface: [*getPlugins(interface), WrongMaker()])
+        for maker in (*getPlugins(IUsbBackendMaker), WrongMaker()):
+            for text in (str(Options()), self.exit("--help")[1]):
+                self.assertRegex(text, rf"\n  {maker.name} +{re.escape(maker.description)}\n")
 
 
 class PluginTests(SynchronousTestCase):

@@ -40,7 +40,7 @@ class Answers:
 
     def __init__(self, sharing: Sharing) -> None:
         self._sharing = sharing
-        self._lists: dict[bool, tuple[tuple[UsbDevice, ...], msgspec.Raw]] = {}
+        self._lists: dict[tuple[bool, bool], tuple[tuple[UsbDevice, ...], Answer]] = {}
 
     async def to(self, raw: bytes, principal: Principal) -> Answer:
         """
@@ -49,35 +49,59 @@ class Answers:
         command: Command | None = None
         try:
             command = decode(raw)
-            devices = await self._sharing.perform(command, principal)
-            reply = Reply(status=Status.SUCCESS, data=self._encode(devices, bool(command.detail)))
-        except ShareError as error:
-            self._log.debug("told {principal}: {error}", principal=str(principal), error=str(error))
-            reply = failed(error, command is not None and bool(command.detail))
-        except Exception:
+            return self._success(await self._sharing.perform(command, principal), command)
+        except Exception as error:
+            return self._failure(error, command, raw, principal)
+
+    def atOnce(self, raw: bytes, principal: Principal) -> Answer | None:
+        """
+        The same for a request whose answer needs no waiting.
+
+        @return: C{None} if it needs some: use C{to}.
+        """
+        command: Command | None = None
+        try:
+            command = decode(raw)
+            devices = self._sharing.atOnce(command, principal)
+            return None if devices is None else self._success(devices, command)
+        except Exception as error:
+            return self._failure(error, command, raw, principal)
+
+    def _success(self, devices: Devices, command: Command) -> Answer:
+        """
+        A list's answer is made once for each state of the inventory, which hands out the
+        same tuple until something changes.
+        """
+        if not isinstance(devices, tuple):
+            return _answer(devices, command)
+        wanted = bool(command.detail), bool(command.keep_alive)
+        known = self._lists.get(wanted)
+        if known is None or known[0] is not devices:
+            known = self._lists[wanted] = (devices, _answer(devices, command))
+        return known[1]
+
+    def _failure(
+        self, error: Exception, command: Command | None, raw: bytes, principal: Principal
+    ) -> Answer:
+        if not isinstance(error, ShareError):
             self._log.failure(
                 "a bug in answering {raw!r} from {principal}",
                 raw=raw[:200],
                 principal=str(principal),
             )
             return refusal("the daemon failed on this request: its log says more", broken=True)
+        self._log.debug("told {principal}: {error}", principal=str(principal), error=str(error))
+        reply = failed(error, command is not None and bool(command.detail))
         return Answer(
             status=reply.status,
             encoded=reply.encode(),
             keepAlive=command is not None and bool(command.keep_alive),
         )
 
-    def _encode(self, devices: Devices, detail: bool) -> msgspec.Raw:
-        """
-        The JSON of a list is made once for each state of the inventory, which hands out
-        the same tuple until something changes.
-        """
-        if not isinstance(devices, tuple):
-            return encodeDevices(devices, detail)
-        known = self._lists.get(detail)
-        if known is None or known[0] is not devices:
-            known = self._lists[detail] = (devices, encodeDevices(devices, detail))
-        return known[1]
+
+def _answer(devices: Devices, command: Command) -> Answer:
+    reply = Reply(status=Status.SUCCESS, data=encodeDevices(devices, bool(command.detail)))
+    return Answer(status=reply.status, encoded=reply.encode(), keepAlive=bool(command.keep_alive))
 
 
 def refusal(message: str, broken: bool = False) -> Answer:

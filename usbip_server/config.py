@@ -6,6 +6,7 @@ C{config.example.yaml} shows every key.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,10 @@ from usbip_server.errors import InvalidOption
 from usbip_server.limits import Limits, Timeouts
 
 Path = tuple[str | int, ...]
+
+HOST_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
+"""As it can stand in a C{Host} header, less the port. A name in another script stands there
+as its punycode."""
 
 
 class Http(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -103,6 +108,13 @@ class Source:
             raise self.error(("backend", "type"), "is missing: say which backend, as sysfs")
         if not config.listen:
             raise self.error(("listen",), "nowhere to listen: leave the key out for tcp:5055")
+        for index, host in enumerate(config.http.hosts):
+            if not HOST_NAME.fullmatch(host):
+                raise self.error(
+                    ("http", "hosts", index),
+                    f"{host!r} is not a host name: letters, digits, '-', '.' and '_' only, "
+                    "as in usb.lab.example.com",
+                )
         return config
 
     def error(self, path: Path, reason: str) -> ConfigError:

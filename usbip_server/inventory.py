@@ -84,6 +84,14 @@ class Inventory:
         """The device at a bus id, if there is one."""
         return self._devices.get(busId)
 
+    def same(self, device: UsbDevice) -> UsbDevice | None:
+        """
+        What is known now of a device: C{None} if it is gone, also if another one has been
+        plugged in at its place.
+        """
+        now = self._devices.get(device.busId)
+        return now if now is not None and now.deviceNumber == device.deviceNumber else None
+
     def subscribe(self, listener: Listener) -> Snapshot:
         """
         Tell C{listener} of every change after the snapshot returned: none is lost

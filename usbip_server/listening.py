@@ -8,6 +8,7 @@ socket.
 from __future__ import annotations
 
 import errno
+import ipaddress
 import os
 import socket
 from typing import Any
@@ -16,10 +17,18 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
+from twisted.internet.protocol import Factory
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 BACKLOG = 1024
 """Connections that wait to be accepted; the kernel takes no more than its somaxconn."""
+
+OWN_KINDS = ("tcp", "tcp6", "ssl", "unix")
+"""Those of Twisted itself, whose parts we know."""
+
+UNIX_PATH = 107
+"""Bytes in the path of a unix socket (unix(7), C{sun_path}, less the NUL)."""
 
 
 def serverEndpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
@@ -36,9 +45,61 @@ def serverEndpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
         return _everyInterface(reactor, description, given)
     try:
         endpoint: IStreamServerEndpoint = serverFromString(reactor, _withBacklog(description))
+        if kind in OWN_KINDS:
+            _check(serverFromString(Examiner(mayOmit=kind == "ssl"), description))
     except Exception as error:  # a parser may raise what it likes
-        raise ValueError(f"{description!r} is not an endpoint description: {error}") from None
+        hint = ""
+        if isinstance(error, TypeError) and "::" in description:
+            hint = r" (the colons of an IPv6 address need backslashes: interface=\:\:1)"
+        reason = f"{description!r} is not an endpoint description: {error}{hint}"
+        raise ValueError(reason) from None
     return endpoint
+
+
+def _check(endpoint: IStreamServerEndpoint) -> None:
+    """
+    @param endpoint: one that was made for an L{Examiner}.
+    @raise ValueError: it could never listen.
+    """
+    failures: list[Failure] = []
+    endpoint.listen(Factory()).addErrback(failures.append)
+    for failure in failures:
+        failure.raiseException()
+
+
+class Examiner:
+    """
+    Stands in for a reactor, so that an endpoint tells what it would ask of one: looks at
+    that, and does not listen.
+    """
+
+    def __init__(self, mayOmit: bool) -> None:
+        """
+        @param mayOmit: may the interface be empty?
+        """
+        self._mayOmit = mayOmit
+
+    def listenTCP(self, port: int, factory: object, backlog: int, interface: str) -> None:
+        """See L{twisted.internet.interfaces.IReactorTCP}."""
+        _port(str(port))
+        if interface or not self._mayOmit:
+            try:
+                ipaddress.ip_address(interface)
+            except ValueError:
+                raise ValueError(f"{interface!r} is not an IP address") from None
+
+    def listenSSL(
+        self, port: int, factory: object, contextFactory: object, backlog: int, interface: str
+    ) -> None:
+        """See L{twisted.internet.interfaces.IReactorSSL}."""
+        self.listenTCP(port, factory, backlog, interface)
+
+    def listenUNIX(
+        self, address: str, factory: object, backlog: int, mode: int, wantPID: bool
+    ) -> None:
+        """See L{twisted.internet.interfaces.IReactorUNIX}."""
+        if not 0 < len(os.fsencode(address)) <= UNIX_PATH:
+            raise ValueError(f"{address!r} is not a path of 1 to {UNIX_PATH} bytes")
 
 
 def _withBacklog(description: str) -> str:
@@ -46,8 +107,7 @@ def _withBacklog(description: str) -> str:
     Twisted's own 50 are few when everybody comes at once: those that find no room try
     again after a second, and old clients give up after two.
     """
-    takesOne = description.startswith(("tcp:", "tcp6:", "ssl:", "unix:"))
-    if takesOne and "backlog=" not in description:
+    if description.partition(":")[0] in OWN_KINDS and "backlog=" not in description:
         return f"{description}:backlog={BACKLOG}"
     return description
 

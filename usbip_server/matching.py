@@ -80,23 +80,25 @@ def _bySerial(wanted: str, devices: Devices) -> Devices:
 
 def _byDescription(wanted: str, devices: Devices) -> Devices:
     wanted = wanted.lower()
-    matches = _glob(wanted)
-    return tuple(
-        device
-        for device in devices
-        if any(wanted in text or matches(text) for text in _texts(device))
-    )
+    if _isGlob(wanted):
+        matches = _glob(wanted)
+        return tuple(d for d in devices if any(wanted in t or matches(t) for t in _texts(d)))
+    return tuple(d for d in devices if any(wanted in text for text in _texts(d)))
 
 
-def _texts(device: UsbDevice) -> set[str]:
+def _texts(device: UsbDevice) -> tuple[str, str]:
     """
-    What a device calls itself and is called, in lower case.
+    What a device is called and calls itself, in lower case.
     """
     ours = f"{device.manufacturer or ''} {device.product or ''}".strip()
-    return {device.description.lower(), ours.lower()}
+    return device.description.lower(), ours.lower()
 
 
 def _glob(pattern: str) -> Test:
-    if not any(special in pattern for special in "*?["):
+    if not _isGlob(pattern):
         return pattern.__eq__
     return re.compile(translate(pattern)).match
+
+
+def _isGlob(text: str) -> bool:
+    return any(special in text for special in "*?[")

@@ -62,6 +62,7 @@ class Operation:
     @ivar result: the device after it, if it went well.
     @ivar error: what went wrong, if it did not.
     @ivar heard: has somebody been told?
+    @ivar endedAt: when it came to its end, by the reactor's clock.
     """
 
     def __init__(self, verb: str, device: UsbDevice, principal: Principal, ended: Event) -> None:
@@ -72,6 +73,7 @@ class Operation:
         self.result: UsbDevice | None = None
         self.error: ShareError | None = None
         self.heard = False
+        self.endedAt = 0.0
 
     def isAbout(self, verb: str, device: UsbDevice) -> bool:
         """Is it this, on the very device that is there now?"""

@@ -20,7 +20,7 @@ from usbip_server.commands import (
     FindDevice,
     ListDevices,
 )
-from usbip_server.device import UsbDevice
+from usbip_server.device import DeviceState, UsbDevice
 from usbip_server.errors import (
     BackendUnavailable,
     NotDone,
@@ -39,7 +39,11 @@ from usbip_server.replies import Devices
 Method = Callable[[Any, Principal, float], Awaitable[Devices]]
 """Takes the command, who asks, and until when there has to be an answer."""
 
+Lookup = Callable[[Any], Devices]
+
 Work = Callable[[UsbDevice, float], Awaitable[UsbDevice]]
+
+_ACHIEVED = {"attach": DeviceState.BOUND, "detach": DeviceState.FREE}
 
 
 class Sharing:
@@ -55,12 +59,15 @@ class Sharing:
         self._timeouts = timeouts
         self._ready = Event(clock)
         self._stopping = False
+        self._broken = False
         self._operations: dict[str, Operation] = {}
         self._unheard: dict[str, Operation] = {}
         self._work: dict[str, Work] = {"attach": backend.bind, "detach": backend.unbind}
-        self._methods: dict[type[Any], Method] = {
+        self._lookups: dict[type[Any], Lookup] = {
             ListDevices: self._list,
-            FindDevice: self._find,
+            FindDevice: self._select,
+        }
+        self._methods: dict[type[Any], Method] = {
             AttachDevice: lambda *asked: self._operate("attach", *asked),
             DetachDevice: lambda *asked: self._operate("detach", *asked),
         }
@@ -68,9 +75,16 @@ class Sharing:
     async def start(self) -> None:
         """
         Start the backend. Requests that come before it is ready wait for it.
+
+        @raise Exception: it does not start, which is a bug in it; requests are told.
         """
-        await self._backend.start()
-        self._ready.happen()
+        try:
+            await self._backend.start()
+        except Exception:
+            self._broken = True
+            raise
+        finally:
+            self._ready.happen()
 
     async def stop(self) -> None:
         """
@@ -100,17 +114,32 @@ class Sharing:
         until = self._clock.seconds() + self._timeouts.answer
         if not self._ready.happened and not await self._ready.within(self._timeouts.answer):
             raise BackendUnavailable("the daemon is still starting: ask again in a moment")
+        if self._broken:
+            raise BackendUnavailable("the daemon's backend does not start: see its log")
         if self._backend.inventory.trouble is not None:
             raise BackendUnavailable(self._backend.inventory.trouble)
+        if type(command) in self._lookups:
+            return self._lookups[type(command)](command)
         devices: Devices = await self._methods[type(command)](command, principal, until)
         return devices
 
-    async def _list(self, command: ListDevices, principal: Principal, until: float) -> Devices:
+    def atOnce(self, command: Command, principal: Principal) -> Devices | None:
+        """
+        Carry out a command that needs no waiting.
+
+        @return: as C{perform}; C{None} where that is what it takes.
+        @raise ShareError: as the command cannot be carried out.
+        """
+        lookup = self._lookups.get(type(command))
+        if lookup is None or self._stopping or self._broken or not self._ready.happened:
+            return None
+        if self._backend.inventory.trouble is not None:
+            return None
+        return lookup(command)
+
+    def _list(self, command: ListDevices) -> Devices:
         snapshot: Snapshot = self._backend.inventory.snapshot
         return snapshot.devices
-
-    async def _find(self, request: FindDevice, principal: Principal, until: float) -> Devices:
-        return self._select(request)
 
     def _select(self, request: DeviceRequest) -> UsbDevice:
         return select(request, self._backend.inventory.snapshot.devices)
@@ -124,27 +153,35 @@ class Sharing:
         answer may goes on, and is told to whoever asks next.
         """
         device = self._select(request)
-        while (other := self._operations.get(device.busId)) and other.verb != verb:
+        while (other := self._operations.get(device.busId)) and not other.isAbout(verb, device):
             if not await other.ended.within(until - self._clock.seconds()):
                 raise NotDone(
-                    f"{device}: the {other.verb} that {other.principal} asked for is still in "
-                    f"progress, so it was not {verb}ed; ask again when that has ended"
+                    f"{device}: the {other.verb} of {other.device} that {other.principal} asked "
+                    f"for is still in progress, so nothing was done; ask again when it has ended"
                 )
             device = self._select(request)
-        unheard = self._unheard.pop(device.busId, None)
-        if unheard is not None and unheard.isAbout(verb, device):
-            operation = unheard
-        else:
-            operation = other or self._begin(verb, device, principal)
+        operation = other or self._untold(verb, device) or self._begin(verb, device, principal)
         if not await operation.ended.within(until - self._clock.seconds()):
             raise StillWorking(
-                self._backend.inventory.get(device.busId) or device,
+                self._backend.inventory.same(device) or device,
                 f"the {verb} of {device} takes longer than {self._timeouts.answer:g} s and goes "
                 f"on, for {self._timeouts.bind:g} s at the most; ask again to hear how it went",
             )
         operation.heard = True
         self._unheard.pop(device.busId, None)
         return operation.outcome()
+
+    def _untold(self, verb: str, device: UsbDevice) -> Operation | None:
+        """
+        An operation that has failed when nobody waited for it any more, if that is news
+        still.
+        """
+        operation = self._unheard.pop(device.busId, None)
+        if operation is None or not operation.isAbout(verb, device):
+            return None
+        age = self._clock.seconds() - operation.endedAt
+        isDone = device.state is _ACHIEVED[verb]
+        return None if isDone or age > self._timeouts.bind else operation
 
     def _begin(self, verb: str, device: UsbDevice, principal: Principal) -> Operation:
         if self._stopping:
@@ -162,7 +199,7 @@ class Sharing:
         except ShareError as error:
             operation.error = error
             if isinstance(error, OperationFailed):
-                error.device = self._backend.inventory.get(device.busId) or error.device
+                error.device = self._backend.inventory.same(device) or error.device
             self._log.warn(
                 "{verb} of {device} for {principal} failed: {error}",
                 verb=operation.verb,
@@ -187,6 +224,7 @@ class Sharing:
             )
         finally:
             del self._operations[device.busId]
+        operation.endedAt = self._clock.seconds()
         operation.ended.happen()
         if operation.error is not None and not operation.heard:
             self._unheard[device.busId] = operation

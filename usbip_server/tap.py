@@ -5,7 +5,7 @@ C{twistd usbipshare}: the command line, and how the parts are put together.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -46,7 +46,7 @@ class Options(CommandLine):
     )
     optParameters = [  # noqa: RUF012 - this is how twisted.python.usage wants it
         ["config", "c", None, "Configuration file (YAML). config.example.yaml shows every key."],
-        ["backend", "b", None, "Where devices come from: sysfs, usbip, virtual, or a plugin's."],
+        ["backend", "b", None, "Where devices come from: one of the backends listed below."],
     ]
     optFlags = [  # noqa: RUF012
         ["check", None, "Check the configuration and exit."],
@@ -71,6 +71,15 @@ class Options(CommandLine):
         """
         print(f"usbipshare {version('usbipshare')}")
         sys.exit(0)
+
+    def getUsage(self, width: int | None = None) -> str:
+        """
+        The help, and the backends there are.
+        """
+        makers = _makers()
+        longest = max(map(len, makers), default=0)
+        lines = (f"  {name:{longest}}  {makers[name].description}" for name in sorted(makers))
+        return "\n".join((super().getUsage(width), "Backends:", *lines)) + "\n"
 
     def postOptions(self) -> None:
         """
@@ -146,22 +155,41 @@ def _backend(options: Options, source: Source, config: Config, reactor: Any) -> 
     """
     Make the backend; the options in the file are for the type in the file.
     """
-    kind = options["backend"] or config.backendType
-    makers = {maker.name: maker for maker in getPlugins(IUsbBackendMaker)}
+    kind: str = options["backend"] or config.backendType
+    asked = bool(options["backend"])
+    makers = _makers()
     if kind not in makers:
         reason = f"there is no backend {kind!r}: installed are {', '.join(sorted(makers))}"
-        if options["backend"]:
-            raise _commandLine("--backend", reason)
-        raise source.error(("backend", "type"), reason)
-    given = config.backendOptions if kind == config.backendType else {}
+        raise _wrongBackend(source, asked, ("type",), reason)
+    inFile = kind == config.backendType
+    asked = asked and not (inFile and config.backendOptions)
     try:
+        given = config.backendOptions if inFile else {}
         backend: IUsbBackend = makers[kind].makeBackend(given, reactor)
         verifyObject(IUsbBackend, backend)
     except InvalidOption as error:
-        raise wrongOption(source, error) from None
+        raise _wrongBackend(source, asked, error.path, error.reason) from None
     except Invalid as error:
-        raise source.error(("backend",), f"{kind} is not a backend: {error}") from None
+        raise _wrongBackend(source, asked, (), f"{kind} is not a backend: {error}") from None
     return backend
+
+
+def _makers() -> dict[str, Any]:
+    """
+    The backends that are installed, L{IUsbBackendMaker}s, by their names.
+    """
+    return {maker.name: maker for maker in getPlugins(IUsbBackendMaker)}
+
+
+def _wrongBackend(
+    source: Source, asked: bool, path: Sequence[str | int], reason: str
+) -> ConfigError:
+    """
+    @param asked: is what is wrong what C{--backend} says? Else it is the file.
+    """
+    if asked:
+        return _commandLine("--backend", reason)
+    return wrongOption(source, InvalidOption(path, reason))
 
 
 def _affordable(connections: int) -> int:

@@ -5,6 +5,7 @@ The sysfs backend when the kernel or a device does not do its part.
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
@@ -18,6 +19,7 @@ from usbip_server.errors import (
     OperationTimedOut,
     ShareError,
 )
+from usbip_server.kernel.machine import Machine
 from usbip_server.kernel.usbids import UsbIds
 from usbip_server.testing import FakeKernel, FakeReactor
 
@@ -33,7 +35,7 @@ class SysfsFaultTests(SynchronousTestCase):
             self.kernel.plug(busId, serial=f"S{busId}")
         self.reactor = FakeReactor()
         self.backend = SysfsBackend(
-            self.kernel, self.reactor, names=UsbIds([]), spawn=self.reactor.spawn
+            Machine(self.kernel, self.reactor, 30.0, UsbIds([]), self.reactor.spawn)
         )
         self.successResultOf(Deferred.fromCoroutine(self.backend.start()))
 
@@ -147,7 +149,7 @@ class SysfsFaultTests(SynchronousTestCase):
     def test_stuck(self) -> None:
         """
         A device that hangs is given up in time and shown as C{error}; others are bound
-        meanwhile, and the daemon stops without it.
+        meanwhile.
         """
         self.reactor.hold = True
         stuck = self.bind("1-1")
@@ -161,12 +163,154 @@ class SysfsFaultTests(SynchronousTestCase):
         self.fails(stuck, "has not ended the attach within 30 s", OperationTimedOut)
         self.assertIs(self.device().state, DeviceState.ERROR)
         self.fails(self.bind("1-1"), "still stuck", OperationTimedOut)
-        self.successResultOf(Deferred.fromCoroutine(self.backend.stop()))
         # It comes back, much later: its driver gets it back, as nobody waits any more.
         held[0]()
         self.assertIs(self.device().state, DeviceState.FREE)
         self.assertEqual(self.kernel.driver("1-1"), "usb")
         self.successResultOf(self.bind("1-1"))
+
+    def test_stop(self) -> None:
+        """The end waits for nothing: whoever waits for a device is told, and no timer is left."""
+        self.reactor.hold = True
+        stuck = self.bind("1-1")
+        self.successResultOf(Deferred.fromCoroutine(self.backend.stop()))
+        self.failureResultOf(stuck, OperationTimedOut)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+        self.assertEqual(self.reactor.readers, [])
+        self.reactor.runThreads()
+        self.assertEqual(self.kernel.driver("1-1"), "usb")
+
+    def test_reloaded(self) -> None:
+        """
+        A place in the table of a driver that was unloaded since is left alone: the same
+        name in the new one's table was never bound (to free it would be the end).
+        """
+        self.successResultOf(self.bind("1-10"))
+        self.successResultOf(self.unbind("1-10"))
+        self.kernel.unload()
+        self.kernel.loadModule("usbip-host")
+        self.kernel.fillTable("1-10", *(f"9-{port}" for port in range(1, 16)))
+        self.fails(self.bind("1-1"), "all 16 places")
+        self.assertNotIn("rebind", str(self.kernel.writes))
+
+    def test_lastPlace(self) -> None:
+        """
+        Two binds that meet at the last place: one gets it, the other one that is freed.
+        """
+        self.successResultOf(self.bind("1-10"))
+        self.successResultOf(self.unbind("1-10"))
+        self.kernel.fillTable(*(f"9-{port}" for port in range(1, 15)))
+        write = self.kernel.write
+
+        def another(path: str, data: bytes) -> None:
+            if data == b"add 1-1" and "1-2" not in self.kernel.table():
+                self.kernel.fillTable("1-2")
+            write(path, data)
+
+        self.kernel.write = another  # type: ignore[method-assign]
+        self.successResultOf(self.bind("1-1"))
+        self.assertNotIn("1-10", self.kernel.table())
+
+    def test_reclaimHangs(self) -> None:
+        """
+        A device whose place could be freed, but that hangs, holds another one up for two
+        seconds and not for ever; it is not the other one that is shown as hanging.
+        """
+        for busId in ("1-10", "1-2"):
+            self.successResultOf(self.bind(busId))
+            self.successResultOf(self.unbind(busId))
+        self.kernel.fillTable(*(f"9-{port}" for port in range(1, 15)))
+        self.reactor.hold = True
+        result = self.bind("1-1")
+        self.reactor.threads.pop(0)()  # finds the table full
+        while self.backend.inventory.get("1-1") and len(self.reactor.threads) < 1:
+            self.reactor.threads.pop(0)()
+        for _ in range(2):
+            self.reactor.threads.pop(0)()  # the look after it
+        self.reactor.threads.clear()  # the first that is asked hangs
+        self.reactor.hold = False
+        self.reactor.advance(2)
+        self.assertIs(self.successResultOf(result).state, DeviceState.BOUND)
+        self.assertEqual(len({"1-10", "1-2"} & set(self.kernel.table())), 1)
+
+    def test_vanishing(self) -> None:
+        """A device or driver that vanishes at any step of a bind is a plain failure."""
+        self.successResultOf(self.bind("1-1"))
+        steps = len(self.kernel.reads)
+        self.successResultOf(self.unbind("1-1"))
+        for way in ("unplug", "unload"):
+            for step in range(1, steps):
+                self.vanish(way, step)
+
+    def vanish(self, way: str, step: int) -> None:
+        """Bind, with something vanishing before the step."""
+        count = 0
+        originals = {name: getattr(self.kernel, name) for name in ("read", "readlink", "list")}
+
+        def before(name: str) -> Callable[[str], object]:
+            def call(path: str) -> object:
+                nonlocal count
+                count += 1
+                if count == step and way == "unload":
+                    self.kernel.unload()
+                    self.kernel.loadable = False
+                elif count == step:
+                    self.kernel.unplug("1-2")
+                result: object = originals[name](path)
+                return result
+
+            return call
+
+        for name in originals:
+            setattr(self.kernel, name, before(name))
+        result = self.bind("1-2")
+        for name, original in originals.items():
+            setattr(self.kernel, name, original)
+        if not isinstance(result.result, UsbDevice):
+            message = str(self.failureResultOf(result, OperationFailed).value)
+            self.assertNotIn("bug", message)
+        self.kernel.loaded = self.kernel.loadable = True
+        if way == "unplug" and "1-2" in self.kernel.list("bus/usb/devices"):
+            self.kernel.unplug("1-2")
+        if way == "unplug":
+            self.kernel.plug("1-2", serial="S1-2")
+        self.reactor.deliver()
+        self.successResultOf(self.unbind("1-2"))
+        self.assertEqual(self.kernel.driver("1-2"), "usb")
+
+    def test_abandonedLate(self) -> None:
+        """A bind that comes to its end after nobody waits for it any more is undone."""
+        write = self.kernel.write
+
+        def slow(path: str, data: bytes) -> None:
+            write(path, data)
+            if path.endswith("usbip-host/bind"):
+                self.reactor.advance(31)
+
+        self.kernel.write = slow  # type: ignore[method-assign]
+        self.reactor.hold = True
+        result = self.bind()
+        self.reactor.runThreads()
+        self.fails(result, "has not ended the attach", OperationTimedOut)
+        self.assertEqual(self.kernel.driver("1-1"), "usb")
+        self.assertIs(self.device().state, DeviceState.FREE)
+
+    def test_driverless(self) -> None:
+        """A device that was left without a driver gets it back with a detach."""
+        self.successResultOf(self.bind())
+        write = self.kernel.write
+
+        def refuse(path: str, data: bytes) -> None:
+            if path.endswith("usb/bind"):
+                raise OSError(errno.EIO, "Input/output error")
+            write(path, data)
+
+        self.kernel.write = refuse  # type: ignore[method-assign]
+        self.fails(self.unbind(), "Input/output error")
+        self.assertIsNone(self.kernel.driver("1-1"))
+        self.kernel.write = write  # type: ignore[method-assign]
+        self.successResultOf(self.unbind())
+        self.assertEqual(self.kernel.driver("1-1"), "usb")
 
     def test_error(self) -> None:
         """A device that usbip-host has given up is bound anew."""

@@ -24,6 +24,7 @@ from usbip_server.backends.usbiptool import (
 from usbip_server.device import DeviceState, UsbDevice
 from usbip_server.errors import InvalidOption, OperationFailed, OperationTimedOut
 from usbip_server.interfaces import IUsbBackend
+from usbip_server.kernel.machine import Machine
 from usbip_server.kernel.usbids import UsbIds
 from usbip_server.testing import BackendConformance, FakeKernel
 
@@ -86,7 +87,9 @@ class UsbipToolConformanceTests(BackendConformance, TestCase):
         self.kernel.plug("1-2.4", "0403", "6001", interfaces=((255, 255, 255),))
         self.stock = StockReactor(self.kernel)
         command = ["/usr/sbin/usbip"]
-        return UsbipToolBackend(self.kernel, self.stock, command, names=UsbIds([]))
+        return UsbipToolBackend(
+            Machine(self.kernel, self.stock, 30.0, UsbIds([])), self.stock, command
+        )
 
     async def importDevice(self, device: UsbDevice) -> None:
         self.kernel.importDevice(device.busId)
@@ -143,7 +146,9 @@ class ChildTests(TestCase):
         with open(path, "w") as file:
             file.write(f"#!/bin/sh\n{script}\n")
         os.chmod(path, 0o755)
-        backend = UsbipToolBackend(self.kernel, reactor, [path, "--"], names=UsbIds([]))
+        backend = UsbipToolBackend(
+            Machine(self.kernel, reactor, 30.0, UsbIds([])), reactor, [path, "--"]
+        )
         await backend.start()
         self.addCleanup(lambda: Deferred.fromCoroutine(backend.stop()))
         return backend, backend.inventory.snapshot.devices[0]
@@ -192,6 +197,19 @@ class ChildTests(TestCase):
         done: Deferred[None] = Deferred()
         reactor.callLater(0.01, done.callback, None)
         await done
+
+    async def test_noFork(self) -> None:
+        """When the program cannot be started that is a failure, and it is tried again."""
+        backend, device = await self.started("exit 0")
+        self.patch(reactor, "spawnProcess", self.refuse)
+        for _ in range(2):
+            with self.assertRaises(OperationFailed) as caught:
+                await backend.bind(device, 10)
+            self.assertIn("cannot be started", str(caught.exception))
+
+    def refuse(self, *arguments: object) -> None:
+        """There are too many processes."""
+        raise BlockingIOError(11, "Resource temporarily unavailable")
 
     async def test_killed(self) -> None:
         """A program that is killed is a failure."""

@@ -57,7 +57,7 @@ class OptionTests(SynchronousTestCase):
 
     def test_wrong(self) -> None:
         """What is wrong is named by the keys that lead to it."""
-        for options, path in (
+        wrong: tuple[tuple[dict[str, Any], tuple[str | int, ...]], ...] = (
             ({"colour": "red"}, ("colour",)),
             ({"port": -1}, ("port",)),
             ({"devices": [{}]}, ("devices", 0, "bus_id")),
@@ -67,10 +67,28 @@ class OptionTests(SynchronousTestCase):
             ({"devices": [{"bus_id": "1-1", "vendor_id": "12"}]}, ("devices", 0, "vendor_id")),
             ({"devices": [{"bus_id": "1-1", "size": 1}]}, ("devices", 0, "size")),
             ({"devices": [{"bus_id": "1-1", "serial": ""}]}, ("devices", 0, "serial")),
-        ):
+            ({"interface": "\ud800"}, ("interface",)),
+            *(
+                (
+                    {"devices": [{"bus_id": "1-1"}, {"bus_id": "1-2", key: half}]},
+                    ("devices", 1, key),
+                )
+                for key in ("manufacturer", "product", "serial")
+                for half in ("\ud800x", "x\udfff")
+            ),
+        )
+        for options, path in wrong:
             with self.assertRaises(InvalidOption) as caught:
                 makeBackend(options, reactor)
             self.assertEqual(caught.exception.path, path)
+
+    def test_anyLanguage(self) -> None:
+        """A text may be in any language."""
+        options = {"devices": [{"bus_id": "1-1", "product": "Gerät \U0001f50c", "serial": "№1"}]}
+        backend = makeBackend(options, reactor)
+        self.successResultOf(Deferred.fromCoroutine(backend.start()))
+        [device] = backend.inventory.snapshot.devices
+        self.assertEqual((device.product, device.serial), ("Gerät \U0001f50c", "№1"))
 
     def test_withoutExtra(self) -> None:
         """Where the package that makes real devices is not installed, the others can be had."""

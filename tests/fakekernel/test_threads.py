@@ -54,6 +54,18 @@ class BlockingCallTests(SynchronousTestCase):
         self.assertEqual((told, self.successResultOf(other)), (["late"], 9))
         self.assertEqual(self.successResultOf(self.call("a", lambda: 10)), 10)
 
+    def test_noThread(self) -> None:
+        """When there is no thread to be had the call fails, and the next one is made."""
+
+        def refuse(function: object) -> None:
+            raise RuntimeError("can't start new thread")
+
+        calls = BlockingCalls(self.reactor, refuse)
+        for _ in range(2):
+            call = Deferred.fromCoroutine(calls.call("a", 10, lambda: 7))
+            self.failureResultOf(call, RuntimeError)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
 
 class RealThreadTests(TestCase):
     """

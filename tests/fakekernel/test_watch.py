@@ -4,15 +4,19 @@ The inventory keeps step with the kernel.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from typing import Any
+
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from usbip_server.device import DeviceState, UsbDevice
 from usbip_server.inventory import Inventory
 from usbip_server.kernel.scan import Scanner
+from usbip_server.kernel.strings import SECONDS
 from usbip_server.kernel.threads import BlockingCalls
 from usbip_server.kernel.usbids import UsbIds
-from usbip_server.kernel.watch import STRINGS_SECONDS, KernelWatch
+from usbip_server.kernel.watch import KernelWatch
 from usbip_server.testing import FakeKernel, FakeReactor
 
 
@@ -27,11 +31,12 @@ class WatchTests(SynchronousTestCase):
         self.kernel.plug("1-10", "0403", "6001")
         self.reactor = FakeReactor()
         self.inventory = Inventory()
+        self.calls = BlockingCalls(self.reactor, self.reactor.spawn)
         self.watch = KernelWatch(
             self.kernel,
             Scanner(self.kernel, UsbIds([])),
             self.inventory,
-            BlockingCalls(self.reactor, self.reactor.spawn),
+            self.calls,
             self.reactor,
         )
 
@@ -185,14 +190,75 @@ class WatchTests(SynchronousTestCase):
         self.reactor.deliver()
         self.reactor.threads.pop(0)()  # the first look
         slow = self.reactor.threads.pop(0)  # its strings
-        self.reactor.hold = False
-        self.reactor.advance(STRINGS_SECONDS)
+        self.reactor.runThreads()
+        self.reactor.advance(SECONDS)
         self.assertIsNone(self.device("1-2").serial)
         self.kernel.plug("1-3", serial="QUICK")
         self.reactor.deliver()
         self.assertEqual(self.device("1-3").serial, "QUICK")
         slow()
         self.assertEqual(self.device("1-2").serial, "SLOW")
+
+    def test_manySilent(self) -> None:
+        """Devices that do not answer hold up neither each other nor anything else."""
+        self.start()
+        call = self.calls.call
+
+        async def mute(key: Hashable, seconds: float, *more: Any, **rest: Any) -> Any:
+            self.reactor.hold = seconds == SECONDS
+            result = Deferred.fromCoroutine(call(key, seconds, *more, **rest))
+            self.reactor.hold = False
+            return await result
+
+        self.calls.call = mute  # type: ignore[method-assign]
+        for port in range(2, 8):
+            self.kernel.plug(f"1-{port}")
+        self.reactor.deliver()
+        self.calls.call = call  # type: ignore[method-assign]
+        self.kernel.plug("1-9", serial="QUICK")
+        self.reactor.deliver()
+        self.assertEqual(self.busIds(), ["1-1", "1-9", "1-10"])
+        self.reactor.advance(SECONDS)
+        self.assertEqual(len(self.busIds()), 9)
+        self.reactor.runThreads()
+
+    def test_noThreads(self) -> None:
+        """When the system has no threads for a while, it goes on looking afterwards."""
+        self.start()
+        spawn = self.reactor.spawn
+        for seconds in (1, 2, 3, 30):
+
+            def refuse(function: object) -> None:
+                raise RuntimeError("can't start new thread")
+
+            self.calls._spawn = refuse
+            self.kernel.plug("1-2")
+            self.reactor.deliver()
+            self.advance(seconds)
+            self.flushLoggedErrors(RuntimeError)
+            self.calls._spawn = spawn
+            self.advance(32)
+            self.assertEqual(self.busIds(), ["1-1", "1-2", "1-10"])
+            self.kernel.unplug("1-2")
+            self.reactor.deliver()
+            self.assertEqual(self.busIds(), ["1-1", "1-10"])
+
+    def test_notDeafForEver(self) -> None:
+        """Once a message comes it relies on messages again."""
+        self.start()
+        uevents, self.kernel.uevents = self.kernel.uevents, None
+        self.kernel.plug("1-2")
+        self.advance(4)
+        self.kernel.uevents = uevents
+        self.kernel.plug("1-3")
+        self.reactor.deliver()
+        self.advance(2)
+        self.kernel.reads.clear()
+        self.kernel.uevents = None
+        self.kernel.unplug("1-2")
+        self.advance(10)
+        self.assertIn("1-2", self.busIds())
+        self.kernel.uevents = uevents
 
     def test_noUsb(self) -> None:
         """A kernel without USB: the inventory says so, until there is some."""

@@ -8,19 +8,19 @@ import json
 from typing import Any
 
 from twisted.internet.address import HostnameAddress, IPv4Address, IPv6Address, UNIXAddress
-from twisted.internet.interfaces import IHalfCloseableProtocol
+from twisted.internet.interfaces import IHalfCloseableProtocol, ISSLTransport
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import directlyProvides
 from zope.interface.verify import verifyObject
 
-from tests.support import PatientBackend, PromptBackend, Wire, asked, threeWays
+from tests.support import MemoryTransport, PatientBackend, PromptBackend, Wire, asked, threeWays
 from usbip_server.answers import Answers
 from usbip_server.limits import Limits, Timeouts
 from usbip_server.policy import Principal
 from usbip_server.protocols.firstbyte import (
     TURNED_AWAY,
     FirstByteFactory,
-    TurnedAway,
     principalAt,
 )
 from usbip_server.protocols.halfclose import LINGER
@@ -68,7 +68,6 @@ class FirstByteTestCase(SynchronousTestCase):
     def connect(self) -> Wire:
         """A new connection."""
         protocol = self.factory.buildProtocol(ADDRESS)
-        assert protocol is not None
         verifyObject(IHalfCloseableProtocol, protocol)
         return Wire(protocol)
 
@@ -116,6 +115,7 @@ class SwitchingTests(FirstByteTestCase):
             wire = self.connect()
             wire.send(bytes([letter]) + b"\r\n\r\n")
             self.assertTrue(wire.received.startswith(b"HTTP/1.1 400 "), letter)
+            wire.closeWrite()
             self.assertTrue(wire.lost)
 
     def test_onlyTheFirst(self) -> None:
@@ -137,7 +137,7 @@ class SwitchingTests(FirstByteTestCase):
         self.assertEqual(len(self.clock.getDelayedCalls()), 1)
         self.clock.advance(31)
         self.assertNotIn(b"status", wire.received)
-        self.assertTrue(wire.ended)
+        self.assertTrue(wire.closed)
 
     def test_probe(self) -> None:
         """A port probe that connects and leaves leaves nothing behind."""
@@ -189,14 +189,36 @@ class LimitTests(FirstByteTestCase):
         self.assertEqual(wire.statuses, ["success"])
 
     def test_manyTurnedAway(self) -> None:
-        """So many are told so at a time; any more are just closed."""
+        """So many are given time to go; any more are told so as well, and closed at once."""
         for _ in range(self.most):
             self.connect()
         away = [self.connect() for _ in range(TURNED_AWAY)]
-        self.assertIsNone(self.factory.buildProtocol(ADDRESS))
-        self.assertEqual(len(self.factory.turnedAway), TURNED_AWAY)
+        for _ in range(5):
+            wire = self.connect()
+            self.assertEqual(wire.statuses, ["error"])
+            self.assertTrue(wire.ended)
+            self.assertFalse(wire.transport.aborted)
+            self.assertEqual(len(self.factory.turnedAway), TURNED_AWAY)
+        self.assertFalse(any(wire.ended for wire in away))
         away[0].drop()
-        self.assertIsInstance(self.factory.buildProtocol(ADDRESS), TurnedAway)
+        self.assertFalse(self.connect().ended)
+        self.assertEqual(len(self.factory.turnedAway), TURNED_AWAY)
+        self.clock.advance(LINGER)
+        for wire in away[1:]:
+            wire.turn()
+        self.assertEqual(len(self.factory.turnedAway), 1)
+
+    def test_manyTurnedAwayTls(self) -> None:
+        """With TLS there is no telling before the handshake, and that is not waited for."""
+        for _ in range(self.most + TURNED_AWAY):
+            self.connect()
+        transport = MemoryTransport()
+        directlyProvides(transport, ISSLTransport)
+        protocol = self.factory.buildProtocol(ADDRESS)
+        wire = Wire(protocol, transport)
+        self.assertTrue(transport.aborted)
+        wire.turn()
+        self.assertTrue(wire.lost)
 
     def test_loggedOnce(self) -> None:
         """A crowd is one line in the log, until there was room again."""
@@ -252,7 +274,9 @@ class ClosingTests(FirstByteTestCase):
         self.assertFalse(lines.closed or web.closed)
         self.backend.calls[0].succeed()
         web.turn()
-        lines.closeWrite()
+        for wire in (lines, web):
+            self.assertTrue(wire.closed)
+            wire.closeWrite()
         self.assertEqual(lines.statuses, ["success"])
         self.assertIn(b"200 OK", web.received)
         self.successResultOf(closed)

@@ -11,7 +11,7 @@ from twisted.internet.testing import StringTransport
 from tests.protocols.linescase import ATTACH, FIND, KEEP, LIST, TRICKY, LinesTestCase
 from tests.support import threeWays
 from usbip_server.protocols.halfclose import LINGER
-from usbip_server.protocols.lines import ObjectEnd
+from usbip_server.protocols.lines import ObjectEnds
 from usbip_server.sharing import Sharing
 
 
@@ -93,13 +93,27 @@ class FramingTests(LinesTestCase):
             compact = json.dumps(answer, separators=(",", ":"), ensure_ascii=False) + "\n"
             self.assertEqual(written, compact.encode())
 
-    def test_objectEnd(self) -> None:
+    def test_objectEnds(self) -> None:
         """The end of an object is found when its last byte is there and not before."""
-        end = ObjectEnd()
+        ends = ObjectEnds()
         body = b'{"a":"' + b"x" * 2000 + rb"\"}" + b'"}'
         for length in range(len(body)):
-            self.assertIsNone(end.find(body[:length]))
-        self.assertEqual(end.find(body), len(body))
+            self.assertEqual(ends.take(body[:length]), ([], body[:length]))
+        self.assertEqual(ends.take(body), ([body], b""))
+
+    def test_objectEndsAnywhere(self) -> None:
+        """Wherever the bytes are cut, the same objects are found and the same is left."""
+        stream = TRICKY + b"  {} \r{" + TRICKY + b'} x{"\\\\"}  ' + KEEP[:5]
+        objects = [TRICKY, b"{}", b"{" + TRICKY + b"}", b'x{"\\\\"}']
+        for first in range(len(stream) + 1):
+            for second in range(first, len(stream) + 1):
+                ends, found, rest = ObjectEnds(), [], b""
+                for part in (stream[:first], stream[first:second], stream[second:]):
+                    more, rest = ends.take(rest + part)
+                    found += more
+                found = [one.lstrip() for one in found]
+                self.assertEqual(found, objects, f"{first}, {second}")
+                self.assertEqual(rest.lstrip(), KEEP[:5], f"{first}, {second}")
 
 
 class ClosingTests(LinesTestCase):

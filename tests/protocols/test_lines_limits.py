@@ -4,10 +4,14 @@ Tests of L{usbip_server.protocols.lines}: how much and how long.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 from tests.protocols.linescase import ATTACH, KEEP, LIST, LinesTestCase
 from tests.support import Wire
 from usbip_server.limits import Timeouts
 from usbip_server.protocols.halfclose import LINGER
+from usbip_server.protocols.lines import LINES_AT_ONCE, ObjectEnds
 
 
 class LengthTests(LinesTestCase):
@@ -74,6 +78,71 @@ class LengthTests(LinesTestCase):
             self.backend.calls[0].succeed()
             wire.turn()
             self.assertEqual(wire.statuses, ["success"] * (many + 1))
+
+
+class WorkTests(LinesTestCase):
+    """
+    How much work bytes make.
+    """
+
+    def seconds(self, segment: bytes) -> float:
+        """How long it takes to take a segment in."""
+        wire = self.connect()
+        began = time.process_time()
+        wire.protocol.dataReceived(segment)
+        return time.process_time() - began
+
+    def assertLinear(self, make: Callable[[int], bytes]) -> None:
+        """Eight times as many bytes take about eight times as long, and not 64 times."""
+        few, many = (min(self.seconds(make(n)) for _ in range(3)) for n in (2**17, 2**20))
+        self.assertLess(many, 24 * max(few, 0.001))
+
+    def test_blankLines(self) -> None:
+        """A flood of blank lines makes no more work than any other bytes."""
+        self.assertLinear(lambda size: b"\n" * size)
+
+    def test_lines(self) -> None:
+        """Many lines in a segment are not copied again for each of them."""
+        self.assertLinear(lambda size: KEEP + b"\n" * size + KEEP)
+        self.assertLinear(lambda size: (KEEP + b"\n") + b"\n \r\n\t" * (size // 5))
+
+    def test_linesWhileAnswering(self) -> None:
+        """Nor are those that had to wait for an answer."""
+
+        def seconds(size: int) -> float:
+            wire = self.patiently()
+            wire.send(ATTACH + b"\n" + (b" " * 7 + b"\n") * (size // 8) + KEEP)
+            began = time.process_time()
+            self.backend.calls[0].succeed()
+            wire.turn()
+            self.assertEqual(wire.statuses, ["success", "success"])
+            return time.process_time() - began
+
+        few, many = (min(seconds(size) for _ in range(3)) for size in (2**17, 2**20))
+        self.assertLess(many, 24 * max(few, 0.001))
+
+    def test_objects(self) -> None:
+        """Nor are objects without line feeds."""
+
+        def seconds(size: int) -> float:
+            ends = ObjectEnds()
+            began = time.process_time()
+            self.assertEqual(len(ends.take(b"{}" * (size // 2))[0]), size // 2)
+            return time.process_time() - began
+
+        few, many = (min(seconds(size) for _ in range(3)) for size in (2**17, 2**20))
+        self.assertLess(many, 24 * max(few, 0.001))
+
+    def test_orderWhileAnswering(self) -> None:
+        """Lines that come in several segments while an answer is under way keep their order."""
+        wire = self.patiently()
+        many = 2 * LINES_AT_ONCE // len(KEEP)
+        wire.protocol.dataReceived(ATTACH + b"\n" + (KEEP + b"\n") * many + KEEP[:7])
+        wire.protocol.dataReceived(KEEP[7:] + b"\n" + LIST)
+        self.assertEqual(wire.received, b"")
+        self.backend.calls[0].succeed()
+        self.assertEqual(wire.statuses, ["success"] * (many + 3))
+        self.assertTrue(wire.closed)
 
 
 class TimeOutTests(LinesTestCase):

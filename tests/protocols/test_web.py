@@ -88,7 +88,7 @@ class CommandTests(WebTestCase):
         wire.send(post(LIST))
         [response] = responses(wire.received)
         self.assertEqual((response.code, response.json["status"]), (500, "error"))
-        self.assertTrue(wire.lost)
+        self.assertTrue(wire.closed)
         self.assertNotEqual(self.flushLoggedErrors(TypeError), [])
 
 
@@ -158,11 +158,11 @@ class LengthTests(WebTestCase):
         wire = self.connect()
         wire.send(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n")
         wire.send(b"x" * 100_000)
-        self.assertFalse(wire.ended)
+        self.assertFalse(wire.closed)
         [request] = wire.protocol.requests
         self.assertLessEqual(request.content.seek(0, 2), 1024)
         self.clock.advance(30.1)
-        self.assertTrue(wire.ended)
+        self.assertTrue(wire.closed)
 
     def test_headers(self) -> None:
         """Endless headers are cut off."""
@@ -170,7 +170,7 @@ class LengthTests(WebTestCase):
         wire.send(b"POST / HTTP/1.1\r\n")
         for _ in range(1000):
             wire.send(b"X: " + b"x" * 1000 + b"\r\n")
-        self.assertTrue(wire.ended)
+        self.assertTrue(wire.closed)
 
     def test_garbage(self) -> None:
         """What is not HTTP after all is refused with 400."""
@@ -184,4 +184,4 @@ class LengthTests(WebTestCase):
             wire = self.connect()
             wire.send(garbage)
             self.assertTrue(wire.received.startswith(b"HTTP/1.1 400 "), garbage)
-            self.assertTrue(wire.ended, garbage)
+            self.assertTrue(wire.closed, garbage)

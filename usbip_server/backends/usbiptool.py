@@ -22,16 +22,13 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from usbip_server.backends.options import convert
-from usbip_server.device import DeviceState, UsbDevice
+from usbip_server.device import UsbDevice
 from usbip_server.errors import InvalidOption, OperationFailed, OperationTimedOut
 from usbip_server.interfaces import IUsbBackend
-from usbip_server.inventory import Inventory
-from usbip_server.kernel.scan import Scanner
-from usbip_server.kernel.system import ISystem, System
-from usbip_server.kernel.threads import BlockingCalls, Spawn, StillOut, TookTooLong, startThread
-from usbip_server.kernel.usbids import UsbIds
-from usbip_server.kernel.usbip_host import UsbipHost
-from usbip_server.kernel.watch import KernelWatch
+from usbip_server.kernel.machine import Machine
+from usbip_server.kernel.scan import USBIP_HOST
+from usbip_server.kernel.system import System
+from usbip_server.kernel.threads import TookTooLong
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where the program is looked for, and its own search path."""
@@ -66,7 +63,8 @@ def makeBackend(options: Mapping[str, Any], reactor: Any) -> UsbipToolBackend:
             "needs none",
         )
     command = (os.path.abspath(program), *chosen.command[1:])
-    return UsbipToolBackend(System(chosen.root), reactor, command, chosen.rescan)
+    machine = Machine(System(chosen.root), reactor, chosen.rescan)
+    return UsbipToolBackend(machine, reactor, command)
 
 
 class Finished(msgspec.Struct, frozen=True):
@@ -114,75 +112,85 @@ class UsbipToolBackend:
     Binds and unbinds by running C{usbip bind} and C{usbip unbind}.
     """
 
-    def __init__(
-        self,
-        system: ISystem,
-        reactor: Any,
-        command: Sequence[str],
-        rescan: float = 30.0,
-        names: UsbIds | None = None,
-        spawn: Spawn = startThread,
-    ) -> None:
+    def __init__(self, machine: Machine, reactor: Any, command: Sequence[str]) -> None:
         """
         @param command: the program, with an absolute path, and its first arguments.
         """
-        self.inventory = Inventory()
+        self.inventory = machine.inventory
+        self._machine = machine
         self._reactor = reactor
         self._command = tuple(command)
-        self._calls = BlockingCalls(reactor, spawn)
-        self._host = UsbipHost(system)
-        scanner = Scanner(system, names or UsbIds())
-        self._watch = KernelWatch(system, scanner, self.inventory, self._calls, reactor, rescan)
         self._running: dict[str, ToolProcess] = {}
 
     async def start(self) -> None:
-        await self._watch.start()
+        await self._machine.start()
 
     async def stop(self) -> None:
-        self._watch.stop()
+        self._machine.stop()
 
     async def bind(self, device: UsbDevice, deadline: float) -> UsbDevice:
         # The program takes the device from its driver first and then finds out that it
         # cannot bind it: all that can be known before is found out before.
+        end = self._reactor.seconds() + deadline
         try:
-            bound = await self._ask(device, deadline, partial(self._isBound, device))
+            work = partial(self._isBound, device)
+            bound = await self._machine.call("attach", device, deadline, work)
         finally:
-            await self._watch.look({device.busId})
-        if bound:
-            return self._here(device)
-        try:
-            await self._run("attach", "bind", device, deadline)
-        except OperationTimedOut:
-            raise
-        except OperationFailed:
-            await self._ask(device, deadline, partial(self._host.giveBack, device.busId))
-            await self._watch.look({device.busId})
-            raise
-        return self._here(device)
+            await self._machine.look({device.busId})
+        if not bound:
+            try:
+                await self._run("attach", "bind", device, end)
+            except OperationTimedOut:
+                raise
+            except OperationFailed as error:
+                raise await self._givenBack(error, end) from error
+        return self._machine.here(device)
 
     async def unbind(self, device: UsbDevice, deadline: float) -> UsbDevice:
-        await self._watch.look({device.busId})
-        if self._here(device).state is DeviceState.FREE:
-            return self._here(device)
-        await self._run("detach", "unbind", device, deadline)
-        return self._here(device)
+        end = self._reactor.seconds() + deadline
+        await self._machine.look({device.busId})
+        now = self._machine.here(device)
+        if now.driver == USBIP_HOST:
+            await self._run("detach", "unbind", device, end)
+        elif now.driver is None:  # left so by a bind that failed
+            work = partial(self._machine.host.unbind, device)
+            await self._machine.call("detach", device, deadline, work)
+            await self._machine.look({device.busId})
+        return self._machine.here(device)
 
     def _isBound(self, device: UsbDevice) -> bool:
         """
         In a thread: is it bound already? If not, can it be?
         """
-        bound = self._host.check(device)
+        bound = self._machine.host.check(device)
         if not bound:
-            self._host.ensureSlot(device)
+            self._machine.host.ensureSlot(device)
         return bound
 
-    async def _ask(self, device: UsbDevice, deadline: float, question: Callable[[], Any]) -> Any:
-        try:
-            return await self._calls.call(device.busId, deadline, question)
-        except (TookTooLong, StillOut):
-            raise OperationTimedOut(device, f"{device}: the kernel does not answer") from None
+    async def _givenBack(self, error: OperationFailed, end: float) -> OperationFailed:
+        """
+        The program leaves a device that it cannot bind without a driver: give it back.
 
-    async def _run(self, verb: str, argument: str, device: UsbDevice, deadline: float) -> None:
+        @return: C{error}, or one that says that this did not go well.
+        """
+        device = error.device
+        left = max(0.1, end - self._reactor.seconds())
+        work = partial(self._machine.host.giveBack, device.busId)
+        try:
+            await self._machine.call("attach", device, left, work)
+        except OperationTimedOut as worse:
+            return worse
+        await self._machine.look({device.busId})
+        now = self.inventory.same(device)
+        if now is None or now.driver is not None:
+            return error
+        return OperationFailed(
+            now,
+            f"{error}. It is left without a driver; as root: "
+            f"echo {device.busId} > /sys/bus/usb/drivers/usb/bind",
+        )
+
+    async def _run(self, verb: str, argument: str, device: UsbDevice, end: float) -> None:
         """
         Run the program on a device, and look what became of it.
         """
@@ -197,7 +205,7 @@ class UsbipToolBackend:
         def ended(finished: Finished) -> None:
             del self._running[busId]
             if late:
-                Deferred.fromCoroutine(self._watch.setTrouble(busId, None))
+                Deferred.fromCoroutine(self._machine.setTrouble(busId, None))
             else:
                 timer.cancel()
                 done.callback(finished)
@@ -211,27 +219,24 @@ class UsbipToolBackend:
         process = ToolProcess(ended)
         command = [*self._command, argument, "-b", busId]
         environment = {"PATH": PATH, "LC_ALL": "C"}
-        timer = self._reactor.callLater(deadline, giveUp)
+        try:
+            self._reactor.spawnProcess(process, command[0], command, environment, "/")
+        except OSError as error:
+            raise OperationFailed(
+                device, f"cannot {verb} {device}: `{command[0]}` cannot be started: {error}"
+            ) from error
         self._running[busId] = process
-        self._reactor.spawnProcess(process, command[0], command, environment, "/")
+        left = max(0.0, end - self._reactor.seconds())
+        timer = self._reactor.callLater(left, giveUp)
         try:
             finished = await done
         except TookTooLong:
-            trouble = f"`{' '.join(command)}` has not ended within {deadline:g} s"
-            await self._watch.setTrouble(busId, trouble)
-            raise OperationTimedOut(
-                self.inventory.get(busId) or device,
-                f"{device}: {trouble}. Unplug the device, or wait until it answers",
+            raise await self._machine.stuck(
+                device, f"`{' '.join(command)}` has not ended within {left:.1f} s"
             ) from None
-        await self._watch.look({busId})
+        await self._machine.look({busId})
         if finished.status != 0:
             raise OperationFailed(device, f"cannot {verb} {device}: {explain(command, finished)}")
-
-    def _here(self, device: UsbDevice) -> UsbDevice:
-        now = self.inventory.get(device.busId)
-        if now is None or now.deviceNumber != device.deviceNumber:
-            raise OperationFailed(device, f"{device} was unplugged in the meantime")
-        return now
 
 
 def explain(command: Sequence[str], finished: Finished) -> str:

@@ -9,7 +9,7 @@ USB/IP on a port of their own; those of kind C{inert} only stand in the list.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -86,6 +86,7 @@ def makeBackend(options: Mapping[str, Any], reactor: Any) -> VirtualBackend:
     See L{usbip_server.interfaces.IUsbBackendMaker}.
     """
     chosen = convert(options, Options)
+    _checkText(("interface",), chosen.interface)
     seen = set()
     for index, device in enumerate(chosen.devices):
         if not isBusId(device.bus_id):
@@ -95,12 +96,25 @@ def makeBackend(options: Mapping[str, Any], reactor: Any) -> VirtualBackend:
         if device.bus_id in seen:
             raise InvalidOption(("devices", index, "bus_id"), "stands here twice")
         seen.add(device.bus_id)
+        for key in ("manufacturer", "product", "serial"):
+            _checkText(("devices", index, key), getattr(device, key) or "")
         if device.kind != "inert" and not virtualusb.installed:
             raise InvalidOption(
                 ("devices", index, "kind"),
                 f"{device.kind!r} needs an extra: pip install 'usbipshare[virtual]'",
             )
     return VirtualBackend(chosen, reactor)
+
+
+def _checkText(path: Sequence[str | int], text: str) -> None:
+    """
+    @raise InvalidOption: YAML's escapes can make half of a surrogate pair, and no answer
+        could ever contain that.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidOption(path, f"{text!r} is not text: {error.reason}") from None
 
 
 @implementer(IUsbBackend)
@@ -229,8 +243,8 @@ class VirtualBackend:
         return device
 
     def _here(self, device: UsbDevice) -> UsbDevice:
-        now = self.inventory.get(device.busId)
-        if now is None or now.deviceNumber != device.deviceNumber:
+        now = self.inventory.same(device)
+        if now is None:
             raise OperationFailed(device, f"{device} is gone: it was unplugged")
         return now
 

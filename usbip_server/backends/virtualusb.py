@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -30,8 +31,11 @@ BLOCK = 512
 HANDSHAKE_SECONDS = 10.0
 """For a client to say which device it wants."""
 
-CONNECTIONS = 64
+CONNECTIONS = 16
 """At a time."""
+
+ACCEPT_AGAIN = 1.0
+"""Seconds until it accepts again, after it could not: no descriptor was free."""
 
 REFUSED = bytes.fromhex("0111 0003 00000001")
 """C{OP_REP_IMPORT} with a status that is not 0 (Linux, usbip_protocol.rst)."""
@@ -125,10 +129,10 @@ class Door:
     def close(self) -> None:
         """Listen no more, and end all sessions."""
         if self._listener is not None:
+            listener, self._listener = self._listener, None
             with contextlib.suppress(OSError):
-                self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread
-            self._listener.close()
-            self._listener = None
+                listener.shutdown(socket.SHUT_RDWR)  # wakes the thread
+            listener.close()
         for busId in tuple(self._devices):
             self.withdraw(busId)
 
@@ -159,8 +163,12 @@ class Door:
         while True:
             try:
                 connection, address = listener.accept()
-            except OSError:
-                return
+            except OSError as error:
+                if listener is not self._listener:
+                    return  # closed
+                self._log.warn("cannot accept a connection: {error}", error=str(error))
+                time.sleep(ACCEPT_AGAIN)
+                continue
             if self._room.acquire(blocking=False):
                 self._start(self._serve, connection, str(address[0]))
             else:

@@ -25,6 +25,8 @@ KERNEL_GROUP = 1
 
 MODPROBE_SECONDS = 10
 
+PAGE = 4096
+
 
 class UeventSocket(Protocol):
     """
@@ -59,6 +61,11 @@ class ISystem(Interface):
 
     def readlink(path: str) -> str:
         """Where a symbolic link leads."""
+
+    def identity(path: str) -> object:
+        """
+        Something that is equal for as long as a file or directory is the same one.
+        """
 
     def loadModule(name: str) -> None:
         """
@@ -96,8 +103,16 @@ class System:
         self._real = os.path.realpath(root) == "/sys"
 
     def read(self, path: str) -> bytes:
-        with open(os.path.join(self._root, path), "rb", buffering=0) as file:
-            return file.read()
+        # Not open(): this is most of what a look at all devices costs.
+        descriptor = os.open(f"{self._root}/{path}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            data = os.read(descriptor, PAGE)
+            # The kernel gives no more than a page at a time (fs/kernfs/file.c).
+            while len(data) % PAGE == 0 and (more := os.read(descriptor, PAGE)):
+                data += more
+            return data
+        finally:
+            os.close(descriptor)
 
     def write(self, path: str, data: bytes) -> None:
         descriptor = os.open(os.path.join(self._root, path), os.O_WRONLY | os.O_CLOEXEC)
@@ -111,6 +126,10 @@ class System:
 
     def readlink(self, path: str) -> str:
         return os.readlink(os.path.join(self._root, path))
+
+    def identity(self, path: str) -> object:
+        status = os.stat(os.path.join(self._root, path))
+        return status.st_dev, status.st_ino, status.st_ctime_ns
 
     def loadModule(self, name: str) -> None:
         if not self._real:

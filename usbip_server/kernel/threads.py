@@ -51,10 +51,20 @@ class BlockingCalls:
         self._reactor = reactor
         self._spawn = spawn
         self._out: set[Hashable] = set()
+        self._waiting: set[Callable[[], None]] = set()
+        self._stopped = False
 
     def isOut(self, key: Hashable) -> bool:
         """Has a call with this key not returned yet?"""
         return key in self._out
+
+    def stop(self) -> None:
+        """
+        Wait for nothing any longer: all calls fail with L{TookTooLong}, new ones too.
+        """
+        self._stopped = True
+        for giveUp in tuple(self._waiting):
+            giveUp()
 
     async def call(
         self,
@@ -71,7 +81,10 @@ class BlockingCalls:
         @return: what it returns; what it raises is raised.
         @raise StillOut: an earlier call with this key has not returned.
         @raise TookTooLong: C{seconds} have passed.
+        @raise RuntimeError: the system has no more threads.
         """
+        if self._stopped:
+            raise TookTooLong(key)
         if key in self._out:
             raise StillOut(key)
         self._out.add(key)
@@ -81,13 +94,18 @@ class BlockingCalls:
         def giveUp() -> None:
             nonlocal gaveUp
             gaveUp = True
+            self._waiting.discard(giveUp)
+            if timer.active():
+                timer.cancel()
             done.errback(TookTooLong(key))
 
         def back(result: Any) -> None:
             self._out.discard(key)
             if gaveUp:
-                late()
+                if not self._stopped:
+                    late()
                 return
+            self._waiting.discard(giveUp)
             timer.cancel()
             done.callback(result)
 
@@ -100,5 +118,12 @@ class BlockingCalls:
             self._reactor.callFromThread(back, result)
 
         timer = self._reactor.callLater(seconds, giveUp)
-        self._spawn(run)
+        self._waiting.add(giveUp)
+        try:
+            self._spawn(run)
+        except BaseException:  # no more threads, no more memory
+            self._out.discard(key)
+            self._waiting.discard(giveUp)
+            timer.cancel()
+            raise
         return await done

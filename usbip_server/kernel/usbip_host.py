@@ -2,7 +2,7 @@
 Binding devices to the kernel's C{usbip-host} driver, and unbinding them.
 
 Wrong orders of writes here are kernel bugs that take down USB until the next boot
-(measured on Linux 6.1 and 6.12; C{drivers/usb/usbip/stub_main.c}):
+(measured on Linux 6.1; C{drivers/usb/usbip/stub_main.c}):
 
   1. C{rebind} of a device that is bound destroys its table entry: the next unbind or
      unplug is a C{BUG}.
@@ -10,10 +10,10 @@ Wrong orders of writes here are kernel bugs that take down USB until the next bo
   3. C{rebind} of a bus id whose device was unplugged since follows a freed pointer.
   4. C{del} of a device that is bound leaves an entry that refuses every later bind.
 
-So C{del} is not written at all, and C{rebind} is written in one place, L{UsbipHost._reclaim},
+So C{del} is not written at all, and C{rebind} is written in one place, L{UsbipHost.reclaim},
 which cannot be reached without a L{_Slot}. There is a slot only for a device that we have
-bound ourselves (not 2) and that has not been reported gone since; while it is reclaimed its
-device can be neither bound (not 1) nor freed (not 3).
+bound ourselves (not 2), with the driver that is loaded now, and that has not been reported
+gone since; while it is reclaimed its device can be neither bound (not 1) nor freed (not 3).
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ import contextlib
 import errno
 import threading
 from collections import defaultdict
+from collections.abc import Iterator
 
 import msgspec
 from twisted.logger import Logger
 
 from usbip_server.device import HUB_CLASS, DeviceState, UsbDevice, busOrder
 from usbip_server.errors import DeviceInUse, OperationFailed
+from usbip_server.kernel.refusals import EMPTY_TABLE, meaning
 from usbip_server.kernel.scan import (
     DEVICES,
     GONE,
@@ -46,22 +48,32 @@ SLOTS = 16
 """C{MAX_BUSID} in C{drivers/usb/usbip/stub.h}; nothing can change it."""
 
 
-EMPTY_TABLE = (
-    "A reboot empties the table; so does `modprobe -r usbip-host && modprobe usbip-host`, but "
-    "only if nothing was unplugged while it was attached, else the kernel may crash"
-)
-"""Unloading the module follows the same freed pointers as 3. above."""
-
-
 class _Slot(msgspec.Struct, frozen=True):
     """
     An entry in the table that we made and used.
 
     @ivar deviceNumber: of the device that was bound with it.
+    @ivar driver: the identity of the driver whose table it is.
     """
 
     busId: str
     deviceNumber: int
+    driver: object
+
+
+class TableFull(OperationFailed):
+    """
+    There is no place in the driver's table; the device was not touched, or has been given
+    back.
+    """
+
+    def __init__(self, device: UsbDevice, names: list[str]) -> None:
+        listed = ", ".join(sorted(names, key=_order))
+        super().__init__(
+            device,
+            f"all {SLOTS} places of usbip-host are taken ({listed}), and the kernel has no "
+            f"more. A place stays taken when its device is detached or unplugged. {EMPTY_TABLE}",
+        )
 
 
 class UsbipHost:
@@ -113,51 +125,51 @@ class UsbipHost:
         Make sure that there is a place in the driver's table.
 
         @return: is the device's bus id in it already?
-        @raise OperationFailed: the table is full.
+        @raise TableFull: there is none.
         """
-        names = self._system.read(TABLE).decode("ascii", "replace").split()
-        if device.busId in names:
-            return True
-        if len(names) < SLOTS or any(self._reclaim(slot) for slot in tuple(self._ours.values())):
-            return False
-        listed = ", ".join(sorted(names, key=_order))
-        raise OperationFailed(
-            device,
-            f"all {SLOTS} places of usbip-host are taken ({listed}), and the kernel has no "
-            f"more. A place stays taken when its device is detached or unplugged. {EMPTY_TABLE}",
-        )
+        names = self._names()
+        if device.busId not in names and len(names) >= SLOTS:
+            raise TableFull(device, names)
+        return device.busId in names
 
     def bind(self, device: UsbDevice, abandoned: threading.Event) -> None:
         """
         Give a device to usbip-host. If that fails it goes back to its driver.
 
-        @param abandoned: set when nobody waits for it any more. A driver that lets go of
-            the device after that gets it back.
+        @param abandoned: set when nobody waits for it any more: then too it goes back.
         @raise OperationFailed: see its message.
         """
-        with self._locks[device.busId]:
-            if self.check(device):
-                return
-            self._ours.pop(device.busId, None)
-            listed = self.ensureSlot(device)
-            driver = driverOf(self._system, device.busId)
+        busId = device.busId
+        with self._locks[busId]:
+            with self._explained("attach", device):
+                if self.check(device):
+                    return
+                self._ours.pop(busId, None)
+                listed = self.ensureSlot(device)
             try:
-                if driver is not None:
-                    self._write(f"{DRIVERS}/{driver}/unbind", device.busId)
-                if abandoned.is_set():
-                    raise OperationFailed(device, f"the attach of {device} was given up")
-                if not listed:
-                    self._write(TABLE, f"add {device.busId}")
-                self._write(f"{DRIVERS}/{USBIP_HOST}/bind", device.busId)
-                if driverOf(self._system, device.busId) != USBIP_HOST:
-                    raise OperationFailed(device, f"usbip-host did not take {device}")
-            except OSError as error:
-                self.giveBack(device.busId)
-                raise OperationFailed(device, self._explain(error, "attach", device)) from error
+                with self._explained("attach", device):
+                    self._take(device, listed, abandoned)
+                    self._ours[busId] = _Slot(busId, device.deviceNumber, self._identity())
             except OperationFailed:
-                self.giveBack(device.busId)
+                self.giveBack(busId)
                 raise
-            self._ours[device.busId] = _Slot(device.busId, device.deviceNumber)
+
+    def _take(self, device: UsbDevice, listed: bool, abandoned: threading.Event) -> None:
+        busId = device.busId
+        givenUp = OperationFailed(device, f"the attach of {device} was given up")
+        driver = driverOf(self._system, busId)
+        if driver is not None:
+            self._write(f"{DRIVERS}/{driver}/unbind", busId)
+        if abandoned.is_set():
+            raise givenUp
+        if not listed:
+            self._write(TABLE, f"add {busId}")
+        self._write(f"{DRIVERS}/{USBIP_HOST}/bind", busId)
+        if abandoned.is_set():
+            self._write(f"{DRIVERS}/{USBIP_HOST}/unbind", busId)
+            raise givenUp
+        if driverOf(self._system, busId) != USBIP_HOST:
+            raise OperationFailed(device, f"usbip-host did not take {device}")
 
     def unbind(self, device: UsbDevice) -> None:
         """
@@ -165,17 +177,19 @@ class UsbipHost:
 
         @raise OperationFailed: see its message.
         """
-        with self._locks[device.busId]:
+        busId = device.busId
+        with self._locks[busId], self._explained("detach", device):
             self._requireSame(device)
+            driver = driverOf(self._system, busId)
+            if driver == USBIP_HOST:
+                self._write(f"{DRIVERS}/{USBIP_HOST}/unbind", busId)
+            elif driver is not None:
+                return
             try:
-                if driverOf(self._system, device.busId) != USBIP_HOST:
-                    return
-                self._write(f"{DRIVERS}/{USBIP_HOST}/unbind", device.busId)
-                self._write(f"{DRIVERS}/usb/bind", device.busId)
-            except OSError as error:
-                if driverOf(self._system, device.busId) not in (None, USBIP_HOST):
-                    return  # somebody else was quicker to give it back
-                raise OperationFailed(device, self._explain(error, "detach", device)) from error
+                self._write(f"{DRIVERS}/usb/bind", busId)
+            except OSError:
+                if driverOf(self._system, busId) in (None, USBIP_HOST):
+                    raise  # else somebody was quicker to give it back
 
     def giveBack(self, busId: str) -> None:
         """
@@ -195,27 +209,58 @@ class UsbipHost:
                     error=error,
                 )
 
-    def _reclaim(self, slot: _Slot) -> bool:
+    def reclaimable(self) -> list[str]:
         """
-        Free a place in the table, if it is certain that this is safe.
+        The bus ids whose places in the table can perhaps be freed.
         """
-        lock = self._locks[slot.busId]
-        if not lock.acquire(blocking=False):
-            return False  # somebody is binding or unbinding it
+        return list(self._ours)
+
+    def reclaim(self, busId: str) -> bool:
+        """
+        Free a place in the table, if it is certain that this is safe. Blocks as long as
+        the device whose place it is.
+
+        @return: is it free?
+        """
+        lock = self._locks[busId]
+        slot = self._ours.get(busId)
+        if slot is None or not lock.acquire(blocking=False):
+            return False  # unplugged, or somebody is binding or unbinding it
         try:
-            if driverOf(self._system, slot.busId) != "usb":
+            if driverOf(self._system, busId) != "usb" or self._identity() != slot.driver:
                 return False
-            with self._system.holdDevice(busOrder(slot.busId)[0], slot.deviceNumber):
-                number = int(self._system.read(f"{DEVICES}/{slot.busId}/devnum"))
-                if number != slot.deviceNumber or self._ours.pop(slot.busId, None) != slot:
+            with self._system.holdDevice(busOrder(busId)[0], slot.deviceNumber):
+                number = int(self._system.read(f"{DEVICES}/{busId}/devnum"))
+                if number != slot.deviceNumber or self._ours.pop(busId, None) != slot:
                     return False
-                self._write(f"{DRIVERS}/{USBIP_HOST}/rebind", slot.busId)
+                self._write(f"{DRIVERS}/{USBIP_HOST}/rebind", busId)
         except (OSError, ValueError):
             return False
         finally:
             lock.release()
-        self._log.info("freed the place of {busId} in usbip-host's table", busId=slot.busId)
+        self._log.info("freed the place of {busId} in usbip-host's table", busId=busId)
         return True
+
+    def _names(self) -> list[str]:
+        return self._system.read(TABLE).decode("ascii", "replace").split()
+
+    def _identity(self) -> object:
+        return self._system.identity(f"{DRIVERS}/{USBIP_HOST}")
+
+    @contextlib.contextmanager
+    def _explained(self, verb: str, device: UsbDevice) -> Iterator[None]:
+        """
+        What the kernel refuses becomes an L{OperationFailed}.
+        """
+        try:
+            yield
+        except OSError as error:
+            if error.errno in GONE:
+                self._requireSame(device)  # it may be unplugged
+            if error.errno == errno.ENOMEM:
+                raise TableFull(device, self._names()) from error
+            because = meaning(error, device.busId)
+            raise OperationFailed(device, f"cannot {verb} {device}: {because}") from error
 
     def _requireSame(self, device: UsbDevice) -> None:
         try:
@@ -247,35 +292,6 @@ class UsbipHost:
 
     def _write(self, path: str, text: str) -> None:
         self._system.write(path, text.encode("ascii"))
-
-    def _explain(self, error: OSError, verb: str, device: UsbDevice) -> str:
-        """
-        What an errno of these attributes means, and what to do.
-        """
-        meaning = _MEANINGS.get(error.errno or 0, "the kernel refused: {error}")
-        return f"cannot {verb} {device}: " + meaning.format(error=error, busId=device.busId)
-
-
-_NOT_ALLOWED = (
-    "no permission to write below /sys/bus/usb/drivers. Run the daemon as root, or let its "
-    "user write usb/unbind, usb/bind and usbip-host/{{match_busid,bind,unbind,rebind}} there"
-)
-
-_MEANINGS = {
-    errno.EACCES: _NOT_ALLOWED,
-    errno.EPERM: _NOT_ALLOWED,
-    errno.EROFS: (
-        "/sys is read-only here. In a container mount it writable; in a systemd unit with "
-        "ProtectKernelTunables= set ReadWritePaths=/sys/bus/usb/drivers"
-    ),
-    errno.ENODEV: (
-        "the kernel says there is no such device. If {busId} is still plugged in, another "
-        f"program has left usbip-host's table entry for it unusable. {EMPTY_TABLE}"
-    ),
-    errno.EBUSY: "another driver took the device in the same moment: ask again",
-    errno.ENOMEM: f"all {SLOTS} places of usbip-host are taken. {EMPTY_TABLE}",
-    errno.ENOENT: "the usbip-host driver was unloaded: modprobe usbip-host",
-}
 
 
 def _order(name: str) -> tuple[int, ...]:

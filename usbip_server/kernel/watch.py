@@ -9,9 +9,8 @@ C{rescan} seconds the same thing happens.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Set
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
@@ -20,27 +19,21 @@ from twisted.logger import Logger
 from usbip_server.device import DeviceState, UsbDevice
 from usbip_server.inventory import Inventory
 from usbip_server.kernel.scan import Glance, Scanner, Strings
+from usbip_server.kernel.strings import StringReader
 from usbip_server.kernel.system import ISystem
 from usbip_server.kernel.threads import BlockingCalls, StillOut, TookTooLong
 from usbip_server.kernel.uevents import Uevents
 
+T = TypeVar("T")
+
 SCAN_SECONDS = 30.0
-"""How long the first look at all devices may take before it is said that it hangs."""
-
-STRINGS_SECONDS = 0.5
-"""How long to wait for the strings of L{STRINGS_AT_ONCE} devices, before they are listed
-without."""
-
-STRINGS_AT_ONCE = 32
+"""How long a look may take before it is said that it hangs."""
 
 TICK = 2.0
 """Seconds. Nothing announces that a client comes or goes: bound devices are looked at."""
 
-SHARE_OF_CORE = 0.04
-"""How much of a core looking may take where there are no uevents."""
-
-Stay = tuple[str, int]
-"""Bus id and device number."""
+SHARE_OF_CORE = 0.02
+"""How much of a core it may take to look at everything again and again."""
 
 NO_USB = (
     "this machine's kernel has no USB: {error}. If it has USB hardware, load the driver of "
@@ -73,32 +66,36 @@ class KernelWatch:
         self._calls = calls
         self._reactor = reactor
         self._rescan = rescan
+        self._strings = StringReader(scanner, calls, self._lookAgainAt)
         self._uevents: Uevents | None = None
-        self._deaf = False
         self._tick = LoopingCall(lambda: Deferred.fromCoroutine(self._onTick()))
         self._tick.clock = reactor
-        self._strings: dict[Stay, Strings] = {}
-        self._silent: set[Stay] = set()  # their strings have not come
         self._troubles: dict[str, str] = {}
         self._wanted: set[str] = set()
         self._wantAll = False
         self._looking = False
         self._waiting: list[Deferred[None]] = []
         self._scannedAt = 0.0
-        self._scanCost = 0.0
-        self._sequence: bytes | None = None
+        self._scanCost = 0.0  # seconds of CPU time
+        self._sequence: bytes | None = None  # uevent_seqnum before the last scan
+        self._saidDeaf = False
 
     async def start(self) -> None:
         """Listen, and take the first look."""
         try:
             self._uevents = Uevents(
-                self._system.ueventSocket(), self._reactor, self._lookAgainAt, self._lookAtAll
+                self._system.ueventSocket(),
+                self._reactor,
+                lambda busId: self._lookAgainAt([busId]),
+                self._lookAtAll,
             )
             self._uevents.start()
         except OSError as error:
-            self._becomeDeaf(str(error))
+            self._sayDeaf(f"there are no uevents here: {error}")
         self._tick.start(TICK, now=False)
         await self.look(None)
+        if await self._strings.idle():
+            await self.look(())
 
     def stop(self) -> None:
         """Listen and look no more."""
@@ -132,8 +129,8 @@ class KernelWatch:
             self._troubles[busId] = trouble
         await self.look({busId})
 
-    def _lookAgainAt(self, busId: str) -> None:
-        self._wanted.add(busId)
+    def _lookAgainAt(self, busIds: Iterable[str]) -> None:
+        self._wanted.update(busIds)
         self._go()
 
     def _lookAtAll(self) -> None:
@@ -149,7 +146,7 @@ class KernelWatch:
         """
         What is asked for while a look is under way is answered by the next one.
         """
-        while self._wantAll or self._wanted:
+        while self._wantAll or self._wanted or self._waiting:
             busIds = None if self._wantAll else frozenset(self._wanted)
             waiting, self._waiting = self._waiting, []
             self._wantAll = False
@@ -159,9 +156,10 @@ class KernelWatch:
             except OSError as error:
                 self._noUsb(error)
             except (TookTooLong, StillOut):
-                self._log.warn("looking at the devices hangs; what is listed may be out of date")
+                if self._tick.running:  # else we stop
+                    self._log.warn("looking at devices hangs; the list may be out of date")
             except Exception:
-                self._log.failure("a bug in looking at the devices")
+                self._log.failure("cannot look at the devices")
             for done in waiting:
                 done.callback(None)
         self._looking = False
@@ -173,85 +171,53 @@ class KernelWatch:
         self._inventory.replace([])
 
     async def _lookAt(self, busIds: frozenset[str] | None) -> None:
-        glances = await self._calls.call("look", SCAN_SECONDS, lambda: self._glances(busIds))
-        self._inventory.trouble = None
-        if busIds is None:
-            self._forgetStrings({glance.stay for glance in glances})
-            before = {device.busId for device in self._inventory.snapshot.devices}
-            busIds = frozenset(before | {glance.busId for glance in glances})
-        fresh = {
-            glance.busId: glance
-            for glance in glances
-            if glance.stay not in self._strings and glance.stay not in self._silent
-        }
-        # What needs no waiting is shown first.
-        await self._show([g for g in glances if g.busId not in fresh], busIds - fresh.keys())
-        if fresh:
-            await self._readStrings(list(fresh.values()))
-            await self._show(fresh.values(), fresh.keys())
-
-    def _glances(self, busIds: frozenset[str] | None) -> list[Glance]:
         """
-        In a thread: the first look, and what a look at everything costs.
+        A device is shown when its strings are there too; what else is seen is shown at
+        once.
         """
-        if busIds is not None:
-            return self._scanner.glances(busIds)
+        isScan = busIds is None or self._inventory.trouble is not None
+        costs: list[float] = []
+        if isScan:
+            self._scannedAt = self._reactor.seconds()
+            self._sequence = await self._call("sequence", self._readSequence, costs)
+            busIds = frozenset(await self._call("names", self._scanner.busIds, costs))
+            busIds |= {device.busId for device in self._inventory.snapshot.devices}
+        wanted = busIds or frozenset()
+        glances = await self._call("glances", lambda: self._scanner.glances(wanted), costs)
+        if isScan:
+            self._inventory.trouble = None
+            self._strings.keepOnly({glance.stay for glance in glances})
+        known = [(g, s) for g in glances if (s := self._strings.of(g)) is not None]
+        if len(known) < len(glances):
+            self._strings.read(glance for glance in glances if self._strings.of(glance) is None)
+        devices = await self._call("devices", lambda: self._devices(known), costs) if known else []
         began = time.thread_time()
-        self._scannedAt = self._reactor.seconds()
-        self._sequence = self._readSequence()
-        glances = self._scanner.glances(self._scanner.busIds())
-        self._scanCost = time.thread_time() - began
-        return glances
+        self._inventory.replace(devices, wanted)
+        if isScan:
+            self._scanCost = sum(costs) + time.thread_time() - began
 
-    async def _show(self, glances: Collection[Glance], among: Collection[str]) -> None:
-        def put() -> list[UsbDevice]:  # in a thread, as it may have to read usb.ids
-            return [
-                self._scanner.device(
-                    glance,
-                    self._strings.get(glance.stay, Strings()),
-                    self._troubles.get(glance.busId),
-                )
-                for glance in glances
-            ]
-
-        devices = await self._calls.call("show", SCAN_SECONDS, put) if glances else []
-        self._inventory.replace(devices, among)
-
-    async def _readStrings(self, glances: list[Glance]) -> None:
+    async def _call(self, key: str, function: Callable[[], T], costs: list[float]) -> T:
         """
-        Read strings, some devices at a time. The first that has not answered in time is
-        left out, and looked at again if its strings come after all.
+        Call a function in a thread, and note what it costs.
         """
-        while glances:
-            some, glances = glances[:STRINGS_AT_ONCE], glances[STRINGS_AT_ONCE:]
+
+        def timed() -> T:
+            began = time.thread_time()
             try:
-                await self._calls.call(
-                    object(),
-                    STRINGS_SECONDS,
-                    partial(self._scanner.readStrings, some, self._noteStrings),
-                    late=partial(self._spoke, some),
-                )
-            except TookTooLong:
-                unread = [glance for glance in some if glance.stay not in self._strings]
-                self._silent.update(glance.stay for glance in unread[:1])
-                glances = unread[1:] + glances
+                return function()
+            finally:
+                costs.append(time.thread_time() - began)
 
-    def _noteStrings(self, glance: Glance, strings: Strings) -> None:
-        self._strings[glance.stay] = strings
+        return await self._calls.call(key, SCAN_SECONDS, timed)
 
-    def _spoke(self, glances: list[Glance]) -> None:
+    def _devices(self, known: list[tuple[Glance, Strings]]) -> list[UsbDevice]:
         """
-        Strings that were given up have come.
+        In a thread, as it may have to read usb.ids.
         """
-        late = {glance for glance in glances if glance.stay in self._silent}
-        self._silent -= {glance.stay for glance in late}
-        self._wanted.update(glance.busId for glance in late)
-        self._go()
-
-    def _forgetStrings(self, stays: Set[Stay]) -> None:
-        for stay in self._strings.keys() - stays:
-            del self._strings[stay]
-        self._silent &= stays
+        return [
+            self._scanner.device(glance, strings, self._troubles.get(glance.busId))
+            for glance, strings in known
+        ]
 
     async def _onTick(self) -> None:
         """
@@ -259,17 +225,24 @@ class KernelWatch:
         """
         if self._looking:
             return
-        sequence = await self._calls.call("tick", SCAN_SECONDS, self._readSequence)
+        try:
+            sequence = await self._calls.call("tick", SCAN_SECONDS, self._readSequence)
+        except Exception as error:
+            self._log.warn("cannot look for changes: {error!r}", error=error)
+            return
         moved = sequence is None or sequence != self._sequence
-        if not self._deaf and moved and not (self._uevents and self._uevents.heard):
-            self._becomeDeaf("the kernel sends none into this network namespace")
+        isDeaf = moved and not (self._uevents is not None and self._uevents.heard)
+        if isDeaf:
+            self._sayDeaf("the kernel sends none here, or has not yet")
         age = self._reactor.seconds() - self._scannedAt
-        if age >= self._rescan or (self._deaf and moved and age >= self._scanCost / SHARE_OF_CORE):
+        if age >= max(TICK if isDeaf else self._rescan, self._scanCost / SHARE_OF_CORE):
             self._lookAtAll()
             return
-        for device in self._inventory.snapshot.devices:
-            if device.state is not DeviceState.FREE:
-                self._lookAgainAt(device.busId)
+        self._lookAgainAt(
+            device.busId
+            for device in self._inventory.snapshot.devices
+            if device.state is not DeviceState.FREE
+        )
 
     def _readSequence(self) -> bytes | None:
         """
@@ -280,10 +253,11 @@ class KernelWatch:
         except OSError:
             return None
 
-    def _becomeDeaf(self, reason: str) -> None:
-        self._deaf = True
-        self._log.info(
-            "no uevents here ({reason}): looking for changes every {seconds:g} s or less often",
-            reason=reason,
-            seconds=TICK,
-        )
+    def _sayDeaf(self, reason: str) -> None:
+        if not self._saidDeaf:
+            self._saidDeaf = True
+            self._log.info(
+                "no uevents ({reason}): looking for changes every {seconds:g} s",
+                reason=reason,
+                seconds=TICK,
+            )

@@ -16,6 +16,7 @@ from twisted.internet.interfaces import (
     IDelayedCall,
     IHalfCloseableProtocol,
     IReactorTime,
+    ISSLTransport,
     ITransport,
 )
 from twisted.internet.protocol import Factory, Protocol, connectionDone
@@ -29,7 +30,7 @@ from usbip_server.policy import Principal
 from usbip_server.protocols.halfclose import LINGER, closeOurSide
 
 TURNED_AWAY = 32
-"""How many connections beyond the limit are told so at a time; any more are just closed."""
+"""How many connections beyond the limit may linger at a time; any more are closed at once."""
 
 
 class Conversation(Shape):
@@ -111,12 +112,17 @@ class TurnedAway(Protocol, TimeoutMixin):
         return self.factory.clock.callLater(period, func)
 
     def connectionMade(self) -> None:
-        self.factory.turnedAway.add(self)
         most = self.factory.most
         told = refusal(f"the limit of {most} connections is reached: try later")
         self.transport.write(told.encoded)
         self.setTimeout(LINGER)
-        closeOurSide(self.transport)
+        if len(self.factory.turnedAway) < TURNED_AWAY:
+            self.factory.turnedAway.add(self)
+            closeOurSide(self.transport)
+        elif ISSLTransport.providedBy(self.transport):
+            self.transport.abortConnection()  # it would wait for the client's handshake
+        else:
+            self.transport.loseConnection()
 
     def timeoutConnection(self) -> None:
         self.transport.abortConnection()
@@ -137,7 +143,7 @@ class FirstByteFactory(Factory):
     Makes the connections of the control port, and counts them.
 
     @ivar connections: those there are.
-    @ivar turnedAway: those beyond the limit that have not gone yet.
+    @ivar turnedAway: those beyond the limit that are given time to go.
     """
 
     noisy = False
@@ -162,7 +168,7 @@ class FirstByteFactory(Factory):
         self._full = False
         self._empty: list[Deferred[None]] = []
 
-    def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
+    def buildProtocol(self, addr: IAddress | None) -> Protocol:
         protocol: FirstByte | TurnedAway
         if len(self.connections) < self.most:
             self._full = False
@@ -175,8 +181,6 @@ class FirstByteFactory(Factory):
                     most=self.most,
                     principal=principalAt(addr),
                 )
-            if len(self.turnedAway) >= TURNED_AWAY:
-                return None
             protocol = TurnedAway()
         protocol.factory = self
         return protocol

@@ -32,34 +32,42 @@ from usbip_server.protocols.halfclose import LINGER, closeOurSide
 READ_AT_ONCE = 2**16
 """Bytes that may come beyond a request that is complete, before it is taken out."""
 
+LINES_AT_ONCE = 4096
+"""Bytes of lines to split at a time: for each line C{LineReceiver} copies what is left."""
 
-class ObjectEnd:
+
+class ObjectEnds:
     """
-    Finds where a JSON object ends in bytes that come bit by bit, and looks at no byte
-    twice.
+    Finds where JSON objects end in bytes that come bit by bit, and looks at no byte twice.
     """
 
     _MARKS = re.compile(rb'[{}"]|\\.?', re.DOTALL)
 
     def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what has come."""
         self._seen = 0
         self._depth = 0
         self._inString = False
 
-    def find(self, received: bytes) -> int | None:
+    def take(self, received: bytes) -> tuple[list[bytes], bytes]:
         """
         Look on.
 
-        @param received: all bytes since the object began: those of the last call and more.
-        @return: how many of them the object has, or C{None} while it is not complete.
+        @param received: what the last call left, and more behind it.
+        @return: the objects that are complete, and what is left behind them.
         """
+        objects = []
+        begin = 0
         for mark in self._MARKS.finditer(received, self._seen):
             byte = mark.group()
-            if byte == b"\\":
-                break  # what it escapes is still to come
-            self._seen = mark.end()
             if byte == b'"':
                 self._inString = not self._inString
+            elif byte == b"\\":
+                self._seen = mark.start()  # what it escapes is still to come
+                break
             elif self._inString or len(byte) > 1:
                 continue
             elif byte == b"{":
@@ -67,10 +75,15 @@ class ObjectEnd:
             elif self._depth > 1:
                 self._depth -= 1
             elif self._depth == 1:
-                return self._seen
+                self._depth = 0
+                one = received[begin : mark.end()]
+                objects.append(one.lstrip() if begin else one)
+                begin = mark.end()
         else:
             self._seen = len(received)
-        return None
+        rest = received[begin:].lstrip() if begin else received
+        self._seen -= len(received) - len(rest)
+        return objects, rest
 
 
 @implementer(IHalfCloseableProtocol)
@@ -96,9 +109,11 @@ class JsonLines(LineReceiver, TimeoutMixin):
         self._answers = answers
         self._principal = principal
         self._timeouts = timeouts
-        self._end = ObjectEnd()
+        self._ends = ObjectEnds()
         self._requests: deque[bytes] = deque()
+        self._unsplit = b""  # has come, and waits for an answer that is under way
         self._answering = False  # an answer is under way
+        self._spoke = False  # answers were given while data was received
         self._atIt = False  # we are in _answerNext
         self._congested = False  # the client does not read what we write
         self._lastOne = False  # close when all that has arrived is answered
@@ -120,18 +135,28 @@ class JsonLines(LineReceiver, TimeoutMixin):
     def dataReceived(self, data: bytes) -> None:
         if self._closing:
             return
-        super().dataReceived(data)
-        if not (self.paused or self._closing):
+        self._spoke = False
+        data, self._unsplit = self._unsplit + data, b""
+        self._splitLines(data)
+        if not (data.endswith(b"\n") or self.paused or self._closing):
             self._takeUnterminated()
+        if self._spoke and not (self._lastOne or self.paused):
+            self.resetTimeout()
         self._closeIfDone()
 
     def lineReceived(self, line: bytes) -> None:
-        self._end = ObjectEnd()
-        rest = self._takeObjects(line)
-        if rest.strip():
-            self._requests.append(rest)
-        self._end = ObjectEnd()
-        self._answerNext()
+        if line.find(b"}") == len(line) - 1:  # no object ends before the line does
+            if line:
+                self._requests.append(line)
+        else:
+            self._ends.restart()
+            objects, rest = self._ends.take(line)
+            self._requests += objects
+            if rest.strip():
+                self._requests.append(rest)
+        self._ends.restart()
+        if self._requests:
+            self._answerNext()
 
     def lineLengthExceeded(self, line: bytes) -> None:
         self._refuse(f"the request is longer than {self._longest} bytes")
@@ -176,27 +201,35 @@ class JsonLines(LineReceiver, TimeoutMixin):
         self._lastOne = True
         self._closeIfDone()
 
+    def _splitLines(self, data: bytes) -> None:
+        """
+        Have C{lineReceived} called with the lines, a few whole ones at a time or a long one.
+        """
+        begin = 0
+        while not (self.paused or self._closing):
+            end = data.rfind(b"\n", begin, begin + LINES_AT_ONCE) + 1
+            end = end or data.find(b"\n", begin + LINES_AT_ONCE) + 1 or len(data)
+            lines = data[begin:end]
+            if lines.isspace() and lines.endswith(b"\n"):
+                lines = b"\n"
+            super().dataReceived(lines)
+            begin = end
+            if begin == len(data):
+                return
+        self._unsplit = data[begin:]
+
     def _takeUnterminated(self) -> None:
         """
         Take the objects that are complete though no line feed has come.
         """
-        rest = self._takeObjects(self.clearLineBuffer())
+        objects, rest = self._ends.take(self.clearLineBuffer())
+        self._requests += objects
         if self._requests:
             self._answerNext()
         if len(rest) > self._longest and not self.paused:
             self.lineLengthExceeded(rest)
         if not self._closing:
             super().dataReceived(rest)  # back into the buffer; it holds no line feed
-
-    def _takeObjects(self, received: bytes) -> bytes:
-        """
-        @return: what is left behind the last complete object.
-        """
-        while (end := self._end.find(received)) is not None:
-            self._requests.append(received[:end])
-            received = received[end:].lstrip()
-            self._end = ObjectEnd()
-        return received
 
     def _answerNext(self) -> None:
         """
@@ -208,6 +241,10 @@ class JsonLines(LineReceiver, TimeoutMixin):
             if len(request) > self._longest:
                 self.lineLengthExceeded(request)
                 break
+            answer = self._answers.atOnce(request, self._principal)
+            if answer is not None:
+                self._answered(answer)
+                continue
             self._answering = True
             coroutine = self._answers.to(request, self._principal)
             Deferred.fromCoroutine(coroutine).addCallback(self._answered)
@@ -225,7 +262,7 @@ class JsonLines(LineReceiver, TimeoutMixin):
         if answer.broken:
             self._closeOurSide()
         elif self._atIt:
-            self.resetTimeout()
+            self._spoke = True
         else:
             self._goOn()
 

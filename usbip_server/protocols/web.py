@@ -4,6 +4,9 @@ The same requests over HTTP: C{POST /} with the JSON as body, whatever its conte
 A web page in somebody's browser can send a POST to any address it likes, so a request
 that bears a foreign C{Origin}, or a C{Host} that is not a name of this machine (a name
 that an attacker made resolve to it), is refused.
+
+A connection is closed when its first request is answered: a client that does not read
+its answers cannot have many of them wait in our memory.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from usbip_server.answers import Answer, Answers, refusal
 from usbip_server.errors import InvalidRequest, NotAllowed
 from usbip_server.limits import Limits, Timeouts
 from usbip_server.policy import Principal
+from usbip_server.protocols.halfclose import LINGER, closeOurSide
 from usbip_server.replies import Status
 
 CODE_OF = {
@@ -55,7 +59,7 @@ class WebRequest(Request):
 
     @property
     def _factory(self) -> WebFactory:
-        return cast(WebFactory, self.channel.factory)
+        return self.channel.factory
 
     def gotLength(self, length: int | None) -> None:
         # To Twisted, a form is something to take apart; to us the body is JSON.
@@ -71,7 +75,7 @@ class WebRequest(Request):
         """
         Answer. Called when the whole request is there.
         """
-        self.channel.answering = True
+        self.channel.paused = True
         Deferred.fromCoroutine(self._process()).addErrback(
             lambda failure: self._log.failure("a bug in answering over HTTP", failure)
         )
@@ -119,9 +123,6 @@ class WebRequest(Request):
             raise NotAllowed(f"a page of {_shown(origin)} may not use this daemon")
 
     def _send(self, code: int, answer: Answer) -> None:
-        if code >= 500 and answer.broken:
-            self.setHeader(b"connection", b"close")
-            self.channel.persistent = False
         self._sendBytes(code, b"application/json", answer.encoded)
 
     def _sendBytes(self, code: int, kind: bytes, body: bytes) -> None:
@@ -136,46 +137,73 @@ class WebRequest(Request):
 @implementer(IHalfCloseableProtocol)
 class WebChannel(HTTPChannel):
     """
-    One connection.
+    One connection, for one request.
 
-    @ivar answering: an answer is under way.
+    @ivar paused: the request is whole, or will never be: what comes behind is dropped.
+        (L{twisted.protocols.basic.LineReceiver} looks at it.)
     """
 
     requestFactory = WebRequest
     principal: Principal
-    answering = False
-    _noMore = False
+    factory: WebFactory
+    transport: Any
+    _closing = False  # our side is closed
+    _halfClosed = False  # the client's side is closed
+
+    def dataReceived(self, data: bytes) -> None:
+        if not self.paused:
+            super().dataReceived(data)
+        if self.paused:
+            self.clearLineBuffer()
 
     def resetTimeout(self) -> None:
         """
         A request has to be whole in time, however busily its bytes drip in: the time that
-        was set when the connection was made, or after the last answer, is left alone.
+        was set when the connection was made is left alone.
         """
 
-    def readConnectionLost(self) -> None:
-        """No more comes; the requests that are whole are answered."""
-        self._noMore = True
-        self._closeIfDone()
-
-    def requestDone(self, request: Request) -> None:
-        self.answering = False
-        super().requestDone(request)  # begins the next one, or closes
-        if self.persistent:
-            self._closeIfDone()
-
-    def _closeIfDone(self) -> None:
-        if self._noMore and not self.answering:
-            self.persistent = self._noMore = False
+    def timeoutConnection(self) -> None:
+        if self._closing:
+            self.transport.abortConnection()
+        else:
             self.loseConnection()
 
+    def checkPersistence(self, request: Request, version: bytes) -> bool:
+        """No second request follows on a connection, and the answer says so."""
+        request.setHeader(b"connection", b"close")
+        return False
+
+    def loseConnection(self) -> None:
+        """Close our side; what is written goes out."""
+        if self._closing:
+            return
+        self._closing = self.paused = True
+        self.setTimeout(self.factory.timeOut)  # until what is written has gone
+        self.transport.unregisterProducer()
+        if self._halfClosed:
+            self.transport.loseConnection()
+        else:
+            self.transport.resumeProducing()  # to see the client close its side
+            closeOurSide(self.transport)
+
     def writeConnectionLost(self) -> None:
-        """Never: we close both directions at once."""
+        """All we had to say is with the kernel: now the client has its turn to close."""
+        self.setTimeout(LINGER)
+
+    def readConnectionLost(self) -> None:
+        """The client has said all it wants to say; it may well wait for the answer."""
+        self._halfClosed = True
+        if self._closing:
+            self.transport.loseConnection()
+        else:
+            self.close()
 
     def close(self) -> None:
         """
         Close when what has arrived is answered: the daemon stops.
         """
-        self.readConnectionLost()
+        if not self.paused:
+            self.loseConnection()
 
 
 class WebFactory(HTTPFactory):

@@ -12,7 +12,7 @@ from twisted.internet.task import deferLater
 from zope.interface.verify import verifyObject
 
 from usbip_server.device import DeviceState, UsbDevice, busOrder, isBusId
-from usbip_server.errors import DeviceInUse, OperationFailed
+from usbip_server.errors import DeviceInUse, OperationFailed, OperationTimedOut
 from usbip_server.interfaces import IUsbBackend
 from usbip_server.inventory import Change, ChangeKind
 
@@ -224,3 +224,46 @@ class BackendConformance(Base):
         now = backend.inventory.get(device.busId)
         assert now is not None
         self.assertIs((await backend.bind(now, DEADLINE)).state, DeviceState.BOUND)
+        self.assertIs((await backend.unbind(now, DEADLINE)).state, DeviceState.FREE)
+
+    async def test_unbindReplugged(self) -> None:
+        """The same for unbind."""
+        backend, device = await self.started()
+        bound = await backend.bind(device, DEADLINE)
+        await self.unplug(bound)
+        await self.plug(device)
+        await self.failure(OperationFailed, backend.unbind(bound, DEADLINE))
+
+
+class HangingDeviceConformance(BackendConformance):
+    """
+    The same, and what has to be done about a device that does not answer, for backends
+    that can be shown one.
+    """
+
+    async def hang(self, device: UsbDevice) -> None:
+        """From now on the device does not answer."""
+        raise NotImplementedError
+
+    async def revive(self, device: UsbDevice) -> None:
+        """It answers again."""
+        raise NotImplementedError
+
+    async def test_deadline(self) -> None:
+        """
+        A bind ends when its deadline has passed, and the device is shown as C{error} until
+        it answers; another device is bound meanwhile.
+        """
+        backend, device = await self.started()
+        other = next(d for d in backend.inventory.snapshot.devices if d != device)
+        await self.hang(device)
+        await self.failure(OperationTimedOut, backend.bind(device, 0.2))
+        await self.failure(OperationTimedOut, backend.bind(device, 0.2))
+        stuck = backend.inventory.get(device.busId)
+        assert stuck is not None
+        self.assertIs(stuck.state, DeviceState.ERROR)
+        self.assertTrue(stuck.trouble)
+        self.assertIs((await backend.bind(other, DEADLINE)).state, DeviceState.BOUND)
+        await self.revive(device)
+        await self.untilState(backend, device.busId, DeviceState.FREE)
+        self.assertIs((await backend.bind(device, DEADLINE)).state, DeviceState.BOUND)

@@ -1,7 +1,7 @@
 """
 A kernel in memory, with USB devices and C{usbip-host}.
 
-It does what Linux 6.1 and 6.12 were measured to do, its deadly sins included: where Linux
+It does what Linux 6.1 was measured to do, its deadly sins included: where Linux
 would die, it raises L{KernelBug} and stays dead. C{tests/kernel} runs the same conformance
 suite on this one and on the real one.
 """
@@ -111,6 +111,7 @@ class FakeKernel:
         self._mute: dict[str, threading.Event] = {}
         self._numbers = 1
         self._sequence = 100
+        self._life = 0  # of usbip-host
         self._dead: str | None = None
 
     # What happens to a machine.
@@ -276,9 +277,15 @@ class FakeKernel:
             return f"../../../../bus/usb/drivers/{device.driver}"
         raise _error(errno.ENOENT, path)
 
+    def identity(self, path: str) -> object:
+        assert path == f"{DRIVERS}{HOST}", path
+        self._needHost(path)
+        return self._life
+
     def loadModule(self, name: str) -> None:
         if not self.loadable:
             raise OSError(f"modprobe: FATAL: Module {name} not found")
+        self._life += not self.loaded
         self.loaded = True
 
     @contextlib.contextmanager
