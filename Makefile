@@ -3,7 +3,7 @@
 #                   (BACKEND=virtual: on virtual ones; CONFIG=file: as the file says)
 # make test         lint, types, unit and integration tests
 # make test-kernel  tests on real kernels, in a virtual machine
-# make benchmark    what it measures is in benchmarks/README.md
+# make benchmark, make benchmark-kernel    see benchmarks/README.md
 # make clean
 
 PYTHON ?= python3
@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 BACKEND ?=
 CONFIG ?=
 
-.PHONY: demo run test lint types unit apidocs test-kernel benchmark clean
+.PHONY: demo run test lint types unit apidocs test-kernel benchmark benchmark-kernel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python docs/demo.py
@@ -45,6 +45,9 @@ test-kernel: $(VENV)/.installed-dev
 benchmark: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.largetree
+
+benchmark-kernel: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.kernel --kernel 6.1 benchmarks.rivals
 
 clean:
 	rm -rf $(VENV) build dist apidocs _trial_temp* .mypy_cache .ruff_cache *.egg-info

@@ -113,15 +113,16 @@ class Inventory:
             and nothing is said of any other. C{None}: all were looked at.
         """
         now = {device.busId: device for device in found}
-        looked = [*self._devices.keys() | now.keys()] if among is None else among
+        looked = self._devices.keys() | now.keys() if among is None else among
+        changed = [busId for busId in looked if self._devices.get(busId) != now.get(busId)]
         changes = [
             change
-            for busId in sorted(looked, key=busOrder)
+            for busId in sorted(changed, key=busOrder)
             for change in _difference(self._devices.get(busId), now.get(busId))
         ]
         if not changes:
             return
-        for busId in looked:
+        for busId in changed:
             if busId in now:
                 self._devices[busId] = now[busId]
             else:

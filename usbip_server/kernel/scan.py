@@ -67,7 +67,7 @@ class Glance(msgspec.Struct, frozen=True, kw_only=True):
 
 class Scanner:
     """
-    Looks at devices. Its methods block: call them in a thread.
+    Looks at devices. Its methods block: call them in a thread, one at a time.
     """
 
     _log = Logger()
@@ -75,6 +75,8 @@ class Scanner:
     def __init__(self, system: ISystem, names: UsbIds) -> None:
         self._system = system
         self._names = names
+        self._seen: dict[str, tuple[int, Glance | None]] = {}
+        self._made: dict[str, tuple[tuple[Glance, Strings, str | None], UsbDevice]] = {}
 
     def busIds(self) -> list[str]:
         """
@@ -107,10 +109,18 @@ class Scanner:
 
     def device(self, glance: Glance, strings: Strings, trouble: str | None) -> UsbDevice:
         """
-        Put together what is known.
+        Put together what is known. The same device as the last time, if nothing has
+        changed.
 
         @param trouble: what is the matter with it, if something is.
         """
+        made = self._made.get(glance.busId)
+        if made is None or made[0] != (glance, strings, trouble):
+            device = self._device(glance, strings, trouble)
+            made = self._made[glance.busId] = (glance, strings, trouble), device
+        return made[1]
+
+    def _device(self, glance: Glance, strings: Strings, trouble: str | None) -> UsbDevice:
         state = DeviceState.FREE
         if glance.driver == USBIP_HOST:
             state = STATE_OF.get(glance.status or 0, DeviceState.BOUND)
@@ -136,31 +146,50 @@ class Scanner:
         )
 
     def _glance(self, busId: str) -> Glance | None:
+        """
+        Most of it stays the same as long as the device does, and a device that is plugged
+        in anew has another number.
+        """
         try:
-            if isImported(self._system, busId):
-                return None
-            descriptors = self._read(busId, "descriptors")
-            if len(descriptors) < 18 or descriptors[1] != _DEVICE:
-                return None
-            deviceClass = f"{descriptors[4]:02x}"
-            if deviceClass == HUB_CLASS:
+            number = int(self._read(busId, "devnum"))
+            if busId not in self._seen or self._seen[busId][0] != number:
+                self._seen[busId] = number, self._firstGlance(busId, number)
+            glance = self._seen[busId][1]
+            if glance is None:
                 return None
             driver = driverOf(self._system, busId)
-            return Glance(
-                busId=busId,
-                deviceNumber=int(self._read(busId, "devnum")),
-                vendorId=f"{int.from_bytes(descriptors[8:10], 'little'):04x}",
-                productId=f"{int.from_bytes(descriptors[10:12], 'little'):04x}",
-                deviceClass=deviceClass,
-                interfaces=tuple(_interfaces(descriptors)),
-                speed=self._read(busId, "speed").decode("ascii", "replace").strip(),
-                driver=driver,
-                status=statusOf(self._system, busId) if driver == USBIP_HOST else None,
-            )
+            status = statusOf(self._system, busId) if driver == USBIP_HOST else None
+            if (driver, status) != (glance.driver, glance.status):
+                glance = msgspec.structs.replace(glance, driver=driver, status=status)
+                self._seen[busId] = number, glance
+            return glance
         except (OSError, ValueError) as error:
+            self._seen.pop(busId, None)
             if getattr(error, "errno", None) not in GONE:
                 self._log.warn("cannot read device {busId}: {error}", busId=busId, error=error)
             return None
+
+    def _firstGlance(self, busId: str, number: int) -> Glance | None:
+        """
+        @return: C{None} for what is not to be listed: hubs, imported devices.
+        """
+        descriptors = self._read(busId, "descriptors")
+        if len(descriptors) < 18 or descriptors[1] != _DEVICE:
+            return None
+        deviceClass = f"{descriptors[4]:02x}"
+        if deviceClass == HUB_CLASS or isImported(self._system, busId):
+            return None
+        return Glance(
+            busId=busId,
+            deviceNumber=number,
+            vendorId=f"{int.from_bytes(descriptors[8:10], 'little'):04x}",
+            productId=f"{int.from_bytes(descriptors[10:12], 'little'):04x}",
+            deviceClass=deviceClass,
+            interfaces=tuple(_interfaces(descriptors)),
+            speed=self._read(busId, "speed").decode("ascii", "replace").strip(),
+            driver=None,
+            status=None,
+        )
 
     def _read(self, busId: str, name: str) -> bytes:
         return self._system.read(f"{DEVICES}/{busId}/{name}")
