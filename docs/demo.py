@@ -30,6 +30,7 @@ def main() -> None:
     """
     The session.
     """
+    socket.setdefaulttimeout(SECONDS)
     with daemon() as (controlPort, usbPort):
         say("A daemon runs, with two virtual devices. What does it have?")
         ask(controlPort, {"command": "list"})

@@ -76,9 +76,9 @@ class IUsbBackendMaker(Interface):
     A Twisted plugin that makes backends of one type.
     """
 
-    name = Attribute("What C{backend: {type: ...}} calls it (L{str}).")
+    name = Attribute("What C{backend: {type: ...}} calls it (C{str}).")
 
-    description = Attribute("One line for C{--help} (L{str}).")
+    description = Attribute("One line for C{--help} (C{str}).")
 
     def makeBackend(options: Mapping[str, Any], reactor: Any) -> IUsbBackend:
         """

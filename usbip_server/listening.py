@@ -80,7 +80,7 @@ class Examiner:
         self._mayOmit = mayOmit
 
     def listenTCP(self, port: int, factory: object, backlog: int, interface: str) -> None:
-        """See L{twisted.internet.interfaces.IReactorTCP}."""
+        """See C{twisted.internet.interfaces.IReactorTCP}."""
         _port(str(port))
         if interface or not self._mayOmit:
             try:
@@ -91,13 +91,13 @@ class Examiner:
     def listenSSL(
         self, port: int, factory: object, contextFactory: object, backlog: int, interface: str
     ) -> None:
-        """See L{twisted.internet.interfaces.IReactorSSL}."""
+        """See C{twisted.internet.interfaces.IReactorSSL}."""
         self.listenTCP(port, factory, backlog, interface)
 
     def listenUNIX(
         self, address: str, factory: object, backlog: int, mode: int, wantPID: bool
     ) -> None:
-        """See L{twisted.internet.interfaces.IReactorUNIX}."""
+        """See C{twisted.internet.interfaces.IReactorUNIX}."""
         if not 0 < len(os.fsencode(address)) <= UNIX_PATH:
             raise ValueError(f"{address!r} is not a path of 1 to {UNIX_PATH} bytes")
 

@@ -109,15 +109,12 @@ class Sharing:
         @return: the devices it is about: a tuple for C{list}, else the one.
         @raise ShareError: as the command cannot be carried out.
         """
-        if self._stopping:
-            raise BackendUnavailable("the daemon is stopping: ask again when it is back")
         until = self._clock.seconds() + self._timeouts.answer
-        if not self._ready.happened and not await self._ready.within(self._timeouts.answer):
-            raise BackendUnavailable("the daemon is still starting: ask again in a moment")
-        if self._broken:
-            raise BackendUnavailable("the daemon's backend does not start: see its log")
-        if self._backend.inventory.trouble is not None:
-            raise BackendUnavailable(self._backend.inventory.trouble)
+        self._requireBackend()
+        if not self._ready.happened:
+            if not await self._ready.within(self._timeouts.answer):
+                raise BackendUnavailable("the daemon is still starting: ask again in a moment")
+            self._requireBackend()
         if type(command) in self._lookups:
             return self._lookups[type(command)](command)
         devices: Devices = await self._methods[type(command)](command, principal, until)
@@ -125,17 +122,27 @@ class Sharing:
 
     def atOnce(self, command: Command, principal: Principal) -> Devices | None:
         """
-        Carry out a command that needs no waiting.
+        Carry out a command that needs no waiting: that saves its answer a Deferred.
 
         @return: as C{perform}; C{None} where that is what it takes.
         @raise ShareError: as the command cannot be carried out.
         """
         lookup = self._lookups.get(type(command))
-        if lookup is None or self._stopping or self._broken or not self._ready.happened:
+        if lookup is None or not self._ready.happened:
             return None
-        if self._backend.inventory.trouble is not None:
-            return None
+        self._requireBackend()
         return lookup(command)
+
+    def _requireBackend(self) -> None:
+        """
+        @raise BackendUnavailable: there is nothing to be had at present.
+        """
+        if self._stopping:
+            raise BackendUnavailable("the daemon is stopping: ask again when it is back")
+        if self._broken:
+            raise BackendUnavailable("the daemon's backend does not start: see its log")
+        if self._backend.inventory.trouble is not None:
+            raise BackendUnavailable(self._backend.inventory.trouble)
 
     def _list(self, command: ListDevices) -> Devices:
         snapshot: Snapshot = self._backend.inventory.snapshot
@@ -184,8 +191,7 @@ class Sharing:
         return None if isDone or age > self._timeouts.bind else operation
 
     def _begin(self, verb: str, device: UsbDevice, principal: Principal) -> Operation:
-        if self._stopping:
-            raise BackendUnavailable("the daemon is stopping: ask again when it is back")
+        self._requireBackend()
         operation = Operation(verb, device, principal, Event(self._clock))
         self._operations[device.busId] = operation
         Deferred.fromCoroutine(self._run(operation))

@@ -64,8 +64,8 @@ def parse(lines: Iterable[str]) -> dict[str, str]:
     """
     Read vendors and products: C{"1234"} and C{"12345678"} to their names.
 
-    A vendor is C{1234  Name} in the first column, its products are below it, behind one
-    tab. The lists that follow (classes, languages, ...) begin with a word.
+    A vendor is its id, two spaces and its name, in the first column; its products are
+    below it, behind one tab. The lists that follow (classes, languages, ...) begin with a word.
     """
     names: dict[str, str] = {}
     vendor = ""

@@ -108,7 +108,7 @@ class TurnedAway(Protocol, TimeoutMixin):
     transport: Any
 
     def callLater(self, period: float, func: Callable[[], None]) -> IDelayedCall:
-        """What L{TimeoutMixin} uses."""
+        """What C{TimeoutMixin} uses."""
         return self.factory.clock.callLater(period, func)
 
     def connectionMade(self) -> None:

@@ -1,6 +1,8 @@
 """
 JSON over a plain connection.
 
+A conversation::
+
     client: {"command":"list"}                                  one JSON object ...
     server: {"status":"success","data":[...]}\\n                ... answered by one line,
     server closes, once all requests that have arrived are answered,
@@ -121,7 +123,7 @@ class JsonLines(LineReceiver, TimeoutMixin):
         self._halfClosed = False  # the client's side is closed
 
     def callLater(self, period: float, func: Callable[[], None]) -> IDelayedCall:
-        """What L{TimeoutMixin} uses."""
+        """What C{TimeoutMixin} uses."""
         return self._clock.callLater(period, func)
 
     def connectionMade(self) -> None:

@@ -140,7 +140,7 @@ class WebChannel(HTTPChannel):
     One connection, for one request.
 
     @ivar paused: the request is whole, or will never be: what comes behind is dropped.
-        (L{twisted.protocols.basic.LineReceiver} looks at it.)
+        (C{twisted.protocols.basic.LineReceiver} looks at it.)
     """
 
     requestFactory = WebRequest
