@@ -21,8 +21,12 @@ DISK = guest.DISK.busId
 UNIT = "usbipshare.service"
 UNITS = Path("/etc/systemd/system")
 
-# The tests' interpreter may be in somebody's home, and then the sandbox hides it.
-OVERRIDE = "[Service]\nProtectHome=no\n"
+# The tests' interpreter, or all of this, may be where the sandbox shows nothing.
+HIDDEN = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")
+PLACES = {sys.prefix, sys.base_prefix, str(Path(__file__).resolve().parents[3])}
+OVERRIDE = "[Service]\nProtectHome=tmpfs\n" + "".join(
+    f"BindReadOnlyPaths={place}\n" for place in PLACES if place.startswith(HIDDEN)
+)
 
 # Of no use to what is tried here, and slow on an emulated processor.
 MASKED = (
