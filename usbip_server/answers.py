@@ -90,7 +90,6 @@ class Answers:
                 principal=str(principal),
             )
             return refusal("the daemon failed on this request: its log says more", broken=True)
-        self._log.debug("told {principal}: {error}", principal=str(principal), error=str(error))
         reply = failed(error, command is not None and bool(command.detail))
         return Answer(
             status=reply.status,
