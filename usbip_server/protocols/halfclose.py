@@ -16,16 +16,19 @@ can overtake the answer.
 """
 
 
-def closeOurSide(transport: Any) -> None:
+def closeOurSide(transport: Any, theirsIsClosed: bool = False) -> None:
     """
     Send what is written, and then the end of the stream. The protocol goes on to read,
     and closes the connection when the client has closed its side or L{LINGER} is over.
 
     Where one direction cannot be closed both are: TLS would pass the call to the socket
-    beneath it, to the other's surprise.
+    beneath it, to the other's surprise. A producer has to be unregistered before.
+
+    @param theirsIsClosed: the client's side is closed already.
     """
     plain = ITCPTransport.providedBy(transport) or IUNIXTransport.providedBy(transport)
-    if plain and not ISSLTransport.providedBy(transport):
+    if plain and not theirsIsClosed and not ISSLTransport.providedBy(transport):
+        transport.resumeProducing()  # to see the client close its side
         transport.loseWriteConnection()
     else:
         transport.loseConnection()

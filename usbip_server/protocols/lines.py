@@ -293,8 +293,4 @@ class JsonLines(LineReceiver, TimeoutMixin):
         self._requests.clear()
         self.setTimeout(self._timeouts.request)  # until what is written has gone
         self.transport.unregisterProducer()
-        if self._halfClosed:
-            self.transport.loseConnection()
-        else:
-            self.transport.resumeProducing()  # to see the client close its side
-            closeOurSide(self.transport)
+        closeOurSide(self.transport, self._halfClosed)

@@ -180,11 +180,7 @@ class WebChannel(HTTPChannel):
         self._closing = self.paused = True
         self.setTimeout(self.factory.timeOut)  # until what is written has gone
         self.transport.unregisterProducer()
-        if self._halfClosed:
-            self.transport.loseConnection()
-        else:
-            self.transport.resumeProducing()  # to see the client close its side
-            closeOurSide(self.transport)
+        closeOurSide(self.transport, self._halfClosed)
 
     def writeConnectionLost(self) -> None:
         """All we had to say is with the kernel: now the client has its turn to close."""

@@ -1,0 +1,54 @@
+"""
+A daemon that may have only a few file descriptors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.childdaemon import ChildDaemon
+
+DESCRIPTORS = 120
+CONNECTIONS = 300
+SECONDS = 10
+
+
+class DescriptorTests(SynchronousTestCase):
+    """
+    More connections than it has descriptors for.
+    """
+
+    def test_flood(self) -> None:
+        """
+        It says that there is room for few, turns the others away, and answers as before
+        when they have gone.
+        """
+        config = "backend: {type: virtual, port: 0}"
+        prefix = ("prlimit", f"--nofile={DESCRIPTORS}:{DESCRIPTORS}")
+        with ChildDaemon(config, prefix=prefix) as daemon, contextlib.ExitStack() as crowd:
+            warned = [event["room"] for event in daemon.events if "room" in event]
+            self.assertEqual(warned, [DESCRIPTORS - 64])
+            folder = f"/proc/{daemon.child.pid}/fd"
+            before = len(os.listdir(folder))
+            address = ("127.0.0.1", daemon.port)
+            for _ in range(CONNECTIONS):
+                crowd.enter_context(socket.create_connection(address, SECONDS))
+            self.assertLessEqual(len(os.listdir(folder)), DESCRIPTORS)
+            crowd.close()
+            self.until(lambda: daemon.ask("list")["status"] == "success")
+            self.until(lambda: len(os.listdir(folder)) <= before)
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until something is so; the crowd's last connections may still be in the way."""
+        end = time.monotonic() + SECONDS
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError):
+                if condition():
+                    return
+        self.fail(f"still not so after {SECONDS} s")
