@@ -11,7 +11,6 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from usbip_server.commands import (
     COMMANDS,
-    LONGEST_CRITERION,
     AttachDevice,
     DetachDevice,
     DeviceRequest,
@@ -21,6 +20,7 @@ from usbip_server.commands import (
     decode,
 )
 from usbip_server.errors import InvalidRequest
+from usbip_server.matching import CRITERIA, LONGEST_CRITERION, describe, given
 
 
 def subclasses(kind: type[Any]) -> set[type[Any]]:
@@ -52,8 +52,8 @@ class GoodTests(SynchronousTestCase):
 
     def test_oneIsEnough(self) -> None:
         """Each criterion is enough on its own; null means absent."""
-        for key in DeviceRequest.criteria:
-            request = {"command": "find"} | dict.fromkeys(DeviceRequest.criteria) | {key: "1-1"}
+        for key in CRITERIA:
+            request = {"command": "find"} | dict.fromkeys(CRITERIA) | {key: "1-1"}
             only: Any = {key: "1-1"}
             self.assertEqual(decode(json.dumps(request).encode()), FindDevice(**only))
 
@@ -90,7 +90,9 @@ class GoodTests(SynchronousTestCase):
 
     def test_describe(self) -> None:
         """In a message a request is its criteria."""
-        self.assertEqual(FindDevice(bus=1, desc="Uno", first=True).describe(), "bus=1, desc='Uno'")
+        self.assertEqual(
+            describe(given(FindDevice(bus=1, desc="Uno", first=True))), "bus=1, desc='Uno'"
+        )
 
 
 class BadTests(SynchronousTestCase):
@@ -135,7 +137,7 @@ class BadTests(SynchronousTestCase):
         command = decode(nothing + b',"first":null,"detail":null,"keep_alive":null}')
         assert isinstance(command, FindDevice)
         self.assertFalse(command.first or command.detail or command.keep_alive)
-        self.assertEqual(command.describe(), "id='1-1'")
+        self.assertEqual(describe(given(command)), "id='1-1'")
 
     def test_namesTheCommands(self) -> None:
         """A message about the command names those there are."""
@@ -148,12 +150,12 @@ class BadTests(SynchronousTestCase):
         """Without a criterion it could be any device: the message names those there are."""
         for raw in (b'{"command":"attach"}', b'{"command":"find","id":null,"first":true}'):
             message = self.refused(raw)
-            for key in DeviceRequest.criteria:
+            for key in CRITERIA:
                 self.assertIn(f"`{key}`", message)
 
     def test_length(self) -> None:
         """A criterion has a limit, so that no glob takes for ever."""
-        for key in DeviceRequest.criteria:
+        for key in CRITERIA:
             fits = json.dumps({"command": "find", key: "x" * LONGEST_CRITERION})
             decode(fits.encode())
             tooLong = json.dumps({"command": "find", key: "x" * (LONGEST_CRITERION + 1)})

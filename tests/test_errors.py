@@ -7,6 +7,7 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support import STICK, UNO, changed, manyDevices
+from usbip_server.device import Holder
 from usbip_server.errors import (
     NAMED_AT_MOST,
     DeviceInUse,
@@ -53,7 +54,7 @@ class OtherErrorTests(SynchronousTestCase):
 
     def test_inUse(self) -> None:
         """A device in use names who uses it, where that is known."""
-        known = DeviceInUse(changed(UNO, holder="192.0.2.9"))
+        known = DeviceInUse(changed(UNO, holder=Holder(address="192.0.2.9")))
         self.assertIn("192.0.2.9", str(known))
         self.assertIn("1-1.4", str(known))
         self.assertIsInstance(known, OperationFailed)

@@ -8,6 +8,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support import ALICE, UNO, asked, changed
+from usbip_server.device import Holder
 from usbip_server.errors import OperationFailed
 from usbip_server.operation import Event, Operation
 
@@ -76,7 +77,9 @@ class OperationTests(SynchronousTestCase):
 
     def test_isAbout(self) -> None:
         """It is about the very device, in whichever state, and not another at its place."""
-        self.assertTrue(self.operation.isAbout("attach", changed(UNO, holder="192.0.2.9")))
+        self.assertTrue(
+            self.operation.isAbout("attach", changed(UNO, holder=Holder(address="192.0.2.9")))
+        )
         self.assertFalse(self.operation.isAbout("detach", UNO))
         self.assertFalse(self.operation.isAbout("attach", changed(UNO, deviceNumber=9)))
         self.assertFalse(self.operation.isAbout("attach", changed(UNO, busId="1-2")))

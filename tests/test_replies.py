@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.support import MOUSE, UNO, changed, manyDevices
 from tests.test_commands import subclasses
 from usbip_server.commands import FindDevice
-from usbip_server.device import DeviceState
+from usbip_server.device import DeviceState, Holder
 from usbip_server.errors import (
     BackendUnavailable,
     DeviceInUse,
@@ -47,6 +47,8 @@ DETAIL = PLAIN | {
     "state",
     "holder",
     "trouble",
+    "name",
+    "lease",
 }
 
 
@@ -81,7 +83,12 @@ class DeviceTests(SynchronousTestCase):
 
     def test_detail(self) -> None:
         """With detail there is all that is known."""
-        device = changed(UNO, state=DeviceState.IN_USE, holder="192.0.2.9", driver="usbip-host")
+        device = changed(
+            UNO,
+            state=DeviceState.IN_USE,
+            holder=Holder(address="192.0.2.9", since=1.25),
+            driver="usbip-host",
+        )
         detail = json.loads(bytes(encodeDevices(device, detail=True)))
         self.assertEqual(set(detail), DETAIL)
         for key, value in {
@@ -95,7 +102,12 @@ class DeviceTests(SynchronousTestCase):
             "interfaces": ["02/02/01", "0a/00/00"],
             "driver": "usbip-host",
             "state": "in_use",
-            "holder": "192.0.2.9",
+            "holder": {
+                "address": "192.0.2.9",
+                "since": "1970-01-01T00:00:01.250Z",
+                "bytes_in": None,
+                "bytes_out": None,
+            },
             "trouble": None,
         }.items():
             self.assertEqual(detail[key], value, key)

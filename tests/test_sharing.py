@@ -7,7 +7,7 @@ from __future__ import annotations
 from tests.sharingcase import ATTACH, DETACH, SharingTestCase
 from tests.support import ALICE, BOB, MOUSE, STICK, UNO, changed
 from usbip_server.commands import AttachDevice, DetachDevice, FindDevice, ListDevices
-from usbip_server.device import DeviceState
+from usbip_server.device import DeviceState, Holder
 from usbip_server.errors import (
     BackendUnavailable,
     DeviceInUse,
@@ -184,7 +184,7 @@ class FailureTests(SharingTestCase):
     def test_refused(self) -> None:
         """A refusal of the backend's is handed on."""
         result = self.ask(ATTACH)
-        self.backend.calls[0].fail(DeviceInUse(changed(UNO, holder="192.0.2.9")))
+        self.backend.calls[0].fail(DeviceInUse(changed(UNO, holder=Holder(address="192.0.2.9"))))
         self.assertIn("192.0.2.9", self.error(result, DeviceInUse))
 
     def test_refreshes(self) -> None:

@@ -4,14 +4,10 @@ The requests of the JSON contract, and how bytes become one (docs/protocol.md).
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import msgspec
 
 from usbip_server.errors import InvalidRequest
-
-LONGEST_CRITERION = 256
-"""Characters in a criterion: a USB string has 126 (USB 2.0, 9.6.7), a glob a few more."""
+from usbip_server.matching import CRITERIA, given
 
 
 class Request(
@@ -38,14 +34,12 @@ class DeviceRequest(Request, frozen=True, kw_only=True):
     """
     A request about the one device that meets all the criteria given.
 
-    @ivar id: a bus id or a glob of one; with a colon, C{vid:pid} or a glob of that.
+    @ivar id: a bus id, a name, or a glob of one; with a colon, C{vid:pid} or a glob of that.
     @ivar bus: a bus number; anything else is a bus id or a glob of one.
     @ivar serial: the serial number, or a glob of it.
     @ivar desc: part of the description, in any case, or a glob.
     @ivar first: of several devices take the first in bus order.
     """
-
-    criteria: ClassVar[tuple[str, ...]] = ("id", "bus", "serial", "desc")
 
     id: str | None = None
     bus: str | int | None = None
@@ -54,23 +48,9 @@ class DeviceRequest(Request, frozen=True, kw_only=True):
     first: bool | None = False
 
     def __post_init__(self) -> None:
-        given = {name: getattr(self, name) for name in self.criteria}
-        for name, value in given.items():
-            if isinstance(value, str) and not value.strip():
-                raise ValueError(f"`{name}` is empty: leave it out, or say what to look for")
-            if isinstance(value, str) and len(value) > LONGEST_CRITERION:
-                raise ValueError(f"`{name}` is longer than {LONGEST_CRITERION} characters")
-        if all(value is None for value in given.values()):
-            names = ", ".join(f"`{name}`" for name in given)
+        if not given(self):
+            names = ", ".join(f"`{name}`" for name in CRITERIA)
             raise ValueError(f"no criterion: say which device with at least one of {names}")
-
-    def describe(self) -> str:
-        """The criteria for a message: C{bus='1-1', desc='Uno'}."""
-        return ", ".join(
-            f"{name}={value!r}"
-            for name in self.criteria
-            if (value := getattr(self, name)) is not None
-        )
 
 
 class FindDevice(DeviceRequest, frozen=True, kw_only=True, tag="find"):

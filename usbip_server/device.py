@@ -33,6 +33,48 @@ class DeviceState(enum.Enum):
     """It does not answer, or C{usbip-host} gave it up; C{trouble} says more."""
 
 
+class Holder(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    The client that has a device imported.
+
+    @ivar address: its host's address; C{None} where it is not known.
+    @ivar since: when it was first seen to have the device, in seconds since the epoch;
+        C{None} if that was before the daemon began to look.
+    """
+
+    address: str | None = None
+    since: float | None = None
+
+
+class Traffic(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    What a holder's session has moved so far, in bytes.
+
+    @ivar bytesIn: from the client.
+    @ivar bytesOut: to the client.
+    """
+
+    bytesIn: int
+    bytesOut: int
+
+
+class Lease(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    A device is one owner's for a time.
+
+    @ivar owner: what the owner calls itself.
+    @ivar address: the address that asked for it.
+    @ivar ttl: seconds that it lasts, from when it was granted or renewed; C{None}: as long
+        as the connection that asked for it.
+    @ivar until: when it ends, in seconds since the epoch; C{None} with C{ttl}.
+    """
+
+    owner: str
+    address: str
+    ttl: float | None = None
+    until: float | None = None
+
+
 class UsbDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
     One USB device, as it was when somebody looked.
@@ -51,8 +93,10 @@ class UsbDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     @ivar interfaces: class, subclass and protocol of each interface, C{"08/06/50"}.
     @ivar driver: the kernel driver that has the device (not its interfaces): C{"usb"},
         C{"usbip-host"}, or C{None}.
-    @ivar holder: the address of the client that has imported it, where that is known.
+    @ivar holder: who has imported it, when C{state} is L{DeviceState.IN_USE}.
     @ivar trouble: what is the matter, when C{state} is L{DeviceState.ERROR}.
+    @ivar name: what the configuration calls it. Backends leave it alone, and C{lease} too.
+    @ivar lease: whose it is for a time.
     """
 
     busId: str
@@ -68,8 +112,10 @@ class UsbDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     interfaces: tuple[str, ...] = ()
     driver: str | None = None
     state: DeviceState = DeviceState.FREE
-    holder: str | None = None
+    holder: Holder | None = None
     trouble: str | None = None
+    name: str | None = None
+    lease: Lease | None = None
 
     @property
     def busNumber(self) -> int:

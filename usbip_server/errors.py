@@ -96,9 +96,26 @@ class DeviceInUse(OperationFailed):
     """
 
     def __init__(self, device: UsbDevice) -> None:
-        who = device.holder or "a client of usbipd, which does not say who it is"
+        holder = device.holder
+        who = (holder and holder.address) or "a client of usbipd, which does not say who it is"
         # An old client shows only the beginning and the end of a failure's message.
         super().__init__(device, f"in use by {who}: {device}")
+
+
+class DeviceMounted(OperationFailed):
+    """
+    The device is a disk that this machine uses itself; it was not touched.
+    """
+
+    def __init__(self, device: UsbDevice, uses: Sequence[str]) -> None:
+        """
+        @param uses: what for: C{"/dev/sda1 is mounted on /boot"}.
+        """
+        super().__init__(
+            device,
+            f"{device} is in use by the server itself: {', '.join(uses)}. Unmount it there; to "
+            "share it all the same give it a rule with a `name` and `allow_mounted: true`",
+        )
 
 
 class StillWorking(OperationFailed):

@@ -9,7 +9,7 @@ from typing import Any
 
 from zope.interface import Attribute, Interface
 
-from usbip_server.device import UsbDevice
+from usbip_server.device import Traffic, UsbDevice
 
 
 class IUsbBackend(Interface):
@@ -41,7 +41,7 @@ class IUsbBackend(Interface):
         and may be called without C{start}.
         """
 
-    async def bind(device: UsbDevice, deadline: float) -> UsbDevice:
+    async def bind(device: UsbDevice, deadline: float, evenMounted: bool = False) -> UsbDevice:
         """
         Make a device importable.
 
@@ -53,7 +53,9 @@ class IUsbBackend(Interface):
         @param device: as found in the inventory. If another one is at its bus id now,
             that is a failure.
         @param deadline: seconds after which this ends, whatever the device does.
+        @param evenMounted: bind it even if it is a disk that this machine uses itself.
         @return: the device after it, as the inventory has it then.
+        @raise usbip_server.errors.DeviceMounted: it is such a disk.
         @raise usbip_server.errors.DeviceInUse: a client has imported it.
         @raise usbip_server.errors.OperationTimedOut: it did not end within the deadline;
             the device's state is C{error} until it does.
@@ -67,7 +69,22 @@ class IUsbBackend(Interface):
         loses it.
 
         A device that is not bound is returned as it is. Parameters, result and errors are
-        those of C{bind}, but for C{DeviceInUse}.
+        those of C{bind}, but for C{DeviceInUse} and C{DeviceMounted}.
+        """
+
+    async def release(device: UsbDevice, deadline: float) -> UsbDevice:
+        """
+        End the session of the client that has imported a device; the device stays bound,
+        and another client may import it when this returns.
+
+        A device that nobody has imported is returned as it is. Parameters, result and
+        errors are those of C{unbind}.
+        """
+
+    def traffic(device: UsbDevice) -> Traffic | None:
+        """
+        What the session of a device's holder has moved so far; C{None} where that is not
+        known. Never blocks.
         """
 
 

@@ -29,6 +29,7 @@ class ChangeKind(enum.Enum):
     IMPORTED = "imported"
     RELEASED = "released"
     CHANGED = "changed"
+    LEASE = "lease"
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,7 +57,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     devices: tuple[UsbDevice, ...]
 
 
-Listener = Callable[[Change], None]
+Listener = Callable[[tuple[Change, ...]], None]
+"""Takes the changes that were seen together, in their order."""
 
 
 class Inventory:
@@ -69,10 +71,13 @@ class Inventory:
 
     _log = Logger()
 
-    def __init__(self) -> None:
+    def __init__(self, seq: int = 0) -> None:
+        """
+        @param seq: what the numbers of the changes begin behind.
+        """
         self.trouble: str | None = None
         self._devices: dict[str, UsbDevice] = {}
-        self._snapshot = Snapshot(seq=0, devices=())
+        self._snapshot = Snapshot(seq=seq, devices=())
         self._listeners: list[Listener] = []
 
     @property
@@ -115,12 +120,12 @@ class Inventory:
         now = {device.busId: device for device in found}
         looked = self._devices.keys() | now.keys() if among is None else among
         changed = [busId for busId in looked if self._devices.get(busId) != now.get(busId)]
-        changes = [
+        kinds = [
             change
             for busId in sorted(changed, key=busOrder)
             for change in _difference(self._devices.get(busId), now.get(busId))
         ]
-        if not changes:
+        if not kinds:
             return
         for busId in changed:
             if busId in now:
@@ -129,21 +134,22 @@ class Inventory:
                 self._devices.pop(busId, None)
         first = self._snapshot.seq + 1
         self._snapshot = Snapshot(
-            seq=self._snapshot.seq + len(changes),
+            seq=self._snapshot.seq + len(kinds),
             devices=tuple(self._devices[busId] for busId in sorted(self._devices, key=busOrder)),
         )
-        for seq, (kind, device) in enumerate(changes, first):
-            self._tell(Change(kind=kind, seq=seq, device=device))
-
-    def _tell(self, change: Change) -> None:
-        self._log.info(
-            "{device} {kind}", device=str(change.device), kind=change.kind.value, seq=change.seq
+        self._tell(
+            tuple(
+                Change(kind=kind, seq=seq, device=device)
+                for seq, (kind, device) in enumerate(kinds, first)
+            )
         )
+
+    def _tell(self, changes: tuple[Change, ...]) -> None:
         for listener in tuple(self._listeners):
             try:
-                listener(change)
+                listener(changes)
             except Exception:
-                self._log.failure("a listener failed on change {seq}", seq=change.seq)
+                self._log.failure("a listener failed on change {seq}", seq=changes[0].seq)
 
 
 def _difference(
@@ -158,7 +164,11 @@ def _difference(
         gone = [] if before is None else [(ChangeKind.REMOVED, before)]
         came = [] if after is None else [(ChangeKind.ADDED, after)]
         return gone + came
-    return [(_STEPS.get((before.state, after.state), ChangeKind.CHANGED), after)]
+    leased = [(ChangeKind.LEASE, after)] if before.lease != after.lease else []
+    if before.state is after.state and msgspec.structs.replace(before, lease=after.lease) == after:
+        return leased
+    kind = _STEPS.get((before.state, after.state), ChangeKind.CHANGED)
+    return [(kind, after), *leased]
 
 
 _STEPS = {

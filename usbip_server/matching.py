@@ -9,18 +9,75 @@ named as it is.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import translate
+from typing import Any, Protocol
 
-from usbip_server.commands import DeviceRequest
 from usbip_server.device import UsbDevice
 from usbip_server.errors import DeviceNotFound, SeveralMatch
 
 Devices = tuple[UsbDevice, ...]
 Test = Callable[[str], object]
 
+CRITERIA = ("id", "bus", "serial", "desc")
 
-def select(request: DeviceRequest, devices: Iterable[UsbDevice]) -> UsbDevice:
+LONGEST_CRITERION = 256
+"""Characters in a criterion: a USB string has 126 (USB 2.0, 9.6.7), a glob a few more."""
+
+
+class Criteria(Protocol):
+    """
+    What is asked for; what is C{None} does not matter.
+    """
+
+    @property
+    def id(self) -> str | None:
+        """A bus id, a name, or a glob of one; with a colon, C{vid:pid} or a glob of that."""
+
+    @property
+    def bus(self) -> str | int | None:
+        """A bus number; anything else is a bus id or a glob of one."""
+
+    @property
+    def serial(self) -> str | None:
+        """The serial number, or a glob of it."""
+
+    @property
+    def desc(self) -> str | None:
+        """Part of the description, in any case, or a glob."""
+
+
+class Request(Criteria, Protocol):
+    """
+    Criteria that are to lead to one device.
+    """
+
+    @property
+    def first(self) -> bool | None:
+        """Of several devices take the first in bus order."""
+
+
+def given(criteria: object, names: Iterable[str] = CRITERIA) -> dict[str, Any]:
+    """
+    The criteria that are given.
+
+    @raise ValueError: one is empty or too long.
+    """
+    found = {name: value for name in names if (value := getattr(criteria, name)) is not None}
+    for name, value in found.items():
+        if isinstance(value, str) and not value.strip():
+            raise ValueError(f"`{name}` is empty: leave it out, or say what to look for")
+        if isinstance(value, str) and len(value) > LONGEST_CRITERION:
+            raise ValueError(f"`{name}` is longer than {LONGEST_CRITERION} characters")
+    return found
+
+
+def describe(criteria: Mapping[str, Any]) -> str:
+    """Criteria for a message: C{bus='1-1', desc='Uno'}."""
+    return ", ".join(f"{name}={value!r}" for name, value in criteria.items())
+
+
+def select(request: Request, devices: Iterable[UsbDevice]) -> UsbDevice:
     """
     The one device that is meant.
 
@@ -30,13 +87,13 @@ def select(request: DeviceRequest, devices: Iterable[UsbDevice]) -> UsbDevice:
     """
     found = matching(request, devices)
     if not found:
-        raise DeviceNotFound(f"no device matches {request.describe()}")
+        raise DeviceNotFound(f"no device matches {describe(given(request))}")
     if len(found) > 1 and not request.first:
-        raise SeveralMatch(request.describe(), found)
+        raise SeveralMatch(describe(given(request)), found)
     return found[0]
 
 
-def matching(request: DeviceRequest, devices: Iterable[UsbDevice]) -> Devices:
+def matching(request: Criteria, devices: Iterable[UsbDevice]) -> Devices:
     """
     All devices that meet all criteria, in the order they came.
     """
@@ -56,7 +113,8 @@ def _byId(wanted: str, devices: Devices) -> Devices:
     if ":" in wanted:
         matches = _glob(wanted.lower())
         return tuple(d for d in devices if matches(f"{d.vendorId}:{d.productId}"))
-    return _byBusId(wanted, devices)
+    matches = _glob(wanted)
+    return tuple(d for d in devices if matches(d.busId) or (d.name and matches(d.name)))
 
 
 def _byBus(wanted: str, devices: Devices) -> Devices:

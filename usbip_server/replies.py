@@ -7,12 +7,13 @@ C{message}, and any other status.
 
 from __future__ import annotations
 
+import datetime
 import enum
 from typing import Any
 
 import msgspec
 
-from usbip_server.device import UsbDevice
+from usbip_server.device import Holder, Lease, Traffic, UsbDevice
 from usbip_server.errors import (
     BackendUnavailable,
     DeviceNotFound,
@@ -111,10 +112,46 @@ def _fields(device: UsbDevice, detail: bool) -> dict[str, Any]:
             "interfaces": device.interfaces,
             "driver": device.driver,
             "state": device.state,
-            "holder": device.holder,
+            "holder": device.holder and holderFields(device.holder),
             "trouble": device.trouble,
+            "name": device.name,
+            "lease": device.lease and leaseFields(device.lease),
         }
     return fields
+
+
+def holderFields(holder: Holder, traffic: Traffic | None = None) -> dict[str, Any]:
+    """
+    The contract's JSON for who has a device.
+    """
+    return {
+        "address": holder.address,
+        "since": holder.since and timestamp(holder.since),
+        "bytes_in": traffic and traffic.bytesIn,
+        "bytes_out": traffic and traffic.bytesOut,
+    }
+
+
+def leaseFields(lease: Lease) -> dict[str, Any]:
+    """
+    The contract's JSON for whose a device is for a time.
+    """
+    return {
+        "owner": lease.owner,
+        "address": lease.address,
+        "ttl": "connection" if lease.ttl is None else lease.ttl,
+        "until": lease.until and timestamp(lease.until),
+    }
+
+
+def timestamp(seconds: float) -> str:
+    """
+    A time as RFC 3339 has it, in UTC and milliseconds.
+
+    @param seconds: since the epoch.
+    """
+    moment = datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 _encode = msgspec.json.Encoder().encode

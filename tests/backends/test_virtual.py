@@ -186,8 +186,8 @@ class ImportTests(TestCase):
             return
         done: Deferred[None] = Deferred()
 
-        def look(change: Change) -> None:
-            if change.device.busId == busId and change.device.state is state and not done.called:
+        def look(changes: tuple[Change, ...]) -> None:
+            if self.device(busId).state is state and not done.called:
                 done.callback(None)
 
         self.backend.inventory.subscribe(look)
@@ -249,7 +249,8 @@ class ImportTests(TestCase):
         """While a client has it, it is in use by that client; afterwards it is bound again."""
         await self.bind("1-1")
         handle = await self.open("1-1")
-        self.assertEqual(self.device("1-1").holder, "127.0.0.1")
+        holder = self.device("1-1").holder
+        self.assertEqual(holder and holder.address, "127.0.0.1")
         with self.assertRaises(DeviceInUse) as caught:
             await self.bind("1-1")
         self.assertIn("127.0.0.1", str(caught.exception))

@@ -18,7 +18,7 @@ from zope.interface import implementer
 
 from usbip_server.backends import virtualusb
 from usbip_server.backends.options import convert
-from usbip_server.device import DeviceState, UsbDevice, isBusId
+from usbip_server.device import DeviceState, Holder, UsbDevice, isBusId
 from usbip_server.errors import DeviceInUse, InvalidOption, OperationFailed
 from usbip_server.interfaces import IUsbBackend
 from usbip_server.inventory import Inventory
@@ -197,7 +197,11 @@ class VirtualBackend:
         now = self._here(device)
         holder = self._door.holder(now.busId)
         if holder is not None:
-            raise DeviceInUse(msgspec.structs.replace(now, state=DeviceState.IN_USE, holder=holder))
+            raise DeviceInUse(
+                msgspec.structs.replace(
+                    now, state=DeviceState.IN_USE, holder=Holder(address=holder)
+                )
+            )
         if now.state is DeviceState.BOUND:
             return now
         if self._noDoor is not None:
@@ -221,7 +225,9 @@ class VirtualBackend:
         if now is not None and now.state is not DeviceState.FREE:
             holder = self._door.holder(busId)
             state = DeviceState.BOUND if holder is None else DeviceState.IN_USE
-            self._put(msgspec.structs.replace(now, state=state, holder=holder))
+            self._put(
+                msgspec.structs.replace(now, state=state, holder=holder and Holder(address=holder))
+            )
 
     def _make(self, declared: VirtualDevice, device: UsbDevice) -> Any:
         usb = virtualusb.makeDevice(

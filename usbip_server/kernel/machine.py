@@ -132,6 +132,7 @@ class Machine:
     def _cameBack(self, busId: str) -> None:
         Deferred.fromCoroutine(self.setTrouble(busId, None))
 
-    def _changed(self, change: Change) -> None:
-        if change.kind in (ChangeKind.ADDED, ChangeKind.REMOVED):
-            self.host.forget(change.device.busId)
+    def _changed(self, changes: tuple[Change, ...]) -> None:
+        for change in changes:
+            if change.kind in (ChangeKind.ADDED, ChangeKind.REMOVED):
+                self.host.forget(change.device.busId)

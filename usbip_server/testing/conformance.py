@@ -150,7 +150,7 @@ class BackendConformance(Base):
         """Who subscribes is told of each change once, numbered without a gap."""
         backend, device = await self.started()
         heard: list[Change] = []
-        first = backend.inventory.subscribe(heard.append).seq
+        first = backend.inventory.subscribe(heard.extend).seq
         await backend.unbind(await backend.bind(device, DEADLINE), DEADLINE)
         await self.until(lambda: ChangeKind.UNBOUND in [change.kind for change in heard[-2:]])
         self.assertEqual([c.seq for c in heard], [*range(first + 1, first + 1 + len(heard))])

@@ -20,7 +20,7 @@ from twisted.internet.task import LoopingCall
 from zope.interface import implementer
 
 from usbip_server.backends.options import convert
-from usbip_server.device import DeviceState, UsbDevice, isBusId
+from usbip_server.device import DeviceState, Holder, UsbDevice, isBusId
 from usbip_server.errors import DeviceInUse, OperationFailed
 from usbip_server.interfaces import IUsbBackend
 from usbip_server.inventory import Inventory
@@ -139,5 +139,5 @@ class JsonFileBackend:
             serial=entry.serial,
             deviceNumber=entry.device_number,
             state=DeviceState.IN_USE if holder else state,
-            holder=holder,
+            holder=Holder(address=holder) if holder else None,
         )
