@@ -4,9 +4,11 @@ A daemon in a child process, for tests that may block.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +17,8 @@ import threading
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
+
+from tests.watchclient import WatchClient
 
 SECONDS = 60.0
 """For whatever it does; a virtual machine without KVM is slow."""
@@ -37,34 +41,21 @@ class ChildDaemon:
         listen: str = "tcp:0:interface=127.0.0.1",
     ) -> None:
         """
-        @param config: YAML, without C{listen}.
+        @param config: YAML, without C{listen}. What it says nothing of is not remembered.
         @param prefix: what comes before the command, such as C{sudo}.
         """
         self.port = 0
         self.events: list[dict[str, Any]] = []
-        self._config = f"listen: ['{listen}']\n{config}"
+        self._listen = listen
+        self._config = config
         self._command = [*prefix, *command, "--log-format=json"]
-        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def __enter__(self) -> ChildDaemon:
         with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as file:
-            file.write(self._config)
-        os.chmod(file.name, 0o644)
+            os.chmod(file.name, 0o644)
         self._file = file.name
-        self.child = subprocess.Popen(
-            [*self._command, "usbipshare", "--config", file.name],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        threading.Thread(target=self._read, daemon=True).start()
-        try:
-            self.port = self.logged("listening on")["port"]
-            self.logged("ready")
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
+        self._write(self._config)
+        self.start()
         return self
 
     def __exit__(
@@ -81,13 +72,52 @@ class ChildDaemon:
             self.child.wait()
             raise
         finally:
-            os.unlink(self._file)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._file)
 
-    def logged(self, beginning: str) -> dict[str, Any]:
+    def start(self) -> None:
+        """
+        Start it again, with the same configuration, after its end.
+        """
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.child = subprocess.Popen(
+            [*self._command, "usbipshare", "--config", self._file],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        threading.Thread(target=_read, args=(self.child, self._lines), daemon=True).start()
+        try:
+            self.port = self.logged("listening on")["port"]
+            self.logged("ready")
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+
+    def kill(self) -> None:
+        """
+        Kill it, so that it has no time for anything.
+        """
+        self.child.kill()
+        self.child.wait(SECONDS)
+
+    def reload(self, config: str) -> dict[str, Any]:
+        """
+        Give it another configuration, and have it read that.
+
+        @param config: as at the beginning.
+        @return: what it logs of it.
+        """
+        self._write(config)
+        self.child.send_signal(signal.SIGHUP)
+        return self.logged("the configuration was read anew", "nothing is changed")
+
+    def logged(self, *beginnings: str) -> dict[str, Any]:
         """
         Wait until it has logged something, from now on.
 
-        @param beginning: of the event's format.
+        @param beginnings: of the event's format, any of them.
         @raise AssertionError: it has ended, or says nothing of the kind.
         """
         seen: list[str] = []
@@ -95,7 +125,7 @@ class ChildDaemon:
             try:
                 line = self._lines.get(timeout=SECONDS)
             except queue.Empty:
-                raise AssertionError(f"it has not logged {beginning!r}: {seen}") from None
+                raise AssertionError(f"it has not logged {beginnings}: {seen}") from None
             if not line:
                 raise AssertionError(f"it has ended: {seen}")
             seen.append(line)
@@ -104,7 +134,7 @@ class ChildDaemon:
             except ValueError:
                 continue
             self.events.append(event)
-            if str(event.get("log_format")).startswith(beginning):
+            if str(event.get("log_format")).startswith(beginnings):
                 return event
 
     def ask(self, command: str, **more: object) -> dict[str, Any]:
@@ -113,6 +143,10 @@ class ChildDaemon:
             self.send(json.dumps({"command": command, **more}).encode() + b"\n")
         )
         return answer
+
+    def watch(self, **request: object) -> WatchClient:
+        """A client that is told what happens, for as long as a C{with} lasts."""
+        return WatchClient(self.port, **request)
 
     def send(self, data: bytes) -> bytes:
         """Send bytes, and return what comes until the daemon closes."""
@@ -123,8 +157,14 @@ class ChildDaemon:
                 received += more
         return received
 
-    def _read(self) -> None:
-        assert self.child.stdout is not None
-        for line in self.child.stdout:
-            self._lines.put(line)
-        self._lines.put("")
+    def _write(self, config: str) -> None:
+        memory = "" if "\nstate:" in f"\n{config}" else "state: {file: null}\n"
+        with open(self._file, "w", encoding="utf-8") as file:
+            file.write(f"listen: ['{self._listen}']\n{memory}{config}")
+
+
+def _read(child: subprocess.Popen[str], lines: queue.SimpleQueue[str]) -> None:
+    assert child.stdout is not None
+    for line in child.stdout:
+        lines.put(line)
+    lines.put("")

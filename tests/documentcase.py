@@ -18,6 +18,7 @@ from tests.documents import KINDS, ROOT, Document
 from tests.examples import Stage
 from usbip_server.commands import decode
 from usbip_server.device import UsbDevice
+from usbip_server.inventory import ChangeKind
 from usbip_server.replies import encodeDevices
 from usbip_server.tap import Options
 
@@ -40,6 +41,27 @@ KEYS_OF = {
     "not_found": {"status", "message"},
     "multiple_matches": {"status", "message"},
 }
+
+WATCHED = {"status", "seq", "data"}
+"""Of the answer to C{watch}; C{data} is not there if it goes on from an earlier one."""
+
+NOTICE = {"event", "time"}
+"""Of each line that answers nothing."""
+
+MORE_OF = {
+    **{kind.value: {"seq", "data"} for kind in ChangeKind},
+    "imported": {"seq", "data", "holder"},
+    "released": {"seq", "data", "holder"},
+    "lease": {"seq", "data", "lease"},
+    "heartbeat": {"seq"},
+    "queued": {"data", "place", "message"},
+    "failed": {"data", "message"},
+    "before_bind": {"data", "message"},
+}
+"""What it has besides."""
+
+MISSING = {"lease": {"lease"}, "heartbeat": {"seq"}, "queued": {"data", "place"}}
+"""What of that may not be there."""
 
 ANY = UsbDevice(busId="1-1", vendorId="0000", productId="0000", description="any")
 FIELDS = set(json.loads(bytes(encodeDevices(ANY, detail=False))))
@@ -118,13 +140,20 @@ class DocumentCase(Base):
 
 def checkJson(where: str, text: str) -> None:
     """
-    Is it a request, or an answer of one of the shapes that there are?
+    Is it a request, or an answer or event of one of the shapes that there are?
     """
     value = json.loads(text)
     if "command" in value:
         decode(text.encode())
         return
-    assert set(value) == KEYS_OF.get(value.get("status")), f"{where}: {text}"
+    if "event" in value:
+        kind = value["event"]
+        there = set(value) | MISSING.get(kind, set())
+        assert there == NOTICE | MORE_OF[kind] | MISSING.get(kind, set()), f"{where}: {text}"
+    elif "seq" in value:
+        assert set(value) | {"data"} == WATCHED and value["status"] == "success", f"{where}: {text}"
+    else:
+        assert set(value) == KEYS_OF.get(value.get("status")), f"{where}: {text}"
     data = value.get("data", [])
     for device in data if isinstance(data, list) else [data]:
         assert set(device) in (FIELDS, FIELDS | DETAILS), f"{where}: {device}"

@@ -5,12 +5,14 @@ What a block is for is said where it begins:
 
   - C{sh}, C{python}: run, in their order, against one daemon for each document. A C{json}
     or C{text} block right behind has the output.
-  - C{json} with lines that begin with C{>} and C{<}: what is sent, and what is answered. A
-    second word tells what is going on meanwhile (L{tests.examples.REHEARSED}, C{in-use}).
+  - C{json} with lines that begin with C{>} and C{<}: what is sent, and what is answered
+    (L{tests.exchanges}). A second word tells what is going on meanwhile (C{in-use}), or that
+    it is played to something that is no daemon (L{tests.exchanges.REHEARSED},
+    L{tests.exchanges.REHEARSALS}).
   - C{yaml}: a configuration; with C{wrong} it is refused, with the message in the block
     right behind; with C{plugin} its backend is not installed here.
   - C{console}: a transcript, with a prompt before each command, of a machine with hardware.
-  - C{ini}: of a systemd unit.  C{text}: anything else.
+  - C{ini}: of a systemd unit.  C{js}: of a web page.  C{text}: anything else.
 """
 
 from __future__ import annotations
@@ -24,9 +26,13 @@ import msgspec
 
 ROOT = Path(__file__).parents[1]
 
-KINDS = ("sh", "python", "json", "yaml", "console", "ini", "text")
+KINDS = ("sh", "python", "json", "yaml", "console", "ini", "js", "text")
 
 PROMPT = re.compile("[$#] ")
+
+SPOKEN = re.compile("(>>?|<<?) (.*)")
+
+HAPPENS = re.compile(r"\((.*)\)")
 
 
 class Block(msgspec.Struct, kw_only=True):
@@ -52,14 +58,23 @@ class Block(msgspec.Struct, kw_only=True):
         lines = self.text.replace("\\\n", "").splitlines()
         return [line[2:] for line in lines if PROMPT.match(line)]
 
+    def script(self) -> list[tuple[str, str]]:
+        """What is sent and answered, each with its mark; with none, what happens meanwhile."""
+        found = []
+        for line in self.text.splitlines():
+            if spoken := SPOKEN.fullmatch(line):
+                found.append((spoken[1], spoken[2]))
+            elif happens := HAPPENS.fullmatch(line):
+                found.append(("", happens[1]))
+        return found
+
     def exchanges(self) -> list[tuple[str, str]]:
-        """What is sent, and what is answered."""
-        lines = [line for line in self.text.splitlines() if line[:2] in ("> ", "< ")]
-        marks = "".join(line[0] for line in lines)
+        """What is sent, and what is answered, where each request has one answer."""
+        script = self.script()
+        marks = "".join(mark or "?" for mark, _ in script)
         assert re.fullmatch("(><)*", marks), f"{self.where}: each > needs a <"
-        return [
-            (sent[2:], answered[2:]) for sent, answered in zip(lines[::2], lines[1::2], strict=True)
-        ]
+        texts = [text for _, text in script]
+        return list(zip(texts[::2], texts[1::2], strict=True))
 
 
 class Document:

@@ -9,6 +9,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support import ALICE, PatientBackend, asked
+from usbip_server.caller import Caller
 from usbip_server.commands import AttachDevice, DetachDevice, Request
 from usbip_server.device import UsbDevice
 from usbip_server.errors import (
@@ -17,6 +18,7 @@ from usbip_server.errors import (
 from usbip_server.limits import Timeouts
 from usbip_server.policy import Principal
 from usbip_server.replies import Devices
+from usbip_server.settings import Settings
 from usbip_server.sharing import Sharing
 
 ATTACH = AttachDevice(id="1-1.4")
@@ -34,12 +36,12 @@ class SharingTestCase(SynchronousTestCase):
         self.clock = Clock()
         self.backend = PatientBackend(started=self.started)
         self.timeouts = Timeouts(answer=1.8, bind=30, stop=5)
-        self.sharing = Sharing(self.backend, self.clock, self.timeouts)
+        self.sharing = Sharing(self.backend, self.clock, Settings(timeouts=self.timeouts))
         self.start = asked(self.sharing.start())
 
     def ask(self, command: Request, principal: Principal = ALICE) -> Deferred[Devices]:
         """Have a command carried out."""
-        return asked(self.sharing.perform(command, principal))  # type: ignore[arg-type]
+        return asked(self.sharing.perform(command, Caller(principal)))  # type: ignore[arg-type]
 
     @property
     def asked(self) -> list[tuple[str, str]]:

@@ -16,7 +16,7 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from usbip_server.device import DeviceState, UsbDevice
+from usbip_server.device import DeviceState, Traffic, UsbDevice
 from usbip_server.interfaces import IUsbBackend
 from usbip_server.inventory import Inventory
 from usbip_server.policy import Principal
@@ -236,8 +236,8 @@ class Call:
 
     def succeed(self) -> UsbDevice:
         """It went well."""
-        state = DeviceState.BOUND if self.verb == "bind" else DeviceState.FREE
-        device = changed(self.device, state=state)
+        state = DeviceState.FREE if self.verb == "unbind" else DeviceState.BOUND
+        device = changed(self.device, state=state, holder=None, name=None, lease=None)
         self._inventory.replace([device], {device.busId})
         self.result.callback(device)
         return device
@@ -255,6 +255,8 @@ class PatientBackend:
     @ivar calls: the binds and unbinds, in their order.
     @ivar starting: fires when C{start} is to be over.
     @ivar stopped: how often it was stopped.
+    @ivar evenMounted: what the last bind said of disks that are mounted.
+    @ivar moved: what holders have moved, by bus id.
     """
 
     def __init__(self, devices: Sequence[UsbDevice] = DEVICES, started: bool = True) -> None:
@@ -263,6 +265,8 @@ class PatientBackend:
         self.calls: list[Call] = []
         self.starting: Deferred[None] = Deferred()
         self.stopped = 0
+        self.evenMounted = False
+        self.moved: dict[str, Traffic] = {}
         if started:
             self.starting.callback(None)
 
@@ -272,11 +276,20 @@ class PatientBackend:
     async def stop(self) -> None:
         self.stopped += 1
 
-    async def bind(self, device: UsbDevice, deadline: float) -> UsbDevice:
+    async def bind(
+        self, device: UsbDevice, deadline: float, evenMounted: bool = False
+    ) -> UsbDevice:
+        self.evenMounted = evenMounted
         return await self._call("bind", device, deadline)
 
     async def unbind(self, device: UsbDevice, deadline: float) -> UsbDevice:
         return await self._call("unbind", device, deadline)
+
+    async def release(self, device: UsbDevice, deadline: float) -> UsbDevice:
+        return await self._call("release", device, deadline)
+
+    def traffic(self, device: UsbDevice) -> Traffic | None:
+        return self.moved.get(device.busId)
 
     async def _call(self, verb: str, device: UsbDevice, deadline: float) -> UsbDevice:
         call = Call(self.inventory, verb, device, deadline)

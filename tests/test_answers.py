@@ -12,11 +12,13 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.support import ALICE, DEVICES, UNO, PatientBackend, PromptBackend, asked
 from usbip_server import answers as answers_
 from usbip_server.answers import Answer, Answers, refusal
+from usbip_server.caller import Caller
 from usbip_server.errors import DeviceInUse
-from usbip_server.limits import Timeouts
-from usbip_server.replies import Devices, Status, encodeDevices
+from usbip_server.replies import Devices, Measure, Status, encodeDevices
+from usbip_server.settings import Settings
 from usbip_server.sharing import Sharing
 
+ATTACH = b'{"command":"attach","id":"1-1.4"%s}'
 LIST = b'{"command":"list"}'
 
 
@@ -31,13 +33,13 @@ class AnswersTests(SynchronousTestCase):
     def use(self, backend: PatientBackend) -> None:
         """Ask this backend."""
         self.backend = backend
-        sharing = Sharing(backend, Clock(), Timeouts())
+        sharing = Sharing(backend, Clock(), Settings())
         asked(sharing.start())
         self.answers = Answers(sharing)
 
     def to(self, raw: bytes) -> Answer:
         """The answer to a request."""
-        answer = self.successResultOf(asked(self.answers.to(raw, ALICE)))
+        answer = self.successResultOf(asked(self.answers.to(raw, Caller(ALICE))))
         assert isinstance(answer, Answer)
         return answer
 
@@ -55,7 +57,7 @@ class AnswersTests(SynchronousTestCase):
         self.assertIn(b'"state":"free"', detail.encoded)
         self.use(PatientBackend())
         for more in (b"", b',"detail":true'):
-            result = asked(self.answers.to(b'{"command":"attach","id":"1-1.4"%s}' % more, ALICE))
+            result = asked(self.answers.to(ATTACH % more, Caller(ALICE)))
             self.backend.calls[-1].fail(DeviceInUse(UNO))
             answer = self.successResultOf(result)
             self.assertIs(answer.status, Status.FAILURE)
@@ -88,9 +90,9 @@ class AnswersTests(SynchronousTestCase):
         """The JSON of a list is made once for each state of the inventory."""
         made: list[bool] = []
 
-        def encode(devices: Devices, detail: bool) -> object:
+        def encode(devices: Devices, detail: bool, traffic: Measure) -> object:
             made.append(detail)
-            return encodeDevices(devices, detail)
+            return encodeDevices(devices, detail, traffic)
 
         self.patch(answers_, "encodeDevices", encode)
         detail = b'{"command":"list","detail":true}'

@@ -88,7 +88,9 @@ class InventoryTests(SynchronousTestCase):
             self.listen()
             after_ = changed(UNO, state=after)
             self.inventory.replace([after_])
-            self.assertEqual(self.changes, [Change(kind=kind, seq=2, device=after_)])
+            before_ = changed(UNO, state=before)
+            change = Change(kind=kind, seq=2, device=after_, before=before_)
+            self.assertEqual(self.changes, [change])
 
     def test_changed(self) -> None:
         """Any other difference is a change."""
@@ -96,6 +98,20 @@ class InventoryTests(SynchronousTestCase):
         self.listen()
         self.inventory.replace([changed(UNO, holder=Holder(address="192.0.2.9"))])
         self.assertEqual(self.heard, [("changed", "1-1.4")])
+
+    def test_nextSession(self) -> None:
+        """That one client gave a device back and another one took it is told, also if nobody
+        looked in between; that a client's address became known is a change."""
+        first, second = Holder(address="192.0.2.8", since=1.0), Holder(since=2.0)
+        inUse = changed(UNO, state=DeviceState.IN_USE)
+        self.inventory.replace([changed(inUse, holder=first)])
+        self.listen()
+        self.inventory.replace([changed(inUse, holder=second)])
+        self.inventory.replace([changed(inUse, holder=Holder(address="192.0.2.9", since=2.0))])
+        self.assertEqual([c.kind.value for c in self.changes], ["released", "imported", "changed"])
+        self.assertEqual(self.changes[0].before and self.changes[0].before.holder, first)
+        self.assertIs(self.changes[0].device.state, DeviceState.BOUND)
+        self.assertEqual(self.changes[1].device.holder, second)
 
     def test_lease(self) -> None:
         """A lease that is granted, renewed or ends is told as such, beside any other change."""

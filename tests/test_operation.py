@@ -4,6 +4,7 @@ Tests of L{usbip_server.operation}.
 
 from __future__ import annotations
 
+from twisted.internet.defer import CancelledError
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -52,6 +53,14 @@ class EventTests(SynchronousTestCase):
         """Who has no time does not wait."""
         for seconds in (0, -1):
             self.assertFalse(self.successResultOf(asked(self.event.within(seconds))))
+
+    def test_cancelled(self) -> None:
+        """Who does not want to wait any longer leaves nothing behind."""
+        wait = asked(self.event.within(5))
+        wait.cancel()
+        self.failureResultOf(wait, CancelledError)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.event.happen()
 
     def test_waitAgainFromWithin(self) -> None:
         """Who goes on may wait for it again."""

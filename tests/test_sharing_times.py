@@ -14,6 +14,7 @@ from usbip_server.errors import (
     StillWorking,
 )
 from usbip_server.policy import Principal
+from usbip_server.settings import Settings
 from usbip_server.sharing import Sharing
 
 
@@ -41,7 +42,7 @@ class AnswerTimeTests(SharingTestCase):
     def test_withinTime(self) -> None:
         """Two seconds are all that old clients wait; the time for the backend's start counts."""
         self.backend = PatientBackend(started=False)
-        self.sharing = Sharing(self.backend, self.clock, self.timeouts)
+        self.sharing = Sharing(self.backend, self.clock, Settings(timeouts=self.timeouts))
         asked(self.sharing.start())
         result = self.ask(ATTACH)
         self.clock.advance(1)
@@ -236,5 +237,6 @@ class StopTests(SharingTestCase):
     def test_withoutStart(self) -> None:
         """It may be stopped without having been started."""
         backend = PatientBackend(started=False)
-        self.successResultOf(asked(Sharing(backend, self.clock, self.timeouts).stop()))
+        sharing = Sharing(backend, self.clock, Settings(timeouts=self.timeouts))
+        self.successResultOf(asked(sharing.stop()))
         self.assertEqual(backend.stopped, 1)

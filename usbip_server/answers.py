@@ -7,9 +7,11 @@ from __future__ import annotations
 import msgspec
 from twisted.logger import Logger
 
-from usbip_server.commands import Command, decode
+from usbip_server.caller import Caller
+from usbip_server.commands import Command, WatchDevices, decode
 from usbip_server.device import UsbDevice
-from usbip_server.errors import ShareError
+from usbip_server.errors import ShareError, SnapshotNeeded
+from usbip_server.feed import Stream
 from usbip_server.policy import Principal
 from usbip_server.replies import Devices, Reply, Status, encodeDevices, failed
 from usbip_server.sharing import Sharing
@@ -23,12 +25,14 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     @ivar encoded: the JSON, with a line feed.
     @ivar keepAlive: may the next request follow on this connection?
     @ivar broken: there is a bug here; nothing more is to be trusted on this connection.
+    @ivar stream: what is to follow the answer, without end.
     """
 
     status: Status
     encoded: bytes
     keepAlive: bool = False
     broken: bool = False
+    stream: Stream | None = None
 
 
 class Answers:
@@ -42,16 +46,18 @@ class Answers:
         self._sharing = sharing
         self._lists: dict[tuple[bool, bool], tuple[tuple[UsbDevice, ...], Answer]] = {}
 
-    async def to(self, raw: bytes, principal: Principal) -> Answer:
+    async def to(self, raw: bytes, caller: Caller) -> Answer:
         """
         Answer one request. Never fails: whatever goes wrong is an answer too.
         """
         command: Command | None = None
         try:
             command = decode(raw)
-            return self._success(await self._sharing.perform(command, principal), command)
+            if isinstance(command, WatchDevices):
+                return await self._watch(command)
+            return self._success(await self._sharing.perform(command, caller), command)
         except Exception as error:
-            return self._failure(error, command, raw, principal)
+            return self._failure(error, command, raw, caller.principal)
 
     def atOnce(self, raw: bytes, principal: Principal) -> Answer | None:
         """
@@ -62,23 +68,52 @@ class Answers:
         command: Command | None = None
         try:
             command = decode(raw)
-            devices = self._sharing.atOnce(command, principal)
+            devices = self._sharing.atOnce(command)
             return None if devices is None else self._success(devices, command)
         except Exception as error:
             return self._failure(error, command, raw, principal)
+
+    async def watch(self, command: WatchDevices, principal: Principal) -> Answer:
+        """
+        The same for a request to watch that came as something else than JSON. One that
+        wants to go on where that is not possible begins anew.
+        """
+        try:
+            try:
+                return await self._watch(command)
+            except SnapshotNeeded:
+                return await self._watch(msgspec.structs.replace(command, since=None))
+        except Exception as error:
+            return self._failure(error, command, b"watch", principal)
+
+    def heartbeat(self) -> bytes:
+        """A line that says that we are still there, and where the events stand."""
+        return self._sharing.heartbeat().encode()
+
+    async def _watch(self, command: WatchDevices) -> Answer:
+        await self._sharing.ready()
+        reply, stream = self._sharing.watch(command)
+        return Answer(status=reply.status, encoded=reply.encode(), keepAlive=True, stream=stream)
 
     def _success(self, devices: Devices, command: Command) -> Answer:
         """
         A list's answer is made once for each state of the inventory, which hands out the
         same tuple until something changes.
         """
-        if not isinstance(devices, tuple):
-            return _answer(devices, command)
+        if not isinstance(devices, tuple) or (command.detail and any(d.holder for d in devices)):
+            return self._answer(devices, command)
         wanted = bool(command.detail), bool(command.keep_alive)
         known = self._lists.get(wanted)
         if known is None or known[0] is not devices:
-            known = self._lists[wanted] = (devices, _answer(devices, command))
+            known = self._lists[wanted] = (devices, self._answer(devices, command))
         return known[1]
+
+    def _answer(self, devices: Devices, command: Command) -> Answer:
+        data = encodeDevices(devices, bool(command.detail), self._sharing.traffic)
+        reply = Reply(status=Status.SUCCESS, data=data)
+        return Answer(
+            status=reply.status, encoded=reply.encode(), keepAlive=bool(command.keep_alive)
+        )
 
     def _failure(
         self, error: Exception, command: Command | None, raw: bytes, principal: Principal
@@ -96,11 +131,6 @@ class Answers:
             encoded=reply.encode(),
             keepAlive=command is not None and bool(command.keep_alive),
         )
-
-
-def _answer(devices: Devices, command: Command) -> Answer:
-    reply = Reply(status=Status.SUCCESS, data=encodeDevices(devices, bool(command.detail)))
-    return Answer(status=reply.status, encoded=reply.encode(), keepAlive=bool(command.keep_alive))
 
 
 def refusal(message: str, broken: bool = False) -> Answer:

@@ -4,10 +4,20 @@ The requests of the JSON contract, and how bytes become one (docs/protocol.md).
 
 from __future__ import annotations
 
+from typing import Annotated, Any, Literal
+
 import msgspec
 
 from usbip_server.errors import InvalidRequest
 from usbip_server.matching import CRITERIA, given
+
+LONGEST_LEASE = 30 * 86400
+"""Seconds."""
+
+LONGEST_WAIT = 86400
+"""Seconds."""
+
+Owner = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 
 
 class Request(
@@ -59,21 +69,95 @@ class FindDevice(DeviceRequest, frozen=True, kw_only=True, tag="find"):
     """
 
 
+class LeaseRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """
+    To have a device for oneself for a time.
+
+    @ivar owner: what the owner calls itself.
+    @ivar ttl: for how many seconds; or C{"connection"}, as long as this connection lasts.
+    """
+
+    owner: Owner
+    ttl: Annotated[float, msgspec.Meta(gt=0, le=LONGEST_LEASE)] | Literal["connection"] | None = (
+        None
+    )
+
+
 class AttachDevice(DeviceRequest, frozen=True, kw_only=True, tag="attach"):
     """
     Bind it to C{usbip-host}, so that a client can import it.
+
+    @ivar lease: and have it for oneself.
+    @ivar wait: for how many seconds to wait for one that is not there, or that somebody
+        else has.
+    @ivar force: take it from whoever has it.
     """
+
+    lease: LeaseRequest | None = None
+    wait: Annotated[float, msgspec.Meta(ge=0, le=LONGEST_WAIT)] | None = None
+    force: bool | None = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lease is not None and self.lease.ttl is None:
+            raise ValueError('`lease`: for how long? "ttl": seconds, or "connection"')
 
 
 class DetachDevice(DeviceRequest, frozen=True, kw_only=True, tag="detach"):
     """
     Unbind it: this machine's own drivers take it back.
+
+    @ivar owner: whoever has leased it.
+    @ivar force: even if somebody else has leased it.
     """
 
+    owner: Owner | None = None
+    force: bool | None = False
 
-Command = ListDevices | FindDevice | AttachDevice | DetachDevice
 
-COMMANDS: tuple[str, ...] = ("list", "find", "attach", "detach")
+class KickClient(DeviceRequest, frozen=True, kw_only=True, tag="kick"):
+    """
+    End the session of the client that has imported it; it stays bound. As L{DetachDevice}.
+    """
+
+    owner: Owner | None = None
+    force: bool | None = False
+
+
+class RenewLease(DeviceRequest, frozen=True, kw_only=True, tag="renew"):
+    """
+    Let a lease last longer.
+
+    @ivar lease: whose, and for how long from now; the same time as before if that is not
+        said.
+    """
+
+    lease: LeaseRequest
+
+
+class WatchDevices(Request, frozen=True, kw_only=True, tag="watch"):
+    """
+    Tell what there is, and then what happens. Criteria as in L{DeviceRequest}; none means
+    all devices.
+
+    @ivar since: go on behind the event with this number.
+    """
+
+    id: str | None = None
+    bus: str | int | None = None
+    serial: str | None = None
+    desc: str | None = None
+    since: Annotated[int, msgspec.Meta(ge=0)] | None = None
+
+    def __post_init__(self) -> None:
+        given(self)
+
+
+Command = (
+    ListDevices | FindDevice | AttachDevice | DetachDevice | KickClient | RenewLease | WatchDevices
+)
+
+COMMANDS: tuple[str, ...] = ("list", "find", "attach", "detach", "kick", "renew", "watch")
 
 _decoder: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Command)
 
@@ -97,6 +181,18 @@ def decode(raw: bytes) -> Command:
             f"invalid request: {error}. A request is one JSON object on one line, such as "
             '{"command":"list"}'
         ) from None
+
+
+def watching(query: dict[str, Any]) -> WatchDevices:
+    """
+    Make a command of what a query string says.
+
+    @raise InvalidRequest: it is none; the message names the key that is wrong.
+    """
+    try:
+        return msgspec.convert(query, WatchDevices, strict=False)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"invalid request: {_inOurWords(str(error))}") from None
 
 
 def _inOurWords(problem: str) -> str:

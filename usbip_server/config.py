@@ -17,6 +17,8 @@ from yaml.reader import ReaderError
 from usbip_server.backends.options import invalid
 from usbip_server.errors import InvalidOption
 from usbip_server.limits import Limits, Timeouts
+from usbip_server.rules import Hook, Rule
+from usbip_server.settings import OnStop, Settings
 
 Path = tuple[str | int, ...]
 
@@ -33,16 +35,40 @@ class Http(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     hosts: tuple[str, ...] = ()
 
 
-class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Memory(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """
+    @ivar file: where it is kept what clients have asked for; C{None}: nowhere.
+    @ivar remember: is what was attached bound again when it is plugged in anew?
+    """
+
+    file: str | None = "auto"
+    remember: bool = True
+
+
+class Config(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    rename={"onStop": "on_stop"},
+):
     """
     A configuration.
 
     @ivar listen: Twisted endpoint descriptions of the control port.
     @ivar backend: C{type}, and that type's own options.
+    @ivar devices: what is said of devices; the first rule that matches counts.
+    @ivar hooks: whom to tell of all devices.
+    @ivar state: what is remembered.
+    @ivar onStop: what becomes of bound devices when the daemon stops.
     """
 
     listen: tuple[str, ...] = ("tcp:5055",)
     backend: dict[str, Any] = msgspec.field(default_factory=lambda: {"type": "sysfs"})
+    devices: tuple[Rule, ...] = ()
+    hooks: tuple[Hook, ...] = ()
+    state: Memory = Memory()
+    onStop: OnStop = OnStop.KEEP
     http: Http = Http()
     limits: Limits = Limits()
     timeouts: Timeouts = Timeouts()
@@ -56,6 +82,18 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def backendOptions(self) -> Mapping[str, Any]:
         """Its own options."""
         return {key: value for key, value in self.backend.items() if key != "type"}
+
+    @property
+    def settings(self) -> Settings:
+        """What can change while the daemon runs."""
+        return Settings(
+            devices=self.devices,
+            hooks=self.hooks,
+            limits=self.limits,
+            timeouts=self.timeouts,
+            remember=self.state.remember,
+            onStop=self.onStop,
+        )
 
 
 class ConfigError(Exception):
@@ -166,6 +204,24 @@ def _scalar(node: yaml.Node) -> Any:
         ) from None
     finally:
         loader.dispose()
+
+
+def statePath(file: str | None, environment: Mapping[str, str], isRoot: bool) -> str | None:
+    """
+    Where the state file is.
+
+    @param file: as configured; C{"auto"} is systemd's C{StateDirectory=} (systemd.exec(5)),
+        root's place for such things (file-hierarchy(7)), or the user's (XDG Base Directory).
+    """
+    if file != "auto":
+        return file
+    folder = environment.get("STATE_DIRECTORY", "").partition(":")[0]
+    if not folder and isRoot:
+        folder = "/var/lib/usbipshare"
+    if not folder:
+        home = environment.get("HOME") or "/"
+        folder = f"{environment.get('XDG_STATE_HOME') or f'{home}/.local/state'}/usbipshare"
+    return f"{folder}/state.json"
 
 
 def load(path: str) -> Source:

@@ -4,11 +4,18 @@ The daemon as a Twisted service: it starts, listens and stops.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import signal
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.internet.interfaces import (
+    IListeningPort,
+    IReactorFromThreads,
+    IStreamServerEndpoint,
+)
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -19,6 +26,10 @@ from usbip_server.sharing import Sharing
 
 CLOSING_SECONDS = 2.0
 """For clients to take their last answers when the daemon stops."""
+
+
+Endpoints = Sequence[tuple[str, IStreamServerEndpoint]]
+"""Where to listen, each with its description for messages."""
 
 
 class Deaf(SystemExit, Exception):
@@ -42,15 +53,20 @@ class Daemon(Service):
         self,
         sharing: Sharing,
         factory: FirstByteFactory,
-        endpoints: Sequence[tuple[str, IStreamServerEndpoint]],
+        endpoints: Endpoints,
+        reactor: IReactorFromThreads,
+        reload: Callable[[Daemon], None],
     ) -> None:
         """
-        @param endpoints: where to listen, each with its description for messages.
+        @param reload: called on SIGHUP.
         """
         self._sharing = sharing
         self._factory = factory
         self._endpoints = endpoints
-        self._ports: list[IListeningPort] = []
+        self._reactor = reactor
+        self._reload = reload
+        self._ports: list[tuple[str, IListeningPort]] = []
+        self._oldHandler: Any = None
 
     def privilegedStartService(self) -> None:
         """
@@ -60,18 +76,39 @@ class Daemon(Service):
         """
         endpoints, self._endpoints = self._endpoints, ()
         for description, endpoint in endpoints:
-            failures: list[Failure] = []
-            listening: Deferred[IListeningPort] = endpoint.listen(self._factory)
-            listening.addCallbacks(self._listens, failures.append, callbackArgs=(description,))
-            for failure in failures:
-                assert failure.value is not None
-                raise Deaf(explain(description, failure.value))
+            self._listen(description, endpoint)
+
+    def listenOn(self, endpoints: Endpoints) -> None:
+        """
+        Listen there, and nowhere else; connections stay as they are.
+
+        @raise Deaf: that is not possible; nothing has changed.
+        """
+        before = tuple(self._ports)
+        left = list(before)
+        try:
+            for description, endpoint in endpoints:
+                known = [one for one in left if one[0] == description]
+                if known:
+                    left.remove(known[0])
+                else:
+                    self._listen(description, endpoint)
+        except Deaf:
+            left = [one for one in self._ports if one not in before]
+            raise
+        finally:
+            for one in left:
+                self._ports.remove(one)
+                one[1].stopListening()
+                self._log.info("not listening on {description} any more", description=one[0])
 
     def startService(self) -> None:
         """
         Start the backend; requests that come before it is ready wait for it.
         """
         super().startService()
+        with contextlib.suppress(ValueError):  # not in the main thread
+            self._oldHandler = signal.signal(signal.SIGHUP, self._onHangup)
         self.privilegedStartService()  # "python -m twisted" does not
         Deferred.fromCoroutine(self._start()).addErrback(
             lambda failure: self._log.failure("the backend does not start", failure)
@@ -82,6 +119,9 @@ class Daemon(Service):
         Answer what is in progress, and end.
         """
         super().stopService()
+        if self._oldHandler is not None:
+            signal.signal(signal.SIGHUP, self._oldHandler)
+            self._oldHandler = None
         return Deferred.fromCoroutine(self._stop())
 
     async def _start(self) -> None:
@@ -92,14 +132,25 @@ class Daemon(Service):
     async def _stop(self) -> None:
         notify("STOPPING=1")
         ports, self._ports = self._ports, []
-        for port in ports:
+        for _, port in ports:
             await _maybe(port.stopListening())
         await self._sharing.stop()
         await self._factory.close(CLOSING_SECONDS)
         self._log.info("stopped")
 
+    def _onHangup(self, number: int, frame: object) -> None:
+        self._reactor.callFromThread(self._reload, self)
+
+    def _listen(self, description: str, endpoint: IStreamServerEndpoint) -> None:
+        failures: list[Failure] = []
+        listening: Deferred[IListeningPort] = endpoint.listen(self._factory)
+        listening.addCallbacks(self._listens, failures.append, callbackArgs=(description,))
+        for failure in failures:
+            assert failure.value is not None
+            raise Deaf(explain(description, failure.value))
+
     def _listens(self, port: IListeningPort, description: str) -> None:
-        self._ports.append(port)
+        self._ports.append((description, port))
         address = port.getHost()
         self._log.info(
             "listening on {description}: {address}",

@@ -7,9 +7,9 @@ from __future__ import annotations
 import contextlib
 import resource
 
-SPARE = 64
-"""Those that are not connections: listening sockets, sysfs, the log, child processes, and
-those who are just being turned away."""
+SPARE = 96
+"""Those that are not connections: listening sockets, sysfs, the log, child processes
+(hooks have three pipes each), and those who are just being turned away."""
 
 
 def affordable(connections: int) -> int:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from usbip_server.device import UsbDevice
+from usbip_server.device import Holder, Lease, Traffic, UsbDevice
+from usbip_server.timestamps import timestamp
 
 NAMED_AT_MOST = 10
 """How many devices a message lists: an old client takes no more than 4096 bytes."""
@@ -78,6 +79,18 @@ class SeveralMatch(ShareError):
         self.devices = tuple(devices)
 
 
+class SnapshotNeeded(ShareError):
+    """
+    A watcher wants to go on where the history does not reach.
+    """
+
+    def __init__(self, since: int) -> None:
+        super().__init__(
+            f'what happened since {since} is not known any more: watch without "since" to begin '
+            "with all devices anew"
+        )
+
+
 class OperationFailed(ShareError):
     """
     The device was found, but what was asked of it was refused or went wrong.
@@ -95,11 +108,53 @@ class DeviceInUse(OperationFailed):
     A client has imported the device; it is not disturbed.
     """
 
-    def __init__(self, device: UsbDevice) -> None:
-        holder = device.holder
-        who = (holder and holder.address) or "a client of usbipd, which does not say who it is"
+    def __init__(self, device: UsbDevice, traffic: Traffic | None = None) -> None:
+        """
+        @param traffic: what the client has moved, if that is known.
+        """
+        holder = device.holder or Holder()
+        who = holder.address or "a client of usbipd, which does not say who it is"
+        if holder.since is not None:
+            who += f" since {timestamp(holder.since)}"
+        if traffic is not None:
+            who += f" ({traffic.bytesIn} bytes in, {traffic.bytesOut} out)"
         # An old client shows only the beginning and the end of a failure's message.
         super().__init__(device, f"in use by {who}: {device}")
+
+
+class DeviceLeased(OperationFailed):
+    """
+    The device is somebody else's for a time.
+    """
+
+    def __init__(self, device: UsbDevice, lease: Lease, left: float | None) -> None:
+        """
+        @param left: the seconds that are left; C{None}: as long as its connection lasts.
+        """
+        until = "while its connection lasts" if left is None else f"for {left:.0f} s more"
+        super().__init__(device, f"leased by {lease.owner} ({lease.address}) {until}: {device}")
+
+
+class NotLeased(OperationFailed):
+    """
+    There is no lease that could be renewed.
+    """
+
+    def __init__(self, device: UsbDevice) -> None:
+        super().__init__(
+            device, f'nobody has leased {device}: attach it with "lease", or its lease has ended'
+        )
+
+
+class DeviceAwaited(OperationFailed):
+    """
+    Others wait for the device, and have their turn first.
+    """
+
+    def __init__(self, device: UsbDevice, waiting: int) -> None:
+        super().__init__(
+            device, f'{waiting} others wait for {device}: queue up behind them with "wait"'
+        )
 
 
 class DeviceMounted(OperationFailed):

@@ -38,11 +38,13 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 
     @ivar seq: counts the changes, without a gap.
     @ivar device: the device after it; before it, where it was removed.
+    @ivar before: the device before it, unless it was added.
     """
 
     kind: ChangeKind
     seq: int
     device: UsbDevice
+    before: UsbDevice | None = None
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,6 +58,9 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     seq: int
     devices: tuple[UsbDevice, ...]
 
+
+_Step = tuple[ChangeKind, UsbDevice, UsbDevice | None]
+"""What happened, the device after it and before it."""
 
 Listener = Callable[[tuple[Change, ...]], None]
 """Takes the changes that were seen together, in their order."""
@@ -139,8 +144,8 @@ class Inventory:
         )
         self._tell(
             tuple(
-                Change(kind=kind, seq=seq, device=device)
-                for seq, (kind, device) in enumerate(kinds, first)
+                Change(kind=kind, seq=seq, device=device, before=before)
+                for seq, (kind, device, before) in enumerate(kinds, first)
             )
         )
 
@@ -152,23 +157,35 @@ class Inventory:
                 self._log.failure("a listener failed on change {seq}", seq=changes[0].seq)
 
 
-def _difference(
-    before: UsbDevice | None, after: UsbDevice | None
-) -> list[tuple[ChangeKind, UsbDevice]]:
+def _difference(before: UsbDevice | None, after: UsbDevice | None) -> list[_Step]:
     """
     What happened between two looks at one bus id.
     """
     if before == after:
         return []
     if before is None or after is None or before.deviceNumber != after.deviceNumber:
-        gone = [] if before is None else [(ChangeKind.REMOVED, before)]
-        came = [] if after is None else [(ChangeKind.ADDED, after)]
+        gone: list[_Step] = [] if before is None else [(ChangeKind.REMOVED, before, before)]
+        came: list[_Step] = [] if after is None else [(ChangeKind.ADDED, after, None)]
         return gone + came
-    leased = [(ChangeKind.LEASE, after)] if before.lease != after.lease else []
-    if before.state is after.state and msgspec.structs.replace(before, lease=after.lease) == after:
-        return leased
-    kind = _STEPS.get((before.state, after.state), ChangeKind.CHANGED)
-    return [(kind, after), *leased]
+    steps: list[_Step] = []
+    if before.state is not after.state:
+        kind = _STEPS.get((before.state, after.state), ChangeKind.CHANGED)
+        steps.append((kind, after, before))
+    elif _sessionOf(before) != _sessionOf(after):
+        free = msgspec.structs.replace(after, state=DeviceState.BOUND, holder=None)
+        steps += [(ChangeKind.RELEASED, free, before), (ChangeKind.IMPORTED, after, free)]
+    elif msgspec.structs.replace(before, lease=after.lease) != after:
+        steps.append((ChangeKind.CHANGED, after, before))
+    if before.lease != after.lease:
+        steps.append((ChangeKind.LEASE, after, before))
+    return steps
+
+
+def _sessionOf(device: UsbDevice) -> float | None:
+    """
+    What tells one client's session from the next.
+    """
+    return None if device.holder is None else device.holder.since
 
 
 _STEPS = {

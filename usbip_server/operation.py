@@ -40,10 +40,13 @@ class Event:
         deferred: Deferred[bool] = Deferred()
         self._waiting.append(deferred)
         giveUp = self._clock.callLater(seconds, self._giveUp, deferred)
-        happened = await deferred
-        if giveUp.active():
-            giveUp.cancel()
-        return happened
+        try:
+            return await deferred
+        finally:
+            if giveUp.active():
+                giveUp.cancel()
+            if deferred in self._waiting:  # it was cancelled
+                self._waiting.remove(deferred)
 
     def _giveUp(self, deferred: Deferred[bool]) -> None:
         self._waiting.remove(deferred)
@@ -52,10 +55,10 @@ class Event:
 
 class Operation:
     """
-    The attach or detach of one device, while it lasts and until somebody has heard how
+    The attach, detach or kick of one device, while it lasts and until somebody has heard how
     it went.
 
-    @ivar verb: C{"attach"} or C{"detach"}.
+    @ivar verb: C{"attach"}, C{"detach"} or C{"kick"}.
     @ivar device: the device as it was when it was asked for.
     @ivar principal: who asked first.
     @ivar ended: happens when it has come to an end.
@@ -65,14 +68,21 @@ class Operation:
     @ivar endedAt: when it came to its end, by the reactor's clock.
     """
 
-    def __init__(self, verb: str, device: UsbDevice, principal: Principal, ended: Event) -> None:
+    def __init__(
+        self,
+        verb: str,
+        device: UsbDevice,
+        principal: Principal,
+        ended: Event,
+        heard: bool = False,
+    ) -> None:
         self.verb = verb
         self.device = device
         self.principal = principal
         self.ended = ended
         self.result: UsbDevice | None = None
         self.error: ShareError | None = None
-        self.heard = False
+        self.heard = heard
         self.endedAt = 0.0
 
     def isAbout(self, verb: str, device: UsbDevice) -> bool:

@@ -7,8 +7,8 @@ C{message}, and any other status.
 
 from __future__ import annotations
 
-import datetime
 import enum
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -23,9 +23,13 @@ from usbip_server.errors import (
     OperationFailed,
     SeveralMatch,
     ShareError,
+    SnapshotNeeded,
 )
+from usbip_server.timestamps import timestamp
 
 Devices = UsbDevice | tuple[UsbDevice, ...]
+
+Measure = Callable[[UsbDevice], Traffic | None]
 
 
 class Status(enum.Enum):
@@ -45,6 +49,7 @@ STATUS_OF: dict[type[ShareError], Status] = {
     NotAllowed: Status.ERROR,
     BackendUnavailable: Status.ERROR,
     NotDone: Status.ERROR,
+    SnapshotNeeded: Status.ERROR,
     DeviceNotFound: Status.NOT_FOUND,
     SeveralMatch: Status.MULTIPLE_MATCHES,
     OperationFailed: Status.FAILURE,
@@ -57,16 +62,46 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     One answer.
 
     @ivar status: how it went.
+    @ivar seq: of a watch: the number of the last event that C{data} knows of.
     @ivar data: the device or devices, already in the contract's JSON.
     @ivar message: what is wrong and what to do, for a person.
     """
 
     status: Status
+    seq: int | None = None
     data: msgspec.Raw | None = None
     message: str | None = None
 
     def encode(self) -> bytes:
         """The answer as it goes over the wire: compact JSON and a line feed."""
+        return _encode(self) + b"\n"
+
+
+class Notice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """
+    A line that answers nothing: an event, or word of how it goes.
+
+    @ivar event: what happened.
+    @ivar seq: the event's number, where it has one.
+    @ivar time: when.
+    @ivar data: the device, already in the contract's JSON.
+    @ivar holder: who has imported it, or has given it back.
+    @ivar lease: whose it is for a time.
+    @ivar place: in the queue.
+    @ivar message: for a person.
+    """
+
+    event: str
+    seq: int | None = None
+    time: str
+    data: msgspec.Raw | None = None
+    holder: dict[str, Any] | None = None
+    lease: dict[str, Any] | None = None
+    place: int | None = None
+    message: str | None = None
+
+    def encode(self) -> bytes:
+        """The notice as it goes over the wire."""
         return _encode(self) + b"\n"
 
 
@@ -81,16 +116,20 @@ def failed(error: ShareError, detail: bool = False) -> Reply:
     return Reply(status=status, data=data, message=message)
 
 
-def encodeDevices(devices: Devices, detail: bool) -> msgspec.Raw:
+def encodeDevices(
+    devices: Devices, detail: bool, traffic: Measure = lambda device: None
+) -> msgspec.Raw:
     """
     The contract's JSON for a device or for several.
+
+    @param traffic: what the session of a device's holder has moved.
     """
     if isinstance(devices, tuple):
-        return msgspec.Raw(_encode([_fields(device, detail) for device in devices]))
-    return msgspec.Raw(_encode(_fields(devices, detail)))
+        return msgspec.Raw(_encode([_fields(device, detail, traffic) for device in devices]))
+    return msgspec.Raw(_encode(_fields(devices, detail, traffic)))
 
 
-def _fields(device: UsbDevice, detail: bool) -> dict[str, Any]:
+def _fields(device: UsbDevice, detail: bool, traffic: Measure) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "bus_id": device.busId,
         "device_id": f"vid=0x{device.vendorId} pid=0x{device.productId}",
@@ -112,7 +151,7 @@ def _fields(device: UsbDevice, detail: bool) -> dict[str, Any]:
             "interfaces": device.interfaces,
             "driver": device.driver,
             "state": device.state,
-            "holder": device.holder and holderFields(device.holder),
+            "holder": device.holder and holderFields(device.holder, traffic(device)),
             "trouble": device.trouble,
             "name": device.name,
             "lease": device.lease and leaseFields(device.lease),
@@ -126,9 +165,9 @@ def holderFields(holder: Holder, traffic: Traffic | None = None) -> dict[str, An
     """
     return {
         "address": holder.address,
-        "since": holder.since and timestamp(holder.since),
-        "bytes_in": traffic and traffic.bytesIn,
-        "bytes_out": traffic and traffic.bytesOut,
+        "since": None if holder.since is None else timestamp(holder.since),
+        "bytes_in": None if traffic is None else traffic.bytesIn,
+        "bytes_out": None if traffic is None else traffic.bytesOut,
     }
 
 
@@ -140,18 +179,8 @@ def leaseFields(lease: Lease) -> dict[str, Any]:
         "owner": lease.owner,
         "address": lease.address,
         "ttl": "connection" if lease.ttl is None else lease.ttl,
-        "until": lease.until and timestamp(lease.until),
+        "until": None if lease.until is None else timestamp(lease.until),
     }
-
-
-def timestamp(seconds: float) -> str:
-    """
-    A time as RFC 3339 has it, in UTC and milliseconds.
-
-    @param seconds: since the epoch.
-    """
-    moment = datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 _encode = msgspec.json.Encoder().encode

@@ -79,13 +79,13 @@ class Hook(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """
     A program or an address to be told.
 
-    @ivar on: what of.
+    @ivar events: what of.
     @ivar command: a program and its arguments; it gets the event on its standard input.
     @ivar url: where to POST the event.
     @ivar timeout: seconds until it is given up.
     """
 
-    on: Annotated[tuple[Occasion, ...], msgspec.Meta(min_length=1)]
+    events: Annotated[tuple[Occasion, ...], msgspec.Meta(min_length=1)]
     command: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] | None = None
     url: str | None = None
     timeout: Seconds = 10.0
@@ -180,6 +180,10 @@ class Rules:
         """
         @param hooks: those for every device.
         """
+        self.become(rules, hooks)
+
+    def become(self, rules: Iterable[Rule], hooks: Iterable[Hook]) -> None:
+        """From now on these."""
         self._rules = tuple(rules)
         self._hooks = tuple(hooks)
 
@@ -191,4 +195,4 @@ class Rules:
     def hooks(self, device: UsbDevice, occasion: Occasion) -> list[Hook]:
         """Whom to tell."""
         both = (*self._hooks, *self.of(device).hooks)
-        return [hook for hook in both if occasion in hook.on]
+        return [hook for hook in both if occasion in hook.events]

@@ -1,83 +1,129 @@
 """
 What is true of every request, whatever it came in by and whichever backend carries it
-out: matching, one operation at a time on a device, deadlines.
+out. Puts together the parts that do it, and starts and stops them.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from usbip_server.caller import Caller
+from usbip_server.catalogue import Catalogue
+from usbip_server.claims import Claims
 from usbip_server.commands import (
     AttachDevice,
     Command,
     DetachDevice,
     DeviceRequest,
     FindDevice,
+    KickClient,
     ListDevices,
+    RenewLease,
+    WatchDevices,
 )
-from usbip_server.device import DeviceState, UsbDevice
-from usbip_server.errors import (
-    BackendUnavailable,
-    NotDone,
-    OperationFailed,
-    ShareError,
-    StillWorking,
-)
+from usbip_server.damper import Damper
+from usbip_server.device import Traffic, UsbDevice
+from usbip_server.errors import BackendUnavailable
+from usbip_server.feed import Feed, Stream
+from usbip_server.herald import Herald
+from usbip_server.hooks import Hooks
 from usbip_server.interfaces import IUsbBackend
-from usbip_server.inventory import Snapshot
-from usbip_server.limits import Timeouts
+from usbip_server.keeper import Keeper
 from usbip_server.matching import select
-from usbip_server.operation import Event, Operation
-from usbip_server.policy import Principal
-from usbip_server.replies import Devices
+from usbip_server.operation import Event
+from usbip_server.operations import Operations
+from usbip_server.replies import Devices, Notice, Reply
+from usbip_server.rules import Rules
+from usbip_server.settings import OnStop, Settings
+from usbip_server.statefile import StateFile
+from usbip_server.wishes import Wishes
 
-Method = Callable[[Any, Principal, float], Awaitable[Devices]]
+Method = Callable[[Any, Caller, float], Awaitable[UsbDevice]]
 """Takes the command, who asks, and until when there has to be an answer."""
 
 Lookup = Callable[[Any], Devices]
 
-Work = Callable[[UsbDevice, float], Awaitable[UsbDevice]]
-
-_ACHIEVED = {"attach": DeviceState.BOUND, "detach": DeviceState.FREE}
-
 
 class Sharing:
     """
-    Carries out commands on a backend.
+    Carries out commands on a backend, and keeps its devices as they are wanted.
     """
 
     _log = Logger()
 
-    def __init__(self, backend: IUsbBackend, clock: IReactorTime, timeouts: Timeouts) -> None:
+    def __init__(
+        self,
+        backend: IUsbBackend,
+        clock: IReactorTime,
+        settings: Settings,
+        stateFile: StateFile | None = None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """
+        @param stateFile: where what clients have asked for is kept; C{None}: nowhere.
+        @param now: the time, in seconds since the epoch.
+        """
         self._backend = backend
         self._clock = clock
-        self._timeouts = timeouts
+        self._settings = settings
+        self._stateFile = stateFile
         self._ready = Event(clock)
         self._stopping = False
         self._broken = False
-        self._operations: dict[str, Operation] = {}
-        self._unheard: dict[str, Operation] = {}
-        self._work: dict[str, Work] = {"attach": backend.bind, "detach": backend.unbind}
+        source = backend.inventory
+        self._rules = Rules(settings.devices, settings.hooks)
+        self._wishes = Wishes(clock, now, source.get, settings.remember)
+        self._damper = Damper(clock, self._lookAgain)
+        # Events are numbered from the time in microseconds, so that a number of an earlier
+        # daemon is never taken for one of this.
+        self._catalogue = Catalogue(
+            source, self._rules, self._wishes, self._damper, seq=int(now() * 1e6)
+        )
+        self._feed = Feed(self._catalogue.inventory, now, settings.limits.history)
+        self._hooks = Hooks(clock, settings.limits.hooks)
+        self._herald = Herald(self._rules, self._hooks, now)
+        self._operations = Operations(
+            backend, self._catalogue, self._rules, self._herald, clock, settings.timeouts
+        )
+        self._keeper = Keeper(
+            source,
+            self._catalogue,
+            self._rules,
+            self._wishes,
+            self._damper,
+            self._operations,
+            clock,
+        )
+        self._claims = Claims(
+            self._catalogue, self._rules, self._wishes, self._operations, self._keeper, clock, now
+        )
+        self._operations.onEnd = self._keeper.look
+        self._wishes.follow(self._asked, self._keeper.leaseEnded)
         self._lookups: dict[type[Any], Lookup] = {
             ListDevices: self._list,
-            FindDevice: self._select,
+            FindDevice: self._find,
         }
         self._methods: dict[type[Any], Method] = {
-            AttachDevice: lambda *asked: self._operate("attach", *asked),
-            DetachDevice: lambda *asked: self._operate("detach", *asked),
+            AttachDevice: self._claims.attach,
+            DetachDevice: self._claims.detach,
+            KickClient: self._claims.kick,
+            RenewLease: self._claims.renew,
         }
 
     async def start(self) -> None:
         """
-        Start the backend. Requests that come before it is ready wait for it.
+        Start the backend, and see to its devices. Requests that come before it is ready
+        wait for it.
 
         @raise Exception: it does not start, which is a bug in it; requests are told.
         """
+        if self._stateFile is not None:
+            self._wishes.load(self._stateFile.open())
         try:
             await self._backend.start()
         except Exception:
@@ -85,6 +131,10 @@ class Sharing:
             raise
         finally:
             self._ready.happen()
+        if not self._stopping:
+            self._catalogue.refresh()  # what was remembered shows in devices
+            self._feed.listen(self._herald.happened)
+            self._keeper.start()
 
     async def stop(self) -> None:
         """
@@ -92,35 +142,46 @@ class Sharing:
         stop the backend.
         """
         self._stopping = True
-        until = self._clock.seconds() + self._timeouts.stop
-        for operation in tuple(self._operations.values()):
-            if not await operation.ended.within(until - self._clock.seconds()):
-                self._log.warn(
-                    "stopping although the {verb} of {device} has not come to an end",
-                    verb=operation.verb,
-                    device=str(operation.device),
-                )
+        self._claims.queue.stop()
+        self._keeper.stop()
+        if self._settings.onStop is OnStop.UNBIND:
+            self._keeper.unbindAll()
+        self._wishes.stop()
+        self._damper.stop()
+        seconds = self._settings.timeouts.stop
+        await self._operations.stop()
+        await self._hooks.stop(seconds)
+        if self._stateFile is not None:
+            await self._stateFile.close(seconds)
         await self._backend.stop()
 
-    async def perform(self, command: Command, principal: Principal) -> Devices:
+    def apply(self, settings: Settings) -> None:
+        """Let other settings be true from now on; nobody is disturbed."""
+        self._settings = settings
+        self._rules.become(settings.devices, settings.hooks)
+        self._wishes.remember = settings.remember
+        self._operations.timeouts = settings.timeouts
+        self._claims.queue.heartbeat = settings.timeouts.heartbeat
+        self._hooks.most = settings.limits.hooks
+        self._feed.keep(settings.limits.history)
+        self._catalogue.refresh()
+        self._keeper.lookAtAll()
+        self._save()
+
+    async def perform(self, command: Command, caller: Caller) -> Devices:
         """
-        Carry out a command, within C{timeouts.answer} seconds.
+        Carry out a command, within C{timeouts.answer} seconds unless it wants to wait.
 
         @return: the devices it is about: a tuple for C{list}, else the one.
         @raise ShareError: as the command cannot be carried out.
         """
-        until = self._clock.seconds() + self._timeouts.answer
-        self._requireBackend()
-        if not self._ready.happened:
-            if not await self._ready.within(self._timeouts.answer):
-                raise BackendUnavailable("the daemon is still starting: ask again in a moment")
-            self._requireBackend()
+        until = self._clock.seconds() + self._settings.timeouts.answer
+        await self.ready()
         if type(command) in self._lookups:
             return self._lookups[type(command)](command)
-        devices: Devices = await self._methods[type(command)](command, principal, until)
-        return devices
+        return await self._methods[type(command)](command, caller, until)
 
-    def atOnce(self, command: Command, principal: Principal) -> Devices | None:
+    def atOnce(self, command: Command) -> Devices | None:
         """
         Carry out a command that needs no waiting: that saves its answer a Deferred.
 
@@ -132,6 +193,34 @@ class Sharing:
             return None
         self._requireBackend()
         return lookup(command)
+
+    def watch(self, request: WatchDevices) -> tuple[Reply, Stream]:
+        """
+        What a watcher is answered, and what it is told from then on; C{ready} first.
+
+        @raise ShareError: it cannot be told that.
+        """
+        return self._feed.watch(request)
+
+    def heartbeat(self) -> Notice:
+        """What says that the daemon lives, and which event was the last."""
+        return self._feed.heartbeat()
+
+    def traffic(self, device: UsbDevice) -> Traffic | None:
+        """What the session of a device's holder has moved, where that is known."""
+        return None if device.holder is None else self._backend.traffic(device)
+
+    async def ready(self) -> None:
+        """
+        Wait until there are devices to speak of, within C{timeouts.answer} seconds.
+
+        @raise BackendUnavailable: there are none.
+        """
+        self._requireBackend()
+        if not self._ready.happened:
+            if not await self._ready.within(self._settings.timeouts.answer):
+                raise BackendUnavailable("the daemon is still starting: ask again in a moment")
+            self._requireBackend()
 
     def _requireBackend(self) -> None:
         """
@@ -145,92 +234,21 @@ class Sharing:
             raise BackendUnavailable(self._backend.inventory.trouble)
 
     def _list(self, command: ListDevices) -> Devices:
-        snapshot: Snapshot = self._backend.inventory.snapshot
-        return snapshot.devices
+        return self._catalogue.inventory.snapshot.devices
 
-    def _select(self, request: DeviceRequest) -> UsbDevice:
-        return select(request, self._backend.inventory.snapshot.devices)
+    def _find(self, request: DeviceRequest) -> UsbDevice:
+        return select(request, self._catalogue.inventory.snapshot.devices)
 
-    async def _operate(
-        self, verb: str, request: DeviceRequest, principal: Principal, until: float
-    ) -> Devices:
-        """
-        Attach or detach. Whoever asks for what is in progress already waits for that;
-        whoever asks for the opposite waits until it has ended. What takes longer than an
-        answer may goes on, and is told to whoever asks next.
-        """
-        device = self._select(request)
-        while (other := self._operations.get(device.busId)) and not other.isAbout(verb, device):
-            if not await other.ended.within(until - self._clock.seconds()):
-                raise NotDone(
-                    f"{device}: the {other.verb} of {other.device} that {other.principal} asked "
-                    f"for is still in progress, so nothing was done; ask again when it has ended"
-                )
-            device = self._select(request)
-        operation = other or self._untold(verb, device) or self._begin(verb, device, principal)
-        if not await operation.ended.within(until - self._clock.seconds()):
-            raise StillWorking(
-                self._backend.inventory.same(device) or device,
-                f"the {verb} of {device} takes longer than {self._timeouts.answer:g} s and goes "
-                f"on, for {self._timeouts.bind:g} s at the most; ask again to hear how it went",
-            )
-        operation.heard = True
-        self._unheard.pop(device.busId, None)
-        return operation.outcome()
+    def _lookAgain(self, busId: str) -> None:
+        """A pause for a device that flaps is over."""
+        self._catalogue.refresh({busId})
+        self._keeper.look(busId)
 
-    def _untold(self, verb: str, device: UsbDevice) -> Operation | None:
-        """
-        An operation that has failed when nobody waited for it any more, if that is news
-        still.
-        """
-        operation = self._unheard.pop(device.busId, None)
-        if operation is None or not operation.isAbout(verb, device):
-            return None
-        age = self._clock.seconds() - operation.endedAt
-        isDone = device.state is _ACHIEVED[verb]
-        return None if isDone or age > self._timeouts.bind else operation
+    def _asked(self, busId: str) -> None:
+        """Something was asked of a device, or is not any more."""
+        self._catalogue.refresh({busId})
+        self._save()
 
-    def _begin(self, verb: str, device: UsbDevice, principal: Principal) -> Operation:
-        self._requireBackend()
-        operation = Operation(verb, device, principal, Event(self._clock))
-        self._operations[device.busId] = operation
-        Deferred.fromCoroutine(self._run(operation))
-        return operation
-
-    async def _run(self, operation: Operation) -> None:
-        device = operation.device
-        work = self._work[operation.verb]
-        try:
-            operation.result = await work(device, self._timeouts.bind)
-        except ShareError as error:
-            operation.error = error
-            if isinstance(error, OperationFailed):
-                error.device = self._backend.inventory.same(device) or error.device
-            self._log.warn(
-                "{verb} of {device} for {principal} failed: {error}",
-                verb=operation.verb,
-                device=str(device),
-                principal=str(operation.principal),
-                error=str(error),
-            )
-        except Exception as error:
-            operation.error = OperationFailed(
-                device, f"{operation.verb} of {device} failed within the daemon: see its log"
-            )
-            operation.error.__cause__ = error
-            self._log.failure(
-                "a bug in the {verb} of {device}", verb=operation.verb, device=str(device)
-            )
-        else:
-            self._log.info(
-                "{principal} {verb}ed {device}",
-                verb=operation.verb,
-                device=str(operation.result),
-                principal=str(operation.principal),
-            )
-        finally:
-            del self._operations[device.busId]
-        operation.endedAt = self._clock.seconds()
-        operation.ended.happen()
-        if operation.error is not None and not operation.heard:
-            self._unheard[device.busId] = operation
+    def _save(self) -> None:
+        if self._stateFile is not None:
+            self._stateFile.save(self._wishes.state())

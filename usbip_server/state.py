@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import msgspec
 
-from usbip_server.device import Lease
+from usbip_server.device import Lease, UsbDevice
 
 
 class Wish(
@@ -33,6 +33,14 @@ class Wish(
     busId: str
     kept: bool = False
     lease: Lease | None = None
+
+    def isFor(self, device: UsbDevice) -> bool:
+        """Is it for such a device, wherever that is plugged in?"""
+        return (self.vendorId, self.productId, self.serial) == (
+            device.vendorId,
+            device.productId,
+            device.serial,
+        )
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

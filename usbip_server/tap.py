@@ -4,12 +4,13 @@ C{twistd usbipshare}: the command line, and how the parts are put together.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from operator import attrgetter
 from typing import Any
 
-import msgspec
 from twisted.internet.interfaces import IStreamServerEndpoint
 from twisted.logger import Logger
 from twisted.plugin import getPlugins
@@ -18,8 +19,8 @@ from zope.interface.exceptions import Invalid
 from zope.interface.verify import verifyObject
 
 from usbip_server.answers import Answers
-from usbip_server.config import Config, ConfigError, Source, load, wrongOption
-from usbip_server.daemon import Daemon
+from usbip_server.config import Config, ConfigError, Source, load, statePath, wrongOption
+from usbip_server.daemon import Daemon, Deaf, Endpoints
 from usbip_server.descriptors import affordable
 from usbip_server.errors import InvalidOption
 from usbip_server.interfaces import IUsbBackend, IUsbBackendMaker
@@ -28,6 +29,7 @@ from usbip_server.protocols.firstbyte import FirstByteFactory
 from usbip_server.protocols.lines import JsonLines
 from usbip_server.protocols.web import WebFactory
 from usbip_server.sharing import Sharing
+from usbip_server.statefile import StateFile
 
 _log = Logger()
 
@@ -111,28 +113,77 @@ def assemble(options: Options, reactor: Any) -> Daemon:
 
     @raise ConfigError: the configuration does not allow it.
     """
-    source = load(options["config"]) if options["config"] else Source("defaults", "")
+    source = _load(options)
     config = source.config()
-    if options["listen"]:
-        endpoints = [_endpoint(reactor, _commandLine, "--listen", d) for d in options["listen"]]
-    else:
-        endpoints = [
-            _endpoint(reactor, source.error, ("listen", index), description)
-            for index, description in enumerate(config.listen)
-        ]
-    sharing = Sharing(_backend(options, source, config, reactor), reactor, config.timeouts)
+    endpoints = _endpoints(options, source, config, reactor)
+    backend = _backend(options, source, config, reactor)
+    path = statePath(config.state.file, os.environ, os.geteuid() == 0)
+    stateFile = None if path is None else StateFile(path, reactor)
+    sharing = Sharing(backend, reactor, config.settings, stateFile)
     answers = Answers(sharing)
-    limits = msgspec.structs.replace(
-        config.limits, connections=_affordable(config.limits.connections)
-    )
-    web = WebFactory(answers, config.http.hosts, limits, config.timeouts, reactor)
+    web = WebFactory(answers, config.http.hosts, config.limits, config.timeouts, reactor)
     factory = FirstByteFactory(
-        lambda principal: JsonLines(answers, principal, limits, config.timeouts, reactor),
+        lambda principal: JsonLines(answers, principal, web.limits, web.timeouts, reactor),
         web.makeChannel,
-        limits.connections,
+        _affordable(config.limits.connections),
         reactor,
     )
-    return Daemon(sharing, factory, endpoints)
+    reload = Reload(options, config, reactor, sharing, web, factory)
+    return Daemon(sharing, factory, endpoints, reactor, reload)
+
+
+class Reload:
+    """
+    Reads the configuration again, and has what it says done.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        config: Config,
+        reactor: Any,
+        sharing: Sharing,
+        web: WebFactory,
+        factory: FirstByteFactory,
+    ) -> None:
+        self._options = options
+        self._config = config
+        self._reactor = reactor
+        self._sharing = sharing
+        self._web = web
+        self._factory = factory
+
+    def __call__(self, daemon: Daemon) -> None:
+        """
+        Do it. What is wrong is logged, and then everything stays as it is.
+        """
+        try:
+            source = _load(self._options)
+            config = source.config()
+            daemon.listenOn(_endpoints(self._options, source, config, self._reactor))
+        except (ConfigError, Deaf) as error:
+            _log.error("nothing is changed: {error}", error=str(error))
+            return
+        for key in ("backend", "state.file"):
+            if attrgetter(key)(config) != attrgetter(key)(self._config):
+                _log.warn("a change of `{key}` waits for the daemon to be started anew", key=key)
+        self._sharing.apply(config.settings)
+        self._web.apply(config.http.hosts, config.limits, config.timeouts)
+        self._factory.most = _affordable(config.limits.connections)
+        _log.info("the configuration was read anew, and is true from now on")
+
+
+def _load(options: Options) -> Source:
+    return load(options["config"]) if options["config"] else Source("defaults", "")
+
+
+def _endpoints(options: Options, source: Source, config: Config, reactor: Any) -> Endpoints:
+    if options["listen"]:
+        return [_endpoint(reactor, _commandLine, "--listen", d) for d in options["listen"]]
+    return [
+        _endpoint(reactor, source.error, ("listen", index), description)
+        for index, description in enumerate(config.listen)
+    ]
 
 
 def _commandLine(option: str, reason: str) -> ConfigError:

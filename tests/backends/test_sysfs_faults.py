@@ -8,56 +8,23 @@ import errno
 from collections.abc import Callable
 
 from twisted.internet.defer import Deferred
-from twisted.trial.unittest import SynchronousTestCase
 
-from usbip_server.backends.sysfs import SysfsBackend, makeBackend
+from tests.backends.sysfscase import SysfsCase
+from usbip_server.backends.sysfs import makeBackend
 from usbip_server.device import DeviceState, UsbDevice
 from usbip_server.errors import (
     DeviceInUse,
+    DeviceMounted,
     InvalidOption,
     OperationFailed,
     OperationTimedOut,
-    ShareError,
 )
-from usbip_server.kernel.machine import Machine
-from usbip_server.kernel.usbids import UsbIds
-from usbip_server.testing import FakeKernel, FakeReactor
 
 
-class SysfsFaultTests(SynchronousTestCase):
+class SysfsFaultTests(SysfsCase):
     """
-    Time passes when the test says so, and threads run when it says so.
+    Of bind and unbind.
     """
-
-    def setUp(self) -> None:
-        self.kernel = FakeKernel()
-        for busId in ("1-1", "1-2", "1-10"):
-            self.kernel.plug(busId, serial=f"S{busId}")
-        self.reactor = FakeReactor()
-        self.backend = SysfsBackend(
-            Machine(self.kernel, self.reactor, 30.0, UsbIds([]), self.reactor.spawn)
-        )
-        self.successResultOf(Deferred.fromCoroutine(self.backend.start()))
-
-    def device(self, busId: str = "1-1") -> UsbDevice:
-        """The device as the inventory has it."""
-        device = self.backend.inventory.get(busId)
-        assert device is not None
-        return device
-
-    def bind(self, busId: str = "1-1") -> Deferred[UsbDevice]:
-        """Begin to bind it."""
-        return Deferred.fromCoroutine(self.backend.bind(self.device(busId), 30))
-
-    def unbind(self, busId: str = "1-1") -> Deferred[UsbDevice]:
-        """Begin to unbind it."""
-        return Deferred.fromCoroutine(self.backend.unbind(self.device(busId), 30))
-
-    def fails(
-        self, result: Deferred[UsbDevice], text: str, kind: type[ShareError] = OperationFailed
-    ) -> None:
-        """It has failed, and says why."""
-        self.assertIn(text, str(self.failureResultOf(result, kind).value))
 
     def test_writes(self) -> None:
         """A bind is three writes without line feeds, in the order that is safe."""
@@ -245,7 +212,9 @@ class SysfsFaultTests(SynchronousTestCase):
     def vanish(self, way: str, step: int) -> None:
         """Bind, with something vanishing before the step."""
         count = 0
-        originals = {name: getattr(self.kernel, name) for name in ("read", "readlink", "list")}
+        originals = {
+            name: getattr(self.kernel, name) for name in ("read", "readlink", "list", "directories")
+        }
 
         def before(name: str) -> Callable[[str], object]:
             def call(path: str) -> object:
@@ -331,6 +300,33 @@ class SysfsFaultTests(SynchronousTestCase):
         self.assertEqual(len(self.kernel.writes), writes)
         self.assertIs(self.device().state, DeviceState.IN_USE)
 
+    def test_mounted(self) -> None:
+        """A disk that this machine uses itself is not touched, nor is the driver loaded."""
+        self.kernel.loaded = False
+        self.kernel.mount("1-1", "/boot")
+        self.fails(self.bind(), "1 is mounted on /boot. Unmount it there", DeviceMounted)
+        self.assertEqual((self.kernel.writes, self.kernel.loaded), ([], False))
+        self.assertIs(self.device().state, DeviceState.FREE)
+        self.kernel.unmount("1-1")
+        self.successResultOf(self.bind())
+
+    def test_evenMounted(self) -> None:
+        """Unless that is what is wanted. What is bound is none of its disks any more."""
+        self.kernel.mount("1-1", "/boot")
+        self.successResultOf(self.bind(evenMounted=True))
+        self.assertIs(self.device().state, DeviceState.BOUND)
+        self.successResultOf(self.bind())
+        self.successResultOf(self.unbind())
+        self.fails(self.bind(), "mounted", DeviceMounted)
+
+    def test_evenMountedAgain(self) -> None:
+        """Also if a place in the table had to be freed first."""
+        self.successResultOf(self.bind("1-10"))
+        self.successResultOf(self.unbind("1-10"))
+        self.kernel.fillTable(*(f"9-{port}" for port in range(1, 16)))
+        self.kernel.mount("1-1", "/boot")
+        self.successResultOf(self.bind(evenMounted=True))
+
     def test_imported(self) -> None:
         """What was imported from another server is not listed, and not bound either."""
         self.kernel.plug("4-1", imported=True)
@@ -362,6 +358,3 @@ class SysfsFaultTests(SynchronousTestCase):
         for options, path in (({"rot": "/sys"}, ("rot",)), ({"rescan": 0}, ("rescan",))):
             error = self.assertRaises(InvalidOption, makeBackend, options, self.reactor)
             self.assertEqual(error.path, path)
-
-    def tearDown(self) -> None:
-        self.kernel.list("bus/usb/devices")  # it has not died

@@ -6,6 +6,7 @@ to a real one, and with real child processes that misbehave.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from typing import Any
 
@@ -15,14 +16,15 @@ from twisted.internet.error import ProcessDone, ProcessTerminated
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from usbip_server.backends.usbiptool import (
-    Finished,
-    UsbipToolBackend,
-    explain,
-    makeBackend,
-)
+from usbip_server.backends.usbiptool import UsbipToolBackend, explain, makeBackend
+from usbip_server.childprocess import Finished
 from usbip_server.device import DeviceState, UsbDevice
-from usbip_server.errors import InvalidOption, OperationFailed, OperationTimedOut
+from usbip_server.errors import (
+    DeviceMounted,
+    InvalidOption,
+    OperationFailed,
+    OperationTimedOut,
+)
 from usbip_server.interfaces import IUsbBackend
 from usbip_server.kernel.machine import Machine
 from usbip_server.kernel.usbids import UsbIds
@@ -118,6 +120,16 @@ class UsbipToolConformanceTests(BackendConformance, TestCase):
         self.assertEqual(self.kernel.driver(device.busId), "usb")
         await self.untilState(backend, device.busId, DeviceState.FREE)
 
+    async def test_mounted(self) -> None:
+        """A disk that this machine uses itself is left alone, unless it shall not be."""
+        backend, device = await self.started()
+        self.kernel.mount(device.busId, "/boot")
+        error = await self.failure(DeviceMounted, backend.bind(device, 10))
+        self.assertIn("is mounted on /boot", str(error))
+        self.assertEqual((self.stock.commands, self.kernel.writes), ([], []))
+        bound = await backend.bind(device, 10, evenMounted=True)
+        self.assertIs(bound.state, DeviceState.BOUND)
+
     async def test_notTried(self) -> None:
         """What cannot go well is not tried: no driver, no room."""
         backend, device = await self.started()
@@ -129,6 +141,59 @@ class UsbipToolConformanceTests(BackendConformance, TestCase):
         error = await self.failure(OperationFailed, backend.bind(device, 10))
         self.assertIn("all 16 places", str(error))
         self.assertEqual(self.stock.commands, [])
+
+
+class WithoutRootTests(UsbipToolConformanceTests):
+    """
+    The same where only the program may write.
+    """
+
+    async def makeBackend(self) -> IUsbBackend:
+        backend = await super().makeBackend()
+        write = self.kernel.write
+
+        def refuse(path: str, data: bytes) -> None:
+            if path.endswith("usbip_sockfd"):
+                raise OSError(self.refusal, os.strerror(self.refusal), path)
+            write(path, data)
+
+        self.kernel.write = refuse  # type: ignore[method-assign]
+        return backend
+
+    refusal = errno.EACCES
+
+    async def test_releaseByProgram(self) -> None:
+        """A session is ended by an unbind, and the device bound anew."""
+        backend, device = await self.held()
+        self.stock.commands.clear()
+        for self.refusal in (errno.EACCES, errno.EPERM, errno.EROFS):
+            await backend.release(device, 10)
+            self.kernel.importDevice(device.busId)
+        words = [command[1] for command in self.stock.commands]
+        self.assertEqual(words, ["unbind", "bind"] * 3)
+
+    async def test_releaseRefused(self) -> None:
+        """What is no matter of permission is a failure, and nothing else is tried."""
+        backend, device = await self.held()
+        self.stock.commands.clear()
+        self.refusal = errno.EIO
+        error = await self.failure(OperationFailed, backend.release(device, 10))
+        self.assertIn("Input/output error", str(error))
+        self.assertEqual(self.stock.commands, [])
+
+    async def test_releaseHalf(self) -> None:
+        """If it cannot be bound anew that is a failure; its driver has it."""
+        backend, device = await self.held()
+        self.stock.unbind = self.unloading  # type: ignore[method-assign]
+        error = await self.failure(OperationFailed, backend.release(device, 10))
+        self.assertIn("modprobe usbip-host", str(error))
+        self.assertEqual(self.kernel.driver(device.busId), "usb")
+
+    def unloading(self, busId: str) -> str:
+        """Somebody unloads usbip-host when it has no device any more."""
+        self.kernel.unload()
+        self.kernel.loadable = False
+        return ""
 
 
 class ChildTests(TestCase):

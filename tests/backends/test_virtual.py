@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -16,14 +17,14 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
 from usbip_server.backends import virtualusb
-from usbip_server.backends.virtual import VirtualBackend, makeBackend
+from usbip_server.backends.virtual import Options, VirtualBackend, VirtualDevice, makeBackend
 from usbip_server.device import DeviceState, UsbDevice
-from usbip_server.errors import DeviceInUse, InvalidOption, OperationFailed
+from usbip_server.errors import DeviceInUse, InvalidOption, OperationFailed, OperationTimedOut
 from usbip_server.interfaces import IUsbBackend
 from usbip_server.inventory import Change
 
 if virtualusb.installed:
-    from usbip import host  # type: ignore[import-untyped]
+    from usbip import USBDevice, host  # type: ignore[import-untyped]
     from usbip.classes.host.cdc_acm import CDCDriver  # type: ignore[import-untyped]
     from usbip.classes.host.msc import MSCDriver  # type: ignore[import-untyped]
     from usbip.core import NotFound, USBError  # type: ignore[import-untyped]
@@ -289,6 +290,76 @@ class ImportTests(TestCase):
             await self.bind("1-1")
             await self.bind("1-1")
             self.assertIs(self.device("1-1").state, DeviceState.BOUND)
+
+    async def test_release(self) -> None:
+        """
+        Who has a device loses it when it is released; it can be imported at once.
+        """
+        await self.bind("1-1")
+        for _ in range(20):
+            port = CDCDriver(await self.open("1-1"))
+            device = await self.backend.release(self.device("1-1"), 5)
+            self.assertEqual((device.state, device.holder), (DeviceState.BOUND, None))
+            with self.assertRaises((USBError, OSError)):
+                await self.blocking(lambda port=port: port.write(b"anybody?"))  # type: ignore[misc]
+        port = CDCDriver(await self.open("1-1"))
+        await self.blocking(lambda: port.write(b"again"))
+        self.assertEqual(await self.blocking(port.read), b"again")
+
+    async def test_releaseStuck(self) -> None:
+        """A session that does not end is given up in time, and the device is shown as an
+        error until it does."""
+        await self.bind("1-2")
+        disk = MSCDriver(await self.open("1-2"))
+        hangs, goOn = threading.Event(), threading.Event()
+        self.addCleanup(goOn.set)
+
+        def hang(*arguments: object) -> None:
+            hangs.set()
+            goOn.wait()
+
+        self.patch(USBDevice, "handle_urb", hang)
+        reading = deferToThread(disk.read_blocks, 0, 1, 512)
+        reading.addErrback(lambda failure: failure.trap(USBError, OSError))
+        await self.blocking(hangs.wait)
+        for _ in range(2):
+            with self.assertRaises(OperationTimedOut) as caught:
+                await self.backend.release(self.device("1-2"), 0.1)
+            self.assertIn("has not ended within 0.1 s", str(caught.exception))
+            self.assertIs(self.device("1-2").state, DeviceState.ERROR)
+        goOn.set()
+        await self.until("1-2", DeviceState.BOUND)
+        self.assertIsNone(self.device("1-2").trouble)
+        await reading
+
+    async def test_traffic(self) -> None:
+        """What a session moves is counted, each way."""
+        await self.bind("1-2")
+        self.assertIsNone(self.backend.traffic(self.device("1-2")))
+        disk = MSCDriver(await self.open("1-2"))
+        before = self.backend.traffic(self.device("1-2"))
+        await self.blocking(lambda: disk.write_blocks(0, bytes(50 * 512), 512))
+        after = self.backend.traffic(self.device("1-2"))
+        await self.blocking(lambda: disk.read_blocks(0, 100, 512))
+        end = self.backend.traffic(self.device("1-2"))
+        assert before is not None and after is not None and end is not None
+        self.assertGreater(after.bytesIn - before.bytesIn, 50 * 512)
+        self.assertLess(after.bytesOut - before.bytesOut, 50 * 512)
+        self.assertGreater(end.bytesOut - after.bytesOut, 90 * 512)  # the rest is not acknowledged
+        self.backend.unplug("1-2")
+        self.backend.plug("1-2")
+        self.assertIsNone(self.backend.traffic(self.device("1-2")))
+
+    async def test_since(self) -> None:
+        """A holder has a device since its session began."""
+        options = Options(devices=(VirtualDevice(bus_id="1-1", kind="serial"),), port=0)
+        self.backend = VirtualBackend(options, reactor, lambda: 1722470400.5)
+        await self.backend.start()
+        self.addCleanup(lambda: Deferred.fromCoroutine(self.backend.stop()))
+        await self.bind("1-1")
+        await self.open("1-1")
+        holder = self.device("1-1").holder
+        self.assertEqual(holder and holder.since, 1722470400.5)
 
     async def test_onlyOne(self) -> None:
         """Of several who import a device at the same time one gets it, and only that one is

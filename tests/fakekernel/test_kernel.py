@@ -13,6 +13,9 @@ from usbip_server.testing import FakeKernel, KernelBug
 DRIVERS = "bus/usb/drivers/"
 
 
+DEVICE = "bus/usb/devices/1-1/"
+
+
 class FakeKernelTests(SynchronousTestCase):
     """
     Each deadly order of writes, by its number in the list of them.
@@ -95,3 +98,22 @@ class FakeKernelTests(SynchronousTestCase):
         self.refused(errno.ENODEV, "usb/unbind=7-7")
         self.refused(errno.ENODEV, "usbip-host/rebind=7-7")
         self.refused(errno.EINVAL, "usbip-host/match_busid=put 7-7")
+
+    def test_end(self) -> None:
+        """A session is ended by what is written to the device, which is reset then."""
+        self.bind()
+        self.kernel.importDevice("1-1")
+        self.kernel.resetting = 2
+        self.kernel.write(f"{DEVICE}usbip_sockfd", b"-1\n")
+        status = [self.kernel.read(f"{DEVICE}usbip_status") for _ in range(4)]
+        self.assertEqual(status, [b"2\n", b"2\n", b"1\n", b"1\n"])
+
+    def test_endRefused(self) -> None:
+        """Where there is no session that is invalid, as is anything else; what is not bound
+        does not have it at all."""
+        for number, text in ((errno.ENOENT, "-1"), (errno.EINVAL, "-1"), (errno.EINVAL, "x")):
+            with self.assertRaises(OSError) as caught:
+                self.kernel.write(f"{DEVICE}usbip_sockfd", text.encode())
+            self.assertEqual(caught.exception.errno, number)
+            if number == errno.ENOENT:
+                self.bind()

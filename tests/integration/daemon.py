@@ -34,6 +34,7 @@ ENDED_WELL = (0, -signal.SIGTERM)
 """Exit statuses: Twisted passes the signal on to itself when it has shut down."""
 
 INERT = """
+state: {file: null}
 listen: ["tcp:0:interface=127.0.0.1"]
 backend:
   type: virtual

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.childdaemon import ChildDaemon
+from usbip_server.descriptors import SPARE
 
-DESCRIPTORS = 120
+DESCRIPTORS = 150
 CONNECTIONS = 300
 SECONDS = 10
 
@@ -33,7 +34,7 @@ class DescriptorTests(SynchronousTestCase):
         prefix = ("prlimit", f"--nofile={DESCRIPTORS}:{DESCRIPTORS}")
         with ChildDaemon(config, prefix=prefix) as daemon, contextlib.ExitStack() as crowd:
             warned = [event["room"] for event in daemon.events if "room" in event]
-            self.assertEqual(warned, [DESCRIPTORS - 64])
+            self.assertEqual(warned, [DESCRIPTORS - SPARE])
             folder = f"/proc/{daemon.child.pid}/fd"
             before = len(os.listdir(folder))
             address = ("127.0.0.1", daemon.port)

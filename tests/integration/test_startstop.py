@@ -49,7 +49,7 @@ class Slow:
     async def stop(self):
         Logger().info("backend has stopped")
 
-    async def bind(self, device, deadline):
+    async def bind(self, device, deadline, evenMounted=False):
         Logger().info("bind has begun")
         while not os.path.exists(self.go):
             await deferLater(self.reactor, 0.02)
@@ -57,6 +57,12 @@ class Slow:
 
     async def unbind(self, device, deadline):
         return device
+
+    async def release(self, device, deadline):
+        return device
+
+    def traffic(self, device):
+        return None
 
 @implementer(IPlugin, IUsbBackendMaker)
 class SlowMaker:
@@ -174,7 +180,7 @@ class StartingTests(DaemonTestCase):
     async def test_badConfig(self) -> None:
         """A mistake in the configuration is said with file and line, before it listens."""
         for text, line, reason in (
-            (INERT + "colour: red\n", 8, "colour: unknown key"),
+            (INERT + "colour: red\n", 9, "colour: unknown key"),
             ("listen:\n  - tcp:5055\n  - tcp:70000\n", 3, "listen.1: "),
             ("backend: {type: virtual}\nbackend: {type: sysfs}\n", 2, "stands here twice"),
             ("backend:\n  type: virtual\n  devcies: []\n", 3, "backend.devcies: unknown key"),

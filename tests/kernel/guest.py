@@ -18,6 +18,7 @@ from pathlib import Path
 from tests.kernel.cache import PROJECT
 from tests.kernel.devices import CARD_READER, DEVICES, DISK, HUB, KEYBOARD, SERIAL, TABLET
 from tests.kernel.inside.command import CommandResult, check, run
+from tests.kernel.inside.diskreader import DiskReader
 from tests.kernel.inside.hotplug import (
     HotplugError,
     plug,
@@ -27,6 +28,7 @@ from tests.kernel.inside.hotplug import (
     unplug,
 )
 from tests.kernel.inside.stockusbipd import StockUsbipd, isListening
+from tests.kernel.inside.uevents import Binding, Uevents
 from tests.kernel.inside.usb import (
     DRIVERS_FOLDER,
     VHCI_FOLDER,
@@ -58,10 +60,13 @@ __all__ = [
     "PROJECT",
     "SERIAL",
     "TABLET",
+    "Binding",
     "CommandResult",
     "DeadlineMissed",
+    "DiskReader",
     "HotplugError",
     "StockUsbipd",
+    "Uevents",
     "attribute",
     "awaitDevices",
     "blockDevice",

@@ -11,6 +11,7 @@ from tests.support import ALICE, PatientBackend, PromptBackend, Wire, asked
 from usbip_server.answers import Answers
 from usbip_server.limits import Limits, Timeouts
 from usbip_server.protocols.lines import JsonLines
+from usbip_server.settings import Settings
 from usbip_server.sharing import Sharing
 
 LIST = b'{"command":"list"}'
@@ -34,7 +35,7 @@ class LinesTestCase(SynchronousTestCase):
 
     def connect(self) -> Wire:
         """A new connection."""
-        sharing = Sharing(self.backend, self.clock, self.timeouts)
+        sharing = Sharing(self.backend, self.clock, Settings(timeouts=self.timeouts))
         asked(sharing.start())
         return Wire(JsonLines(Answers(sharing), ALICE, self.limits, self.timeouts, self.clock))
 

@@ -26,6 +26,7 @@ from usbip_server.protocols.firstbyte import (
 from usbip_server.protocols.halfclose import LINGER
 from usbip_server.protocols.lines import JsonLines
 from usbip_server.protocols.web import WebFactory
+from usbip_server.settings import Settings
 from usbip_server.sharing import Sharing
 
 LIST = b'{"command":"list"}'
@@ -55,7 +56,7 @@ class FirstByteTestCase(SynchronousTestCase):
         """Serve this backend."""
         self.backend = backend
         limits, timeouts = Limits(), Timeouts()
-        sharing = Sharing(backend, self.clock, timeouts)
+        sharing = Sharing(backend, self.clock, Settings(timeouts=timeouts))
         asked(sharing.start())
         answers = Answers(sharing)
         self.factory = FirstByteFactory(

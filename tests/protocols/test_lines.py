@@ -10,8 +10,8 @@ from twisted.internet.testing import StringTransport
 
 from tests.protocols.linescase import ATTACH, FIND, KEEP, LIST, TRICKY, LinesTestCase
 from tests.support import threeWays
+from usbip_server.protocols.framing import ObjectEnds
 from usbip_server.protocols.halfclose import LINGER
-from usbip_server.protocols.lines import ObjectEnds
 from usbip_server.sharing import Sharing
 
 

@@ -14,6 +14,7 @@ from tests.support import ALICE, PatientBackend, PromptBackend, Wire, asked, thr
 from usbip_server.answers import Answers
 from usbip_server.limits import Limits, Timeouts
 from usbip_server.protocols.web import WebFactory
+from usbip_server.settings import Settings
 from usbip_server.sharing import Sharing
 
 LIST = b'{"command":"list"}'
@@ -85,7 +86,7 @@ class WebTestCase(SynchronousTestCase):
 
     def connect(self) -> Wire:
         """A new connection."""
-        sharing = Sharing(self.backend, self.clock, self.timeouts)
+        sharing = Sharing(self.backend, self.clock, Settings(timeouts=self.timeouts))
         asked(sharing.start())
         limits = Limits(requestBytes=1024)
         factory = WebFactory(Answers(sharing), self.hosts, limits, self.timeouts, self.clock)

@@ -14,11 +14,11 @@ import msgspec
 from zope.interface import implementer
 
 from usbip_server.backends.options import convert
-from usbip_server.device import UsbDevice
+from usbip_server.device import Traffic, UsbDevice
 from usbip_server.interfaces import IUsbBackend
 from usbip_server.kernel.machine import Machine
+from usbip_server.kernel.refusals import TableFull
 from usbip_server.kernel.system import System
-from usbip_server.kernel.usbip_host import TableFull
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -56,17 +56,19 @@ class SysfsBackend:
     async def stop(self) -> None:
         self._machine.stop()
 
-    async def bind(self, device: UsbDevice, deadline: float) -> UsbDevice:
+    async def bind(
+        self, device: UsbDevice, deadline: float, evenMounted: bool = False
+    ) -> UsbDevice:
         try:
-            return await self._bind(device, deadline)
+            return await self._bind(device, deadline, evenMounted)
         except TableFull:
             if not await self._machine.makeRoom():
                 raise
-            return await self._bind(device, deadline)
+            return await self._bind(device, deadline, evenMounted)
 
-    async def _bind(self, device: UsbDevice, deadline: float) -> UsbDevice:
+    async def _bind(self, device: UsbDevice, deadline: float, evenMounted: bool) -> UsbDevice:
         abandoned = threading.Event()
-        work = partial(self._machine.host.bind, device, abandoned)
+        work = partial(self._machine.host.bind, device, abandoned, evenMounted)
         try:
             await self._machine.call("attach", device, deadline, work, abandoned)
         finally:
@@ -80,3 +82,9 @@ class SysfsBackend:
         finally:
             await self._machine.look({device.busId})
         return self._machine.here(device)
+
+    async def release(self, device: UsbDevice, deadline: float) -> UsbDevice:
+        return await self._machine.release(device, deadline)
+
+    def traffic(self, device: UsbDevice) -> Traffic | None:
+        return None  # the kernel does not say

@@ -7,34 +7,26 @@ sysfs, which anybody may read.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any
 
 import msgspec
 from twisted.internet.defer import Deferred
-from twisted.internet.error import ProcessExitedAlready
-from twisted.internet.protocol import ProcessProtocol
-from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from usbip_server.backends.options import convert
-from usbip_server.device import UsbDevice
+from usbip_server.childprocess import PATH, CannotStart, ChildProcess, Finished
+from usbip_server.device import Traffic, UsbDevice
 from usbip_server.errors import InvalidOption, OperationFailed, OperationTimedOut
 from usbip_server.interfaces import IUsbBackend
 from usbip_server.kernel.machine import Machine
+from usbip_server.kernel.refusals import NotPermitted
 from usbip_server.kernel.scan import USBIP_HOST
 from usbip_server.kernel.system import System
 from usbip_server.kernel.threads import TookTooLong
-
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-"""Where the program is looked for, and its own search path."""
-
-OUTPUT = 16 * 1024
-"""Bytes of its output that are kept."""
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -67,45 +59,6 @@ def makeBackend(options: Mapping[str, Any], reactor: Any) -> UsbipToolBackend:
     return UsbipToolBackend(machine, reactor, command)
 
 
-class Finished(msgspec.Struct, frozen=True):
-    """
-    What a child process has left behind.
-
-    @ivar status: its exit status; C{None} if a signal ended it.
-    @ivar output: what it printed on either stream.
-    """
-
-    status: int | None
-    output: str
-
-
-class ToolProcess(ProcessProtocol):
-    """
-    The program while it runs.
-
-    @ivar ended: called when it has ended, once.
-    """
-
-    def __init__(self, ended: Callable[[Finished], None]) -> None:
-        self._ended = ended
-        self._output = b""
-
-    def outReceived(self, data: bytes) -> None:
-        self._output = (self._output + data)[:OUTPUT]
-
-    errReceived = outReceived
-
-    def processEnded(self, reason: Failure) -> None:
-        status = reason.value.exitCode  # type: ignore[union-attr]
-        self._ended(Finished(status, self._output.decode("utf-8", "replace").strip()))
-
-    def kill(self) -> None:
-        """End it, as far as it lets us: it may be root's, or stuck in the kernel."""
-        with contextlib.suppress(ProcessExitedAlready, OSError):
-            self.transport.signalProcess("KILL")  # type: ignore[union-attr]
-        self.transport.loseConnection()  # type: ignore[union-attr]
-
-
 @implementer(IUsbBackend)
 class UsbipToolBackend:
     """
@@ -120,7 +73,7 @@ class UsbipToolBackend:
         self._machine = machine
         self._reactor = reactor
         self._command = tuple(command)
-        self._running: dict[str, ToolProcess] = {}
+        self._running: dict[str, ChildProcess] = {}
 
     async def start(self) -> None:
         await self._machine.start()
@@ -128,12 +81,14 @@ class UsbipToolBackend:
     async def stop(self) -> None:
         self._machine.stop()
 
-    async def bind(self, device: UsbDevice, deadline: float) -> UsbDevice:
+    async def bind(
+        self, device: UsbDevice, deadline: float, evenMounted: bool = False
+    ) -> UsbDevice:
         # The program takes the device from its driver first and then finds out that it
         # cannot bind it: all that can be known before is found out before.
         end = self._reactor.seconds() + deadline
         try:
-            work = partial(self._isBound, device)
+            work = partial(self._isBound, device, evenMounted)
             bound = await self._machine.call("attach", device, deadline, work)
         finally:
             await self._machine.look({device.busId})
@@ -158,11 +113,22 @@ class UsbipToolBackend:
             await self._machine.look({device.busId})
         return self._machine.here(device)
 
-    def _isBound(self, device: UsbDevice) -> bool:
+    async def release(self, device: UsbDevice, deadline: float) -> UsbDevice:
+        end = self._reactor.seconds() + deadline
+        try:
+            return await self._machine.release(device, deadline)
+        except NotPermitted:  # it takes root, and the program has no word for it
+            await self._run("kick", "unbind", device, end)
+        return await self.bind(device, max(0.0, end - self._reactor.seconds()))
+
+    def traffic(self, device: UsbDevice) -> Traffic | None:
+        return None  # the kernel does not say
+
+    def _isBound(self, device: UsbDevice, evenMounted: bool) -> bool:
         """
         In a thread: is it bound already? If not, can it be?
         """
-        bound = self._machine.host.check(device)
+        bound = self._machine.host.check(device, evenMounted)
         if not bound:
             self._machine.host.ensureSlot(device)
         return bound
@@ -213,19 +179,16 @@ class UsbipToolBackend:
         def giveUp() -> None:
             nonlocal late
             late = True
-            process.kill()
+            child.kill()
             done.errback(TookTooLong(busId))
 
-        process = ToolProcess(ended)
+        child = ChildProcess(self._reactor, ended)
         command = [*self._command, argument, "-b", busId]
-        environment = {"PATH": PATH, "LC_ALL": "C"}
         try:
-            self._reactor.spawnProcess(process, command[0], command, environment, "/")
-        except OSError as error:
-            raise OperationFailed(
-                device, f"cannot {verb} {device}: `{command[0]}` cannot be started: {error}"
-            ) from error
-        self._running[busId] = process
+            child.start(command)
+        except CannotStart as error:
+            raise OperationFailed(device, f"cannot {verb} {device}: {error}") from error
+        self._running[busId] = child
         left = max(0.0, end - self._reactor.seconds())
         timer = self._reactor.callLater(left, giveUp)
         try:

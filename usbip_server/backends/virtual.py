@@ -9,7 +9,9 @@ USB/IP on a port of their own; those of kind C{inert} only stand in the list.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -18,10 +20,11 @@ from zope.interface import implementer
 
 from usbip_server.backends import virtualusb
 from usbip_server.backends.options import convert
-from usbip_server.device import DeviceState, Holder, UsbDevice, isBusId
-from usbip_server.errors import DeviceInUse, InvalidOption, OperationFailed
+from usbip_server.device import DeviceState, Traffic, UsbDevice, isBusId
+from usbip_server.errors import DeviceInUse, InvalidOption, OperationFailed, OperationTimedOut
 from usbip_server.interfaces import IUsbBackend
 from usbip_server.inventory import Inventory
+from usbip_server.kernel.threads import BlockingCalls, StillOut, TookTooLong
 
 Hex = Annotated[str, msgspec.Meta(pattern="^[0-9a-fA-F]{4}$")]
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=126)]
@@ -127,7 +130,12 @@ class VirtualBackend:
 
     _log = Logger()
 
-    def __init__(self, options: Options, reactor: Any) -> None:
+    def __init__(
+        self, options: Options, reactor: Any, clock: Callable[[], float] = time.time
+    ) -> None:
+        """
+        @param clock: tells the time, in seconds since the epoch.
+        """
         self.inventory = Inventory()
         self.port: int | None = None
         self._options = options
@@ -135,7 +143,10 @@ class VirtualBackend:
         self._numbers = itertools.count(2)
         self._usb: dict[str, Any] = {}
         self._noDoor: str | None = None
-        self._door = virtualusb.Door(lambda busId: reactor.callFromThread(self._follow, busId))
+        self._calls = BlockingCalls(reactor)
+        self._door = virtualusb.Door(
+            lambda busId: reactor.callFromThread(self._follow, busId), clock
+        )
 
     async def start(self) -> None:
         interface, port = self._options.interface, self._options.port
@@ -156,6 +167,7 @@ class VirtualBackend:
                 self.plug(device.bus_id)
 
     async def stop(self) -> None:
+        self._calls.stop()
         self._door.close()
 
     def plug(self, busId: str) -> None:
@@ -193,15 +205,13 @@ class VirtualBackend:
         self._usb.pop(busId, None)
         self.inventory.replace([], {busId})
 
-    async def bind(self, device: UsbDevice, deadline: float) -> UsbDevice:
+    async def bind(
+        self, device: UsbDevice, deadline: float, evenMounted: bool = False
+    ) -> UsbDevice:
         now = self._here(device)
         holder = self._door.holder(now.busId)
         if holder is not None:
-            raise DeviceInUse(
-                msgspec.structs.replace(
-                    now, state=DeviceState.IN_USE, holder=Holder(address=holder)
-                )
-            )
+            raise DeviceInUse(msgspec.structs.replace(now, state=DeviceState.IN_USE, holder=holder))
         if now.state is DeviceState.BOUND:
             return now
         if self._noDoor is not None:
@@ -214,8 +224,33 @@ class VirtualBackend:
         now = self._here(device)
         self._door.withdraw(now.busId)
         return self._put(
-            msgspec.structs.replace(now, state=DeviceState.FREE, driver="usb", holder=None)
+            msgspec.structs.replace(
+                now, state=DeviceState.FREE, driver="usb", holder=None, trouble=None
+            )
         )
+
+    async def release(self, device: UsbDevice, deadline: float) -> UsbDevice:
+        now = self._here(device)
+        if self._door.holder(now.busId) is None:
+            return now
+        work = partial(self._door.release, now.busId)
+        try:
+            await self._calls.call(now.busId, deadline, work)
+        except (TookTooLong, StillOut):
+            trouble = f"the session of its client has not ended within {deadline:g} s"
+            current = self.inventory.same(now)
+            if current is not None and self._door.holder(now.busId) is not None:
+                # Until it does: see _follow.
+                self._put(
+                    msgspec.structs.replace(current, state=DeviceState.ERROR, trouble=trouble)
+                )
+            raise OperationTimedOut(self.inventory.same(now) or now, f"{now}: {trouble}") from None
+        self._follow(now.busId)
+        return self._here(device)
+
+    def traffic(self, device: UsbDevice) -> Traffic | None:
+        known = self.inventory.same(device) is not None
+        return self._door.traffic(device.busId) if known else None
 
     def _follow(self, busId: str) -> None:
         """
@@ -225,9 +260,7 @@ class VirtualBackend:
         if now is not None and now.state is not DeviceState.FREE:
             holder = self._door.holder(busId)
             state = DeviceState.BOUND if holder is None else DeviceState.IN_USE
-            self._put(
-                msgspec.structs.replace(now, state=state, holder=holder and Holder(address=holder))
-            )
+            self._put(msgspec.structs.replace(now, state=state, holder=holder, trouble=None))
 
     def _make(self, declared: VirtualDevice, device: UsbDevice) -> Any:
         usb = virtualusb.makeDevice(

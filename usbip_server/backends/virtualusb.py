@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 from twisted.logger import Logger
+
+from usbip_server.device import Holder, Traffic
 
 try:
     from usbip import USBDevice, protocol  # type: ignore[import-untyped]
@@ -36,6 +40,12 @@ CONNECTIONS = 16
 
 ACCEPT_AGAIN = 1.0
 """Seconds until it accepts again, after it could not: no descriptor was free."""
+
+TRAFFIC_AT = 120
+"""
+Where C{tcpi_bytes_acked} and C{tcpi_bytes_received} are in C{struct tcp_info}, two numbers of
+64 bits (C{include/uapi/linux/tcp.h}; Linux 4.1).
+"""
 
 REFUSED = bytes.fromhex("0111 0003 00000001")
 """C{OP_REP_IMPORT} with a status that is not 0 (Linux, usbip_protocol.rst)."""
@@ -96,6 +106,31 @@ class Handshake:
         self.answer += data
 
 
+class Session(msgspec.Struct, frozen=True, eq=False):
+    """
+    A client has a device imported.
+
+    @ivar ended: set when that is over.
+    """
+
+    connection: socket.socket
+    holder: Holder
+    ended: threading.Event
+
+    def shutDown(self) -> None:
+        """Bring it to its end, which comes a little later."""
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+    def traffic(self) -> Traffic | None:
+        """What it has moved so far."""
+        with contextlib.suppress(OSError, struct.error):
+            info = self.connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+            acked, received = struct.unpack_from("=QQ", info, TRAFFIC_AT)
+            return Traffic(bytesIn=received, bytesOut=acked)
+        return None
+
+
 class Door:
     """
     Serves USB/IP to those who want to import the devices.
@@ -103,15 +138,17 @@ class Door:
 
     _log = Logger()
 
-    def __init__(self, onChange: Callable[[str], None]) -> None:
+    def __init__(self, onChange: Callable[[str], None], clock: Callable[[], float]) -> None:
         """
         @param onChange: called with the bus id, in some thread, when a device may have
             another holder.
+        @param clock: tells the time, in seconds since the epoch.
         """
+        self._clock = clock
         self._onChange = onChange
         self._lock = threading.Lock()
         self._devices: dict[str, Any] = {}
-        self._sessions: dict[str, tuple[socket.socket, str]] = {}
+        self._sessions: dict[str, Session] = {}
         self._room = threading.Semaphore(CONNECTIONS)
         self._listener: socket.socket | None = None
 
@@ -145,16 +182,33 @@ class Door:
         """Let it be imported no more; who has it loses it."""
         with self._lock:
             self._devices.pop(busId, None)
-            connection, _ = self._sessions.pop(busId, (None, None))
-            if connection is not None:
-                with contextlib.suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
+            session = self._sessions.pop(busId, None)
+            if session is not None:
+                session.shutDown()
 
-    def holder(self, busId: str) -> str | None:
-        """The address of the client that has it."""
+    def release(self, busId: str) -> None:
+        """
+        Who has it loses it; it can be imported anew. Blocks until the session has ended:
+        call it in a thread.
+        """
         with self._lock:
-            _, client = self._sessions.get(busId, (None, None))
-            return client
+            session = self._sessions.get(busId)
+            if session is not None:
+                session.shutDown()
+        if session is not None:
+            session.ended.wait()
+
+    def holder(self, busId: str) -> Holder | None:
+        """The client that has it."""
+        with self._lock:
+            session = self._sessions.get(busId)
+            return session.holder if session is not None else None
+
+    def traffic(self, busId: str) -> Traffic | None:
+        """What the session of the client that has it has moved so far."""
+        with self._lock:
+            session = self._sessions.get(busId)
+            return session.traffic() if session is not None else None
 
     def _start(self, function: Callable[..., None], *args: Any) -> None:
         threading.Thread(target=function, args=args, daemon=True).start()
@@ -195,7 +249,9 @@ class Door:
                 self._room.release()
 
     def _session(self, device: Any, connection: socket.socket, client: str, answer: bytes) -> None:
-        if not self._begin(device, connection, client):
+        holder = Holder(address=client, since=self._clock())
+        session = Session(connection, holder, threading.Event())
+        if not self._begin(device, session):
             connection.sendall(REFUSED)
             return
         self._onChange(device.busid)
@@ -203,21 +259,21 @@ class Door:
             connection.sendall(answer)
             self._carry(connection, device)
         finally:
-            self._end(device.busid, connection)
+            self._end(device.busid, session)
 
-    def _begin(self, device: Any, connection: socket.socket, client: str) -> bool:
+    def _begin(self, device: Any, session: Session) -> bool:
         with self._lock:
             offered = self._devices.get(device.busid) is device
             if not offered or device.busid in self._sessions:
                 return False  # it was withdrawn, or another was quicker
-            self._sessions[device.busid] = connection, client
+            self._sessions[device.busid] = session
             return True
 
-    def _end(self, busId: str, connection: socket.socket) -> None:
+    def _end(self, busId: str, session: Session) -> None:
         with self._lock:
-            current, _ = self._sessions.get(busId, (None, None))
-            if current is connection:  # and it was not withdrawn meanwhile
+            if self._sessions.get(busId) is session:  # and it was not withdrawn meanwhile
                 del self._sessions[busId]
+        session.ended.set()
         self._onChange(busId)
 
     def _carry(self, connection: socket.socket, device: Any) -> None:

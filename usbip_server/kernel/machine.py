@@ -91,9 +91,24 @@ class Machine:
         except StillOut:
             raise OperationTimedOut(
                 self.inventory.same(device) or device,
-                f"{device}: an earlier attach or detach is still stuck in the kernel. Unplug "
+                f"{device}: an earlier attach, detach or kick is still stuck in the kernel. Unplug "
                 "the device, or wait until it answers",
             ) from None
+
+    async def release(self, device: UsbDevice, deadline: float) -> UsbDevice:
+        """
+        End the session of the client that has a device.
+
+        @return: the device after it.
+        @raise OperationFailed: see L{UsbipHost.release} and L{call}.
+        """
+        abandoned = threading.Event()
+        work = partial(self.host.release, device, abandoned)
+        try:
+            await self.call("kick", device, deadline, work, abandoned)
+        finally:
+            await self.look({device.busId})
+        return self.here(device)
 
     async def stuck(self, device: UsbDevice, trouble: str) -> OperationTimedOut:
         """

@@ -10,12 +10,14 @@ device.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Hashable, Iterable, Iterator, Set
 
 import msgspec
 from twisted.logger import Logger
 
-from usbip_server.device import HUB_CLASS, DeviceState, UsbDevice, isBusId
+from usbip_server.device import HUB_CLASS, DeviceState, Holder, UsbDevice, isBusId
+from usbip_server.kernel.sessions import Sessions
 from usbip_server.kernel.system import ISystem
 from usbip_server.kernel.usbids import UsbIds
 
@@ -65,6 +67,10 @@ class Glance(msgspec.Struct, frozen=True, kw_only=True):
         return self.busId, self.deviceNumber
 
 
+_Known = tuple[Glance, Strings, str | None, Holder | None]
+"""What a device is put together from; the third is what is the matter with it."""
+
+
 class Scanner:
     """
     Looks at devices. Its methods block: call them in a thread, one at a time.
@@ -72,11 +78,17 @@ class Scanner:
 
     _log = Logger()
 
-    def __init__(self, system: ISystem, names: UsbIds) -> None:
+    def __init__(
+        self, system: ISystem, names: UsbIds, now: Callable[[], float] = time.time
+    ) -> None:
+        """
+        @param now: the time, in seconds since the epoch.
+        """
         self._system = system
         self._names = names
+        self._sessions = Sessions(system, now)
         self._seen: dict[str, tuple[int, Glance | None]] = {}
-        self._made: dict[str, tuple[tuple[Glance, Strings, str | None], UsbDevice]] = {}
+        self._made: dict[str, tuple[_Known, UsbDevice]] = {}
 
     def busIds(self) -> list[str]:
         """
@@ -89,9 +101,11 @@ class Scanner:
     def glances(self, busIds: Iterable[str]) -> list[Glance]:
         """
         The first look. Hubs, what has been imported from another server, and what is gone
-        are left out.
+        are left out. Who has what is looked at too.
         """
-        return [glance for busId in busIds if (glance := self._glance(busId)) is not None]
+        found = [glance for busId in busIds if (glance := self._glance(busId)) is not None]
+        self._sessions.look(self._inUse)
+        return found
 
     def readStrings(
         self, glances: Iterable[Glance], note: Callable[[Glance, Strings], None]
@@ -114,18 +128,22 @@ class Scanner:
 
         @param trouble: what is the matter with it, if something is.
         """
+        known = glance, strings, trouble, self._sessions.holder(glance.stay)
         made = self._made.get(glance.busId)
-        if made is None or made[0] != (glance, strings, trouble):
-            device = self._device(glance, strings, trouble)
-            made = self._made[glance.busId] = (glance, strings, trouble), device
+        if made is None or made[0] != known:
+            made = self._made[glance.busId] = known, self._device(*known)
         return made[1]
 
-    def _device(self, glance: Glance, strings: Strings, trouble: str | None) -> UsbDevice:
+    def _device(
+        self, glance: Glance, strings: Strings, trouble: str | None, holder: Holder | None
+    ) -> UsbDevice:
         state = DeviceState.FREE
         if glance.driver == USBIP_HOST:
             state = STATE_OF.get(glance.status or 0, DeviceState.BOUND)
         if state is DeviceState.ERROR and trouble is None:
             trouble = "usbip-host could not reset the device: attach it again"
+        if trouble is not None:
+            state = DeviceState.ERROR
         return UsbDevice(
             busId=glance.busId,
             vendorId=glance.vendorId,
@@ -141,9 +159,22 @@ class Scanner:
             deviceClass=glance.deviceClass,
             interfaces=glance.interfaces,
             driver=glance.driver,
-            state=DeviceState.ERROR if trouble is not None else state,
+            state=state,
+            holder=holder if state is DeviceState.IN_USE else None,
             trouble=trouble,
         )
+
+    def _inUse(self) -> Set[Hashable]:
+        """
+        Of all devices, also of those that are not to be looked at now.
+        """
+        return {
+            glance.stay
+            for _, glance in self._seen.values()
+            if glance is not None
+            and glance.driver == USBIP_HOST
+            and STATE_OF.get(statusOf(self._system, glance.busId) or 0) is DeviceState.IN_USE
+        }
 
     def _glance(self, busId: str) -> Glance | None:
         """

@@ -23,6 +23,10 @@ NETLINK_KOBJECT_UEVENT = 15
 KERNEL_GROUP = 1
 """The multicast group of the kernel's own uevents; udev's are in another."""
 
+CONNECTIONS = ("/proc/self/net/tcp", "/proc/self/net/tcp6")
+"""Not C{/proc/net}, which is not there where C{/proc} shows only processes (C{subset=pid} in
+C{Documentation/filesystems/proc.rst}). Without IPv6 there is only the first."""
+
 MODPROBE_SECONDS = 10
 
 PAGE = 4096
@@ -56,6 +60,9 @@ class ISystem(Interface):
         a line feed for a part of a name.
         """
 
+    def directories(path: str) -> list[str]:
+        """The names of the directories in a directory, without links to some."""
+
     def list(path: str) -> list[str]:
         """The names in a directory."""
 
@@ -81,6 +88,24 @@ class ISystem(Interface):
         @raise OSError: there is no such device.
         """
 
+    def connections() -> bytes:
+        """
+        This machine's TCP connections, as the kernel prints them: see
+        L{usbip_server.kernel.sessions.established}.
+        """
+
+    def mountInfo() -> bytes:
+        """
+        What is mounted on this machine, in the format of proc_pid_mountinfo(5); empty
+        where that is hidden.
+        """
+
+    def swaps() -> bytes:
+        """What it swaps to, in the format of proc_swaps(5); empty where that is hidden."""
+
+    def resolve(path: str) -> str:
+        """Where a path below C{/dev} leads, with all links in it followed."""
+
     def ueventSocket() -> UeventSocket:
         """
         A socket, not blocking, that the kernel's uevents can be read from.
@@ -97,10 +122,12 @@ class System:
 
     def __init__(self, root: str = "/sys") -> None:
         """
-        @param root: where sysfs is mounted. Only C{/sys} itself has uevents.
+        @param root: where sysfs is mounted. Only C{/sys} itself has uevents; C{proc} and
+            C{dev} of a made tree are in it.
         """
         self._root = root
         self._real = os.path.realpath(root) == "/sys"
+        self._machine = "" if self._real else os.path.realpath(root)
 
     def read(self, path: str) -> bytes:
         # Not open(): this is most of what a look at all devices costs.
@@ -120,6 +147,10 @@ class System:
             os.write(descriptor, data)
         finally:
             os.close(descriptor)
+
+    def directories(self, path: str) -> list[str]:
+        with os.scandir(os.path.join(self._root, path)) as entries:
+            return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
 
     def list(self, path: str) -> list[str]:
         return os.listdir(os.path.join(self._root, path))
@@ -159,6 +190,31 @@ class System:
             yield
         finally:
             os.close(descriptor)
+
+    def connections(self) -> bytes:
+        tables = b""
+        for path in CONNECTIONS if self._real else ():
+            with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+                tables += file.read()
+        return tables
+
+    def mountInfo(self) -> bytes:
+        # ProtectHome= in a unit takes what is mounted on /home out of our own mount name
+        # space, but not out of that of the first process.
+        return self._proc("1/mountinfo") or self._proc("self/mountinfo")
+
+    def swaps(self) -> bytes:
+        return self._proc("swaps")
+
+    def _proc(self, name: str) -> bytes:
+        try:
+            with open(f"{self._machine}/proc/{name}", "rb") as file:
+                return file.read()
+        except OSError:
+            return b""
+
+    def resolve(self, path: str) -> str:
+        return os.path.realpath(self._machine + path).removeprefix(self._machine)
 
     def ueventSocket(self) -> UeventSocket:
         if not self._real:

@@ -28,8 +28,9 @@ import msgspec
 from twisted.logger import Logger
 
 from usbip_server.device import HUB_CLASS, DeviceState, UsbDevice, busOrder
-from usbip_server.errors import DeviceInUse, OperationFailed
-from usbip_server.kernel.refusals import EMPTY_TABLE, meaning
+from usbip_server.errors import DeviceInUse, DeviceMounted, OperationFailed
+from usbip_server.kernel.mounts import usesOf
+from usbip_server.kernel.refusals import NOT_PERMITTED, SLOTS, NotPermitted, TableFull, meaning
 from usbip_server.kernel.scan import (
     DEVICES,
     GONE,
@@ -44,8 +45,8 @@ from usbip_server.kernel.system import ISystem
 DRIVERS = "bus/usb/drivers"
 TABLE = f"{DRIVERS}/{USBIP_HOST}/match_busid"
 
-SLOTS = 16
-"""C{MAX_BUSID} in C{drivers/usb/usbip/stub.h}; nothing can change it."""
+RESET_SECONDS = 0.02
+"""Between looks whether the device has been reset, which the end of a session begins with."""
 
 
 class _Slot(msgspec.Struct, frozen=True):
@@ -61,27 +62,12 @@ class _Slot(msgspec.Struct, frozen=True):
     driver: object
 
 
-class TableFull(OperationFailed):
-    """
-    There is no place in the driver's table; the device was not touched, or has been given
-    back.
-    """
-
-    def __init__(self, device: UsbDevice, names: list[str]) -> None:
-        listed = ", ".join(sorted(names, key=_order))
-        super().__init__(
-            device,
-            f"all {SLOTS} places of usbip-host are taken ({listed}), and the kernel has no "
-            f"more. A place stays taken when its device is detached or unplugged. {EMPTY_TABLE}",
-        )
-
-
 class UsbipHost:
     """
     The C{usbip-host} driver.
 
-    C{bind} and C{unbind} block, perhaps for ever: call them in a thread. They may run at
-    the same time for different devices.
+    C{bind}, C{unbind} and C{release} block, perhaps for ever: call them in a thread. They
+    may run at the same time for different devices.
     """
 
     _log = Logger()
@@ -97,12 +83,14 @@ class UsbipHost:
         """
         self._ours.pop(busId, None)
 
-    def check(self, device: UsbDevice) -> bool:
+    def check(self, device: UsbDevice, evenMounted: bool = False) -> bool:
         """
         May this device be bound, as far as can be told without touching it?
 
+        @param evenMounted: also if it is a disk that this machine uses itself.
         @return: is it bound already, and to be left as it is?
         @raise DeviceInUse: a client has imported it.
+        @raise DeviceMounted: this machine uses it itself.
         @raise OperationFailed: it may not.
         """
         self._requireSame(device)
@@ -112,6 +100,8 @@ class UsbipHost:
             )
         if device.deviceClass == HUB_CLASS:
             raise OperationFailed(device, f"{device} is a hub; hubs are not shared")
+        if not evenMounted and (uses := usesOf(self._system, device.busId)):
+            raise DeviceMounted(device, uses)
         self._requireDriver(device)
         if driverOf(self._system, device.busId) != USBIP_HOST:
             return False
@@ -132,17 +122,20 @@ class UsbipHost:
             raise TableFull(device, names)
         return device.busId in names
 
-    def bind(self, device: UsbDevice, abandoned: threading.Event) -> None:
+    def bind(
+        self, device: UsbDevice, abandoned: threading.Event, evenMounted: bool = False
+    ) -> None:
         """
         Give a device to usbip-host. If that fails it goes back to its driver.
 
         @param abandoned: set when nobody waits for it any more: then too it goes back.
+        @param evenMounted: see L{check}.
         @raise OperationFailed: see its message.
         """
         busId = device.busId
         with self._locks[busId]:
             with self._explained("attach", device):
-                if self.check(device):
+                if self.check(device, evenMounted):
                     return
                 self._ours.pop(busId, None)
                 listed = self.ensureSlot(device)
@@ -190,6 +183,35 @@ class UsbipHost:
             except OSError:
                 if driverOf(self._system, busId) in (None, USBIP_HOST):
                     raise  # else somebody was quicker to give it back
+
+    def release(self, device: UsbDevice, abandoned: threading.Event) -> None:
+        """
+        End the session of the client that has a device; it can be imported anew then.
+
+        @param abandoned: set when nobody waits for that any more.
+        @raise NotPermitted: the session goes on.
+        @raise OperationFailed: see its message.
+        """
+        busId = device.busId
+        with self._locks[busId], self._explained("kick", device):
+            self._requireSame(device)
+            if not self._isInUse(busId):
+                return
+            try:
+                self._write(f"{DEVICES}/{busId}/usbip_sockfd", "-1")
+            except OSError as error:
+                if error.errno not in GONE | {errno.EINVAL}:
+                    raise  # else it has ended of itself
+            while self._isInUse(busId) and not abandoned.wait(RESET_SECONDS):
+                pass
+            self._requireSame(device)
+            if STATE_OF.get(statusOf(self._system, busId) or 0) is DeviceState.ERROR:
+                raise OperationFailed(
+                    device, f"usbip-host could not reset {device}: attach it again"
+                )
+
+    def _isInUse(self, busId: str) -> bool:
+        return STATE_OF.get(statusOf(self._system, busId) or 0) is DeviceState.IN_USE
 
     def giveBack(self, busId: str) -> None:
         """
@@ -259,8 +281,9 @@ class UsbipHost:
                 self._requireSame(device)  # it may be unplugged
             if error.errno == errno.ENOMEM:
                 raise TableFull(device, self._names()) from error
-            because = meaning(error, device.busId)
-            raise OperationFailed(device, f"cannot {verb} {device}: {because}") from error
+            kind = NotPermitted if error.errno in NOT_PERMITTED else OperationFailed
+            because = meaning(error, device.busId, verb)
+            raise kind(device, f"cannot {verb} {device}: {because}") from error
 
     def _requireSame(self, device: UsbDevice) -> None:
         try:
@@ -292,10 +315,3 @@ class UsbipHost:
 
     def _write(self, path: str, text: str) -> None:
         self._system.write(path, text.encode("ascii"))
-
-
-def _order(name: str) -> tuple[int, ...]:
-    try:
-        return busOrder(name)
-    except ValueError:
-        return (0,)

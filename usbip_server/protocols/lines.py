@@ -8,13 +8,16 @@ A conversation::
     server closes, once all requests that have arrived are answered,
     unless each of them said "keep_alive":true.
 
+After C{{"command":"watch"}} the server goes on with a line for each event, and reads no more
+requests; while a request waits for its turn it says where in the queue it is. Such lines
+have an C{event} and no C{status}.
+
 A request ends with a line feed, or as soon as the object is complete: the field's most
 used client sends no line feed and does not close its side either.
 """
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -27,9 +30,14 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from usbip_server.answers import Answer, Answers, refusal
+from usbip_server.caller import Caller
+from usbip_server.feed import Stream
 from usbip_server.limits import Limits, Timeouts
 from usbip_server.policy import Principal
+from usbip_server.protocols.framing import ObjectEnds
 from usbip_server.protocols.halfclose import LINGER, closeOurSide
+from usbip_server.protocols.keepalive import watchOver
+from usbip_server.protocols.watcher import Watcher
 
 READ_AT_ONCE = 2**16
 """Bytes that may come beyond a request that is complete, before it is taken out."""
@@ -38,54 +46,8 @@ LINES_AT_ONCE = 4096
 """Bytes of lines to split at a time: for each line C{LineReceiver} copies what is left."""
 
 
-class ObjectEnds:
-    """
-    Finds where JSON objects end in bytes that come bit by bit, and looks at no byte twice.
-    """
-
-    _MARKS = re.compile(rb'[{}"]|\\.?', re.DOTALL)
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        """Forget what has come."""
-        self._seen = 0
-        self._depth = 0
-        self._inString = False
-
-    def take(self, received: bytes) -> tuple[list[bytes], bytes]:
-        """
-        Look on.
-
-        @param received: what the last call left, and more behind it.
-        @return: the objects that are complete, and what is left behind them.
-        """
-        objects = []
-        begin = 0
-        for mark in self._MARKS.finditer(received, self._seen):
-            byte = mark.group()
-            if byte == b'"':
-                self._inString = not self._inString
-            elif byte == b"\\":
-                self._seen = mark.start()  # what it escapes is still to come
-                break
-            elif self._inString or len(byte) > 1:
-                continue
-            elif byte == b"{":
-                self._depth += 1
-            elif self._depth > 1:
-                self._depth -= 1
-            elif self._depth == 1:
-                self._depth = 0
-                one = received[begin : mark.end()]
-                objects.append(one.lstrip() if begin else one)
-                begin = mark.end()
-        else:
-            self._seen = len(received)
-        rest = received[begin:].lstrip() if begin else received
-        self._seen -= len(received) - len(rest)
-        return objects, rest
+PROBE_AGAIN = 1.0
+"""Seconds for a refusal to come back."""
 
 
 @implementer(IHalfCloseableProtocol)
@@ -109,8 +71,11 @@ class JsonLines(LineReceiver, TimeoutMixin):
         self._longest = limits.requestBytes
         self._clock = clock
         self._answers = answers
-        self._principal = principal
+        self._caller = Caller(principal, self._tell, lasts=True, hold=self._hold)
+        self._limits = limits
         self._timeouts = timeouts
+        self._watcher: Watcher | None = None
+        self._nextProbe: IDelayedCall | None = None
         self._ends = ObjectEnds()
         self._requests: deque[bytes] = deque()
         self._unsplit = b""  # has come, and waits for an answer that is under way
@@ -133,17 +98,27 @@ class JsonLines(LineReceiver, TimeoutMixin):
     def connectionLost(self, reason: Failure | None = None) -> None:
         self._closing = True
         self.setTimeout(None)
+        if self._watcher is not None:
+            self._watcher.end()
+        if self._nextProbe is not None and self._nextProbe.active():
+            self._nextProbe.cancel()
+        self._caller.gone()
 
     def dataReceived(self, data: bytes) -> None:
-        if self._closing:
+        if self._closing or self._watcher is not None:
             return
         self._spoke = False
         data, self._unsplit = self._unsplit + data, b""
         self._splitLines(data)
+        if self._watcher is not None:
+            self._unsplit = b""
+            return
+        if len(self._unsplit) > self.MAX_LENGTH:
+            self.transport.pauseProducing()
         if not (data.endswith(b"\n") or self.paused or self._closing):
             self._takeUnterminated()
         if self._spoke and not (self._lastOne or self.paused):
-            self.resetTimeout()
+            self._giveTime()
         self._closeIfDone()
 
     def lineReceived(self, line: bytes) -> None:
@@ -180,6 +155,8 @@ class JsonLines(LineReceiver, TimeoutMixin):
             return
         self._lastOne = True
         self.dataReceived(b"\n")  # that ends a request too
+        if self._answering:
+            self._wait()
 
     def writeConnectionLost(self) -> None:
         """All we had to say is with the kernel: now the client has its turn to close."""
@@ -194,14 +171,52 @@ class JsonLines(LineReceiver, TimeoutMixin):
     def resumeProducing(self) -> None:
         """The client reads again."""
         self._congested = False
-        self._goOn()
+        if self._answering:
+            self._wait()
+        else:
+            self._goOn()
 
     def close(self) -> None:
         """
         Close when what has arrived is answered: the daemon stops.
         """
         self._lastOne = True
+        if self._watcher is not None and not self._closing:
+            self._watcher.end()
+            self._closeOurSide()
         self._closeIfDone()
+
+    def _tell(self, line: bytes) -> None:
+        if not self._closing:
+            self.transport.write(line)
+
+    def _probe(self) -> None:
+        if self._answering:
+            self._tell(self._answers.heartbeat())
+
+    def _hold(self) -> None:
+        """
+        Something lasts as long as the connection does: the client may take its time.
+        """
+        watchOver(self.transport, self._timeouts.heartbeat)
+        self.setTimeout(None)
+        if self._answering and not self._atIt:
+            self._wait()
+
+    def _wait(self) -> None:
+        """
+        Read no further until there is the answer that is under way; if the client can make
+        up for that by going, look whether it does.
+        """
+        self.setTimeout(None)
+        super().pauseProducing()
+        if self._caller.isHeld and not self._halfClosed:
+            self.transport.resumeProducing()
+        elif self._caller.isHeld:
+            # A client that was killed looks like one that only listens: its kernel refuses
+            # what we say, and that is noticed when we speak again.
+            self._probe()
+            self._nextProbe = self._clock.callLater(PROBE_AGAIN, self._probe)
 
     def _splitLines(self, data: bytes) -> None:
         """
@@ -230,7 +245,7 @@ class JsonLines(LineReceiver, TimeoutMixin):
             self._answerNext()
         if len(rest) > self._longest and not self.paused:
             self.lineLengthExceeded(rest)
-        if not self._closing:
+        if not (self._closing or self._watcher):
             super().dataReceived(rest)  # back into the buffer; it holds no line feed
 
     def _answerNext(self) -> None:
@@ -243,26 +258,27 @@ class JsonLines(LineReceiver, TimeoutMixin):
             if len(request) > self._longest:
                 self.lineLengthExceeded(request)
                 break
-            answer = self._answers.atOnce(request, self._principal)
+            answer = self._answers.atOnce(request, self._caller.principal)
             if answer is not None:
                 self._answered(answer)
                 continue
             self._answering = True
-            coroutine = self._answers.to(request, self._principal)
+            coroutine = self._answers.to(request, self._caller)
             Deferred.fromCoroutine(coroutine).addCallback(self._answered)
         self._atIt = False
         if self._answering:
-            self.setTimeout(None)
-            super().pauseProducing()
+            self._wait()
 
     def _answered(self, answer: Answer) -> None:
         self._answering = False
         if self._closing:
             return
         self.transport.write(answer.encoded)
-        self._lastOne = self._lastOne or not answer.keepAlive
+        self._lastOne = self._lastOne or not (answer.keepAlive or self._caller.isHeld)
         if answer.broken:
             self._closeOurSide()
+        elif answer.stream is not None:
+            self._watch(answer.stream)
         elif self._atIt:
             self._spoke = True
         else:
@@ -274,14 +290,40 @@ class JsonLines(LineReceiver, TimeoutMixin):
         """
         if self._answering or self._congested or self._closing:
             return
-        self.setTimeout(self._timeouts.request)
         self._answerNext()
-        if not (self._answering or self._congested):
+        if not (self._answering or self._congested or self._closing or self._watcher):
+            self._giveTime()
             super().resumeProducing()
+
+    def _giveTime(self) -> None:
+        self.setTimeout(None if self._caller.isHeld else self._timeouts.request)
+
+    def _watch(self, stream: Stream) -> None:
+        """
+        From now on the client is told what happens, and not listened to any more.
+        """
+        self._requests.clear()
+        self._unsplit = b""
+        self.clearLineBuffer()
+        self.paused = True  # what comes is not looked at ...
+        self.setTimeout(None)
+        self.transport.unregisterProducer()
+        watchOver(self.transport, self._timeouts.heartbeat)
+        self._watcher = Watcher(
+            self.transport,
+            self.transport.abortConnection,
+            stream,
+            lambda event, line: line,
+            self._answers.heartbeat,
+            self._caller.principal,
+            self._limits.watchBytes,
+        )
+        self._watcher.begin(self._clock, self._timeouts.heartbeat)
+        self.transport.resumeProducing()  # ... but read, to see the client go
 
     def _closeIfDone(self) -> None:
         busy = self._answering or self._congested or self._requests
-        if self._lastOne and not busy and not self._closing:
+        if self._lastOne and not (busy or self._closing or self._watcher):
             self._closeOurSide()
 
     def _refuse(self, message: str) -> None:

@@ -1,9 +1,6 @@
 """
-The same requests over HTTP: C{POST /} with the JSON as body, whatever its content type.
-
-A web page in somebody's browser can send a POST to any address it likes, so a request
-that bears a foreign C{Origin}, or a C{Host} that is not a name of this machine (a name
-that an attacker made resolve to it), is refused.
+The same requests over HTTP: C{POST /} with the JSON as body, whatever its content type;
+and C{GET /events}, which is C{watch}.
 
 A connection is closed when its first request is answered: a client that does not read
 its answers cannot have many of them wait in our memory.
@@ -11,8 +8,6 @@ its answers cannot have many of them wait in our memory.
 
 from __future__ import annotations
 
-import ipaddress
-import socket
 from collections.abc import Collection
 from typing import Any, BinaryIO, cast
 
@@ -24,9 +19,14 @@ from zope.interface import implementer
 
 from usbip_server.answers import Answer, Answers, refusal
 from usbip_server.errors import InvalidRequest, NotAllowed
+from usbip_server.feed import Stream
 from usbip_server.limits import Limits, Timeouts
 from usbip_server.policy import Principal
+from usbip_server.protocols import sse
+from usbip_server.protocols.admission import Admission
 from usbip_server.protocols.halfclose import LINGER, closeOurSide
+from usbip_server.protocols.keepalive import watchOver
+from usbip_server.protocols.watcher import Watcher
 from usbip_server.replies import Status
 
 CODE_OF = {
@@ -41,9 +41,10 @@ HINT = b"""\
 usbipshare shares the USB devices of this machine. Ask it with a POST:
 
     curl -X POST http://HOST:5055 -d '{"command":"list"}'
+    curl -N http://HOST:5055/events
 
-Commands: list, find, attach, detach. The last three say which device with "id", "bus",
-"serial" or "desc".
+Commands: list, find, attach, detach, kick, renew. All but the first say which device with
+"id", "bus", "serial" or "desc". /events tells what happens to devices, as it happens.
 """
 
 
@@ -91,17 +92,44 @@ class WebRequest(Request):
         except InvalidRequest as error:
             self._send(400, refusal(str(error)))
             return
-        if self.path != b"/":
-            self._send(404, refusal("there is nothing here: the one path is /"))
+        if self.path == b"/events" and self.method == b"GET":
+            await self._events(gone)
+        elif self.path != b"/":
+            self._send(404, refusal("there is nothing here: the paths are / and /events"))
         elif self.method in (b"GET", b"HEAD"):
             self._sendBytes(200, b"text/plain; charset=utf-8", HINT)
         elif self.method != b"POST":
             self.setHeader(b"allow", b"GET, HEAD, POST")
             self._send(405, refusal("send the request with POST"))
         else:
-            answer = await self._factory.answers.to(self.content.read(), self.channel.principal)
+            answer = await self._factory.answers.to(self.content.read(), self.channel.caller)
+            if answer.stream is not None:
+                answer = refusal("over HTTP, watch with GET /events")
             if not gone.called:
                 self._send(500 if answer.broken else CODE_OF[answer.status], answer)
+
+    async def _events(self, gone: Deferred[None]) -> None:
+        """
+        Tell what happens, until the client goes.
+        """
+        try:
+            command = sse.asked(self.args or {}, self.getHeader(b"last-event-id"))
+        except InvalidRequest as error:
+            self._send(400, refusal(str(error)))
+            return
+        answer = await self._factory.answers.watch(command, self.channel.principal)
+        if gone.called:
+            return
+        if answer.stream is None:
+            self._send(500 if answer.broken else CODE_OF[answer.status], answer)
+            return
+        self.setHeader(b"content-type", b"text/event-stream; charset=utf-8")
+        self.setHeader(b"cache-control", b"no-cache")
+        self.setHeader(b"x-content-type-options", b"nosniff")
+        self.write(sse.RECONNECT)
+        if not answer.stream.goesOn:
+            self.write(sse.snapshot(answer.encoded, answer.stream.seq))
+        self.channel.watch(self, answer.stream)
 
     def _admit(self) -> None:
         """
@@ -112,15 +140,7 @@ class WebRequest(Request):
             raise InvalidRequest(
                 f"the request is longer than {self._factory.limits.requestBytes} bytes"
             )
-        host = self.getHeader(b"host")
-        if host is not None and not self._factory.isOurName(_hostName(host)):
-            raise NotAllowed(
-                f"{_shown(host)} is not a name of this machine: "
-                "use its address, or add the name to `http: {hosts: [...]}`"
-            )
-        origin = self.getHeader(b"origin")
-        if origin is not None and (host is None or origin.partition(b"://")[2] != host):
-            raise NotAllowed(f"a page of {_shown(origin)} may not use this daemon")
+        self._factory.admission.check(self.getHeader(b"host"), self.getHeader(b"origin"))
 
     def _send(self, code: int, answer: Answer) -> None:
         self._sendBytes(code, b"application/json", answer.encoded)
@@ -147,8 +167,37 @@ class WebChannel(HTTPChannel):
     principal: Principal
     factory: WebFactory
     transport: Any
+    caller: Caller
+    _watcher: Watcher | None = None
+    _watched: WebRequest | None = None
     _closing = False  # our side is closed
     _halfClosed = False  # the client's side is closed
+
+    def watch(self, request: WebRequest, stream: Stream) -> None:
+        """
+        Tell what happens, as long as the client listens.
+        """
+        if self._halfClosed:
+            self.transport.abortConnection()
+            return
+        self._hold()
+        self._watched = request
+        self._watcher = Watcher(
+            request,
+            self.transport.abortConnection,
+            stream,
+            sse.frame,
+            sse.beat,
+            self.principal,
+            self.factory.limits.watchBytes,
+        )
+        self._watcher.begin(self.factory.clock, self.factory.timeouts.heartbeat)
+
+    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
+        super().connectionLost(reason)
+        if self._watcher is not None:
+            self._watcher.end()
+        self.caller.gone()
 
     def dataReceived(self, data: bytes) -> None:
         if not self.paused:
@@ -191,15 +240,25 @@ class WebChannel(HTTPChannel):
         self._halfClosed = True
         if self._closing:
             self.transport.loseConnection()
-        else:
-            self.close()
+        elif self._watcher is not None or self.caller.isHeld:
+            self.transport.abortConnection()  # who waits for long and goes is gone
+        elif not self.paused:
+            self.loseConnection()
 
     def close(self) -> None:
         """
         Close when what has arrived is answered: the daemon stops.
         """
-        if not self.paused:
+        if self._watcher is not None and self._watched is not None and not self._closing:
+            self._watcher.end()
+            self._watched.finish()
+        elif not self.paused:
             self.loseConnection()
+
+    def _hold(self) -> None:
+        watchOver(self.transport, self.factory.timeouts.heartbeat)
+        if self._halfClosed:
+            self.transport.abortConnection()
 
 
 class WebFactory(HTTPFactory):
@@ -222,40 +281,20 @@ class WebFactory(HTTPFactory):
         """
         super().__init__(timeout=timeouts.request, reactor=reactor)
         self.answers = answers
+        self.clock = reactor
+        self.apply(hosts, limits, timeouts)
+
+    def apply(self, hosts: Collection[str], limits: Limits, timeouts: Timeouts) -> None:
+        """Let these be true for connections from now on."""
         self.limits = limits
-        own = socket.gethostname().lower()
-        self._names = {"localhost", own, own.partition(".")[0], f"{own.partition('.')[0]}.local"}
-        self._names |= {name.lower().rstrip(".") for name in hosts}
+        self.timeouts = timeouts
+        self.timeOut = timeouts.request
+        self.admission = Admission(hosts)
 
     def makeChannel(self, principal: Principal) -> WebChannel:
         """
         The HTTP side of a connection that somebody has made.
         """
         channel = cast(WebChannel, self.buildProtocol(None))
-        channel.principal = principal
+        channel.caller = Caller(principal, hold=channel.hold)
         return channel
-
-    def isOurName(self, name: str) -> bool:
-        """
-        Is it an address, or a name of this machine? An address cannot be a name that
-        somebody else has made to resolve to us.
-        """
-        try:
-            ipaddress.ip_address(name)
-        except ValueError:
-            return name in self._names
-        return True
-
-
-def _hostName(host: bytes) -> str:
-    """
-    The name in a C{Host} header (RFC 9110, 7.2), without port and brackets.
-    """
-    text = host.decode("latin-1").strip().lower()
-    if text.startswith("["):
-        return text[1:].partition("]")[0].partition("%")[0]
-    return text.partition(":")[0].rstrip(".")
-
-
-def _shown(header: bytes) -> str:
-    return repr(header[:100].decode("latin-1"))

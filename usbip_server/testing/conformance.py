@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.task import deferLater
 from zope.interface.verify import verifyObject
 
-from usbip_server.device import DeviceState, UsbDevice, busOrder, isBusId
+from usbip_server.device import DeviceState, Traffic, UsbDevice, busOrder, isBusId
 from usbip_server.errors import DeviceInUse, OperationFailed, OperationTimedOut
 from usbip_server.interfaces import IUsbBackend
 from usbip_server.inventory import Change, ChangeKind
@@ -134,6 +134,12 @@ class BackendConformance(Base):
         self.assertEqual(await backend.bind(device, DEADLINE), bound)
         self.assertIs(backend.inventory.snapshot, before)
 
+    async def test_bindEvenMounted(self) -> None:
+        """Whoever does not mind that this machine uses the device itself can say so."""
+        backend, device = await self.started()
+        bound = await backend.bind(device, DEADLINE, evenMounted=True)
+        self.assertIs(bound.state, DeviceState.BOUND)
+
     async def test_unbind(self) -> None:
         """A device that is unbound is free, as it was before."""
         backend, device = await self.started()
@@ -193,6 +199,68 @@ class BackendConformance(Base):
         assert now is not None
         await backend.unbind(now, DEADLINE)
         await self.untilState(backend, device.busId, DeviceState.FREE)
+
+    async def held(self) -> tuple[IUsbBackend, UsbDevice]:
+        """
+        A backend, and a device that a client has just imported, as it was before.
+        """
+        backend, device = await self.started()
+        bound = await backend.bind(device, DEADLINE)
+        await self.importDevice(bound)
+        return backend, bound
+
+    async def test_release(self) -> None:
+        """
+        A device that is released is not its client's any more; it stays bound, and is still
+        the same.
+        """
+        backend, device = await self.held()
+        await self.untilState(backend, device.busId, DeviceState.IN_USE)
+        released = await backend.release(device, DEADLINE)
+        self.assertIs(released.state, DeviceState.BOUND)
+        self.assertIsNone(released.holder)
+        self.assertEqual(released.deviceNumber, device.deviceNumber)
+        self.assertEqual(backend.inventory.get(device.busId), released)
+
+    async def test_importReleased(self) -> None:
+        """
+        A device that was released can be imported at once, and released before the
+        inventory shows that.
+        """
+        backend, device = await self.held()
+        await self.importDevice(await backend.release(device, DEADLINE))
+        await self.failure(DeviceInUse, backend.bind(device, DEADLINE))
+        released = await backend.release(device, DEADLINE)
+        self.assertIs(released.state, DeviceState.BOUND)
+
+    async def test_releaseUnused(self) -> None:
+        """To release what nobody has imported changes nothing, be it bound or free."""
+        backend, device = await self.started()
+        self.assertEqual(await backend.release(device, DEADLINE), device)
+        bound = await backend.bind(device, DEADLINE)
+        before = backend.inventory.snapshot
+        self.assertEqual(await backend.release(bound, DEADLINE), bound)
+        self.assertIs(backend.inventory.snapshot, before)
+
+    async def test_releaseGone(self) -> None:
+        """What is unplugged cannot be released; another device at its place is let alone."""
+        backend, device = await self.held()
+        await self.unplug(device)
+        await self.failure(OperationFailed, backend.release(device, DEADLINE))
+        await self.plug(device)
+        await self.failure(OperationFailed, backend.release(device, DEADLINE))
+
+    async def test_traffic(self) -> None:
+        """What a session moves is a number of bytes each way, or not known; what is free has
+        none."""
+        backend, device = await self.started()
+        self.assertIsNone(backend.traffic(device))
+        await self.importDevice(await backend.bind(device, DEADLINE))
+        await self.untilState(backend, device.busId, DeviceState.IN_USE)
+        traffic = backend.traffic(backend.inventory.get(device.busId))
+        if traffic is not None:
+            self.assertIsInstance(traffic, Traffic)
+            self.assertGreaterEqual(min(traffic.bytesIn, traffic.bytesOut), 0)
 
     async def test_unplug(self) -> None:
         """What is unplugged is gone from the inventory, and cannot be bound."""

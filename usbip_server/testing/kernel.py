@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import os
 import socket
 import struct
@@ -25,6 +26,7 @@ from usbip_server.kernel.system import ISystem
 
 DEVICES = "bus/usb/devices/"
 DRIVERS = "bus/usb/drivers/"
+BLOCK = "class/block/"
 HOST = "usbip-host"
 
 
@@ -42,6 +44,14 @@ class _Device(msgspec.Struct, kw_only=True):
     path: str
     driver: str | None = "usb"
     status: int = 0
+    client: tuple[str, int] | None = None
+    places: list[str] = msgspec.field(default_factory=list)
+    resetting: int = 0
+
+    @property
+    def disk(self) -> str:
+        """What its block device is called."""
+        return f"sd{chr(ord('a') + self.number % 26)}"
 
 
 class _Entry(msgspec.Struct):
@@ -92,8 +102,10 @@ class FakeKernel:
     @ivar loadable: can it be loaded?
     @ivar refuse: the errno that every write fails with, C{0} for none.
     @ivar announces: does it send uevents?
+    @ivar resetting: how often C{usbip_status} still shows a device as in use when its
+        session has been ended: until it has been reset.
     @ivar writes: all that was written, as (path, text).
-    @ivar reads: the paths that were read.
+    @ivar reads: the paths that were read, and C{"connections"}.
     """
 
     def __init__(self, slots: int = 16) -> None:
@@ -101,11 +113,14 @@ class FakeKernel:
         self.loadable = True
         self.refuse = 0
         self.announces = True
+        self.resetting = 0
         self.writes: list[tuple[str, str]] = []
         self.reads: list[str] = []
         self.uevents: FakeUevents | None = None
         self._slots = slots
         self._devices: dict[str, _Device] = {}
+        self._clients: list[tuple[str, int]] = []  # addresses and ports
+        self._port = 40000  # of the client that came last
         self._table: dict[str, _Entry] = {}
         self._stuck: dict[str, threading.Event] = {}
         self._mute: dict[str, threading.Event] = {}
@@ -176,19 +191,52 @@ class FakeKernel:
         """From now on reading its strings waits without end."""
         self._mute[busId] = threading.Event()
 
-    def importDevice(self, busId: str) -> None:
-        """A client imports it."""
+    def importDevice(self, busId: str, address: str | None = None) -> None:
+        """
+        A client imports it.
+
+        @param address: the client's; C{None} if its connection is none of those shown.
+        """
         device = self._devices[busId]
         assert device.driver == HOST and device.status == 1, "it is not there to be imported"
+        device.client = self.connect(address) if address is not None else None
         device.status = 2
+
+    def connect(self, address: str) -> tuple[str, int]:
+        """
+        A client connects to C{usbipd}.
+
+        @return: its address and port, for L{disconnect}.
+        """
+        self._port += 1
+        self._clients.append((address, self._port))
+        return self._clients[-1]
+
+    def disconnect(self, client: tuple[str, int]) -> None:
+        """It closes its connection."""
+        self._clients.remove(client)
 
     def releaseDevice(self, busId: str) -> None:
         """The client is gone; nothing announces it."""
-        self._devices[busId].status = 1
+        device = self._devices[busId]
+        self._dropClient(device)
+        device.status = 1
 
     def breakDevice(self, busId: str) -> None:
         """usbip-host cannot reset it."""
-        self._devices[busId].status = 3
+        device = self._devices[busId]
+        self._dropClient(device)
+        device.status = 3
+
+    def mount(self, busId: str, place: str) -> None:
+        """
+        It is a disk, and this machine mounts its only partition.
+        """
+        self._devices[busId].places.append(place)
+
+    def unmount(self, busId: str) -> None:
+        """It is not mounted any more."""
+        self._devices[busId].places.clear()
 
     def fillTable(self, *names: str) -> None:
         """Others have put names into usbip-host's table."""
@@ -208,6 +256,7 @@ class FakeKernel:
         self._table.clear()
         for busId, device in self._devices.items():
             if device.driver == HOST:
+                self._dropClient(device)
                 device.driver = "usb"
                 self._say("bind", busId)
 
@@ -221,6 +270,9 @@ class FakeKernel:
         if path == f"{DRIVERS}{HOST}/match_busid":
             self._needHost(path)
             return ("".join(f"{name} " for name in self._table) + "\n").encode()
+        for device in self._mounted():
+            if path == f"{BLOCK}{device.disk}1/dev":
+                return b"8:%d\n" % device.number
         busId, _, name = path.removeprefix(DEVICES).partition("/")
         device = self._device(busId, errno.ENOENT)
         if name in ("serial", "manufacturer", "product"):
@@ -229,7 +281,11 @@ class FakeKernel:
             if name in device.texts:
                 return device.texts[name].encode() + b"\n"
         elif name == "usbip_status" and device.driver == HOST:
-            return b"%d\n" % device.status
+            status = device.status
+            if device.resetting:
+                device.resetting -= 1
+                device.status = 2 if device.resetting else 1
+            return b"%d\n" % status
         elif name == "descriptors":
             return device.descriptors
         elif name in ("devnum", "busnum"):
@@ -244,6 +300,9 @@ class FakeKernel:
         self.writes.append((path, text))
         if self.refuse:
             raise _error(self.refuse, path)
+        if path.startswith(DEVICES):
+            self._end(path, text.strip())
+            return
         driver, _, attribute = path.removeprefix(DRIVERS).partition("/")
         if driver == HOST:
             self._needHost(path)
@@ -258,11 +317,26 @@ class FakeKernel:
         else:
             raise _error(errno.ENOENT, path)
 
+    def directories(self, path: str) -> list[str]:
+        self._alive()
+        below = {
+            whole.removeprefix(f"{path}/").partition("/")[0]
+            for device in self._mounted()
+            for whole in (
+                f"{DEVICES}{device.path.rpartition('/')[2]}/1.0/host0/target0/block/{device.disk}",
+                f"{BLOCK}{device.disk}/{device.disk}1",
+            )
+            if whole.startswith(f"{path}/")
+        }
+        return sorted(below)
+
     def list(self, path: str) -> list[str]:
         self._alive()
         if path == f"{DRIVERS}{HOST}":
             self._needHost(path)
             return ["bind", "match_busid", "rebind", "unbind"]
+        if not path.startswith(DEVICES.rstrip("/")):
+            raise _error(errno.ENOENT, path)
         assert path == DEVICES.rstrip("/"), path
         interfaces = [f"{busId}:1.0" for busId, d in self._devices.items() if d.driver == "usb"]
         return ["usb1", "1-0:1.0", *self._devices, *interfaces]
@@ -293,6 +367,28 @@ class FakeKernel:
         if not any(device.number == number for device in self._devices.values()):
             raise _error(errno.ENOENT, f"/dev/bus/usb/{bus:03d}/{number:03d}")
         yield
+
+    def connections(self) -> bytes:
+        self._alive()
+        self.reads.append("connections")
+        return b"".join(_connection(address, port) for address, port in self._clients)
+
+    def mountInfo(self) -> bytes:
+        mounts = [(d, place) for d in self._devices.values() for place in d.places]
+        lines = (
+            f"24 1 8:{device.number} / {place} rw - ext4 /dev/{device.disk}1 rw\n"
+            for device, place in mounts
+        )
+        return "".join(lines).encode()
+
+    def swaps(self) -> bytes:
+        return b""
+
+    def resolve(self, path: str) -> str:
+        return path
+
+    def _mounted(self) -> Iterator[_Device]:
+        return (d for d in self._devices.values() if d.places and d.driver == "usb")
 
     def ueventSocket(self) -> FakeUevents:
         if not self.announces:
@@ -340,13 +436,33 @@ class FakeKernel:
         device.driver = None
         self._say("unbind", busId)
 
+    def _end(self, path: str, text: str) -> None:
+        """
+        C{usbip_sockfd} (C{drivers/usb/usbip/stub_dev.c}): only C{-1} can be written here.
+        """
+        busId, _, name = path.removeprefix(DEVICES).partition("/")
+        device = self._device(busId, errno.ENOENT)
+        if name != "usbip_sockfd" or device.driver != HOST:
+            raise _error(errno.ENOENT, path)
+        if text != "-1" or device.status != 2:
+            raise _error(errno.EINVAL, path)
+        self._dropClient(device)
+        device.resetting = self.resetting
+        device.status = 2 if device.resetting else 1
+
     def _leaveHost(self, busId: str, device: _Device) -> None:
         entry = self._table.get(busId)
         if entry is None:
             self._die("kernel BUG at drivers/usb/usbip/stub_dev.c:439 (D1)")
         if entry.state == "bound":
             entry.state = "added"
-        device.status = 0
+        self._dropClient(device)
+        device.status = device.resetting = 0
+
+    def _dropClient(self, device: _Device) -> None:
+        if device.client is not None:
+            self.disconnect(device.client)
+            device.client = None
 
     def _rebind(self, busId: str) -> None:
         entry = self._table.get(busId)
@@ -399,6 +515,21 @@ class FakeKernel:
 
 def _error(number: int, path: str) -> OSError:
     return OSError(number, os.strerror(number), path)
+
+
+def _connection(address: str, port: int) -> bytes:
+    """
+    A line of C{/proc/net/tcp} or C{tcp6}: an established connection to C{usbipd}.
+    """
+    ours, theirs = (
+        "".join(f"{word:08X}" for word in struct.unpack(f"={len(packed) // 4}I", packed))
+        for packed in (
+            ipaddress.ip_address("2001:db8::1" if ":" in address else "192.0.2.1").packed,
+            ipaddress.ip_address(address).packed,
+        )
+    )
+    line = f"   0: {ours}:0CA8 {theirs}:{port:04X} 01 00000000:00000000 02:000A2C2A 00000000"
+    return f"{line}     0        0 26481 2 0000000000000000 20 4 30 10 -1\n".encode()
 
 
 def _descriptors(

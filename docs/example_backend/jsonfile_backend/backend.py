@@ -6,7 +6,8 @@ to the file, to unplug it is to take it out:
       "description": "Arduino SA Uno R3", "serial": "7533", "holder": null}]
 
 C{holder} is the address of the client that has imported the device. To bind a device does
-nothing here but show it as bound: put in what makes yours importable.
+nothing here but show it as bound, and to release it nothing but take the holder out of the
+file: put in what makes yours importable, and what ends a client's session.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from twisted.internet.task import LoopingCall
 from zope.interface import implementer
 
 from usbip_server.backends.options import convert
-from usbip_server.device import DeviceState, Holder, UsbDevice, isBusId
+from usbip_server.device import DeviceState, Holder, Traffic, UsbDevice, isBusId
 from usbip_server.errors import DeviceInUse, OperationFailed
 from usbip_server.interfaces import IUsbBackend
 from usbip_server.inventory import Inventory
@@ -90,7 +91,10 @@ class JsonFileBackend:
         if self._loop.running:
             self._loop.stop()
 
-    async def bind(self, device: UsbDevice, deadline: float) -> UsbDevice:
+    async def bind(
+        self, device: UsbDevice, deadline: float, evenMounted: bool = False
+    ) -> UsbDevice:
+        # A disk that this machine uses itself would be DeviceMounted: none of these is one.
         now = self._lookAt(device)
         if now.state is DeviceState.IN_USE:
             raise DeviceInUse(now)
@@ -101,6 +105,23 @@ class JsonFileBackend:
         now = self._lookAt(device)
         self._bound.discard((now.busId, now.deviceNumber))
         return self._lookAt(device)
+
+    async def release(self, device: UsbDevice, deadline: float) -> UsbDevice:
+        if self._lookAt(device).state is DeviceState.IN_USE:
+            self._file.write_bytes(
+                msgspec.json.encode(
+                    [
+                        msgspec.structs.replace(entry, holder=None)
+                        if entry.bus_id == device.busId
+                        else entry
+                        for entry in self._read()
+                    ]
+                )
+            )
+        return self._lookAt(device)
+
+    def traffic(self, device: UsbDevice) -> Traffic | None:
+        return None  # the file does not say
 
     def _lookAt(self, device: UsbDevice) -> UsbDevice:
         """
@@ -118,7 +139,7 @@ class JsonFileBackend:
         hardware or to the network may not.
         """
         try:
-            entries = msgspec.json.decode(self._file.read_bytes(), type=list[Entry])
+            entries = self._read()
         except (OSError, msgspec.DecodeError) as error:
             self.inventory.trouble = f"cannot read the list of devices: {error}"
             self.inventory.replace([])
@@ -126,6 +147,9 @@ class JsonFileBackend:
         self.inventory.trouble = None
         self._bound &= {(entry.bus_id, entry.device_number) for entry in entries}
         self.inventory.replace([self._device(entry) for entry in entries])
+
+    def _read(self) -> list[Entry]:
+        return msgspec.json.decode(self._file.read_bytes(), type=list[Entry])
 
     def _device(self, entry: Entry) -> UsbDevice:
         bound = (entry.bus_id, entry.device_number) in self._bound

@@ -5,87 +5,25 @@ with both backends.
 
 from __future__ import annotations
 
-import atexit
 import os
 import re
 import sys
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from twisted.trial.unittest import SynchronousTestCase
-
 from tests.childdaemon import ChildDaemon
 from tests.kernel import guest
+from tests.kernel.daemoncase import BUS_IDS, DISK, DaemonCase
 
-DISK = guest.DISK.busId
+HOST = "127.0.0.1"
 SUDOERS = "nobody ALL=(root) NOPASSWD: /usr/sbin/usbip bind -b *, /usr/sbin/usbip unbind -b *\n"
-BUS_IDS = ["1-1", "1-2.2", "1-2.4", "1-3", "1-4"]
 
 
-class SharingCase(SynchronousTestCase):
+class SharingCase(DaemonCase):
     """
-    The devices as they were at the boot, and a daemon.
-
-    @cvar backend: the YAML of the backend.
-    @cvar prefix: what the daemon's command begins with.
+    What every backend has to be able to do, whoever it runs as.
     """
-
-    backend: str
-    prefix: Sequence[str] = ()
-
-    def setUp(self) -> None:
-        guest.awaitDevices()  # first: bus 1 is the first one there
-        guest.modprobe("usbip-host")
-        guest.modprobe("vhci-hcd")
-        self.addCleanup(guest.resetUsb)
-
-    def config(self) -> str:
-        """The YAML. An emulated machine may well need longer for an answer."""
-        return f"backend: {self.backend}\ntimeouts: {{answer: 60, bind: 60}}\n"
-
-    def daemon(self) -> ChildDaemon:
-        """A daemon that runs until the test ends."""
-        daemon = ChildDaemon(self.config(), prefix=self.prefix)
-        daemon.__enter__()
-        self.addCleanup(daemon.__exit__, None, None, None)
-        return daemon
-
-    def shared(self) -> ChildDaemon:
-        """A daemon that goes on to the next test: it takes seconds to start one."""
-        key = (self.backend, *self.prefix)
-        if key not in _daemons or _daemons[key].child.poll() is not None:
-            _daemons[key] = ChildDaemon(self.config(), prefix=self.prefix)
-            _daemons[key].__enter__()
-            atexit.register(_daemons[key].__exit__, None, None, None)
-        daemon = _daemons[key]
-        self.listsSoon(daemon)
-        return daemon
-
-    def listsSoon(self, daemon: ChildDaemon, without: str = "") -> None:
-        """It lists all devices but one before long."""
-        wanted = [busId for busId in BUS_IDS if busId != without]
-        guest.waitUntil(lambda: self.listed(daemon) == wanted, f"{wanted} are listed")
-
-    def succeeds(self, answer: dict[str, Any]) -> Any:
-        """The data of an answer that has to be a success."""
-        self.assertEqual(answer["status"], "success", answer)
-        return answer["data"]
-
-    def fails(self, answer: dict[str, Any], text: str) -> None:
-        """An answer that has to be a failure, and to say why."""
-        self.assertEqual(answer["status"], "failure", answer)
-        self.assertIn(text, answer["message"])
-
-    def listed(self, daemon: ChildDaemon) -> list[str]:
-        """The bus ids it lists."""
-        return [device["bus_id"] for device in self.succeeds(daemon.ask("list"))]
-
-    def state(self, daemon: ChildDaemon, busId: str = DISK) -> str | None:
-        """What it says of a device."""
-        answer = daemon.ask("find", id=busId, detail=True)
-        return answer["data"]["state"] if answer["status"] == "success" else None
 
     def share(self, daemon: ChildDaemon) -> None:
         """
@@ -106,7 +44,7 @@ class SharingCase(SynchronousTestCase):
             self.assertEqual(self.listed(daemon), BUS_IDS)  # not the imported one
             guest.check("usbip", "detach", "-p", str(port))
             guest.waitGone(imported)
-        guest.waitUntil(lambda: self.state(daemon) == "bound", "the daemon sees it released")
+        self.stateSoon(daemon, "bound")
         for _ in range(2):
             self.succeeds(daemon.ask("detach", id=DISK))
         node = guest.waitBlockDevice(DISK)
@@ -179,11 +117,9 @@ class Scenarios(SharingCase):
         """
         daemon = self.shared()
         self.succeeds(daemon.ask("attach", id=DISK))
-        with guest.StockUsbipd():
-            guest.check("usbip", "attach", "-r", "127.0.0.1", "-b", DISK)
-            _, imported = guest.waitImport()
-            self.succeeds(daemon.ask("detach", id=DISK))
-            guest.waitGone(imported)
+        _, imported = self.importDisk()
+        self.succeeds(daemon.ask("detach", id=DISK))
+        guest.waitGone(imported)
         guest.waitBlockDevice(DISK)
 
     def test_hotplug(self) -> None:
@@ -222,32 +158,41 @@ class Scenarios(SharingCase):
 
     def test_stockBind(self) -> None:
         """
-        What another program binds and unbinds is seen, and left alone.
+        What another program binds and unbinds is seen, and left alone; what a client has
+        attached is bound again.
         """
         daemon = self.shared()
         guest.check("usbip", "bind", "-b", DISK)
-        guest.waitUntil(lambda: self.state(daemon) == "bound", "the daemon sees it bound")
+        self.stateSoon(daemon, "bound")
+        guest.check("usbip", "unbind", "-b", DISK)
+        self.stateSoon(daemon, "free")
+        guest.waitBlockDevice(DISK)
         self.succeeds(daemon.ask("attach", id=DISK))
         guest.check("usbip", "unbind", "-b", DISK)
-        guest.waitUntil(lambda: self.state(daemon) == "free", "the daemon sees it free")
+        guest.waitPresent(DISK, "usbip-host")
+        self.stateSoon(daemon, "bound")
 
     def test_killed(self) -> None:
         """
-        A daemon that was killed finds what it had bound, and a running import goes on.
+        A daemon that was killed finds what it had bound, and who has it. A running import,
+        and whoever reads from it, notices nothing.
         """
-        first = self.daemon()
-        self.succeeds(first.ask("attach", id=DISK))
-        with guest.StockUsbipd():
-            guest.check("usbip", "attach", "-r", "127.0.0.1", "-b", DISK)
-        _, imported = guest.waitImport()
-        first.child.kill()
-        first.child.wait()
-        second = self.daemon()
-        self.assertEqual(self.state(second), "in_use")
-        self.fails(second.ask("attach", id=DISK), "in use")
+        daemon = self.daemon()
+        self.succeeds(daemon.ask("attach", id=DISK))
+        _, imported = self.importDisk()
         node = guest.waitBlockDevice(imported)
-        self.assertTrue(guest.diskBytes() == guest.readBlockDevice(node))
-        self.succeeds(second.ask("detach", id=DISK))
+        with guest.DiskReader(node, guest.diskBytes(), Path.cwd()) as reader:
+            reader.readsOn()
+            daemon.kill()
+            reader.readsOn()
+            daemon.start()
+            disk = self.succeeds(daemon.ask("find", id=DISK, detail=True))
+            self.assertEqual(disk["state"], "in_use")
+            self.assertEqual((disk["holder"]["address"], disk["holder"]["since"]), (HOST, None))
+            self.fails(daemon.ask("attach", id=DISK), f"in use by {HOST}")
+            reader.readsOn()
+        self.succeeds(daemon.ask("detach", id=DISK))
+        guest.waitGone(imported)
 
     def test_module(self) -> None:
         """
@@ -411,7 +356,5 @@ def asNobody() -> list[str]:
             folder.chmod(folder.stat().st_mode | 0o055)
     return ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
 
-
-_daemons: dict[tuple[str, ...], ChildDaemon] = {}
 
 del Scenarios, SharingCase  # they are not to be run themselves

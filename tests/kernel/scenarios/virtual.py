@@ -41,7 +41,7 @@ class VirtualTests(SynchronousTestCase):
         _, local = guest.waitImport()
         self.assertEqual(guest.attribute(local, "serial"), serial)
         found = self.daemon.ask("find", serial=serial, detail=True)["data"]
-        self.assertEqual((found["state"], found["holder"]), ("in_use", "127.0.0.1"))
+        self.assertEqual((found["state"], found["holder"]["address"]), ("in_use", "127.0.0.1"))
         return remote, local
 
     def detach(self, remote: str, local: str) -> None:

@@ -1,0 +1,79 @@
+"""
+What the kernel announces, and when.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from types import TracebackType
+from typing import NamedTuple
+
+_NETLINK_KOBJECT_UEVENT = 15
+_KERNEL_GROUP = 1
+_LONGEST = 1 << 16
+_BUFFER = 1 << 20
+_PAUSE = 0.2
+
+
+class Binding(NamedTuple):
+    """
+    A device was bound to a driver.
+
+    @ivar time: when that was heard, in seconds since the epoch.
+    @ivar busId: of the device
+    @ivar driver: C{usb}, C{usbip-host}
+    """
+
+    time: float
+    busId: str
+    driver: str
+
+
+class Uevents:
+    """
+    Listens for as long as a C{with} lasts.
+    """
+
+    def __init__(self) -> None:
+        self._bindings: list[Binding] = []
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._ended = False
+
+    def __enter__(self) -> Uevents:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, _NETLINK_KOBJECT_UEVENT)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+        self._socket.bind((0, _KERNEL_GROUP))
+        self._socket.settimeout(_PAUSE)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._ended = True
+        self._thread.join()
+        self._socket.close()
+
+    def bindings(self, busId: str) -> list[Binding]:
+        """
+        Which drivers a device was bound to so far.
+        """
+        return [binding for binding in tuple(self._bindings) if binding.busId == busId]
+
+    def _listen(self) -> None:
+        while not self._ended:
+            with contextlib.suppress(TimeoutError):
+                message = self._socket.recv(_LONGEST)
+                self._take(message.decode("utf-8", "replace"), time.time())
+
+    def _take(self, message: str, now: float) -> None:
+        header, *rest = message.rstrip("\0").split("\0")
+        fields = dict(line.split("=", 1) for line in rest if "=" in line)
+        if fields.get("ACTION") == "bind" and fields.get("DEVTYPE") == "usb_device":
+            self._bindings.append(Binding(now, header.rpartition("/")[2], fields["DRIVER"]))

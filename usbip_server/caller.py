@@ -1,0 +1,61 @@
+"""
+Whoever asks, and the connection it asks on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from usbip_server.policy import Principal
+
+
+class Caller:
+    """
+    One connection, to those who carry its requests out.
+
+    @ivar principal: who is at the other end.
+    @ivar lasts: can the connection stay open after an answer?
+    @ivar isGone: is it gone?
+    """
+
+    def __init__(
+        self,
+        principal: Principal,
+        tell: Callable[[bytes], None] = lambda line: None,
+        lasts: bool = False,
+        hold: Callable[[], None] = lambda: None,
+    ) -> None:
+        """
+        @param tell: writes a line that answers nothing.
+        @param hold: called when something begins that lasts as long as the connection does.
+        """
+        self.principal = principal
+        self.lasts = lasts
+        self.isGone = False
+        self.tell = tell
+        self._hold = hold
+        self._whenGone: dict[Callable[[], None], None] = {}
+
+    @property
+    def isHeld(self) -> bool:
+        """Does something last as long as the connection does?"""
+        return bool(self._whenGone)
+
+    def whenGone(self, callback: Callable[[], None]) -> None:
+        """Call C{callback} when the connection is gone: at once if it is already."""
+        if self.isGone:
+            callback()
+            return
+        self._whenGone[callback] = None
+        self._hold()
+
+    def forget(self, callback: Callable[[], None]) -> None:
+        """Do not call it any more."""
+        self._whenGone.pop(callback, None)
+
+    def gone(self) -> None:
+        """The connection is gone."""
+        self.isGone = True
+        callbacks, self._whenGone = self._whenGone, {}
+        for callback in callbacks:
+            callback()

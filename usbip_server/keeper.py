@@ -1,0 +1,211 @@
+"""
+Keeps devices as they are wanted: bound, if the configuration or a client says so, whatever
+happens to them meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+
+from usbip_server.catalogue import Catalogue
+from usbip_server.damper import Damper
+from usbip_server.device import DeviceState, UsbDevice
+from usbip_server.inventory import Change, ChangeKind, Inventory
+from usbip_server.operations import Operations
+from usbip_server.policy import Principal
+from usbip_server.rules import Rules, Share
+from usbip_server.state import Wish
+from usbip_server.wishes import Wishes
+
+ITSELF = Principal("usbipshare")
+"""Who asks for what the keeper does."""
+
+NO_DRIVER = 1.0
+"""Seconds for this machine's own driver to take a new device; to interrupt it does no good."""
+
+FIRST_PAUSE = 1.0
+"""Seconds until a bind that failed is tried again; each further pause is twice as long."""
+
+LONGEST_PAUSE = 60.0
+"""Seconds."""
+
+Stay = tuple[str, int]
+"""Bus id and device number."""
+
+
+class Keeper:
+    """
+    Binds devices that are to be bound.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        source: Inventory,
+        catalogue: Catalogue,
+        rules: Rules,
+        wishes: Wishes,
+        damper: Damper,
+        operations: Operations,
+        clock: IReactorTime,
+    ) -> None:
+        """
+        @param source: the backend's inventory: it has also what clients do not see.
+        """
+        self._source = source
+        self._catalogue = catalogue
+        self._rules = rules
+        self._wishes = wishes
+        self._damper = damper
+        self._operations = operations
+        self._clock = clock
+        self._running = False
+        self._resting: set[Stay] = set()
+        self._driverless: set[Stay] = set()
+        self._pauses: dict[Stay, float] = {}
+        self._timers: dict[Stay, IDelayedCall] = {}
+
+    def start(self) -> None:
+        """Look at all devices, and at each that changes from now on."""
+        self._running = True
+        self._source.subscribe(self._changed)
+        self.lookAtAll()
+
+    def stop(self) -> None:
+        """Do nothing more."""
+        self._running = False
+        for timer in self._timers.values():
+            if timer.active():
+                timer.cancel()
+        self._timers.clear()
+
+    def lookAtAll(self) -> None:
+        """What is wanted may have changed."""
+        for device in self._source.snapshot.devices:
+            self.look(device.busId)
+
+    def look(self, busId: str) -> None:
+        """See to the device there."""
+        device = self._source.get(busId)
+        if not self._running or device is None or self._damper.trouble(busId) is not None:
+            return
+        if self._operations.isBusy(busId) or self._isPausing(device):
+            return  # it will be looked at when that has ended
+        if self.wants(device):
+            if device.state in (DeviceState.FREE, DeviceState.ERROR):
+                self._bind(device)
+        elif device.state is DeviceState.BOUND and self._isForbidden(device):
+            self._do("detach", device)
+
+    def wants(self, device: UsbDevice) -> bool:
+        """Is a device to be bound?"""
+        share = self._rules.of(device).share
+        if share is Share.NEVER:
+            return False
+        if self._wishes.of(device) is not None:
+            return True
+        return share is Share.ALWAYS and _stay(device) not in self._resting
+
+    def rest(self, device: UsbDevice) -> None:
+        """
+        A client has detached a device that is always shared: it is left alone until it is
+        plugged in anew.
+        """
+        self._resting.add(_stay(device))
+
+    def leaseEnded(self, wish: Wish) -> None:
+        """
+        Take a device from whoever has it by a lease that is over.
+        """
+        device = self._catalogue.inventory.get(wish.busId)
+        if device is None or not wish.isFor(device) or device.state is DeviceState.FREE:
+            return
+        if not self.wants(device):
+            Deferred.fromCoroutine(self._takeBack("detach", device))
+        elif device.state is DeviceState.IN_USE:
+            Deferred.fromCoroutine(self._takeBack("kick", device))
+
+    def unbindAll(self) -> None:
+        """Unbind what this daemon has bound, or would bind."""
+        for device in self._source.snapshot.devices:
+            isBound = device.state in (DeviceState.BOUND, DeviceState.IN_USE)
+            isOurs = self._operations.hasBound(device) or self.wants(device)
+            if isBound and isOurs and not self._operations.isBusy(device.busId):
+                self._do("detach", device)
+
+    async def _takeBack(self, verb: str, device: UsbDevice) -> None:
+        until = self._clock.seconds() + 2 * self._operations.timeouts.bind
+        try:
+            await self._operations.perform(verb, lambda: device, ITSELF, until)
+        except Exception as error:
+            self._log.warn(
+                "{device} is not taken back though its lease is over: {error}",
+                device=str(device),
+                error=str(error),
+            )
+
+    def _isPausing(self, device: UsbDevice) -> bool:
+        stay = _stay(device)
+        if stay not in self._timers:
+            return False
+        if stay in self._pauses or device.driver is None:
+            return True
+        self._timers.pop(stay).cancel()  # the driver that was waited for has come
+        return False
+
+    def _isForbidden(self, device: UsbDevice) -> bool:
+        isOurs = self._operations.hasBound(device) or self._wishes.of(device) is not None
+        return isOurs and self._rules.of(device).share is Share.NEVER
+
+    def _bind(self, device: UsbDevice) -> None:
+        stay = _stay(device)
+        if device.driver is None and stay not in self._driverless:
+            self._driverless.add(stay)
+            self._lookIn(NO_DRIVER, stay)
+            return
+        self._do("attach", device, lambda: self._failed(stay))
+
+    def _do(self, verb: str, device: UsbDevice, failed: Callable[[], None] = lambda: None) -> None:
+        self._operations.begin(verb, self._catalogue.now(device), ITSELF, failed, heard=True)
+
+    def _failed(self, stay: Stay) -> None:
+        pause = self._pauses.get(stay, FIRST_PAUSE)
+        self._pauses[stay] = min(2 * pause, LONGEST_PAUSE)
+        self._lookIn(pause, stay)
+
+    def _lookIn(self, seconds: float, stay: Stay) -> None:
+        if self._running:
+            self._timers[stay] = self._clock.callLater(seconds, self._again, stay)
+
+    def _again(self, stay: Stay) -> None:
+        self._timers.pop(stay, None)
+        self.look(stay[0])
+
+    def _changed(self, changes: tuple[Change, ...]) -> None:
+        for change in changes:
+            if change.kind is ChangeKind.REMOVED:
+                self._forget(change.device)
+            else:
+                self.look(change.device.busId)
+
+    def _forget(self, device: UsbDevice) -> None:
+        stay = _stay(device)
+        self._resting.discard(stay)
+        self._driverless.discard(stay)
+        self._pauses.pop(stay, None)
+        timer = self._timers.pop(stay, None)
+        if timer is not None and timer.active():
+            timer.cancel()
+        if not self._wishes.remember:
+            wish = self._wishes.of(device)
+            if wish is not None and wish.lease is None:
+                self._wishes.set(device, None)
+
+
+def _stay(device: UsbDevice) -> Stay:
+    return device.busId, device.deviceNumber

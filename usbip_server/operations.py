@@ -1,0 +1,234 @@
+"""
+What is done to devices: one operation at a time on each, each with a deadline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from usbip_server.catalogue import Catalogue
+from usbip_server.device import DeviceState, UsbDevice
+from usbip_server.errors import (
+    BackendUnavailable,
+    DeviceInUse,
+    NotDone,
+    OperationFailed,
+    ShareError,
+    StillWorking,
+)
+from usbip_server.herald import Herald
+from usbip_server.interfaces import IUsbBackend
+from usbip_server.limits import Timeouts
+from usbip_server.operation import Event, Operation
+from usbip_server.policy import Principal
+from usbip_server.rules import Rules
+
+Work = Callable[[Operation], Awaitable[UsbDevice]]
+
+_ACHIEVED: dict[str, Callable[[DeviceState], bool]] = {
+    "attach": lambda state: state is DeviceState.BOUND,
+    "detach": lambda state: state is DeviceState.FREE,
+    "kick": lambda state: state is not DeviceState.IN_USE,
+}
+
+
+class Operations:
+    """
+    Has a backend bind, unbind and release devices.
+
+    @ivar timeouts: how long things may take.
+    @ivar onEnd: called with the bus id when something has come to its end.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        backend: IUsbBackend,
+        catalogue: Catalogue,
+        rules: Rules,
+        herald: Herald,
+        clock: IReactorTime,
+        timeouts: Timeouts,
+    ) -> None:
+        self.timeouts = timeouts
+        self.onEnd: Callable[[str], None] = lambda busId: None
+        self._backend = backend
+        self._catalogue = catalogue
+        self._rules = rules
+        self._herald = herald
+        self._clock = clock
+        self._stopping = False
+        self._running: dict[str, Operation] = {}
+        self._unheard: dict[str, Operation] = {}
+        self._bound: set[tuple[str, int]] = set()
+        self._work: dict[str, Work] = {
+            "attach": self._bind,
+            "detach": lambda o: backend.unbind(o.device, self.timeouts.bind),
+            "kick": lambda o: backend.release(o.device, self.timeouts.bind),
+        }
+
+    def isBusy(self, busId: str) -> bool:
+        """Is something being done to the device there?"""
+        return busId in self._running
+
+    def hasBound(self, device: UsbDevice) -> bool:
+        """Has this daemon bound the device, in this stay of it?"""
+        return (device.busId, device.deviceNumber) in self._bound
+
+    async def perform(
+        self,
+        verb: str,
+        choose: Callable[[], UsbDevice],
+        principal: Principal,
+        until: float,
+        failed: Callable[[], None] = lambda: None,
+    ) -> UsbDevice:
+        """
+        Do something to a device.
+
+        Whoever asks for what is in progress already waits for that; whoever asks for
+        something else waits until it has ended. What takes longer than an answer may goes
+        on, and is told to whoever asks next.
+
+        @param choose: says which device, as it is when it is asked.
+        @param until: when there has to be an answer, by the reactor's clock.
+        @param failed: called if what begins here goes wrong, whenever that is.
+        @return: the device after it, as clients see it.
+        @raise ShareError: it went wrong, or goes on.
+        """
+        device = choose()
+        while (other := self._running.get(device.busId)) and not other.isAbout(verb, device):
+            if not await other.ended.within(until - self._clock.seconds()):
+                raise NotDone(
+                    f"{device}: the {other.verb} of {other.device} that {other.principal} asked "
+                    f"for is still in progress, so nothing was done; ask again when it has ended"
+                )
+            device = choose()
+        operation = other or self._untold(verb, device)
+        if operation is None:
+            operation = self.begin(verb, device, principal, failed)
+        if not await operation.ended.within(until - self._clock.seconds()):
+            raise StillWorking(
+                self._catalogue.now(device),
+                f"the {verb} of {device} takes longer than {self.timeouts.answer:g} s and goes "
+                f"on, for {self.timeouts.bind:g} s at the most; ask again to hear how it went",
+            )
+        operation.heard = True
+        self._unheard.pop(device.busId, None)
+        return operation.outcome()
+
+    def begin(
+        self,
+        verb: str,
+        device: UsbDevice,
+        principal: Principal,
+        failed: Callable[[], None] = lambda: None,
+        heard: bool = False,
+    ) -> Operation:
+        """
+        Begin to do something to a device that nothing is done to at present.
+
+        @param failed: called if it goes wrong, whenever that is.
+        @param heard: nobody has to be told how it went.
+        @raise BackendUnavailable: the daemon stops.
+        """
+        if self._stopping:
+            raise BackendUnavailable("the daemon is stopping: ask again when it is back")
+        operation = Operation(verb, device, principal, Event(self._clock), heard)
+        self._running[device.busId] = operation
+        Deferred.fromCoroutine(self._run(operation, failed))
+        return operation
+
+    async def stop(self) -> None:
+        """
+        Begin nothing more, and wait for what is in progress, C{timeouts.stop} at the most.
+        """
+        self._stopping = True
+        until = self._clock.seconds() + self.timeouts.stop
+        for operation in tuple(self._running.values()):
+            if not await operation.ended.within(until - self._clock.seconds()):
+                self._log.warn(
+                    "stopping although the {verb} of {device} has not come to an end",
+                    verb=operation.verb,
+                    device=str(operation.device),
+                )
+
+    def _untold(self, verb: str, device: UsbDevice) -> Operation | None:
+        """
+        An operation that has failed when nobody waited for it any more, if that is news
+        still.
+        """
+        operation = self._unheard.pop(device.busId, None)
+        if operation is None or not operation.isAbout(verb, device):
+            return None
+        age = self._clock.seconds() - operation.endedAt
+        isDone = _ACHIEVED[verb](device.state)
+        return None if isDone or age > self.timeouts.bind else operation
+
+    async def _run(self, operation: Operation, failed: Callable[[], None]) -> None:
+        device = operation.device
+        try:
+            operation.result = self._catalogue.now(await self._work[operation.verb](operation))
+        except ShareError as error:
+            operation.error = error = self._told(error)
+            self._log.warn(
+                "{verb} of {device} for {principal} failed: {error}",
+                verb=operation.verb,
+                device=str(device),
+                principal=str(operation.principal),
+                error=str(error),
+            )
+        except Exception as error:
+            operation.error = OperationFailed(
+                device, f"{operation.verb} of {device} failed within the daemon: see its log"
+            )
+            operation.error.__cause__ = error
+            self._log.failure(
+                "a bug in the {verb} of {device}", verb=operation.verb, device=str(device)
+            )
+        else:
+            self._log.info(
+                "{principal} {verb}ed {device}",
+                verb=operation.verb,
+                device=str(operation.result),
+                principal=str(operation.principal),
+            )
+        finally:
+            del self._running[device.busId]
+        operation.endedAt = self._clock.seconds()
+        if operation.error is not None:
+            self._herald.failed(self._catalogue.now(device), str(operation.error))
+            failed()
+        operation.ended.happen()
+        if operation.error is not None and not operation.heard:
+            self._unheard[device.busId] = operation
+        self.onEnd(device.busId)
+
+    def _told(self, error: ShareError) -> ShareError:
+        """
+        An error as a client is to be told it: with what is known of the device by now.
+        """
+        if isinstance(error, OperationFailed):
+            now = self._catalogue.now(error.device)
+            if isinstance(error, DeviceInUse) and now.holder is not None:
+                return DeviceInUse(now, self._backend.traffic(now))
+            error.device = now
+        return error
+
+    async def _bind(self, operation: Operation) -> UsbDevice:
+        device = operation.device
+        if device.state is not DeviceState.BOUND:
+            objection = await self._herald.objection(device, operation.principal)
+            if objection is not None:
+                raise OperationFailed(device, f"{device} is not bound: {objection}")
+        mounted = self._rules.of(device).allow_mounted
+        wasFree = device.state is DeviceState.FREE
+        bound = await self._backend.bind(device, self.timeouts.bind, mounted)
+        if wasFree:
+            self._bound.add((bound.busId, bound.deviceNumber))
+        return bound

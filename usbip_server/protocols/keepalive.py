@@ -1,0 +1,35 @@
+"""
+Noticing a client that has vanished without a word.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from typing import Any
+
+from twisted.internet.interfaces import ISSLTransport
+
+PROBES = 3
+
+
+def watchOver(transport: Any, seconds: float) -> None:
+    """
+    Have the kernel end a connection whose other end is not there any more: one on which
+    nothing is said (tcp(7), C{SO_KEEPALIVE}) after twice C{seconds}, and one on which what
+    we say is not acknowledged (C{TCP_USER_TIMEOUT}) likewise. Does nothing where there is
+    no TCP.
+    """
+    below = transport
+    while ISSLTransport.providedBy(below):
+        below = transport = transport.transport
+    handle = getattr(transport, "getHandle", lambda: None)()
+    if not isinstance(handle, socket.socket) or handle.family == socket.AF_UNIX:
+        return
+    idle = max(1, round(seconds))
+    with contextlib.suppress(OSError):  # it is gone already
+        handle.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)
+        handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, idle // PROBES))
+        handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, PROBES)
+        handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 2000 * idle)

@@ -1,0 +1,58 @@
+"""
+Events for web pages and C{curl -N}: server-sent events (WHATWG HTML, 9.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from usbip_server.commands import WatchDevices, watching
+from usbip_server.errors import InvalidRequest
+from usbip_server.feed import Event
+
+RECONNECT = b"retry: 2000\n\n"
+"""Milliseconds after which a browser comes back."""
+
+
+def asked(query: Mapping[bytes, Sequence[bytes]], lastSeen: bytes | None) -> WatchDevices:
+    """
+    What is to be watched.
+
+    @param query: the query string, taken apart.
+    @param lastSeen: C{Last-Event-ID}, which a browser sends when it comes back.
+    @raise InvalidRequest: it makes no sense.
+    """
+    fields = {}
+    for key, values in query.items():
+        if len(values) > 1:
+            raise InvalidRequest(f"invalid request: `{_text(key)}` stands there twice")
+        fields[_text(key)] = _text(values[0])
+    if lastSeen is not None and lastSeen.isdigit():
+        fields["since"] = _text(lastSeen)
+    return watching(fields)
+
+
+def snapshot(answer: bytes, seq: int) -> bytes:
+    """The answer to a watch, as the first event."""
+    return _framed(b"snapshot", seq, answer)
+
+
+def frame(event: Event, line: bytes) -> bytes:
+    """An event."""
+    return _framed(event.kind.value.encode(), event.change.seq, line)
+
+
+def beat() -> bytes:
+    """A comment: a sign of life that is no event."""
+    return b": heartbeat\n\n"
+
+
+def _framed(kind: bytes, seq: int, line: bytes) -> bytes:
+    return b"id: %d\nevent: %s\ndata: %s\n" % (seq, kind, line)
+
+
+def _text(raw: bytes) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        raise InvalidRequest("invalid request: it is not UTF-8") from None

@@ -1,0 +1,119 @@
+"""
+Telling one client what happens, as long as it listens.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from twisted.internet.interfaces import IPushProducer, IReactorTime
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from usbip_server.feed import Event, Stream
+from usbip_server.policy import Principal
+
+
+@implementer(IPushProducer)
+class Watcher:
+    """
+    Writes what a stream tells to a connection, as far as the client reads, and cuts it off
+    when too much waits. What has happened before it came waits where it is remembered.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        out: Any,
+        abort: Callable[[], None],
+        stream: Stream,
+        frame: Callable[[Event, bytes], bytes],
+        beat: Callable[[], bytes],
+        principal: Principal,
+        most: int,
+    ) -> None:
+        """
+        @param out: an C{IConsumer}.
+        @param abort: cuts the connection off.
+        @param frame: makes of an event and its line what is written.
+        @param beat: makes a sign of life.
+        @param most: how many bytes of what happens may wait for the client to read them.
+        """
+        self._out = out
+        self._abort = abort
+        self._stream = stream
+        self._frame = frame
+        self._principal = principal
+        self._most = most
+        self._missed: Iterator[tuple[Event, bytes]] = iter(())  # comes first
+        self._waiting: deque[bytes] = deque()  # comes then
+        self._unread = 0  # bytes in it
+        self._isPaused = False
+        self._beats = LoopingCall(self._beat, beat)
+
+    def begin(self, clock: IReactorTime, heartbeat: float) -> None:
+        """
+        @param heartbeat: seconds between signs of life.
+        """
+        self._out.registerProducer(self, True)
+        self._beats.clock = clock
+        self._beats.start(heartbeat, now=False)
+        self._missed = self._stream.begin(self._tell)
+        self._goOn()
+
+    def end(self) -> None:
+        """Tell nothing more; may be called again."""
+        if self._beats.running:
+            self._beats.stop()
+            self._stream.end()
+            self._missed = iter(())
+            self._waiting.clear()
+            self._out.unregisterProducer()
+
+    def pauseProducing(self) -> None:
+        """The client does not read: nothing more is written until it does."""
+        self._isPaused = True
+
+    def resumeProducing(self) -> None:
+        """It has read all that was written."""
+        self._isPaused = False
+        self._goOn()
+
+    def stopProducing(self) -> None:
+        """The connection is gone."""
+        self.end()
+
+    def _goOn(self) -> None:
+        for event, line in self._missed:
+            self._out.write(self._frame(event, line))
+            if self._isPaused:
+                return
+        while self._waiting and not self._isPaused:
+            data = self._waiting.popleft()
+            self._unread -= len(data)
+            self._out.write(data)
+
+    def _tell(self, event: Event, line: bytes) -> None:
+        data = self._frame(event, line)
+        if not self._isPaused:
+            self._out.write(data)
+            return
+        self._waiting.append(data)
+        self._unread += len(data)
+        if self._unread > self._most:
+            self._log.warn(
+                "{principal} watches and does not read: cut off with {unread} bytes waiting",
+                principal=str(self._principal),
+                unread=self._unread,
+            )
+            self.end()
+            self._abort()
+
+    def _beat(self, beat: Callable[[], bytes]) -> None:
+        """Whoever has something to read needs no sign of life."""
+        if not self._isPaused:
+            self._out.write(beat())
