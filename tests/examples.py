@@ -98,9 +98,10 @@ class Stage:
         if block.output is None:
             return
         numbers = Numbers()
+        lines = printed.rstrip("\n").splitlines()
         expected = self._here(block.output).splitlines()
-        assert len(printed.splitlines()) == len(expected), f"it prints:\n{printed}"
-        for line, shown in zip(printed.splitlines(), expected, strict=True):
+        assert len(lines) == len(expected), f"it prints:\n{printed}"
+        for line, shown in zip(lines, expected, strict=True):
             numbers.same(line, shown)
 
     def _here(self, text: str) -> str:

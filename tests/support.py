@@ -23,6 +23,9 @@ from usbip_server.policy import Principal
 
 T = TypeVar("T")
 
+EPOCH = 1_700_000_000.0
+"""The time when a test's clock shows nothing: 2023-11-14T22:13:20Z."""
+
 ALICE = Principal("192.0.2.7")
 BOB = Principal("192.0.2.8")
 
@@ -120,6 +123,12 @@ class MemoryTransport(StringTransport):
         if self.producer is not None:
             self.producer.resumeProducing()
 
+    def swallow(self) -> None:
+        """The other end reads all there is, and then no more."""
+        self._unread = 0
+        if self.producer is not None:
+            self.producer.resumeProducing()
+
     def loseWriteConnection(self) -> None:
         self.writeClosed = True
 
@@ -205,6 +214,17 @@ class Wire:
     def answers(self) -> list[dict[str, Any]]:
         """The JSON lines that the client got."""
         return [json.loads(line) for line in self.received.splitlines()]
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """Those of them that answer nothing."""
+        return [line for line in self.answers if "event" in line]
+
+    @property
+    def data(self) -> Any:
+        """What its only answer holds."""
+        [answer] = self.answers
+        return answer["data"]
 
     @property
     def statuses(self) -> list[str]:

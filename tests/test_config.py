@@ -11,8 +11,15 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from usbip_server.backends.options import convert
 from usbip_server.backends.virtual import Options
-from usbip_server.config import Config, ConfigError, Source, load, wrongOption
+from usbip_server.config import Config, ConfigError, Source, load, statePath, wrongOption
 from usbip_server.errors import InvalidOption
+from usbip_server.rules import Occasion, Share
+from usbip_server.settings import OnStop
+
+SHARES = (Share.ALWAYS, Share.NEVER)
+RIGHT_SHARES = (
+    "3: devices.0.share: invalid enum value 'allways': it is one of always, on_request, never"
+)
 
 
 def config(text: str) -> Config:
@@ -276,3 +283,73 @@ backend:
         source = Source("c.yaml", self.TEXT)
         error = wrongOption(source, InvalidOption(("root", "deep"), "is needed"))
         self.assertEqual(str(error), "c.yaml:1: backend.root.deep: is needed")
+
+
+class DevicesTests(SynchronousTestCase):
+    """
+    What is said of devices, and what is remembered.
+    """
+
+    def test_everything(self) -> None:
+        """Rules, hooks and the state file are taken."""
+        made = config(
+            """
+devices:
+  - match: {id: "2341:*", bus: 1, serial: "75*", desc: uno, device_class: "02"}
+    name: uno
+    share: always
+    allow_mounted: true
+    hooks:
+      - {events: [bound, before_bind], url: "http://localhost:8080/usb", timeout: 2}
+  - {match: {device_class: keyboard}, share: never}
+hooks:
+  - {events: [failed], command: [/usr/bin/logger, -t, usb]}
+state: {file: /tmp/state.json, remember: false}
+on_stop: unbind
+limits: {watch_bytes: 2048, history: 0, hooks: 1}
+timeouts: {heartbeat: 5}
+"""
+        )
+        first, second = made.devices
+        self.assertEqual((first.name, first.share, second.share), ("uno", *SHARES))
+        self.assertEqual(first.hooks[0].events, (Occasion.BOUND, Occasion.BEFORE_BIND))
+        self.assertEqual(made.hooks[0].command, ("/usr/bin/logger", "-t", "usb"))
+        settings = made.settings
+        self.assertEqual(settings.devices, made.devices)
+        self.assertEqual(settings.hooks, made.hooks)
+        self.assertFalse(settings.remember)
+        self.assertIs(settings.onStop, OnStop.UNBIND)
+        limits = settings.limits
+        self.assertEqual((limits.watchBytes, limits.history, limits.hooks), (2048, 0, 1))
+        self.assertEqual(settings.timeouts.heartbeat, 5)
+
+    def test_wrong(self) -> None:
+        """What is wrong is said where it stands, and what there is to choose from."""
+        for text, message in (
+            ("devices:\n  - match: {desc: x}\n    share: allways\n", RIGHT_SHARES),
+            ("hooks:\n  - events: [bond]\n", "2: hooks.0.events.0: invalid enum value 'bond': it"),
+            ("on_stop: kep\n", "1: on_stop: invalid enum value 'kep': it is one of keep, unbind"),
+            ("hooks:\n  - on: [bound]\n", "2: a key has to be a word (YAML takes on, off"),
+            ("devices:\n  - {name: x}\n", "2: devices.0.match: is missing"),
+            ("devices:\n  - match: {}\n", "2: devices.0.match: no criterion"),
+            ("devices:\n  - match: {desc: x}\n    name: 1-1\n", "2: devices.0: '1-1' is not a"),
+            ("devices:\n  - match: {serial: 7}\n", "2: devices.0.match.serial: expected `str"),
+            ("devices: {match: {desc: x}}\n", "1: devices: expected `array`"),
+            ("state: {file: 5}\n", "1: state.file: "),
+            ("timeouts: {heartbeat: 0}\n", "1: timeouts.heartbeat: "),
+        ):
+            with self.assertRaises(ConfigError) as caught:
+                config(text)
+            self.assertIn(f"c.yaml:{message}", str(caught.exception))
+
+    def test_statePath(self) -> None:
+        """The state file is where systemd says, or where such files are for root or a user."""
+        for file, environment, isRoot, path in (
+            (None, {}, True, None),
+            ("/x/y", {"STATE_DIRECTORY": "/a"}, True, "/x/y"),
+            ("auto", {"STATE_DIRECTORY": "/a:/b"}, False, "/a/state.json"),
+            ("auto", {}, True, "/var/lib/usbipshare/state.json"),
+            ("auto", {"HOME": "/h"}, False, "/h/.local/state/usbipshare/state.json"),
+            ("auto", {"HOME": "/h", "XDG_STATE_HOME": "/s"}, False, "/s/usbipshare/state.json"),
+        ):
+            self.assertEqual(statePath(file, environment, isRoot), path)

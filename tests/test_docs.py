@@ -8,24 +8,77 @@ import ast
 import configparser
 import re
 import shutil
+import socket
 import sys
+import threading
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import yaml
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-from tests.documentcase import COMMAND_LINE, DETAILS, FIELDS, KEYS_OF, DocumentCase
+from tests.childdaemon import ChildDaemon
+from tests.documentcase import (
+    COMMAND_LINE,
+    DETAILS,
+    FIELDS,
+    KEYS_OF,
+    MORE_OF,
+    NOTICE,
+    DocumentCase,
+)
 from tests.documents import ROOT, anchor, documents
 from tests.examples import child
 from usbip_server.backends import sysfs, usbiptool, virtual
-from usbip_server.commands import COMMANDS, AttachDevice
+from usbip_server.commands import COMMANDS, Command, LeaseRequest
 from usbip_server.config import Config, Source
 from usbip_server.device import DeviceState
+from usbip_server.inventory import ChangeKind
 from usbip_server.listening import serverEndpoint
 from usbip_server.replies import Status
+from usbip_server.rules import CLASSES, Hook, Match, Occasion, Rule, Share
+
+
+class Breaking:
+    """
+    A relay to a daemon, each of whose connections breaks after an answer and one line more.
+
+    @ivar port: where it listens.
+    @ivar connections: how many there have been.
+    """
+
+    def __init__(self, daemon: int) -> None:
+        """
+        @param daemon: its port.
+        """
+        self._daemon = daemon
+        self.connections = 0
+
+    def __enter__(self) -> Breaking:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._run, daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread
+        self._listener.close()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            with client, socket.create_connection(("127.0.0.1", self._daemon)) as server:
+                server.sendall(client.makefile("rb").readline())
+                lines = server.makefile("rb")
+                for _ in range(2):
+                    client.sendall(lines.readline())
 
 
 class ReadmeTests(DocumentCase, SynchronousTestCase):
@@ -47,9 +100,51 @@ class ProtocolTests(DocumentCase, SynchronousTestCase):
         """Each command and each key of a request is there, with its default."""
         self.assertEqual([*self.document.rows("Requests", 3)][1:], [*COMMANDS])
         rows = self.document.rows("Requests", 4)
-        for field in msgspec.structs.fields(AttachDevice):
-            default = rows[field.encode_name][2].strip("`")
-            self.assertEqual(yaml.safe_load(default), field.default, field.name)
+        for kind in get_args(Command):
+            for field in msgspec.structs.fields(kind):
+                default = yaml.safe_load(rows[field.encode_name][2].strip("`"))
+                if not field.required:
+                    self.assertEqual(default, field.default, f"{kind}: {field.name}")
+        keys = {field.encode_name for kind in get_args(Command) for field in fieldsOf(kind)}
+        self.assertEqual({*rows} - {"key"}, keys | {"command"})
+
+    def test_lease(self) -> None:
+        """Each key of a lease is there."""
+        keys = {field.encode_name for field in fieldsOf(LeaseRequest)}
+        self.assertEqual({*self.document.rows("Leases", 4)} - {"key"}, keys)
+
+    def test_events(self) -> None:
+        """Each event is there, with its keys; so is what is told to those who wait."""
+        _, *events = self.document.rows("Watch", 2)
+        self.assertEqual(events, [*(kind.value for kind in ChangeKind), "heartbeat"])
+        keys = {*self.document.rows("Watch", 3)} - {"key"}
+        told = {key for event in events for key in MORE_OF[event]}
+        self.assertEqual(keys, told | NOTICE)
+        queued = {*self.document.rows("Waiting for a device", 3)} - {"key of `queued"}
+        self.assertEqual(queued, MORE_OF["queued"] | NOTICE)
+
+    def test_page(self) -> None:
+        """A web page listens to events that there are, and to all of them."""
+        (block,) = (b for b in self.document.blocks if b.kind == "js")
+        names = set(re.findall('"([a-z]+)"', block.text))
+        self.assertEqual(names, {"snapshot", *(kind.value for kind in ChangeKind)})
+
+    def test_watcher(self) -> None:
+        """The example of a watcher misses nothing when its connection breaks."""
+        (block,) = (b for b in self.document.blocks if "def watch(" in b.text)
+        names: dict[str, Any] = {}
+        config = "backend: {type: virtual, port: 0}"
+        with ChildDaemon(config) as daemon, Breaking(daemon.port) as relay:
+            program = block.text.partition("\n\n\nnews = ")[0].replace("5055", str(relay.port))
+            exec(compile(program, block.where, "exec"), names)
+            news = names["watch"]("127.0.0.1", serial="DISK1")
+            self.assertEqual(next(news)["data"][0]["serial"], "DISK1")
+            for command in ("attach", "detach", "attach"):
+                daemon.ask(command, serial="DISK1")
+            told = (message.get("event") for message in news)
+            heard = [*islice((event for event in told if event), 3)]
+        self.assertEqual(heard, ["bound", "unbound", "bound"])
+        self.assertGreater(relay.connections, 1)
 
     def test_statuses(self) -> None:
         """Each status is there, with its keys."""
@@ -88,6 +183,51 @@ class ConfigTests(DocumentCase, SynchronousTestCase):
         """Each key is there, with its default."""
         rows = self.document.rows("Keys", 4)
         self.assertEqual(shownDefaults(rows), flat(plain(Config())))
+
+    def test_rules(self) -> None:
+        """So is each key of a rule, and what it can be."""
+        rows = self.document.rows("devices", 4)
+        for field in msgspec.structs.fields(Rule):
+            default = rows[field.encode_name][2].strip("`")
+            self.assertEqual(default, "required" if field.required else shown(field.default))
+        self.assertEqual({*rows} - {"key"}, {field.encode_name for field in fieldsOf(Rule)})
+        shares = {share.value for share in Share}
+        self.assertEqual({*self.document.rows("devices", 2)} - {"share"}, shares)
+        keys = {field.encode_name for field in fieldsOf(Match)}
+        self.assertEqual({*self.document.rows("devices", 3)} - {"key of `match"}, keys)
+        self.assertLessEqual({*CLASSES}, {*self.document.spans()})
+
+    def test_hookKeys(self) -> None:
+        """So is each key of a hook, and each event."""
+        rows = self.document.rows("hooks", 4)
+        for field in msgspec.structs.fields(Hook):
+            default = rows[field.encode_name][2].strip("`")
+            self.assertEqual(default, "required" if field.required else shown(field.default))
+        self.assertEqual({*rows} - {"key"}, {field.encode_name for field in fieldsOf(Hook)})
+        names = re.findall(r"\w+", " ".join(self.document.rows("hooks", 2)))
+        self.assertEqual(names[1:], [occasion.value for occasion in Occasion])
+
+    def test_hooks(self) -> None:
+        """The examples of hooks do what is said of them."""
+        folder = Path(self.mktemp()).absolute()
+        folder.mkdir()
+        scripts = [block.text for block in self.document.blocks if "chmod" in block.text]
+        for script in scripts:
+            child(["sh", "-e", "-c", script.replace("/run/", f"{folder}/")], folder)
+        (hooks,) = (
+            b.text for b in self.document.blocks if b.text.startswith("hooks:\n  - events: [a")
+        )
+        (refusal,) = (b.text for b in self.document.blocks if "says no" in b.text)
+        (folder / "backup.lock").touch()
+        config = hooks.replace("/usr/local/bin", str(folder))
+        config = config.replace("[added, removed,", "[bound,")
+        with ChildDaemon(f"backend: {{type: virtual, port: 0}}\n{config}") as daemon:
+            said = daemon.ask("attach", id="1-2")["message"]
+            self.assertEqual(said.replace(str(folder), "/usr/local/bin"), refusal)
+            (folder / "backup.lock").unlink()
+            self.assertEqual(daemon.ask("attach", id="1-2")["status"], "success")
+            lines = [daemon.logged("{hook} on {device}: {line}")["line"] for _ in range(2)]
+        self.assertEqual(lines, ["failed at 1-2: DISK1", "bound at 1-2: DISK1"])
 
     def test_listen(self) -> None:
         """What may be listened on can be listened on."""
@@ -234,6 +374,21 @@ def shownDefaults(rows: dict[str, tuple[str, ...]]) -> dict[str, Any]:
         for name, cells in rows.items()
         if cells[0].startswith("`")
     }
+
+
+def fieldsOf(kind: type[Any]) -> tuple[Any, ...]:
+    """
+    The keys of a request.
+    """
+    return msgspec.structs.fields(kind)
+
+
+def shown(default: Any) -> str:
+    """
+    A default as it would stand in a file.
+    """
+    found = msgspec.json.encode(default).decode()
+    return found.strip('"')
 
 
 def plain(struct: msgspec.Struct) -> dict[str, Any]:

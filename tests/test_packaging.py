@@ -17,6 +17,7 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from usbip_server.backends import sysfs, usbiptool, virtual
 from usbip_server.config import Config, Source
+from usbip_server.rules import Hook, Match, Occasion, Rule
 
 PROJECT = Path(__file__).parent.parent
 SECONDS = 120
@@ -30,11 +31,15 @@ class ExampleTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.text = (PROJECT / "config.example.yaml").read_text()
 
+    def commented(self, key: str) -> list[str]:
+        """The blocks of a key that are commented out."""
+        blocks = re.findall(rf"^# {key}:\n(?:#   .*\n)+", self.text, re.MULTILINE)
+        return [re.sub("^# ", "", block, flags=re.MULTILINE) for block in blocks]
+
     def backends(self) -> list[dict[str, Any]]:
         """The backend block, and those that are commented out."""
-        others = re.findall(r"^# backend:\n(?:#   .*\n)+", self.text, re.MULTILINE)
-        blocks = [re.sub("^# ", "", block, flags=re.MULTILINE) for block in others]
-        return [Source("example", text).config().backend for text in (self.text, *blocks)]
+        blocks = (self.text, *self.commented("backend"))
+        return [Source("example", text).config().backend for text in blocks]
 
     def test_defaults(self) -> None:
         """The file says what is so without it."""
@@ -70,6 +75,16 @@ class ExampleTests(SynchronousTestCase):
         shown = {key for device in devices for key in device}
         fields = msgspec.structs.fields(virtual.VirtualDevice)
         self.assertEqual(shown, {field.encode_name for field in fields})
+
+    def test_rules(self) -> None:
+        """The rules and hooks that are commented out are right, and say every key."""
+        ((rules,), (hooks,)) = self.commented("devices"), self.commented("hooks")
+        config = Source("example", rules + hooks).config()
+        for kind, text in ((Rule, rules), (Match, rules), (Hook, hooks)):
+            for field in msgspec.structs.fields(kind):
+                self.assertRegex(text, rf"[ {{]{field.encode_name}:")
+        told = {occasion for hook in config.hooks for occasion in hook.events}
+        self.assertEqual(told, {*Occasion})
 
     def test_comments(self) -> None:
         """Each key is explained where it stands first."""

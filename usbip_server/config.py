@@ -6,6 +6,7 @@ C{config.example.yaml} shows every key.
 
 from __future__ import annotations
 
+import enum
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +18,7 @@ from yaml.reader import ReaderError
 from usbip_server.backends.options import invalid
 from usbip_server.errors import InvalidOption
 from usbip_server.limits import Limits, Timeouts
-from usbip_server.rules import Hook, Rule
+from usbip_server.rules import Hook, Occasion, Rule, Share
 from usbip_server.settings import OnStop, Settings
 
 Path = tuple[str | int, ...]
@@ -25,6 +26,10 @@ Path = tuple[str | int, ...]
 HOST_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
 """As it can stand in a C{Host} header, less the port. A name in another script stands there
 as its punycode."""
+
+
+CHOICES: dict[str, type[enum.Enum]] = {"share": Share, "events": Occasion, "on_stop": OnStop}
+"""What can stand at a key, by the key."""
 
 
 class Http(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -141,7 +146,7 @@ class Source:
             config = msgspec.convert(self._data, Config)
         except msgspec.ValidationError as error:
             wrong = invalid(error)
-            raise self.error(wrong.path, wrong.reason) from None
+            raise self.error(wrong.path, wrong.reason + _choices(wrong)) from None
         if not isinstance(config.backend.get("type"), str):
             raise self.error(("backend", "type"), "is missing: say which backend, as sysfs")
         if not config.listen:
@@ -180,7 +185,10 @@ class Source:
             key = _scalar(keyNode) if isinstance(keyNode, yaml.ScalarNode) else None
             line = keyNode.start_mark.line + 1
             if not isinstance(key, str):
-                raise ConfigError(f"{self._name}:{line}: a key has to be a word")
+                raise ConfigError(
+                    f"{self._name}:{line}: a key has to be a word ("
+                    "YAML takes on, off, yes and no for true and false: put them in quotes)"
+                )
             if key in mapping:
                 raise ConfigError(
                     f"{self._name}:{line}: {'.'.join(map(str, (*path, key)))}: stands here twice"
@@ -188,6 +196,16 @@ class Source:
             self._lines[(*path, key)] = line
             mapping[key] = self._take(valueNode, (*path, key))
         return mapping
+
+
+def _choices(wrong: InvalidOption) -> str:
+    """
+    What there is to choose from, where something else stands.
+    """
+    key = next((step for step in reversed(wrong.path) if isinstance(step, str)), "")
+    if key not in CHOICES or "enum value" not in wrong.reason:
+        return ""
+    return f": it is one of {', '.join(choice.value for choice in CHOICES[key])}"
 
 
 def _scalar(node: yaml.Node) -> Any:

@@ -195,6 +195,7 @@ class Keeper:
 
     def _forget(self, device: UsbDevice) -> None:
         stay = _stay(device)
+        self._operations.forget(device)
         self._resting.discard(stay)
         self._driverless.discard(stay)
         self._pauses.pop(stay, None)

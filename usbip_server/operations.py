@@ -80,6 +80,10 @@ class Operations:
         """Has this daemon bound the device, in this stay of it?"""
         return (device.busId, device.deviceNumber) in self._bound
 
+    def forget(self, device: UsbDevice) -> None:
+        """The device is gone."""
+        self._bound.discard((device.busId, device.deviceNumber))
+
     async def perform(
         self,
         verb: str,
@@ -144,12 +148,13 @@ class Operations:
         Deferred.fromCoroutine(self._run(operation, failed))
         return operation
 
-    async def stop(self) -> None:
+    async def stop(self, until: float) -> None:
         """
-        Begin nothing more, and wait for what is in progress, C{timeouts.stop} at the most.
+        Begin nothing more, and wait for what is in progress.
+
+        @param until: for how long, by the reactor's clock.
         """
         self._stopping = True
-        until = self._clock.seconds() + self.timeouts.stop
         for operation in tuple(self._running.values()):
             if not await operation.ended.within(until - self._clock.seconds()):
                 self._log.warn(
@@ -229,6 +234,6 @@ class Operations:
         mounted = self._rules.of(device).allow_mounted
         wasFree = device.state is DeviceState.FREE
         bound = await self._backend.bind(device, self.timeouts.bind, mounted)
-        if wasFree:
+        if wasFree and self._backend.inventory.same(bound) is not None:
             self._bound.add((bound.busId, bound.deviceNumber))
         return bound

@@ -43,6 +43,9 @@ from usbip_server.settings import OnStop, Settings
 from usbip_server.statefile import StateFile
 from usbip_server.wishes import Wishes
 
+LAST_WRITE = 1.0
+"""Seconds that the state file may take at the end, whatever else has taken long."""
+
 Method = Callable[[Any, Caller, float], Awaitable[UsbDevice]]
 """Takes the command, who asks, and until when there has to be an answer."""
 
@@ -148,11 +151,11 @@ class Sharing:
             self._keeper.unbindAll()
         self._wishes.stop()
         self._damper.stop()
-        seconds = self._settings.timeouts.stop
-        await self._operations.stop()
-        await self._hooks.stop(seconds)
+        until = self._clock.seconds() + self._settings.timeouts.stop
+        await self._operations.stop(until)
+        await self._hooks.stop(max(0.0, until - self._clock.seconds()))
         if self._stateFile is not None:
-            await self._stateFile.close(seconds)
+            await self._stateFile.close(max(LAST_WRITE, until - self._clock.seconds()))
         await self._backend.stop()
 
     def apply(self, settings: Settings) -> None:

@@ -4,12 +4,24 @@ A JSON connection in memory, for its tests.
 
 from __future__ import annotations
 
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.support import ALICE, PatientBackend, PromptBackend, Wire, asked
+from tests.support import (
+    ALICE,
+    EPOCH,
+    MemoryTransport,
+    PatientBackend,
+    PromptBackend,
+    Wire,
+    asked,
+    changed,
+)
 from usbip_server.answers import Answers
+from usbip_server.device import UsbDevice
 from usbip_server.limits import Limits, Timeouts
+from usbip_server.policy import Principal
 from usbip_server.protocols.lines import JsonLines
 from usbip_server.settings import Settings
 from usbip_server.sharing import Sharing
@@ -24,6 +36,8 @@ TRICKY = rb'{"command":"find","desc":"}{\"\\","keep_alive":true}'
 class LinesTestCase(SynchronousTestCase):
     """
     A connection to a backend that does at once, or not, what is asked of it.
+
+    @ivar sharing: what answers.
     """
 
     limits = Limits(requestBytes=1024)
@@ -34,10 +48,29 @@ class LinesTestCase(SynchronousTestCase):
         self.backend: PatientBackend = PromptBackend()
 
     def connect(self) -> Wire:
-        """A new connection."""
-        sharing = Sharing(self.backend, self.clock, Settings(timeouts=self.timeouts))
-        asked(sharing.start())
-        return Wire(JsonLines(Answers(sharing), ALICE, self.limits, self.timeouts, self.clock))
+        """A new connection, to a daemon of its own."""
+        settings = Settings(limits=self.limits, timeouts=self.timeouts)
+        self.sharing = Sharing(
+            self.backend, self.clock, settings, now=lambda: EPOCH + self.clock.seconds()
+        )
+        asked(self.sharing.start())
+        return self.another()
+
+    def another(
+        self, principal: Principal = ALICE, transport: MemoryTransport | None = None
+    ) -> Wire:
+        """One more connection, to the same daemon."""
+        answers = Answers(self.sharing)
+        lines = JsonLines(answers, principal, self.limits, self.timeouts, self.clock)
+        return Wire(lines, transport)
+
+    def stopped(self) -> Deferred[None]:
+        """Stop it; fires when that is done."""
+        return asked(self.sharing.stop())
+
+    def become(self, device: UsbDevice, **fields: object) -> None:
+        """Let a device be like that from now on."""
+        self.backend.inventory.replace([changed(device, **fields)], {device.busId})
 
     def patiently(self) -> Wire:
         """A connection on which attach and detach take until the test ends them."""

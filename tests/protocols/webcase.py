@@ -10,8 +10,18 @@ from typing import Any
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.support import ALICE, PatientBackend, PromptBackend, Wire, asked, threeWays
+from tests.support import (
+    ALICE,
+    EPOCH,
+    PatientBackend,
+    PromptBackend,
+    Wire,
+    asked,
+    changed,
+    threeWays,
+)
 from usbip_server.answers import Answers
+from usbip_server.device import UsbDevice
 from usbip_server.limits import Limits, Timeouts
 from usbip_server.protocols.web import WebFactory
 from usbip_server.settings import Settings
@@ -34,9 +44,12 @@ def post(
     return b"\r\n".join(lines) + b"\r\n\r\n" + body
 
 
-def get(method: bytes = b"GET", path: bytes = b"/", version: bytes = b"1.1") -> bytes:
+def get(
+    method: bytes = b"GET", path: bytes = b"/", version: bytes = b"1.1", *headers: bytes
+) -> bytes:
     """A request without a body."""
-    return b"%s %s HTTP/%s\r\nHost: localhost\r\n\r\n" % (method, path, version)
+    lines = [b"%s %s HTTP/%s" % (method, path, version), b"Host: localhost", *headers]
+    return b"\r\n".join(lines) + b"\r\n\r\n"
 
 
 class Response:
@@ -78,6 +91,7 @@ class WebTestCase(SynchronousTestCase):
     """
 
     hosts: tuple[str, ...] = ()
+    limits = Limits(requestBytes=1024)
 
     def setUp(self) -> None:
         self.clock = Clock()
@@ -85,12 +99,23 @@ class WebTestCase(SynchronousTestCase):
         self.timeouts = Timeouts(request=30, answer=1.8)
 
     def connect(self) -> Wire:
-        """A new connection."""
-        sharing = Sharing(self.backend, self.clock, Settings(timeouts=self.timeouts))
-        asked(sharing.start())
-        limits = Limits(requestBytes=1024)
-        factory = WebFactory(Answers(sharing), self.hosts, limits, self.timeouts, self.clock)
+        """A new connection, to a daemon of its own."""
+        settings = Settings(limits=self.limits, timeouts=self.timeouts)
+        self.sharing = Sharing(
+            self.backend, self.clock, settings, now=lambda: EPOCH + self.clock.seconds()
+        )
+        asked(self.sharing.start())
+        return self.another()
+
+    def another(self) -> Wire:
+        """One more connection, to the same daemon."""
+        answers = Answers(self.sharing)
+        factory = WebFactory(answers, self.hosts, self.limits, self.timeouts, self.clock)
         return Wire(factory.makeChannel(ALICE))
+
+    def become(self, device: UsbDevice, **fields: object) -> None:
+        """Let a device be like that from now on."""
+        self.backend.inventory.replace([changed(device, **fields)], {device.busId})
 
     def ask(self, request: bytes) -> Response:
         """The one response to a request, delivered in all three ways."""

@@ -6,6 +6,19 @@ from __future__ import annotations
 
 import re
 
+LINES_AT_ONCE = 4096
+"""Bytes of lines to split at a time: for each line C{LineReceiver} copies what is left."""
+
+
+def someLines(data: bytes, begin: int) -> bytes:
+    """
+    A few whole lines, or a long one, or the beginning of one.
+
+    @param begin: where in C{data}.
+    """
+    end = data.rfind(b"\n", begin, begin + LINES_AT_ONCE) + 1
+    return data[begin : end or data.find(b"\n", begin + LINES_AT_ONCE) + 1 or len(data)]
+
 
 class ObjectEnds:
     """

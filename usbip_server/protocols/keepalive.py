@@ -6,11 +6,39 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.interfaces import ISSLTransport
+from twisted.internet.interfaces import IDelayedCall, IReactorTime, ISSLTransport
 
 PROBES = 3
+
+ASK_AGAIN = 1.0
+"""Seconds for a refusal to come back."""
+
+
+class StillThere:
+    """
+    Finds out whether a client that has closed its side still listens. One that was killed
+    looks like that too: its kernel refuses what we say, and that is noticed when we speak
+    again.
+    """
+
+    def __init__(self, say: Callable[[], None], clock: IReactorTime) -> None:
+        self._say = say
+        self._clock = clock
+        self._again: IDelayedCall | None = None
+
+    def ask(self) -> None:
+        """Speak twice."""
+        self.end()
+        self._say()
+        self._again = self._clock.callLater(ASK_AGAIN, self._say)
+
+    def end(self) -> None:
+        """It does not matter any more."""
+        if self._again is not None and self._again.active():
+            self._again.cancel()
 
 
 def watchOver(transport: Any, seconds: float) -> None:

@@ -34,20 +34,13 @@ from usbip_server.caller import Caller
 from usbip_server.feed import Stream
 from usbip_server.limits import Limits, Timeouts
 from usbip_server.policy import Principal
-from usbip_server.protocols.framing import ObjectEnds
+from usbip_server.protocols.framing import ObjectEnds, someLines
 from usbip_server.protocols.halfclose import LINGER, closeOurSide
-from usbip_server.protocols.keepalive import watchOver
+from usbip_server.protocols.keepalive import StillThere, watchOver
 from usbip_server.protocols.watcher import Watcher
 
 READ_AT_ONCE = 2**16
 """Bytes that may come beyond a request that is complete, before it is taken out."""
-
-LINES_AT_ONCE = 4096
-"""Bytes of lines to split at a time: for each line C{LineReceiver} copies what is left."""
-
-
-PROBE_AGAIN = 1.0
-"""Seconds for a refusal to come back."""
 
 
 @implementer(IHalfCloseableProtocol)
@@ -75,7 +68,7 @@ class JsonLines(LineReceiver, TimeoutMixin):
         self._limits = limits
         self._timeouts = timeouts
         self._watcher: Watcher | None = None
-        self._nextProbe: IDelayedCall | None = None
+        self._stillThere = StillThere(lambda: self._tell(answers.heartbeat()), clock)
         self._ends = ObjectEnds()
         self._requests: deque[bytes] = deque()
         self._unsplit = b""  # has come, and waits for an answer that is under way
@@ -100,8 +93,7 @@ class JsonLines(LineReceiver, TimeoutMixin):
         self.setTimeout(None)
         if self._watcher is not None:
             self._watcher.end()
-        if self._nextProbe is not None and self._nextProbe.active():
-            self._nextProbe.cancel()
+        self._stillThere.end()
         self._caller.gone()
 
     def dataReceived(self, data: bytes) -> None:
@@ -182,7 +174,6 @@ class JsonLines(LineReceiver, TimeoutMixin):
         """
         self._lastOne = True
         if self._watcher is not None and not self._closing:
-            self._watcher.end()
             self._closeOurSide()
         self._closeIfDone()
 
@@ -190,14 +181,8 @@ class JsonLines(LineReceiver, TimeoutMixin):
         if not self._closing:
             self.transport.write(line)
 
-    def _probe(self) -> None:
-        if self._answering:
-            self._tell(self._answers.heartbeat())
-
     def _hold(self) -> None:
-        """
-        Something lasts as long as the connection does: the client may take its time.
-        """
+        """Something lasts as long as the connection does: the client may take its time."""
         watchOver(self.transport, self._timeouts.heartbeat)
         self.setTimeout(None)
         if self._answering and not self._atIt:
@@ -205,32 +190,25 @@ class JsonLines(LineReceiver, TimeoutMixin):
 
     def _wait(self) -> None:
         """
-        Read no further until there is the answer that is under way; if the client can make
-        up for that by going, look whether it does.
+        An answer is under way: read no further, except to see the client go where that
+        makes a difference.
         """
         self.setTimeout(None)
         super().pauseProducing()
         if self._caller.isHeld and not self._halfClosed:
             self.transport.resumeProducing()
         elif self._caller.isHeld:
-            # A client that was killed looks like one that only listens: its kernel refuses
-            # what we say, and that is noticed when we speak again.
-            self._probe()
-            self._nextProbe = self._clock.callLater(PROBE_AGAIN, self._probe)
+            self._stillThere.ask()
 
     def _splitLines(self, data: bytes) -> None:
-        """
-        Have C{lineReceived} called with the lines, a few whole ones at a time or a long one.
-        """
+        """Have C{lineReceived} called with the lines."""
         begin = 0
         while not (self.paused or self._closing):
-            end = data.rfind(b"\n", begin, begin + LINES_AT_ONCE) + 1
-            end = end or data.find(b"\n", begin + LINES_AT_ONCE) + 1 or len(data)
-            lines = data[begin:end]
+            lines = someLines(data, begin)
+            begin += len(lines)
             if lines.isspace() and lines.endswith(b"\n"):
                 lines = b"\n"
             super().dataReceived(lines)
-            begin = end
             if begin == len(data):
                 return
         self._unsplit = data[begin:]
@@ -271,6 +249,7 @@ class JsonLines(LineReceiver, TimeoutMixin):
 
     def _answered(self, answer: Answer) -> None:
         self._answering = False
+        self._stillThere.end()
         if self._closing:
             return
         self.transport.write(answer.encoded)
@@ -334,5 +313,8 @@ class JsonLines(LineReceiver, TimeoutMixin):
         self._closing = True
         self._requests.clear()
         self.setTimeout(self._timeouts.request)  # until what is written has gone
-        self.transport.unregisterProducer()
+        if self._watcher is None:
+            self.transport.unregisterProducer()
+        else:
+            self._watcher.end()
         closeOurSide(self.transport, self._halfClosed)

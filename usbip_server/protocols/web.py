@@ -13,11 +13,14 @@ from typing import Any, BinaryIO, cast
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IHalfCloseableProtocol, IReactorTime
+from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel, HTTPFactory, Request
 from zope.interface import implementer
 
 from usbip_server.answers import Answer, Answers, refusal
+from usbip_server.caller import Caller
 from usbip_server.errors import InvalidRequest, NotAllowed
 from usbip_server.feed import Stream
 from usbip_server.limits import Limits, Timeouts
@@ -94,6 +97,9 @@ class WebRequest(Request):
             return
         if self.path == b"/events" and self.method == b"GET":
             await self._events(gone)
+        elif self.path == b"/events":
+            self.setHeader(b"allow", b"GET")
+            self._send(405, refusal("listen with GET"))
         elif self.path != b"/":
             self._send(404, refusal("there is nothing here: the paths are / and /events"))
         elif self.method in (b"GET", b"HEAD"):
@@ -117,7 +123,7 @@ class WebRequest(Request):
         except InvalidRequest as error:
             self._send(400, refusal(str(error)))
             return
-        answer = await self._factory.answers.watch(command, self.channel.principal)
+        answer = await self._factory.answers.watch(command, self.channel.caller.principal)
         if gone.called:
             return
         if answer.stream is None:
@@ -164,7 +170,6 @@ class WebChannel(HTTPChannel):
     """
 
     requestFactory = WebRequest
-    principal: Principal
     factory: WebFactory
     transport: Any
     caller: Caller
@@ -177,10 +182,6 @@ class WebChannel(HTTPChannel):
         """
         Tell what happens, as long as the client listens.
         """
-        if self._halfClosed:
-            self.transport.abortConnection()
-            return
-        self._hold()
         self._watched = request
         self._watcher = Watcher(
             request,
@@ -188,12 +189,19 @@ class WebChannel(HTTPChannel):
             stream,
             sse.frame,
             sse.beat,
-            self.principal,
+            self.caller.principal,
             self.factory.limits.watchBytes,
         )
         self._watcher.begin(self.factory.clock, self.factory.timeouts.heartbeat)
+        self.hold()
 
-    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
+    def hold(self) -> None:
+        """The client may take its time, and has to be there."""
+        watchOver(self.transport, self.factory.timeouts.heartbeat)
+        if self._halfClosed:
+            self.transport.abortConnection()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         super().connectionLost(reason)
         if self._watcher is not None:
             self._watcher.end()
@@ -254,11 +262,6 @@ class WebChannel(HTTPChannel):
             self._watched.finish()
         elif not self.paused:
             self.loseConnection()
-
-    def _hold(self) -> None:
-        watchOver(self.transport, self.factory.timeouts.heartbeat)
-        if self._halfClosed:
-            self.transport.abortConnection()
 
 
 class WebFactory(HTTPFactory):

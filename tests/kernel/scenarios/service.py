@@ -20,6 +20,8 @@ from tests.kernel import guest
 DISK = guest.DISK.busId
 UNIT = "usbipshare.service"
 UNITS = Path("/etc/systemd/system")
+CONFIG = Path("/etc/usbipshare.yaml")
+LISTEN = "listen: ['tcp:5055']\n"
 
 # The tests' interpreter, or all of this, may be where the sandbox shows nothing.
 HIDDEN = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")
@@ -53,6 +55,7 @@ class ServiceTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         guest.awaitDevices()
+        guest.modprobe("vhci-hcd")
         self.addCleanup(guest.resetUsb)
         UNITS.mkdir(parents=True, exist_ok=True)
         unit = resources.files("usbip_server.data").joinpath(UNIT)
@@ -65,7 +68,7 @@ class ServiceTests(SynchronousTestCase):
         home = Path("/opt/usbipshare")
         home.unlink(missing_ok=True)
         home.symlink_to(sys.prefix)
-        Path("/etc/usbipshare.yaml").write_text("listen: ['tcp:5055']\n")
+        CONFIG.write_text(LISTEN)
         if not os.path.ismount("/sys/fs/cgroup"):
             guest.check("mount", "-t", "cgroup2", "none", "/sys/fs/cgroup")
         systemd = subprocess.Popen(
@@ -103,28 +106,63 @@ class ServiceTests(SynchronousTestCase):
 
     def ask(self, **request: object) -> Any:
         """Ask the daemon."""
-        answer = json.loads(guest.check("nc", "-N", "localhost", "5055", stdin=json.dumps(request)))
+        answer = self.answer(**request)
         self.assertEqual(answer["status"], "success", answer)
         return answer["data"]
 
+    def answer(self, **request: object) -> Any:
+        """What it answers."""
+        said = guest.check("nc", "-N", "localhost", "5055", stdin=json.dumps(request))
+        return json.loads(said)
+
+    def inside(self, *command: str) -> None:
+        """Run a program where this systemd's mounts are."""
+        guest.check("nsenter", f"--target={self.process}", "--mount", *command)
+
     def test_service(self) -> None:
         """
-        It loads the module, is active when it is ready, binds devices in spite of its
-        sandbox, is started again when it is killed, and stops cleanly.
+        It loads the module, is active when it is ready, binds devices and ends sessions in
+        spite of its sandbox, but takes no disk that is mounted; it is started again when it is
+        killed, reads its file anew when it is told to, stops cleanly, and knows then what was
+        asked for.
         """
         self.untilActive()
         self.assertEqual(self.show("Type"), "notify")
         self.assertTrue(Path("/sys/bus/usb/drivers/usbip-host").exists())
+        self.inside("mount", "-t", "tmpfs", guest.waitBlockDevice(DISK), "/mnt")
+        refused = self.answer(command="attach", id=DISK)
+        self.assertIn("is mounted on /mnt", refused["message"])
+        self.inside("umount", "/mnt")
         self.ask(command="attach", id=DISK)
         self.assertEqual(guest.driverOf(DISK), "usbip-host")
+
+        with guest.StockUsbipd():
+            guest.check("usbip", "attach", "-r", "127.0.0.1", "-b", DISK)
+            _, imported = guest.waitImport()
+        guest.waitBlockDevice(imported)
+        self.ask(command="kick", id=DISK)
+        guest.waitGone(imported)
+        self.assertEqual(guest.usbipStatus(DISK), 1)
 
         first = int(self.show("MainPID"))
         self.systemctl("kill", f"--signal={signal.SIGKILL.value}", UNIT)
         guest.waitUntil(lambda: int(self.show("MainPID")) not in (0, first), "it is restarted", 120)
         self.untilActive()
         self.assertEqual(self.ask(command="find", id=DISK, detail=True)["state"], "bound")
-        self.ask(command="detach", id=DISK)
-        self.assertEqual(guest.driverOf(DISK), "usb")
+
+        CONFIG.write_text(f"{LISTEN}devices: [{{match: {{id: {DISK}}}, name: disk}}]\n")
+        self.systemctl("reload", UNIT)
+        guest.waitUntil(
+            lambda: self.answer(command="find", id="disk")["status"] == "success", "it has a name"
+        )
 
         self.systemctl("stop", UNIT)
         self.assertEqual((self.show("ActiveState"), self.show("Result")), ("inactive", "success"))
+        guest.unplug("disk")
+        guest.waitGone(DISK)
+        guest.replug("disk")
+        guest.waitPresent(DISK)
+        self.systemctl("start", UNIT)
+        guest.waitPresent(DISK, "usbip-host")
+        self.ask(command="detach", id="disk")
+        self.assertEqual(guest.driverOf(DISK), "usb")

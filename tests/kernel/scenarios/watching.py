@@ -109,6 +109,7 @@ class Scenarios(DaemonCase):
                 self.assertEqual(self.state(daemon), "bound")
                 self.assertEqual(guest.usbipStatus(DISK), 1)
             self.succeeds(daemon.ask("detach", id=DISK))
+            watcher.told("unbound", DISK)
             guest.waitBlockDevice(DISK)
             lease = {"owner": "ci-job-81", "ttl": 15}
             leased = self.succeeds(daemon.ask("attach", id=DISK, lease=lease, detail=True))

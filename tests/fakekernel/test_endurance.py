@@ -1,0 +1,100 @@
+"""
+A thousand plugs and unplugs, with all that a daemon does about each.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import tracemalloc
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock, deferLater
+from twisted.trial.unittest import TestCase
+
+from tests.desiredcase import MemoryStateFile
+from usbip_server.backends.sysfs import SysfsBackend
+from usbip_server.commands import WatchDevices
+from usbip_server.kernel.machine import Machine
+from usbip_server.kernel.usbids import UsbIds
+from usbip_server.limits import Limits
+from usbip_server.rules import Match, Rule, Share
+from usbip_server.settings import Settings
+from usbip_server.sharing import Sharing
+from usbip_server.testing import FakeKernel
+
+CYCLES = 1000
+WARM_UP = 100
+GROWTH = 256 * 1024
+"""Bytes that may be more after it: caches that grow to their bounds."""
+
+
+class EnduranceTests(TestCase):
+    """
+    With real threads and the real reactor, on a kernel in memory.
+    """
+
+    timeout = 300
+
+    async def test_plugs(self) -> None:
+        """Nothing is left of them: no threads, no descriptors, no memory; and each time the
+        device is bound again."""
+        kernel = FakeKernel()
+        for number in range(1, 17):
+            kernel.plug(f"1-{number}", serial=f"S{number}")
+        machine = Machine(kernel, reactor, 30.0, UsbIds([]))
+        backend = SysfsBackend(machine)
+        settings = Settings(
+            devices=(Rule(match=Match(bus="*"), share=Share.ALWAYS),),
+            limits=Limits(history=WARM_UP),
+        )
+        clock = Clock()
+        sharing = Sharing(
+            backend,
+            clock,
+            settings,
+            MemoryStateFile(),  # type: ignore[arg-type]
+        )
+        await sharing.start()
+        self.addCleanup(lambda: Deferred.fromCoroutine(sharing.stop()))
+        bound: dict[str, int] = {}
+
+        def count(kind: str, busId: str) -> None:
+            bound[busId] = bound.get(busId, 0) + (kind == "bound")
+
+        _, stream = sharing.watch(WatchDevices())
+        stream.begin(lambda event, line: count(event.kind.value, event.device.busId))
+        self.addCleanup(stream.end)
+
+        async def cycle(number: int) -> None:
+            busId = f"1-{number % 16 + 1}"
+            clock.advance(5)  # seldom enough at each port not to be flapping
+            before = bound.get(busId, 0)
+            kernel.unplug(busId)
+            kernel.plug(busId, serial=f"S{number % 16 + 1}")
+            for _ in range(2000):
+                if bound.get(busId, 0) > before:
+                    return
+                await deferLater(reactor, 0.001)  # type: ignore[arg-type]
+            self.fail(f"{busId} is not bound again in cycle {number}")
+
+        for number in range(WARM_UP):
+            await cycle(number)
+        threads, descriptors = threading.active_count(), len(os.listdir("/proc/self/fd"))
+        gc.collect()
+        tracemalloc.start()
+        try:
+            before, _ = tracemalloc.get_traced_memory()
+            for number in range(WARM_UP, WARM_UP + CYCLES):
+                await cycle(number)
+            await machine.look(None)  # as every 30 s
+            del kernel.writes[:], kernel.reads[:]
+            gc.collect()
+            after, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        self.assertLess(after - before, GROWTH)
+        self.assertLessEqual(threading.active_count(), threads + 1)
+        self.assertLessEqual(len(os.listdir("/proc/self/fd")), descriptors)

@@ -1,0 +1,597 @@
+"""
+Tests of L{usbip_server.protocols.lines}: watching.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from twisted.internet.interfaces import ISSLTransport
+from zope.interface import implementer
+
+from tests.protocols.linescase import ATTACH, KEEP, LIST, LinesTestCase
+from tests.support import (
+    DEVICES,
+    EPOCH,
+    MOUSE,
+    STICK,
+    UNO,
+    MemoryTransport,
+    PatientBackend,
+    Wire,
+    changed,
+    threeWays,
+)
+from usbip_server.device import DeviceState, Holder
+from usbip_server.limits import Limits
+from usbip_server.protocols.halfclose import LINGER
+
+WATCH = b'{"command":"watch"}'
+LEASE = b'{"command":"attach","id":"1-1.4","lease":{"owner":"ci-1","ttl":600},"keep_alive":true}'
+BOUND, FREE, IN_USE = DeviceState.BOUND, DeviceState.FREE, DeviceState.IN_USE
+
+
+@implementer(ISSLTransport)
+class TlsTransport(MemoryTransport):
+    """
+    One with TLS on a connection that is none.
+    """
+
+    transport = None
+
+    def getPeerCertificate(self) -> object:
+        return None
+
+
+def watch(**more: object) -> bytes:
+    """A request to watch."""
+    return json.dumps({"command": "watch", **more}).encode() + b"\n"
+
+
+class WatchTestCase(LinesTestCase):
+    """
+    Connections that watch.
+    """
+
+    def watch(self, **more: object) -> Wire:
+        """A new connection that watches, to a daemon of its own."""
+        wire = self.connect()
+        wire.send(watch(**more))
+        return wire
+
+    def alsoWatch(self, **more: object) -> Wire:
+        """One more, to the same daemon."""
+        wire = self.another()
+        wire.send(watch(**more))
+        return wire
+
+    def kinds(self, wire: Wire) -> list[tuple[str, str]]:
+        """What it was told: the kinds of the events, and the bus ids."""
+        return [(event["event"], event["data"]["bus_id"]) for event in wire.events]
+
+    def seqs(self, wire: Wire) -> list[int]:
+        """The numbers of the events it was told."""
+        return [event["seq"] for event in wire.events]
+
+    def toggle(self, times: int) -> None:
+        """So many events."""
+        for _ in range(times):
+            now = self.backend.inventory.get("1-1.4")
+            self.become(UNO, state=BOUND if now == UNO else FREE)
+
+    def assertComplete(self, wire: Wire) -> None:
+        """Whoever applies the events to the snapshot has what there is."""
+        snapshot, *events = wire.answers
+        devices = {device["bus_id"]: device for device in snapshot["data"]}
+        for number, event in enumerate(events, snapshot["seq"] + 1):
+            self.assertEqual(event["seq"], number)
+            if event["event"] == "removed":
+                del devices[event["data"]["bus_id"]]
+            else:
+                devices[event["data"]["bus_id"]] = event["data"]
+        asking = self.another()
+        asking.send(b'{"command":"list","detail":true}')
+        now = {device["bus_id"]: device for device in asking.answers[0]["data"]}
+        self.assertEqual(devices, now)
+
+
+class WatchTests(WatchTestCase):
+    """
+    What a watcher is told.
+    """
+
+    def test_snapshot(self) -> None:
+        """The answer is what C{list} says, and the number of the last event before it."""
+        for detail in (False, True):
+            request = watch(detail=detail)
+            for way, segments in threeWays([request]):
+                wire = self.connect()
+                wire.send(*segments)
+                asking = self.another()
+                asking.send(json.dumps({"command": "list", "detail": detail}).encode())
+                [answer] = wire.answers
+                self.assertEqual(set(answer), {"status", "seq", "data"}, way)
+                self.assertEqual((answer["status"], answer["data"]), ("success", asking.data), way)
+                self.become(MOUSE, state=BOUND)
+                self.assertEqual(wire.events[0]["seq"], answer["seq"] + 1, way)
+                self.become(MOUSE)
+
+    def test_noLineFeed(self) -> None:
+        """A watch needs no line feed at its end either."""
+        wire = self.connect()
+        wire.send(WATCH)
+        self.toggle(2)
+        self.assertEqual(self.kinds(wire), [("bound", "1-1.4"), ("unbound", "1-1.4")])
+
+    def test_events(self) -> None:
+        """Each event is a line with its number, its time and the device as C{list} shows it."""
+        wire = self.watch()
+        [answer] = wire.answers
+        self.clock.advance(1.25)
+        self.become(UNO, state=BOUND)
+        self.assertEqual(
+            wire.events,
+            [
+                {
+                    "event": "bound",
+                    "seq": answer["seq"] + 1,
+                    "time": "2023-11-14T22:13:21.250Z",
+                    "data": answer["data"][0],
+                }
+            ],
+        )
+
+    def test_kinds(self) -> None:
+        """Everything that happens to a device has its kind."""
+        wire = self.watch(detail=True)
+        self.become(UNO, state=BOUND)
+        self.become(UNO, state=IN_USE, holder=Holder(address="192.0.2.9", since=EPOCH))
+        self.become(UNO, state=BOUND)
+        self.become(UNO)
+        self.become(UNO, product="Renamed")
+        self.backend.inventory.replace([], {"1-1.4"})
+        self.become(UNO)
+        asking = self.another()
+        asking.send(LEASE)
+        self.assertEqual(
+            [kind for kind, _ in self.kinds(wire)],
+            ["bound", "imported", "released", "unbound", "changed", "removed", "added"]
+            + ["lease", "bound"],
+        )
+        self.assertComplete(wire)
+
+    def test_holder(self) -> None:
+        """Who has imported a device is told, and who had it when it is given back; with and
+        without detail, and also where nothing is known of it."""
+        for detail in (False, True):
+            wire = self.watch(detail=detail)
+            self.become(UNO, state=IN_USE, holder=Holder(address="192.0.2.9", since=EPOCH))
+            self.become(UNO, state=BOUND)
+            self.become(UNO, state=IN_USE)
+            self.become(UNO)
+            holder: dict[str, Any] = dict.fromkeys(("bytes_in", "bytes_out"))
+            known = {**holder, "address": "192.0.2.9", "since": "2023-11-14T22:13:20.000Z"}
+            unknown = {**holder, "address": None, "since": None}
+            self.assertEqual(
+                [(event["event"], event.get("holder")) for event in wire.events],
+                [
+                    ("imported", known),
+                    ("released", known),
+                    ("imported", unknown),
+                    ("unbound", None),
+                ],
+            )
+
+    def test_lease(self) -> None:
+        """Whose a device is for a time is told; when that is over nobody's name is."""
+        wire = self.watch()
+        asking = self.another()
+        asking.send(LEASE)
+        self.clock.advance(600)
+        leases = [event for event in wire.events if event["event"] == "lease"]
+        self.assertEqual(
+            leases[0]["lease"],
+            {
+                "owner": "ci-1",
+                "address": "192.0.2.7",
+                "ttl": 600,
+                "until": "2023-11-14T22:23:20.000Z",
+            },
+        )
+        self.assertEqual(len(leases), 2)
+        self.assertNotIn("lease", leases[1])
+
+    def test_oneStep(self) -> None:
+        """What happens just before is in the snapshot, what happens just after is an event."""
+        wire = self.connect()
+        self.become(UNO, state=BOUND)
+        wire.send(watch(detail=True))
+        self.become(STICK, state=BOUND)
+        states = [device["state"] for device in wire.answers[0]["data"]]
+        self.assertEqual(states, ["bound", "free", "free"])
+        self.assertEqual(self.kinds(wire), [("bound", "1-2")])
+        self.assertComplete(wire)
+
+    def test_oneStepAfterStart(self) -> None:
+        """That is so, too, where the answer had to wait for the daemon's start."""
+        for way, segments in threeWays([watch(detail=True), ATTACH]):
+            self.backend = PatientBackend(started=False)
+            wire = self.connect()
+            self.become(UNO, state=BOUND)
+            wire.send(*segments)
+            self.become(STICK, state=BOUND)
+            self.assertEqual(wire.received, b"", way)
+            self.backend.starting.callback(None)
+            self.become(MOUSE, state=BOUND)
+            wire.turn()
+            states = [device["state"] for device in wire.answers[0]["data"]]
+            self.assertEqual(states, ["bound", "bound", "free"], way)
+            self.assertEqual(self.kinds(wire), [("bound", "2-10")], way)
+            self.assertComplete(wire)
+            self.assertEqual(self.backend.calls, [], way)
+
+    def test_severalAtOnce(self) -> None:
+        """What is seen together is told one after the other, without a gap in the numbers."""
+        wire = self.watch(detail=True)
+        self.backend.inventory.replace([MOUSE])
+        self.backend.inventory.replace(DEVICES)
+        self.assertEqual(
+            self.kinds(wire),
+            [("removed", "1-1.4"), ("removed", "1-2"), ("added", "1-1.4"), ("added", "1-2")],
+        )
+        self.assertComplete(wire)
+
+    def test_sameBytes(self) -> None:
+        """An event is made into bytes once, however many watch."""
+        wires = [self.watch(), *(self.alsoWatch() for _ in range(3)), self.alsoWatch(id="1-1.4")]
+        self.toggle(1)
+        lines = [wire.transport.writes[-1] for wire in wires]
+        self.assertIn(b'"bound"', lines[0])
+        for line in lines[1:]:
+            self.assertIs(line, lines[0])
+
+    def test_criteria(self) -> None:
+        """Criteria choose the devices of the snapshot and of the events."""
+        for criteria in (
+            {"id": "1-1.*"},
+            {"id": "2341:*"},
+            {"bus": "1-1.4"},
+            {"serial": UNO.serial},
+            {"desc": "arduino"},
+            {"id": "1-*", "desc": "arduino"},
+        ):
+            wire = self.watch(**criteria)
+            self.assertEqual([d["bus_id"] for d in wire.answers[0]["data"]], ["1-1.4"], criteria)
+            self.become(STICK, state=BOUND)
+            self.become(UNO, state=BOUND)
+            self.become(MOUSE, state=BOUND)
+            self.assertEqual(self.kinds(wire), [("bound", "1-1.4")], criteria)
+            self.backend.inventory.replace(DEVICES)
+
+    def test_criteriaOfThePast(self) -> None:
+        """A device that does not meet them any more is told of once, so that nobody goes on
+        believing what is over."""
+        wire = self.watch(desc="arduino")
+        self.become(UNO, description="Something Else", manufacturer=None)
+        self.become(UNO, description="Something Else", manufacturer=None, state=BOUND)
+        self.assertEqual(self.kinds(wire), [("changed", "1-1.4")])
+
+    def test_nothingMatches(self) -> None:
+        """It is no error that there is no such device: one may come."""
+        wire = self.watch(serial="L1")
+        self.assertEqual((wire.answers[0]["status"], wire.answers[0]["data"]), ("success", []))
+        self.backend.inventory.replace([*DEVICES[:2], MOUSE], None)
+        self.become(MOUSE, serial="L1")
+        self.assertEqual(self.kinds(wire), [("changed", "2-10")])
+
+    def test_detail(self) -> None:
+        """With detail an event says as much of the device as C{list} with detail."""
+        wire = self.watch(detail=True)
+        self.toggle(1)
+        self.assertEqual(wire.events[0]["data"]["state"], "bound")
+        self.assertComplete(wire)
+
+    def test_bad(self) -> None:
+        """A request to watch that makes no sense is an error, and no watch."""
+        for request, reason in (
+            (watch(sinec=1), "sinec"),
+            (watch(since=-1), "since"),
+            (watch(since="1"), "since"),
+            (watch(id=""), "`id` is empty"),
+            (watch(first=True), "first"),
+        ):
+            wire = self.connect()
+            wire.send(request)
+            [answer] = wire.answers
+            self.assertEqual(answer["status"], "error", request)
+            self.assertIn(reason, answer["message"])
+            self.toggle(1)
+            self.assertEqual(len(wire.answers), 1)
+            self.assertAllEnds(wire)
+
+
+class SinceTests(WatchTestCase):
+    """
+    Watching on where an earlier watch has ended.
+    """
+
+    def test_goesOn(self) -> None:
+        """From any event that is remembered a watcher goes on, without a snapshot: what it
+        missed is told just as it was."""
+        first = self.watch()
+        begin = first.answers[0]["seq"]
+        self.toggle(5)
+        lines = first.received.splitlines(keepends=True)
+        for missed in range(6):
+            wire = self.alsoWatch(since=begin + 5 - missed)
+            answer, rest = wire.received.split(b"\n", 1)
+            self.assertEqual(json.loads(answer), {"status": "success", "seq": begin + 5 - missed})
+            self.assertEqual(rest, b"".join(lines[6 - missed :]))
+        self.toggle(1)
+        self.assertEqual(wire.received.splitlines()[-1], first.received.splitlines()[-1])
+        self.assertEqual(self.seqs(wire), list(range(begin + 1, begin + 7)))
+
+    def test_criteria(self) -> None:
+        """Criteria and detail count for what was missed, too."""
+        begin = self.watch().answers[0]["seq"]
+        self.become(UNO, state=BOUND)
+        self.become(STICK, state=BOUND)
+        wire = self.alsoWatch(since=begin, id="1-2", detail=True)
+        self.become(UNO)
+        self.become(STICK)
+        self.assertEqual(self.seqs(wire), [begin + 2, begin + 4])
+        self.assertEqual([e["data"]["state"] for e in wire.events], ["bound", "free"])
+
+    def assertImpossible(self, wire: Wire) -> None:
+        """The watcher is told to begin anew."""
+        [answer] = wire.answers
+        self.assertEqual(answer["status"], "error")
+        self.assertIn('watch without "since"', answer["message"])
+        self.toggle(1)
+        self.assertEqual(len(wire.answers), 1)
+
+    def test_unknown(self) -> None:
+        """What is of an earlier daemon, or of no daemon yet, is refused."""
+        begin = self.watch().answers[0]["seq"]
+        self.toggle(2)
+        for since in (0, 1, begin - 100, begin + 100, begin * 2):
+            self.assertImpossible(self.alsoWatch(since=since))
+
+    def test_forgotten(self) -> None:
+        """So is what is not remembered any more; what is just remembered is not."""
+        self.limits = Limits(history=3)
+        begin = self.watch().answers[0]["seq"]
+        self.toggle(5)
+        self.assertEqual(self.seqs(self.alsoWatch(since=begin + 2)), [begin + n for n in (3, 4, 5)])
+        self.assertImpossible(self.alsoWatch(since=begin + 1))
+
+    def test_noHistory(self) -> None:
+        """Where nothing is remembered only the present can be gone on from."""
+        self.limits = Limits(history=0)
+        begin = self.watch().answers[0]["seq"]
+        self.toggle(1)
+        self.assertImpossible(self.alsoWatch(since=begin))
+        now = self.watch().answers[0]["seq"]
+        wire = self.alsoWatch(since=now)
+        self.assertEqual(wire.answers, [{"status": "success", "seq": now}])
+        self.toggle(1)
+        self.assertEqual(self.seqs(wire), [now + 1])
+
+    def test_keepAlive(self) -> None:
+        """Whoever is refused may ask again on the same connection, if it has asked for that."""
+        wire = self.connect()
+        wire.send(watch(since=1, keep_alive=True), watch(), ATTACH)
+        self.assertEqual(wire.statuses, ["error", "success"])
+        self.assertEqual(self.backend.calls, [])
+
+
+class BehindTests(WatchTestCase):
+    """
+    What comes before a watch on its connection, and behind it.
+    """
+
+    def test_pipelined(self) -> None:
+        """What is asked before is answered before; what comes behind is not even read."""
+        before = [KEEP, KEEP + b"\n"]
+        for behind in (
+            [ATTACH],
+            [ATTACH + b"\n", LIST],
+            [b"\n", b"garbage\n", ATTACH],
+            [b"x" * 60_000],
+            [b"{" * 100_000 + b"\n"],
+            [(KEEP + b"\n") * 3000],
+        ):
+            for request in (WATCH, WATCH + b"\n", watch(keep_alive=True)):
+                for way, segments in threeWays([*before, request, *behind]):
+                    if way == "byte by byte" and sum(map(len, behind)) > 1000:
+                        continue
+                    wire = self.connect()
+                    wire.send(*segments)
+                    self.toggle(2)
+                    self.assertEqual(len(wire.answers), 5, (way, behind[0][:20]))
+                    self.assertEqual(len(wire.events), 2, way)
+                    self.assertEqual(self.backend.calls, [], way)
+                    self.assertFalse(wire.closed)
+                    self.assertEqual(wire.transport.producerState, "producing")
+                    wire.drop()
+                    self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_behindSlow(self) -> None:
+        """A watch waits for the answers before it, and its snapshot is of then."""
+        for way, segments in threeWays([ATTACH, watch(detail=True), ATTACH]):
+            wire = self.patiently()
+            wire.send(*segments)
+            self.assertEqual(wire.received, b"", way)
+            self.backend.calls[0].succeed()
+            wire.turn()
+            self.assertEqual(wire.answers[1]["data"][0]["state"], "bound", way)
+            self.assertEqual(len(self.backend.calls), 1, way)
+            self.become(UNO)
+            self.assertEqual(self.kinds(wire), [("unbound", "1-1.4")], way)
+
+    def test_behindLastOne(self) -> None:
+        """A request before it that does not ask for C{keep_alive} does not end it."""
+        wire = self.connect()
+        wire.send(LIST + WATCH)
+        self.toggle(1)
+        self.assertEqual(len(wire.events), 1)
+        self.assertFalse(wire.closed)
+
+    def test_flood(self) -> None:
+        """A watcher that sends on and on is told on and on, and nothing of it is kept."""
+        wire = self.watch()
+        for _ in range(100):
+            wire.send(b"x" * 2**16)
+            wire.send((KEEP + b"\n") * 100)
+        self.toggle(1)
+        self.assertEqual(len(wire.answers), 2)
+        self.assertEqual(wire.transport.producerState, "producing")
+
+    def test_congestedBefore(self) -> None:
+        """A watch behind many answers that are not read begins when they are."""
+        wire = self.connect()
+        wire.transport.reading = False
+        wire.send((KEEP + b"\n") * 1000 + WATCH)
+        self.toggle(1)
+        self.assertEqual(wire.events, [])
+        wire.transport.read()
+        wire.turn()
+        self.toggle(1)
+        self.clock.pump([15] * 4)
+        self.assertEqual(len(wire.answers), 1001 + 1 + 4)
+        self.assertFalse(wire.closed)
+
+
+class LastingTests(WatchTestCase):
+    """
+    How long a watcher is told.
+    """
+
+    def test_heartbeats(self) -> None:
+        """While nothing happens a line says that the daemon lives and which event was the
+        last; a watcher may say nothing for as long as it likes."""
+        wire = self.watch()
+        begin = wire.answers[0]["seq"]
+        self.clock.advance(14.9)
+        self.assertEqual(wire.events, [])
+        self.clock.advance(0.2)
+        self.toggle(1)
+        self.clock.pump([15] * 4)
+        beats = [event for event in wire.events if event["event"] == "heartbeat"]
+        self.assertEqual([beat["seq"] for beat in beats], [begin] + [begin + 1] * 4)
+        self.assertEqual(set(beats[0]), {"event", "seq", "time"})
+        self.assertFalse(wire.closed)
+
+    def test_halfClosed(self) -> None:
+        """A watcher that has closed its side goes on being told: netcat does that."""
+        for way, segments in threeWays([WATCH]):
+            wire = self.connect()
+            wire.send(*segments)
+            wire.closeWrite()
+            self.toggle(1)
+            self.clock.pump([15] * 4)
+            self.assertEqual(len(wire.events), 5, way)
+            self.assertFalse(wire.closed, way)
+
+    def test_halfClosedWhileStarting(self) -> None:
+        """So does one that has closed it before there was an answer."""
+        self.backend = PatientBackend(started=False)
+        wire = self.watch()
+        wire.closeWrite()
+        self.backend.starting.callback(None)
+        self.toggle(1)
+        self.assertEqual((len(wire.answers), wire.closed), (2, False))
+
+    def assertForgotten(self, wire: Wire) -> None:
+        """Nothing is left of a watcher that has gone: nobody tells it anything."""
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        written = len(wire.transport.writes)
+        self.toggle(4)
+        self.clock.advance(60)
+        self.assertEqual(len(wire.transport.writes), written)
+
+    def test_goes(self) -> None:
+        """A watcher that goes leaves nothing behind."""
+        wire = self.watch()
+        self.toggle(1)
+        wire.drop()
+        self.assertForgotten(wire)
+
+    def test_goesWhileStarting(self) -> None:
+        """Nor does one that goes before it is answered."""
+        self.backend = PatientBackend(started=False)
+        wire = self.watch()
+        wire.drop()
+        self.backend.starting.callback(None)
+        self.assertEqual(wire.received, b"")
+        self.assertForgotten(wire)
+
+    def test_goesWhileTold(self) -> None:
+        """A watcher that is cut off in the middle of several events hears no more of them, and
+        all others hear them all."""
+        self.limits = Limits(watchBytes=1024)
+        slow = self.watch()
+        slow.transport.reading = False
+        other = self.alsoWatch()
+        many = 400
+        for number in range(many):
+            state = FREE if number % 2 else BOUND
+            self.backend.inventory.replace([changed(device, state=state) for device in DEVICES])
+        self.assertTrue(slow.transport.aborted)
+        self.assertLess(len(slow.events), 3 * many)
+        self.assertEqual(len(other.events), 3 * many)
+
+    def test_daemonStops(self) -> None:
+        """A daemon that stops closes its side, and the watcher has all it was told; it is given
+        time to close its own."""
+        wire = self.watch()
+        self.toggle(3)
+        wire.protocol.close()
+        self.assertTrue(wire.transport.writeClosed)
+        self.assertIsNone(wire.transport.producer)
+        self.assertEqual(len(wire.events), 3)
+        wire.turn()
+        self.clock.advance(LINGER)
+        wire.turn()
+        self.assertTrue(wire.lost)
+        self.assertForgotten(wire)
+
+    def test_daemonStopsHalfClosed(self) -> None:
+        """Where it has done that already, that is the end."""
+        wire = self.watch()
+        wire.closeWrite()
+        wire.protocol.close()
+        wire.turn()
+        self.assertTrue(wire.lost)
+        self.assertForgotten(wire)
+
+    def test_daemonStopsTwice(self) -> None:
+        """To be told again changes nothing."""
+        wire = self.watch()
+        wire.protocol.close()
+        wire.protocol.close()
+        self.assertAllEnds(wire)
+
+    def test_withoutHalfClose(self) -> None:
+        """Where one direction cannot be closed, as with TLS, both are."""
+        self.connect().drop()
+        wire = self.another(transport=TlsTransport())
+        wire.send(WATCH)
+        self.toggle(1)
+        self.assertEqual(len(wire.events), 1)
+        wire.protocol.close()
+        self.assertFalse(wire.transport.writeClosed)
+        wire.turn()
+        self.assertTrue(wire.lost)
+        self.assertForgotten(wire)
+
+    def test_stopping(self) -> None:
+        """A daemon that stops takes no more watchers."""
+        wire = self.connect()
+        other = self.another()
+        self.successResultOf(self.stopped())
+        other.send(WATCH)
+        self.assertEqual(other.statuses, ["error"])
+        self.assertIn("stopping", other.answers[0]["message"])
+        wire.drop()
