@@ -35,6 +35,7 @@ class DescriptorTests(SynchronousTestCase):
         with ChildDaemon(config, prefix=prefix) as daemon, contextlib.ExitStack() as crowd:
             warned = [event["room"] for event in daemon.events if "room" in event]
             self.assertEqual(warned, [DESCRIPTORS - SPARE])
+            daemon.ask("list")  # the reactor runs, and has opened what it needs
             folder = f"/proc/{daemon.child.pid}/fd"
             before = len(os.listdir(folder))
             address = ("127.0.0.1", daemon.port)
