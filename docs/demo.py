@@ -23,6 +23,7 @@ SECONDS = 10
 CONFIG = f"""\
 listen: ["tcp:0:interface={HOST}"]
 backend: {{type: virtual, interface: {HOST}, port: 0}}
+state: {{file: null}}
 """
 
 

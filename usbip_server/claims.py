@@ -27,6 +27,7 @@ from usbip_server.errors import (
     DeviceInUse,
     DeviceLeased,
     InvalidRequest,
+    NotDone,
     NotLeased,
     OperationFailed,
     ShareError,
@@ -138,6 +139,7 @@ class Claims:
             asked = msgspec.structs.replace(asked, ttl=ttl)
         lease = self._lease(asked, caller)
         self._wishes.set(device, msgspec.structs.replace(wish, lease=lease))
+        self._tie(lease, caller)
         return self._catalogue.now(device)
 
     async def _turn(
@@ -161,9 +163,15 @@ class Claims:
     ) -> UsbDevice:
         lease = None if command.lease is None else self._lease(command.lease, caller)
         takeBack = self._wishes.ask(device, lease)
+        untie = self._tie(lease, caller)
+
+        def undo() -> None:
+            takeBack()
+            untie()
+
         if command.force:
-            await self._perform("kick", command, caller, until, takeBack)
-        return await self._perform("attach", command, caller, until, takeBack)
+            await self._perform("kick", command, caller, until, undo)
+        return await self._perform("attach", command, caller, until, undo)
 
     async def _perform(
         self,
@@ -210,15 +218,29 @@ class Claims:
 
     def _lease(self, asked: LeaseRequest, caller: Caller) -> Lease:
         ttl = asked.ttl if isinstance(asked.ttl, float) else None
-        lease = Lease(
+        if ttl is None and caller.isGone:
+            raise NotDone("the client is gone")
+        return Lease(
             owner=asked.owner,
             address=caller.principal.address,
             ttl=ttl,
             until=self._wishes.until(ttl),
         )
-        if ttl is None:
-            caller.whenGone(lambda: self._wishes.endLease(lease))
-        return lease
+
+    def _tie(self, lease: Lease | None, caller: Caller) -> Callable[[], None]:
+        """
+        Let a lease that lasts as long as its connection end with it.
+
+        @return: lets it not.
+        """
+
+        def end() -> None:
+            assert lease is not None
+            self._wishes.endLease(lease)
+
+        if lease is not None and lease.ttl is None:
+            caller.whenGone(end)
+        return lambda: caller.forget(end)
 
 
 def _ownerOf(command: AttachDevice) -> str | None:

@@ -77,7 +77,7 @@ class EnduranceTests(TestCase):
             for _ in range(2000):
                 if bound.get(busId, 0) > before:
                     return
-                await deferLater(reactor, 0.001)  # type: ignore[arg-type]
+                await deferLater(reactor, 0.001)
             self.fail(f"{busId} is not bound again in cycle {number}")
 
         for number in range(WARM_UP):

@@ -45,7 +45,7 @@ class MemoryTests(DaemonTestCase):
         for _ in range(500):
             if self.state.exists() and len(self.saved()) == count:
                 return
-            await deferLater(reactor, 0.01)  # type: ignore[arg-type]
+            await deferLater(reactor, 0.01)
         self.fail(f"still not {count}")
 
     async def test_attached(self) -> None:

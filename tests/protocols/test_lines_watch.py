@@ -155,9 +155,8 @@ class WatchTests(WatchTestCase):
         asking = self.another()
         asking.send(LEASE)
         self.assertEqual(
-            [kind for kind, _ in self.kinds(wire)],
-            ["bound", "imported", "released", "unbound", "changed", "removed", "added"]
-            + ["lease", "bound"],
+            " ".join(kind for kind, _ in self.kinds(wire)),
+            "bound imported released unbound changed removed added lease bound",
         )
         self.assertComplete(wire)
 
@@ -399,7 +398,7 @@ class BehindTests(WatchTestCase):
             [ATTACH + b"\n", LIST],
             [b"\n", b"garbage\n", ATTACH],
             [b"x" * 60_000],
-            [b"{" * 100_000 + b"\n"],
+            [b"{" * 60_000 + b"\n"],
             [(KEEP + b"\n") * 3000],
         ):
             for request in (WATCH, WATCH + b"\n", watch(keep_alive=True)):

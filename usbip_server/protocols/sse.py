@@ -13,6 +13,9 @@ from usbip_server.feed import Event
 RECONNECT = b"retry: 2000\n\n"
 """Milliseconds after which a browser comes back."""
 
+LONGEST_NUMBER = 18
+"""Digits of an event's number; what has more is none of ours."""
+
 
 def asked(query: Mapping[bytes, Sequence[bytes]], lastSeen: bytes | None) -> WatchDevices:
     """
@@ -27,7 +30,7 @@ def asked(query: Mapping[bytes, Sequence[bytes]], lastSeen: bytes | None) -> Wat
         if len(values) > 1:
             raise InvalidRequest(f"invalid request: `{_text(key)}` stands there twice")
         fields[_text(key)] = _text(values[0])
-    if lastSeen is not None and lastSeen.isdigit():
+    if lastSeen is not None and lastSeen.isdigit() and len(lastSeen) <= LONGEST_NUMBER:
         fields["since"] = _text(lastSeen)
     return watching(fields)
 
