@@ -1,0 +1,91 @@
+"""
+Tests of L{usbip_server.protocols.sse}.
+"""
+
+from __future__ import annotations
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.support import EPOCH, UNO
+from usbip_server.commands import WatchDevices
+from usbip_server.errors import InvalidRequest
+from usbip_server.feed import Event
+from usbip_server.inventory import Change, ChangeKind
+from usbip_server.protocols.sse import RECONNECT, asked, beat, frame, snapshot
+
+
+class AskedTests(SynchronousTestCase):
+    """
+    What a query string asks for.
+    """
+
+    def test_nothing(self) -> None:
+        """Nothing said means everything, from now on."""
+        self.assertEqual(asked({}, None), WatchDevices())
+
+    def test_everything(self) -> None:
+        """All that can be said over a plain connection can be said here."""
+        query = {
+            b"id": [b"1-1*"],
+            b"bus": [b"1"],
+            b"serial": [b"A 1"],
+            b"desc": ["Gerät".encode()],
+            b"detail": [b"true"],
+            b"since": [b"17"],
+        }
+        command = WatchDevices(
+            id="1-1*", bus="1", serial="A 1", desc="Gerät", detail=True, since=17
+        )
+        self.assertEqual(asked(query, None), command)
+
+    def test_lastSeen(self) -> None:
+        """What a browser has seen last counts more than what its page said in the beginning."""
+        self.assertEqual(asked({b"since": [b"17"]}, b"99").since, 99)
+        self.assertEqual(asked({}, b"0").since, 0)
+
+    def test_lastSeenOfOthers(self) -> None:
+        """What is none of our numbers is passed over: a browser could do nothing about it, and
+        begins anew."""
+        for odd in (b"", b"x", b"-1", b"1.5", b"\xff", b" 1", b"9" * 19, b"9" * 5000):
+            self.assertIsNone(asked({}, odd).since, odd[:20])
+
+    def test_bad(self) -> None:
+        """What makes no sense is refused, with the key that is wrong."""
+        for query, reason in (
+            ({b"colour": [b"red"]}, "colour"),
+            ({b"since": [b"-1"]}, "`since`"),
+            ({b"since": [b"x"]}, "`since`"),
+            ({b"since": [b"9" * 5000]}, "`since`"),
+            ({b"detail": [b"maybe"]}, "`detail`"),
+            ({b"id": [b""]}, "`id` is empty"),
+            ({b"id": [b"x" * 300]}, "longer"),
+            ({b"id": [b"1-1", b"1-2"]}, "`id` stands there twice"),
+            ({b"id": [b"\xff"]}, "UTF-8"),
+            ({b"\xff": [b"1"]}, "UTF-8"),
+            ({b"first": [b"true"]}, "first"),
+        ):
+            with self.assertRaises(InvalidRequest) as caught:
+                asked(query, None)
+            self.assertIn(reason, str(caught.exception))
+
+
+class FrameTests(SynchronousTestCase):
+    """
+    What is written: lines with a field each, and an empty one at the end.
+    """
+
+    def test_event(self) -> None:
+        """An event has its number, its kind and the line that all are told."""
+        event = Event(Change(kind=ChangeKind.ADDED, seq=17, device=UNO), EPOCH)
+        line = event.line(False)
+        self.assertEqual(frame(event, line), b"id: 17\nevent: added\ndata: " + line + b"\n")
+        self.assertTrue(frame(event, line).endswith(b"}\n\n"))
+
+    def test_snapshot(self) -> None:
+        """The snapshot is an event too, so that whoever comes back goes on behind it."""
+        self.assertEqual(snapshot(b"{}\n", 17), b"id: 17\nevent: snapshot\ndata: {}\n\n")
+
+    def test_others(self) -> None:
+        """A heartbeat is a comment, which no page sees."""
+        self.assertEqual(beat(), b": heartbeat\n\n")
+        self.assertEqual(RECONNECT, b"retry: 2000\n\n")

@@ -1,0 +1,228 @@
+"""
+Tests of L{usbip_server.protocols.watcher}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from twisted.internet.task import Clock
+from twisted.logger import LogLevel, capturedLogs, formatEvent
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.support import ALICE, CONGESTION, EPOCH, UNO, MemoryTransport, changed
+from usbip_server.commands import WatchDevices
+from usbip_server.device import DeviceState
+from usbip_server.feed import Event, Feed
+from usbip_server.inventory import Inventory
+from usbip_server.protocols.watcher import Watcher
+
+MOST = 10_000
+"""Bytes that may wait."""
+
+BEAT = b"*\n"
+
+
+class WatcherTests(SynchronousTestCase):
+    """
+    Who reads what he is told, and who does not.
+    """
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.inventory = Inventory()
+        self.inventory.replace([UNO])
+        self.feed = Feed(self.inventory, lambda: EPOCH, 100_000)
+        self.begin = self.feed.seq
+        capture = capturedLogs()
+        self.logged = capture.__enter__()
+        self.addCleanup(capture.__exit__, None, None, None)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What was logged that is worth a look."""
+        worth = [event for event in self.logged if event["log_level"] is not LogLevel.info]
+        return [formatEvent(event) for event in worth]
+
+    def watch(
+        self, since: int | None = None, reading: bool = True
+    ) -> tuple[Watcher, MemoryTransport]:
+        """Somebody who watches."""
+        transport = MemoryTransport()
+        transport.reading = reading
+        _, stream = self.feed.watch(WatchDevices(since=since))
+        watcher = Watcher(
+            transport,
+            transport.abortConnection,
+            stream,
+            lambda event, line: line,
+            lambda: BEAT,
+            ALICE,
+            MOST,
+        )
+        watcher.begin(self.clock, 15)
+        return watcher, transport
+
+    def happen(self, times: int) -> None:
+        """So many events."""
+        for _ in range(times):
+            state = DeviceState.BOUND if self.inventory.get("1-1.4") == UNO else DeviceState.FREE
+            self.inventory.replace([changed(UNO, state=state)])
+
+    def lines(self) -> Iterator[bytes]:
+        """All events there were, as they go over the wire."""
+        return (event.line(False) for event in self.feed.after(self.begin) or ())
+
+    def until(self, transport: MemoryTransport, size: int) -> None:
+        """Events, until so much was written, or would have been."""
+        begin = transport.value()
+        told = 0
+        while told < size:
+            before = self.feed.seq
+            self.happen(1)
+            told += sum(len(event.line(False)) for event in self.feed.after(before) or ())
+        self.assertTrue(transport.value().startswith(begin))
+
+    def all(self) -> bytes:
+        """All events there were, one after the other."""
+        return b"".join(self.lines())
+
+    def test_reads(self) -> None:
+        """Whoever reads is told at once, however much happens."""
+        _, transport = self.watch()
+        self.happen(5000)
+        self.assertEqual(transport.value(), self.all())
+        self.assertEqual(len(transport.writes), 5000)
+        self.assertEqual(self.warnings, [])
+
+    def test_doesNotRead(self) -> None:
+        """Who does not read is cut off when more waits than may, with one warning, and is told
+        nothing more; others are not affected."""
+        _, slow = self.watch()
+        _, other = self.watch()
+        slow.reading = False
+        self.until(slow, CONGESTION + MOST - 1000)
+        self.assertFalse(slow.aborted)
+        self.assertEqual(self.warnings, [])
+        self.until(slow, 2000)
+        self.assertTrue(slow.aborted)
+        self.assertIsNone(slow.producer)
+        written = slow.value()
+        self.happen(1000)
+        self.clock.pump([15] * 4)
+        self.assertEqual(slow.value(), written)
+        self.assertEqual(other.value().replace(BEAT, b""), self.all())
+        [warning] = self.warnings
+        self.assertIn("192.0.2.7 watches and does not read", warning)
+
+    def test_bounded(self) -> None:
+        """What is written to a connection that is not read is bounded, too."""
+        _, slow = self.watch()
+        slow.reading = False
+        self.until(slow, CONGESTION + MOST - 1000)
+        self.assertLess(len(slow.value()), CONGESTION + 1000)
+
+    def test_readsInTime(self) -> None:
+        """Who reads again before that is told all that waited, in its order, and goes on."""
+        _, slow = self.watch()
+        for _ in range(5):
+            slow.reading = False
+            self.until(slow, CONGESTION + MOST - 1000)
+            slow.read()
+            self.assertEqual(slow.value(), self.all())
+            self.happen(3)
+        self.assertEqual(slow.value(), self.all())
+        self.assertFalse(slow.aborted)
+        self.assertEqual(self.warnings, [])
+
+    def test_slowButSteady(self) -> None:
+        """Who reads more slowly than things happen for a while, but reads, is not cut off: what
+        he has read counts no more."""
+        _, slow = self.watch()
+        slow.reading = False
+        for _ in range(50):
+            self.until(slow, MOST - 1000)
+            slow.swallow()
+        slow.read()
+        self.assertEqual(slow.value(), self.all())
+        self.assertEqual(self.warnings, [])
+
+    def test_missed(self) -> None:
+        """However much was missed, it is told at the pace at which it is read, before anything
+        new, and nobody is cut off for it."""
+        self.happen(5000)
+        _, late = self.watch(self.begin)
+        self.assertEqual(late.value(), self.all())
+        _, transport = self.watch(self.begin, reading=False)
+        self.happen(10)
+        self.assertGreater(len(self.all()), 5 * CONGESTION)
+        size = 0
+        while len(transport.value()) < len(self.all()):
+            grown = len(transport.value()) - size
+            self.assertLess(grown, CONGESTION + 1000)
+            self.assertGreater(grown, 0)
+            size = len(transport.value())
+            transport.swallow()
+        self.assertEqual(transport.value(), self.all())
+        self.happen(1)
+        transport.read()
+        self.assertEqual(transport.value(), self.all())
+        self.assertFalse(transport.aborted)
+
+    def test_heartbeats(self) -> None:
+        """Heartbeats go to those who read, also if they have heard of something just now."""
+        _, transport = self.watch()
+        self.clock.pump([15] * 3)
+        self.assertEqual(transport.value(), BEAT * 3)
+
+    def test_noHeartbeatAheadOfEvents(self) -> None:
+        """A heartbeat tells the number of the last event, so none overtakes events that wait."""
+        _, slow = self.watch()
+        slow.reading = False
+        self.until(slow, CONGESTION + MOST - 1000)
+        self.clock.pump([15] * 3)
+        self.assertNotIn(BEAT, slow.value())
+        slow.read()
+        self.clock.advance(15)
+        self.assertEqual(slow.value(), self.all() + BEAT)
+
+    def test_end(self) -> None:
+        """Told to end it leaves nothing behind, also while something waits; and may be told so
+        again."""
+        for reading in (True, False):
+            watcher, transport = self.watch()
+            transport.reading = reading
+            self.until(transport, CONGESTION + MOST - 1000)
+            watcher.end()
+            watcher.end()
+            written = transport.value()
+            watcher.resumeProducing()
+            self.happen(10)
+            self.assertEqual(transport.value(), written)
+            self.assertIsNone(transport.producer)
+            self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_stopProducing(self) -> None:
+        """So does one whose connection is gone."""
+        watcher, transport = self.watch()
+        watcher.stopProducing()
+        self.happen(1)
+        self.assertEqual(transport.value(), b"")
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_event(self) -> None:
+        """How an event is written is for the protocol to say."""
+        transport = MemoryTransport()
+        _, stream = self.feed.watch(WatchDevices())
+        seen: list[Event] = []
+
+        def frame(event: Event, line: bytes) -> bytes:
+            seen.append(event)
+            return b"<" + line.strip() + b">"
+
+        watcher = Watcher(transport, lambda: None, stream, frame, lambda: BEAT, ALICE, MOST)
+        watcher.begin(self.clock, 15)
+        self.happen(1)
+        self.assertEqual(transport.value(), b"<" + self.all().strip() + b">")
+        self.assertEqual([event.kind.value for event in seen], ["bound"])
+        watcher.end()
