@@ -44,6 +44,7 @@ test-kernel: $(VENV)/.installed-dev
 
 benchmark: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.throughput
+	$(BIN)/python -m benchmarks.watchers
 	$(BIN)/python -m benchmarks.largetree
 
 benchmark-kernel: $(VENV)/.installed-dev

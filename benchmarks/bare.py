@@ -2,7 +2,8 @@
 The least that a server made with Twisted can do: C{python -m benchmarks.bare ANSWER}.
 
 A C{LineReceiver} that answers each line with the content of the file C{ANSWER}, without
-looking at it. On one port it closes the connection then, on the other it does not.
+looking at it. On one port it closes the connection then, on the next it does not, and on a
+third it tells the same to everybody who has said C{listen} there.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet import reactor as installedReactor
-from twisted.internet.protocol import Factory
+from twisted.internet.protocol import Factory, connectionDone
 from twisted.protocols.basic import LineReceiver
+from twisted.python.failure import Failure
 
 
 class Constant(LineReceiver):
@@ -33,14 +35,35 @@ class Constant(LineReceiver):
             self.transport.loseConnection()
 
 
-def listen(reactor: Any, answer: bytes, closes: bool) -> int:
+class Telling(LineReceiver):
+    """
+    Tells everybody.
+    """
+
+    delimiter = b"\n"
+    transport: Any
+    answer: bytes
+    listeners: set[Telling]
+
+    def lineReceived(self, line: bytes) -> None:
+        self.transport.write(self.answer)
+        if line == b"listen":
+            self.listeners.add(self)
+            return
+        for listener in self.listeners:
+            listener.transport.write(self.answer)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.listeners.discard(self)
+
+
+def listen(reactor: Any, kind: type[LineReceiver], **fields: Any) -> int:
     """
     Serve it.
 
     @return: the port.
     """
-    kind = type("Constant", (Constant,), {"answer": answer, "closes": closes})
-    factory = Factory.forProtocol(kind)
+    factory = Factory.forProtocol(type(kind.__name__, (kind,), fields))
     factory.noisy = False
     return int(reactor.listenTCP(0, factory, backlog=1024, interface="127.0.0.1").getHost().port)
 
@@ -51,7 +74,11 @@ def main() -> None:
     """
     reactor: Any = installedReactor
     answer = Path(sys.argv[1]).read_bytes()
-    ports = {name: listen(reactor, answer, name == "closing") for name in ("closing", "staying")}
+    ports = {
+        "closing": listen(reactor, Constant, answer=answer, closes=True),
+        "staying": listen(reactor, Constant, answer=answer, closes=False),
+        "telling": listen(reactor, Telling, answer=answer, listeners=set()),
+    }
     print(json.dumps({"log_format": "listening", **ports}), flush=True)
     reactor.run()
 

@@ -96,16 +96,26 @@ class RunningDaemon:
 
 
 @contextlib.contextmanager
-def runDaemon(directory: Path, backend: Mapping[str, Any]) -> Iterator[RunningDaemon]:
+def runDaemon(
+    directory: Path, backend: Mapping[str, Any], **more: Mapping[str, Any]
+) -> Iterator[RunningDaemon]:
     """
     Run the daemon, as a user would.
 
     @param directory: for its configuration file.
     @param backend: what the configuration says of C{backend}.
+    @param more: what else it says.
     """
     config = directory / "usbipshare.yaml"
     config.write_text(
-        yaml.safe_dump({"listen": ["tcp:0:interface=127.0.0.1"], "backend": dict(backend)})
+        yaml.safe_dump(
+            {
+                "listen": ["tcp:0:interface=127.0.0.1"],
+                "state": {"file": None},
+                "backend": dict(backend),
+                **more,
+            }
+        )
     )
     child = Child("-m", "twisted", "--log-format=json", "usbipshare", "--config", str(config))
     try:
@@ -117,12 +127,13 @@ def runDaemon(directory: Path, backend: Mapping[str, Any]) -> Iterator[RunningDa
 
 
 @contextlib.contextmanager
-def runBare(directory: Path, answer: bytes) -> Iterator[tuple[int, int, int]]:
+def runBare(directory: Path, answer: bytes) -> Iterator[tuple[int, int, int, int]]:
     """
     Run C{benchmarks.bare}.
 
     @param directory: for the file that holds the answer.
-    @return: its process, the port that closes after an answer and the one that does not.
+    @return: its process, the port that closes after an answer, the one that does not, and the
+        one that tells all.
     """
     file = directory / "answer"
     file.write_bytes(answer)
@@ -130,6 +141,6 @@ def runBare(directory: Path, answer: bytes) -> Iterator[tuple[int, int, int]]:
     try:
         said, _ = child.wait("listening")
         child.ignore()
-        yield child.pid, int(said["closing"]), int(said["staying"])
+        yield child.pid, int(said["closing"]), int(said["staying"]), int(said["telling"])
     finally:
         child.stop()

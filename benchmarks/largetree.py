@@ -21,7 +21,7 @@ import msgspec
 
 from benchmarks.children import RunningDaemon, runDaemon
 from benchmarks.load import Load, put
-from benchmarks.procfs import cpuSeconds, readCalls
+from benchmarks.procfs import cpuSeconds, memory, readCalls
 from benchmarks.sysfstree import Plugged, makeTree, plugged
 
 IDLE_TARGET = 0.05
@@ -118,18 +118,8 @@ def reportStart(daemon: RunningDaemon) -> None:
     print(
         f"start: listens after {daemon.listening:.2f} s, ready after {daemon.ready:.2f} s, "
         f"{cpuSeconds(daemon.pid):.2f} s of CPU time, {readCalls(daemon.pid)} read calls, "
-        f"{_memory(daemon.pid)} MiB"
+        f"{memory(daemon.pid) // 1024} MiB"
     )
-
-
-def _memory(pid: int) -> int:
-    """
-    C{VmRSS}, in MiB.
-    """
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) // 1024
-    raise RuntimeError(f"no memory of process {pid}")
 
 
 def reportList(client: Client, wanted: int) -> None:

@@ -20,6 +20,14 @@ def cpuSeconds(pid: int) -> float:
     return sum(map(int, fields[_UTIME : _UTIME + 2])) / os.sysconf("SC_CLK_TCK")
 
 
+def memory(pid: int) -> int:
+    """
+    How much memory a process has in use, in KiB: C{VmRSS}.
+    """
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(dict(line.split(":") for line in lines)["VmRSS"].split()[0])
+
+
 def takeCore(pid: int, number: int) -> None:
     """
     Have a process run on one core only, if there are so many.

@@ -230,7 +230,7 @@ def measure(directory: Path, plan: Plan) -> list[Round]:
         answer = ask(running.port, ONE_REQUEST)
         print(f"{len(json.loads(answer)['data'])} devices, an answer of {len(answer)} bytes\n")
         daemon = Server(running.pid, running.port, running.port)
-        with runBare(directory, answer) as (pid, closing, staying):
+        with runBare(directory, answer) as (pid, closing, staying, _):
             if plan.pin:
                 takeCore(daemon.pid, 0)
                 takeCore(pid, 0)

@@ -4,6 +4,8 @@ Tests of L{usbip_server.inventory}.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support import DEVICES, MOUSE, STICK, UNO, changed
@@ -64,33 +66,48 @@ class InventoryTests(SynchronousTestCase):
         self.assertEqual([change.device for change in self.changes], [UNO, again])
 
     def test_states(self) -> None:
-        """Each step from one state to another has its word."""
+        """Each step from one state to another has its word, and what must have lain between two
+        looks is told, too."""
         free, bound, inUse, error = (
             DeviceState.FREE,
             DeviceState.BOUND,
             DeviceState.IN_USE,
             DeviceState.ERROR,
         )
-        for before, after, kind in (
-            (free, bound, ChangeKind.BOUND),
-            (bound, inUse, ChangeKind.IMPORTED),
-            (inUse, bound, ChangeKind.RELEASED),
-            (bound, free, ChangeKind.UNBOUND),
-            (free, inUse, ChangeKind.IMPORTED),
-            (inUse, free, ChangeKind.UNBOUND),
-            (bound, error, ChangeKind.CHANGED),
-            (error, bound, ChangeKind.CHANGED),
-            (free, error, ChangeKind.CHANGED),
+        for before, after, kinds in (
+            (free, bound, "bound"),
+            (bound, inUse, "imported"),
+            (inUse, bound, "released"),
+            (bound, free, "unbound"),
+            (free, inUse, "bound imported"),
+            (inUse, free, "released unbound"),
+            (free, error, "changed"),
+            (inUse, error, "changed"),
+            (error, bound, "bound"),
+            (error, inUse, "imported"),
+            (error, free, "changed"),
         ):
             self.inventory = Inventory()
             self.inventory.replace([changed(UNO, state=before)])
             self.changes = []
             self.listen()
-            after_ = changed(UNO, state=after)
-            self.inventory.replace([after_])
-            before_ = changed(UNO, state=before)
-            change = Change(kind=kind, seq=2, device=after_, before=before_)
-            self.assertEqual(self.changes, [change])
+            self.inventory.replace([changed(UNO, state=after)])
+            self.assertEqual([c.kind.value for c in self.changes], kinds.split(), (before, after))
+            self.assertEqual([c.seq for c in self.changes], [*range(2, 2 + len(self.changes))])
+            self.assertEqual(self.changes[0].before, changed(UNO, state=before))
+            self.assertEqual(self.changes[-1].device, changed(UNO, state=after))
+            for first, second in pairwise(self.changes):
+                self.assertIs(first.device, second.before)
+                self.assertIs(first.device.state, bound)
+
+    def test_goneWhileInUse(self) -> None:
+        """That a device is gone ends its session, which is told first, and whose it was."""
+        holder = Holder(address="192.0.2.8", since=1.0)
+        self.inventory.replace([changed(UNO, state=DeviceState.IN_USE, holder=holder)])
+        self.listen()
+        self.inventory.replace([])
+        self.assertEqual(self.heard, [("released", "1-1.4"), ("removed", "1-1.4")])
+        self.assertEqual(self.changes[0].before and self.changes[0].before.holder, holder)
 
     def test_changed(self) -> None:
         """Any other difference is a change."""

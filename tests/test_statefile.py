@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
+from msgspec.json import encode
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.logger import LogLevel, capturedLogs, formatEvent
@@ -137,7 +138,7 @@ class KeepingTests(Fixture):
         self.assertEqual(self.file.open(), State())
         for state in (stateOf(1), State(wishes=(wish,)), State()):
             self.file.save(state)
-            self.assertEqual(self.next(), state)
+            self.assertEqual(encode(self.next()), encode(state))
         self.assertEqual(self.warnings(), [])
 
     def test_readable(self) -> None:

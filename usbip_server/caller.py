@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from twisted.logger import Logger
+
 from usbip_server.policy import Principal
 
 
@@ -17,6 +19,8 @@ class Caller:
     @ivar lasts: can the connection stay open after an answer?
     @ivar isGone: is it gone?
     """
+
+    _log = Logger()
 
     def __init__(
         self,
@@ -58,4 +62,7 @@ class Caller:
         self.isGone = True
         callbacks, self._whenGone = self._whenGone, {}
         for callback in callbacks:
-            callback()
+            try:
+                callback()
+            except Exception:
+                self._log.failure("a bug at the end of a connection")

@@ -55,21 +55,24 @@ class Catalogue:
         for change in changes:
             if change.kind is ChangeKind.ADDED:
                 self._damper.plugged(change.device.busId)
+                self._wishes.moved(change.device)
         self.refresh({change.device.busId for change in changes})
 
     def _shown(self, busId: str) -> UsbDevice | None:
-        device = self._source.get(busId)
         trouble = self._damper.trouble(busId)
+        device = self._source.get(busId)
         if trouble is not None:
-            held = self.inventory.get(busId) or device
-            return held and msgspec.structs.replace(held, state=DeviceState.ERROR, trouble=trouble)
+            device = self.inventory.get(busId) or device
         if device is None:
             return None
-        rule = self._rules.of(device)
+        rule, wish = self._rules.of(device), self._wishes.of(device)
         if rule.share is Share.NEVER:
             return None
-        wish = self._wishes.of(device)
-        lease = wish and wish.lease
-        if rule.name is None and lease is None:
+        lease = None if wish is None else wish.lease
+        if trouble is not None:
+            device = msgspec.structs.replace(
+                device, state=DeviceState.ERROR, holder=None, trouble=trouble
+            )
+        if (device.name, device.lease) == (rule.name, lease):
             return device
         return msgspec.structs.replace(device, name=rule.name, lease=lease)

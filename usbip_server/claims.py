@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import msgspec
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
@@ -21,11 +20,12 @@ from usbip_server.commands import (
     LeaseRequest,
     RenewLease,
 )
-from usbip_server.device import DeviceState, Lease, UsbDevice
+from usbip_server.device import DeviceState, Lease, Traffic, UsbDevice
 from usbip_server.errors import (
     DeviceAwaited,
     DeviceInUse,
     DeviceLeased,
+    DeviceNotFound,
     InvalidRequest,
     NotDone,
     NotLeased,
@@ -35,6 +35,7 @@ from usbip_server.errors import (
 )
 from usbip_server.keeper import Keeper
 from usbip_server.matching import select
+from usbip_server.operation import Settle
 from usbip_server.operations import Operations
 from usbip_server.rules import Rules, Share
 from usbip_server.waiting import Queue
@@ -47,6 +48,8 @@ BUSY_PAUSE = 0.5
 class Claims:
     """
     Carries out the commands that change who has a device.
+
+    @ivar queue: those who wait.
     """
 
     def __init__(
@@ -58,9 +61,11 @@ class Claims:
         keeper: Keeper,
         clock: IReactorTime,
         now: Callable[[], float],
+        traffic: Callable[[UsbDevice], Traffic | None],
     ) -> None:
         """
         @param now: the time, in seconds since the epoch.
+        @param traffic: what a device's holder has moved.
         """
         self._catalogue = catalogue
         self._rules = rules
@@ -68,6 +73,7 @@ class Claims:
         self._operations = operations
         self._keeper = keeper
         self._clock = clock
+        self._traffic = traffic
         self.queue = Queue(
             catalogue.inventory, self._obstacle, clock, now, operations.timeouts.heartbeat
         )
@@ -80,19 +86,15 @@ class Claims:
             unless the command says to wait.
         @raise ShareError: it is not to be had, or cannot be bound.
         """
-        ttl = None if command.lease is None else command.lease.ttl
-        if ttl == "connection" and not caller.lasts:
-            raise InvalidRequest(
-                'invalid request: `lease.ttl`: "connection" needs one that stays open: over HTTP '
-                "there is none, so say for how many seconds"
-            )
+        if command.lease is not None and command.lease.ttl == "connection":
+            _requireLasting(caller)
         end = self._clock.seconds() + (command.wait or 0)
         again = False
         while True:
             device = await self._turn(command, caller, end, again)
-            if command.wait:
-                until = self._clock.seconds() + self._operations.timeouts.answer
+            answer = self._clock.seconds() + self._operations.timeouts.answer
             try:
+                until = max(end, answer) if command.wait else until
                 return await self._attach(command, device, caller, until)
             except DeviceInUse:  # the inventory does not show it yet
                 if self._clock.seconds() + BUSY_PAUSE >= end:
@@ -102,24 +104,43 @@ class Claims:
 
     async def detach(self, command: DetachDevice, caller: Caller, until: float) -> UsbDevice:
         """
-        Unbind a device. One that is always shared, and that was leased, only changes hands.
+        Unbind a device. One that is always shared, and that was leased, only changes hands;
+        one that is not there is not wanted any more.
         """
-        device = self._select(command)
+        try:
+            device = self._select(command)
+        except DeviceNotFound:
+            return self._dismiss(command)
         self._requireOwner(device, command.owner, command.force)
-        wish = self._wishes.of(device)
-        verb = "detach"
-        if self._rules.of(device).share is Share.ALWAYS:
-            if wish is not None and wish.lease is not None:
-                verb = "kick"
-            else:
+        isAlways = self._rules.of(device).share is Share.ALWAYS
+        verb = "kick" if isAlways and device.lease is not None else "detach"
+
+        def prepare() -> Settle:
+            if isAlways and verb == "detach":
                 self._keeper.rest(device)
-        takeBack = self._wishes.replace(device, None)
-        return await self._perform(verb, command, caller, until, takeBack)
+            self._wishes.withdraw(device)  # and so it stays, however the unbind goes
+            return lambda error: None
+
+        return await self._operations.perform(
+            verb,
+            device,
+            lambda: self._still(device, command.owner, command.force),
+            caller.principal,
+            until,
+            prepare,
+        )
 
     async def kick(self, command: KickClient, caller: Caller, until: float) -> UsbDevice:
         """End the session of the client that has imported a device."""
-        self._requireOwner(self._select(command), command.owner, command.force)
-        return await self._perform("kick", command, caller, until)
+        device = self._select(command)
+        self._requireOwner(device, command.owner, command.force)
+        return await self._operations.perform(
+            "kick",
+            device,
+            lambda: self._still(device, command.owner, command.force),
+            caller.principal,
+            until,
+        )
 
     async def renew(self, command: RenewLease, caller: Caller, until: float) -> UsbDevice:
         """
@@ -131,15 +152,13 @@ class Claims:
         wish = self._wishes.of(device)
         if wish is None or wish.lease is None:
             raise NotLeased(device)
-        if wish.lease.owner != command.lease.owner:
-            raise DeviceLeased(device, wish.lease, self._wishes.left(wish.lease))
-        asked = command.lease
-        if asked.ttl is None:
+        self._requireOwner(device, command.lease.owner, False)
+        ttl = command.lease.ttl
+        if ttl is None:
             ttl = "connection" if wish.lease.ttl is None else wish.lease.ttl
-            asked = msgspec.structs.replace(asked, ttl=ttl)
-        lease = self._lease(asked, caller)
-        self._wishes.set(device, msgspec.structs.replace(wish, lease=lease))
-        self._tie(lease, caller)
+        if ttl == "connection":
+            _requireLasting(caller)
+        self._wishes.renew(device, self._grant(command.lease, ttl, caller))
         return self._catalogue.now(device)
 
     async def _turn(
@@ -149,7 +168,7 @@ class Claims:
         The device, when it may be had.
         """
         left = end - self._clock.seconds()
-        if left > 0:
+        if left > 0 and not (command.force and self._isThere(command)):
             return await self.queue.turn(command, caller, left, again)
         device = self._select(command)
         self._requireOwner(device, _ownerOf(command), command.force)
@@ -161,38 +180,69 @@ class Claims:
     async def _attach(
         self, command: AttachDevice, device: UsbDevice, caller: Caller, until: float
     ) -> UsbDevice:
-        lease = None if command.lease is None else self._lease(command.lease, caller)
-        takeBack = self._wishes.ask(device, lease)
-        untie = self._tie(lease, caller)
+        def still() -> UsbDevice:
+            if caller.isGone:
+                raise NotDone("the client is gone")
+            return self._still(device, _ownerOf(command), command.force)
 
-        def undo() -> None:
-            takeBack()
-            untie()
+        def prepare() -> Settle:
+            self._keeper.wake(device)
+            asked = command.lease
+            lease = None if asked is None else self._grant(asked, asked.ttl, caller)
+            settle = self._wishes.ask(device, lease)
+            if lease is not None:
+                self.queue.free(device.busId)  # from now on the lease keeps others out
+            return settle
 
+        still()
         if command.force:
-            await self._perform("kick", command, caller, until, undo)
-        return await self._perform("attach", command, caller, until, undo)
-
-    async def _perform(
-        self,
-        verb: str,
-        command: DeviceRequest,
-        caller: Caller,
-        until: float,
-        takeBack: Callable[[], None] = lambda: None,
-    ) -> UsbDevice:
+            self.queue.hold(device.busId)
         try:
-            return await self._operations.perform(
-                verb, lambda: self._select(command), caller.principal, until, takeBack
+            verb = "forced attach" if command.force else "attach"
+            bound = await self._operations.perform(
+                verb, device, still, caller.principal, until, prepare
             )
         except StillWorking:
+            self.queue.freeSoon(device.busId)
             raise
         except ShareError:
-            takeBack()
+            self.queue.free(device.busId)
             raise
+        self.queue.freeSoon(device.busId)
+        return bound
+
+    def _dismiss(self, command: DetachDevice) -> UsbDevice:
+        """
+        Nobody wants a device any more that is not there.
+
+        @raise DeviceNotFound: nobody did.
+        """
+        device = select(command, self._wishes.away())
+        self._requireOwner(device, command.owner, command.force)
+        self._wishes.withdraw(device)
+        return device
 
     def _select(self, request: DeviceRequest) -> UsbDevice:
         return select(request, self._catalogue.inventory.snapshot.devices)
+
+    def _isThere(self, request: DeviceRequest) -> bool:
+        try:
+            self._select(request)
+        except DeviceNotFound:
+            return False
+        return True
+
+    def _still(self, device: UsbDevice, owner: str | None, force: bool | None) -> UsbDevice:
+        """
+        A device, when other things were done to it meanwhile.
+
+        @raise ShareError: it is gone, or somebody else's by now.
+        """
+        now = self._catalogue.inventory.same(device)
+        if now is None:
+            raise DeviceNotFound(f"{device} was unplugged in the meantime")
+        self._requireOwner(now, owner, force)
+        return now
 
     def _obstacle(self, device: UsbDevice, command: AttachDevice) -> OperationFailed | None:
         """
@@ -200,7 +250,7 @@ class Claims:
         """
         leased = self._leased(device, _ownerOf(command), command.force)
         if leased is None and device.state is DeviceState.IN_USE and not command.force:
-            return DeviceInUse(device)
+            return DeviceInUse(device, self._traffic(device))
         return leased
 
     def _requireOwner(self, device: UsbDevice, owner: str | None, force: bool | None) -> None:
@@ -216,31 +266,20 @@ class Claims:
             return None
         return DeviceLeased(device, lease, self._wishes.left(lease))
 
-    def _lease(self, asked: LeaseRequest, caller: Caller) -> Lease:
-        ttl = asked.ttl if isinstance(asked.ttl, float) else None
-        if ttl is None and caller.isGone:
-            raise NotDone("the client is gone")
-        return Lease(
-            owner=asked.owner,
-            address=caller.principal.address,
-            ttl=ttl,
-            until=self._wishes.until(ttl),
+    def _grant(self, asked: LeaseRequest, ttl: object, caller: Caller) -> Lease:
+        seconds = ttl if isinstance(ttl, float) else None
+        return self._wishes.grant(asked.owner, seconds, caller)
+
+
+def _requireLasting(caller: Caller) -> None:
+    """
+    @raise InvalidRequest: the connection ends with the answer.
+    """
+    if not caller.lasts:
+        raise InvalidRequest(
+            'invalid request: `lease.ttl`: "connection" needs one that stays open: over HTTP '
+            "there is none, so say for how many seconds"
         )
-
-    def _tie(self, lease: Lease | None, caller: Caller) -> Callable[[], None]:
-        """
-        Let a lease that lasts as long as its connection end with it.
-
-        @return: lets it not.
-        """
-
-        def end() -> None:
-            assert lease is not None
-            self._wishes.endLease(lease)
-
-        if lease is not None and lease.ttl is None:
-            caller.whenGone(end)
-        return lambda: caller.forget(end)
 
 
 def _ownerOf(command: AttachDevice) -> str | None:

@@ -8,11 +8,9 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from usbip_server.device import LONGEST_LEASE
 from usbip_server.errors import InvalidRequest
 from usbip_server.matching import CRITERIA, given
-
-LONGEST_LEASE = 30 * 86400
-"""Seconds."""
 
 LONGEST_WAIT = 86400
 """Seconds."""

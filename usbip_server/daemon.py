@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NamedTuple
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import (
     IListeningPort,
     IReactorFromThreads,
@@ -30,6 +30,16 @@ CLOSING_SECONDS = 2.0
 
 Endpoints = Sequence[tuple[str, IStreamServerEndpoint]]
 """Where to listen, each with its description for messages."""
+
+
+class _Port(NamedTuple):
+    """
+    Where we listen.
+    """
+
+    description: str
+    endpoint: IStreamServerEndpoint
+    port: IListeningPort
 
 
 class Deaf(SystemExit, Exception):
@@ -55,7 +65,7 @@ class Daemon(Service):
         factory: FirstByteFactory,
         endpoints: Endpoints,
         reactor: IReactorFromThreads,
-        reload: Callable[[Daemon], None],
+        reload: Callable[[Daemon], Awaitable[None]],
     ) -> None:
         """
         @param reload: called on SIGHUP.
@@ -65,7 +75,8 @@ class Daemon(Service):
         self._endpoints = endpoints
         self._reactor = reactor
         self._reload = reload
-        self._ports: list[tuple[str, IListeningPort]] = []
+        self._ports: list[_Port] = []
+        self._reloading: Deferred[None] = succeed(None)
         self._oldHandler: Any = None
 
     def privilegedStartService(self) -> None:
@@ -78,29 +89,55 @@ class Daemon(Service):
         for description, endpoint in endpoints:
             self._listen(description, endpoint)
 
-    def listenOn(self, endpoints: Endpoints) -> None:
+    async def listenOn(self, endpoints: Endpoints) -> None:
         """
         Listen there, and nowhere else; connections stay as they are.
 
         @raise Deaf: that is not possible; nothing has changed.
         """
         before = tuple(self._ports)
-        left = list(before)
+        old, fresh = list(before), []
+        for description, endpoint in endpoints:
+            known = next((port for port in old if port.description == description), None)
+            if known is None:
+                fresh.append((description, endpoint))
+            else:
+                old.remove(known)
+        try:
+            self._listenAll(fresh)
+        except Deaf:
+            if not old:
+                raise
+            # It may be in its own way: an address and all addresses, on one port.
+            await self._close(old)
+            try:
+                self._listenAll(fresh)
+            except Deaf:
+                self._listenAll([(port.description, port.endpoint) for port in old])
+                raise
+        else:
+            await self._close(old)
+
+    def _listenAll(self, endpoints: Endpoints) -> None:
+        """
+        @raise Deaf: one of them is not possible; then none was opened.
+        """
+        before = tuple(self._ports)
         try:
             for description, endpoint in endpoints:
-                known = [one for one in left if one[0] == description]
-                if known:
-                    left.remove(known[0])
-                else:
-                    self._listen(description, endpoint)
+                self._listen(description, endpoint)
         except Deaf:
-            left = [one for one in self._ports if one not in before]
+            opened = [port for port in self._ports if port not in before]
+            self._ports = [*before]
+            for port in opened:
+                port.port.stopListening()
             raise
-        finally:
-            for one in left:
-                self._ports.remove(one)
-                one[1].stopListening()
-                self._log.info("not listening on {description} any more", description=one[0])
+
+    async def _close(self, ports: Sequence[_Port]) -> None:
+        for port in ports:
+            self._ports.remove(port)
+            self._log.info("not listening on {description} any more", description=port.description)
+            await _maybe(port.port.stopListening())
 
     def startService(self) -> None:
         """
@@ -131,26 +168,38 @@ class Daemon(Service):
 
     async def _stop(self) -> None:
         notify("STOPPING=1")
-        ports, self._ports = self._ports, []
-        for _, port in ports:
-            await _maybe(port.stopListening())
+        await self._close(tuple(self._ports))
         await self._sharing.stop()
         await self._factory.close(CLOSING_SECONDS)
         self._log.info("stopped")
 
     def _onHangup(self, number: int, frame: object) -> None:
-        self._reactor.callFromThread(self._reload, self)
+        self._reactor.callFromThread(self._reloadOnce)
+
+    def _reloadOnce(self) -> None:
+        """
+        One after the other, however quickly they come.
+        """
+        self._reloading.addCallback(lambda _: Deferred.fromCoroutine(self._doReload()))
+
+    async def _doReload(self) -> None:
+        try:
+            await self._reload(self)
+        except Exception:
+            self._log.failure("a bug in reading the configuration anew")
 
     def _listen(self, description: str, endpoint: IStreamServerEndpoint) -> None:
         failures: list[Failure] = []
         listening: Deferred[IListeningPort] = endpoint.listen(self._factory)
-        listening.addCallbacks(self._listens, failures.append, callbackArgs=(description,))
+        listening.addCallbacks(self._listens, failures.append, callbackArgs=(description, endpoint))
         for failure in failures:
             assert failure.value is not None
             raise Deaf(explain(description, failure.value))
 
-    def _listens(self, port: IListeningPort, description: str) -> None:
-        self._ports.append((description, port))
+    def _listens(
+        self, port: IListeningPort, description: str, endpoint: IStreamServerEndpoint
+    ) -> None:
+        self._ports.append(_Port(description, endpoint, port))
         address = port.getHost()
         self._log.info(
             "listening on {description}: {address}",

@@ -6,10 +6,17 @@ from __future__ import annotations
 
 import enum
 import re
+from typing import Annotated
 
 import msgspec
 
 _BUS_ID = re.compile(r"[1-9][0-9]*-[1-9][0-9]*(?:\.[1-9][0-9]*)*", re.ASCII)
+
+LONGEST_LEASE = 30 * 86400
+"""Seconds."""
+
+LAST_MOMENT = 253402300799
+"""The end of the year 9999, in seconds since the epoch."""
 
 HUB_CLASS = "09"
 """C{bDeviceClass} of a hub (USB 2.0, 11.23.1)."""
@@ -58,9 +65,9 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True):
     bytesOut: int
 
 
-class Lease(msgspec.Struct, frozen=True, kw_only=True):
+class Lease(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """
-    A device is one owner's for a time.
+    A device is one owner's for a time. Two are never equal: each has its own end.
 
     @ivar owner: what the owner calls itself.
     @ivar address: the address that asked for it.
@@ -71,8 +78,8 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
 
     owner: str
     address: str
-    ttl: float | None = None
-    until: float | None = None
+    ttl: Annotated[float, msgspec.Meta(ge=0, le=LONGEST_LEASE)] | None = None
+    until: Annotated[float, msgspec.Meta(ge=0, le=LAST_MOMENT)] | None = None
 
 
 class UsbDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

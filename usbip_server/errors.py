@@ -153,7 +153,7 @@ class DeviceAwaited(OperationFailed):
 
     def __init__(self, device: UsbDevice, waiting: int) -> None:
         super().__init__(
-            device, f'{waiting} others wait for {device}: queue up behind them with "wait"'
+            device, f'others wait for {device} ({waiting}): queue up with "wait": seconds'
         )
 
 

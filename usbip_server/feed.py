@@ -12,7 +12,7 @@ from itertools import islice
 from twisted.logger import Logger
 
 from usbip_server.commands import WatchDevices
-from usbip_server.device import Holder, UsbDevice
+from usbip_server.device import Holder, Traffic, UsbDevice
 from usbip_server.errors import SnapshotNeeded
 from usbip_server.inventory import Change, ChangeKind, Inventory
 from usbip_server.matching import given, matching
@@ -35,11 +35,15 @@ class Event:
     @ivar time: when, in seconds since the epoch.
     """
 
-    __slots__ = ("_lines", "change", "time")
+    __slots__ = ("_lines", "_traffic", "change", "time")
 
-    def __init__(self, change: Change, time: float) -> None:
+    def __init__(self, change: Change, time: float, traffic: Traffic | None = None) -> None:
+        """
+        @param traffic: what the client that has come or gone has moved.
+        """
         self.change = change
         self.time = time
+        self._traffic = traffic
         self._lines: dict[bool, bytes] = {}
 
     @property
@@ -74,7 +78,7 @@ class Event:
             seq=self.change.seq,
             time=timestamp(self.time),
             data=encodeDevices(self.device, detail),
-            holder=holderFields(self.holder or Holder()) if session else None,
+            holder=holderFields(self.holder or Holder(), self._traffic) if session else None,
             lease=None if lease is None else leaseFields(lease),
         ).encode()
 
@@ -89,13 +93,21 @@ class Feed:
 
     _log = Logger()
 
-    def __init__(self, inventory: Inventory, now: Callable[[], float], keep: int) -> None:
+    def __init__(
+        self,
+        inventory: Inventory,
+        now: Callable[[], float],
+        keep: int,
+        traffic: Callable[[UsbDevice], Traffic | None] = lambda device: None,
+    ) -> None:
         """
         @param now: the time, in seconds since the epoch.
         @param keep: how many events are remembered.
+        @param traffic: what the session of a device's holder has moved.
         """
         self._inventory = inventory
         self._now = now
+        self._traffic = traffic
         self._history: deque[Event] = deque(maxlen=keep)
         self._listeners: dict[Listener, None] = {}
         self._begin = inventory.subscribe(self._changed).seq
@@ -152,7 +164,7 @@ class Feed:
     def _changed(self, changes: tuple[Change, ...]) -> None:
         time = self._now()
         for change in changes:
-            event = Event(change, time)
+            event = Event(change, time, self._moved(change))
             self._history.append(event)
             self._say(event)
             for listener in tuple(self._listeners):
@@ -160,6 +172,13 @@ class Feed:
                     listener(event)
                 except Exception:
                     self._log.failure("a listener failed on event {seq}", seq=change.seq)
+
+    def _moved(self, change: Change) -> Traffic | None:
+        if change.kind is ChangeKind.IMPORTED:
+            return self._traffic(change.device)
+        if change.kind is ChangeKind.RELEASED and change.before is not None:
+            return self._traffic(change.before)
+        return None
 
     def _say(self, event: Event) -> None:
         lease = event.device.lease

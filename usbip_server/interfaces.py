@@ -83,8 +83,8 @@ class IUsbBackend(Interface):
 
     def traffic(device: UsbDevice) -> Traffic | None:
         """
-        What the session of a device's holder has moved so far; C{None} where that is not
-        known. Never blocks.
+        What the session of a device's holder has moved so far; when it has ended, what it
+        had moved, until the next one begins. C{None} where that is not known. Never blocks.
         """
 
 

@@ -164,21 +164,38 @@ def _difference(before: UsbDevice | None, after: UsbDevice | None) -> list[_Step
     if before == after:
         return []
     if before is None or after is None or before.deviceNumber != after.deviceNumber:
-        gone: list[_Step] = [] if before is None else [(ChangeKind.REMOVED, before, before)]
-        came: list[_Step] = [] if after is None else [(ChangeKind.ADDED, after, None)]
-        return gone + came
+        return _gone(before) + ([] if after is None else [(ChangeKind.ADDED, after, None)])
     steps: list[_Step] = []
-    if before.state is not after.state:
-        kind = _STEPS.get((before.state, after.state), ChangeKind.CHANGED)
-        steps.append((kind, after, before))
-    elif _sessionOf(before) != _sessionOf(after):
-        free = msgspec.structs.replace(after, state=DeviceState.BOUND, holder=None)
-        steps += [(ChangeKind.RELEASED, free, before), (ChangeKind.IMPORTED, after, free)]
-    elif msgspec.structs.replace(before, lease=after.lease) != after:
+    at = before
+    for kind, state in _path(before, after):
+        holder = after.holder if state is DeviceState.IN_USE else None
+        last = msgspec.structs.replace(after, state=state, holder=holder)
+        steps.append((kind, last, at))
+        at = last
+    if not steps and msgspec.structs.replace(before, lease=after.lease) != after:
         steps.append((ChangeKind.CHANGED, after, before))
-    if before.lease != after.lease:
-        steps.append((ChangeKind.LEASE, after, before))
+    if before.lease is not after.lease:
+        steps.append((ChangeKind.LEASE, after, at))
     return steps
+
+
+def _gone(before: UsbDevice | None) -> list[_Step]:
+    if before is None:
+        return []
+    if before.state is not DeviceState.IN_USE:
+        return [(ChangeKind.REMOVED, before, before)]
+    last = msgspec.structs.replace(before, state=DeviceState.BOUND, holder=None)
+    return [(ChangeKind.RELEASED, last, before), (ChangeKind.REMOVED, last, last)]
+
+
+def _path(before: UsbDevice, after: UsbDevice) -> list[tuple[ChangeKind, DeviceState]]:
+    """
+    What has a word of its own on the way from one to the other, and where that leads.
+    """
+    if before.state is after.state:
+        isNext = before.state is DeviceState.IN_USE and _sessionOf(before) != _sessionOf(after)
+        return [*_PATHS[_IN_USE, _BOUND], *_PATHS[_BOUND, _IN_USE]] if isNext else []
+    return _PATHS.get((before.state, after.state), [])
 
 
 def _sessionOf(device: UsbDevice) -> float | None:
@@ -188,11 +205,20 @@ def _sessionOf(device: UsbDevice) -> float | None:
     return None if device.holder is None else device.holder.since
 
 
-_STEPS = {
-    (DeviceState.FREE, DeviceState.BOUND): ChangeKind.BOUND,
-    (DeviceState.FREE, DeviceState.IN_USE): ChangeKind.IMPORTED,
-    (DeviceState.BOUND, DeviceState.FREE): ChangeKind.UNBOUND,
-    (DeviceState.IN_USE, DeviceState.FREE): ChangeKind.UNBOUND,
-    (DeviceState.BOUND, DeviceState.IN_USE): ChangeKind.IMPORTED,
-    (DeviceState.IN_USE, DeviceState.BOUND): ChangeKind.RELEASED,
+_FREE, _BOUND, _IN_USE, _ERROR = (
+    DeviceState.FREE,
+    DeviceState.BOUND,
+    DeviceState.IN_USE,
+    DeviceState.ERROR,
+)
+
+_PATHS: dict[tuple[DeviceState, DeviceState], list[tuple[ChangeKind, DeviceState]]] = {
+    (_FREE, _BOUND): [(ChangeKind.BOUND, _BOUND)],
+    (_FREE, _IN_USE): [(ChangeKind.BOUND, _BOUND), (ChangeKind.IMPORTED, _IN_USE)],
+    (_BOUND, _IN_USE): [(ChangeKind.IMPORTED, _IN_USE)],
+    (_IN_USE, _BOUND): [(ChangeKind.RELEASED, _BOUND)],
+    (_IN_USE, _FREE): [(ChangeKind.RELEASED, _BOUND), (ChangeKind.UNBOUND, _FREE)],
+    (_BOUND, _FREE): [(ChangeKind.UNBOUND, _FREE)],
+    (_ERROR, _BOUND): [(ChangeKind.BOUND, _BOUND)],
+    (_ERROR, _IN_USE): [(ChangeKind.IMPORTED, _IN_USE)],
 }

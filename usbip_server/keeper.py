@@ -5,15 +5,14 @@ happens to them meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
-from twisted.logger import Logger
 
 from usbip_server.catalogue import Catalogue
 from usbip_server.damper import Damper
 from usbip_server.device import DeviceState, UsbDevice
+from usbip_server.errors import ShareError
 from usbip_server.inventory import Change, ChangeKind, Inventory
 from usbip_server.operations import Operations
 from usbip_server.policy import Principal
@@ -39,10 +38,8 @@ Stay = tuple[str, int]
 
 class Keeper:
     """
-    Binds devices that are to be bound.
+    Binds devices that are to be bound, and gives back those that are not.
     """
-
-    _log = Logger()
 
     def __init__(
         self,
@@ -66,8 +63,9 @@ class Keeper:
         self._clock = clock
         self._running = False
         self._resting: set[Stay] = set()
+        self._expired: set[Stay] = set()
         self._driverless: set[Stay] = set()
-        self._pauses: dict[Stay, float] = {}
+        self._failures: dict[Stay, tuple[float, str]] = {}
         self._timers: dict[Stay, IDelayedCall] = {}
 
     def start(self) -> None:
@@ -96,11 +94,12 @@ class Keeper:
             return
         if self._operations.isBusy(busId) or self._isPausing(device):
             return  # it will be looked at when that has ended
-        if self.wants(device):
-            if device.state in (DeviceState.FREE, DeviceState.ERROR):
-                self._bind(device)
-        elif device.state is DeviceState.BOUND and self._isForbidden(device):
-            self._do("detach", device)
+        verb = self._missing(device)
+        if verb == "attach" and device.driver is None and _stay(device) not in self._driverless:
+            self._driverless.add(_stay(device))
+            self._lookIn(NO_DRIVER, _stay(device))
+        elif verb is not None:
+            self._do(verb, device)
 
     def wants(self, device: UsbDevice) -> bool:
         """Is a device to be bound?"""
@@ -114,21 +113,22 @@ class Keeper:
     def rest(self, device: UsbDevice) -> None:
         """
         A client has detached a device that is always shared: it is left alone until it is
-        plugged in anew.
+        plugged in anew, or somebody wants it.
         """
         self._resting.add(_stay(device))
+
+    def wake(self, device: UsbDevice) -> None:
+        """Somebody wants a device."""
+        self._resting.discard(_stay(device))
 
     def leaseEnded(self, wish: Wish) -> None:
         """
         Take a device from whoever has it by a lease that is over.
         """
-        device = self._catalogue.inventory.get(wish.busId)
-        if device is None or not wish.isFor(device) or device.state is DeviceState.FREE:
-            return
-        if not self.wants(device):
-            Deferred.fromCoroutine(self._takeBack("detach", device))
-        elif device.state is DeviceState.IN_USE:
-            Deferred.fromCoroutine(self._takeBack("kick", device))
+        device = self._source.get(wish.busId)
+        if device is not None and wish.isFor(device):
+            self._expired.add(_stay(device))
+            self.look(device.busId)
 
     def unbindAll(self) -> None:
         """Unbind what this daemon has bound, or would bind."""
@@ -138,44 +138,55 @@ class Keeper:
             if isBound and isOurs and not self._operations.isBusy(device.busId):
                 self._do("detach", device)
 
-    async def _takeBack(self, verb: str, device: UsbDevice) -> None:
-        until = self._clock.seconds() + 2 * self._operations.timeouts.bind
-        try:
-            await self._operations.perform(verb, lambda: device, ITSELF, until)
-        except Exception as error:
-            self._log.warn(
-                "{device} is not taken back though its lease is over: {error}",
-                device=str(device),
-                error=str(error),
-            )
-
-    def _isPausing(self, device: UsbDevice) -> bool:
-        stay = _stay(device)
-        if stay not in self._timers:
-            return False
-        if stay in self._pauses or device.driver is None:
-            return True
-        self._timers.pop(stay).cancel()  # the driver that was waited for has come
-        return False
+    def _missing(self, device: UsbDevice) -> str | None:
+        """
+        What is to be done to a device so that it is as it is wanted.
+        """
+        stay, state = _stay(device), device.state
+        if self.wants(device):
+            if state in (DeviceState.FREE, DeviceState.ERROR):
+                return "attach"
+            if state is DeviceState.IN_USE and stay in self._expired:
+                return "kick"
+        else:
+            isLeftOver = state is not DeviceState.FREE and stay in self._expired
+            if isLeftOver or (state is DeviceState.BOUND and self._isForbidden(device)):
+                return "detach"
+        self._expired.discard(stay)
+        return None
 
     def _isForbidden(self, device: UsbDevice) -> bool:
         isOurs = self._operations.hasBound(device) or self._wishes.of(device) is not None
         return isOurs and self._rules.of(device).share is Share.NEVER
 
-    def _bind(self, device: UsbDevice) -> None:
+    def _isPausing(self, device: UsbDevice) -> bool:
         stay = _stay(device)
-        if device.driver is None and stay not in self._driverless:
-            self._driverless.add(stay)
-            self._lookIn(NO_DRIVER, stay)
+        if stay not in self._timers:
+            return False
+        if stay in self._failures or device.driver is None:
+            return True
+        self._timers.pop(stay).cancel()  # the driver that was waited for has come
+        return False
+
+    def _do(self, verb: str, device: UsbDevice) -> None:
+        stay = _stay(device)
+        _, known = self._failures.get(stay, (0.0, None))
+        self._operations.begin(
+            verb,
+            self._catalogue.now(device),
+            ITSELF,
+            lambda: partial(self._done, stay),
+            heard=True,
+            known=known,
+        )
+
+    def _done(self, stay: Stay, error: ShareError | None) -> None:
+        device = self._source.get(stay[0])
+        if error is None or device is None or _stay(device) != stay:
+            self._failures.pop(stay, None)
             return
-        self._do("attach", device, lambda: self._failed(stay))
-
-    def _do(self, verb: str, device: UsbDevice, failed: Callable[[], None] = lambda: None) -> None:
-        self._operations.begin(verb, self._catalogue.now(device), ITSELF, failed, heard=True)
-
-    def _failed(self, stay: Stay) -> None:
-        pause = self._pauses.get(stay, FIRST_PAUSE)
-        self._pauses[stay] = min(2 * pause, LONGEST_PAUSE)
+        pause, _ = self._failures.get(stay, (FIRST_PAUSE, ""))
+        self._failures[stay] = min(2 * pause, LONGEST_PAUSE), str(error)
         self._lookIn(pause, stay)
 
     def _lookIn(self, seconds: float, stay: Stay) -> None:
@@ -196,16 +207,16 @@ class Keeper:
     def _forget(self, device: UsbDevice) -> None:
         stay = _stay(device)
         self._operations.forget(device)
-        self._resting.discard(stay)
-        self._driverless.discard(stay)
-        self._pauses.pop(stay, None)
+        for stays in (self._resting, self._expired, self._driverless):
+            stays.discard(stay)
+        self._failures.pop(stay, None)
         timer = self._timers.pop(stay, None)
         if timer is not None and timer.active():
             timer.cancel()
         if not self._wishes.remember:
             wish = self._wishes.of(device)
             if wish is not None and wish.lease is None:
-                self._wishes.set(device, None)
+                self._wishes.withdraw(device)
 
 
 def _stay(device: UsbDevice) -> Stay:

@@ -4,12 +4,17 @@ Something that takes its time and that several may wait for.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from usbip_server.device import UsbDevice
 from usbip_server.errors import ShareError
 from usbip_server.policy import Principal
+
+Settle = Callable[[ShareError | None], None]
+"""To be told, once, what went wrong; C{None}: nothing."""
 
 
 class Event:
@@ -58,13 +63,15 @@ class Operation:
     The attach, detach or kick of one device, while it lasts and until somebody has heard how
     it went.
 
-    @ivar verb: C{"attach"}, C{"detach"} or C{"kick"}.
+    @ivar verb: C{"attach"}, C{"detach"}, C{"kick"} or C{"forced attach"}.
     @ivar device: the device as it was when it was asked for.
     @ivar principal: who asked first.
     @ivar ended: happens when it has come to an end.
     @ivar result: the device after it, if it went well.
     @ivar error: what went wrong, if it did not.
     @ivar heard: has somebody been told?
+    @ivar settles: whom to tell how it went, each once.
+    @ivar known: what has gone wrong before in the same way: it is not told again.
     @ivar endedAt: when it came to its end, by the reactor's clock.
     """
 
@@ -83,6 +90,8 @@ class Operation:
         self.result: UsbDevice | None = None
         self.error: ShareError | None = None
         self.heard = heard
+        self.settles: list[Settle] = []
+        self.known: str | None = None
         self.endedAt = 0.0
 
     def isAbout(self, verb: str, device: UsbDevice) -> bool:

@@ -23,7 +23,7 @@ from usbip_server.errors import (
 from usbip_server.herald import Herald
 from usbip_server.interfaces import IUsbBackend
 from usbip_server.limits import Timeouts
-from usbip_server.operation import Event, Operation
+from usbip_server.operation import Event, Operation, Settle
 from usbip_server.policy import Principal
 from usbip_server.rules import Rules
 
@@ -32,6 +32,7 @@ Work = Callable[[Operation], Awaitable[UsbDevice]]
 _ACHIEVED: dict[str, Callable[[DeviceState], bool]] = {
     "attach": lambda state: state is DeviceState.BOUND,
     "detach": lambda state: state is DeviceState.FREE,
+    "forced attach": lambda state: state is DeviceState.BOUND,
     "kick": lambda state: state is not DeviceState.IN_USE,
 }
 
@@ -62,13 +63,14 @@ class Operations:
         self._rules = rules
         self._herald = herald
         self._clock = clock
-        self._stopping = False
+        self._closed = False
         self._running: dict[str, Operation] = {}
         self._unheard: dict[str, Operation] = {}
         self._bound: set[tuple[str, int]] = set()
         self._work: dict[str, Work] = {
             "attach": self._bind,
-            "detach": lambda o: backend.unbind(o.device, self.timeouts.bind),
+            "forced attach": self._seize,
+            "detach": self._unbind,
             "kick": lambda o: backend.release(o.device, self.timeouts.bind),
         }
 
@@ -81,16 +83,17 @@ class Operations:
         return (device.busId, device.deviceNumber) in self._bound
 
     def forget(self, device: UsbDevice) -> None:
-        """The device is gone."""
+        """The device is gone, or not bound any more."""
         self._bound.discard((device.busId, device.deviceNumber))
 
     async def perform(
         self,
         verb: str,
-        choose: Callable[[], UsbDevice],
+        device: UsbDevice,
+        again: Callable[[], UsbDevice],
         principal: Principal,
         until: float,
-        failed: Callable[[], None] = lambda: None,
+        prepare: Callable[[], Settle] = lambda: _nothing,
     ) -> UsbDevice:
         """
         Do something to a device.
@@ -99,23 +102,28 @@ class Operations:
         something else waits until it has ended. What takes longer than an answer may goes
         on, and is told to whoever asks next.
 
-        @param choose: says which device, as it is when it is asked.
+        @param again: the device as it is after such a wait; fails if it is not to be done
+            any more.
         @param until: when there has to be an answer, by the reactor's clock.
-        @param failed: called if what begins here goes wrong, whenever that is.
+        @param prepare: called when it is certain that it is done, before anybody else can
+            ask for something; returns whom to tell how it went.
         @return: the device after it, as clients see it.
         @raise ShareError: it went wrong, or goes on.
         """
-        device = choose()
         while (other := self._running.get(device.busId)) and not other.isAbout(verb, device):
             if not await other.ended.within(until - self._clock.seconds()):
                 raise NotDone(
                     f"{device}: the {other.verb} of {other.device} that {other.principal} asked "
                     f"for is still in progress, so nothing was done; ask again when it has ended"
                 )
-            device = choose()
+            device = again()
+        if self._closed:
+            raise BackendUnavailable("the daemon is stopping: ask again when it is back")
         operation = other or self._untold(verb, device)
         if operation is None:
-            operation = self.begin(verb, device, principal, failed)
+            operation = self.begin(verb, device, principal, prepare)
+        elif not operation.ended.happened:
+            operation.settles.append(prepare())
         if not await operation.ended.within(until - self._clock.seconds()):
             raise StillWorking(
                 self._catalogue.now(device),
@@ -131,30 +139,31 @@ class Operations:
         verb: str,
         device: UsbDevice,
         principal: Principal,
-        failed: Callable[[], None] = lambda: None,
+        prepare: Callable[[], Settle] = lambda: _nothing,
         heard: bool = False,
+        known: str | None = None,
     ) -> Operation:
         """
         Begin to do something to a device that nothing is done to at present.
 
-        @param failed: called if it goes wrong, whenever that is.
+        @param prepare: as in C{perform}.
         @param heard: nobody has to be told how it went.
-        @raise BackendUnavailable: the daemon stops.
+        @param known: what went wrong the last time: if it goes wrong in the same way, that is
+            nothing new.
         """
-        if self._stopping:
-            raise BackendUnavailable("the daemon is stopping: ask again when it is back")
         operation = Operation(verb, device, principal, Event(self._clock), heard)
+        operation.known = known
         self._running[device.busId] = operation
-        Deferred.fromCoroutine(self._run(operation, failed))
+        operation.settles.append(prepare())
+        Deferred.fromCoroutine(self._run(operation))
         return operation
 
-    async def stop(self, until: float) -> None:
+    async def idle(self, until: float) -> None:
         """
-        Begin nothing more, and wait for what is in progress.
+        Wait for what is in progress.
 
         @param until: for how long, by the reactor's clock.
         """
-        self._stopping = True
         for operation in tuple(self._running.values()):
             if not await operation.ended.within(until - self._clock.seconds()):
                 self._log.warn(
@@ -162,6 +171,10 @@ class Operations:
                     verb=operation.verb,
                     device=str(operation.device),
                 )
+
+    def close(self) -> None:
+        """Begin nothing more for clients."""
+        self._closed = True
 
     def _untold(self, verb: str, device: UsbDevice) -> Operation | None:
         """
@@ -175,44 +188,55 @@ class Operations:
         isDone = _ACHIEVED[verb](device.state)
         return None if isDone or age > self.timeouts.bind else operation
 
-    async def _run(self, operation: Operation, failed: Callable[[], None]) -> None:
-        device = operation.device
+    async def _run(self, operation: Operation) -> None:
+        device, verb = operation.device, operation.verb
         try:
-            operation.result = self._catalogue.now(await self._work[operation.verb](operation))
+            operation.result = self._catalogue.now(await self._work[verb](operation))
         except ShareError as error:
             operation.error = error = self._told(error)
-            self._log.warn(
-                "{verb} of {device} for {principal} failed: {error}",
-                verb=operation.verb,
-                device=str(device),
-                principal=str(operation.principal),
-                error=str(error),
-            )
+            if str(error) != operation.known:
+                self._log.warn(
+                    "{verb} of {device} for {principal} failed: {error}",
+                    verb=verb,
+                    device=str(device),
+                    principal=str(operation.principal),
+                    error=str(error),
+                )
         except Exception as error:
             operation.error = OperationFailed(
-                device, f"{operation.verb} of {device} failed within the daemon: see its log"
+                device, f"{verb} of {device} failed within the daemon: see its log"
             )
             operation.error.__cause__ = error
-            self._log.failure(
-                "a bug in the {verb} of {device}", verb=operation.verb, device=str(device)
-            )
+            self._log.failure("a bug in the {verb} of {device}", verb=verb, device=str(device))
         else:
             self._log.info(
-                "{principal} {verb}ed {device}",
-                verb=operation.verb,
+                "{verb} of {device} for {principal} is done",
+                verb=verb,
                 device=str(operation.result),
                 principal=str(operation.principal),
             )
+        try:
+            self._settle(operation)
+        except Exception:
+            self._log.failure("a bug after the {verb} of {device}", verb=verb, device=str(device))
         finally:
             del self._running[device.busId]
         operation.endedAt = self._clock.seconds()
-        if operation.error is not None:
-            self._herald.failed(self._catalogue.now(device), str(operation.error))
-            failed()
-        operation.ended.happen()
         if operation.error is not None and not operation.heard:
             self._unheard[device.busId] = operation
+        operation.ended.happen()
         self.onEnd(device.busId)
+
+    def _settle(self, operation: Operation) -> None:
+        """
+        Tell all who want to know how it went, the last one first: what was asked for is
+        taken back in the order that undoes it.
+        """
+        error = operation.error
+        for settle in reversed(operation.settles):
+            settle(error)
+        if error is not None and str(error) != operation.known:
+            self._herald.failed(self._catalogue.now(operation.device), str(error))
 
     def _told(self, error: ShareError) -> ShareError:
         """
@@ -227,7 +251,7 @@ class Operations:
 
     async def _bind(self, operation: Operation) -> UsbDevice:
         device = operation.device
-        if device.state is not DeviceState.BOUND:
+        if device.state not in (DeviceState.BOUND, DeviceState.IN_USE):
             objection = await self._herald.objection(device, operation.principal)
             if objection is not None:
                 raise OperationFailed(device, f"{device} is not bound: {objection}")
@@ -237,3 +261,18 @@ class Operations:
         if wasFree and self._backend.inventory.same(bound) is not None:
             self._bound.add((bound.busId, bound.deviceNumber))
         return bound
+
+    async def _seize(self, operation: Operation) -> UsbDevice:
+        await self._backend.release(operation.device, self.timeouts.bind)
+        return await self._bind(operation)
+
+    async def _unbind(self, operation: Operation) -> UsbDevice:
+        free = await self._backend.unbind(operation.device, self.timeouts.bind)
+        self.forget(free)
+        return free
+
+
+def _nothing(error: ShareError | None) -> None:
+    """
+    Nobody wants to know.
+    """

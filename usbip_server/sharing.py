@@ -87,7 +87,7 @@ class Sharing:
         self._catalogue = Catalogue(
             source, self._rules, self._wishes, self._damper, seq=int(now() * 1e6)
         )
-        self._feed = Feed(self._catalogue.inventory, now, settings.limits.history)
+        self._feed = Feed(self._catalogue.inventory, now, settings.limits.history, self.traffic)
         self._hooks = Hooks(clock, settings.limits.hooks)
         self._herald = Herald(self._rules, self._hooks, now)
         self._operations = Operations(
@@ -103,7 +103,14 @@ class Sharing:
             clock,
         )
         self._claims = Claims(
-            self._catalogue, self._rules, self._wishes, self._operations, self._keeper, clock, now
+            self._catalogue,
+            self._rules,
+            self._wishes,
+            self._operations,
+            self._keeper,
+            clock,
+            now,
+            self.traffic,
         )
         self._operations.onEnd = self._keeper.look
         self._wishes.follow(self._asked, self._keeper.leaseEnded)
@@ -135,9 +142,12 @@ class Sharing:
         finally:
             self._ready.happen()
         if not self._stopping:
+            for device in self._backend.inventory.snapshot.devices:
+                self._wishes.moved(device)
             self._catalogue.refresh()  # what was remembered shows in devices
             self._feed.listen(self._herald.happened)
             self._keeper.start()
+            self._wishes.start()
 
     async def stop(self) -> None:
         """
@@ -146,13 +156,15 @@ class Sharing:
         """
         self._stopping = True
         self._claims.queue.stop()
+        self._operations.close()
         self._keeper.stop()
-        if self._settings.onStop is OnStop.UNBIND:
-            self._keeper.unbindAll()
         self._wishes.stop()
         self._damper.stop()
         until = self._clock.seconds() + self._settings.timeouts.stop
-        await self._operations.stop(until)
+        await self._operations.idle(until)
+        if self._settings.onStop is OnStop.UNBIND:
+            self._keeper.unbindAll()
+            await self._operations.idle(until)
         await self._hooks.stop(max(0.0, until - self._clock.seconds()))
         if self._stateFile is not None:
             await self._stateFile.close(max(LAST_WRITE, until - self._clock.seconds()))

@@ -23,6 +23,7 @@ class Wish(
     without a serial number only at the same place.
 
     @ivar busId: where it was when it was last seen.
+    @ivar description: what it was called then.
     @ivar kept: it was attached without a lease, and stays bound until it is detached.
     @ivar lease: whose it is for a time.
     """
@@ -31,6 +32,7 @@ class Wish(
     productId: str
     serial: str | None
     busId: str
+    description: str = "a device that is not there"
     kept: bool = False
     lease: Lease | None = None
 
@@ -40,6 +42,17 @@ class Wish(
             device.vendorId,
             device.productId,
             device.serial,
+        )
+
+    def device(self) -> UsbDevice:
+        """The device, as far as it is remembered."""
+        return UsbDevice(
+            vendorId=self.vendorId,
+            productId=self.productId,
+            serial=self.serial,
+            busId=self.busId,
+            description=self.description,
+            lease=self.lease,
         )
 
 

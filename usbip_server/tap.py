@@ -153,14 +153,14 @@ class Reload:
         self._web = web
         self._factory = factory
 
-    def __call__(self, daemon: Daemon) -> None:
+    async def __call__(self, daemon: Daemon) -> None:
         """
         Do it. What is wrong is logged, and then everything stays as it is.
         """
         try:
             source = _load(self._options)
             config = source.config()
-            daemon.listenOn(_endpoints(self._options, source, config, self._reactor))
+            await daemon.listenOn(_endpoints(self._options, source, config, self._reactor))
         except (ConfigError, Deaf) as error:
             _log.error("nothing is changed: {error}", error=str(error))
             return

@@ -39,7 +39,6 @@ class Ticket:
 
     @ivar turn: fires with the device.
     @ivar place: in the queue, as far as the client was told.
-    @ivar obstacle: why it is not its turn.
     """
 
     def __init__(self, request: AttachDevice, caller: Caller) -> None:
@@ -47,7 +46,6 @@ class Ticket:
         self.caller = caller
         self.turn: Deferred[UsbDevice] = Deferred()
         self.place: int | None = 0
-        self.obstacle: ShareError = NotDone("nothing was done")
 
     def leave(self) -> None:
         """The client is gone."""
@@ -80,14 +78,14 @@ class Queue:
         self._clock = clock
         self._now = now
         self._tickets: list[Ticket] = []
-        self._reserved: dict[str, IDelayedCall] = {}
+        self._held: dict[str, IDelayedCall | None] = {}
         self._stopped = False
         inventory.subscribe(self._changed)
 
     def waitingFor(self, device: UsbDevice) -> int:
         """How many wait for a device."""
         chosen = (self._chosen(ticket) for ticket in self._tickets)
-        return sum(other is not None and other.busId == device.busId for other in chosen)
+        return sum(isinstance(it, UsbDevice) and it.busId == device.busId for it in chosen)
 
     async def turn(
         self, request: AttachDevice, caller: Caller, seconds: float, again: bool
@@ -99,11 +97,13 @@ class Queue:
         @param again: it was its turn already, and it is to be the first again.
         @raise ShareError: why it may not, when the time is over.
         """
-        ticket = Ticket(request, caller)
+        if self._stopped:
+            raise _stopping()
         if caller.isGone:
-            ticket.leave()
-            return await ticket.turn
-        self._tickets.insert(0 if again else len(self._tickets), ticket)
+            raise NotDone("the client is gone")
+        ticket = Ticket(request, caller)
+        isFirst = again or request.force
+        self._tickets.insert(0 if isFirst else len(self._tickets), ticket)
         caller.whenGone(ticket.leave)
         beats = LoopingCall(self._beat, ticket)
         beats.clock = self._clock
@@ -122,57 +122,73 @@ class Queue:
         places: dict[str, int] = {}
         for ticket in tuple(self._tickets):
             if ticket not in self._tickets:
-                continue
-            try:
-                device = select(ticket.request, self._inventory.snapshot.devices)
-            except DeviceNotFound as error:
-                self._tell(ticket, error, None, None)
-                continue
-            except ShareError as error:
-                ticket.turn.errback(error)
-                continue
-            place = places[device.busId] = places.get(device.busId, 0) + 1
-            error_ = self._obstacle(device, ticket.request)
-            if place == 1 and error_ is None and device.busId not in self._reserved:
-                if ticket.request.lease is None:
-                    self._reserve(device.busId)
-                places[device.busId] = 0
-                ticket.turn.callback(device)
+                continue  # it has had its turn, or is gone, as others had theirs
+            chosen = self._chosen(ticket)
+            if isinstance(chosen, DeviceNotFound):
+                self._tell(ticket, chosen, None, None)
+            elif isinstance(chosen, ShareError):
+                ticket.turn.errback(chosen)
             else:
-                self._tell(ticket, error_ or ticket.obstacle, device, place)
+                place = places[chosen.busId] = places.get(chosen.busId, 0) + 1
+                why = self._why(ticket, chosen)
+                if place > 1 or why is not None:
+                    self._tell(ticket, why or _othersTurn(chosen), chosen, place)
+                    continue
+                places[chosen.busId] = 0
+                self.hold(chosen.busId)
+                ticket.turn.callback(chosen)
+
+    def hold(self, busId: str) -> None:
+        """It is somebody's turn: nobody else has one at this device."""
+        timer = self._held.get(busId)
+        if timer is not None:
+            timer.cancel()
+        self._held[busId] = None
+
+    def freeSoon(self, busId: str) -> None:
+        """Whose turn it was has some time to import it, if it still is its turn."""
+        if busId in self._held and self._held[busId] is None:
+            self._held[busId] = self._clock.callLater(TURN, self._timeOver, busId)
+
+    def free(self, busId: str) -> None:
+        """The turn is over."""
+        if busId in self._held:
+            self.hold(busId)
+            self._timeOver(busId)
 
     def stop(self) -> None:
         """Send everybody away."""
         self._stopped = True
         for ticket in tuple(self._tickets):
-            ticket.turn.errback(
-                BackendUnavailable("the daemon is stopping: ask again when it is back")
-            )
-        for timer in self._reserved.values():
-            timer.cancel()
-        self._reserved.clear()
+            ticket.turn.errback(_stopping())
+        for busId in tuple(self._held):
+            self.free(busId)
+
+    def _timeOver(self, busId: str) -> None:
+        del self._held[busId]
+        self.look()
 
     def _changed(self, changes: tuple[Change, ...]) -> None:
         if self._tickets:
             self.look()
 
-    def _chosen(self, ticket: Ticket) -> UsbDevice | None:
+    def _chosen(self, ticket: Ticket) -> UsbDevice | ShareError:
         try:
             return select(ticket.request, self._inventory.snapshot.devices)
-        except ShareError:
-            return None
+        except ShareError as error:
+            return error
 
-    def _reserve(self, busId: str) -> None:
-        self._reserved[busId] = self._clock.callLater(TURN, self._unreserve, busId)
-
-    def _unreserve(self, busId: str) -> None:
-        del self._reserved[busId]
-        self.look()
+    def _why(self, ticket: Ticket, device: UsbDevice) -> ShareError | None:
+        """
+        Why it is not somebody's turn even if it is the first.
+        """
+        isHeld = device.busId in self._held and not ticket.request.force
+        obstacle = self._obstacle(device, ticket.request)
+        return obstacle or (_othersTurn(device) if isHeld else None)
 
     def _tell(
         self, ticket: Ticket, why: ShareError, device: UsbDevice | None, place: int | None
     ) -> None:
-        ticket.obstacle = why
         if ticket.place == place:
             return
         ticket.place = place
@@ -188,7 +204,11 @@ class Queue:
         ticket.caller.tell(notice.encode())
 
     def _expire(self, ticket: Ticket) -> None:
-        ticket.turn.errback(ticket.obstacle)
+        chosen = self._chosen(ticket)
+        if isinstance(chosen, UsbDevice):
+            ticket.turn.errback(self._why(ticket, chosen) or _othersTurn(chosen))
+        else:
+            ticket.turn.errback(chosen)
 
     def _beat(self, ticket: Ticket) -> None:
         ticket.caller.tell(Notice(event="heartbeat", time=timestamp(self._now())).encode())
@@ -204,3 +224,11 @@ class Queue:
         if isinstance(result, Failure):
             self.look()  # those behind it move up
         return result
+
+
+def _stopping() -> ShareError:
+    return BackendUnavailable("the daemon is stopping: ask again when it is back")
+
+
+def _othersTurn(device: UsbDevice) -> ShareError:
+    return OperationFailed(device, f"it is the turn of others who wait for {device}")

@@ -5,12 +5,16 @@ What clients have asked for: the devices they want bound, and whose they are for
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import msgspec
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
+from usbip_server.caller import Caller
 from usbip_server.device import Lease, UsbDevice
+from usbip_server.errors import ShareError
+from usbip_server.operation import Settle
 from usbip_server.state import State, Wish
 
 RECONNECT = 30.0
@@ -18,6 +22,16 @@ RECONNECT = 30.0
 the daemon was started anew."""
 
 Key = tuple[str, str, str | None]
+
+
+class _Grant:
+    """
+    What a lease ends by, while it lasts.
+    """
+
+    def __init__(self) -> None:
+        self.timer: IDelayedCall | None = None
+        self.untie: Callable[[], None] = lambda: None
 
 
 class Wishes:
@@ -44,8 +58,9 @@ class Wishes:
         self._clock = clock
         self._now = now
         self._present = present
-        self._wishes: dict[Key, dict[str, Wish]] = {}
-        self._timers: dict[tuple[Key, str], IDelayedCall] = {}
+        self._isRunning = False
+        self._wishes: dict[tuple[Key, str], Wish] = {}
+        self._grants: dict[Lease, _Grant] = {}
         self._onChange: Callable[[str], None] = lambda busId: None
         self._onEnd: Callable[[Wish], None] = lambda wish: None
 
@@ -58,13 +73,28 @@ class Wishes:
         self._onEnd = onEnd
 
     def load(self, state: State) -> None:
-        """Take up what was remembered by an earlier daemon."""
+        """Take up what was remembered by an earlier daemon. No lease ends before C{start}."""
         for wish in state.wishes:
             lease = wish.lease
-            if lease is not None and lease.until is None:
-                lease = msgspec.structs.replace(lease, until=self._now() + RECONNECT)
-                wish = msgspec.structs.replace(wish, lease=lease)
-            self._put(wish)
+            if lease is not None:
+                until = self._now() + RECONNECT if lease.until is None else lease.until
+                lease = msgspec.structs.replace(lease, until=until)
+                self._grants[lease] = _Grant()
+            self._put(msgspec.structs.replace(wish, lease=lease))
+
+    def start(self) -> None:
+        """From now on leases end when their time is over."""
+        self._isRunning = True
+        for wish in tuple(self):
+            if wish.lease is not None:
+                self._run(wish.lease)
+
+    def stop(self) -> None:
+        """From now on none ends: they outlast the daemon, and the connections closed now."""
+        self._isRunning = False
+        for grant in self._grants.values():
+            if grant.timer is not None and grant.timer.active():
+                grant.timer.cancel()
 
     def state(self) -> State:
         """What is to be remembered."""
@@ -77,115 +107,144 @@ class Wishes:
         )
 
     def __iter__(self) -> Iterator[Wish]:
-        return (wish for alike in self._wishes.values() for wish in alike.values())
+        return iter(self._wishes.values())
 
     def of(self, device: UsbDevice) -> Wish | None:
+        """What was asked of a device."""
+        return self._wishes.get((_key(device), device.busId))
+
+    def moved(self, device: UsbDevice) -> None:
         """
-        What was asked of a device. One with a serial number is known again at another
-        place, unless the one that was meant is still at its own.
+        A device was plugged in. If it has a serial number, and what was asked was asked of
+        one that is not where it was, then it is this one.
         """
-        alike = self._wishes.get(_key(device), {})
-        if device.busId in alike or device.serial is None:
-            return alike.get(device.busId)
-        for wish in tuple(alike.values()):
+        if device.serial is None or self.of(device) is not None:
+            return
+        for wish in tuple(self):
             there = self._present(wish.busId)
-            if there is None or _key(there) != _key(device):
-                self._remove(wish)
-                moved = msgspec.structs.replace(wish, busId=device.busId)
-                self._put(moved)
-                return moved
-        return None
+            if wish.isFor(device) and (there is None or not wish.isFor(there)):
+                del self._wishes[_place(wish)]
+                self._put(msgspec.structs.replace(wish, busId=device.busId))
+                self._onChange(device.busId)
+                return
+
+    def away(self) -> list[UsbDevice]:
+        """The devices that something was asked of and that are not there, as they were."""
+        return [
+            wish.device()
+            for wish in self
+            if (there := self._present(wish.busId)) is None or not wish.isFor(there)
+        ]
+
+    def grant(self, owner: str, ttl: float | None, caller: Caller) -> Lease:
+        """
+        Make a lease, which lasts from now on.
+
+        @param ttl: seconds; C{None}: as long as the connection of C{caller}.
+        """
+        until = None if ttl is None else self._now() + ttl
+        lease = Lease(owner=owner, address=caller.principal.address, ttl=ttl, until=until)
+        grant = self._grants[lease] = _Grant()
+        if ttl is None:
+            end = partial(self._expire, lease)
+            grant.untie = partial(caller.forget, end)
+            caller.whenGone(end)
+        self._run(lease)
+        return lease
 
     def left(self, lease: Lease) -> float | None:
         """How many seconds a lease lasts yet; C{None}: as long as its connection."""
         return None if lease.until is None else max(0.0, lease.until - self._now())
 
-    def until(self, ttl: float | None) -> float | None:
-        """When a lease that is granted now ends."""
-        return None if ttl is None else self._now() + ttl
-
-    def ask(self, device: UsbDevice, lease: Lease | None) -> Callable[[], None]:
+    def ask(self, device: UsbDevice, lease: Lease | None) -> Settle:
         """
         Somebody wants a device: for a time, or until it is detached. Whoever has leased it
         has no more lease.
 
-        @return: takes it back, unless something else has been asked for since.
+        @return: to be told what became of it: if it went wrong, all is as it was before.
         """
         before = self.of(device)
         kept = lease is None or (before is not None and before.kept)
-        return self.replace(device, _wish(device, kept, lease))
+        return self._change(device, before, _wish(device, kept, lease))
 
-    def replace(self, device: UsbDevice, wish: Wish | None) -> Callable[[], None]:
-        """
-        Let this, or nothing, be what is asked of a device.
+    def withdraw(self, device: UsbDevice) -> None:
+        """Nobody wants a device any more."""
+        self._change(device, self.of(device), None)(None)
 
-        @return: as C{ask}.
-        """
+    def renew(self, device: UsbDevice, lease: Lease) -> None:
+        """Let a lease be in place of the one there is."""
         before = self.of(device)
-        self.set(device, wish)
-        mine = self.of(device)
+        assert before is not None
+        self._change(device, before, msgspec.structs.replace(before, lease=lease))(None)
 
-        def takeBack() -> None:
-            if self.of(device) is mine and mine is not before:
-                self.set(device, before)
-
-        return takeBack
-
-    def set(self, device: UsbDevice, wish: Wish | None) -> None:
-        """Let this, or nothing, be what is asked of a device."""
-        before = self.of(device)
-        if before == wish and _leaseOf(before) is _leaseOf(wish):
-            return
-        if before is not None:
-            self._remove(before)
-        if wish is not None:
-            self._put(wish)
+    def _change(self, device: UsbDevice, before: Wish | None, wish: Wish | None) -> Settle:
+        self._replace(before, wish)
         self._onChange(device.busId)
 
-    def endLease(self, lease: Lease) -> None:
-        """
-        A lease is over, if it still is what it was: its time, or its connection.
-        """
-        for wish in self:
-            if wish.lease is lease:
-                self._end(wish)
+        def settle(error: ShareError | None) -> None:
+            if error is None:
+                self._over(before)
                 return
+            mine = next((other for other in self if _isSame(other, wish)), None)
+            if mine is not None:
+                self._replace(mine, None if before is None else self._lasting(before))
+                self._onChange(mine.busId)
+            self._over(wish)
 
-    def stop(self) -> None:
-        """End nothing any more."""
-        for timer in self._timers.values():
-            if timer.active():
-                timer.cancel()
-        self._timers.clear()
+        return settle
 
-    def _end(self, wish: Wish) -> None:
-        assert wish.lease is not None
-        self._log.info(
-            "the lease of {owner} on {busId} has ended", owner=wish.lease.owner, busId=wish.busId
-        )
-        self._remove(wish)
-        if wish.kept:
-            self._put(msgspec.structs.replace(wish, lease=None))
-        self._onEnd(wish)  # before anybody who waits has a turn
-        self._onChange(wish.busId)
+    def _replace(self, old: Wish | None, new: Wish | None) -> None:
+        if old is not None:
+            self._wishes.pop(_place(old), None)
+        if new is not None:
+            self._put(new)
 
     def _put(self, wish: Wish) -> None:
-        key = wish.vendorId, wish.productId, wish.serial
-        self._wishes.setdefault(key, {})[wish.busId] = wish
-        if wish.lease is not None and (left := self.left(wish.lease)) is not None:
-            if wish.lease.ttl is not None:
-                left = min(left, wish.lease.ttl)  # somebody may have set the clock
-            self._timers[key, wish.busId] = self._clock.callLater(left, self.endLease, wish.lease)
+        self._wishes[_place(wish)] = wish
 
-    def _remove(self, wish: Wish) -> None:
-        key = wish.vendorId, wish.productId, wish.serial
-        alike = self._wishes[key]
-        del alike[wish.busId]
-        if not alike:
-            del self._wishes[key]
-        timer = self._timers.pop((key, wish.busId), None)
-        if timer is not None and timer.active():
-            timer.cancel()
+    def _lasting(self, wish: Wish) -> Wish | None:
+        """
+        What is left of a wish whose lease may be over by now.
+        """
+        if wish.lease is None or wish.lease in self._grants:
+            return wish
+        return msgspec.structs.replace(wish, lease=None) if wish.kept else None
+
+    def _run(self, lease: Lease) -> None:
+        left = self.left(lease)
+        if self._isRunning and left is not None:
+            if lease.ttl is not None:
+                left = min(left, lease.ttl)  # somebody may have set the clock
+            self._grants[lease].timer = self._clock.callLater(left, self._expire, lease)
+
+    def _over(self, wish: Wish | None) -> None:
+        """
+        A wish is none any more: its lease has nothing more to end by.
+        """
+        if wish is None or wish.lease is None or any(wish.lease is other.lease for other in self):
+            return
+        grant = self._grants.pop(wish.lease, None)
+        if grant is not None:
+            grant.untie()
+            if grant.timer is not None and grant.timer.active():
+                grant.timer.cancel()
+
+    def _expire(self, lease: Lease) -> None:
+        """
+        A lease's time is over, or its connection gone.
+        """
+        if not self._isRunning or lease not in self._grants:
+            return
+        wish = next((wish for wish in self if wish.lease is lease), None)
+        del self._grants[lease]
+        if wish is None:
+            return  # it is being withdrawn
+        self._log.info(
+            "the lease of {owner} on {busId} has ended", owner=lease.owner, busId=wish.busId
+        )
+        self._replace(wish, self._lasting(wish))
+        self._onEnd(wish)  # before anybody who waits has a turn
+        self._onChange(wish.busId)
 
 
 def _wish(device: UsbDevice, kept: bool, lease: Lease | None) -> Wish:
@@ -194,13 +253,19 @@ def _wish(device: UsbDevice, kept: bool, lease: Lease | None) -> Wish:
         productId=device.productId,
         serial=device.serial,
         busId=device.busId,
+        description=device.description,
         kept=kept,
         lease=lease,
     )
 
 
-def _leaseOf(wish: Wish | None) -> Lease | None:
-    return None if wish is None else wish.lease
+def _isSame(wish: Wish, other: Wish | None) -> bool:
+    """
+    Is it the other one, perhaps at another place by now?
+    """
+    if other is None or wish is other:
+        return wish is other
+    return wish.lease is not None and wish.lease is other.lease
 
 
 def _key(device: UsbDevice) -> Key:
@@ -208,3 +273,7 @@ def _key(device: UsbDevice) -> Key:
     What a device is known again by.
     """
     return device.vendorId, device.productId, device.serial
+
+
+def _place(wish: Wish) -> tuple[Key, str]:
+    return (wish.vendorId, wish.productId, wish.serial), wish.busId

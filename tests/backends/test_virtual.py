@@ -346,7 +346,11 @@ class ImportTests(TestCase):
         self.assertGreater(after.bytesIn - before.bytesIn, 50 * 512)
         self.assertLess(after.bytesOut - before.bytesOut, 50 * 512)
         self.assertGreater(end.bytesOut - after.bytesOut, 90 * 512)  # the rest is not acknowledged
+        held = self.device("1-2")
         self.backend.unplug("1-2")
+        last = self.backend.traffic(held)  # what it had moved is known still
+        assert last is not None
+        self.assertGreaterEqual(last.bytesOut, end.bytesOut)
         self.backend.plug("1-2")
         self.assertIsNone(self.backend.traffic(self.device("1-2")))
 

@@ -102,6 +102,6 @@ class MemoryTests(DaemonTestCase):
         child, [port] = await self.daemon(config)
         await ask(port, command="attach", id="1-1")
         await self.terminate(child)
-        self.assertIn("\"unbound\"", child.stdout)
+        self.assertIn('"unbound"', child.stdout)
         _, [port] = await self.daemon(config)
         self.assertEqual((await self.detail(port))["state"], "bound")

@@ -94,6 +94,17 @@ class ReloadTests(DaemonTestCase):
             old.sendall(b'{"command":"list"}')
             self.assertIn(b"success", await deferToThread(old.recv, 65536))
 
+    async def test_narrower(self) -> None:
+        """From every interface to one, and back, on the same port."""
+        child, port = await self.start(INERT.replace(":interface=127.0.0.1", ""))
+        one = INERT.replace("tcp:0", f"tcp:{port}")
+        every = one.replace(":interface=127.0.0.1", "")
+        await self.reload(child, every)
+        for config, host in ((one, "127.0.0.1"), (every, "::1"), (one, "127.0.0.1")):
+            await self.reload(child, config)
+            self.assertEqual((await ask(port, host, command="list"))["status"], "success")
+        self.assertRaises(ConnectionRefusedError, connect, port, "::1")
+
     async def test_listenInVain(self) -> None:
         """Where it cannot listen, nothing of the file is applied."""
         child, port = await self.start()

@@ -23,10 +23,12 @@ class DaemonCase(SynchronousTestCase):
 
     @cvar backend: the YAML of the backend.
     @cvar prefix: what the daemon's command begins with.
+    @cvar listen: where it listens.
     """
 
     backend: str
     prefix: Sequence[str] = ()
+    listen = "tcp:0:interface=127.0.0.1"
 
     def setUp(self) -> None:
         guest.awaitDevices()  # first: bus 1 is the first one there
@@ -46,7 +48,7 @@ class DaemonCase(SynchronousTestCase):
 
     def daemon(self, config: str | None = None) -> ChildDaemon:
         """A daemon that runs until the test ends."""
-        daemon = ChildDaemon(config or self.config(), prefix=self.prefix)
+        daemon = self._made(config or self.config())
         daemon.__enter__()
         self.addCleanup(daemon.__exit__, None, None, None)
         return daemon
@@ -56,9 +58,9 @@ class DaemonCase(SynchronousTestCase):
         A daemon that goes on to the next test: it takes seconds to start one. When the test
         ends it wants nothing any more.
         """
-        key = (self.backend, *self.prefix)
+        key = (self.backend, self.listen, *self.prefix)
         if key not in _daemons or _daemons[key].child.poll() is not None:
-            _daemons[key] = ChildDaemon(self.config(), prefix=self.prefix)
+            _daemons[key] = self._made(self.config())
             _daemons[key].__enter__()
             atexit.register(_daemons[key].__exit__, None, None, None)
         daemon = _daemons[key]
@@ -112,6 +114,9 @@ class DaemonCase(SynchronousTestCase):
     def stateSoon(self, daemon: ChildDaemon, state: str, busId: str = DISK) -> None:
         """It says that before long."""
         guest.waitUntil(lambda: self.state(daemon, busId) == state, f"{busId} is {state}")
+
+    def _made(self, config: str) -> ChildDaemon:
+        return ChildDaemon(config, prefix=self.prefix, listen=self.listen)
 
 
 _daemons: dict[tuple[str, ...], ChildDaemon] = {}

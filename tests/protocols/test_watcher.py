@@ -15,7 +15,7 @@ from usbip_server.commands import WatchDevices
 from usbip_server.device import DeviceState
 from usbip_server.feed import Event, Feed
 from usbip_server.inventory import Inventory
-from usbip_server.protocols.watcher import Watcher
+from usbip_server.protocols.watcher import PATIENCE, Watcher
 
 MOST = 10_000
 """Bytes that may wait."""
@@ -96,8 +96,8 @@ class WatcherTests(SynchronousTestCase):
         self.assertEqual(self.warnings, [])
 
     def test_doesNotRead(self) -> None:
-        """Who does not read is cut off when more waits than may, with one warning, and is told
-        nothing more; others are not affected."""
+        """Who does not read is cut off when more waits than may, and not only for a moment, with
+        one warning, and is told nothing more; others are not affected."""
         _, slow = self.watch()
         _, other = self.watch()
         slow.reading = False
@@ -105,6 +105,9 @@ class WatcherTests(SynchronousTestCase):
         self.assertFalse(slow.aborted)
         self.assertEqual(self.warnings, [])
         self.until(slow, 2000)
+        self.clock.advance(PATIENCE - 0.1)
+        self.assertFalse(slow.aborted)
+        self.clock.advance(0.2)
         self.assertTrue(slow.aborted)
         self.assertIsNone(slow.producer)
         written = slow.value()
@@ -134,6 +137,25 @@ class WatcherTests(SynchronousTestCase):
         self.assertEqual(slow.value(), self.all())
         self.assertFalse(slow.aborted)
         self.assertEqual(self.warnings, [])
+
+    def test_muchAtOnce(self) -> None:
+        """Much can happen at once, before anything could be read: nobody is cut off for that who
+        reads it then, bit by bit."""
+        _, slow = self.watch()
+        slow.reading = False
+        self.until(slow, 20 * MOST)
+        for _ in range(6):
+            self.clock.advance(PATIENCE / 10)
+            slow.swallow()
+        self.assertEqual(slow.value(), self.all())
+        self.until(slow, CONGESTION + MOST - 1000)
+        self.clock.advance(PATIENCE - 0.1)
+        self.assertFalse(slow.aborted)
+        self.until(slow, 2000)
+        self.clock.advance(PATIENCE - 0.1)
+        self.assertFalse(slow.aborted)
+        self.clock.advance(0.2)
+        self.assertTrue(slow.aborted)
 
     def test_slowButSteady(self) -> None:
         """Who reads more slowly than things happen for a while, but reads, is not cut off: what

@@ -249,8 +249,9 @@ class VirtualBackend:
         return self._here(device)
 
     def traffic(self, device: UsbDevice) -> Traffic | None:
-        known = self.inventory.same(device) is not None
-        return self._door.traffic(device.busId) if known else None
+        if device.holder is None:
+            return None
+        return self._door.traffic(device.busId, device.holder)
 
     def _follow(self, busId: str) -> None:
         """

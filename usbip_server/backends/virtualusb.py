@@ -149,6 +149,7 @@ class Door:
         self._lock = threading.Lock()
         self._devices: dict[str, Any] = {}
         self._sessions: dict[str, Session] = {}
+        self._past: dict[str, tuple[Holder, Traffic | None]] = {}
         self._room = threading.Semaphore(CONNECTIONS)
         self._listener: socket.socket | None = None
 
@@ -184,6 +185,7 @@ class Door:
             self._devices.pop(busId, None)
             session = self._sessions.pop(busId, None)
             if session is not None:
+                self._past[busId] = session.holder, session.traffic()
                 session.shutDown()
 
     def release(self, busId: str) -> None:
@@ -204,11 +206,14 @@ class Door:
             session = self._sessions.get(busId)
             return session.holder if session is not None else None
 
-    def traffic(self, busId: str) -> Traffic | None:
-        """What the session of the client that has it has moved so far."""
+    def traffic(self, busId: str, holder: Holder) -> Traffic | None:
+        """What the session of a client has moved: the one that is, or the last there was."""
         with self._lock:
             session = self._sessions.get(busId)
-            return session.traffic() if session is not None else None
+            if session is not None and session.holder == holder:
+                return session.traffic()
+            past, traffic = self._past.get(busId, (None, None))
+            return traffic if past == holder else None
 
     def _start(self, function: Callable[..., None], *args: Any) -> None:
         threading.Thread(target=function, args=args, daemon=True).start()
@@ -273,6 +278,7 @@ class Door:
         with self._lock:
             if self._sessions.get(busId) is session:  # and it was not withdrawn meanwhile
                 del self._sessions[busId]
+                self._past[busId] = session.holder, session.traffic()
         session.ended.set()
         self._onChange(busId)
 

@@ -149,6 +149,8 @@ class JsonLines(LineReceiver, TimeoutMixin):
         self.dataReceived(b"\n")  # that ends a request too
         if self._answering:
             self._wait()
+        elif self._watcher is not None:
+            self._watcher.ask()
 
     def writeConnectionLost(self) -> None:
         """All we had to say is with the kernel: now the client has its turn to close."""
@@ -214,9 +216,7 @@ class JsonLines(LineReceiver, TimeoutMixin):
         self._unsplit = data[begin:]
 
     def _takeUnterminated(self) -> None:
-        """
-        Take the objects that are complete though no line feed has come.
-        """
+        """Take the objects that are complete though no line feed has come."""
         objects, rest = self._ends.take(self.clearLineBuffer())
         self._requests += objects
         if self._requests:

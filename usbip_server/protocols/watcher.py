@@ -8,13 +8,17 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from twisted.internet.interfaces import IPushProducer, IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from zope.interface import implementer
 
 from usbip_server.feed import Event, Stream
 from usbip_server.policy import Principal
+from usbip_server.protocols.keepalive import StillThere
+
+PATIENCE = 1.0
+"""Seconds that too much may wait: much can happen at once, before the reactor writes again."""
 
 
 @implementer(IPushProducer)
@@ -53,12 +57,16 @@ class Watcher:
         self._waiting: deque[bytes] = deque()  # comes then
         self._unread = 0  # bytes in it
         self._isPaused = False
-        self._beats = LoopingCall(self._beat, beat)
+        self._tooMuch: IDelayedCall | None = None
+        self._beat = beat
+        self._beats = LoopingCall(self.beat)
 
     def begin(self, clock: IReactorTime, heartbeat: float) -> None:
         """
         @param heartbeat: seconds between signs of life.
         """
+        self._clock = clock
+        self._stillThere = StillThere(self.beat, clock)
         self._out.registerProducer(self, True)
         self._beats.clock = clock
         self._beats.start(heartbeat, now=False)
@@ -69,10 +77,22 @@ class Watcher:
         """Tell nothing more; may be called again."""
         if self._beats.running:
             self._beats.stop()
+            self._stillThere.end()
             self._stream.end()
             self._missed = iter(())
             self._waiting.clear()
+            self._unread = 0
+            self._judge()
             self._out.unregisterProducer()
+
+    def ask(self) -> None:
+        """The client has closed its side: does it still listen?"""
+        self._stillThere.ask()
+
+    def beat(self) -> None:
+        """A sign of life; whoever has something to read needs none."""
+        if not self._isPaused:
+            self._out.write(self._beat())
 
     def pauseProducing(self) -> None:
         """The client does not read: nothing more is written until it does."""
@@ -96,6 +116,7 @@ class Watcher:
             data = self._waiting.popleft()
             self._unread -= len(data)
             self._out.write(data)
+        self._judge()
 
     def _tell(self, event: Event, line: bytes) -> None:
         data = self._frame(event, line)
@@ -104,16 +125,22 @@ class Watcher:
             return
         self._waiting.append(data)
         self._unread += len(data)
-        if self._unread > self._most:
-            self._log.warn(
-                "{principal} watches and does not read: cut off with {unread} bytes waiting",
-                principal=str(self._principal),
-                unread=self._unread,
-            )
-            self.end()
-            self._abort()
+        self._judge()
 
-    def _beat(self, beat: Callable[[], bytes]) -> None:
-        """Whoever has something to read needs no sign of life."""
-        if not self._isPaused:
-            self._out.write(beat())
+    def _judge(self) -> None:
+        """Does too much wait?"""
+        if self._unread > self._most and self._tooMuch is None:
+            self._tooMuch = self._clock.callLater(PATIENCE, self._cutOff)
+        elif self._unread <= self._most and self._tooMuch is not None:
+            self._tooMuch.cancel()
+            self._tooMuch = None
+
+    def _cutOff(self) -> None:
+        self._tooMuch = None
+        self._log.warn(
+            "{principal} watches and does not read: cut off with {unread} bytes waiting",
+            principal=str(self._principal),
+            unread=self._unread,
+        )
+        self.end()
+        self._abort()

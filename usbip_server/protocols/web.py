@@ -202,9 +202,9 @@ class WebChannel(HTTPChannel):
             self.transport.abortConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        super().connectionLost(reason)
         if self._watcher is not None:
             self._watcher.end()
+        super().connectionLost(reason)
         self.caller.gone()
 
     def dataReceived(self, data: bytes) -> None:

@@ -12,31 +12,24 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from twisted.trial.unittest import SynchronousTestCase
-
-from tests.childdaemon import ChildDaemon
 from tests.kernel import guest
+from tests.kernel.daemoncase import BUS_IDS, DISK, DaemonCase
 
-DISK = guest.DISK.busId
-BUS_IDS = ["1-1", "1-2.2", DISK, "1-3", "1-4"]
 HOST = "127.0.0.1"
 
 
-class ClientCase(SynchronousTestCase):
+class ClientCase(DaemonCase):
     """
-    A daemon, and a child that serves beside it.
+    A daemon on the default port, as usb-remote takes another only from its configuration;
+    and a child that serves beside it.
     """
 
+    backend = "{type: sysfs}"
+    listen = "tcp:5055"
+
     def setUp(self) -> None:
-        guest.awaitDevices()  # first: bus 1 is the first one there
-        guest.modprobe("usbip-host")
-        guest.modprobe("vhci-hcd")
-        self.addCleanup(guest.resetUsb)
-        # On the default port: usb-remote takes another only from its configuration.
-        self.daemon = ChildDaemon("backend: {type: sysfs}", listen="tcp:5055")
-        self.daemon.__enter__()
-        self.addCleanup(self.daemon.__exit__, None, None, None)
-        self.port = str(self.daemon.port)
+        super().setUp()
+        self.port = str(self.shared().port)
 
     def serving(self, *command: str, **environment: str) -> None:
         """Have a program running until the test ends."""
@@ -170,6 +163,9 @@ class ProgramTests(ClientCase):
 
     def test_python(self) -> None:
         """A plain socket: one request with a line feed, one recv(4096)."""
-        with socket.create_connection((HOST, self.daemon.port), guest.DEADLINE) as connection:
+        with socket.create_connection((HOST, int(self.port)), guest.DEADLINE) as connection:
             connection.sendall(b'{"command":"list"}\n')
             self.assertEqual(self.busIds(connection.recv(4096)), BUS_IDS)
+
+
+del ClientCase, DaemonCase  # they are not to be run themselves

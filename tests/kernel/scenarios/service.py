@@ -21,7 +21,7 @@ DISK = guest.DISK.busId
 UNIT = "usbipshare.service"
 UNITS = Path("/etc/systemd/system")
 CONFIG = Path("/etc/usbipshare.yaml")
-LISTEN = "listen: ['tcp:5055']\n"
+LISTEN = "listen: ['tcp:5056']\n"
 
 # The tests' interpreter, or all of this, may be where the sandbox shows nothing.
 HIDDEN = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")
@@ -112,7 +112,7 @@ class ServiceTests(SynchronousTestCase):
 
     def answer(self, **request: object) -> Any:
         """What it answers."""
-        said = guest.check("nc", "-N", "localhost", "5055", stdin=json.dumps(request))
+        said = guest.check("nc", "-N", "localhost", "5056", stdin=json.dumps(request))
         return json.loads(said)
 
     def inside(self, *command: str) -> None:

@@ -1,0 +1,469 @@
+"""
+Tests of L{usbip_server.protocols.web}: C{GET /events}, and requests that wait.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tests.protocols.webcase import ATTACH, Response, WebTestCase, get, post, responses
+from tests.support import CONGESTION, MOUSE, UNO, PatientBackend, Wire, threeWays
+from usbip_server.device import DeviceState
+from usbip_server.limits import Limits
+from usbip_server.protocols.halfclose import LINGER
+from usbip_server.protocols.watcher import PATIENCE
+
+BOUND, FREE = DeviceState.BOUND, DeviceState.FREE
+EVENTS = b"/events"
+LEASE = b'{"command":"attach","id":"1-1.4","lease":{"owner":"%s","ttl":600}%s}'
+
+
+class Events:
+    """
+    What a client of C{/events} received, as a browser takes it apart.
+
+    @ivar response: the head.
+    @ivar isWhole: has the stream come to its proper end?
+    @ivar comments: lines that mean nothing.
+    @ivar events: the events, each with its fields.
+    """
+
+    def __init__(self, received: bytes) -> None:
+        head, _, body = received.partition(b"\r\n\r\n")
+        self.response = Response(head)
+        self.isWhole = True
+        if self.response.headers.get("transfer-encoding") == "chunked":
+            body = self._unchunk(body)
+        self.response.body = body
+        blocks = body.decode().split("\n\n")
+        assert blocks.pop() == "", "the last event is not whole"
+        self.comments = [block for block in blocks if block.startswith(":")]
+        fields = [
+            dict(line.split(": ", 1) for line in b.split("\n")) for b in blocks if b[0] != ":"
+        ]
+        self.retry = [each["retry"] for each in fields if "retry" in each]
+        self.events = [each for each in fields if "retry" not in each]
+
+    @property
+    def kinds(self) -> list[str]:
+        """What happened."""
+        return [event["event"] for event in self.events]
+
+    @property
+    def ids(self) -> list[int]:
+        """The numbers of the events."""
+        return [int(event["id"]) for event in self.events]
+
+    @property
+    def data(self) -> list[dict[str, Any]]:
+        """The JSON in them."""
+        return [json.loads(event["data"]) for event in self.events]
+
+    def _unchunk(self, body: bytes) -> bytes:
+        whole = b""
+        while body:
+            size, _, body = body.partition(b"\r\n")
+            length = int(size, 16)
+            whole += body[:length]
+            assert body[length : length + 2] == b"\r\n"
+            body = body[length + 2 :]
+            if length == 0:
+                assert body == b""
+                return whole
+        self.isWhole = False
+        return whole
+
+
+class EventsTestCase(WebTestCase):
+    """
+    Clients that listen.
+    """
+
+    def listen(self, path: bytes = EVENTS, *headers: bytes) -> Wire:
+        """A client of a daemon of its own."""
+        self.connect().drop()
+        return self.alsoListen(path, *headers)
+
+    def alsoListen(self, path: bytes = EVENTS, *headers: bytes) -> Wire:
+        """Another one."""
+        wire = self.another()
+        wire.send(get(b"GET", path, b"1.1", *headers))
+        return wire
+
+    def told(self, wire: Wire) -> Events:
+        """What a client was told."""
+        return Events(wire.received)
+
+    def toggle(self, times: int) -> None:
+        """So many events."""
+        for _ in range(times):
+            now = self.backend.inventory.get("1-1.4")
+            self.become(UNO, state=BOUND if now == UNO else FREE)
+
+
+class EventsTests(EventsTestCase):
+    """
+    What a page or C{curl -N} is told.
+    """
+
+    def test_head(self) -> None:
+        """The head says that it is a stream of events, that nobody is to keep, and that the
+        connection is for nothing else."""
+        for way, segments in threeWays([get(path=EVENTS)]):
+            wire = self.connect()
+            wire.send(*segments)
+            response = self.told(wire).response
+            self.assertEqual(response.code, 200, way)
+            for name, value in (
+                ("content-type", "text/event-stream; charset=utf-8"),
+                ("cache-control", "no-cache"),
+                ("x-content-type-options", "nosniff"),
+                ("connection", "close"),
+                ("transfer-encoding", "chunked"),
+            ):
+                self.assertEqual(response.headers[name], value, way)
+            self.assertNotIn("content-length", response.headers)
+
+    def test_snapshot(self) -> None:
+        """First comes all there is, with what C{watch} answers."""
+        told = self.told(self.listen())
+        self.assertEqual(told.retry, ["2000"])
+        self.assertEqual(told.kinds, ["snapshot"])
+        [answer] = told.data
+        self.assertEqual(set(answer), {"status", "seq", "data"})
+        self.assertEqual(told.ids, [answer["seq"]])
+        self.assertEqual([d["bus_id"] for d in answer["data"]], ["1-1.4", "1-2", "2-10"])
+
+    def test_events(self) -> None:
+        """Then comes each event with its number, just as C{watch} has it."""
+        wire = self.listen()
+        self.toggle(2)
+        told = self.told(wire)
+        self.assertEqual(told.kinds, ["snapshot", "bound", "unbound"])
+        self.assertEqual(told.ids, [told.ids[0] + n for n in (0, 1, 2)])
+        self.assertEqual(
+            [(d["event"], d["seq"], d["data"]["bus_id"]) for d in told.data[1:]],
+            [("bound", told.ids[1], "1-1.4"), ("unbound", told.ids[2], "1-1.4")],
+        )
+        self.assertFalse(told.isWhole)
+
+    def test_oldHttp(self) -> None:
+        """A client that knows no chunks is told all the same, until the connection ends."""
+        self.connect().drop()
+        wire = self.another()
+        wire.send(get(path=EVENTS, version=b"1.0"))
+        self.toggle(1)
+        told = self.told(wire)
+        self.assertNotIn("transfer-encoding", told.response.headers)
+        self.assertEqual(told.kinds, ["snapshot", "bound"])
+
+    def test_query(self) -> None:
+        """Criteria and detail stand in the query."""
+        for query, data in ((b"?id=1-1.4&detail=true", "bound"), (b"?desc=ARDUINO", None)):
+            wire = self.listen(EVENTS + query)
+            self.become(MOUSE, state=BOUND)
+            self.become(UNO, state=BOUND)
+            told = self.told(wire)
+            self.assertEqual(told.kinds, ["snapshot", "bound"], query)
+            self.assertEqual([d["bus_id"] for d in told.data[0]["data"]], ["1-1.4"], query)
+            self.assertEqual(told.data[1]["data"].get("state"), data, query)
+            self.become(MOUSE)
+            self.become(UNO)
+
+    def test_escaped(self) -> None:
+        """A query is escaped as queries are."""
+        told = self.told(self.listen(EVENTS + b"?id=2341%3A*&desc=Arduino+SA"))
+        self.assertEqual([d["bus_id"] for d in told.data[0]["data"]], ["1-1.4"])
+
+    def test_badQuery(self) -> None:
+        """A query that makes no sense is 400, with the JSON that says why."""
+        for query, reason in (
+            (b"?colour=red", "colour"),
+            (b"?since=x", "since"),
+            (b"?id=", "`id` is empty"),
+            (b"?id=1&id=2", "twice"),
+            (b"?id=%ff", "UTF-8"),
+        ):
+            response = self.ask(get(path=EVENTS + query))
+            self.assertEqual((response.code, response.json["status"]), (400, "error"), query)
+            self.assertIn(reason, response.json["message"])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_otherMethods(self) -> None:
+        """Events can only be listened to."""
+        for request in (post(b"{}", path=EVENTS), get(b"PUT", EVENTS)):
+            response = self.ask(request)
+            self.assertEqual((response.code, response.headers["allow"]), (405, "GET"))
+
+    def test_foreign(self) -> None:
+        """A page of somebody else's hears nothing, by whichever name it comes."""
+        for request in (
+            b"GET /events HTTP/1.1\r\nHost: evil.example\r\n\r\n",
+            get(b"GET", EVENTS, b"1.1", b"Origin: http://evil.example"),
+            get(b"GET", EVENTS, b"1.1", b"Origin: null"),
+        ):
+            response = self.ask(request)
+            self.assertEqual((response.code, response.json["status"]), (403, "error"))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_ownPage(self) -> None:
+        """Our own page may listen."""
+        wire = self.listen(EVENTS, b"Origin: http://localhost")
+        self.assertEqual(self.told(wire).kinds, ["snapshot"])
+
+    def test_postWatch(self) -> None:
+        """A POST is no way to watch, and its answer says which is."""
+        response = self.ask(post(b'{"command":"watch"}'))
+        self.assertEqual((response.code, response.json["status"]), (400, "error"))
+        self.assertIn("GET /events", response.json["message"])
+        self.toggle(1)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_starting(self) -> None:
+        """Where the daemon is not ready yet the snapshot waits for it, and is of then."""
+        self.backend = PatientBackend(started=False)
+        wire = self.connect()
+        wire.send(get(path=EVENTS))
+        self.toggle(1)
+        self.assertEqual(wire.received, b"")
+        self.backend.starting.callback(None)
+        self.toggle(1)
+        told = self.told(wire)
+        self.assertEqual(told.kinds, ["snapshot", "unbound"])
+        self.assertEqual(told.ids[1], told.ids[0] + 1)
+
+    def test_neverStarts(self) -> None:
+        """If that takes too long it is told, as anybody is."""
+        self.backend = PatientBackend(started=False)
+        wire = self.connect()
+        wire.send(get(path=EVENTS))
+        self.clock.advance(2)
+        [response] = responses(wire.received)
+        self.assertEqual((response.code, response.json["status"]), (400, "error"))
+        self.assertIn("still starting", response.json["message"])
+
+
+class AgainTests(EventsTestCase):
+    """
+    A client that comes back.
+    """
+
+    def test_lastEventId(self) -> None:
+        """It goes on behind what it has seen last, without a snapshot."""
+        first = self.listen()
+        self.toggle(4)
+        seen = self.told(first).ids
+        for missed in range(5):
+            last = seen[-1] - missed
+            for wire in (
+                self.alsoListen(EVENTS, b"Last-Event-ID: %d" % last),
+                self.alsoListen(EVENTS + b"?since=%d" % last),
+                self.alsoListen(EVENTS + b"?since=%d" % seen[0], b"Last-Event-ID: %d" % last),
+            ):
+                told = self.told(wire)
+                self.assertEqual(told.ids, seen[len(seen) - missed :])
+                self.assertEqual(told.events, self.told(first).events[len(seen) - missed :])
+                self.assertEqual(told.retry, ["2000"])
+        self.toggle(1)
+        self.assertEqual(self.told(wire).events[-1], self.told(first).events[-1])
+
+    def test_impossible(self) -> None:
+        """Where that is not possible it begins anew, with a snapshot: a browser could do nothing
+        about an error, and would not even come back."""
+        self.limits = Limits(history=2)
+        first = self.listen()
+        self.toggle(5)
+        seen = self.told(first).ids
+        for last in (b"0", b"%d" % seen[1], b"%d" % (seen[-1] + 1), b"x", b"9" * 40, b""):
+            wire = self.alsoListen(EVENTS, b"Last-Event-ID: " + last)
+            told = self.told(wire)
+            self.assertEqual((told.kinds, told.ids), (["snapshot"], [seen[-1]]), last)
+            wire.drop()
+        wire = self.alsoListen(EVENTS + b"?since=17")
+        self.assertEqual(self.told(wire).kinds, ["snapshot"])
+
+    def test_criteria(self) -> None:
+        """Criteria count for what it has missed, too."""
+        seen = self.told(self.listen()).ids[0]
+        self.become(UNO, state=BOUND)
+        self.become(MOUSE, state=BOUND)
+        told = self.told(self.alsoListen(EVENTS + b"?id=2-10", b"Last-Event-ID: %d" % seen))
+        self.assertEqual(told.ids, [seen + 2])
+
+
+class LastingTests(EventsTestCase):
+    """
+    How long a client is told.
+    """
+
+    def assertForgotten(self, wire: Wire) -> None:
+        """Nothing is left of it."""
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        written = len(wire.transport.writes)
+        self.toggle(3)
+        self.clock.advance(60)
+        self.assertEqual(len(wire.transport.writes), written)
+        self.assertEqual(self.flushLoggedErrors(), [])
+
+    def test_heartbeats(self) -> None:
+        """While nothing happens it gets comments, and may listen for as long as it likes."""
+        wire = self.listen()
+        self.clock.pump([15] * 20)
+        told = self.told(wire)
+        self.assertEqual(told.comments, [": heartbeat"] * 20)
+        self.assertEqual(told.kinds, ["snapshot"])
+        self.assertFalse(wire.closed)
+
+    def test_goes(self) -> None:
+        """A client that goes leaves nothing behind."""
+        wire = self.listen()
+        wire.drop()
+        self.assertForgotten(wire)
+
+    def test_halfCloses(self) -> None:
+        """So it is with one that closes its side: no browser does that and goes on listening."""
+        wire = self.listen()
+        wire.closeWrite()
+        self.assertTrue(wire.lost)
+        self.assertForgotten(wire)
+
+    def test_goesWhileStarting(self) -> None:
+        """Nor does one leave anything that goes before it is answered, in either way."""
+        for halfClose in (True, False):
+            self.backend = PatientBackend(started=False)
+            wire = self.connect()
+            wire.send(get(path=EVENTS))
+            (wire.closeWrite if halfClose else wire.drop)()
+            self.backend.starting.callback(None)
+            wire.turn()
+            self.assertTrue(wire.lost)
+            self.assertForgotten(wire)
+
+    def test_daemonStops(self) -> None:
+        """A daemon that stops brings the stream to its proper end, and the client has all it was
+        told; then the connection ends."""
+        wire = self.listen()
+        self.toggle(3)
+        wire.protocol.close()
+        wire.protocol.close()
+        told = self.told(wire)
+        self.assertTrue(told.isWhole)
+        self.assertEqual(len(told.events), 4)
+        self.assertTrue(wire.transport.writeClosed)
+        wire.turn()
+        self.clock.advance(LINGER)
+        wire.turn()
+        self.assertTrue(wire.lost)
+        self.assertForgotten(wire)
+
+    def test_pipelined(self) -> None:
+        """What a client sends behind its request is dropped."""
+        for way, segments in threeWays([get(path=EVENTS), post(ATTACH), b"x" * 3000]):
+            wire = self.connect()
+            wire.send(*segments)
+            for _ in range(50):
+                wire.send(b"x" * 2**16)
+            self.toggle(1)
+            self.assertEqual(self.told(wire).kinds[0], "snapshot", way)
+            self.assertEqual(len(self.told(wire).kinds), 2, way)
+            self.assertEqual(self.backend.calls, [])
+            self.assertEqual(wire.transport.producerState, "producing")
+
+    def test_doesNotRead(self) -> None:
+        """Who does not read is cut off, and nothing is left; others are told on."""
+        self.limits = Limits(watchBytes=10_000)
+        slow = self.listen()
+        other = self.alsoListen()
+        slow.transport.reading = False
+        many = 2 * CONGESTION // 200
+        self.toggle(many)
+        self.clock.advance(PATIENCE)
+        slow.turn()
+        self.assertTrue(slow.transport.aborted)
+        self.assertLess(len(slow.received), CONGESTION + 2000)
+        self.assertEqual(len(self.told(other).events), many + 1)
+        other.drop()
+        self.assertForgotten(slow)
+
+    def test_readsAgain(self) -> None:
+        """Who reads again in time has all of it, and heartbeats do not come in between."""
+        wire = self.listen()
+        wire.transport.reading = False
+        self.toggle(500)
+        self.clock.advance(15)
+        self.assertLess(len(wire.received), CONGESTION + 2000)
+        wire.transport.read()
+        self.clock.advance(15)
+        told = self.told(wire)
+        self.assertEqual(told.ids, list(range(told.ids[0], told.ids[0] + 501)))
+        self.assertEqual(told.comments, [": heartbeat"])
+
+
+class WaitTests(EventsTestCase):
+    """
+    A POST that waits for its turn.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.connect().send(post(LEASE % (b"ci-1", b"")))
+
+    def waiting(self, owner: bytes = b"ci-2") -> Wire:
+        """One that waits."""
+        wire = self.another()
+        wire.send(post(LEASE % (owner, b',"wait":300')))
+        self.assertEqual(wire.received, b"")
+        return wire
+
+    def detach(self) -> None:
+        """Whoever has the device gives it back."""
+        wire = self.another()
+        wire.send(post(b'{"command":"detach","id":"1-1.4","owner":"ci-1"}'))
+        self.assertIn(b" 200 ", wire.received)
+
+    def owner(self) -> str | None:
+        """Who has leased it now."""
+        asking = self.another()
+        asking.send(post(b'{"command":"find","id":"1-1.4","detail":true}'))
+        [response] = responses(asking.received)
+        lease = response.json["data"]["lease"]
+        return lease and str(lease["owner"])
+
+    def test_turn(self) -> None:
+        """It is answered when it is its turn, and with nothing but the answer."""
+        wire = self.waiting()
+        self.clock.pump([15] * 10)
+        self.assertEqual(wire.received, b"")
+        self.detach()
+        [response] = responses(wire.received)
+        self.assertEqual((response.code, response.json["status"]), (200, "success"))
+        self.assertEqual(self.owner(), "ci-2")
+
+    def test_inVain(self) -> None:
+        """Or when its time is over."""
+        wire = self.waiting()
+        self.clock.advance(300)
+        [response] = responses(wire.received)
+        self.assertEqual(response.code, 502)
+        self.assertIn("leased by ci-1", response.json["message"])
+
+    def test_goes(self) -> None:
+        """A client that goes while it waits leaves the queue, whether it closes both sides or
+        one, and the next has its turn."""
+        wires = [self.waiting(b"ci-2"), self.waiting(b"ci-3"), self.waiting(b"ci-4")]
+        wires[0].drop()
+        wires[1].closeWrite()
+        self.assertTrue(wires[1].lost)
+        self.detach()
+        self.assertEqual(self.owner(), "ci-4")
+        self.assertEqual([wire.received for wire in wires[:2]], [b"", b""])
+        self.assertEqual(self.flushLoggedErrors(), [])
+
+    def test_connection(self) -> None:
+        """No lease lasts as long as a connection here: none lasts longer than its answer."""
+        request = b'{"command":"attach","id":"2-10","lease":{"owner":"x","ttl":"connection"}}'
+        response = self.ask(post(request))
+        self.assertEqual((response.code, response.json["status"]), (400, "error"))
+        self.assertIn("over HTTP", response.json["message"])
+        self.assertNotIn("2-10", [call.device.busId for call in self.backend.calls])
