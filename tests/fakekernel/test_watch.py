@@ -85,6 +85,19 @@ class WatchTests(SynchronousTestCase):
         self.reactor.deliver()
         self.assertEqual(self.device().serial, "OTHER")
 
+    def test_reset(self) -> None:
+        """A device that is being reset, and has no number for a moment, is the same still."""
+        self.start()
+        before = self.inventory.snapshot
+        read = self.kernel.read
+        self.patch(
+            self.kernel,
+            "read",
+            lambda path: b"0\n" if path.endswith("1-1/devnum") else read(path),
+        )
+        self.successResultOf(Deferred.fromCoroutine(self.watch.look({"1-1"})))
+        self.assertIs(self.inventory.snapshot, before)
+
     def test_boundByAnother(self) -> None:
         """That another program binds a device is seen."""
         self.start()

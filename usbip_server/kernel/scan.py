@@ -179,10 +179,13 @@ class Scanner:
     def _glance(self, busId: str) -> Glance | None:
         """
         Most of it stays the same as long as the device does, and a device that is plugged
-        in anew has another number.
+        in anew has another number. One that is being reset, as at the end of a session, has
+        none for a moment (C{hub_port_reset}, C{drivers/usb/core/hub.c}).
         """
         try:
             number = int(self._read(busId, "devnum"))
+            if number == 0 and busId in self._seen:
+                number = self._seen[busId][0]
             if busId not in self._seen or self._seen[busId][0] != number:
                 self._seen[busId] = number, self._firstGlance(busId, number)
             glance = self._seen[busId][1]

@@ -290,7 +290,7 @@ class UsbipHost:
             number = int(self._system.read(f"{DEVICES}/{device.busId}/devnum"))
         except (OSError, ValueError):
             raise OperationFailed(device, f"{device} is gone: it was unplugged") from None
-        if number != device.deviceNumber:
+        if number not in (device.deviceNumber, 0):  # 0 while the kernel resets it
             raise OperationFailed(
                 device, f"{device.busId} was plugged in anew a moment ago: ask again"
             )

@@ -104,7 +104,7 @@ class DesiredTests(DaemonCase):
             watcher.told("released", DISK)
             self.assertEqual(
                 watcher.kinds(DISK),
-                ["imported", "removed", "added", "bound", "imported", "released"],
+                ["imported", "released", "removed", "added", "bound", "imported", "released"],
             )
 
         daemon.kill()

@@ -123,7 +123,7 @@ class Scenarios(DaemonCase):
                 watcher.kinds(DISK),
                 [
                     *("bound", "imported", "released", "imported", "released", "unbound"),
-                    *("lease", "bound", "imported", "lease", "unbound"),
+                    *("lease", "bound", "imported", "lease", "released", "unbound"),
                 ],
             )
             late = seconds(ended["time"]) - seconds(leased["lease"]["until"])
