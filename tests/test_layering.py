@@ -36,7 +36,7 @@ LAYERS = {
     "middle": {
         *("answers", "caller", "catalogue", "childprocess", "claims", "damper", "feed"),
         *("herald", "hooks", "httppost", "inventory", "keeper", "operation", "operations"),
-        *("sharing", "statefile", "waiting", "wishes"),
+        *("sharing", "statefile", "threads", "waiting", "wishes"),
     },
     "backends": {"backends"},
     "kernel": {"kernel"},

@@ -23,8 +23,8 @@ from twisted.internet.defer import Deferred, TimeoutError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from usbip_server.kernel.threads import Spawn, startThread
 from usbip_server.state import State
+from usbip_server.threads import Spawn, startThread
 
 FORGETFUL = "what is attached is not remembered across a restart"
 

@@ -16,10 +16,10 @@ from usbip_server.inventory import Change, ChangeKind, Inventory
 from usbip_server.kernel.scan import Scanner
 from usbip_server.kernel.sessions import Connection, established
 from usbip_server.kernel.system import CONNECTIONS, System
-from usbip_server.kernel.threads import BlockingCalls
 from usbip_server.kernel.usbids import UsbIds
 from usbip_server.kernel.watch import TICK, KernelWatch
 from usbip_server.testing import FakeKernel, FakeReactor
+from usbip_server.threads import BlockingCalls
 
 # As Linux 6.1 prints them on a little-endian machine.
 HEAD = b"  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"  # noqa: E501

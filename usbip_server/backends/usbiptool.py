@@ -26,7 +26,7 @@ from usbip_server.kernel.machine import Machine
 from usbip_server.kernel.refusals import NotPermitted
 from usbip_server.kernel.scan import USBIP_HOST
 from usbip_server.kernel.system import System
-from usbip_server.kernel.threads import TookTooLong
+from usbip_server.threads import TookTooLong
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

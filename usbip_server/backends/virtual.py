@@ -24,7 +24,7 @@ from usbip_server.device import DeviceState, Traffic, UsbDevice, isBusId
 from usbip_server.errors import DeviceInUse, InvalidOption, OperationFailed, OperationTimedOut
 from usbip_server.interfaces import IUsbBackend
 from usbip_server.inventory import Inventory
-from usbip_server.kernel.threads import BlockingCalls, StillOut, TookTooLong
+from usbip_server.threads import BlockingCalls, StillOut, TookTooLong
 
 Hex = Annotated[str, msgspec.Meta(pattern="^[0-9a-fA-F]{4}$")]
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=126)]

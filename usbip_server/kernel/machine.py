@@ -16,10 +16,10 @@ from usbip_server.errors import OperationFailed, OperationTimedOut
 from usbip_server.inventory import Change, ChangeKind, Inventory
 from usbip_server.kernel.scan import Scanner
 from usbip_server.kernel.system import ISystem
-from usbip_server.kernel.threads import BlockingCalls, Spawn, StillOut, TookTooLong, startThread
 from usbip_server.kernel.usbids import UsbIds
 from usbip_server.kernel.usbip_host import UsbipHost
 from usbip_server.kernel.watch import KernelWatch
+from usbip_server.threads import BlockingCalls, Spawn, StillOut, TookTooLong, startThread
 
 T = TypeVar("T")
 

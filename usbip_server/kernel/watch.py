@@ -21,8 +21,8 @@ from usbip_server.inventory import Inventory
 from usbip_server.kernel.scan import Glance, Scanner, Strings
 from usbip_server.kernel.strings import StringReader
 from usbip_server.kernel.system import ISystem
-from usbip_server.kernel.threads import BlockingCalls, StillOut, TookTooLong
 from usbip_server.kernel.uevents import Uevents
+from usbip_server.threads import BlockingCalls, StillOut, TookTooLong
 
 T = TypeVar("T")
 

@@ -26,7 +26,7 @@ class FakeReactor(Clock):
         self.readers: list[IReadDescriptor] = []
 
     def spawn(self, function: Callable[[], None]) -> None:
-        """For L{usbip_server.kernel.threads.BlockingCalls}: run now, or hold back."""
+        """For L{usbip_server.threads.BlockingCalls}: run now, or hold back."""
         if self.hold:
             self.threads.append(function)
         else:
