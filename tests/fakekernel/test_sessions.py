@@ -190,7 +190,7 @@ class HolderTests(SynchronousTestCase):
         self.assertIsNone(self.device().holder)
         self.kernel.importDevice("1-1", ALICE)
         self.tick()
-        self.assertEqual(self.device().holder, Holder(address=ALICE, since=1002.0))
+        self.assertEqual(self.device().holder, Holder(address=ALICE, since=1001.0))
         self.assertEqual(self.kinds(), [ChangeKind.IMPORTED])
         self.assertIsNone(self.device("1-2").holder)
 
@@ -236,7 +236,7 @@ class HolderTests(SynchronousTestCase):
         self.tick()
         self.kernel.importDevice("1-1", ALICE)
         self.tick()
-        self.assertEqual(self.device().holder, Holder(address=ALICE, since=1006.0))
+        self.assertEqual(self.device().holder, Holder(address=ALICE, since=1003.0))
 
     def test_certainLater(self) -> None:
         """Nothing is guessed between two clients; what becomes certain is told."""
@@ -244,14 +244,14 @@ class HolderTests(SynchronousTestCase):
         self.kernel.importDevice("1-1", ALICE)
         self.kernel.importDevice("1-2", BOB)
         self.tick()
-        unknown = Holder(address=None, since=1002.0)
+        unknown = Holder(address=None, since=1001.0)
         self.assertEqual((self.device().holder, self.device("1-2").holder), (unknown, unknown))
         self.assertEqual(self.kinds(), [ChangeKind.IMPORTED] * 2)
         self.tick()
         self.assertEqual(self.kinds(), [])
         self.kernel.releaseDevice("1-1")
         self.tick()
-        self.assertEqual(self.device("1-2").holder, Holder(address=BOB, since=1002.0))
+        self.assertEqual(self.device("1-2").holder, Holder(address=BOB, since=1001.0))
         self.assertEqual(self.kinds(), [ChangeKind.RELEASED, ChangeKind.CHANGED])
 
     def test_oneAfterTheOther(self) -> None:
@@ -295,7 +295,7 @@ class HolderTests(SynchronousTestCase):
         self.kernel.releaseDevice("1-1")
         self.kernel.importDevice("1-1", BOB)
         self.tick()
-        self.assertEqual(self.device().holder, Holder(address=BOB, since=1004.0))
+        self.assertEqual(self.device().holder, Holder(address=BOB, since=1002.0))
         self.assertEqual(self.kinds(), [ChangeKind.RELEASED, ChangeKind.IMPORTED])
 
     def test_handedOnToTheSame(self) -> None:
@@ -306,7 +306,7 @@ class HolderTests(SynchronousTestCase):
         self.kernel.releaseDevice("1-1")
         self.kernel.importDevice("1-1", ALICE)
         self.tick()
-        self.assertEqual(self.device().holder, Holder(address=ALICE, since=1004.0))
+        self.assertEqual(self.device().holder, Holder(address=ALICE, since=1002.0))
 
     def test_swapped(self) -> None:
         """Two clients that exchange their devices between two looks are not mixed up."""
@@ -333,7 +333,7 @@ class HolderTests(SynchronousTestCase):
         self.tick()
         self.assertEqual((self.addresses(), self.kinds()), ([ALICE], []))
         self.tick()
-        self.assertEqual(self.device().holder, Holder(address=None, since=1006.0))
+        self.assertEqual(self.device().holder, Holder(address=None, since=1003.0))
         self.assertEqual(self.kinds(), [ChangeKind.RELEASED, ChangeKind.IMPORTED])
 
     def test_reset(self) -> None:
@@ -378,7 +378,7 @@ class HolderTests(SynchronousTestCase):
         self.assertNotIn(BOB, self.addresses())
         self.tick()
         self.assertIsNone(self.device().holder)
-        self.assertEqual(self.device("1-2").holder, Holder(address=BOB, since=1004.0))
+        self.assertEqual(self.device("1-2").holder, Holder(address=BOB, since=1002.0))
 
     def test_otherDevice(self) -> None:
         """A look at one device takes account of the others that are in use."""

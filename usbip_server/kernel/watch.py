@@ -29,7 +29,10 @@ T = TypeVar("T")
 SCAN_SECONDS = 30.0
 """How long a look may take before it is said that it hangs."""
 
-TICK = 2.0
+DEAF = 2.0
+"""Seconds between looks at everything where nothing is announced."""
+
+TICK = 1.0
 """Seconds. Nothing announces that a client comes or goes: bound devices are looked at."""
 
 SHARE_OF_CORE = 0.02
@@ -235,7 +238,7 @@ class KernelWatch:
         if isDeaf:
             self._sayDeaf("the kernel sends none here, or has not yet")
         age = self._reactor.seconds() - self._scannedAt
-        if age >= max(TICK if isDeaf else self._rescan, self._scanCost / SHARE_OF_CORE):
+        if age >= max(DEAF if isDeaf else self._rescan, self._scanCost / SHARE_OF_CORE):
             self._lookAtAll()
             return
         self._lookAgainAt(
@@ -259,5 +262,5 @@ class KernelWatch:
             self._log.info(
                 "no uevents ({reason}): looking for changes every {seconds:g} s",
                 reason=reason,
-                seconds=TICK,
+                seconds=DEAF,
             )
