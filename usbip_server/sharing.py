@@ -114,6 +114,7 @@ class Sharing:
         )
         self._operations.onEnd = self._keeper.look
         self._wishes.follow(self._asked, self._keeper.leaseEnded)
+        source.gate = self._mayImport
         self._lookups: dict[type[Any], Lookup] = {
             ListDevices: self._list,
             FindDevice: self._find,
@@ -253,6 +254,11 @@ class Sharing:
 
     def _find(self, request: DeviceRequest) -> UsbDevice:
         return select(request, self._catalogue.inventory.snapshot.devices)
+
+    def _mayImport(self, device: UsbDevice, address: str) -> bool:
+        """What is leased is for the address that has leased it."""
+        wish = self._wishes.of(device)
+        return wish is None or wish.lease is None or wish.lease.address == address
 
     def _lookAgain(self, busId: str) -> None:
         """A pause for a device that flaps is over."""

@@ -215,6 +215,17 @@ class ImportTests(TestCase):
         with self.assertRaises(NotFound):
             await self.blocking(lambda: host.open(busid="1-1", transport=transport))
 
+    async def test_gate(self) -> None:
+        """Who may not import a device is refused, and the device is still there for others."""
+        await self.bind("1-1")
+        self.backend.inventory.gate = lambda device, address: address != "127.0.0.1"
+        transport = USBIP("127.0.0.1", self.backend.port)
+        with self.assertRaises(USBError):
+            await self.blocking(lambda: host.open(busid="1-1", transport=transport))
+        self.assertIs(self.device("1-1").state, DeviceState.BOUND)
+        self.backend.inventory.gate = lambda device, address: True
+        (await self.open("1-1")).close()
+
     async def test_described(self) -> None:
         """A device that is real to whoever imports it is described as it will find it."""
         port, disk = self.device("1-1"), self.device("1-2")

@@ -145,7 +145,7 @@ class VirtualBackend:
         self._noDoor: str | None = None
         self._calls = BlockingCalls(reactor)
         self._door = virtualusb.Door(
-            lambda busId: reactor.callFromThread(self._follow, busId), clock
+            lambda busId: reactor.callFromThread(self._follow, busId), clock, self._mayImport
         )
 
     async def start(self) -> None:
@@ -252,6 +252,10 @@ class VirtualBackend:
         if device.holder is None:
             return None
         return self._door.traffic(device.busId, device.holder)
+
+    def _mayImport(self, busId: str, address: str) -> bool:
+        now = self.inventory.get(busId)
+        return now is not None and self.inventory.gate(now, address)
 
     def _follow(self, busId: str) -> None:
         """

@@ -138,13 +138,21 @@ class Door:
 
     _log = Logger()
 
-    def __init__(self, onChange: Callable[[str], None], clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        onChange: Callable[[str], None],
+        clock: Callable[[], float],
+        gate: Callable[[str, str], bool],
+    ) -> None:
         """
+        @param gate: may the client at an address import the device at a bus id? Called in
+            some thread.
         @param onChange: called with the bus id, in some thread, when a device may have
             another holder.
         @param clock: tells the time, in seconds since the epoch.
         """
         self._clock = clock
+        self._gate = gate
         self._onChange = onChange
         self._lock = threading.Lock()
         self._devices: dict[str, Any] = {}
@@ -256,7 +264,7 @@ class Door:
     def _session(self, device: Any, connection: socket.socket, client: str, answer: bytes) -> None:
         holder = Holder(address=client, since=self._clock())
         session = Session(connection, holder, threading.Event())
-        if not self._begin(device, session):
+        if not (self._gate(device.busid, client) and self._begin(device, session)):
             connection.sendall(REFUSED)
             return
         self._onChange(device.busid)
