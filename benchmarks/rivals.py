@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import statistics
 import subprocess
@@ -19,7 +20,7 @@ from functools import partial
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.childdaemon import ChildDaemon
+from tests.childdaemon import EXPORT, ChildDaemon
 from tests.kernel import guest
 from usbip_server.kernel.system import System
 from usbip_server.kernel.uevents import deviceOf
@@ -27,8 +28,14 @@ from usbip_server.kernel.uevents import deviceOf
 ROUNDS = 9
 HOST = "127.0.0.1"
 RIVAL_PORT = 5056
+STOCK_PORT = 3240
 LIST = b'{"command":"list"}'
 DISK = guest.DISK.busId
+
+PAIRS = 3
+PASSES = 32
+FAST = "2-5"
+"""A disk that comes as super speed."""
 
 
 class RivalTests(SynchronousTestCase):
@@ -40,7 +47,7 @@ class RivalTests(SynchronousTestCase):
         guest.awaitDevices()
         guest.modprobe("usbip-host")
         self.addCleanup(guest.resetUsb)
-        self.daemon = ChildDaemon("backend: {type: sysfs}")
+        self.daemon = ChildDaemon(f"backend: {{type: sysfs}}\n{EXPORT}")
         self.daemon.__enter__()
         self.addCleanup(self.daemon.__exit__, None, None, None)
 
@@ -119,6 +126,52 @@ class RivalTests(SynchronousTestCase):
             f"\nplug: in the list {1000 * statistics.median(delays):.0f} ms (median) and "
             f"{1000 * max(delays):.0f} ms (worst of {ROUNDS}) after the last uevent"
         )
+
+    def test_throughput(self) -> None:
+        """C{dd} of a disk that was imported from us: stock C{usbipd}."""
+        guest.modprobe("vhci-hcd")
+        guest.plugDisk(port="5", serial="FAST", deviceId="fast")
+        self.addCleanup(guest.waitGone, FAST)
+        self.addCleanup(guest.unplug, "fast")
+        guest.waitBlockDevice(FAST)
+        self.attach(FAST)
+        ours, stock = [], []
+        for _ in range(PAIRS):
+            with guest.StockUsbipd(STOCK_PORT):
+                stock.append(self.speed(STOCK_PORT))
+            ours.append(self.speed(self.daemon.exportPort))
+        print(
+            f"\ndd of an imported disk: usbipshare {rates(ours)}, stock usbipd {rates(stock)}: "
+            f"{statistics.median(ours) / statistics.median(stock):.2f} times as fast (medians)"
+        )
+        self.daemon.ask("detach", id=FAST)
+
+    def speed(self, port: int) -> float:
+        """
+        Import the fast disk, and read it.
+
+        @return: bytes in a second, as C{dd} has measured it.
+        """
+        guest.check("usbip", "--tcp-port", str(port), "attach", "-r", HOST, "-b", FAST)
+        vhciPort, imported = guest.waitImport()
+        node = guest.waitBlockDevice(imported)
+        took = 0.0
+        for _ in range(PASSES):
+            said = guest.run("dd", f"if={node}", "of=/dev/null", "bs=1M", "iflag=direct").err
+            size, _, more = said.splitlines()[-1].partition(" bytes ")
+            found = re.search(r"copied, ([0-9.]+) s", more)
+            self.assertEqual(int(size), len(guest.diskBytes()))
+            assert found is not None, said
+            took += float(found[1])
+        guest.check("usbip", "detach", "-p", str(vhciPort))
+        guest.waitGone(imported)
+        guest.waitUntil(lambda: guest.usbipStatus(FAST) == 1, "it can be imported again")
+        return PASSES * int(size) / took
+
+
+def rates(speeds: list[float]) -> str:
+    """In words."""
+    return "/".join(f"{speed / 1e6:.1f}" for speed in speeds) + " MB/s"
 
 
 def seconds(function: Callable[[], object]) -> float:

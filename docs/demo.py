@@ -22,7 +22,8 @@ SECONDS = 10
 
 CONFIG = f"""\
 listen: ["tcp:0:interface={HOST}"]
-backend: {{type: virtual, interface: {HOST}, port: 0}}
+backend: {{type: virtual}}
+export: {{listen: ["tcp:0:interface={HOST}"]}}
 state: {{file: null}}
 """
 
@@ -101,7 +102,7 @@ def ports(child: subprocess.Popen[str]) -> tuple[int, int]:
         if "port" in event:
             found[event["log_format"].partition(" ")[0]] = event["port"]
         if event.get("log_format") == "ready":
-            return found["listening"], found["virtual"]
+            return found["listening"], found["exporting"]
     sys.exit("the daemon did not start")
 
 

@@ -20,6 +20,9 @@ from typing import Any
 
 from tests.watchclient import WatchClient
 
+EXPORT = "export: {listen: ['tcp:0:interface=127.0.0.1']}\n"
+"""USB/IP on a port that is free: L{ChildDaemon.exportPort} tells which."""
+
 SECONDS = 60.0
 """For whatever it does; a virtual machine without KVM is slow."""
 
@@ -113,6 +116,16 @@ class ChildDaemon:
         self.child.send_signal(signal.SIGHUP)
         return self.logged("the configuration was read anew", "nothing is changed")
 
+    @property
+    def exportPort(self) -> int:
+        """Where it serves USB/IP."""
+        port: int = next(
+            event["port"]
+            for event in self.events
+            if str(event.get("log_format")).startswith("exporting on")
+        )
+        return port
+
     def logged(self, *beginnings: str) -> dict[str, Any]:
         """
         Wait until it has logged something, from now on.
@@ -158,9 +171,12 @@ class ChildDaemon:
         return received
 
     def _write(self, config: str) -> None:
-        memory = "" if "\nstate:" in f"\n{config}" else "state: {file: null}\n"
+        unsaid = {"state": "{file: null}", "export": "off"}
+        more = "".join(
+            f"{key}: {value}\n" for key, value in unsaid.items() if f"\n{key}:" not in f"\n{config}"
+        )
         with open(self._file, "w", encoding="utf-8") as file:
-            file.write(f"listen: ['{self._listen}']\n{memory}{config}")
+            file.write(f"listen: ['{self._listen}']\n{more}{config}")
 
 
 def _read(child: subprocess.Popen[str], lines: queue.SimpleQueue[str]) -> None:

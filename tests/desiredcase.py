@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support import ALICE, BOB, UNO, PatientBackend, PromptBackend, asked, changed
@@ -24,6 +23,7 @@ from usbip_server.rules import Match, Rule, Share
 from usbip_server.settings import Settings
 from usbip_server.sharing import Sharing
 from usbip_server.state import State
+from usbip_server.testing.reactor import FakeReactor
 
 EPOCH = 1_700_000_000.0
 """When the clock shows nothing."""
@@ -70,7 +70,7 @@ class DesiredTestCase(SynchronousTestCase):
     devices: Sequence[UsbDevice] = (UNO,)
 
     def setUp(self) -> None:
-        self.clock = Clock()
+        self.clock = FakeReactor()
         self.file = MemoryStateFile()
         self.backend: PatientBackend = PromptBackend(self.devices)
         self.numbers = 100

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.trial.unittest import SkipTest
 
-from tests.childdaemon import ChildDaemon
+from tests.childdaemon import EXPORT, ChildDaemon
 from tests.documents import KINDS, ROOT, Document
 from tests.examples import Stage
 from usbip_server.commands import decode
@@ -29,7 +29,7 @@ else:
 
 PROGRAMS = {
     *("apt-get", "curl", "echo", "install", "journalctl", "ls", "make", "modprobe", "nc"),
-    *("pip", "python", "python3", "rm", "systemctl", "tee", "twistd", "ufw", "useradd"),
+    *("pip", "python", "python3", "rm", "ss", "systemctl", "tee", "twistd", "ufw", "useradd"),
     *("userdel", "usbip"),
 }
 """What transcripts may call."""
@@ -130,7 +130,7 @@ class DocumentCase(Base):
         """The examples do what they are said to do."""
         folder = Path(self.mktemp()).absolute()
         folder.mkdir()
-        with ChildDaemon("backend: {type: virtual, port: 0}") as daemon:
+        with ChildDaemon(f"backend: {{type: virtual}}\n{EXPORT}") as daemon:
             stage = Stage(daemon, folder)
             for block in self.document.blocks:
                 stage.play(block)

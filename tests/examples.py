@@ -106,10 +106,11 @@ class Stage:
 
     def _here(self, text: str) -> str:
         """
-        With the port, the names and the paths that there are here.
+        With the ports, the names and the paths that there are here.
         """
         for shown, here in (
             ("5055", str(self._daemon.port)),
+            ("3240", str(self._daemon.exportPort)),
             ("localhost", "127.0.0.1"),
             ("/opt/usbipshare/bin", BIN),
             ("/etc/usbipshare.yaml", str(self._folder / "usbipshare.yaml")),

@@ -232,13 +232,11 @@ class RealWorld:
         While a client has imported a device: C{OP_REQ_IMPORT}, as in Documentation/usb/
         usbip_protocol.rst of Linux.
         """
-        logged = self._daemon.events
-        port = next(e["port"] for e in logged if str(e["log_format"]).startswith("virtual"))
-        with socket.create_connection((HOST, port), SECONDS) as client:
+        with socket.create_connection((HOST, self._daemon.exportPort), SECONDS) as client:
             client.sendall(struct.pack(">HHI32s", 0x0111, 0x8003, 0, busId.encode()))
-            self._until(busId, lambda state: state == "in_use")
+            self._until(busId, _isImported)
             yield
-        self._until(busId, lambda state: state != "in_use")
+        self._until(busId, lambda device: device["state"] != "in_use")
 
     @contextlib.contextmanager
     def inUse(self, busId: str) -> Iterator[None]:
@@ -250,10 +248,18 @@ class RealWorld:
             yield
         assert self._daemon.ask("detach", id=busId)["status"] == "success"
 
-    def _until(self, busId: str, isSo: Callable[[str], bool]) -> None:
+    def _until(self, busId: str, isSo: Callable[[dict[str, Any]], bool]) -> None:
         end = time.monotonic() + SECONDS
-        while not isSo(self._daemon.ask("find", id=busId, detail=True)["data"]["state"]):
+        while not isSo(self._daemon.ask("find", id=busId, detail=True)["data"]):
             assert time.monotonic() < end, f"{busId} is not what it should be"
+
+
+def _isImported(device: dict[str, Any]) -> bool:
+    """
+    Has a client the device, and is it known what that has moved?
+    """
+    holder = device["holder"] or {}
+    return device["state"] == "in_use" and holder.get("bytes_out") is not None
 
 
 class MemoryConnection:

@@ -5,6 +5,7 @@ What several tests need: a connection in memory, devices, a backend that waits t
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -16,7 +17,7 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from usbip_server.device import DeviceState, Traffic, UsbDevice
+from usbip_server.device import DeviceState, Holder, Traffic, UsbDevice
 from usbip_server.interfaces import IUsbBackend
 from usbip_server.inventory import Inventory
 from usbip_server.policy import Principal
@@ -244,11 +245,19 @@ def threeWays(messages: Sequence[bytes]) -> Iterator[tuple[str, list[bytes]]]:
 
 class Call:
     """
-    A bind or unbind that waits for the test to end it.
+    A bind, unbind, release or export that waits for the test to end it.
     """
 
-    def __init__(self, inventory: Inventory, verb: str, device: UsbDevice, deadline: float) -> None:
+    def __init__(
+        self,
+        inventory: Inventory,
+        verb: str,
+        device: UsbDevice,
+        deadline: float,
+        holder: Holder | None = None,
+    ) -> None:
         self.verb = verb
+        self.holder = holder
         self.device = device
         self.deadline = deadline
         self.result: Deferred[UsbDevice] = Deferred()
@@ -256,8 +265,9 @@ class Call:
 
     def succeed(self) -> UsbDevice:
         """It went well."""
-        state = DeviceState.FREE if self.verb == "unbind" else DeviceState.BOUND
-        device = changed(self.device, state=state, holder=None, name=None, lease=None)
+        states = {"unbind": DeviceState.FREE, "export": DeviceState.IN_USE}
+        state = states.get(self.verb, DeviceState.BOUND)
+        device = changed(self.device, state=state, holder=self.holder, name=None, lease=None)
         self._inventory.replace([device], {device.busId})
         self.result.callback(device)
         return device
@@ -272,7 +282,8 @@ class PatientBackend:
     """
     A backend that notes what is asked of it and does it when it is told to.
 
-    @ivar calls: the binds and unbinds, in their order.
+    @ivar calls: the binds, unbinds, releases and exports, in their order.
+    @ivar looked: the bus ids it was to look at, in their order.
     @ivar starting: fires when C{start} is to be over.
     @ivar stopped: how often it was stopped.
     @ivar evenMounted: what the last bind said of disks that are mounted.
@@ -283,6 +294,7 @@ class PatientBackend:
         self.inventory = Inventory()
         self.inventory.replace(devices)
         self.calls: list[Call] = []
+        self.looked: list[str] = []
         self.starting: Deferred[None] = Deferred()
         self.stopped = 0
         self.evenMounted = False
@@ -308,11 +320,21 @@ class PatientBackend:
     async def release(self, device: UsbDevice, deadline: float) -> UsbDevice:
         return await self._call("release", device, deadline)
 
+    async def export(
+        self, device: UsbDevice, connection: socket.socket, holder: Holder, deadline: float
+    ) -> UsbDevice:
+        return await self._call("export", device, deadline, holder)
+
+    async def look(self, device: UsbDevice) -> None:
+        self.looked.append(device.busId)
+
     def traffic(self, device: UsbDevice) -> Traffic | None:
         return self.moved.get(device.busId)
 
-    async def _call(self, verb: str, device: UsbDevice, deadline: float) -> UsbDevice:
-        call = Call(self.inventory, verb, device, deadline)
+    async def _call(
+        self, verb: str, device: UsbDevice, deadline: float, holder: Holder | None = None
+    ) -> UsbDevice:
+        call = Call(self.inventory, verb, device, deadline, holder)
         self.calls.append(call)
         return await call.result
 
@@ -322,8 +344,10 @@ class PromptBackend(PatientBackend):
     A backend that does at once what is asked of it.
     """
 
-    async def _call(self, verb: str, device: UsbDevice, deadline: float) -> UsbDevice:
-        call = Call(self.inventory, verb, device, deadline)
+    async def _call(
+        self, verb: str, device: UsbDevice, deadline: float, holder: Holder | None = None
+    ) -> UsbDevice:
+        call = Call(self.inventory, verb, device, deadline, holder)
         self.calls.append(call)
         return call.succeed()
 

@@ -69,17 +69,6 @@ class LeaseTests(DesiredTestCase):
         self.done("find")
         self.done("attach", id="1-2")
 
-    def test_import(self) -> None:
-        """While it lasts only the address that asked for it may import the device, where the
-        daemon hands it out itself; a device that is not leased is anybody's."""
-        gate = self.backend.inventory.gate
-        self.done("attach", Client(BOB), lease=CI)
-        self.assertTrue(gate(UNO, BOB.address))
-        self.assertFalse(gate(UNO, ALICE.address))
-        self.assertTrue(gate(STICK, ALICE.address))
-        self.done("detach", owner="ci-job-81")
-        self.assertTrue(gate(UNO, ALICE.address))
-
     def test_ends(self) -> None:
         """It ends by itself, and then the device is unbound and anybody's."""
         self.done("attach", lease=CI)

@@ -11,15 +11,13 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from usbip_server.backends.options import convert
 from usbip_server.backends.virtual import Options
-from usbip_server.config import Config, ConfigError, Source, load, statePath, wrongOption
+from usbip_server.config import Config, ConfigError, Export, Source, load, statePath, wrongOption
 from usbip_server.errors import InvalidOption
 from usbip_server.rules import Occasion, Share
 from usbip_server.settings import OnStop
 
 SHARES = (Share.ALWAYS, Share.NEVER)
-RIGHT_SHARES = (
-    "3: devices.0.share: invalid enum value 'allways': it is one of always, on_request, never"
-)
+RIGHT_SHARES = "3: devices.0.share: invalid enum value 'allways': it is one of always, on_import,"
 
 
 def config(text: str) -> Config:
@@ -45,7 +43,7 @@ class GoodTests(SynchronousTestCase):
         made = config(
             """
 listen: [tcp:5055, "unix:/run/usbipshare"]
-backend: {type: virtual, port: 0}
+backend: {type: virtual, devices: []}
 http: {hosts: [lab.example.org]}
 limits: {request_bytes: 2048, connections: 5}
 timeouts: {request: 1, answer: 0.5, bind: 2, stop: 3}
@@ -53,7 +51,7 @@ timeouts: {request: 1, answer: 0.5, bind: 2, stop: 3}
         )
         self.assertEqual(made.listen, ("tcp:5055", "unix:/run/usbipshare"))
         self.assertEqual(made.backendType, "virtual")
-        self.assertEqual(made.backendOptions, {"port": 0})
+        self.assertEqual(made.backendOptions, {"devices": []})
         self.assertEqual(made.http.hosts, ("lab.example.org",))
         self.assertEqual((made.limits.requestBytes, made.limits.connections), (2048, 5))
         timeouts = made.timeouts
@@ -239,9 +237,9 @@ class WrongOptionTests(SynchronousTestCase):
     TEXT = """\
 backend:
   type: virtual
-  port: 0
   devices:
     - bus_id: 1-1
+      size: 64
       kind: inert
     - bus_id: 1-2
       kind: toaster
@@ -275,8 +273,8 @@ backend:
 
     def test_range(self) -> None:
         """So is what is out of its range."""
-        text = self.TEXT.replace("port: 0", "port: 70000")
-        self.assertTrue(self.message(text).startswith("c.yaml:3: backend.port: "))
+        text = self.TEXT.replace("size: 64", "size: 5")
+        self.assertTrue(self.message(text).startswith("c.yaml:5: backend.devices.0.size: "))
 
     def test_absent(self) -> None:
         """An option that does not stand in the file is blamed on what would hold it."""
@@ -337,6 +335,25 @@ timeouts: {heartbeat: 5}
             ("devices: {match: {desc: x}}\n", "1: devices: expected `array`"),
             ("state: {file: 5}\n", "1: state.file: "),
             ("timeouts: {heartbeat: 0}\n", "1: timeouts.heartbeat: "),
+        ):
+            with self.assertRaises(ConfigError) as caught:
+                config(text)
+            self.assertIn(f"c.yaml:{message}", str(caught.exception))
+
+    def test_export(self) -> None:
+        """USB/IP is served on its usual port, elsewhere, or by somebody else."""
+        self.assertEqual(config("").export, Export(listen=("tcp:3240",)))
+        self.assertIs(config("export: off").export, False)
+        made = config("export: {listen: [tcp:1], keepalive: {idle: 9, user_timeout: 7}}").export
+        assert isinstance(made, Export)
+        self.assertEqual((made.listen, made.keepalive.idle), (("tcp:1",), 9))
+        self.assertEqual((made.keepalive.count, made.keepalive.userTimeout), (3, 7))
+        for text, message in (
+            ("export: on", "1: export: is `off`, or a mapping"),
+            ("export: {listen: []}", "1: export.listen: nowhere to listen: `export: off`"),
+            ("export:\n  keepalive: {idle: 0}\n", "2: export.keepalive.idle: "),
+            ("export: {port: 3240}", "1: export.port: unknown key"),
+            ("export: tcp:3240", "1: export: "),
         ):
             with self.assertRaises(ConfigError) as caught:
                 config(text)

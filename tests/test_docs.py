@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import errno
 import re
 import shutil
 import socket
@@ -20,7 +21,7 @@ import msgspec
 import yaml
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-from tests.childdaemon import ChildDaemon
+from tests.childdaemon import EXPORT, ChildDaemon
 from tests.documentcase import (
     COMMAND_LINE,
     DETAILS,
@@ -32,12 +33,15 @@ from tests.documentcase import (
 )
 from tests.documents import ROOT, anchor, documents
 from tests.examples import child
+from tests.exchanges import RealWorld
 from usbip_server.backends import sysfs, usbiptool, virtual
 from usbip_server.commands import COMMANDS, Command, LeaseRequest
 from usbip_server.config import Config, Source
 from usbip_server.device import DeviceState
+from usbip_server.handoff import KeepAlive
 from usbip_server.inventory import ChangeKind
-from usbip_server.listening import serverEndpoint
+from usbip_server.listening import explain, serverEndpoint
+from usbip_server.opcodec import OpStatus
 from usbip_server.replies import Status
 from usbip_server.rules import CLASSES, Hook, Match, Occasion, Rule, Share
 
@@ -133,7 +137,7 @@ class ProtocolTests(DocumentCase, SynchronousTestCase):
         """The example of a watcher misses nothing when its connection breaks."""
         (block,) = (b for b in self.document.blocks if "def watch(" in b.text)
         names: dict[str, Any] = {}
-        config = "backend: {type: virtual, port: 0}"
+        config = "backend: {type: virtual}"
         with ChildDaemon(config) as daemon, Breaking(daemon.port) as relay:
             program = block.text.partition("\n\n\nnews = ")[0].replace("5055", str(relay.port))
             exec(compile(program, block.where, "exec"), names)
@@ -162,6 +166,11 @@ class ProtocolTests(DocumentCase, SynchronousTestCase):
         """Each state is there."""
         rows = self.document.rows("States", 4)
         self.assertEqual([*rows][1:], [state.value for state in DeviceState])
+
+    def test_import(self) -> None:
+        """Each answer to an import is there."""
+        rows = self.document.rows("Import", 3)
+        self.assertEqual([*rows][1:], [str(status.value) for status in OpStatus])
 
     def test_limits(self) -> None:
         """Limits have the values they have by default."""
@@ -221,13 +230,28 @@ class ConfigTests(DocumentCase, SynchronousTestCase):
         (folder / "backup.lock").touch()
         config = hooks.replace("/usr/local/bin", str(folder))
         config = config.replace("[added, removed,", "[bound,")
-        with ChildDaemon(f"backend: {{type: virtual, port: 0}}\n{config}") as daemon:
+        with ChildDaemon(f"backend: {{type: virtual}}\n{config}") as daemon:
             said = daemon.ask("attach", id="1-2")["message"]
             self.assertEqual(said.replace(str(folder), "/usr/local/bin"), refusal)
             (folder / "backup.lock").unlink()
             self.assertEqual(daemon.ask("attach", id="1-2")["status"], "success")
             lines = [daemon.logged("{hook} on {device}: {line}")["line"] for _ in range(2)]
         self.assertEqual(lines, ["failed at 1-2: DISK1", "bound at 1-2: DISK1"])
+
+    def test_onImport(self) -> None:
+        """The example of a device that is shared on import does what is said of it."""
+        (rule,) = (b.text for b in self.document.blocks if "unbind_released" in b.text)
+        config = f"backend: {{type: virtual}}\n{EXPORT}{rule.replace('printer', 'storage')}\n"
+        with ChildDaemon(config) as daemon, daemon.watch(id="1-2") as watcher:
+            with RealWorld(daemon).imported("1-2"):
+                watcher.told("imported", "1-2")
+            watcher.told("unbound", "1-2")
+            self.assertEqual(watcher.kinds("1-2"), ["bound", "imported", "released", "unbound"])
+
+    def test_keepalive(self) -> None:
+        """So is each key of how it is noticed that a client has vanished."""
+        shown = shownDefaults(self.document.rows("export", 4))
+        self.assertEqual(shown, plain(KeepAlive()))
 
     def test_listen(self) -> None:
         """What may be listened on can be listened on."""
@@ -276,6 +300,12 @@ class ServerSetupTests(DocumentCase, SynchronousTestCase):
         for message in [*self.document.rows("What messages mean", 3)][1:]:
             pattern = ".*".join(map(re.escape, message.split("…")))
             self.assertTrue(any(re.search(pattern, text) for text in literals), message)
+
+    def test_taken(self) -> None:
+        """What is said when the port of USB/IP is taken is what stands there."""
+        (block,) = (b for b in self.document.blocks if b.text.startswith("cannot listen"))
+        taken = OSError(errno.EADDRINUSE, "Address already in use")
+        self.assertEqual(block.text, explain("tcp:3240", taken, isExport=True))
 
 
 class ArchitectureTests(DocumentCase, SynchronousTestCase):

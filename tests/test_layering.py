@@ -17,16 +17,16 @@ PACKAGE = Path(usbip_server.__file__).parent
 OURS = "usbip_server"
 
 VOCABULARY = {
-    *("commands", "device", "errors", "limits", "matching", "policy", "replies", "rules"),
-    *("settings", "state", "timestamps"),
+    *("commands", "device", "errors", "limits", "matching", "opcodec", "policy", "replies"),
+    *("rules", "settings", "state", "timestamps"),
 }
-PROTOCOLS = {"firstbyte", "lines", "web"}
+PROTOCOLS = {"exporter", "firstbyte", "lines", "web"}
 TOOLS = {"admission", "framing", "halfclose", "keepalive", "sse", "watcher"}
 """What protocols are made with: these may be known to all of them."""
 
 REQUESTS = {
-    *("answers", "caller", "catalogue", "claims", "feed", "herald", "keeper", "operations"),
-    *("sharing", "waiting", "wishes"),
+    *("answers", "caller", "catalogue", "claims", "exports", "feed", "handoff", "herald"),
+    *("keeper", "operations", "sharing", "waiting", "wishes"),
 }
 """What knows who asks for what: nothing of that concerns a backend."""
 
@@ -34,9 +34,9 @@ LAYERS = {
     "vocabulary": VOCABULARY,
     "interfaces": {"interfaces"},
     "middle": {
-        *("answers", "caller", "catalogue", "childprocess", "claims", "damper", "feed"),
-        *("herald", "hooks", "httppost", "inventory", "keeper", "operation", "operations"),
-        *("sharing", "statefile", "threads", "waiting", "wishes"),
+        *("answers", "caller", "catalogue", "childprocess", "claims", "damper", "exports"),
+        *("feed", "handoff", "herald", "hooks", "httppost", "inventory", "keeper"),
+        *("operation", "operations", "sharing", "statefile", "threads", "waiting", "wishes"),
     },
     "backends": {"backends"},
     "kernel": {"kernel"},

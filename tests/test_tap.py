@@ -27,7 +27,7 @@ from usbip_server.interfaces import IUsbBackend, IUsbBackendMaker
 from usbip_server.listening import serverEndpoint
 from usbip_server.tap import Options, assemble, makeService
 
-VIRTUAL = "backend: {type: virtual, devices: [{bus_id: 1-1}]}\n"
+VIRTUAL = "export: off\nbackend: {type: virtual, devices: [{bus_id: 1-1}]}\n"
 
 
 def file(case: SynchronousTestCase, text: str) -> str:
@@ -96,7 +96,7 @@ class OptionsTests(CommandLineCase):
 
     def test_defaults(self) -> None:
         """Without a file there are the defaults."""
-        self.assertEqual(self.places("--backend", "virtual"), ["tcp:5055"])
+        self.assertEqual(self.places("--backend", "virtual"), ["tcp:5055", "tcp:3240"])
 
     def test_listen(self) -> None:
         """On the command line another place can be given, or several, instead of the file's."""
@@ -122,14 +122,14 @@ class OptionsTests(CommandLineCase):
         """A wrong one is said to be wrong, with file and line."""
         for text, problem in (
             ("backend: {type: virtual, prot: 5}\n", ":1: backend.prot: unknown key"),
-            ("backend:\n  type: virtual\n  port: 99999\n", ":3: backend.port: "),
+            ("backend:\n  type: virtual\n  devices: 9\n", ":3: backend.devices: "),
             ("backend: {type: vitrual}\n", ":1: backend.type: there is no backend 'vitrual'"),
-            (VIRTUAL + "listen:\n  - tcp:x\n", ":3: listen.0: "),
-            (VIRTUAL + "listen:\n  - tcp6:99999\n", ":3: listen.0: 'tcp6:99999' is not "),
-            (VIRTUAL + "listen:\n  - tcp:1\n  - 'unix:'\n", ":4: listen.1: 'unix:' is not "),
+            (VIRTUAL + "listen:\n  - tcp:x\n", ":4: listen.0: "),
+            (VIRTUAL + "listen:\n  - tcp6:99999\n", ":4: listen.0: 'tcp6:99999' is not "),
+            (VIRTUAL + "listen:\n  - tcp:1\n  - 'unix:'\n", ":5: listen.1: 'unix:' is not "),
             (
                 VIRTUAL + "listen: [tcp:1:interface=x]\n",
-                ":2: listen.0: 'tcp:1:interface=x' is not ",
+                ":3: listen.0: 'tcp:1:interface=x' is not ",
             ),
             (
                 "backend:\n  type: virtual\n  devices:\n  - {bus_id: usb1}\n",
@@ -247,6 +247,41 @@ class ServiceTests(CommandLineCase):
                 )
                 self.assertIsInstance(caught.exception, SystemExit)
                 self.assertIsInstance(caught.exception, Exception)
+
+    def test_exportTaken(self) -> None:
+        """Where the port for USB/IP is taken, that is most likely by a stock usbipd, and the
+        message says what to do about it."""
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            place = f"tcp:{taken.getsockname()[1]}:interface=127.0.0.1"
+            here = "tcp:0:interface=127.0.0.1"
+            service = makeService(parsed("-b", "virtual", "-l", here, "--export", place))
+            with self.assertRaises(Deaf) as caught:
+                service.privilegedStartService()
+        message = str(caught.exception)
+        self.assertIn(f"cannot listen on {place}: Address already in use", message)
+        self.assertIn("a stock usbipd", message)
+        self.assertIn("export: off", message)
+
+    def test_export(self) -> None:
+        """USB/IP is served where the file says, or where the command line says, or nowhere."""
+        path = file(
+            self,
+            "backend: {type: virtual, devices: []}\nlisten: ['tcp:1:interface=127.0.0.1']\n"
+            "export: {listen: ['tcp:2:interface=127.0.0.1', 'tcp:3:interface=127.0.0.1']}\n",
+        )
+        for options, ports in (
+            ((), [1, 2, 3]),
+            (("-e", "tcp:4:interface=127.0.0.1"), [1, 4]),
+            (("--export", "off"), [1]),
+        ):
+            memory = MemoryReactorClock()
+            service = assemble(parsed("--config", path, *options), memory)
+            service.privilegedStartService()
+            self.assertEqual([server[0] for server in memory.tcpServers], ports)
+        for wrong, reason in (("tcp:x", "is not a port"), ("ssl:3240", "over TLS")):
+            message, _ = self.exit("-b", "virtual", "--export", wrong)
+            self.assertIn("--export: ", message)
+            self.assertIn(reason, message)
 
     def test_stopWithoutStart(self) -> None:
         """It can be stopped without having been started."""

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.interfaces import IAddress
 from twisted.logger import Logger
 
 from usbip_server.policy import Principal
@@ -66,3 +68,13 @@ class Caller:
                 callback()
             except Exception:
                 self._log.failure("a bug at the end of a connection")
+
+
+def principalAt(address: IAddress | None) -> Principal:
+    """
+    Who is at an address. A socket for both IPv4 and IPv6 shows the former as
+    C{::ffff:192.0.2.7} (RFC 4291, 2.5.5.2).
+    """
+    if isinstance(address, IPv4Address | IPv6Address):
+        return Principal(address.host.removeprefix("::ffff:"))
+    return Principal("local")

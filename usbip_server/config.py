@@ -17,6 +17,7 @@ from yaml.reader import ReaderError
 
 from usbip_server.backends.options import invalid
 from usbip_server.errors import InvalidOption
+from usbip_server.handoff import KeepAlive
 from usbip_server.limits import Limits, Timeouts
 from usbip_server.rules import Hook, Occasion, Rule, Share
 from usbip_server.settings import OnStop, Settings
@@ -38,6 +39,16 @@ class Http(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """
 
     hosts: tuple[str, ...] = ()
+
+
+class Export(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """
+    @ivar listen: Twisted endpoint descriptions of the port that devices are imported from.
+    @ivar keepalive: how it is noticed that a client has vanished.
+    """
+
+    listen: tuple[str, ...] = ("tcp:3240",)
+    keepalive: KeepAlive = KeepAlive()
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -62,6 +73,7 @@ class Config(
 
     @ivar listen: Twisted endpoint descriptions of the control port.
     @ivar backend: C{type}, and that type's own options.
+    @ivar export: serving USB/IP; C{False}: a stock C{usbipd} does that.
     @ivar devices: what is said of devices; the first rule that matches counts.
     @ivar hooks: whom to tell of all devices.
     @ivar state: what is remembered.
@@ -70,6 +82,7 @@ class Config(
 
     listen: tuple[str, ...] = ("tcp:5055",)
     backend: dict[str, Any] = msgspec.field(default_factory=lambda: {"type": "sysfs"})
+    export: Export | bool = Export()
     devices: tuple[Rule, ...] = ()
     hooks: tuple[Hook, ...] = ()
     state: Memory = Memory()
@@ -151,6 +164,12 @@ class Source:
             raise self.error(("backend", "type"), "is missing: say which backend, as sysfs")
         if not config.listen:
             raise self.error(("listen",), "nowhere to listen: leave the key out for tcp:5055")
+        if config.export is True:
+            raise self.error(
+                ("export",), "is `off`, or a mapping: leave it out for {listen: [tcp:3240]}"
+            )
+        if isinstance(config.export, Export) and not config.export.listen:
+            raise self.error(("export", "listen"), "nowhere to listen: `export: off` is for that")
         for index, host in enumerate(config.http.hosts):
             if not HOST_NAME.fullmatch(host):
                 raise self.error(

@@ -21,6 +21,7 @@ from twisted.python.failure import Failure
 
 from usbip_server.listening import explain
 from usbip_server.notify import notify
+from usbip_server.protocols.exporter import ExporterFactory
 from usbip_server.protocols.firstbyte import FirstByteFactory
 from usbip_server.sharing import Sharing
 
@@ -28,17 +29,26 @@ CLOSING_SECONDS = 2.0
 """For clients to take their last answers when the daemon stops."""
 
 
-Endpoints = Sequence[tuple[str, IStreamServerEndpoint]]
-"""Where to listen, each with its description for messages."""
-
-
-class _Port(NamedTuple):
+class Place(NamedTuple):
     """
-    Where we listen.
+    Where to listen.
+
+    @ivar description: for messages.
+    @ivar isExport: for USB/IP? Else for requests.
     """
 
     description: str
     endpoint: IStreamServerEndpoint
+    isExport: bool = False
+
+    @property
+    def name(self) -> tuple[str, bool]:
+        """What tells it from others."""
+        return self.description, self.isExport
+
+
+class _Port(NamedTuple):
+    place: Place
     port: IListeningPort
 
 
@@ -63,15 +73,18 @@ class Daemon(Service):
         self,
         sharing: Sharing,
         factory: FirstByteFactory,
-        endpoints: Endpoints,
+        exporter: ExporterFactory,
+        endpoints: Sequence[Place],
         reactor: IReactorFromThreads,
         reload: Callable[[Daemon], Awaitable[None]],
     ) -> None:
         """
+        @param exporter: for USB/IP.
         @param reload: called on SIGHUP.
         """
         self._sharing = sharing
         self._factory = factory
+        self._exporter = exporter
         self._endpoints = endpoints
         self._reactor = reactor
         self._reload = reload
@@ -86,10 +99,9 @@ class Daemon(Service):
         @raise Deaf: that is not possible.
         """
         endpoints, self._endpoints = self._endpoints, ()
-        for description, endpoint in endpoints:
-            self._listen(description, endpoint)
+        self._listenAll(endpoints)
 
-    async def listenOn(self, endpoints: Endpoints) -> None:
+    async def listenOn(self, endpoints: Sequence[Place]) -> None:
         """
         Listen there, and nowhere else; connections stay as they are.
 
@@ -97,10 +109,10 @@ class Daemon(Service):
         """
         before = tuple(self._ports)
         old, fresh = list(before), []
-        for description, endpoint in endpoints:
-            known = next((port for port in old if port.description == description), None)
+        for place in endpoints:
+            known = next((port for port in old if port.place.name == place.name), None)
             if known is None:
-                fresh.append((description, endpoint))
+                fresh.append(place)
             else:
                 old.remove(known)
         try:
@@ -113,19 +125,19 @@ class Daemon(Service):
             try:
                 self._listenAll(fresh)
             except Deaf:
-                self._listenAll([(port.description, port.endpoint) for port in old])
+                self._listenAll([port.place for port in old])
                 raise
         else:
             await self._close(old)
 
-    def _listenAll(self, endpoints: Endpoints) -> None:
+    def _listenAll(self, endpoints: Sequence[Place]) -> None:
         """
         @raise Deaf: one of them is not possible; then none was opened.
         """
         before = tuple(self._ports)
         try:
-            for description, endpoint in endpoints:
-                self._listen(description, endpoint)
+            for place in endpoints:
+                self._listen(place)
         except Deaf:
             opened = [port for port in self._ports if port not in before]
             self._ports = [*before]
@@ -136,7 +148,9 @@ class Daemon(Service):
     async def _close(self, ports: Sequence[_Port]) -> None:
         for port in ports:
             self._ports.remove(port)
-            self._log.info("not listening on {description} any more", description=port.description)
+            self._log.info(
+                "not listening on {description} any more", description=port.place.description
+            )
             await _maybe(port.port.stopListening())
 
     def startService(self) -> None:
@@ -170,6 +184,7 @@ class Daemon(Service):
         notify("STOPPING=1")
         await self._close(tuple(self._ports))
         await self._sharing.stop()
+        self._exporter.close()
         await self._factory.close(CLOSING_SECONDS)
         self._log.info("stopped")
 
@@ -188,22 +203,23 @@ class Daemon(Service):
         except Exception:
             self._log.failure("a bug in reading the configuration anew")
 
-    def _listen(self, description: str, endpoint: IStreamServerEndpoint) -> None:
+    def _listen(self, place: Place) -> None:
         failures: list[Failure] = []
-        listening: Deferred[IListeningPort] = endpoint.listen(self._factory)
-        listening.addCallbacks(self._listens, failures.append, callbackArgs=(description, endpoint))
+        factory = self._exporter if place.isExport else self._factory
+        listening: Deferred[IListeningPort] = place.endpoint.listen(factory)
+        listening.addCallbacks(self._listens, failures.append, callbackArgs=(place,))
         for failure in failures:
             assert failure.value is not None
-            raise Deaf(explain(description, failure.value))
+            raise Deaf(explain(place.description, failure.value, place.isExport))
 
-    def _listens(
-        self, port: IListeningPort, description: str, endpoint: IStreamServerEndpoint
-    ) -> None:
-        self._ports.append(_Port(description, endpoint, port))
+    def _listens(self, port: IListeningPort, place: Place) -> None:
+        self._ports.append(_Port(place, port))
         address = port.getHost()
         self._log.info(
-            "listening on {description}: {address}",
-            description=description,
+            "exporting on {description}: {address}"
+            if place.isExport
+            else "listening on {description}: {address}",
+            description=place.description,
             address=str(address),
             port=getattr(address, "port", None),
         )

@@ -97,6 +97,11 @@ class UsbDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     @ivar product: the device's own product string.
     @ivar speed: in Mbit/s, as sysfs has it: C{"1.5"}, C{"12"}, C{"480"}, C{"5000"}, ...
     @ivar deviceClass: C{bDeviceClass}, two hexadecimal digits.
+    @ivar subclass: C{bDeviceSubClass}, likewise.
+    @ivar protocol: C{bDeviceProtocol}, likewise.
+    @ivar release: C{bcdDevice}.
+    @ivar configurations: C{bNumConfigurations}.
+    @ivar path: where the system has it, for people.
     @ivar interfaces: class, subclass and protocol of each interface, C{"08/06/50"}.
     @ivar driver: the kernel driver that has the device (not its interfaces): C{"usb"},
         C{"usbip-host"}, or C{None}.
@@ -116,6 +121,11 @@ class UsbDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     product: str | None = None
     speed: str | None = None
     deviceClass: str = "00"
+    subclass: str = "00"
+    protocol: str = "00"
+    release: int = 0
+    configurations: int = 1
+    path: str | None = None
     interfaces: tuple[str, ...] = ()
     driver: str | None = None
     state: DeviceState = DeviceState.FREE

@@ -4,12 +4,13 @@ The contract between a backend and the rest.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from typing import Any
 
 from zope.interface import Attribute, Interface
 
-from usbip_server.device import Traffic, UsbDevice
+from usbip_server.device import Holder, Traffic, UsbDevice
 
 
 class IUsbBackend(Interface):
@@ -79,6 +80,30 @@ class IUsbBackend(Interface):
 
         A device that nobody has imported is returned as it is. Parameters, result and
         errors are those of C{unbind}.
+        """
+
+    async def export(
+        device: UsbDevice, connection: socket.socket, holder: Holder, deadline: float
+    ) -> UsbDevice:
+        """
+        Give a bound device to a client: what comes over its connection from now on is USB/IP
+        traffic. The client has not been answered yet, and says nothing until it is.
+
+        The backend takes a reference to the connection of its own. The caller keeps
+        C{connection}, reads nothing from it and writes at most its answer; that the session
+        has ended shows in the connection's being shut down.
+
+        @param holder: whose connection it is; shown until the session has ended.
+        @return: the device after it, as the inventory has it then.
+        @raise usbip_server.errors.DeviceInUse: another client has it, or had it until now and
+            it is not ready yet.
+        @raise usbip_server.errors.OperationTimedOut: as with C{bind}.
+        @raise usbip_server.errors.OperationFailed: it is not bound, or anything else.
+        """
+
+    async def look(device: UsbDevice) -> None:
+        """
+        Look at a device now: something has happened to it, such as the end of a session.
         """
 
     def traffic(device: UsbDevice) -> Traffic | None:

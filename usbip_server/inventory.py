@@ -72,8 +72,6 @@ class Inventory:
 
     @ivar trouble: why there can be no devices at present, for a client; C{None} when
         all is well.
-    @ivar gate: may the client at an address import a device now? Asked, perhaps in a thread,
-        by backends that hand out devices themselves.
     """
 
     _log = Logger()
@@ -83,7 +81,6 @@ class Inventory:
         @param seq: what the numbers of the changes begin behind.
         """
         self.trouble: str | None = None
-        self.gate: Callable[[UsbDevice, str], bool] = lambda device, address: True
         self._devices: dict[str, UsbDevice] = {}
         self._snapshot = Snapshot(seq=seq, devices=())
         self._listeners: list[Listener] = []

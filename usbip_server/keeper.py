@@ -64,6 +64,7 @@ class Keeper:
         self._running = False
         self._resting: set[Stay] = set()
         self._expired: set[Stay] = set()
+        self._released: set[Stay] = set()
         self._driverless: set[Stay] = set()
         self._failures: dict[Stay, tuple[float, str]] = {}
         self._timers: dict[Stay, IDelayedCall] = {}
@@ -130,6 +131,19 @@ class Keeper:
             self._expired.add(_stay(device))
             self.look(device.busId)
 
+    def letGo(self, device: UsbDevice) -> None:
+        """
+        A client is done with a device: unbind it as soon as it is not in use any more, if
+        nobody wants it.
+        """
+        if self._source.same(device) is not None and not self.wants(device):
+            self._released.add(_stay(device))
+            self.look(device.busId)
+
+    def taken(self, device: UsbDevice) -> None:
+        """Another client has imported a device."""
+        self._released.discard(_stay(device))
+
     def unbindAll(self) -> None:
         """Unbind what this daemon has bound, or would bind."""
         for device in self._source.snapshot.devices:
@@ -150,9 +164,13 @@ class Keeper:
                 return "kick"
         else:
             isLeftOver = state is not DeviceState.FREE and stay in self._expired
+            if state in (DeviceState.BOUND, DeviceState.ERROR) and stay in self._released:
+                isLeftOver = True
             if isLeftOver or (state is DeviceState.BOUND and self._isForbidden(device)):
                 return "detach"
         self._expired.discard(stay)
+        if state is DeviceState.FREE:
+            self._released.discard(stay)
         return None
 
     def _isForbidden(self, device: UsbDevice) -> bool:
@@ -207,7 +225,7 @@ class Keeper:
     def _forget(self, device: UsbDevice) -> None:
         stay = _stay(device)
         self._operations.forget(device)
-        for stays in (self._resting, self._expired, self._driverless):
+        for stays in (self._resting, self._expired, self._released, self._driverless):
             stays.discard(stay)
         self._failures.pop(stay, None)
         timer = self._timers.pop(stay, None)

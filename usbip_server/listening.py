@@ -165,16 +165,27 @@ def _listener(family: socket.AddressFamily, port: int, backlog: int) -> socket.s
     return made
 
 
-def explain(description: str, error: BaseException) -> str:
+_TAKEN = (
+    "Something else listens there: another usbipshare or a usb-remote server? See it with: ss -ltnp"
+)
+
+_TAKEN_EXPORT = (
+    "Something else listens there, most likely a stock usbipd, which is not needed any more: "
+    "systemctl disable --now usbipd (or: pkill usbipd). To keep it set `export: off`"
+)
+
+
+def explain(description: str, error: BaseException, isExport: bool = False) -> str:
     """
     Why listening failed, and what to do.
+
+    @param isExport: was it for USB/IP?
     """
     cause = getattr(error, "socketError", error)
     number = getattr(cause, "errno", None)
     text = os.strerror(number) if isinstance(number, int) else str(cause)
     advice = {
-        errno.EADDRINUSE: "Something else listens there: another usbipshare or a usb-remote "
-        "server? See it with: ss -ltnp",
+        errno.EADDRINUSE: _TAKEN_EXPORT if isExport else _TAKEN,
         errno.EACCES: "Ports below 1024 need root or CAP_NET_BIND_SERVICE",
         errno.EADDRNOTAVAIL: "This machine does not have that address",
     }.get(number or 0, "")

@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from usbip_server.catalogue import Catalogue
-from usbip_server.device import DeviceState, UsbDevice
+from usbip_server.device import DeviceState, Traffic, UsbDevice
 from usbip_server.errors import (
     BackendUnavailable,
     DeviceInUse,
@@ -42,6 +42,7 @@ class Operations:
     Has a backend bind, unbind and release devices.
 
     @ivar timeouts: how long things may take.
+    @ivar traffic: what a device's holder has moved.
     @ivar onEnd: called with the bus id when something has come to its end.
     """
 
@@ -58,6 +59,7 @@ class Operations:
     ) -> None:
         self.timeouts = timeouts
         self.onEnd: Callable[[str], None] = lambda busId: None
+        self.traffic: Callable[[UsbDevice], Traffic | None] = backend.traffic
         self._backend = backend
         self._catalogue = catalogue
         self._rules = rules
@@ -68,7 +70,7 @@ class Operations:
         self._unheard: dict[str, Operation] = {}
         self._bound: set[tuple[str, int]] = set()
         self._work: dict[str, Work] = {
-            "attach": self._bind,
+            "attach": self.bind,
             "forced attach": self._seize,
             "detach": self._unbind,
             "kick": lambda o: backend.release(o.device, self.timeouts.bind),
@@ -94,6 +96,7 @@ class Operations:
         principal: Principal,
         until: float,
         prepare: Callable[[], Settle] = lambda: _nothing,
+        work: Work | None = None,
     ) -> UsbDevice:
         """
         Do something to a device.
@@ -107,10 +110,13 @@ class Operations:
         @param until: when there has to be an answer, by the reactor's clock.
         @param prepare: called when it is certain that it is done, before anybody else can
             ask for something; returns whom to tell how it went.
+        @param work: what to do; nobody can join that. Else the verb says it.
         @return: the device after it, as clients see it.
         @raise ShareError: it went wrong, or goes on.
         """
-        while (other := self._running.get(device.busId)) and not other.isAbout(verb, device):
+        while (other := self._running.get(device.busId)) and (
+            work is not None or not other.isAbout(verb, device)
+        ):
             if not await other.ended.within(until - self._clock.seconds()):
                 raise NotDone(
                     f"{device}: the {other.verb} of {other.device} that {other.principal} asked "
@@ -119,9 +125,10 @@ class Operations:
             device = again()
         if self._closed:
             raise BackendUnavailable("the daemon is stopping: ask again when it is back")
-        operation = other or self._untold(verb, device)
+        operation = other or (None if work else self._untold(verb, device))
         if operation is None:
-            operation = self.begin(verb, device, principal, prepare)
+            heard = work is not None  # it is told to its client, or to nobody
+            operation = self.begin(verb, device, principal, prepare, heard, work=work)
         elif not operation.ended.happened:
             operation.settles.append(prepare())
         if not await operation.ended.within(until - self._clock.seconds()):
@@ -142,6 +149,7 @@ class Operations:
         prepare: Callable[[], Settle] = lambda: _nothing,
         heard: bool = False,
         known: str | None = None,
+        work: Work | None = None,
     ) -> Operation:
         """
         Begin to do something to a device that nothing is done to at present.
@@ -155,8 +163,22 @@ class Operations:
         operation.known = known
         self._running[device.busId] = operation
         operation.settles.append(prepare())
-        Deferred.fromCoroutine(self._run(operation))
+        Deferred.fromCoroutine(self._run(operation, work or self._work[verb]))
         return operation
+
+    async def bind(self, operation: Operation) -> UsbDevice:
+        """Bind the device of an operation, as part of it, unless a hook objects."""
+        device = operation.device
+        if device.state not in (DeviceState.BOUND, DeviceState.IN_USE):
+            objection = await self._herald.objection(device, operation.principal)
+            if objection is not None:
+                raise OperationFailed(device, f"{device} is not bound: {objection}")
+        mounted = self._rules.of(device).allow_mounted
+        wasFree = device.state is DeviceState.FREE
+        bound = await self._backend.bind(device, self.timeouts.bind, mounted)
+        if wasFree and self._backend.inventory.same(bound) is not None:
+            self._bound.add((bound.busId, bound.deviceNumber))
+        return bound
 
     async def idle(self, until: float) -> None:
         """
@@ -188,10 +210,10 @@ class Operations:
         isDone = _ACHIEVED[verb](device.state)
         return None if isDone or age > self.timeouts.bind else operation
 
-    async def _run(self, operation: Operation) -> None:
+    async def _run(self, operation: Operation, work: Work) -> None:
         device, verb = operation.device, operation.verb
         try:
-            operation.result = self._catalogue.now(await self._work[verb](operation))
+            operation.result = self._catalogue.now(await work(operation))
         except ShareError as error:
             operation.error = error = self._told(error)
             if str(error) != operation.known:
@@ -245,26 +267,13 @@ class Operations:
         if isinstance(error, OperationFailed):
             now = self._catalogue.now(error.device)
             if isinstance(error, DeviceInUse) and now.holder is not None:
-                return DeviceInUse(now, self._backend.traffic(now))
+                return DeviceInUse(now, self.traffic(now))
             error.device = now
         return error
 
-    async def _bind(self, operation: Operation) -> UsbDevice:
-        device = operation.device
-        if device.state not in (DeviceState.BOUND, DeviceState.IN_USE):
-            objection = await self._herald.objection(device, operation.principal)
-            if objection is not None:
-                raise OperationFailed(device, f"{device} is not bound: {objection}")
-        mounted = self._rules.of(device).allow_mounted
-        wasFree = device.state is DeviceState.FREE
-        bound = await self._backend.bind(device, self.timeouts.bind, mounted)
-        if wasFree and self._backend.inventory.same(bound) is not None:
-            self._bound.add((bound.busId, bound.deviceNumber))
-        return bound
-
     async def _seize(self, operation: Operation) -> UsbDevice:
         await self._backend.release(operation.device, self.timeouts.bind)
-        return await self._bind(operation)
+        return await self.bind(operation)
 
     async def _unbind(self, operation: Operation) -> UsbDevice:
         free = await self._backend.unbind(operation.device, self.timeouts.bind)

@@ -48,6 +48,9 @@ class Share(enum.Enum):
     ALWAYS = "always"
     """It is bound as soon as it appears."""
 
+    ON_IMPORT = "on_import"
+    """It is bound when a client asks for it, or imports it."""
+
     ON_REQUEST = "on_request"
     """It is bound when a client asks for it."""
 
@@ -144,6 +147,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     @ivar match: which.
     @ivar name: what they are called.
     @ivar share: how they are shared.
+    @ivar unbind_released: give it back when its client is done with it.
     @ivar allow_mounted: bind a disk even if this machine has mounted it.
     @ivar hooks: whom to tell.
     """
@@ -151,6 +155,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     match: Match
     name: str | None = None
     share: Share = Share.ON_REQUEST
+    unbind_released: bool = False
     allow_mounted: bool = False
     hooks: tuple[Hook, ...] = ()
 

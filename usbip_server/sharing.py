@@ -5,11 +5,11 @@ out. Puts together the parts that do it, and starts and stops them.
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from usbip_server.caller import Caller
@@ -29,6 +29,7 @@ from usbip_server.commands import (
 from usbip_server.damper import Damper
 from usbip_server.device import Traffic, UsbDevice
 from usbip_server.errors import BackendUnavailable
+from usbip_server.exports import Exports
 from usbip_server.feed import Feed, Stream
 from usbip_server.herald import Herald
 from usbip_server.hooks import Hooks
@@ -62,12 +63,13 @@ class Sharing:
     def __init__(
         self,
         backend: IUsbBackend,
-        clock: IReactorTime,
+        clock: Any,
         settings: Settings,
         stateFile: StateFile | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         """
+        @param clock: provides C{IReactorTime}, and what hooks and exports need.
         @param stateFile: where what clients have asked for is kept; C{None}: nowhere.
         @param now: the time, in seconds since the epoch.
         """
@@ -112,9 +114,19 @@ class Sharing:
             now,
             self.traffic,
         )
+        self._exports = Exports(
+            backend,
+            self._catalogue,
+            self._rules,
+            self._wishes,
+            self._operations,
+            self._keeper,
+            clock,
+            now,
+        )
         self._operations.onEnd = self._keeper.look
+        self._operations.traffic = self.traffic
         self._wishes.follow(self._asked, self._keeper.leaseEnded)
-        source.gate = self._mayImport
         self._lookups: dict[type[Any], Lookup] = {
             ListDevices: self._list,
             FindDevice: self._find,
@@ -161,6 +173,7 @@ class Sharing:
         self._keeper.stop()
         self._wishes.stop()
         self._damper.stop()
+        self._exports.stop()
         until = self._clock.seconds() + self._settings.timeouts.stop
         await self._operations.idle(until)
         if self._settings.onStop is OnStop.UNBIND:
@@ -224,7 +237,31 @@ class Sharing:
 
     def traffic(self, device: UsbDevice) -> Traffic | None:
         """What the session of a device's holder has moved, where that is known."""
-        return None if device.holder is None else self._backend.traffic(device)
+        if device.holder is None:
+            return None
+        return self._exports.handoffs.traffic(device) or self._backend.traffic(device)
+
+    async def importable(self) -> tuple[UsbDevice, ...]:
+        """
+        The devices that can be imported, or could be, if nobody had them.
+
+        @raise BackendUnavailable: there are none to speak of.
+        """
+        await self.ready()
+        return self._exports.importable()
+
+    async def handOver(
+        self, busId: str, caller: Caller, connection: socket.socket, ended: Callable[[], None]
+    ) -> UsbDevice:
+        """
+        Give a device to a client: from now on its connection carries USB traffic.
+
+        @param connection: see L{IUsbBackend.export}.
+        @param ended: called when the session has ended.
+        @raise ShareError: it is not to be had.
+        """
+        await self.ready()
+        return await self._exports.handOver(busId, caller, connection, ended)
 
     async def ready(self) -> None:
         """
@@ -254,11 +291,6 @@ class Sharing:
 
     def _find(self, request: DeviceRequest) -> UsbDevice:
         return select(request, self._catalogue.inventory.snapshot.devices)
-
-    def _mayImport(self, device: UsbDevice, address: str) -> bool:
-        """What is leased is for the address that has leased it."""
-        wish = self._wishes.of(device)
-        return wish is None or wish.lease is None or wish.lease.address == address
 
     def _lookAgain(self, busId: str) -> None:
         """A pause for a device that flaps is over."""

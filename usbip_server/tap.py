@@ -19,12 +19,22 @@ from zope.interface.exceptions import Invalid
 from zope.interface.verify import verifyObject
 
 from usbip_server.answers import Answers
-from usbip_server.config import Config, ConfigError, Source, load, statePath, wrongOption
-from usbip_server.daemon import Daemon, Deaf, Endpoints
+from usbip_server.config import (
+    Config,
+    ConfigError,
+    Export,
+    Source,
+    load,
+    statePath,
+    wrongOption,
+)
+from usbip_server.daemon import Daemon, Deaf, Place
 from usbip_server.descriptors import affordable
 from usbip_server.errors import InvalidOption
+from usbip_server.handoff import KeepAlive
 from usbip_server.interfaces import IUsbBackend, IUsbBackendMaker
 from usbip_server.listening import serverEndpoint
+from usbip_server.protocols.exporter import ExporterFactory
 from usbip_server.protocols.firstbyte import FirstByteFactory
 from usbip_server.protocols.lines import JsonLines
 from usbip_server.protocols.web import WebFactory
@@ -57,6 +67,7 @@ class Options(CommandLine):
     def __init__(self) -> None:
         super().__init__()
         self["listen"] = []
+        self["export"] = []
 
     def opt_listen(self, description: str) -> None:
         """
@@ -66,6 +77,14 @@ class Options(CommandLine):
         self["listen"].append(description)
 
     opt_l = opt_listen
+
+    def opt_export(self, description: str) -> None:
+        """
+        Where to serve USB/IP, likewise; "off" leaves that to a stock usbipd.
+        """
+        self["export"].append(description)
+
+    opt_e = opt_export
 
     def opt_version(self) -> None:
         """
@@ -125,11 +144,12 @@ def assemble(options: Options, reactor: Any) -> Daemon:
     factory = FirstByteFactory(
         lambda principal: JsonLines(answers, principal, web.limits, web.timeouts, reactor),
         web.makeChannel,
-        _affordable(config.limits.connections),
+        _affordable(options, config),
         reactor,
     )
-    reload = Reload(options, config, reactor, sharing, web, factory)
-    return Daemon(sharing, factory, endpoints, reactor, reload)
+    exporter = ExporterFactory(sharing, _keepAlive(config), factory.most, reactor)
+    reload = Reload(options, config, reactor, sharing, web, factory, exporter)
+    return Daemon(sharing, factory, exporter, endpoints, reactor, reload)
 
 
 class Reload:
@@ -145,6 +165,7 @@ class Reload:
         sharing: Sharing,
         web: WebFactory,
         factory: FirstByteFactory,
+        exporter: ExporterFactory,
     ) -> None:
         self._options = options
         self._config = config
@@ -152,6 +173,7 @@ class Reload:
         self._sharing = sharing
         self._web = web
         self._factory = factory
+        self._exporter = exporter
 
     async def __call__(self, daemon: Daemon) -> None:
         """
@@ -169,7 +191,8 @@ class Reload:
                 _log.warn("a change of `{key}` waits for the daemon to be started anew", key=key)
         self._sharing.apply(config.settings)
         self._web.apply(config.http.hosts, config.limits, config.timeouts)
-        self._factory.most = _affordable(config.limits.connections)
+        self._factory.most = self._exporter.most = _affordable(self._options, config)
+        self._exporter.keepAlive = _keepAlive(config)
         _log.info("the configuration was read anew, and is true from now on")
 
 
@@ -177,13 +200,37 @@ def _load(options: Options) -> Source:
     return load(options["config"]) if options["config"] else Source("defaults", "")
 
 
-def _endpoints(options: Options, source: Source, config: Config, reactor: Any) -> Endpoints:
+def _endpoints(options: Options, source: Source, config: Config, reactor: Any) -> list[Place]:
     if options["listen"]:
-        return [_endpoint(reactor, _commandLine, "--listen", d) for d in options["listen"]]
-    return [
-        _endpoint(reactor, source.error, ("listen", index), description)
-        for index, description in enumerate(config.listen)
-    ]
+        places = [
+            Place(text, _endpoint(reactor, _commandLine, "--listen", text))
+            for text in options["listen"]
+        ]
+    else:
+        places = [
+            Place(text, _endpoint(reactor, source.error, ("listen", index), text))
+            for index, text in enumerate(config.listen)
+        ]
+    for text in options["export"]:
+        if text != "off":
+            places.append(_exportPlace(reactor, _commandLine, "--export", text))
+    if isinstance(config.export, Export) and not options["export"]:
+        for index, text in enumerate(config.export.listen):
+            path = ("export", "listen", index)
+            places.append(_exportPlace(reactor, source.error, path, text))
+    return places
+
+
+def _exportPlace(
+    reactor: Any, wrong: Callable[[Any, str], ConfigError], where: Any, text: str
+) -> Place:
+    if text.partition(":")[0] in ("ssl", "tls"):
+        raise wrong(where, "USB/IP cannot be served over TLS: the kernel would send it in plain")
+    return Place(text, _endpoint(reactor, wrong, where, text), True)
+
+
+def _keepAlive(config: Config) -> KeepAlive:
+    return config.export.keepalive if isinstance(config.export, Export) else KeepAlive()
 
 
 def _commandLine(option: str, reason: str) -> ConfigError:
@@ -192,12 +239,12 @@ def _commandLine(option: str, reason: str) -> ConfigError:
 
 def _endpoint(
     reactor: Any, wrong: Callable[[Any, str], ConfigError], where: Any, description: str
-) -> tuple[str, IStreamServerEndpoint]:
+) -> IStreamServerEndpoint:
     """
     @param wrong: makes the error of C{where} and the reason.
     """
     try:
-        return description, serverEndpoint(reactor, description)
+        return serverEndpoint(reactor, description)
     except ValueError as error:
         raise wrong(where, str(error)) from None
 
@@ -243,13 +290,19 @@ def _wrongBackend(
     return wrongOption(source, InvalidOption(path, reason))
 
 
-def _affordable(connections: int) -> int:
-    room = affordable(connections)
-    if room < connections:
+def _affordable(options: Options, config: Config) -> int:
+    """
+    How many connections there can be of each kind: requests, and imports to be.
+    """
+    wanted = config.limits.connections
+    isExporting = options["export"] != ["off"] and config.export is not False
+    kinds = 2 if isExporting else 1
+    room = max(1, affordable(kinds * wanted) // kinds)
+    if room < wanted:
         _log.warn(
             "room for {room} connections only, not {wanted}: the limit on open files is too "
             "low (LimitNOFILE= in the systemd unit, or ulimit -n)",
             room=room,
-            wanted=connections,
+            wanted=wanted,
         )
     return room

@@ -31,6 +31,7 @@ class SysfsCase(SynchronousTestCase):
         self.successResultOf(Deferred.fromCoroutine(self.backend.start()))
 
     def tearDown(self) -> None:
+        self.successResultOf(Deferred.fromCoroutine(self.backend.stop()))
         self.kernel.list("bus/usb/devices")  # it has not died
 
     def device(self, busId: str = "1-1") -> UsbDevice:

@@ -12,10 +12,10 @@ from usbip_server.device import UsbDevice
 from usbip_server.interfaces import IUsbBackend
 from usbip_server.kernel.machine import Machine
 from usbip_server.kernel.usbids import UsbIds
-from usbip_server.testing import FakeKernel, HangingDeviceConformance
+from usbip_server.testing import FakeKernel, HangingDeviceConformance, KernelExportConformance
 
 
-class SysfsConformanceTests(HangingDeviceConformance, TestCase):
+class SysfsConformanceTests(KernelExportConformance, HangingDeviceConformance, TestCase):
     """
     It is a backend as every other, with real threads and a real reactor.
     """

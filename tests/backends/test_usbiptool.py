@@ -28,7 +28,12 @@ from usbip_server.errors import (
 from usbip_server.interfaces import IUsbBackend
 from usbip_server.kernel.machine import Machine
 from usbip_server.kernel.usbids import UsbIds
-from usbip_server.testing import BackendConformance, FakeKernel
+from usbip_server.testing import (
+    FakeKernel,
+    KernelConformance,
+    KernelExportConformance,
+    NoExportConformance,
+)
 
 DRIVERS = "bus/usb/drivers"
 
@@ -78,9 +83,9 @@ class StockReactor:
         return ""
 
 
-class UsbipToolConformanceTests(BackendConformance, TestCase):
+class UsbipToolCase(KernelConformance):
     """
-    It is a backend as every other.
+    A backend on a kernel in memory, with the stock program.
     """
 
     async def makeBackend(self) -> IUsbBackend:
@@ -143,7 +148,13 @@ class UsbipToolConformanceTests(BackendConformance, TestCase):
         self.assertEqual(self.stock.commands, [])
 
 
-class WithoutRootTests(UsbipToolConformanceTests):
+class UsbipToolConformanceTests(UsbipToolCase, KernelExportConformance, TestCase):
+    """
+    It is a backend as every other.
+    """
+
+
+class WithoutRootTests(UsbipToolCase, NoExportConformance, TestCase):
     """
     The same where only the program may write.
     """
@@ -161,6 +172,17 @@ class WithoutRootTests(UsbipToolConformanceTests):
         return backend
 
     refusal = errno.EACCES
+
+    async def test_exportRefused(self) -> None:
+        """A device cannot be exported: what can be done about it is said."""
+        backend, device = await self.started()
+        bound = await backend.bind(device, 10)
+        for self.refusal in (errno.EACCES, errno.EPERM):
+            ours, _ = self.connect()
+            exporting = backend.export(bound, ours, self.holder(), 10)
+            error = await self.failure(OperationFailed, exporting)
+            self.assertIn("Run the daemon as root", str(error))
+            self.assertIn("Or say `export: off`, and run usbipd as root", str(error))
 
     async def test_releaseByProgram(self) -> None:
         """A session is ended by an unbind, and the device bound anew."""

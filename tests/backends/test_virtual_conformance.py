@@ -10,22 +10,24 @@ from twisted.internet import reactor
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
+from tests.backends.door import Door
 from usbip_server.backends import virtualusb
 from usbip_server.backends.virtual import VirtualBackend, makeBackend
 from usbip_server.device import UsbDevice
 from usbip_server.interfaces import IUsbBackend
-from usbip_server.testing import BackendConformance
+from usbip_server.testing import ExportConformance
 
 if virtualusb.installed:
     from usbip import protocol  # type: ignore[import-untyped]
 
 
-class VirtualConformanceTests(BackendConformance, TestCase):
+class VirtualConformanceTests(ExportConformance, TestCase):
     """
     With real threads, and a client that imports over loopback.
     """
 
     backend: VirtualBackend
+    door: Door
 
     if not virtualusb.installed:
         skip = "the package usbip is not installed"
@@ -35,13 +37,15 @@ class VirtualConformanceTests(BackendConformance, TestCase):
             {"bus_id": "1-1", "kind": "serial", "product": "Port", "serial": "P1"},
             {"bus_id": "1-2.3", "kind": "disk", "product": "Disk", "size": 64},
         ]
-        self.backend = makeBackend({"devices": devices, "port": 0}, reactor)
+        self.backend = makeBackend({"devices": devices}, reactor)
+        self.door = Door(self.backend)
+        self.addCleanup(self.door.close)
         return self.backend
 
     async def importDevice(self, device: UsbDevice) -> None:
         client = socket.socket()
         self.addCleanup(client.close)
-        await deferToThread(client.connect, ("127.0.0.1", self.backend.port))
+        await deferToThread(client.connect, ("127.0.0.1", self.door.port))
         await deferToThread(protocol.client_import, client, device.busId.encode())
 
     async def unplug(self, device: UsbDevice) -> None:

@@ -5,6 +5,8 @@ The kernel in memory has the sins of the real one: our tests would notice them.
 from __future__ import annotations
 
 import errno
+import os
+import socket
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -111,9 +113,67 @@ class FakeKernelTests(SynchronousTestCase):
     def test_endRefused(self) -> None:
         """Where there is no session that is invalid, as is anything else; what is not bound
         does not have it at all."""
-        for number, text in ((errno.ENOENT, "-1"), (errno.EINVAL, "-1"), (errno.EINVAL, "x")):
-            with self.assertRaises(OSError) as caught:
-                self.kernel.write(f"{DEVICE}usbip_sockfd", text.encode())
-            self.assertEqual(caught.exception.errno, number)
-            if number == errno.ENOENT:
-                self.bind()
+        self.refusedSocket(errno.ENOENT, "-1")
+        self.bind()
+        self.refusedSocket(errno.EINVAL, "-1")
+        self.refusedSocket(errno.EINVAL, "x")
+
+    def refusedSocket(self, number: int, text: str) -> None:
+        """What is written for a connection is refused."""
+        with self.assertRaises(OSError) as caught:
+            self.kernel.write(f"{DEVICE}usbip_sockfd", text.encode())
+        self.assertEqual(caught.exception.errno, number)
+
+    def connect(self, kind: socket.SocketKind = socket.SOCK_STREAM) -> list[socket.socket]:
+        """Both ends of a connection."""
+        ends = socket.socketpair(type=kind)
+        for end in ends:
+            end.settimeout(0)
+            self.addCleanup(end.close)
+        return list(ends)
+
+    def begin(self) -> socket.socket:
+        """A session begins. Its other end."""
+        ours, client = self.connect()
+        self.kernel.write(f"{DEVICE}usbip_sockfd", f"{ours.fileno()}\n".encode())
+        ours.close()
+        return client
+
+    def test_begin(self) -> None:
+        """A session begins with the descriptor of a connection, of which it keeps a reference,
+        and from which nothing is read here."""
+        self.bind()
+        client = self.begin()
+        client.send(b"x")
+        self.assertEqual(self.kernel.read(f"{DEVICE}usbip_status"), b"2\n")
+        self.assertRaises(BlockingIOError, client.recv, 1)
+        self.refusedSocket(errno.EINVAL, str(client.fileno()))  # it has one
+        self.kernel.unplug("1-1")
+
+    def test_beginRefused(self) -> None:
+        """What is no socket of this process, or none of a stream, is invalid."""
+        self.bind()
+        datagrams, _ = self.connect(socket.SOCK_DGRAM)
+        before = os.listdir("/proc/self/fd")
+        with open(os.devnull) as file:
+            for number in (datagrams.fileno(), file.fileno(), 12345, 1 << 40, -2):
+                self.refusedSocket(errno.EINVAL, str(number))
+        self.assertEqual(os.listdir("/proc/self/fd"), before)
+        self.assertEqual(self.kernel.read(f"{DEVICE}usbip_status"), b"1\n")
+
+    def test_shutDown(self) -> None:
+        """Whatever ends a session, the connection is shut down."""
+        for end in (
+            lambda: self.kernel.write(f"{DEVICE}usbip_sockfd", b"-1"),
+            lambda: self.kernel.releaseDevice("1-1"),
+            lambda: self.kernel.breakDevice("1-1"),
+            lambda: self.write("usbip-host/unbind=1-1"),
+            lambda: self.kernel.unload(),
+            lambda: self.kernel.unplug("1-1"),
+        ):
+            self.kernel = FakeKernel()
+            self.kernel.plug("1-1")
+            self.bind()
+            client = self.begin()
+            end()
+            self.assertEqual(client.recv(1), b"")

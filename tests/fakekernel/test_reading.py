@@ -11,6 +11,7 @@ from functools import partial
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from usbip_server.device import DeviceState
 from usbip_server.kernel.scan import Scanner, Strings
 from usbip_server.kernel.system import System
 from usbip_server.kernel.uevents import Uevents, deviceOf
@@ -94,6 +95,40 @@ class ScannerTests(SynchronousTestCase):
         (glance,) = self.scanner.glances(["1-1"])
         self.assertEqual(glance.interfaces, ("02/02/01", "0a/00/00"))
 
+    def test_deviceDescriptor(self) -> None:
+        """Class, subclass, protocol, release and the number of configurations are those of the
+        device descriptor."""
+        self.kernel.plug("1-1", deviceClass=0xEF)
+        descriptors = bytearray(self.kernel.read("bus/usb/devices/1-1/descriptors"))
+        descriptors[5:7], descriptors[12:14], descriptors[17] = b"\x02\x01", b"\x34\x12", 3
+        read = self.kernel.read
+        self.kernel.read = partial(self.replace, read, bytes(descriptors))  # type: ignore[method-assign]
+        (glance,) = self.scanner.glances(["1-1"])
+        device = self.scanner.device(glance, Strings(), None)
+        self.assertEqual((device.deviceClass, device.subclass, device.protocol), ("ef", "02", "01"))
+        self.assertEqual((device.release, device.configurations), (0x1234, 3))
+
+    def test_path(self) -> None:
+        """Where a device is in sysfs is found out by following the link to it."""
+        self.kernel.plug("1-1")
+        (glance,) = self.scanner.glances(["1-1"])
+        self.assertEqual(
+            self.scanner.device(glance, Strings(), None).path,
+            "/sys/devices/pci0000:00/0000:00:03.0/usb1/1-1",
+        )
+
+    def test_endsMeanwhile(self) -> None:
+        """A session that ends while we look is over: it is not shown without a holder."""
+        self.kernel.plug("1-1", driver="usbip-host")
+        read = self.kernel.read
+        statuses = [b"2\n", b"1\n"]
+        self.kernel.read = (  # type: ignore[method-assign]
+            lambda path: statuses.pop(0) if path.endswith("usbip_status") else read(path)
+        )
+        (glance,) = self.scanner.glances(["1-1"])
+        device = self.scanner.device(glance, Strings(), None)
+        self.assertEqual((device.state, device.holder), (DeviceState.BOUND, None))
+
     def test_damagedDescriptors(self) -> None:
         """Descriptors that are cut off anywhere, or lie about their length, do no harm."""
         self.kernel.plug("1-1", interfaces=((2, 2, 1), (10, 0, 0)))
@@ -135,6 +170,7 @@ class ScannerTests(SynchronousTestCase):
         scanner = Scanner(system, UsbIds([]))
         (glance,) = scanner.glances(scanner.busIds())
         self.assertEqual((glance.busId, glance.vendorId, glance.driver), ("1-1", "46f4", None))
+        self.assertEqual(glance.path, "/sys/bus/usb/devices/1-1")
         self.assertRaises(OSError, system.ueventSocket)
         self.assertRaises(OSError, system.loadModule, "usbip-host")
 

@@ -35,6 +35,7 @@ ENDED_WELL = (0, -signal.SIGTERM)
 
 INERT = """
 state: {file: null}
+export: off
 listen: ["tcp:0:interface=127.0.0.1"]
 backend:
   type: virtual

@@ -130,7 +130,7 @@ class ReloadTests(DaemonTestCase):
 
     async def test_noFile(self) -> None:
         """A daemon without a file survives it."""
-        child = self.run_(*TWISTED, "usbipshare", "-b", "virtual", "-l", "tcp:0")
+        child = self.run_(*TWISTED, "usbipshare", "-b", "virtual", "-l", "tcp:0", "-e", "off")
         await child.says("ready")
         child.signal(signal.SIGHUP)
         await child.says(READ)

@@ -31,7 +31,7 @@ from twisted.logger import Logger
 from twisted.plugin import IPlugin
 from zope.interface import implementer
 from usbip_server.device import UsbDevice
-from usbip_server.errors import InvalidOption
+from usbip_server.errors import InvalidOption, OperationFailed
 from usbip_server.interfaces import IUsbBackend, IUsbBackendMaker
 from usbip_server.inventory import Inventory
 
@@ -60,6 +60,12 @@ class Slow:
 
     async def release(self, device, deadline):
         return device
+
+    async def export(self, device, connection, holder, deadline):
+        raise OperationFailed(device, "no")
+
+    async def look(self, device):
+        pass
 
     def traffic(self, device):
         return None
@@ -162,7 +168,9 @@ class StartingTests(DaemonTestCase):
         """That is so for a port on every interface, too."""
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
-            child = self.run_(*TWISTED, "usbipshare", "-b", "virtual", "-l", f"tcp:{port}")
+            child = self.run_(
+                *TWISTED, "usbipshare", "-b", "virtual", "-e", "off", "-l", f"tcp:{port}"
+            )
             self.assertEqual(await child.ended, 1)
             self.assertIn(f"cannot listen on tcp:{port}: Address already in use", child.stderr)
 
@@ -180,7 +188,7 @@ class StartingTests(DaemonTestCase):
     async def test_badConfig(self) -> None:
         """A mistake in the configuration is said with file and line, before it listens."""
         for text, line, reason in (
-            (INERT + "colour: red\n", 9, "colour: unknown key"),
+            (INERT + "colour: red\n", 10, "colour: unknown key"),
             ("listen:\n  - tcp:5055\n  - tcp:70000\n", 3, "listen.1: "),
             ("backend: {type: virtual}\nbackend: {type: sysfs}\n", 2, "stands here twice"),
             ("backend:\n  type: virtual\n  devcies: []\n", 3, "backend.devcies: unknown key"),

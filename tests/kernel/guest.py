@@ -19,6 +19,7 @@ from tests.kernel.cache import PROJECT
 from tests.kernel.devices import CARD_READER, DEVICES, DISK, HUB, KEYBOARD, SERIAL, TABLET
 from tests.kernel.inside.command import CommandResult, check, run
 from tests.kernel.inside.diskreader import DiskReader
+from tests.kernel.inside.elsewhere import Elsewhere
 from tests.kernel.inside.hotplug import (
     HotplugError,
     plug,
@@ -64,6 +65,7 @@ __all__ = [
     "CommandResult",
     "DeadlineMissed",
     "DiskReader",
+    "Elsewhere",
     "HotplugError",
     "StockUsbipd",
     "Uevents",

@@ -16,13 +16,10 @@ from zope.interface.verify import verifyObject
 
 from tests.support import MemoryTransport, PatientBackend, PromptBackend, Wire, asked, threeWays
 from usbip_server.answers import Answers
+from usbip_server.caller import principalAt
 from usbip_server.limits import Limits, Timeouts
 from usbip_server.policy import Principal
-from usbip_server.protocols.firstbyte import (
-    TURNED_AWAY,
-    FirstByteFactory,
-    principalAt,
-)
+from usbip_server.protocols.firstbyte import TURNED_AWAY, FirstByteFactory
 from usbip_server.protocols.halfclose import LINGER
 from usbip_server.protocols.lines import JsonLines
 from usbip_server.protocols.web import WebFactory

@@ -5,6 +5,7 @@ C{usbip} program is needed.
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Mapping
 from functools import partial
@@ -14,7 +15,7 @@ import msgspec
 from zope.interface import implementer
 
 from usbip_server.backends.options import convert
-from usbip_server.device import Traffic, UsbDevice
+from usbip_server.device import Holder, Traffic, UsbDevice
 from usbip_server.interfaces import IUsbBackend
 from usbip_server.kernel.machine import Machine
 from usbip_server.kernel.refusals import TableFull
@@ -85,6 +86,14 @@ class SysfsBackend:
 
     async def release(self, device: UsbDevice, deadline: float) -> UsbDevice:
         return await self._machine.release(device, deadline)
+
+    async def export(
+        self, device: UsbDevice, connection: socket.socket, holder: Holder, deadline: float
+    ) -> UsbDevice:
+        return await self._machine.export(device, connection, holder, deadline)
+
+    async def look(self, device: UsbDevice) -> None:
+        await self._machine.look({device.busId})
 
     def traffic(self, device: UsbDevice) -> Traffic | None:
         return None  # the kernel does not say

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any
@@ -19,7 +20,7 @@ from zope.interface import implementer
 
 from usbip_server.backends.options import convert
 from usbip_server.childprocess import PATH, CannotStart, ChildProcess, Finished
-from usbip_server.device import Traffic, UsbDevice
+from usbip_server.device import Holder, Traffic, UsbDevice
 from usbip_server.errors import InvalidOption, OperationFailed, OperationTimedOut
 from usbip_server.interfaces import IUsbBackend
 from usbip_server.kernel.machine import Machine
@@ -120,6 +121,14 @@ class UsbipToolBackend:
         except NotPermitted:  # it takes root, and the program has no word for it
             await self._run("kick", "unbind", device, end)
         return await self.bind(device, max(0.0, end - self._reactor.seconds()))
+
+    async def export(
+        self, device: UsbDevice, connection: socket.socket, holder: Holder, deadline: float
+    ) -> UsbDevice:
+        return await self._machine.export(device, connection, holder, deadline)
+
+    async def look(self, device: UsbDevice) -> None:
+        await self._machine.look({device.busId})
 
     def traffic(self, device: UsbDevice) -> Traffic | None:
         return None  # the kernel does not say

@@ -2,25 +2,23 @@
 Devices declared in the configuration, in this process: no root, no hardware, no kernel
 module.
 
-Those of kind C{serial} and C{disk} are real USB devices to whoever imports them, over
-USB/IP on a port of their own; those of kind C{inert} only stand in the list.
+Those of kind C{serial} and C{disk} are real USB devices to whoever imports them; those of
+kind C{inert} only stand in the list.
 """
 
 from __future__ import annotations
 
 import itertools
-import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+import socket
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
-from twisted.logger import Logger
 from zope.interface import implementer
 
 from usbip_server.backends import virtualusb
 from usbip_server.backends.options import convert
-from usbip_server.device import DeviceState, Traffic, UsbDevice, isBusId
+from usbip_server.device import DeviceState, Holder, Traffic, UsbDevice, isBusId
 from usbip_server.errors import DeviceInUse, InvalidOption, OperationFailed, OperationTimedOut
 from usbip_server.interfaces import IUsbBackend
 from usbip_server.inventory import Inventory
@@ -75,13 +73,9 @@ SAMPLES = (
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
     @ivar devices: the devices there are.
-    @ivar interface: the address that they can be imported from.
-    @ivar port: the TCP port for that; 0 for any that is free.
     """
 
     devices: tuple[VirtualDevice, ...] = SAMPLES
-    interface: str = "127.0.0.1"
-    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 3240
 
 
 def makeBackend(options: Mapping[str, Any], reactor: Any) -> VirtualBackend:
@@ -89,7 +83,6 @@ def makeBackend(options: Mapping[str, Any], reactor: Any) -> VirtualBackend:
     See L{usbip_server.interfaces.IUsbBackendMaker}.
     """
     chosen = convert(options, Options)
-    _checkText(("interface",), chosen.interface)
     seen = set()
     for index, device in enumerate(chosen.devices):
         if not isBusId(device.bus_id):
@@ -124,51 +117,25 @@ def _checkText(path: Sequence[str | int], text: str) -> None:
 class VirtualBackend:
     """
     Devices made of software.
-
-    @ivar port: where they can be imported from, once started.
     """
 
-    _log = Logger()
-
-    def __init__(
-        self, options: Options, reactor: Any, clock: Callable[[], float] = time.time
-    ) -> None:
-        """
-        @param clock: tells the time, in seconds since the epoch.
-        """
+    def __init__(self, options: Options, reactor: Any) -> None:
         self.inventory = Inventory()
-        self.port: int | None = None
-        self._options = options
         self._declared = {device.bus_id: device for device in options.devices}
         self._numbers = itertools.count(2)
-        self._usb: dict[str, Any] = {}
-        self._noDoor: str | None = None
+        self._soft: dict[str, virtualusb.SoftDevice] = {}
+        self._reactor = reactor
         self._calls = BlockingCalls(reactor)
-        self._door = virtualusb.Door(
-            lambda busId: reactor.callFromThread(self._follow, busId), clock, self._mayImport
-        )
 
     async def start(self) -> None:
-        interface, port = self._options.interface, self._options.port
-        if any(device.kind != "inert" for device in self._options.devices):
-            try:
-                self.port = self._door.open(interface, port)
-            except OSError as error:
-                self._noDoor = f"cannot serve USB/IP on {interface}:{port}: {error.strerror}"
-                self._log.error("{reason}: devices cannot be attached", reason=self._noDoor)
-            else:
-                self._log.info(
-                    "virtual devices can be imported from {interface}:{port}",
-                    interface=interface,
-                    port=self.port,
-                )
-        for device in self._options.devices:
+        for device in self._declared.values():
             if device.plugged:
                 self.plug(device.bus_id)
 
     async def stop(self) -> None:
         self._calls.stop()
-        self._door.close()
+        for soft in self._soft.values():
+            soft.shutDown()
 
     def plug(self, busId: str) -> None:
         """
@@ -186,14 +153,30 @@ class VirtualBackend:
             manufacturer=declared.manufacturer,
             product=declared.product,
             speed="12",
+            path=f"virtual/{busId}",
             driver="usb",
         )
         if declared.kind != "inert":
-            usb = self._usb[busId] = self._make(declared, device)
+            usb = virtualusb.makeDevice(
+                declared.vendor_id,
+                declared.product_id,
+                declared.size * 1024 if declared.kind == "disk" else None,
+                manufacturer=declared.manufacturer,
+                product=declared.product,
+                serial=declared.serial,
+            )
+            told = usb.device_descriptor()
             device = msgspec.structs.replace(
                 device,
-                deviceClass=f"{usb.device_class:02x}",
+                deviceClass=f"{told.bDeviceClass:02x}",
+                subclass=f"{told.bDeviceSubClass:02x}",
+                protocol=f"{told.bDeviceProtocol:02x}",
+                release=told.bcdDevice,
+                configurations=told.bNumConfigurations,
                 interfaces=tuple(bytes(three).hex("/") for three in usb.interface_triples()),
+            )
+            self._soft[busId] = virtualusb.SoftDevice(
+                usb, self._reactor, lambda: self._follow(busId)
             )
         self._put(device)
 
@@ -201,28 +184,22 @@ class VirtualBackend:
         """
         Pull it out.
         """
-        self._door.withdraw(busId)
-        self._usb.pop(busId, None)
+        self._withdraw(busId)
+        self._soft.pop(busId, None)
         self.inventory.replace([], {busId})
 
     async def bind(
         self, device: UsbDevice, deadline: float, evenMounted: bool = False
     ) -> UsbDevice:
         now = self._here(device)
-        holder = self._door.holder(now.busId)
-        if holder is not None:
-            raise DeviceInUse(msgspec.structs.replace(now, state=DeviceState.IN_USE, holder=holder))
+        self._refuseInUse(now)
         if now.state is DeviceState.BOUND:
             return now
-        if self._noDoor is not None:
-            raise OperationFailed(now, f"cannot attach {now}: {self._noDoor}")
-        if now.busId in self._usb:
-            self._door.offer(now.busId, self._usb[now.busId])
         return self._put(msgspec.structs.replace(now, state=DeviceState.BOUND, driver="usbip-host"))
 
     async def unbind(self, device: UsbDevice, deadline: float) -> UsbDevice:
         now = self._here(device)
-        self._door.withdraw(now.busId)
+        self._withdraw(now.busId)
         return self._put(
             msgspec.structs.replace(
                 now, state=DeviceState.FREE, driver="usb", holder=None, trouble=None
@@ -231,31 +208,83 @@ class VirtualBackend:
 
     async def release(self, device: UsbDevice, deadline: float) -> UsbDevice:
         now = self._here(device)
-        if self._door.holder(now.busId) is None:
+        soft = self._soft.get(now.busId)
+        session = None if soft is None else soft.session
+        if soft is None or session is None:
             return now
-        work = partial(self._door.release, now.busId)
+        soft.shutDown()
         try:
-            await self._calls.call(now.busId, deadline, work)
+            await self._calls.call(session, deadline, session.ended.wait)
         except (TookTooLong, StillOut):
             trouble = f"the session of its client has not ended within {deadline:g} s"
             current = self.inventory.same(now)
-            if current is not None and self._door.holder(now.busId) is not None:
+            if current is not None and soft.session is session:
                 # Until it does: see _follow.
                 self._put(
                     msgspec.structs.replace(current, state=DeviceState.ERROR, trouble=trouble)
                 )
             raise OperationTimedOut(self.inventory.same(now) or now, f"{now}: {trouble}") from None
-        self._follow(now.busId)
         return self._here(device)
 
-    def traffic(self, device: UsbDevice) -> Traffic | None:
-        if device.holder is None:
-            return None
-        return self._door.traffic(device.busId, device.holder)
+    async def export(
+        self, device: UsbDevice, connection: socket.socket, holder: Holder, deadline: float
+    ) -> UsbDevice:
+        soft = self._importable(device)
+        try:
+            if soft.former is not None:
+                await self._untilEnded(device, soft.former, deadline)
+                soft = self._importable(device)
+            soft.begin(connection, holder)
+        except (OSError, RuntimeError) as error:
+            raise OperationFailed(device, f"cannot export {device}: {error}") from None
+        self._follow(device.busId)
+        return self._here(device)
 
-    def _mayImport(self, busId: str, address: str) -> bool:
-        now = self.inventory.get(busId)
-        return now is not None and self.inventory.gate(now, address)
+    async def look(self, device: UsbDevice) -> None:
+        pass  # nothing happens to one unseen
+
+    def traffic(self, device: UsbDevice) -> Traffic | None:
+        return None  # whoever has the connection counts
+
+    def _importable(self, device: UsbDevice) -> virtualusb.SoftDevice:
+        """
+        @raise OperationFailed: it cannot be imported now.
+        """
+        now = self._here(device)
+        soft = self._soft.get(now.busId)
+        if soft is None:
+            raise OperationFailed(now, f"{now} cannot be imported: it is of kind inert")
+        self._refuseInUse(now)
+        if now.state is not DeviceState.BOUND:
+            raise OperationFailed(now, f"{now} cannot be imported: it is not bound")
+        return soft
+
+    async def _untilEnded(
+        self, device: UsbDevice, former: virtualusb.Session, deadline: float
+    ) -> None:
+        """
+        @raise DeviceInUse: the session of a client that the device was taken from goes on.
+        """
+        try:
+            await self._calls.call(former, deadline, former.ended.wait)
+        except (TookTooLong, StillOut):
+            raise DeviceInUse(_heldBy(self._here(device), former.holder)) from None
+
+    def _refuseInUse(self, now: UsbDevice) -> None:
+        """
+        @raise DeviceInUse: a client has it.
+        """
+        holder = self._holder(now.busId)
+        if holder is not None:
+            raise DeviceInUse(_heldBy(now, holder))
+
+    def _holder(self, busId: str) -> Holder | None:
+        soft = self._soft.get(busId)
+        return None if soft is None or soft.session is None else soft.session.holder
+
+    def _withdraw(self, busId: str) -> None:
+        if busId in self._soft:
+            self._soft[busId].withdraw()
 
     def _follow(self, busId: str) -> None:
         """
@@ -263,24 +292,9 @@ class VirtualBackend:
         """
         now = self.inventory.get(busId)
         if now is not None and now.state is not DeviceState.FREE:
-            holder = self._door.holder(busId)
+            holder = self._holder(busId)
             state = DeviceState.BOUND if holder is None else DeviceState.IN_USE
             self._put(msgspec.structs.replace(now, state=state, holder=holder, trouble=None))
-
-    def _make(self, declared: VirtualDevice, device: UsbDevice) -> Any:
-        usb = virtualusb.makeDevice(
-            declared.vendor_id,
-            declared.product_id,
-            manufacturer=declared.manufacturer,
-            product=declared.product,
-            serial=declared.serial,
-        )
-        usb.busid, usb.busnum, usb.devnum = device.busId, device.busNumber, device.deviceNumber
-        if declared.kind == "serial":
-            virtualusb.addSerialPort(usb)
-        else:
-            virtualusb.addDisk(usb, declared.size * 1024)
-        return usb
 
     def _put(self, device: UsbDevice) -> UsbDevice:
         self.inventory.replace([device], {device.busId})
@@ -291,6 +305,10 @@ class VirtualBackend:
         if now is None:
             raise OperationFailed(device, f"{device} is gone: it was unplugged")
         return now
+
+
+def _heldBy(device: UsbDevice, holder: Holder) -> UsbDevice:
+    return msgspec.structs.replace(device, state=DeviceState.IN_USE, holder=holder)
 
 
 def _describe(declared: VirtualDevice) -> str:

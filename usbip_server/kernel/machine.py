@@ -4,6 +4,8 @@ The devices of this machine: what every backend that shares them has in common.
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -11,13 +13,15 @@ from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
 
-from usbip_server.device import UsbDevice
+from usbip_server.device import Holder, UsbDevice
 from usbip_server.errors import OperationFailed, OperationTimedOut
 from usbip_server.inventory import Change, ChangeKind, Inventory
 from usbip_server.kernel.scan import Scanner
+from usbip_server.kernel.sessions import connectionOf
 from usbip_server.kernel.system import ISystem
 from usbip_server.kernel.usbids import UsbIds
 from usbip_server.kernel.usbip_host import UsbipHost
+from usbip_server.kernel.usbip_sockfd import UsbipSockfd
 from usbip_server.kernel.watch import KernelWatch
 from usbip_server.threads import BlockingCalls, Spawn, StillOut, TookTooLong, startThread
 
@@ -46,8 +50,10 @@ class Machine:
     ) -> None:
         self.inventory = Inventory()
         self.host = UsbipHost(system)
+        self._sockfd = UsbipSockfd(system, self.host)
         self._calls = BlockingCalls(reactor, spawn)
         scanner = Scanner(system, names or UsbIds())
+        self._sessions = scanner.sessions
         watch = KernelWatch(system, scanner, self.inventory, self._calls, reactor, rescan)
         self._watch = watch
         self.start = watch.start
@@ -91,8 +97,8 @@ class Machine:
         except StillOut:
             raise OperationTimedOut(
                 self.inventory.same(device) or device,
-                f"{device}: an earlier attach, detach or kick is still stuck in the kernel. Unplug "
-                "the device, or wait until it answers",
+                f"{device}: an earlier attach, detach, kick or export is still stuck in the "
+                "kernel. Unplug the device, or wait until it answers",
             ) from None
 
     async def release(self, device: UsbDevice, deadline: float) -> UsbDevice:
@@ -100,15 +106,59 @@ class Machine:
         End the session of the client that has a device.
 
         @return: the device after it.
-        @raise OperationFailed: see L{UsbipHost.release} and L{call}.
+        @raise OperationFailed: see L{UsbipSockfd.release} and L{call}.
         """
         abandoned = threading.Event()
-        work = partial(self.host.release, device, abandoned)
+        work = partial(self._sockfd.release, device, abandoned)
         try:
             await self.call("kick", device, deadline, work, abandoned)
         finally:
             await self.look({device.busId})
         return self.here(device)
+
+    async def export(
+        self, device: UsbDevice, connection: socket.socket, holder: Holder, deadline: float
+    ) -> UsbDevice:
+        """
+        Give a bound device to a client.
+
+        @param connection: the client's. It can be closed as soon as this has been called.
+        @return: the device after it.
+        @raise OperationFailed: see L{UsbipSockfd.export} and L{call}.
+        """
+        try:
+            kept = connection.dup()
+        except OSError as error:
+            raise OperationFailed(device, f"cannot export {device}: {error}") from error
+        untaken = [kept]  # whoever takes it out closes it
+        abandoned = threading.Event()
+        work = partial(self._handOver, device, untaken, holder, abandoned)
+        try:
+            await self.call("export", device, deadline, work, abandoned)
+        finally:
+            with contextlib.suppress(IndexError):
+                untaken.pop().close()
+            await self.look({device.busId})
+        return self.here(device)
+
+    def _handOver(
+        self,
+        device: UsbDevice,
+        untaken: list[socket.socket],
+        holder: Holder,
+        abandoned: threading.Event,
+    ) -> None:
+        """
+        In a thread. The kernel looks the descriptor up when it is written, and that may be
+        long after everybody else has closed the connection.
+        """
+        try:
+            kept = untaken.pop()
+        except IndexError:
+            return  # it was given up before the thread has begun
+        stay = device.busId, device.deviceNumber
+        with kept, self._sessions.handingOver(stay, holder, connectionOf(kept)):
+            self._sockfd.export(device, kept.fileno(), abandoned)
 
     async def stuck(self, device: UsbDevice, trouble: str) -> OperationTimedOut:
         """

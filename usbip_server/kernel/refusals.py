@@ -4,10 +4,14 @@ What it means when C{usbip-host} and the driver core refuse, and what to do abou
 
 from __future__ import annotations
 
+import contextlib
 import errno
+from collections.abc import Iterator
 
 from usbip_server.device import UsbDevice, busOrder
 from usbip_server.errors import OperationFailed
+from usbip_server.kernel.scan import DEVICES, GONE
+from usbip_server.kernel.system import ISystem
 
 SLOTS = 16
 """C{MAX_BUSID} in C{drivers/usb/usbip/stub.h}; nothing can change it."""
@@ -50,16 +54,45 @@ def _order(name: str) -> tuple[int, ...]:
         return (0,)
 
 
+def requireSame(system: ISystem, device: UsbDevice) -> None:
+    """
+    @raise OperationFailed: the device is gone, or another one is at its bus id.
+    """
+    try:
+        number = int(system.read(f"{DEVICES}/{device.busId}/devnum"))
+    except (OSError, ValueError):
+        raise OperationFailed(device, f"{device} is gone: it was unplugged") from None
+    if number not in (device.deviceNumber, 0):  # 0 while the kernel resets it
+        raise OperationFailed(device, f"{device.busId} was plugged in anew a moment ago: ask again")
+
+
+@contextlib.contextmanager
+def explained(system: ISystem, verb: str, device: UsbDevice) -> Iterator[None]:
+    """
+    What the kernel refuses becomes an L{OperationFailed}.
+
+    @param verb: what was to be done: C{"attach"}, C{"detach"}, C{"kick"}, C{"export"}.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in GONE:
+            requireSame(system, device)  # it may be unplugged
+        kind = NotPermitted if error.errno in NOT_PERMITTED else OperationFailed
+        because = meaning(error, device.busId, verb)
+        raise kind(device, f"cannot {verb} {device}: {because}") from error
+
+
 def meaning(error: OSError, busId: str, verb: str) -> str:
     """
     What an errno of their attributes means for a device.
 
-    @param verb: what was to be done: C{"attach"}, C{"detach"}, C{"kick"}.
+    @param verb: as in L{explained}.
     """
     number = error.errno or 0
     text = _MEANINGS.get(number, "the kernel refused: {error}")
-    if verb == "kick":
-        text = _OF_A_KICK.get(number, text)
+    if number in (errno.EACCES, errno.EPERM):
+        text = _NOT_ALLOWED_TO.get(verb, text)
     return text.format(error=error, busId=busId)
 
 
@@ -83,10 +116,13 @@ _MEANINGS = {
     errno.ENOENT: "the usbip-host driver was unloaded: modprobe usbip-host",
 }
 
-_NO_KICK = (
+_NOT_ALLOWED_HERE = (
     "no permission to write /sys/bus/usb/devices/{busId}/usbip_sockfd. Run the daemon as root; "
     "to let another user do it is of no use, as the kernel makes that file anew with each "
-    "attach. A detach and an attach end the session too"
+    "attach. "
 )
 
-_OF_A_KICK = {errno.EACCES: _NO_KICK, errno.EPERM: _NO_KICK}
+_NOT_ALLOWED_TO = {
+    "kick": _NOT_ALLOWED_HERE + "A detach and an attach end the session too",
+    "export": _NOT_ALLOWED_HERE + "Or say `export: off`, and run usbipd as root",
+}

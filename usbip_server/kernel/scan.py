@@ -10,6 +10,7 @@ device.
 from __future__ import annotations
 
 import errno
+import posixpath
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Set
 
@@ -56,6 +57,11 @@ class Glance(msgspec.Struct, frozen=True, kw_only=True):
     vendorId: str
     productId: str
     deviceClass: str
+    subclass: str
+    protocol: str
+    release: int
+    configurations: int
+    path: str
     interfaces: tuple[str, ...]
     speed: str
     driver: str | None
@@ -74,6 +80,8 @@ _Known = tuple[Glance, Strings, str | None, Holder | None]
 class Scanner:
     """
     Looks at devices. Its methods block: call them in a thread, one at a time.
+
+    @ivar sessions: who has what.
     """
 
     _log = Logger()
@@ -86,7 +94,7 @@ class Scanner:
         """
         self._system = system
         self._names = names
-        self._sessions = Sessions(system, now)
+        self.sessions = Sessions(system, now)
         self._seen: dict[str, tuple[int, Glance | None]] = {}
         self._made: dict[str, tuple[_Known, UsbDevice]] = {}
 
@@ -104,7 +112,7 @@ class Scanner:
         are left out. Who has what is looked at too.
         """
         found = [glance for busId in busIds if (glance := self._glance(busId)) is not None]
-        self._sessions.look(self._inUse)
+        self.sessions.look(self._inUse)
         return found
 
     def readStrings(
@@ -128,7 +136,7 @@ class Scanner:
 
         @param trouble: what is the matter with it, if something is.
         """
-        known = glance, strings, trouble, self._sessions.holder(glance.stay)
+        known = glance, strings, trouble, self.sessions.holder(glance.stay)
         made = self._made.get(glance.busId)
         if made is None or made[0] != known:
             made = self._made[glance.busId] = known, self._device(*known)
@@ -140,6 +148,8 @@ class Scanner:
         state = DeviceState.FREE
         if glance.driver == USBIP_HOST:
             state = STATE_OF.get(glance.status or 0, DeviceState.BOUND)
+        if state is DeviceState.IN_USE and holder is None:
+            state = DeviceState.BOUND  # not any more
         if state is DeviceState.ERROR and trouble is None:
             trouble = "usbip-host could not reset the device: attach it again"
         if trouble is not None:
@@ -157,6 +167,11 @@ class Scanner:
             product=strings.product,
             speed=glance.speed or None,
             deviceClass=glance.deviceClass,
+            subclass=glance.subclass,
+            protocol=glance.protocol,
+            release=glance.release,
+            configurations=glance.configurations,
+            path=glance.path,
             interfaces=glance.interfaces,
             driver=glance.driver,
             state=state,
@@ -210,7 +225,7 @@ class Scanner:
         descriptors = self._read(busId, "descriptors")
         if len(descriptors) < 18 or descriptors[1] != _DEVICE:
             return None
-        deviceClass = f"{descriptors[4]:02x}"
+        deviceClass, subclass, protocol = (f"{byte:02x}" for byte in descriptors[4:7])
         if deviceClass == HUB_CLASS or isImported(self._system, busId):
             return None
         return Glance(
@@ -219,6 +234,11 @@ class Scanner:
             vendorId=f"{int.from_bytes(descriptors[8:10], 'little'):04x}",
             productId=f"{int.from_bytes(descriptors[10:12], 'little'):04x}",
             deviceClass=deviceClass,
+            subclass=subclass,
+            protocol=protocol,
+            release=int.from_bytes(descriptors[12:14], "little"),
+            configurations=descriptors[17],
+            path=pathOf(self._system, busId),
             interfaces=tuple(_interfaces(descriptors)),
             speed=self._read(busId, "speed").decode("ascii", "replace").strip(),
             driver=None,
@@ -242,11 +262,19 @@ def isImported(system: ISystem, busId: str) -> bool:
     Has this machine imported the device from another server? The kernel would let us
     export it again.
     """
+    return "vhci_hcd" in pathOf(system, busId)
+
+
+def pathOf(system: ISystem, busId: str) -> str:
+    """
+    Where a device is in sysfs: C{"/sys/devices/pci0000:00/0000:00:14.0/usb1/1-1"}.
+    """
+    path = f"/sys/{DEVICES}"
     try:
-        return "vhci_hcd" in system.readlink(f"{DEVICES}/{busId}")
+        return posixpath.normpath(f"{path}/{system.readlink(f'{DEVICES}/{busId}')}")
     except OSError as error:
         if error.errno == errno.EINVAL:  # a directory, in a made tree
-            return False
+            return f"{path}/{busId}"
         raise
 
 

@@ -1,16 +1,20 @@
 """
-Who has imported a device that a stock C{usbipd} has handed out.
+Who has imported a device.
 
-The kernel does not tell. But C{usbipd} gives it the connection that the client asked on and
-leaves it alone, so the connection stays in the kernel's list of connections for as long as
-the client has the device. Which one belongs to which device is not in the list: it is known
-only if nothing else is possible.
+Of those that we hand out ourselves we know. Of those that a stock C{usbipd} has handed out,
+or we before we were started anew, the kernel does not tell. But it was given the connection
+that the client asked on, so that stays in the kernel's list of connections for as long as the
+client has the device. Which one belongs to which device is not in the list: it is known only
+if nothing else is possible.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Set
 
@@ -21,6 +25,10 @@ from usbip_server.kernel.system import ISystem
 
 USBIPD_PORT = 3240
 """C{usbip_port} in C{tools/usb/usbip/src/usbip_network.c}."""
+
+RESET = 2.5
+"""Seconds for the kernel to reset a device whose client has gone, before it shows it as free.
+It takes about 0.2, but one after the other if several clients go at once."""
 
 _ESTABLISHED = b"01"
 """C{TCP_ESTABLISHED} (C{include/net/tcp_states.h})."""
@@ -72,10 +80,45 @@ def _endpoint(text: bytes) -> tuple[str, int]:
     # Words in the network's byte order are printed as numbers in the machine's.
     step = -1 if sys.byteorder == "little" else 1
     packed = b"".join(printed[at : at + 4][::step] for at in range(0, len(printed), 4))
+    return _plain(packed), int.from_bytes(bytes.fromhex(port.decode("ascii")), "big")
+
+
+def _plain(packed: bytes) -> str:
+    """
+    An address. An IPv4 address as such, also on an IPv6 socket.
+    """
     address = ipaddress.ip_address(packed)
     if isinstance(address, ipaddress.IPv6Address):
         address = address.ipv4_mapped or address
-    return str(address), int.from_bytes(bytes.fromhex(port.decode("ascii")), "big")
+    return str(address)
+
+
+def connectionOf(connected: socket.socket) -> Connection | None:
+    """
+    What a socket of ours is called there; C{None} if it is none of TCP, or has come apart.
+    """
+    if connected.family not in (socket.AF_INET, socket.AF_INET6):
+        return None
+    try:
+        ours, theirs = connected.getsockname(), connected.getpeername()
+    except OSError:
+        return None
+    local, remote = (
+        _plain(socket.inet_pton(connected.family, end[0].partition("%")[0]))
+        for end in (ours, theirs)
+    )
+    return Connection(local=local, localPort=ours[1], remote=remote, remotePort=theirs[1])
+
+
+class _HandOver(msgspec.Struct, frozen=True, eq=False):
+    """
+    We have given a connection to the kernel.
+
+    @ivar connection: C{None} if it is none of TCP.
+    """
+
+    holder: Holder
+    connection: Connection | None
 
 
 class _Session(msgspec.Struct, frozen=True):
@@ -83,13 +126,15 @@ class _Session(msgspec.Struct, frozen=True):
     A device is in use.
 
     @ivar since: as in L{Holder}.
+    @ivar handOver: how it came to that, if it was we.
     @ivar connection: whose; C{None} until it is certain.
-    @ivar isEnding: was its connection gone when we looked the last time?
+    @ivar goneSince: when its connection was first seen to be gone.
     """
 
     since: float | None
+    handOver: _HandOver | None = None
     connection: Connection | None = None
-    isEnding: bool = False
+    goneSince: float | None = None
 
 
 class Sessions:
@@ -105,6 +150,11 @@ class Sessions:
         self._now = now
         self._sessions: dict[Hashable, _Session] = {}
         self._hasLooked = False
+        self._atFirst: set[Connection] | None = None  # when we began to look
+        self._lock = threading.Lock()
+        self._beginning: dict[Hashable, _HandOver] = {}
+        self._begun: dict[Hashable, _HandOver] = {}
+        self._refused: set[Connection] = set()
 
     def holder(self, stay: Hashable) -> Holder | None:
         """
@@ -113,8 +163,34 @@ class Sessions:
         session = self._sessions.get(stay)
         if session is None:
             return None
+        if session.handOver is not None:
+            return session.handOver.holder
         address = session.connection.remote if session.connection is not None else None
         return Holder(address=address, since=session.since)
+
+    @contextlib.contextmanager
+    def handingOver(
+        self, stay: Hashable, holder: Holder, connection: Connection | None
+    ) -> Iterator[None]:
+        """
+        While a device is given to a client. If that goes well, the device is C{holder}'s
+        until a look that is begun after it finds it not in use.
+
+        @param stay: of the device.
+        """
+        handOver = _HandOver(holder, connection)
+        with self._lock:
+            self._beginning[stay] = handOver
+        try:
+            yield
+        except BaseException:
+            with self._lock:
+                del self._beginning[stay]
+                if connection is not None:
+                    self._refused.add(connection)  # it may be open a little longer
+            raise
+        with self._lock:
+            self._begun[stay] = self._beginning.pop(stay)
 
     def look(self, inUse: Callable[[], Set[Hashable]]) -> None:
         """
@@ -122,31 +198,74 @@ class Sessions:
 
         @param inUse: reads which stays of devices are in use now, of all that there are.
         """
+        with self._lock:
+            before = self._begun.copy()
         stays = inUse()
         since = self._now() if self._hasLooked else None
         self._hasLooked = True
-        self._sessions = {stay: self._sessions.get(stay, _Session(since)) for stay in stays}
-        if not stays:
+        with self._lock:
+            for stay in before.keys() - stays:
+                if self._begun[stay] is before[stay]:  # else it has begun since
+                    del self._begun[stay]
+            self._sessions = {stay: self._session(stay, since) for stay in stays}
+        if all(session.handOver is not None for session in self._sessions.values()):
+            with self._lock:
+                self._refused.clear()
             return
         try:
             connections = self._connections()
         except OSError:
             return  # nothing can be said
-        free = connections - self._taken()
+        self._infer(connections, since, lambda: inUse() == stays)
+
+    def _session(self, stay: Hashable, since: float | None) -> _Session:
+        """
+        The session of a device that is in use. Where a client is being given it, that may
+        still be the last one's: its device is being reset.
+        """
+        last = self._sessions.get(stay)
+        handOver = self._begun.get(stay)
+        if handOver is None and (last is None or last.handOver is self._beginning.get(stay)):
+            handOver = self._beginning.get(stay)
+        if handOver is not None:
+            return _Session(handOver.holder.since, handOver)
+        return last if last is not None and last.handOver is None else _Session(since)
+
+    def _infer(
+        self, connections: set[Connection], since: float | None, isSame: Callable[[], bool]
+    ) -> None:
+        """
+        @param since: when what has changed has begun.
+        @param isSame: are the same devices still in use?
+        """
+        if self._atFirst is None:
+            self._atFirst = connections
+        free = connections - self._taken() - self._ours(connections)
+        now = self._now()
         for stay, session in self._sessions.items():
             if session.connection is None:
                 continue
-            isGone = session.connection not in connections
-            if isGone and (free or session.isEnding):
+            if session.connection in connections:
+                goneSince = None
+            else:
+                goneSince = now if session.goneSince is None else session.goneSince
+            if goneSince is not None and (free or now - goneSince > RESET):
                 self._sessions[stay] = _Session(since)  # another client has it by now
             else:
-                # The kernel resets the device, for 0.2 s, before it shows it as free.
-                self._sessions[stay] = _Session(session.since, session.connection, isGone)
-        unknown = [stay for stay, session in self._sessions.items() if session.connection is None]
+                self._sessions[stay] = msgspec.structs.replace(session, goneSince=goneSince)
+        unknown = [
+            (stay, session)
+            for stay, session in self._sessions.items()
+            if session.handOver is None and session.connection is None
+        ]
+        if len(unknown) != 1:
+            return
+        stay, session = unknown[0]
+        if session.since is None:
+            free &= self._atFirst
         # The list was read after the devices: it says nothing if they have changed since.
-        if len(unknown) == 1 and len(free) == 1 and inUse() == stays:
-            stay = unknown[0]
-            self._sessions[stay] = _Session(self._sessions[stay].since, free.pop())
+        if len(free) == 1 and isSame():
+            self._sessions[stay] = msgspec.structs.replace(session, connection=free.pop())
 
     def _connections(self) -> set[Connection]:
         """
@@ -167,3 +286,12 @@ class Sessions:
             for session in self._sessions.values()
             if session.connection is not None
         }
+
+    def _ours(self, connections: set[Connection]) -> set[Connection]:
+        """
+        Those that have come through our hands: they belong to no other device.
+        """
+        with self._lock:
+            self._refused &= connections
+            handOvers = *self._beginning.values(), *self._begun.values()
+            return self._refused | {h.connection for h in handOvers if h.connection is not None}

@@ -22,7 +22,6 @@ import contextlib
 import errno
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
 
 import msgspec
 from twisted.logger import Logger
@@ -30,7 +29,7 @@ from twisted.logger import Logger
 from usbip_server.device import HUB_CLASS, DeviceState, UsbDevice, busOrder
 from usbip_server.errors import DeviceInUse, DeviceMounted, OperationFailed
 from usbip_server.kernel.mounts import usesOf
-from usbip_server.kernel.refusals import NOT_PERMITTED, SLOTS, NotPermitted, TableFull, meaning
+from usbip_server.kernel.refusals import SLOTS, TableFull, explained, requireSame
 from usbip_server.kernel.scan import (
     DEVICES,
     GONE,
@@ -44,9 +43,6 @@ from usbip_server.kernel.system import ISystem
 
 DRIVERS = "bus/usb/drivers"
 TABLE = f"{DRIVERS}/{USBIP_HOST}/match_busid"
-
-RESET_SECONDS = 0.02
-"""Between looks whether the device has been reset, which the end of a session begins with."""
 
 
 class _Slot(msgspec.Struct, frozen=True):
@@ -66,8 +62,8 @@ class UsbipHost:
     """
     The C{usbip-host} driver.
 
-    C{bind}, C{unbind} and C{release} block, perhaps for ever: call them in a thread. They
-    may run at the same time for different devices.
+    C{bind} and C{unbind} block, perhaps for ever: call them in a thread. They may run at the
+    same time for different devices.
     """
 
     _log = Logger()
@@ -76,6 +72,12 @@ class UsbipHost:
         self._system = system
         self._ours: dict[str, _Slot] = {}
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+
+    def lock(self, busId: str) -> threading.Lock:
+        """
+        Held by whoever does something to the device at C{busId}.
+        """
+        return self._locks[busId]
 
     def forget(self, busId: str) -> None:
         """
@@ -93,7 +95,7 @@ class UsbipHost:
         @raise DeviceMounted: this machine uses it itself.
         @raise OperationFailed: it may not.
         """
-        self._requireSame(device)
+        requireSame(self._system, device)
         if isImported(self._system, device.busId):
             raise OperationFailed(
                 device, f"{device} was imported from another server; it is not shared again"
@@ -134,13 +136,13 @@ class UsbipHost:
         """
         busId = device.busId
         with self._locks[busId]:
-            with self._explained("attach", device):
+            with explained(self._system, "attach", device):
                 if self.check(device, evenMounted):
                     return
                 self._ours.pop(busId, None)
                 listed = self.ensureSlot(device)
             try:
-                with self._explained("attach", device):
+                with explained(self._system, "attach", device):
                     self._take(device, listed, abandoned)
                     self._ours[busId] = _Slot(busId, device.deviceNumber, self._identity())
             except OperationFailed:
@@ -156,13 +158,21 @@ class UsbipHost:
         if abandoned.is_set():
             raise givenUp
         if not listed:
-            self._write(TABLE, f"add {busId}")
+            self._add(device)
         self._write(f"{DRIVERS}/{USBIP_HOST}/bind", busId)
         if abandoned.is_set():
             self._write(f"{DRIVERS}/{USBIP_HOST}/unbind", busId)
             raise givenUp
         if driverOf(self._system, busId) != USBIP_HOST:
             raise OperationFailed(device, f"usbip-host did not take {device}")
+
+    def _add(self, device: UsbDevice) -> None:
+        try:
+            self._write(TABLE, f"add {device.busId}")
+        except OSError as error:
+            if error.errno == errno.ENOMEM:
+                raise TableFull(device, self._names()) from error
+            raise
 
     def unbind(self, device: UsbDevice) -> None:
         """
@@ -171,8 +181,8 @@ class UsbipHost:
         @raise OperationFailed: see its message.
         """
         busId = device.busId
-        with self._locks[busId], self._explained("detach", device):
-            self._requireSame(device)
+        with self._locks[busId], explained(self._system, "detach", device):
+            requireSame(self._system, device)
             driver = driverOf(self._system, busId)
             if driver == USBIP_HOST:
                 self._write(f"{DRIVERS}/{USBIP_HOST}/unbind", busId)
@@ -183,35 +193,6 @@ class UsbipHost:
             except OSError:
                 if driverOf(self._system, busId) in (None, USBIP_HOST):
                     raise  # else somebody was quicker to give it back
-
-    def release(self, device: UsbDevice, abandoned: threading.Event) -> None:
-        """
-        End the session of the client that has a device; it can be imported anew then.
-
-        @param abandoned: set when nobody waits for that any more.
-        @raise NotPermitted: the session goes on.
-        @raise OperationFailed: see its message.
-        """
-        busId = device.busId
-        with self._locks[busId], self._explained("kick", device):
-            self._requireSame(device)
-            if not self._isInUse(busId):
-                return
-            try:
-                self._write(f"{DEVICES}/{busId}/usbip_sockfd", "-1")
-            except OSError as error:
-                if error.errno not in GONE | {errno.EINVAL}:
-                    raise  # else it has ended of itself
-            while self._isInUse(busId) and not abandoned.wait(RESET_SECONDS):
-                pass
-            self._requireSame(device)
-            if STATE_OF.get(statusOf(self._system, busId) or 0) is DeviceState.ERROR:
-                raise OperationFailed(
-                    device, f"usbip-host could not reset {device}: attach it again"
-                )
-
-    def _isInUse(self, busId: str) -> bool:
-        return STATE_OF.get(statusOf(self._system, busId) or 0) is DeviceState.IN_USE
 
     def giveBack(self, busId: str) -> None:
         """
@@ -268,32 +249,6 @@ class UsbipHost:
 
     def _identity(self) -> object:
         return self._system.identity(f"{DRIVERS}/{USBIP_HOST}")
-
-    @contextlib.contextmanager
-    def _explained(self, verb: str, device: UsbDevice) -> Iterator[None]:
-        """
-        What the kernel refuses becomes an L{OperationFailed}.
-        """
-        try:
-            yield
-        except OSError as error:
-            if error.errno in GONE:
-                self._requireSame(device)  # it may be unplugged
-            if error.errno == errno.ENOMEM:
-                raise TableFull(device, self._names()) from error
-            kind = NotPermitted if error.errno in NOT_PERMITTED else OperationFailed
-            because = meaning(error, device.busId, verb)
-            raise kind(device, f"cannot {verb} {device}: {because}") from error
-
-    def _requireSame(self, device: UsbDevice) -> None:
-        try:
-            number = int(self._system.read(f"{DEVICES}/{device.busId}/devnum"))
-        except (OSError, ValueError):
-            raise OperationFailed(device, f"{device} is gone: it was unplugged") from None
-        if number not in (device.deviceNumber, 0):  # 0 while the kernel resets it
-            raise OperationFailed(
-                device, f"{device.busId} was plugged in anew a moment ago: ask again"
-            )
 
     def _requireDriver(self, device: UsbDevice) -> None:
         try:

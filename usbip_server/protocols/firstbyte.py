@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 from typing import Protocol as Shape
 
-from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
     IAddress,
@@ -26,6 +25,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from usbip_server.answers import refusal
+from usbip_server.caller import principalAt
 from usbip_server.policy import Principal
 from usbip_server.protocols.halfclose import LINGER, closeOurSide
 
@@ -213,13 +213,3 @@ class FirstByteFactory(Factory):
     def _cutOff(self) -> None:
         for connection in tuple(self.connections):
             connection.transport.abortConnection()
-
-
-def principalAt(address: IAddress | None) -> Principal:
-    """
-    Who is at an address. A socket for both IPv4 and IPv6 shows the former as
-    C{::ffff:192.0.2.7} (RFC 4291, 2.5.5.2).
-    """
-    if isinstance(address, IPv4Address | IPv6Address):
-        return Principal(address.host.removeprefix("::ffff:"))
-    return Principal("local")

@@ -5,13 +5,16 @@ What every backend has to do.
 from __future__ import annotations
 
 import re
+import socket
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from zope.interface.verify import verifyObject
 
-from usbip_server.device import DeviceState, Traffic, UsbDevice, busOrder, isBusId
+from usbip_server.device import DeviceState, Holder, Traffic, UsbDevice, busOrder, isBusId
 from usbip_server.errors import DeviceInUse, OperationFailed, OperationTimedOut
 from usbip_server.interfaces import IUsbBackend
 from usbip_server.inventory import Change, ChangeKind
@@ -250,6 +253,32 @@ class BackendConformance(Base):
         await self.plug(device)
         await self.failure(OperationFailed, backend.release(device, DEADLINE))
 
+    def connect(self) -> tuple[socket.socket, socket.socket]:
+        """
+        A client has connected to us.
+
+        @return: our end and the client's.
+        """
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            client = socket.create_connection(listening.getsockname())
+            ours, _ = listening.accept()
+        for end in (ours, client):
+            end.setblocking(False)
+            self.addCleanup(end.close)
+        return ours, client
+
+    def holder(self, number: int = 7) -> Holder:
+        """A client, that has just connected."""
+        return Holder(address=f"192.0.2.{number}", since=time.time())
+
+    async def test_look(self) -> None:
+        """To look at a device to which nothing has happened changes nothing."""
+        backend, device = await self.started()
+        bound = await backend.bind(device, DEADLINE)
+        before = backend.inventory.snapshot
+        await backend.look(bound)
+        self.assertIs(backend.inventory.snapshot, before)
+
     async def test_traffic(self) -> None:
         """What a session moves is a number of bytes each way, or not known; what is free has
         none."""
@@ -301,6 +330,151 @@ class BackendConformance(Base):
         await self.unplug(bound)
         await self.plug(device)
         await self.failure(OperationFailed, backend.unbind(bound, DEADLINE))
+
+
+class NoExportConformance(BackendConformance):
+    """
+    The same, for a backend that cannot give a device to a client whose connection it is
+    handed.
+    """
+
+    async def test_exportNone(self) -> None:
+        """It says that it cannot export, and nothing changes."""
+        backend, device = await self.started()
+        bound = await backend.bind(device, DEADLINE)
+        ours, _ = self.connect()
+        await self.failure(OperationFailed, backend.export(bound, ours, self.holder(), DEADLINE))
+        self.assertEqual(backend.inventory.get(device.busId), bound)
+
+
+class ExportConformance(BackendConformance):
+    """
+    The same, for a backend that can.
+    """
+
+    async def exported(self) -> tuple[IUsbBackend, UsbDevice, socket.socket]:
+        """
+        A backend, a device that it has given to a client, and the client's connection.
+        """
+        backend, device = await self.started()
+        bound = await backend.bind(device, DEADLINE)
+        ours, client = self.connect()
+        return backend, await backend.export(bound, ours, self.holder(), DEADLINE), client
+
+    async def untilShutDown(self, client: socket.socket) -> None:
+        """Wait until the client hears that its session has ended."""
+
+        def isShutDown() -> bool:
+            try:
+                return client.recv(4096) == b""
+            except BlockingIOError:
+                return False
+            except ConnectionError:
+                return True
+
+        await self.until(isShutDown)
+
+    async def test_export(self) -> None:
+        """A device that is given to a client is in use by whom we have said."""
+        backend, device = await self.started()
+        bound = await backend.bind(device, DEADLINE)
+        (ours, _), holder = self.connect(), self.holder()
+        exported = await backend.export(bound, ours, holder, DEADLINE)
+        self.assertEqual((exported.state, exported.holder), (DeviceState.IN_USE, holder))
+        self.assertEqual(backend.inventory.get(device.busId), exported)
+        await backend.look(exported)
+        self.assertEqual(backend.inventory.get(device.busId), exported)
+        await self.failure(DeviceInUse, backend.bind(bound, DEADLINE))
+
+    async def test_exportAgain(self) -> None:
+        """One that a client has is not given to another."""
+        backend, exported, client = await self.exported()
+        ours, _ = self.connect()
+        await self.failure(DeviceInUse, backend.export(exported, ours, self.holder(8), DEADLINE))
+        self.assertEqual(backend.inventory.get(exported.busId), exported)
+        self.assertRaises(BlockingIOError, client.recv, 1)
+
+    async def test_exportFree(self) -> None:
+        """A device that is not bound cannot be given to anybody; the connection is let alone."""
+        backend, device = await self.started()
+        ours, client = self.connect()
+        await self.failure(OperationFailed, backend.export(device, ours, self.holder(), DEADLINE))
+        self.assertEqual(backend.inventory.get(device.busId), device)
+        ours.send(b"no")
+        await self.until(lambda: client.recv(2, socket.MSG_PEEK) == b"no")
+
+    async def test_exportGone(self) -> None:
+        """What is unplugged cannot be exported, nor another device at its place."""
+        backend, device = await self.started()
+        bound = await backend.bind(device, DEADLINE)
+        ours, _ = self.connect()
+        await self.unplug(bound)
+        await self.failure(OperationFailed, backend.export(bound, ours, self.holder(), DEADLINE))
+        await self.plug(device)
+        await self.failure(OperationFailed, backend.export(bound, ours, self.holder(), DEADLINE))
+        await backend.look(bound)
+        now = backend.inventory.get(device.busId)
+        self.assertIsNot(now and now.state, DeviceState.BOUND)
+
+    async def test_unbindExported(self) -> None:
+        """A client whose device is unbound hears of it by its connection's being shut down."""
+        backend, exported, client = await self.exported()
+        self.assertIs((await backend.unbind(exported, DEADLINE)).state, DeviceState.FREE)
+        await self.untilShutDown(client)
+
+    async def test_unplugExported(self) -> None:
+        """So does one whose device is unplugged."""
+        backend, exported, client = await self.exported()
+        await self.unplug(exported)
+        await self.untilShutDown(client)
+        await backend.look(exported)
+        await self.until(lambda: backend.inventory.get(exported.busId) is None)
+
+    async def test_releaseExported(self) -> None:
+        """So does one whose session is ended. The device can be given to another at once."""
+        backend, exported, client = await self.exported()
+        released = await backend.release(exported, DEADLINE)
+        self.assertEqual((released.state, released.holder), (DeviceState.BOUND, None))
+        await self.untilShutDown(client)
+        (ours, other), holder = self.connect(), self.holder(8)
+        again = await backend.export(released, ours, holder, DEADLINE)
+        self.assertEqual((again.state, again.holder), (DeviceState.IN_USE, holder))
+        self.assertRaises(BlockingIOError, other.recv, 1)
+
+
+class KernelConformance(BackendConformance):
+    """
+    The same, and what is so where the kernel carries the sessions: for backends of this
+    machine's devices.
+    """
+
+    async def test_lookImported(self) -> None:
+        """A look shows what nothing has announced: that a client has come."""
+        backend, device = await self.held()
+        await backend.look(device)
+        now = backend.inventory.get(device.busId)
+        self.assertIs(now and now.state, DeviceState.IN_USE)
+
+
+class KernelExportConformance(ExportConformance, KernelConformance):
+    """
+    Both.
+    """
+
+    async def test_exportClosed(self) -> None:
+        """A session goes on though we close the connection: the kernel has it."""
+        backend, device = await self.started()
+        bound = await backend.bind(device, DEADLINE)
+        (ours, client), holder = self.connect(), self.holder()
+        exporting = Deferred.fromCoroutine(backend.export(bound, ours, holder, DEADLINE))
+        ours.close()
+        exported = await exporting
+        self.assertEqual(exported.holder, holder)
+        await backend.look(exported)
+        self.assertEqual(backend.inventory.get(device.busId), exported)
+        self.assertRaises(BlockingIOError, client.recv, 1)
+        await backend.release(exported, DEADLINE)
+        await self.untilShutDown(client)
 
 
 class HangingDeviceConformance(BackendConformance):

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import ipaddress
 import os
+import re
 import socket
 import struct
 import threading
@@ -45,6 +46,7 @@ class _Device(msgspec.Struct, kw_only=True):
     driver: str | None = "usb"
     status: int = 0
     client: tuple[str, int] | None = None
+    connection: socket.socket | None = None
     places: list[str] = msgspec.field(default_factory=list)
     resetting: int = 0
 
@@ -103,7 +105,7 @@ class FakeKernel:
     @ivar refuse: the errno that every write fails with, C{0} for none.
     @ivar announces: does it send uevents?
     @ivar resetting: how often C{usbip_status} still shows a device as in use when its
-        session has been ended: until it has been reset.
+        session has ended: until it has been reset.
     @ivar writes: all that was written, as (path, text).
     @ivar reads: the paths that were read, and C{"connections"}.
     """
@@ -218,9 +220,7 @@ class FakeKernel:
 
     def releaseDevice(self, busId: str) -> None:
         """The client is gone; nothing announces it."""
-        device = self._devices[busId]
-        self._dropClient(device)
-        device.status = 1
+        self._endSession(self._devices[busId])
 
     def breakDevice(self, busId: str) -> None:
         """usbip-host cannot reset it."""
@@ -301,7 +301,7 @@ class FakeKernel:
         if self.refuse:
             raise _error(self.refuse, path)
         if path.startswith(DEVICES):
-            self._end(path, text.strip())
+            self._writeSocket(path, text.strip())
             return
         driver, _, attribute = path.removeprefix(DRIVERS).partition("/")
         if driver == HOST:
@@ -436,16 +436,24 @@ class FakeKernel:
         device.driver = None
         self._say("unbind", busId)
 
-    def _end(self, path: str, text: str) -> None:
+    def _writeSocket(self, path: str, text: str) -> None:
         """
-        C{usbip_sockfd} (C{drivers/usb/usbip/stub_dev.c}): only C{-1} can be written here.
+        C{usbip_sockfd} (C{store_usbip_sockfd}, C{drivers/usb/usbip/stub_dev.c}): the descriptor
+        of a connection, or C{-1} to end the session. Nothing is read from the connection.
         """
         busId, _, name = path.removeprefix(DEVICES).partition("/")
         device = self._device(busId, errno.ENOENT)
         if name != "usbip_sockfd" or device.driver != HOST:
             raise _error(errno.ENOENT, path)
-        if text != "-1" or device.status != 2:
+        if not re.fullmatch(r"-?[0-9]+", text) or device.status != (2 if text == "-1" else 1):
             raise _error(errno.EINVAL, path)
+        if text == "-1":
+            self._endSession(device)
+            return
+        device.connection = _referenceTo(int(text), path)
+        device.status = 2
+
+    def _endSession(self, device: _Device) -> None:
         self._dropClient(device)
         device.resetting = self.resetting
         device.status = 2 if device.resetting else 1
@@ -463,6 +471,10 @@ class FakeKernel:
         if device.client is not None:
             self.disconnect(device.client)
             device.client = None
+        if device.connection is not None:
+            with device.connection, contextlib.suppress(OSError):  # its other end is gone
+                device.connection.shutdown(socket.SHUT_RDWR)
+            device.connection = None
 
     def _rebind(self, busId: str) -> None:
         entry = self._table.get(busId)
@@ -511,6 +523,24 @@ class FakeKernel:
         lines = [f"{action}@{path}", *(f"{key}={value}" for key, value in fields.items())]
         with contextlib.suppress(OSError):  # closed
             self.uevents.send("".join(f"{line}\0" for line in lines).encode())
+
+
+def _referenceTo(descriptor: int, path: str) -> socket.socket:
+    """
+    What C{sockfd_lookup} finds (C{net/socket.c}), with a reference of our own.
+    """
+    copy = -1
+    try:
+        copy = os.dup(descriptor)
+        found = socket.socket(fileno=copy)
+    except (OSError, OverflowError):
+        if copy != -1:
+            os.close(copy)
+        raise _error(errno.EINVAL, path) from None
+    if found.type != socket.SOCK_STREAM:
+        found.close()
+        raise _error(errno.EINVAL, path)
+    return found
 
 
 def _error(number: int, path: str) -> OSError:

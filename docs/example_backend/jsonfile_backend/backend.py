@@ -12,6 +12,7 @@ file: put in what makes yours importable, and what ends a client's session.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -119,6 +120,14 @@ class JsonFileBackend:
                 )
             )
         return self._lookAt(device)
+
+    async def export(
+        self, device: UsbDevice, connection: socket.socket, holder: Holder, deadline: float
+    ) -> UsbDevice:
+        raise OperationFailed(device, f"{device} cannot be exported by this daemon")
+
+    async def look(self, device: UsbDevice) -> None:
+        self._look()
 
     def traffic(self, device: UsbDevice) -> Traffic | None:
         return None  # the file does not say

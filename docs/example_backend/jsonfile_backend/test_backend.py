@@ -16,12 +16,12 @@ from jsonfile_backend.backend import makeBackend
 from usbip_server.device import UsbDevice
 from usbip_server.errors import InvalidOption
 from usbip_server.interfaces import IUsbBackend
-from usbip_server.testing import BackendConformance
+from usbip_server.testing import NoExportConformance
 
 
-class JsonFileTests(BackendConformance, TestCase):
+class JsonFileTests(NoExportConformance, TestCase):
     """
-    The tests are in L{BackendConformance}; here is what happens to the devices.
+    The tests are in L{NoExportConformance}; here is what happens to the devices.
     """
 
     def setUp(self) -> None:

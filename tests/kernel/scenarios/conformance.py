@@ -12,10 +12,10 @@ from tests.kernel import guest
 from usbip_server.backends import sysfs, usbiptool
 from usbip_server.device import UsbDevice
 from usbip_server.interfaces import IUsbBackend
-from usbip_server.testing import BackendConformance
+from usbip_server.testing import KernelExportConformance
 
 
-class RealKernel(BackendConformance):
+class RealKernel(KernelExportConformance):
     """
     The disk is worked with, as unbinding it takes the kernel longest.
     """

@@ -10,7 +10,7 @@ import time
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.childdaemon import ChildDaemon
+from tests.childdaemon import EXPORT, ChildDaemon
 from tests.kernel import guest
 
 
@@ -24,7 +24,7 @@ class VirtualTests(SynchronousTestCase):
         for module in ("vhci-hcd", "cdc-acm", "usb-storage", "sd_mod"):
             guest.modprobe(module)
         self.addCleanup(guest.resetUsb)
-        self.daemon = ChildDaemon("backend: {type: virtual}")
+        self.daemon = ChildDaemon(f"backend: {{type: virtual}}\n{EXPORT}")
         self.daemon.__enter__()
         self.addCleanup(self.daemon.__exit__, None, None, None)
 
@@ -37,7 +37,8 @@ class VirtualTests(SynchronousTestCase):
         answer = self.daemon.ask("attach", serial=serial)
         self.assertEqual(answer["status"], "success", answer)
         remote = answer["data"]["bus_id"]
-        guest.check("usbip", "attach", "-r", "127.0.0.1", "-b", remote)
+        port = str(self.daemon.exportPort)
+        guest.check("usbip", "--tcp-port", port, "attach", "-r", "127.0.0.1", "-b", remote)
         _, local = guest.waitImport()
         self.assertEqual(guest.attribute(local, "serial"), serial)
         found = self.daemon.ask("find", serial=serial, detail=True)["data"]

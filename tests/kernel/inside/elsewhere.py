@@ -1,0 +1,61 @@
+"""
+A client on another machine, whose cable can be pulled out.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from tests.kernel.inside.command import check, run
+
+_NAME = "elsewhere"
+_OURS, _THEIRS = "usbipshare0", "usbipshare1"
+
+
+class Elsewhere:
+    """
+    A network namespace that is reached by a pair of veth devices, for as long as a C{with}
+    lasts. Kernel and file system are the guest's own: its vhci is ours.
+
+    @cvar server: what we are called there.
+    @cvar address: what it is called here.
+    """
+
+    server = "10.55.32.1"
+    address = "10.55.32.2"
+
+    def __enter__(self) -> Elsewhere:
+        check("modprobe", "veth")
+        check("ip", "netns", "add", _NAME)
+        check("ip", "link", "add", _OURS, "type", "veth", "peer", "name", _THEIRS, "netns", _NAME)
+        check("ip", "address", "add", f"{self.server}/24", "dev", _OURS)
+        check("ip", "link", "set", _OURS, "up")
+        self.check("ip", "address", "add", f"{self.address}/24", "dev", _THEIRS)
+        self.check("ip", "link", "set", _THEIRS, "up")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        run("ip", "link", "delete", _OURS)
+        run("ip", "netns", "delete", _NAME)
+
+    def check(self, *argv: str) -> str:
+        """
+        Run a program there that must succeed.
+
+        @return: what it printed.
+        """
+        return check("nsenter", f"--net=/run/netns/{_NAME}", *argv)
+
+    def vanish(self) -> None:
+        """From now on nothing comes from there, nor gets there."""
+        self.check("ip", "link", "set", _THEIRS, "down")
+
+    def unsent(self) -> int:
+        """How many bytes for it are sent, or about to be, and not acknowledged."""
+        lines = check("ss", "--tcp", "--numeric", "--no-header", "dst", self.address).splitlines()
+        return sum(int(line.split()[2]) for line in lines)  # state, Recv-Q, Send-Q

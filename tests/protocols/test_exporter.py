@@ -1,0 +1,512 @@
+"""
+Tests of L{usbip_server.protocols.exporter}.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterator
+from typing import cast
+
+from twisted.internet.address import IPv4Address, UNIXAddress
+from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase
+
+import usbip_server.testing  # noqa: F401 - its errors are none that a client could be told
+from tests.support import (
+    STICK,
+    UNO,
+    MemoryTransport,
+    PatientBackend,
+    PromptBackend,
+    Wire,
+    asked,
+    changed,
+    threeWays,
+)
+from usbip_server.device import DeviceState, Holder, Lease
+from usbip_server.errors import (
+    BackendUnavailable,
+    DeviceAwaited,
+    DeviceInUse,
+    DeviceLeased,
+    DeviceMounted,
+    DeviceNotFound,
+    InvalidRequest,
+    NotAllowed,
+    NotDone,
+    NotLeased,
+    OperationFailed,
+    OperationTimedOut,
+    ShareError,
+    StillWorking,
+)
+from usbip_server.handoff import KeepAlive
+from usbip_server.opcodec import OpStatus, encodeImport, encodeList, encodeRefusal
+from usbip_server.protocols.exporter import (
+    REQUEST_SECONDS,
+    STATUS_OF,
+    Exporter,
+    ExporterFactory,
+    statusOf,
+)
+from usbip_server.rules import Match, Rule, Share
+from usbip_server.settings import Settings
+from usbip_server.sharing import Sharing
+from usbip_server.testing.reactor import FakeReactor
+
+ADDRESS = IPv4Address("TCP", "192.0.2.8", 40000)
+LIST = bytes.fromhex("0111 8005 00000000")
+IMPORT = bytes.fromhex("0111 8003 00000000") + UNO.busId.encode().ljust(32, b"\0")
+BOUND = changed(UNO, state=DeviceState.BOUND)
+HOLDER = Holder(address="192.0.2.8", since=1000.0)
+
+
+class SocketTransport(MemoryTransport):
+    """
+    A connection in memory, with a socket for those who take it out of our hands.
+
+    @ivar client: the other end of that.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.client, self._server = socket.socketpair()
+        self._server.setblocking(False)
+
+    def getHandle(self) -> socket.socket:
+        """See C{twisted.internet.interfaces.ISystemHandle}."""
+        return self._server
+
+    def close(self) -> None:
+        """Leave nothing."""
+        self.client.close()
+        self._server.close()
+
+
+def subclasses(kind: type[ShareError]) -> Iterator[type[ShareError]]:
+    """All of them."""
+    for child in kind.__subclasses__():
+        yield child
+        yield from subclasses(child)
+
+
+class ExporterTestCase(SynchronousTestCase):
+    """
+    The export port of a daemon.
+    """
+
+    most = 3
+
+    def setUp(self) -> None:
+        self.reactor = FakeReactor()
+        self.backend: PatientBackend = PromptBackend((BOUND, STICK))
+        self.serve()
+
+    def serve(self, *rules: Rule) -> None:
+        """Another daemon, with these rules."""
+        self.sharing = Sharing(
+            self.backend, self.reactor, Settings(devices=rules), now=lambda: 1000.0
+        )
+        asked(self.sharing.start())
+        self.factory = ExporterFactory(self.sharing, KeepAlive(), self.most, self.reactor)
+        self.logged: list[LogEvent] = []
+        observer = cast(ILogObserver, self.logged.append)
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+
+    def connect(self) -> Wire:
+        """A new connection."""
+        protocol = self.factory.buildProtocol(ADDRESS)
+        assert isinstance(protocol, Exporter)
+        transport = SocketTransport()
+        self.addCleanup(transport.close)
+        return Wire(protocol, transport)
+
+    def leaves(self, wire: Wire) -> None:
+        """A client whose connection carries traffic closes it."""
+        assert isinstance(wire.transport, SocketTransport)
+        wire.transport.client.close()
+        self.reactor.deliver()
+        wire.turn()
+
+    def told(self, level: LogLevel = LogLevel.warn) -> list[str]:
+        """What the port has logged, at a level."""
+        return [
+            formatEvent(event)
+            for event in self.logged
+            if event["log_level"] is level and event["log_namespace"].endswith(".exporter.Exporter")
+        ]
+
+    def assertAnswered(self, wire: Wire, answer: bytes) -> None:
+        """The client got that and nothing else, and the connection is closed."""
+        wire.turn()
+        self.assertEqual(wire.received, answer)
+        self.assertTrue(wire.lost)
+        self.assertFalse(wire.transport.aborted)
+        self.assertNothingLeft()
+
+    def assertCutOff(self, wire: Wire, because: str) -> None:
+        """The client got nothing, the connection was aborted, and that is told once."""
+        wire.turn()
+        self.assertEqual(wire.received, b"")
+        self.assertTrue(wire.transport.aborted and wire.lost)
+        [line] = self.told()
+        self.assertIn("192.0.2.8", line)
+        self.assertIn(because, line)
+        self.assertNothingLeft()
+        self.logged.clear()
+
+    def assertNothingLeft(self) -> None:
+        """No connection, and nothing that would happen later."""
+        self.assertEqual(self.factory.connections, set())
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+
+class AnswerTests(ExporterTestCase):
+    """
+    What is asked for is answered, however it comes in.
+    """
+
+    def test_list(self) -> None:
+        """The list of what can be imported, and the end."""
+        for way, segments in threeWays([LIST]):
+            wire = self.connect()
+            wire.send(*segments)
+            self.assertAnswered(wire, encodeList([BOUND]))
+            self.assertEqual(self.told(), [], way)
+
+    def test_import(self) -> None:
+        """A device."""
+        for way, segments in threeWays([IMPORT]):
+            wire = self.connect()
+            wire.send(*segments)
+            self.assertEqual(wire.received, encodeImport(BOUND), way)
+            self.leaves(wire)
+            self.assertTrue(wire.lost)
+            self.become(DeviceState.BOUND)
+
+    def become(self, state: DeviceState) -> None:
+        """Let the device be like that."""
+        self.backend.inventory.replace([changed(UNO, state=state)], {UNO.busId})
+
+    def test_refused(self) -> None:
+        """Or why not: only the status, and the end; and one line in the log."""
+        self.become(DeviceState.FREE)
+        for way, segments in threeWays([IMPORT]):
+            wire = self.connect()
+            wire.send(*segments)
+            self.assertAnswered(wire, encodeRefusal(OpStatus.NODEV))
+            self.assertEqual(len(self.told(LogLevel.info)), 1, way)
+            self.logged.clear()
+
+    def test_busy(self) -> None:
+        """A second client hears that it is busy; the first one has it still."""
+        first, second = self.connect(), self.connect()
+        first.send(IMPORT)
+        second.send(IMPORT)
+        self.assertAnswered(second, encodeRefusal(OpStatus.DEV_BUSY))
+        self.assertFalse(first.ended)
+
+    def test_noDevices(self) -> None:
+        """Where there are none to speak of the list is empty: there is no status for that."""
+        self.backend.inventory.trouble = "no USB here"
+        wire = self.connect()
+        wire.send(LIST)
+        self.assertAnswered(wire, encodeList([]))
+        wire = self.connect()
+        wire.send(IMPORT)
+        self.assertAnswered(wire, encodeRefusal(OpStatus.NA))
+
+    def test_bug(self) -> None:
+        """A bug in it is told, and the client cut off."""
+
+        def importable() -> None:
+            raise ZeroDivisionError
+
+        self.patch(self.sharing, "importable", importable)
+        wire = self.connect()
+        wire.send(LIST)
+        wire.turn()
+        self.assertTrue(wire.lost and wire.transport.aborted)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertNothingLeft()
+
+    def test_notTaken(self) -> None:
+        """A client that does not take its answer is cut off in the end."""
+        wire = self.connect()
+        wire.protocol.dataReceived(LIST)
+        self.assertFalse(wire.transport.aborted)
+        self.reactor.advance(REQUEST_SECONDS)
+        self.assertTrue(wire.transport.aborted)
+        wire.turn()
+        self.assertEqual(self.told(), [])
+        self.assertNothingLeft()
+
+
+class StatusTests(SynchronousTestCase):
+    """
+    Which status tells of what.
+    """
+
+    def test_coversTheFamily(self) -> None:
+        """There is one for every error there is."""
+        uncovered = {
+            kind
+            for kind in subclasses(ShareError)
+            if kind.__module__.startswith("usbip_server.")
+            and not any(known in kind.__mro__ for known in STATUS_OF)
+        }
+        self.assertEqual(uncovered, set())
+        self.assertNotIn(OpStatus.OK, STATUS_OF.values())
+
+    def test_statuses(self) -> None:
+        """The statuses are those that a stock C{usbipd} would send, as far as it knows."""
+        lease = Lease(owner="ci-1", address="192.0.2.7")
+        for error, status in (
+            (DeviceInUse(UNO), OpStatus.DEV_BUSY),
+            (DeviceLeased(UNO, lease, 3), OpStatus.DEV_BUSY),
+            (DeviceAwaited(UNO, 1), OpStatus.DEV_BUSY),
+            (StillWorking(UNO, "x"), OpStatus.DEV_BUSY),
+            (NotDone("x"), OpStatus.DEV_BUSY),
+            (DeviceNotFound("x"), OpStatus.NODEV),
+            (NotAllowed("x"), OpStatus.NODEV),
+            (OperationFailed(UNO, "x"), OpStatus.DEV_ERR),
+            (OperationTimedOut(UNO, "x"), OpStatus.DEV_ERR),
+            (DeviceMounted(UNO, ["/"]), OpStatus.DEV_ERR),
+            (NotLeased(UNO), OpStatus.DEV_ERR),
+            (BackendUnavailable("x"), OpStatus.NA),
+            (InvalidRequest("x"), OpStatus.ERROR),
+        ):
+            self.assertIs(statusOf(error), status)
+
+
+class HandedOverTests(ExporterTestCase):
+    """
+    A connection that carries traffic.
+    """
+
+    def test_order(self) -> None:
+        """The connection is the device's before its client is answered: the client says nothing
+        until then, so no byte is lost. From the request on nothing is read."""
+        self.backend = PatientBackend((BOUND,))
+        self.serve()
+        wire = self.connect()
+        wire.send(IMPORT)
+        self.assertEqual([call.verb for call in self.backend.calls], ["export"])
+        self.assertEqual((wire.received, wire.transport.producerState), (b"", "paused"))
+        self.backend.calls[0].succeed()
+        self.assertEqual(wire.received, encodeImport(BOUND))
+        wire.send(b"traffic")
+        self.assertEqual(wire.transport.producerState, "paused")
+        self.assertFalse(wire.ended)
+
+    def test_end(self) -> None:
+        """It stays open as long as the session lasts, however long, and is closed then."""
+        wire = self.connect()
+        wire.send(IMPORT)
+        self.reactor.advance(86400)
+        self.reactor.deliver()
+        wire.turn()
+        self.assertFalse(wire.ended)
+        self.leaves(wire)
+        self.assertTrue(wire.lost)
+        self.assertFalse(wire.transport.aborted)
+        self.assertEqual(self.told(), [])
+
+    def test_lostFirst(self) -> None:
+        """If the connection breaks in our hands first, the end of the session is seen still."""
+        wire = self.connect()
+        wire.send(IMPORT)
+        wire.drop()
+        wire.transport.getHandle().close()  # type: ignore[attr-defined]
+        self.leaves(wire)
+        self.reactor.advance(0)
+        self.assertEqual(self.backend.looked, [UNO.busId])
+
+    def test_daemonStops(self) -> None:
+        """When the daemon stops it goes on; what carries no traffic ends."""
+        carrying, idle, half = self.connect(), self.connect(), self.connect()
+        carrying.send(IMPORT)
+        half.send(IMPORT[:-1])
+        self.factory.close()
+        for wire in (carrying, idle, half):
+            wire.turn()
+        self.assertEqual([wire.lost for wire in (carrying, idle, half)], [False, True, True])
+        self.assertEqual(self.told(), [])
+        self.assertNothingLeft()
+
+    def test_daemonStopsMeanwhile(self) -> None:
+        """A client that is not answered yet is not given anything any more."""
+        self.backend = PatientBackend((BOUND,))
+        self.serve()
+        wire = self.connect()
+        wire.send(IMPORT)
+        self.factory.close()
+        wire.turn()
+        self.assertTrue(wire.lost)
+        self.backend.calls[0].fail(OperationFailed(UNO, "the daemon stops"))
+        self.assertEqual(wire.received, b"")
+        self.assertNothingLeft()
+
+    def test_notCounted(self) -> None:
+        """It takes nobody's place."""
+        devices = [changed(BOUND, busId=f"1-{port}") for port in range(1, 2 * self.most)]
+        self.backend.inventory.replace(devices)
+        for device in devices:
+            wire = self.connect()
+            wire.send(IMPORT[:8] + device.busId.encode().ljust(32, b"\0"))
+            self.assertEqual(len(wire.received), 320)
+        self.assertEqual(self.factory.connections, set())
+
+    def test_options(self) -> None:
+        """How it is noticed that its client has vanished is set on it before it is given
+        away, and as the configuration says then."""
+        self.backend = PatientBackend((BOUND,))
+        self.serve()
+        self.factory.keepAlive = KeepAlive(idle=11)
+        wire = self.connect()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            client = socket.create_connection(listener.getsockname(), 10)
+            server, _ = listener.accept()
+        self.addCleanup(client.close)
+        self.addCleanup(server.close)
+        server.setblocking(False)
+        self.patch(wire.transport, "getHandle", lambda: server)
+        wire.send(IMPORT)
+        self.assertEqual(server.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE), 11)
+        self.assertEqual(len(self.backend.calls), 1)
+
+    def test_onImport(self) -> None:
+        """A device that is bound for it is described as it is then."""
+        self.serve(Rule(match=Match(bus="1-2"), share=Share.ON_IMPORT))
+        wire = self.connect()
+        wire.send(IMPORT[:8] + b"1-2".ljust(32, b"\0"))
+        self.assertEqual(wire.received, encodeImport(STICK))
+        self.assertEqual([call.verb for call in self.backend.calls], ["bind", "export"])
+
+
+class BadTests(ExporterTestCase):
+    """
+    Clients that are none.
+    """
+
+    def test_garbage(self) -> None:
+        """What is no request ends the connection, and is told once."""
+        bad = struct.pack(">HHI", 0x0111, 0x8005, 7)
+        for garbage in (b"GET / HTTP/1.1\r\n\r\n", b"\0", bad, LIST[:3] + b"\0" * 5, IMPORT[::-1]):
+            for _, segments in threeWays([garbage]):
+                wire = self.connect()
+                wire.send(*segments)
+                self.assertCutOff(wire, "no USB/IP client")
+
+    def test_goesOn(self) -> None:
+        """What still comes after that is not told again."""
+        wire = self.connect()
+        wire.protocol.dataReceived(b"GET")
+        wire.protocol.dataReceived(b" / HTTP/1.1")
+        self.assertCutOff(wire, "no USB/IP client")
+
+    def test_pipelined(self) -> None:
+        """A client that says more before it is answered gets nothing: the device would take it
+        for traffic."""
+        for request in (LIST, IMPORT):
+            for more in (b"\0", 48 * b"\1", request):
+                wire = self.connect()
+                wire.send(request + more)
+                self.assertCutOff(wire, "behind the request")
+        self.assertEqual(self.backend.calls, [])
+
+    def test_meanwhile(self) -> None:
+        """That is seen, too, if it is still in the kernel's hands."""
+        wire = self.connect()
+        assert isinstance(wire.transport, SocketTransport)
+        wire.transport.client.sendall(b"\0")
+        wire.send(IMPORT)
+        self.assertCutOff(wire, "behind the request")
+        self.assertEqual(self.backend.calls, [])
+
+    def test_whileBinding(self) -> None:
+        """Or if it comes while the device is being bound."""
+        self.backend = PatientBackend((UNO,))
+        self.serve(Rule(match=Match(bus="*"), share=Share.ON_IMPORT))
+        wire = self.connect()
+        wire.send(IMPORT)
+        assert isinstance(wire.transport, SocketTransport)
+        wire.transport.client.sendall(b"\0")
+        self.backend.calls[0].succeed()
+        self.assertAnswered(wire, encodeRefusal(OpStatus.ERROR))
+        self.assertEqual(len(self.backend.calls), 1)
+
+    def test_leaves(self) -> None:
+        """A client that leaves instead of waiting for its answer gets nothing."""
+        wire = self.connect()
+        assert isinstance(wire.transport, SocketTransport)
+        wire.transport.client.close()
+        wire.send(IMPORT)
+        self.assertCutOff(wire, "leaves before")
+        self.assertEqual(self.backend.calls, [])
+
+    def test_slow(self) -> None:
+        """Whoever takes longer than ten seconds is cut off, also if its bytes drip in."""
+        wire = self.connect()
+        for byte in range(9):
+            wire.send(IMPORT[byte : byte + 1])
+            self.reactor.advance(1)
+        self.assertFalse(wire.ended)
+        self.reactor.advance(1.1)
+        self.assertCutOff(wire, "within 10 s")
+
+    def test_silent(self) -> None:
+        """So is whoever says nothing at all, but that is not worth a line."""
+        wire = self.connect()
+        self.reactor.advance(REQUEST_SECONDS)
+        wire.turn()
+        self.assertTrue(wire.lost)
+        self.assertEqual(self.logged, [])
+        self.assertNothingLeft()
+
+    def test_probe(self) -> None:
+        """Nor is it one that somebody connects and leaves."""
+        wire = self.connect()
+        wire.drop()
+        self.assertEqual(self.logged, [])
+        self.assertNothingLeft()
+
+    def test_truncated(self) -> None:
+        """A client that leaves in the middle of its request is told of, once."""
+        for request in (LIST, IMPORT):
+            for length in range(1, len(request)):
+                wire = self.connect()
+                wire.send(request[:length])
+                self.assertEqual(self.told(), [])
+                wire.drop()
+                self.assertEqual(len(self.told()), 1)
+                self.logged.clear()
+                self.assertNothingLeft()
+        self.assertEqual(self.backend.calls, [])
+
+    def test_tooMany(self) -> None:
+        """Those beyond the limit are turned away, which is told once; when one goes there is
+        room for one."""
+        wires = [self.connect() for _ in range(self.most)]
+        for _ in range(5):
+            self.assertIsNone(self.factory.buildProtocol(ADDRESS))
+        self.assertEqual(len(self.logged), 1)
+        self.assertIn(f"{self.most} USB/IP clients", formatEvent(self.logged[0]))
+        wires[0].drop()
+        wire = self.connect()
+        wire.send(LIST)
+        self.assertEqual(wire.received, encodeList([BOUND]))
+
+    def test_unixSocket(self) -> None:
+        """Whoever comes by a unix socket is local."""
+        self.backend = PatientBackend((BOUND,))
+        self.serve()
+        protocol = self.factory.buildProtocol(UNIXAddress(None))
+        transport = SocketTransport()
+        self.addCleanup(transport.close)
+        wire = Wire(protocol, transport)
+        wire.send(IMPORT)
+        self.assertEqual(self.backend.calls[0].holder, Holder(address="local", since=1000.0))

@@ -1,0 +1,195 @@
+"""
+Who may import a device, and how its connection comes to it.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from usbip_server.caller import Caller
+from usbip_server.catalogue import Catalogue
+from usbip_server.device import DeviceState, Holder, UsbDevice
+from usbip_server.errors import DeviceInUse, DeviceLeased, DeviceNotFound, OperationFailed
+from usbip_server.handoff import Handoff, Handoffs, requireSilence
+from usbip_server.interfaces import IUsbBackend
+from usbip_server.inventory import Change, ChangeKind
+from usbip_server.keeper import Keeper
+from usbip_server.operation import Operation
+from usbip_server.operations import Operations
+from usbip_server.rules import Rules, Share
+from usbip_server.wishes import Wishes
+
+AFTERWARDS = (0.0, 0.3, 1.0)
+"""Seconds after the end of a session at which to look what has become of the device: the
+kernel resets it, which takes about 0.2 s, and more if several end at once."""
+
+JUST_FREED = 1.0
+"""Seconds that a device may be shown as in use though its session is over."""
+
+LOOK_AGAIN = 0.2
+"""Seconds."""
+
+EXPORT_SECONDS = 5.0
+"""For the kernel to take a connection."""
+
+
+class Exports:
+    """
+    Hands devices out.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        backend: IUsbBackend,
+        catalogue: Catalogue,
+        rules: Rules,
+        wishes: Wishes,
+        operations: Operations,
+        keeper: Keeper,
+        reactor: Any,
+        now: Callable[[], float],
+    ) -> None:
+        """
+        @param reactor: provides C{IReactorTime} and C{IReactorFDSet}.
+        @param now: the time, in seconds since the epoch.
+        """
+        self.handoffs = Handoffs(reactor)
+        self._backend = backend
+        self._catalogue = catalogue
+        self._rules = rules
+        self._wishes = wishes
+        self._operations = operations
+        self._keeper = keeper
+        self._reactor = reactor
+        self._now = now
+        self._stopped = False
+        catalogue.inventory.subscribe(self._changed)
+
+    def stop(self) -> None:
+        """Look no more; all sessions go on."""
+        self._stopped = True
+        self.handoffs.stop()
+
+    def importable(self) -> tuple[UsbDevice, ...]:
+        """The devices that can be imported, or could be, if nobody had them."""
+        return tuple(
+            device
+            for device in self._catalogue.inventory.snapshot.devices
+            if device.state in (DeviceState.BOUND, DeviceState.IN_USE) or self._isOnImport(device)
+        )
+
+    async def handOver(
+        self, busId: str, caller: Caller, connection: socket.socket, ended: Callable[[], None]
+    ) -> UsbDevice:
+        """
+        Give a device to a client: from now on its connection carries USB traffic.
+
+        @param connection: see L{IUsbBackend.export}.
+        @param ended: called when the session has ended.
+        @raise ShareError: it is not to be had.
+        """
+        device = await self._chosen(busId, caller)
+        return await self._operations.perform(
+            "import",
+            device,
+            lambda: self._find(busId, caller),
+            caller.principal,
+            self._reactor.seconds() + self._operations.timeouts.bind + EXPORT_SECONDS,
+            work=lambda operation: self._give(operation, connection, ended),
+        )
+
+    async def _give(
+        self, operation: Operation, connection: socket.socket, ended: Callable[[], None]
+    ) -> UsbDevice:
+        """
+        Bind a device, if it is to be bound on import, and export it. All in one operation, so
+        that nobody unbinds it in between.
+        """
+        device = operation.device
+        try:
+            # Whatever becomes of the other meanwhile, this one stays the client's connection.
+            kept = connection.dup()
+        except OSError as error:
+            raise OperationFailed(device, f"cannot export {device}: {error}") from error
+        holder = Holder(address=operation.principal.address, since=self._now())
+        handoff = Handoff(device, kept, holder, partial(self._ended, device, ended))
+        try:
+            if device.state is DeviceState.FREE:
+                device = await self._operations.bind(operation)
+            requireSilence(kept)
+            self.handoffs.begin(handoff)
+            exported = await self._backend.export(device, kept, holder, EXPORT_SECONDS)
+        except BaseException:
+            self.handoffs.drop(handoff)
+            if operation.device.state is DeviceState.FREE:
+                self._release(device)
+            raise
+        self._keeper.taken(exported)
+        self.handoffs.add(handoff)
+        return exported
+
+    async def _chosen(self, busId: str, caller: Caller) -> UsbDevice:
+        """
+        The device, also if it has only just been given back.
+        """
+        until = self._reactor.seconds() + JUST_FREED
+        while True:
+            try:
+                return self._find(busId, caller)
+            except DeviceInUse as error:
+                if self.handoffs.isOpen(error.device) or self._reactor.seconds() >= until:
+                    raise
+                await deferLater(self._reactor, LOOK_AGAIN)
+                await self._backend.look(error.device)
+
+    def _find(self, busId: str, caller: Caller) -> UsbDevice:
+        """
+        @raise ShareError: there is none, or it is somebody else's.
+        """
+        device = self._catalogue.inventory.get(busId)
+        if device is None:
+            raise DeviceNotFound(f"there is no device {busId}")
+        lease = device.lease
+        if lease is not None and lease.address != caller.principal.address:
+            raise DeviceLeased(device, lease, self._wishes.left(lease))
+        if device.state is DeviceState.IN_USE:
+            raise DeviceInUse(device, self.handoffs.traffic(device))
+        if device.state is DeviceState.FREE and not self._isOnImport(device):
+            raise DeviceNotFound(f"{device} is not attached: attach it first")
+        return device
+
+    def _isOnImport(self, device: UsbDevice) -> bool:
+        return self._rules.of(device).share is Share.ON_IMPORT
+
+    def _ended(self, device: UsbDevice, ended: Callable[[], None]) -> None:
+        ended()
+        self._release(device)
+        if self._catalogue.inventory.same(device) is None:
+            self.handoffs.forget(device)
+        for seconds in AFTERWARDS:
+            self._reactor.callLater(seconds, self._look, device)
+
+    def _release(self, device: UsbDevice) -> None:
+        if self._rules.of(device).unbind_released:
+            self._keeper.letGo(device)
+
+    def _changed(self, changes: tuple[Change, ...]) -> None:
+        for change in changes:
+            if change.kind is ChangeKind.REMOVED:
+                self.handoffs.forget(change.device)
+
+    def _look(self, device: UsbDevice) -> None:
+        if self._stopped:
+            return
+        Deferred.fromCoroutine(self._backend.look(device)).addErrback(
+            lambda failure: self._log.failure("cannot look at {device}", failure, device=device)
+        )

@@ -1,0 +1,212 @@
+"""
+Connections that were given away: USB traffic goes over them now, and we only listen for
+their end.
+
+Whoever has a connection, the kernel mostly, reads and writes it without us. We keep it open
+for three things: that it is shut down says that the session has ended, and nothing else
+announces that; it counts bytes; and it knows who is at the other end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import struct
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import msgspec
+from twisted.internet.interfaces import IReadDescriptor
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from usbip_server.device import Holder, Traffic, UsbDevice
+from usbip_server.errors import InvalidRequest
+
+TRAFFIC_AT = 120
+"""Where C{tcpi_bytes_acked} and C{tcpi_bytes_received} are (C{struct tcp_info},
+C{include/uapi/linux/tcp.h})."""
+
+Stay = tuple[str, int]
+"""Bus id and device number."""
+
+
+class KeepAlive(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    rename={"userTimeout": "user_timeout"},
+):
+    """
+    How it is noticed that a client has vanished without a word (tcp(7)).
+
+    @ivar idle: seconds of silence, after which it is asked whether it is still there.
+    @ivar interval: seconds between asking again.
+    @ivar count: how often it may leave that unanswered.
+    @ivar userTimeout: seconds that what was sent may stay unacknowledged: while something
+        is, nothing is asked.
+    """
+
+    idle: Annotated[int, msgspec.Meta(ge=1, le=32767)] = 5
+    interval: Annotated[int, msgspec.Meta(ge=1, le=32767)] = 2
+    count: Annotated[int, msgspec.Meta(ge=1, le=127)] = 3
+    userTimeout: Annotated[int, msgspec.Meta(ge=1, le=86400)] = 10
+
+    def apply(self, connection: socket.socket) -> None:
+        """
+        Set a connection up; does nothing to one that is not TCP.
+
+        @raise OSError: it is gone.
+        """
+        if connection.family == socket.AF_UNIX:
+            return
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in (
+            (socket.TCP_NODELAY, 1),
+            (socket.TCP_KEEPIDLE, self.idle),
+            (socket.TCP_KEEPINTVL, self.interval),
+            (socket.TCP_KEEPCNT, self.count),
+            (socket.TCP_USER_TIMEOUT, 1000 * self.userTimeout),
+        ):
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+class Handoff(msgspec.Struct, frozen=True, eq=False):
+    """
+    One session.
+
+    @ivar connection: a duplicate of our own: the client's is closed when its protocol likes.
+    @ivar ended: called when it has ended.
+    """
+
+    device: UsbDevice
+    connection: socket.socket
+    holder: Holder
+    ended: Callable[[], None]
+
+    @property
+    def stay(self) -> Stay:
+        """Of the device."""
+        return self.device.busId, self.device.deviceNumber
+
+    def traffic(self) -> Traffic | None:
+        """What it has moved so far."""
+        with contextlib.suppress(OSError, struct.error):
+            info = self.connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+            acked, received = struct.unpack_from("=QQ", info, TRAFFIC_AT)
+            return Traffic(bytesIn=received, bytesOut=acked)
+        return None
+
+
+@implementer(IReadDescriptor)
+class Handoffs:
+    """
+    Those there are.
+    """
+
+    _log = Logger()
+
+    def __init__(self, reactor: Any) -> None:
+        """
+        @param reactor: provides C{IReactorFDSet}.
+        """
+        self._reactor = reactor
+        self._epoll: select.epoll | None = None
+        self._stopped = False
+        self._open: dict[int, Handoff] = {}
+        self._past: dict[Stay, tuple[Holder, Traffic | None]] = {}
+
+    def begin(self, handoff: Handoff) -> None:
+        """A session is about to begin: C{add} it then, or C{drop} it."""
+        self._open[handoff.connection.fileno()] = handoff
+
+    def drop(self, handoff: Handoff) -> None:
+        """It does not come to that; its connection is closed."""
+        self._open.pop(handoff.connection.fileno(), None)
+        handoff.connection.close()
+
+    def add(self, handoff: Handoff) -> None:
+        """
+        Listen for the end of a session, and close its connection then.
+        """
+        if self._stopped:
+            self.drop(handoff)
+            return
+        if self._epoll is None:
+            self._epoll = select.epoll()
+            self._reactor.addReader(self)
+        descriptor = handoff.connection.fileno()
+        self._open[descriptor] = handoff
+        # Not EPOLLIN: what there is to be read is not for us.
+        self._epoll.register(descriptor, select.EPOLLRDHUP)
+
+    def traffic(self, device: UsbDevice) -> Traffic | None:
+        """
+        What a device's holder has moved, also when that was the last one and is gone.
+        """
+        stay = device.busId, device.deviceNumber
+        for handoff in self._open.values():
+            if handoff.stay == stay and handoff.holder == device.holder:
+                return handoff.traffic()
+        holder, traffic = self._past.get(stay, (None, None))
+        return traffic if holder == device.holder else None
+
+    def isOpen(self, device: UsbDevice) -> bool:
+        """Has a client of ours the device?"""
+        stay = device.busId, device.deviceNumber
+        return any(handoff.stay == stay for handoff in self._open.values())
+
+    def forget(self, device: UsbDevice) -> None:
+        """The device is gone."""
+        self._past.pop((device.busId, device.deviceNumber), None)
+
+    def stop(self) -> None:
+        """Listen no more; all sessions go on."""
+        self._stopped = True
+        if self._epoll is not None:
+            self._reactor.removeReader(self)
+            self._epoll.close()
+            self._epoll = None
+
+    def fileno(self) -> int:
+        return -1 if self._epoll is None else self._epoll.fileno()
+
+    def logPrefix(self) -> str:
+        return "sessions"
+
+    def doRead(self) -> None:
+        if self._epoll is None:
+            return
+        for descriptor, _ in self._epoll.poll(0):
+            self._epoll.unregister(descriptor)
+            handoff = self._open.pop(descriptor)
+            self._past[handoff.stay] = handoff.holder, handoff.traffic()
+            handoff.connection.close()
+            try:
+                handoff.ended()
+            except Exception:
+                self._log.failure("a bug at the end of a session")
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The reactor stops: the sessions do not."""
+
+
+def requireSilence(connection: socket.socket) -> None:
+    """
+    A client says nothing more until it is answered: what it said would be taken for USB
+    traffic.
+
+    @raise InvalidRequest: it has, or it is gone.
+    """
+    try:
+        more = connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return
+    except OSError as error:
+        raise InvalidRequest(f"the connection is gone: {error}") from error
+    raise InvalidRequest(
+        "there is something behind the request" if more else "it leaves before it is answered"
+    )

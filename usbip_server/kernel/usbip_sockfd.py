@@ -1,0 +1,115 @@
+"""
+Beginning and ending the sessions of clients: C{usbip_sockfd}, which a device has while it is
+bound to C{usbip-host} (C{store_usbip_sockfd}, C{drivers/usb/usbip/stub_dev.c}).
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+
+from usbip_server.device import DeviceState, UsbDevice
+from usbip_server.errors import DeviceInUse, OperationFailed
+from usbip_server.kernel.refusals import explained, requireSame
+from usbip_server.kernel.scan import DEVICES, GONE, STATE_OF, USBIP_HOST, driverOf, statusOf
+from usbip_server.kernel.system import ISystem
+from usbip_server.kernel.usbip_host import UsbipHost
+
+RESET_SECONDS = 0.02
+"""Between looks whether the device has been reset, which the end of a session begins with."""
+
+LOOKS = 50
+"""How often to look before a device that is to be exported is in use: for a second."""
+
+END = -1
+"""Written instead of a descriptor."""
+
+
+class UsbipSockfd:
+    """
+    The attribute of all devices. C{export} and C{release} block, perhaps for ever: call them
+    in a thread. They may run at the same time for different devices.
+    """
+
+    def __init__(self, system: ISystem, host: UsbipHost) -> None:
+        """
+        @param host: the driver, which does nothing to a device meanwhile.
+        """
+        self._system = system
+        self._host = host
+
+    def export(self, device: UsbDevice, descriptor: int, abandoned: threading.Event) -> None:
+        """
+        Give a bound device to a client.
+
+        @param descriptor: of the client's connection, in this process. The kernel takes a
+            reference of its own.
+        @param abandoned: set when nobody waits for that any more: then the session is ended.
+        @raise DeviceInUse: another client has it, or had it and it is not reset yet.
+        @raise OperationFailed: see its message.
+        """
+        busId = device.busId
+        with self._host.lock(busId), explained(self._system, "export", device):
+            looks = 1
+            while not self._isGiven(device, descriptor):
+                if looks == LOOKS or abandoned.wait(RESET_SECONDS):
+                    if self._state(busId) is DeviceState.IN_USE:
+                        raise DeviceInUse(device)
+                    raise OperationFailed(
+                        device, f"usbip-host does not take the connection that is to have {device}"
+                    )
+                looks += 1
+            if abandoned.is_set():
+                self._write(busId, END)
+                raise OperationFailed(device, f"the export of {device} was given up")
+
+    def _isGiven(self, device: UsbDevice, descriptor: int) -> bool:
+        """
+        Give it to the client, if it is there to be had. (The kernel would log each try.)
+        """
+        requireSame(self._system, device)
+        if driverOf(self._system, device.busId) != USBIP_HOST:
+            raise OperationFailed(device, f"{device} is not attached: attach it first")
+        self._requireReset(device)
+        if self._state(device.busId) is not DeviceState.BOUND:
+            return False
+        try:
+            self._write(device.busId, descriptor)
+        except OSError as error:
+            if error.errno not in GONE | {errno.EINVAL}:
+                raise
+            return False  # somebody was quicker to take it, or to unbind it
+        return True
+
+    def release(self, device: UsbDevice, abandoned: threading.Event) -> None:
+        """
+        End the session of the client that has a device; it can be imported anew then.
+
+        @param abandoned: set when nobody waits for that any more.
+        @raise usbip_server.kernel.refusals.NotPermitted: the session goes on.
+        @raise OperationFailed: see its message.
+        """
+        busId = device.busId
+        with self._host.lock(busId), explained(self._system, "kick", device):
+            requireSame(self._system, device)
+            if self._state(busId) is not DeviceState.IN_USE:
+                return
+            try:
+                self._write(busId, END)
+            except OSError as error:
+                if error.errno not in GONE | {errno.EINVAL}:
+                    raise  # else it has ended of itself
+            while self._state(busId) is DeviceState.IN_USE and not abandoned.wait(RESET_SECONDS):
+                pass
+            requireSame(self._system, device)
+            self._requireReset(device)
+
+    def _requireReset(self, device: UsbDevice) -> None:
+        if self._state(device.busId) is DeviceState.ERROR:
+            raise OperationFailed(device, f"usbip-host could not reset {device}: attach it again")
+
+    def _state(self, busId: str) -> DeviceState | None:
+        return STATE_OF.get(statusOf(self._system, busId) or 0)
+
+    def _write(self, busId: str, descriptor: int) -> None:
+        self._system.write(f"{DEVICES}/{busId}/usbip_sockfd", b"%d" % descriptor)

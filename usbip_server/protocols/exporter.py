@@ -1,0 +1,255 @@
+"""
+USB/IP: which devices can be imported, and the import of one.
+
+A conversation (L{usbip_server.opcodec} has the bytes)::
+
+    client: OP_REQ_DEVLIST
+    server: OP_REP_DEVLIST, closes
+
+    client: OP_REQ_IMPORT
+    server gives the connection to the device, and only then answers:
+    server: OP_REP_IMPORT
+    from now on USB traffic goes both ways, and not through here.
+
+An import that fails is answered with its status, and the connection closed.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.logger import Logger
+from twisted.protocols.policies import TimeoutMixin
+from twisted.python.failure import Failure
+
+from usbip_server.caller import Caller, principalAt
+from usbip_server.errors import (
+    BackendUnavailable,
+    DeviceAwaited,
+    DeviceInUse,
+    DeviceLeased,
+    DeviceNotFound,
+    InvalidRequest,
+    NotAllowed,
+    NotDone,
+    OperationFailed,
+    SeveralMatch,
+    ShareError,
+    SnapshotNeeded,
+    StillWorking,
+)
+from usbip_server.handoff import KeepAlive, requireSilence
+from usbip_server.opcodec import (
+    ImportRequest,
+    ListRequest,
+    NotUsbIp,
+    OpStatus,
+    decode,
+    encodeImport,
+    encodeList,
+    encodeRefusal,
+)
+from usbip_server.policy import Principal
+from usbip_server.sharing import Sharing
+
+REQUEST_SECONDS = 10.0
+"""For a client to say what it wants."""
+
+STATUS_OF: dict[type[ShareError], OpStatus] = {
+    DeviceInUse: OpStatus.DEV_BUSY,
+    DeviceLeased: OpStatus.DEV_BUSY,
+    DeviceAwaited: OpStatus.DEV_BUSY,
+    StillWorking: OpStatus.DEV_BUSY,
+    NotDone: OpStatus.DEV_BUSY,
+    DeviceNotFound: OpStatus.NODEV,
+    NotAllowed: OpStatus.NODEV,
+    SeveralMatch: OpStatus.ERROR,
+    OperationFailed: OpStatus.DEV_ERR,
+    BackendUnavailable: OpStatus.NA,
+    InvalidRequest: OpStatus.ERROR,
+    SnapshotNeeded: OpStatus.ERROR,
+}
+"""Which status tells of which error; a subclass has its base's."""
+
+
+class Exporter(Protocol, TimeoutMixin):
+    """
+    One connection, until it carries USB traffic.
+    """
+
+    factory: ExporterFactory
+    transport: Any
+    _log = Logger()
+
+    def __init__(self, principal: Principal) -> None:
+        self._caller = Caller(principal)
+        self._received = b""
+        self._asked = False
+        self._handedOver = False
+
+    def callLater(self, period: float, func: Any) -> IDelayedCall:
+        """What C{TimeoutMixin} uses."""
+        return self.factory.clock.callLater(period, func)
+
+    def connectionMade(self) -> None:
+        self.factory.connections.add(self)
+        self.setTimeout(REQUEST_SECONDS)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.setTimeout(None)
+        self.factory.connections.discard(self)
+        if self._received and not self._asked:
+            self._log.warn(
+                "{principal} is no USB/IP client: it leaves in the middle of a request",
+                principal=str(self._caller.principal),
+            )
+        self._caller.gone()
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._asked:
+            return
+        self._received += data
+        try:
+            request = decode(self._received)
+        except NotUsbIp as error:
+            self._cutOff(error)
+            return
+        if request is None:
+            return
+        self._asked = True
+        self.setTimeout(None)
+        self.transport.pauseProducing()  # what comes from now on is not for us
+        work = self._list(request) if isinstance(request, ListRequest) else self._import(request)
+        Deferred.fromCoroutine(work).addErrback(self._failed)
+
+    def timeoutConnection(self) -> None:
+        if self._received and not self._asked:
+            self._cutOff(f"no whole request within {REQUEST_SECONDS:g} s")
+        else:
+            self.transport.abortConnection()
+
+    def close(self) -> None:
+        """
+        The daemon stops: USB traffic goes on without it, all else ends.
+        """
+        if not self._handedOver:
+            self._asked = True
+            self.transport.loseConnection()
+
+    async def _list(self, request: ListRequest) -> None:
+        try:
+            devices = await self.factory.sharing.importable()
+        except ShareError:
+            devices = ()  # there is no status for this
+        self._answer(encodeList(devices))
+
+    async def _import(self, request: ImportRequest) -> None:
+        connection: socket.socket = self.transport.getHandle()
+        try:
+            self.factory.keepAlive.apply(connection)
+            requireSilence(connection)
+        except (OSError, InvalidRequest) as error:
+            self._cutOff(error)
+            return
+        try:
+            device = await self.factory.sharing.handOver(
+                request.busId, self._caller, connection, self._ended
+            )
+        except ShareError as error:
+            self._log.info(
+                "{principal} may not import {busId}: {error}",
+                principal=str(self._caller.principal),
+                busId=request.busId,
+                error=str(error),
+            )
+            self._answer(encodeRefusal(statusOf(error)))
+        else:
+            # The transport stays as it is, reading nothing: to close it would shut the
+            # connection down, which is not ours any more.
+            self._handedOver = True
+            self.factory.connections.discard(self)
+            self.transport.write(encodeImport(device))
+
+    def _ended(self) -> None:
+        """
+        The session has ended: the connection is ours again, to be closed.
+        """
+        self.transport.loseConnection()
+
+    def _cutOff(self, reason: object) -> None:
+        self._asked = True  # or something that cannot be answered
+        self._log.warn(
+            "{principal} is no USB/IP client: {reason}",
+            principal=str(self._caller.principal),
+            reason=str(reason),
+        )
+        self.transport.abortConnection()
+
+    def _answer(self, answer: bytes) -> None:
+        if self._caller.isGone:
+            return
+        self.transport.write(answer)
+        self.setTimeout(REQUEST_SECONDS)  # to take it
+        self.transport.loseConnection()
+
+    def _failed(self, failure: Failure) -> None:
+        self._log.failure("a bug in answering over USB/IP", failure)
+        self.transport.abortConnection()
+
+
+class ExporterFactory(Factory):
+    """
+    Makes the connections of the export port, and counts those that carry no traffic yet.
+
+    @ivar connections: those.
+    @ivar keepAlive: how a client that vanishes is noticed.
+    """
+
+    noisy = False
+    _log = Logger()
+
+    def __init__(
+        self, sharing: Sharing, keepAlive: KeepAlive, most: int, clock: IReactorTime
+    ) -> None:
+        """
+        @param most: how many there may be at a time.
+        """
+        self.sharing = sharing
+        self.keepAlive = keepAlive
+        self.most = most
+        self.clock = clock
+        self.connections: set[Exporter] = set()
+        self._full = False
+
+    def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
+        principal = principalAt(addr)
+        if len(self.connections) >= self.most:
+            if not self._full:
+                self._full = True
+                self._log.warn(
+                    "{most} USB/IP clients that have not said what they want: turning away "
+                    "{principal} and others",
+                    most=self.most,
+                    principal=str(principal),
+                )
+            return None
+        self._full = False
+        exporter = Exporter(principal)
+        exporter.factory = self
+        return exporter
+
+    def close(self) -> None:
+        """The daemon stops."""
+        for connection in tuple(self.connections):
+            connection.close()
+
+
+def statusOf(error: ShareError) -> OpStatus:
+    """
+    The status that tells of an error.
+    """
+    return next(STATUS_OF[kind] for kind in type(error).__mro__ if kind in STATUS_OF)
