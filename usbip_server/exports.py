@@ -26,7 +26,7 @@ from usbip_server.operations import Operations
 from usbip_server.rules import Rules, Share
 from usbip_server.wishes import Wishes
 
-AFTERWARDS = (0.0, 0.3, 1.0)
+AFTERWARDS = (0.0, 0.1, 0.2, 0.3, 0.5, 1.0)
 """Seconds after the end of a session at which to look what has become of the device: the
 kernel resets it, which takes about 0.2 s, and more if several end at once."""
 
