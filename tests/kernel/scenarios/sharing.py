@@ -118,6 +118,7 @@ class Scenarios(SharingCase):
         daemon = self.shared()
         self.succeeds(daemon.ask("attach", id=DISK))
         _, imported = self.importDisk()
+        guest.waitBlockDevice(imported)  # to pull it out while it is probed can take minutes
         self.succeeds(daemon.ask("detach", id=DISK))
         guest.waitGone(imported)
         guest.waitBlockDevice(DISK)
