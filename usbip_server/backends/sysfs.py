@@ -5,6 +5,7 @@ C{usbip} program is needed.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Mapping
@@ -15,7 +16,8 @@ import msgspec
 from zope.interface import implementer
 
 from usbip_server.backends.options import convert
-from usbip_server.device import Holder, Traffic, UsbDevice
+from usbip_server.device import DeviceState, Holder, Traffic, UsbDevice
+from usbip_server.errors import OperationFailed
 from usbip_server.interfaces import IUsbBackend
 from usbip_server.kernel.machine import Machine
 from usbip_server.kernel.refusals import TableFull
@@ -77,6 +79,12 @@ class SysfsBackend:
         return self._machine.here(device)
 
     async def unbind(self, device: UsbDevice, deadline: float) -> UsbDevice:
+        now = self._machine.inventory.same(device)
+        if now is not None and now.state is DeviceState.IN_USE:
+            # An unbind that had to end a session as well was seen to leave its connection open
+            # (Linux 6.1): first the one, then the other.
+            with contextlib.suppress(OperationFailed):
+                await self._machine.release(device, deadline)
         work = partial(self._machine.host.unbind, device)
         try:
             await self._machine.call("detach", device, deadline, work)
