@@ -27,6 +27,22 @@ class ReleaseTests(SysfsCase):
         self.reactor.advance(2)
         self.kernel.writes.clear()
 
+    def test_beforeUnbind(self) -> None:
+        """A device that a client has is unbound when its session has been ended, and not
+        before."""
+        self.assertIs(self.successResultOf(self.unbind()).state, DeviceState.FREE)
+        paths = [path.rpartition("/")[2] for path, _ in self.kernel.writes]
+        self.assertEqual(paths, ["usbip_sockfd", "unbind", "bind"])
+
+    def test_unbindAllTheSame(self) -> None:
+        """It is unbound also if the session cannot be ended first: that takes it, too."""
+
+        def refuse() -> None:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+        self.beforeWrite(refuse)
+        self.assertIs(self.successResultOf(self.unbind()).state, DeviceState.FREE)
+
     def beforeWrite(self, function: Callable[[], object]) -> None:
         """Something happens in the moment before the session would be ended."""
         write = self.kernel.write
