@@ -17,7 +17,7 @@ from usbip_server.caller import Caller
 from usbip_server.commands import Command, WatchDevices, decode
 from usbip_server.device import DeviceState, Holder, UsbDevice
 from usbip_server.limits import Timeouts
-from usbip_server.policy import Principal
+from usbip_server.policy import LOCAL, Principal
 from usbip_server.replies import Devices
 from usbip_server.rules import Match, Rule, Share
 from usbip_server.settings import Settings
@@ -85,7 +85,7 @@ class DesiredTestCase(SynchronousTestCase):
             now=lambda: EPOCH + self.clock.seconds(),
         )
         self.successResultOf(asked(self.sharing.start()))
-        _, stream = self.sharing.watch(WatchDevices())
+        _, stream = self.sharing.watch(WatchDevices(), Caller(Principal(LOCAL)))
         self.heard: list[tuple[str, str]] = []
         stream.begin(lambda event, line: self.heard.append((event.kind.value, event.device.busId)))
 

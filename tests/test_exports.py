@@ -32,7 +32,7 @@ from usbip_server.errors import (
     StillWorking,
 )
 from usbip_server.exports import AFTERWARDS, EXPORT_SECONDS, JUST_FREED, LOOK_AGAIN
-from usbip_server.policy import Principal
+from usbip_server.policy import LOCAL, Principal
 from usbip_server.rules import Hook, Match, Occasion, Rule, Share
 
 FREE, BOUND, IN_USE = DeviceState.FREE, DeviceState.BOUND, DeviceState.IN_USE
@@ -195,7 +195,7 @@ class WhoTests(ExportsTestCase):
         self.backend.inventory.trouble = None
         self.successResultOf(asked(self.sharing.stop()))
         self.denied(BackendUnavailable)
-        self.failureResultOf(asked(self.sharing.importable()), BackendUnavailable)
+        self.failureResultOf(asked(self.sharing.importable(Principal(LOCAL))), BackendUnavailable)
 
     def test_fails(self) -> None:
         """If the backend fails the client is told, nothing is left of its connection, and the
@@ -623,7 +623,7 @@ class ListTests(ExportsTestCase):
 
     def importable(self) -> list[str]:
         """Their bus ids."""
-        devices = self.successResultOf(asked(self.sharing.importable()))
+        devices = self.successResultOf(asked(self.sharing.importable(Principal(LOCAL))))
         return [device.busId for device in devices]
 
     def test_bound(self) -> None:

@@ -18,15 +18,15 @@ OURS = "usbip_server"
 
 VOCABULARY = {
     *("commands", "device", "errors", "limits", "matching", "opcodec", "policy", "replies"),
-    *("rules", "settings", "state", "timestamps"),
+    *("rules", "settings", "state", "timestamps", "tokens"),
 }
 PROTOCOLS = {"exporter", "firstbyte", "lines", "web"}
 TOOLS = {"admission", "framing", "halfclose", "keepalive", "sse", "watcher"}
 """What protocols are made with: these may be known to all of them."""
 
 REQUESTS = {
-    *("answers", "caller", "catalogue", "claims", "exports", "feed", "handoff", "herald"),
-    *("keeper", "operations", "sharing", "waiting", "wishes"),
+    *("access", "answers", "audit", "caller", "catalogue", "claims", "exports", "feed"),
+    *("handoff", "herald", "keeper", "operations", "patience", "sharing", "waiting", "wishes"),
 }
 """What knows who asks for what: nothing of that concerns a backend."""
 
@@ -34,9 +34,10 @@ LAYERS = {
     "vocabulary": VOCABULARY,
     "interfaces": {"interfaces"},
     "middle": {
-        *("answers", "caller", "catalogue", "childprocess", "claims", "damper", "exports"),
-        *("feed", "handoff", "herald", "hooks", "httppost", "inventory", "keeper"),
-        *("operation", "operations", "sharing", "statefile", "threads", "waiting", "wishes"),
+        *("access", "answers", "audit", "caller", "catalogue", "childprocess", "claims"),
+        *("damper", "exports", "feed", "handoff", "herald", "hooks", "httppost", "inventory"),
+        *("keeper", "operation", "operations", "patience", "sharing", "statefile", "threads"),
+        *("waiting", "wishes"),
     },
     "backends": {"backends"},
     "kernel": {"kernel"},

@@ -10,9 +10,8 @@ from twisted.logger import Logger
 from usbip_server.caller import Caller
 from usbip_server.commands import Command, WatchDevices, decode
 from usbip_server.device import UsbDevice
-from usbip_server.errors import ShareError, SnapshotNeeded
+from usbip_server.errors import NotAllowed, ShareError, SnapshotNeeded
 from usbip_server.feed import Stream
-from usbip_server.policy import Principal
 from usbip_server.replies import Devices, Reply, Status, encodeDevices, failed
 from usbip_server.sharing import Sharing
 
@@ -24,6 +23,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     @ivar status: for a protocol that has status codes of its own.
     @ivar encoded: the JSON, with a line feed.
     @ivar keepAlive: may the next request follow on this connection?
+    @ivar forbidden: it is refused because of who asks.
     @ivar broken: there is a bug here; nothing more is to be trusted on this connection.
     @ivar stream: what is to follow the answer, without end.
     """
@@ -31,6 +31,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     status: Status
     encoded: bytes
     keepAlive: bool = False
+    forbidden: bool = False
     broken: bool = False
     stream: Stream | None = None
 
@@ -46,20 +47,24 @@ class Answers:
         self._sharing = sharing
         self._lists: dict[tuple[bool, bool], tuple[tuple[UsbDevice, ...], Answer]] = {}
 
-    async def to(self, raw: bytes, caller: Caller) -> Answer:
+    async def to(self, raw: bytes, caller: Caller, token: str | None = None) -> Answer:
         """
         Answer one request. Never fails: whatever goes wrong is an answer too.
+
+        @param token: counts if there is none in the request.
         """
         command: Command | None = None
         try:
             command = decode(raw)
+            if token is not None and command.token is None:
+                command = msgspec.structs.replace(command, token=token)
             if isinstance(command, WatchDevices):
-                return await self._watch(command)
+                return await self._watch(command, caller)
             return self._success(await self._sharing.perform(command, caller), command)
         except Exception as error:
-            return self._failure(error, command, raw, caller.principal)
+            return self._failure(error, command, raw, caller)
 
-    def atOnce(self, raw: bytes, principal: Principal) -> Answer | None:
+    def atOnce(self, raw: bytes, caller: Caller) -> Answer | None:
         """
         The same for a request whose answer needs no waiting.
 
@@ -68,31 +73,31 @@ class Answers:
         command: Command | None = None
         try:
             command = decode(raw)
-            devices = self._sharing.atOnce(command)
+            devices = self._sharing.atOnce(command, caller)
             return None if devices is None else self._success(devices, command)
         except Exception as error:
-            return self._failure(error, command, raw, principal)
+            return self._failure(error, command, raw, caller)
 
-    async def watch(self, command: WatchDevices, principal: Principal) -> Answer:
+    async def watch(self, command: WatchDevices, caller: Caller) -> Answer:
         """
         The same for a request to watch that came as something else than JSON. One that
         wants to go on where that is not possible begins anew.
         """
         try:
             try:
-                return await self._watch(command)
+                return await self._watch(command, caller)
             except SnapshotNeeded:
-                return await self._watch(msgspec.structs.replace(command, since=None))
+                return await self._watch(msgspec.structs.replace(command, since=None), caller)
         except Exception as error:
-            return self._failure(error, command, b"watch", principal)
+            return self._failure(error, command, b"watch", caller)
 
     def heartbeat(self) -> bytes:
         """A line that says that we are still there, and where the events stand."""
         return self._sharing.heartbeat().encode()
 
-    async def _watch(self, command: WatchDevices) -> Answer:
+    async def _watch(self, command: WatchDevices, caller: Caller) -> Answer:
         await self._sharing.ready()
-        reply, stream = self._sharing.watch(command)
+        reply, stream = self._sharing.watch(command, caller)
         return Answer(status=reply.status, encoded=reply.encode(), keepAlive=True, stream=stream)
 
     def _success(self, devices: Devices, command: Command) -> Answer:
@@ -116,13 +121,13 @@ class Answers:
         )
 
     def _failure(
-        self, error: Exception, command: Command | None, raw: bytes, principal: Principal
+        self, error: Exception, command: Command | None, raw: bytes, caller: Caller
     ) -> Answer:
         if not isinstance(error, ShareError):
             self._log.failure(
-                "a bug in answering {raw!r} from {principal}",
-                raw=raw[:200],
-                principal=str(principal),
+                "a bug in answering {command} from {principal}",
+                command=tokenless(command, raw),
+                principal=str(caller.principal),
             )
             return refusal("the daemon failed on this request: its log says more", broken=True)
         reply = failed(error, command is not None and bool(command.detail))
@@ -130,7 +135,17 @@ class Answers:
             status=reply.status,
             encoded=reply.encode(),
             keepAlive=command is not None and bool(command.keep_alive),
+            forbidden=isinstance(error, NotAllowed),
         )
+
+
+def tokenless(command: Command | None, raw: bytes) -> str:
+    """
+    A request for the log, which no token may stand in.
+    """
+    if command is None:
+        return f"a request of {len(raw)} bytes"
+    return repr(msgspec.structs.replace(command, token=None))
 
 
 def refusal(message: str, broken: bool = False) -> Answer:

@@ -4,20 +4,30 @@ Whoever asks, and the connection it asks on.
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import struct
 from collections.abc import Callable
+from typing import Any
 
-from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.interfaces import IAddress
+from cryptography import x509
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.interfaces import IAddress, ISSLTransport
 from twisted.logger import Logger
 
-from usbip_server.policy import Principal
+from usbip_server.policy import LOCAL, Principal
+
+UCRED = struct.Struct("=iii")
+"""Process, user and group: C{struct ucred}, unix(7)."""
 
 
 class Caller:
     """
     One connection, to those who carry its requests out.
 
-    @ivar principal: who is at the other end.
+    @ivar peer: who is at the other end.
+    @ivar principal: the same, with what the request at hand proves; one is carried out at a
+        time.
     @ivar lasts: can the connection stay open after an answer?
     @ivar isGone: is it gone?
     """
@@ -35,7 +45,7 @@ class Caller:
         @param tell: writes a line that answers nothing.
         @param hold: called when something begins that lasts as long as the connection does.
         """
-        self.principal = principal
+        self.peer = self.principal = principal
         self.lasts = lasts
         self.isGone = False
         self.tell = tell
@@ -77,4 +87,32 @@ def principalAt(address: IAddress | None) -> Principal:
     """
     if isinstance(address, IPv4Address | IPv6Address):
         return Principal(address.host.removeprefix("::ffff:"))
-    return Principal("local")
+    return Principal(LOCAL)
+
+
+def principalOf(transport: Any) -> Principal:
+    """
+    Who is at the other end of a connection: by TLS only once its handshake is done.
+
+    @param transport: an C{ITransport}.
+    """
+    principal = principalAt(transport.getPeer())
+    if ISSLTransport.providedBy(transport):
+        shown: Any = transport.getPeerCertificate()
+        name = None if shown is None else certificateName(shown.to_cryptography())
+        return Principal(principal.address, certificate=name)
+    if isinstance(transport.getHost(), UNIXAddress):
+        with contextlib.suppress(OSError):
+            raw = transport.getHandle().getsockopt(
+                socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size
+            )
+            return Principal(LOCAL, uid=UCRED.unpack(raw)[1])
+    return principal
+
+
+def certificateName(certificate: x509.Certificate) -> str | None:
+    """
+    Whom a certificate names: the common name of its subject.
+    """
+    names = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
+    return str(names[0].value) if names else None

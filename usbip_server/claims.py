@@ -10,12 +10,12 @@ from collections.abc import Callable
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
+from usbip_server.access import Access, Choosing
 from usbip_server.caller import Caller
 from usbip_server.catalogue import Catalogue
 from usbip_server.commands import (
     AttachDevice,
     DetachDevice,
-    DeviceRequest,
     KickClient,
     LeaseRequest,
     RenewLease,
@@ -34,7 +34,6 @@ from usbip_server.errors import (
     StillWorking,
 )
 from usbip_server.keeper import Keeper
-from usbip_server.matching import select
 from usbip_server.operation import Settle
 from usbip_server.operations import Operations
 from usbip_server.rules import Rules, Share
@@ -54,6 +53,7 @@ class Claims:
 
     def __init__(
         self,
+        access: Access,
         catalogue: Catalogue,
         rules: Rules,
         wishes: Wishes,
@@ -67,6 +67,7 @@ class Claims:
         @param now: the time, in seconds since the epoch.
         @param traffic: what a device's holder has moved.
         """
+        self._access = access
         self._catalogue = catalogue
         self._rules = rules
         self._wishes = wishes
@@ -75,7 +76,7 @@ class Claims:
         self._clock = clock
         self._traffic = traffic
         self.queue = Queue(
-            catalogue.inventory, self._obstacle, clock, now, operations.timeouts.heartbeat
+            access, catalogue.inventory, self._obstacle, clock, now, operations.timeouts.heartbeat
         )
 
     async def attach(self, command: AttachDevice, caller: Caller, until: float) -> UsbDevice:
@@ -108,9 +109,9 @@ class Claims:
         one that is not there is not wanted any more.
         """
         try:
-            device = self._select(command)
+            device = self._select(command, caller)
         except DeviceNotFound:
-            return self._dismiss(command)
+            return self._dismiss(command, caller)
         self._requireOwner(device, command.owner, command.force)
         isAlways = self._rules.of(device).share is Share.ALWAYS
         verb = "kick" if isAlways and device.lease is not None else "detach"
@@ -132,7 +133,7 @@ class Claims:
 
     async def kick(self, command: KickClient, caller: Caller, until: float) -> UsbDevice:
         """End the session of the client that has imported a device."""
-        device = self._select(command)
+        device = self._select(command, caller)
         self._requireOwner(device, command.owner, command.force)
         return await self._operations.perform(
             "kick",
@@ -148,7 +149,7 @@ class Claims:
 
         @raise NotLeased: there is none.
         """
-        device = self._select(command)
+        device = self._select(command, caller)
         wish = self._wishes.of(device)
         if wish is None or wish.lease is None:
             raise NotLeased(device)
@@ -168,9 +169,9 @@ class Claims:
         The device, when it may be had.
         """
         left = end - self._clock.seconds()
-        if left > 0 and not (command.force and self._isThere(command)):
+        if left > 0 and not (command.force and self._isThere(command, caller)):
             return await self.queue.turn(command, caller, left, again)
-        device = self._select(command)
+        device = self._select(command, caller)
         self._requireOwner(device, _ownerOf(command), command.force)
         waiting = self.queue.waitingFor(device)
         if waiting and not command.force:
@@ -211,23 +212,24 @@ class Claims:
         self.queue.freeSoon(device.busId)
         return bound
 
-    def _dismiss(self, command: DetachDevice) -> UsbDevice:
+    def _dismiss(self, command: DetachDevice, caller: Caller) -> UsbDevice:
         """
         Nobody wants a device any more that is not there.
 
         @raise DeviceNotFound: nobody did.
         """
-        device = select(command, self._wishes.away())
+        device = self._access.of(caller.principal).select(command, tuple(self._wishes.away()))
         self._requireOwner(device, command.owner, command.force)
         self._wishes.withdraw(device)
         return device
 
-    def _select(self, request: DeviceRequest) -> UsbDevice:
-        return select(request, self._catalogue.inventory.snapshot.devices)
+    def _select(self, request: Choosing, caller: Caller) -> UsbDevice:
+        devices = self._catalogue.inventory.snapshot.devices
+        return self._access.of(caller.principal).select(request, devices)
 
-    def _isThere(self, request: DeviceRequest) -> bool:
+    def _isThere(self, request: AttachDevice, caller: Caller) -> bool:
         try:
-            self._select(request)
+            self._select(request, caller)
         except DeviceNotFound:
             return False
         return True

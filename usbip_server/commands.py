@@ -15,6 +15,9 @@ from usbip_server.matching import CRITERIA, given
 LONGEST_WAIT = 86400
 """Seconds."""
 
+LONGEST_TOKEN = 1024
+"""Characters."""
+
 Owner = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 
 
@@ -26,10 +29,12 @@ class Request(
 
     @ivar detail: answer with all that is known of a device, not only what fits old clients.
     @ivar keep_alive: leave the connection open after the answer.
+    @ivar token: proves who asks.
     """
 
     detail: bool | None = False
     keep_alive: bool | None = False
+    token: Annotated[str, msgspec.Meta(max_length=LONGEST_TOKEN)] | None = None
 
 
 class ListDevices(Request, frozen=True, kw_only=True, tag="list"):

@@ -19,8 +19,9 @@ from usbip_server.backends.options import invalid
 from usbip_server.errors import InvalidOption
 from usbip_server.handoff import KeepAlive
 from usbip_server.limits import Limits, Timeouts
+from usbip_server.policy import Openness, Policy, Right, Who
 from usbip_server.rules import Hook, Occasion, Rule, Share
-from usbip_server.settings import OnStop, Settings
+from usbip_server.settings import OnStop, Settings, Tls
 
 Path = tuple[str | int, ...]
 
@@ -29,7 +30,13 @@ HOST_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
 as its punycode."""
 
 
-CHOICES: dict[str, type[enum.Enum]] = {"share": Share, "events": Occasion, "on_stop": OnStop}
+CHOICES: dict[str, type[enum.Enum]] = {
+    "share": Share,
+    "events": Occasion,
+    "on_stop": OnStop,
+    "access": Openness,
+    "commands": Right,
+}
 """What can stand at a key, by the key."""
 
 
@@ -41,14 +48,22 @@ class Http(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     hosts: tuple[str, ...] = ()
 
 
-class Export(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Export(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    rename={"requireKtls": "require_ktls"},
+):
     """
     @ivar listen: Twisted endpoint descriptions of the port that devices are imported from.
     @ivar keepalive: how it is noticed that a client has vanished.
+    @ivar requireKtls: give no device to a TLS connection that the kernel cannot encrypt.
     """
 
     listen: tuple[str, ...] = ("tcp:3240",)
     keepalive: KeepAlive = KeepAlive()
+    requireKtls: bool = False
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -74,6 +89,8 @@ class Config(
     @ivar listen: Twisted endpoint descriptions of the control port.
     @ivar backend: C{type}, and that type's own options.
     @ivar export: serving USB/IP; C{False}: a stock C{usbipd} does that.
+    @ivar access: who may do what.
+    @ivar tls: what places to listen at with TLS need.
     @ivar devices: what is said of devices; the first rule that matches counts.
     @ivar hooks: whom to tell of all devices.
     @ivar state: what is remembered.
@@ -83,6 +100,8 @@ class Config(
     listen: tuple[str, ...] = ("tcp:5055",)
     backend: dict[str, Any] = msgspec.field(default_factory=lambda: {"type": "sysfs"})
     export: Export | bool = Export()
+    access: Policy | Openness = Openness.PRIVATE
+    tls: Tls | None = None
     devices: tuple[Rule, ...] = ()
     hooks: tuple[Hook, ...] = ()
     state: Memory = Memory()
@@ -107,6 +126,7 @@ class Config(
         return Settings(
             devices=self.devices,
             hooks=self.hooks,
+            access=self.access.policy if isinstance(self.access, Openness) else self.access,
             limits=self.limits,
             timeouts=self.timeouts,
             remember=self.state.remember,
@@ -155,6 +175,7 @@ class Source:
         """
         if not isinstance(self._data, dict):
             raise self.error((), "the file has to be a mapping, `key: value` on each line")
+        self._checkPrincipals()
         try:
             config = msgspec.convert(self._data, Config)
         except msgspec.ValidationError as error:
@@ -178,6 +199,22 @@ class Source:
                     "as in usb.lab.example.com",
                 )
         return config
+
+    def _checkPrincipals(self) -> None:
+        """
+        Each by itself: msgspec does not say at which key of a mapping something is wrong.
+
+        @raise ConfigError: one is wrong.
+        """
+        access = self._data.get("access") if isinstance(self._data, dict) else None
+        principals = access.get("principals") if isinstance(access, dict) else None
+        for name, who in principals.items() if isinstance(principals, dict) else ():
+            try:
+                msgspec.convert(who, Who)
+            except msgspec.ValidationError as error:
+                wrong = invalid(error)
+                path = ("access", "principals", name, *wrong.path)
+                raise self.error(path, wrong.reason) from None
 
     def error(self, path: Path, reason: str) -> ConfigError:
         """

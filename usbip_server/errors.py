@@ -35,7 +35,13 @@ class InvalidRequest(ShareError):
 class NotAllowed(ShareError):
     """
     Whoever asks may not have this.
+
+    @ivar device: where it is about one that they may see.
     """
+
+    def __init__(self, message: str, device: UsbDevice | None = None) -> None:
+        super().__init__(message)
+        self.device = device
 
 
 class BackendUnavailable(ShareError):

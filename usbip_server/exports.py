@@ -13,6 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from usbip_server.access import Access
 from usbip_server.caller import Caller
 from usbip_server.catalogue import Catalogue
 from usbip_server.device import DeviceState, Holder, UsbDevice
@@ -23,6 +24,7 @@ from usbip_server.inventory import Change, ChangeKind
 from usbip_server.keeper import Keeper
 from usbip_server.operation import Operation
 from usbip_server.operations import Operations
+from usbip_server.policy import Principal, Right, sameHost
 from usbip_server.rules import Rules, Share
 from usbip_server.wishes import Wishes
 
@@ -50,6 +52,7 @@ class Exports:
     def __init__(
         self,
         backend: IUsbBackend,
+        access: Access,
         catalogue: Catalogue,
         rules: Rules,
         wishes: Wishes,
@@ -64,6 +67,7 @@ class Exports:
         """
         self.handoffs = Handoffs(reactor)
         self._backend = backend
+        self._access = access
         self._catalogue = catalogue
         self._rules = rules
         self._wishes = wishes
@@ -79,11 +83,12 @@ class Exports:
         self._stopped = True
         self.handoffs.stop()
 
-    def importable(self) -> tuple[UsbDevice, ...]:
-        """The devices that can be imported, or could be, if nobody had them."""
+    def importable(self, principal: Principal) -> tuple[UsbDevice, ...]:
+        """The devices that somebody can import, or could, if nobody had them."""
+        devices = self._catalogue.inventory.snapshot.devices
         return tuple(
             device
-            for device in self._catalogue.inventory.snapshot.devices
+            for device in self._access.of(principal).among(Right.IMPORT, devices)
             if device.state in (DeviceState.BOUND, DeviceState.IN_USE) or self._isOnImport(device)
         )
 
@@ -158,8 +163,9 @@ class Exports:
         device = self._catalogue.inventory.get(busId)
         if device is None:
             raise DeviceNotFound(f"there is no device {busId}")
+        self._access.of(caller.principal).require(Right.IMPORT, device)
         lease = device.lease
-        if lease is not None and lease.address != caller.principal.address:
+        if lease is not None and not sameHost(lease.address, caller.principal.address):
             raise DeviceLeased(device, lease, self._wishes.left(lease))
         if device.state is DeviceState.IN_USE:
             raise DeviceInUse(device, self.handoffs.traffic(device))

@@ -85,6 +85,13 @@ class Event:
 
 Listener = Callable[[Event], None]
 
+MayKnow = Callable[[UsbDevice], bool]
+
+
+def anything(device: UsbDevice) -> bool:
+    """For whoever may know of every device."""
+    return True
+
 
 class Feed:
     """
@@ -144,22 +151,23 @@ class Feed:
         """A sign of life, which is no event: its number is that of the last one."""
         return Notice(event="heartbeat", seq=self.seq, time=timestamp(self._now()))
 
-    def watch(self, request: WatchDevices) -> tuple[Reply, Stream]:
+    def watch(self, request: WatchDevices, mayKnow: MayKnow = anything) -> tuple[Reply, Stream]:
         """
         What a watcher is answered, and what it is told from then on.
 
+        @param mayKnow: may it know of a device?
         @raise SnapshotNeeded: it cannot go on from where it wants to.
         """
         if request.since is not None:
             if self.after(request.since) is None:
                 raise SnapshotNeeded(request.since)
             reply = Reply(status=Status.SUCCESS, seq=request.since)
-            return reply, Stream(self, request, request.since)
+            return reply, Stream(self, request, request.since, mayKnow)
         snapshot = self._inventory.snapshot
-        devices = matching(request, snapshot.devices)
+        devices = tuple(d for d in matching(request, snapshot.devices) if mayKnow(d))
         data = encodeDevices(devices, bool(request.detail))
         reply = Reply(status=Status.SUCCESS, seq=snapshot.seq, data=data)
-        return reply, Stream(self, request, snapshot.seq)
+        return reply, Stream(self, request, snapshot.seq, mayKnow)
 
     def _changed(self, changes: tuple[Change, ...]) -> None:
         time = self._now()
@@ -201,12 +209,15 @@ class Stream:
     @ivar seq: the number of the last event that the watcher knows of to begin with.
     """
 
-    def __init__(self, feed: Feed, request: WatchDevices, seq: int) -> None:
+    def __init__(
+        self, feed: Feed, request: WatchDevices, seq: int, mayKnow: MayKnow = anything
+    ) -> None:
         self.goesOn = request.since is not None
         self.seq = seq
         self._feed = feed
         self._request = request
         self._all = not given(request)
+        self._mayKnow = mayKnow
         self._detail = bool(request.detail)
         self._tell: Callable[[Event, bytes], None] | None = None
 
@@ -232,6 +243,8 @@ class Stream:
             self._tell(event, event.line(self._detail))
 
     def _isWanted(self, event: Event) -> bool:
+        if not self._mayKnow(event.device):
+            return False
         if self._all:
             return True
         before = event.change.before

@@ -5,13 +5,16 @@ out. Puts together the parts that do it, and starts and stops them.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from twisted.logger import Logger
 
+from usbip_server.access import Access, rightOf
+from usbip_server.audit import Audit
 from usbip_server.caller import Caller
 from usbip_server.catalogue import Catalogue
 from usbip_server.claims import Claims
@@ -19,7 +22,6 @@ from usbip_server.commands import (
     AttachDevice,
     Command,
     DetachDevice,
-    DeviceRequest,
     FindDevice,
     KickClient,
     ListDevices,
@@ -28,16 +30,16 @@ from usbip_server.commands import (
 )
 from usbip_server.damper import Damper
 from usbip_server.device import Traffic, UsbDevice
-from usbip_server.errors import BackendUnavailable
+from usbip_server.errors import BackendUnavailable, ShareError
 from usbip_server.exports import Exports
 from usbip_server.feed import Feed, Stream
 from usbip_server.herald import Herald
 from usbip_server.hooks import Hooks
 from usbip_server.interfaces import IUsbBackend
 from usbip_server.keeper import Keeper
-from usbip_server.matching import select
 from usbip_server.operation import Event
 from usbip_server.operations import Operations
+from usbip_server.policy import Principal, Right
 from usbip_server.replies import Devices, Notice, Reply
 from usbip_server.rules import Rules
 from usbip_server.settings import OnStop, Settings
@@ -50,7 +52,7 @@ LAST_WRITE = 1.0
 Method = Callable[[Any, Caller, float], Awaitable[UsbDevice]]
 """Takes the command, who asks, and until when there has to be an answer."""
 
-Lookup = Callable[[Any], Devices]
+Lookup = Callable[[Any, Principal], Devices]
 
 
 class Sharing:
@@ -81,6 +83,8 @@ class Sharing:
         self._stopping = False
         self._broken = False
         source = backend.inventory
+        self._access = Access(settings.access, clock.seconds)
+        self._audit = Audit()
         self._rules = Rules(settings.devices, settings.hooks)
         self._wishes = Wishes(clock, now, source.get, settings.remember)
         self._damper = Damper(clock, self._lookAgain)
@@ -105,6 +109,7 @@ class Sharing:
             clock,
         )
         self._claims = Claims(
+            self._access,
             self._catalogue,
             self._rules,
             self._wishes,
@@ -116,6 +121,7 @@ class Sharing:
         )
         self._exports = Exports(
             backend,
+            self._access,
             self._catalogue,
             self._rules,
             self._wishes,
@@ -187,6 +193,7 @@ class Sharing:
     def apply(self, settings: Settings) -> None:
         """Let other settings be true from now on; nobody is disturbed."""
         self._settings = settings
+        self._access.become(settings.access)
         self._rules.become(settings.devices, settings.hooks)
         self._wishes.remember = settings.remember
         self._operations.timeouts = settings.timeouts
@@ -206,11 +213,14 @@ class Sharing:
         """
         until = self._clock.seconds() + self._settings.timeouts.answer
         await self.ready()
-        if type(command) in self._lookups:
-            return self._lookups[type(command)](command)
-        return await self._methods[type(command)](command, caller, until)
+        with self._audited(command, caller):
+            if type(command) in self._lookups:
+                return self._lookups[type(command)](command, caller.principal)
+            device = await self._methods[type(command)](command, caller, until)
+            self._audit.done(caller.principal, rightOf(command), command, device)
+            return device
 
-    def atOnce(self, command: Command) -> Devices | None:
+    def atOnce(self, command: Command, caller: Caller) -> Devices | None:
         """
         Carry out a command that needs no waiting: that saves its answer a Deferred.
 
@@ -221,15 +231,21 @@ class Sharing:
         if lookup is None or not self._ready.happened:
             return None
         self._requireBackend()
-        return lookup(command)
+        with self._audited(command, caller):
+            return lookup(command, caller.principal)
 
-    def watch(self, request: WatchDevices) -> tuple[Reply, Stream]:
+    def watch(self, request: WatchDevices, caller: Caller) -> tuple[Reply, Stream]:
         """
         What a watcher is answered, and what it is told from then on; C{ready} first.
 
         @raise ShareError: it cannot be told that.
         """
-        return self._feed.watch(request)
+        with self._audited(request, caller):
+            principal = caller.principal
+            self._access.of(principal).require(Right.WATCH)
+            return self._feed.watch(
+                request, lambda device: self._access.of(principal).may(Right.WATCH, device)
+            )
 
     def heartbeat(self) -> Notice:
         """What says that the daemon lives, and which event was the last."""
@@ -241,14 +257,14 @@ class Sharing:
             return None
         return self._exports.handoffs.traffic(device) or self._backend.traffic(device)
 
-    async def importable(self) -> tuple[UsbDevice, ...]:
+    async def importable(self, principal: Principal) -> tuple[UsbDevice, ...]:
         """
-        The devices that can be imported, or could be, if nobody had them.
+        The devices that somebody can import, or could, if nobody had them.
 
         @raise BackendUnavailable: there are none to speak of.
         """
         await self.ready()
-        return self._exports.importable()
+        return self._exports.importable(principal)
 
     async def handOver(
         self, busId: str, caller: Caller, connection: socket.socket, ended: Callable[[], None]
@@ -261,7 +277,11 @@ class Sharing:
         @raise ShareError: it is not to be had.
         """
         await self.ready()
-        return await self._exports.handOver(busId, caller, connection, ended)
+        request = FindDevice(bus=busId)
+        with self._audited(request, caller, Right.IMPORT):
+            device = await self._exports.handOver(busId, caller, connection, ended)
+            self._audit.done(caller.principal, Right.IMPORT, request, device)
+            return device
 
     async def ready(self) -> None:
         """
@@ -286,11 +306,29 @@ class Sharing:
         if self._backend.inventory.trouble is not None:
             raise BackendUnavailable(self._backend.inventory.trouble)
 
-    def _list(self, command: ListDevices) -> Devices:
-        return self._catalogue.inventory.snapshot.devices
+    @contextlib.contextmanager
+    def _audited(
+        self, command: Command, caller: Caller, right: Right | None = None
+    ) -> Iterator[None]:
+        """
+        Find out who asks, and write down what is refused.
+        """
+        caller.principal = caller.peer
+        try:
+            caller.principal = self._access.identify(caller.peer, command.token)
+            yield
+        except ShareError as error:
+            self._audit.failed(caller.principal, right or rightOf(command), command, error)
+            raise
 
-    def _find(self, request: DeviceRequest) -> UsbDevice:
-        return select(request, self._catalogue.inventory.snapshot.devices)
+    def _list(self, command: ListDevices, principal: Principal) -> Devices:
+        rights = self._access.of(principal)
+        rights.require(Right.LIST)
+        return rights.among(Right.LIST, self._catalogue.inventory.snapshot.devices)
+
+    def _find(self, request: FindDevice, principal: Principal) -> UsbDevice:
+        devices = self._catalogue.inventory.snapshot.devices
+        return self._access.of(principal).select(request, devices)
 
     def _lookAgain(self, busId: str) -> None:
         """A pause for a device that flaps is over."""

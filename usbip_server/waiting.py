@@ -11,6 +11,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
+from usbip_server.access import Access
 from usbip_server.caller import Caller
 from usbip_server.commands import AttachDevice
 from usbip_server.device import UsbDevice
@@ -22,7 +23,6 @@ from usbip_server.errors import (
     ShareError,
 )
 from usbip_server.inventory import Change, Inventory
-from usbip_server.matching import select
 from usbip_server.replies import Notice, encodeDevices
 from usbip_server.timestamps import timestamp
 
@@ -44,6 +44,7 @@ class Ticket:
     def __init__(self, request: AttachDevice, caller: Caller) -> None:
         self.request = request
         self.caller = caller
+        self.principal = caller.principal
         self.turn: Deferred[UsbDevice] = Deferred()
         self.place: int | None = 0
 
@@ -62,6 +63,7 @@ class Queue:
 
     def __init__(
         self,
+        access: Access,
         inventory: Inventory,
         obstacle: Obstacle,
         clock: IReactorTime,
@@ -73,6 +75,7 @@ class Queue:
         @param now: the time, in seconds since the epoch.
         """
         self.heartbeat = heartbeat
+        self._access = access
         self._inventory = inventory
         self._obstacle = obstacle
         self._clock = clock
@@ -174,7 +177,8 @@ class Queue:
 
     def _chosen(self, ticket: Ticket) -> UsbDevice | ShareError:
         try:
-            return select(ticket.request, self._inventory.snapshot.devices)
+            rights = self._access.of(ticket.principal)
+            return rights.select(ticket.request, self._inventory.snapshot.devices)
         except ShareError as error:
             return error
 

@@ -16,10 +16,12 @@ from twisted.trial.unittest import TestCase
 
 from tests.desiredcase import MemoryStateFile
 from usbip_server.backends.sysfs import SysfsBackend
+from usbip_server.caller import Caller
 from usbip_server.commands import WatchDevices
 from usbip_server.kernel.machine import Machine
 from usbip_server.kernel.usbids import UsbIds
 from usbip_server.limits import Limits
+from usbip_server.policy import LOCAL, Principal
 from usbip_server.rules import Match, Rule, Share
 from usbip_server.settings import Settings
 from usbip_server.sharing import Sharing
@@ -64,7 +66,7 @@ class EnduranceTests(TestCase):
         def count(kind: str, busId: str) -> None:
             bound[busId] = bound.get(busId, 0) + (kind == "bound")
 
-        _, stream = sharing.watch(WatchDevices())
+        _, stream = sharing.watch(WatchDevices(), Caller(Principal(LOCAL)))
         stream.begin(lambda event, line: count(event.kind.value, event.device.busId))
         self.addCleanup(stream.end)
 

@@ -142,7 +142,7 @@ class Exporter(Protocol, TimeoutMixin):
 
     async def _list(self, request: ListRequest) -> None:
         try:
-            devices = await self.factory.sharing.importable()
+            devices = await self.factory.sharing.importable(self._caller.principal)
         except ShareError:
             devices = ()  # there is no status for this
         self._answer(encodeList(devices))
@@ -160,12 +160,6 @@ class Exporter(Protocol, TimeoutMixin):
                 request.busId, self._caller, connection, self._ended
             )
         except ShareError as error:
-            self._log.info(
-                "{principal} may not import {busId}: {error}",
-                principal=str(self._caller.principal),
-                busId=request.busId,
-                error=str(error),
-            )
             self._answer(encodeRefusal(statusOf(error)))
         else:
             # The transport stays as it is, reading nothing: to close it would shut the

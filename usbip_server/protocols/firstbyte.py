@@ -14,6 +14,7 @@ from twisted.internet.interfaces import (
     IAddress,
     IDelayedCall,
     IHalfCloseableProtocol,
+    IHandshakeListener,
     IReactorTime,
     ISSLTransport,
     ITransport,
@@ -25,7 +26,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from usbip_server.answers import refusal
-from usbip_server.caller import principalAt
+from usbip_server.caller import principalAt, principalOf
 from usbip_server.policy import Principal
 from usbip_server.protocols.halfclose import LINGER, closeOurSide
 
@@ -52,7 +53,7 @@ class Conversation(Shape):
 MakeConversation = Callable[[Principal], Conversation]
 
 
-@implementer(IHalfCloseableProtocol)
+@implementer(IHalfCloseableProtocol, IHandshakeListener)
 class FirstByte(Protocol):
     """
     A connection: JSON lines, unless its first byte says HTTP.
@@ -62,21 +63,22 @@ class FirstByte(Protocol):
     transport: Any
     _undecided = True
 
-    def __init__(self, principal: Principal) -> None:
-        self._principal = principal
-
     def connectionMade(self) -> None:
         self.factory.connections.add(self)
+        self._principal = principalOf(self.transport)
         # JSON, while nothing is known: it tells one that says nothing what to say.
         self._converse(self.factory.makeLines(self._principal))
+
+    def handshakeCompleted(self) -> None:
+        """With TLS it is known only now whose certificate the client has shown."""
+        self._principal = principalOf(self.transport)
+        self._become(self.factory.makeLines(self._principal))
 
     def dataReceived(self, data: bytes) -> None:
         if self._undecided:
             self._undecided = False
             if data[:1].isupper():
-                self._conversation.connectionLost(connectionDone)
-                self.transport.unregisterProducer()
-                self._converse(self.factory.makeWeb(self._principal))
+                self._become(self.factory.makeWeb(self._principal))
         self._conversation.dataReceived(data)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -92,6 +94,11 @@ class FirstByte(Protocol):
     def close(self) -> None:
         """Close when what has arrived is answered."""
         self._conversation.close()
+
+    def _become(self, conversation: Conversation) -> None:
+        self._conversation.connectionLost(connectionDone)
+        self.transport.unregisterProducer()
+        self._converse(conversation)
 
     def _converse(self, conversation: Conversation) -> None:
         self._conversation = conversation
@@ -172,7 +179,7 @@ class FirstByteFactory(Factory):
         protocol: FirstByte | TurnedAway
         if len(self.connections) < self.most:
             self._full = False
-            protocol = FirstByte(principalAt(addr))
+            protocol = FirstByte()
         else:
             if not self._full:
                 self._full = True

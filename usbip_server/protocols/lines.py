@@ -236,7 +236,7 @@ class JsonLines(LineReceiver, TimeoutMixin):
             if len(request) > self._longest:
                 self.lineLengthExceeded(request)
                 break
-            answer = self._answers.atOnce(request, self._caller.principal)
+            answer = self._answers.atOnce(request, self._caller)
             if answer is not None:
                 self._answered(answer)
                 continue

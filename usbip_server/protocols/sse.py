@@ -25,6 +25,11 @@ def asked(query: Mapping[bytes, Sequence[bytes]], lastSeen: bytes | None) -> Wat
     @param lastSeen: C{Last-Event-ID}, which a browser sends when it comes back.
     @raise InvalidRequest: it makes no sense.
     """
+    if b"token" in query:
+        raise InvalidRequest(
+            "invalid request: `token`: addresses end up in logs, so send it as a header, "
+            "Authorization: Bearer"
+        )
     fields = {}
     for key, values in query.items():
         if len(values) > 1:

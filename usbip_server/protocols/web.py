@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any, BinaryIO, cast
 
+import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IHalfCloseableProtocol, IReactorTime
 from twisted.internet.protocol import connectionDone
@@ -49,6 +50,15 @@ usbipshare shares the USB devices of this machine. Ask it with a POST:
 Commands: list, find, attach, detach, kick, renew. All but the first say which device with
 "id", "bus", "serial" or "desc". /events tells what happens to devices, as it happens.
 """
+
+
+def codeOf(answer: Answer) -> int:
+    """
+    The HTTP status (RFC 9110, 15) that goes with an answer.
+    """
+    if answer.broken:
+        return 500
+    return 403 if answer.forbidden else CODE_OF[answer.status]
 
 
 class WebRequest(Request):
@@ -108,11 +118,13 @@ class WebRequest(Request):
             self.setHeader(b"allow", b"GET, HEAD, POST")
             self._send(405, refusal("send the request with POST"))
         else:
-            answer = await self._factory.answers.to(self.content.read(), self.channel.caller)
+            answer = await self._factory.answers.to(
+                self.content.read(), self.channel.caller, self._token()
+            )
             if answer.stream is not None:
                 answer = refusal("over HTTP, watch with GET /events")
             if not gone.called:
-                self._send(500 if answer.broken else CODE_OF[answer.status], answer)
+                self._send(codeOf(answer), answer)
 
     async def _events(self, gone: Deferred[None]) -> None:
         """
@@ -123,11 +135,12 @@ class WebRequest(Request):
         except InvalidRequest as error:
             self._send(400, refusal(str(error)))
             return
-        answer = await self._factory.answers.watch(command, self.channel.caller.principal)
+        command = msgspec.structs.replace(command, token=self._token())
+        answer = await self._factory.answers.watch(command, self.channel.caller)
         if gone.called:
             return
         if answer.stream is None:
-            self._send(500 if answer.broken else CODE_OF[answer.status], answer)
+            self._send(codeOf(answer), answer)
             return
         self.setHeader(b"content-type", b"text/event-stream; charset=utf-8")
         self.setHeader(b"cache-control", b"no-cache")
@@ -147,6 +160,13 @@ class WebRequest(Request):
                 f"the request is longer than {self._factory.limits.requestBytes} bytes"
             )
         self._factory.admission.check(self.getHeader(b"host"), self.getHeader(b"origin"))
+
+    def _token(self) -> str | None:
+        """
+        The token in C{Authorization: Bearer} (RFC 6750, 2.1).
+        """
+        kind, _, token = (self.getHeader(b"authorization") or b"").strip().partition(b" ")
+        return token.strip().decode("latin-1") if kind.lower() == b"bearer" else None
 
     def _send(self, code: int, answer: Answer) -> None:
         self._sendBytes(code, b"application/json", answer.encoded)

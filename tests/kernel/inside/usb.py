@@ -45,11 +45,21 @@ def driverOf(busId: str) -> str | None:
         return None
 
 
+def _below(busId: str, pattern: str) -> list[Path]:
+    """
+    What a device's folder holds; nothing if it changes while we look: drivers come and go.
+    """
+    try:
+        return list((DEVICES_FOLDER / busId).glob(pattern))
+    except OSError:
+        return []
+
+
 def blockDevice(busId: str) -> str | None:
     """
     C{/dev/sda} of a disk that can be read, else none.
     """
-    for size in (DEVICES_FOLDER / busId).glob("*:*/host*/target*/*/block/*/size"):
+    for size in _below(busId, "*:*/host*/target*/*/block/*/size"):
         node = Path("/dev", size.parent.name)
         try:
             ready = int(size.read_text()) > 0 and node.exists()
@@ -65,7 +75,7 @@ def ttyDevice(busId: str) -> str | None:
     C{/dev/ttyUSB0} or C{/dev/ttyACM0} of a serial converter, else none.
     """
     for pattern in ("*:*/ttyUSB*", "*:*/tty/tty*"):
-        for found in (DEVICES_FOLDER / busId).glob(pattern):
+        for found in _below(busId, pattern):
             return f"/dev/{found.name}"
     return None
 
