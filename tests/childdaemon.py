@@ -41,7 +41,7 @@ class ChildDaemon:
         config: str,
         command: Sequence[str] = (sys.executable, "-m", "twisted"),
         prefix: Sequence[str] = (),
-        listen: str = "tcp:0:interface=127.0.0.1",
+        listen: Sequence[str] = ("tcp:0:interface=127.0.0.1",),
     ) -> None:
         """
         @param config: YAML, without C{listen}. What it says nothing of is not remembered.
@@ -176,7 +176,7 @@ class ChildDaemon:
             f"{key}: {value}\n" for key, value in unsaid.items() if f"\n{key}:" not in f"\n{config}"
         )
         with open(self._file, "w", encoding="utf-8") as file:
-            file.write(f"listen: ['{self._listen}']\n{more}{config}")
+            file.write(f"listen: {json.dumps(self._listen)}\n{more}{config}")
 
 
 def _read(child: subprocess.Popen[str], lines: queue.SimpleQueue[str]) -> None:

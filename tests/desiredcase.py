@@ -12,7 +12,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.support import ALICE, BOB, UNO, PatientBackend, PromptBackend, asked, changed
+from tests.support import ALICE, BOB, EVERYBODY, UNO, PatientBackend, PromptBackend, asked, changed
 from usbip_server.caller import Caller
 from usbip_server.commands import Command, WatchDevices, decode
 from usbip_server.device import DeviceState, Holder, UsbDevice
@@ -91,7 +91,8 @@ class DesiredTestCase(SynchronousTestCase):
 
     def settings(self, *rules: Rule, **settings: Any) -> Settings:
         """A configuration."""
-        return Settings(devices=rules, timeouts=Timeouts(answer=1.8, bind=30), **settings)
+        given = {"access": EVERYBODY, "timeouts": Timeouts(answer=1.8, bind=30), **settings}
+        return Settings(devices=rules, **given)
 
     def restart(self, *rules: Rule, **settings: Any) -> None:
         """As after kill -9: another daemon finds the devices as they are."""

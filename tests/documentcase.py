@@ -30,7 +30,7 @@ else:
 PROGRAMS = {
     *("apt-get", "curl", "echo", "install", "journalctl", "ls", "make", "modprobe", "nc"),
     *("pip", "python", "python3", "rm", "ss", "systemctl", "tee", "twistd", "ufw", "useradd"),
-    *("userdel", "usbip"),
+    *("userdel", "usbip", "usbipshare"),
 }
 """What transcripts may call."""
 

@@ -23,13 +23,13 @@ from twisted.internet.task import Clock
 
 from tests.childdaemon import SECONDS, ChildDaemon
 from tests.documents import Block
-from tests.support import ALICE, PatientBackend, PromptBackend, Wire, asked, changed
+from tests.support import ALICE, EVERYBODY, PatientBackend, PromptBackend, Wire, asked, changed
 from usbip_server.answers import Answer, Answers
 from usbip_server.caller import Caller
 from usbip_server.device import DeviceState, Holder, UsbDevice
 from usbip_server.errors import OperationFailed
 from usbip_server.limits import Limits, Timeouts
-from usbip_server.policy import Principal
+from usbip_server.policy import Grant, Policy, Principal, Right
 from usbip_server.protocols.lines import JsonLines
 from usbip_server.rules import Match, Rule
 from usbip_server.settings import Settings
@@ -290,10 +290,10 @@ class Rehearsal:
     What is a daemon but for the network and the time.
     """
 
-    def __init__(self, *rules: Rule) -> None:
+    def __init__(self, *rules: Rule, access: Policy = EVERYBODY) -> None:
         self._clock: Any = Clock()
         self._backend = PromptBackend([ECHO, DISK])
-        settings = Settings(devices=rules)
+        settings = Settings(access=access, devices=rules)
         sharing = Sharing(self._backend, self._clock, settings, now=self._now)
         self._answers = Answers(sharing)
         asked(sharing.start())
@@ -321,8 +321,12 @@ class Rehearsal:
 REHEARSALS: dict[str, Callable[[], World]] = {
     "rehearsed": Rehearsal,
     "named": lambda: Rehearsal(Rule(match=Match(serial="DISK1"), name="scratch-disk")),
+    "access": lambda: Rehearsal(
+        access=Policy(allow=(Grant(who="local", commands=Right.LIST, devices=Match(bus="1-1")),))
+    ),
 }
-"""Exchanges for which the time has to be made to pass, or for which devices have names."""
+"""Exchanges for which the time has to be made to pass, for which devices have names, or in
+which somebody may not have everything."""
 
 
 def _succeed(backend: PatientBackend) -> None:
@@ -360,7 +364,7 @@ def rehearse(circumstance: str, requests: Sequence[bytes]) -> Iterator[Answer]:
     """
     clock: Any = Clock()
     backend = SlowBackend([DISK], started=circumstance != "starting")
-    sharing = Sharing(backend, clock, Settings())
+    sharing = Sharing(backend, clock, Settings(access=EVERYBODY))
     answers = Answers(sharing)
     asked(sharing.start())
     for number, request in enumerate(requests):

@@ -8,7 +8,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.support import ALICE, PatientBackend, asked
+from tests.support import ALICE, EVERYBODY, PatientBackend, asked
 from usbip_server.caller import Caller
 from usbip_server.commands import AttachDevice, DetachDevice, Request
 from usbip_server.device import UsbDevice
@@ -36,7 +36,9 @@ class SharingTestCase(SynchronousTestCase):
         self.clock = Clock()
         self.backend = PatientBackend(started=self.started)
         self.timeouts = Timeouts(answer=1.8, bind=30, stop=5)
-        self.sharing = Sharing(self.backend, self.clock, Settings(timeouts=self.timeouts))
+        self.sharing = Sharing(
+            self.backend, self.clock, Settings(access=EVERYBODY, timeouts=self.timeouts)
+        )
         self.start = asked(self.sharing.start())
 
     def ask(self, command: Request, principal: Principal = ALICE) -> Deferred[Devices]:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionAborted, ConnectionDone
-from twisted.internet.interfaces import IHalfCloseableProtocol, ITCPTransport
+from twisted.internet.interfaces import IAddress, IHalfCloseableProtocol, ITCPTransport
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -20,7 +20,7 @@ from zope.interface import implementer
 from usbip_server.device import DeviceState, Holder, Traffic, UsbDevice
 from usbip_server.interfaces import IUsbBackend
 from usbip_server.inventory import Inventory
-from usbip_server.policy import Principal
+from usbip_server.policy import Openness, Principal
 
 T = TypeVar("T")
 
@@ -29,6 +29,9 @@ EPOCH = 1_700_000_000.0
 
 ALICE = Principal("192.0.2.7")
 BOB = Principal("192.0.2.8")
+
+EVERYBODY = Openness.OPEN.policy
+"""For tests that are not about access."""
 
 UNO = UsbDevice(
     busId="1-1.4",
@@ -96,8 +99,8 @@ class MemoryTransport(StringTransport):
     @ivar aborted: was the connection cut off?
     """
 
-    def __init__(self) -> None:
-        super().__init__(lenient=True)
+    def __init__(self, peer: IAddress | None = None) -> None:
+        super().__init__(peerAddress=peer, lenient=True)
         self.writes: list[bytes] = []
         self.reading = True
         self.writeClosed = False

@@ -9,7 +9,7 @@ import json
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.support import ALICE, DEVICES, UNO, PatientBackend, PromptBackend, asked
+from tests.support import ALICE, DEVICES, EVERYBODY, UNO, PatientBackend, PromptBackend, asked
 from usbip_server import answers as answers_
 from usbip_server.answers import Answer, Answers, refusal
 from usbip_server.caller import Caller
@@ -33,7 +33,7 @@ class AnswersTests(SynchronousTestCase):
     def use(self, backend: PatientBackend) -> None:
         """Ask this backend."""
         self.backend = backend
-        sharing = Sharing(backend, Clock(), Settings())
+        sharing = Sharing(backend, Clock(), Settings(access=EVERYBODY))
         asked(sharing.start())
         self.answers = Answers(sharing)
 

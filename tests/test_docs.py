@@ -42,6 +42,7 @@ from usbip_server.handoff import KeepAlive
 from usbip_server.inventory import ChangeKind
 from usbip_server.listening import explain, serverEndpoint
 from usbip_server.opcodec import OpStatus
+from usbip_server.policy import Grant, Openness, Policy, Right, Who
 from usbip_server.replies import Status
 from usbip_server.rules import CLASSES, Hook, Match, Occasion, Rule, Share
 
@@ -205,6 +206,18 @@ class ConfigTests(DocumentCase, SynchronousTestCase):
         keys = {field.encode_name for field in fieldsOf(Match)}
         self.assertEqual({*self.document.rows("devices", 3)} - {"key of `match"}, keys)
         self.assertLessEqual({*CLASSES}, {*self.document.spans()})
+
+    def test_access(self) -> None:
+        """So is each key of what is said of who may do what, and each right."""
+        words = {openness.value for openness in Openness}
+        self.assertEqual({*self.document.rows("access", 2)} - {"access"}, words)
+        tables = (("key", Policy), ("key of a principal", Who), ("key of `allow", Grant))
+        for title, kind in tables:
+            rows = self.document.rows("access", 4 if kind is Grant else 3)
+            keys = {field.encode_name for field in fieldsOf(kind)}
+            self.assertLessEqual(keys, {*rows}, title)
+        described = self.document.rows("access", 4)["commands"][3]
+        self.assertLessEqual({right.value for right in Right}, {*re.findall(r"`(\w+)`", described)})
 
     def test_hookKeys(self) -> None:
         """So is each key of a hook, and each event."""

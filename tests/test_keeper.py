@@ -7,7 +7,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from tests.desiredcase import ALWAYS, NEVER, DesiredTestCase
-from tests.support import STICK, UNO, PatientBackend, asked, changed
+from tests.support import EVERYBODY, STICK, UNO, PatientBackend, asked, changed
 from usbip_server.device import DeviceState
 from usbip_server.errors import DeviceMounted, DeviceNotFound, OperationFailed
 from usbip_server.keeper import LONGEST_PAUSE, NO_DRIVER
@@ -152,7 +152,7 @@ class ReloadTests(DesiredTestCase):
 
     def become(self, *rules: Rule) -> None:
         """Other rules."""
-        self.sharing.apply(Settings(devices=rules))
+        self.sharing.apply(Settings(access=EVERYBODY, devices=rules))
 
     def test_always(self) -> None:
         """What is to be shared always from now on is bound."""

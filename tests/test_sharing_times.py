@@ -5,7 +5,7 @@ Tests of L{usbip_server.sharing}: what takes its time, the start and the end.
 from __future__ import annotations
 
 from tests.sharingcase import ATTACH, DETACH, SharingTestCase
-from tests.support import ALICE, BOB, UNO, PatientBackend, asked, changed
+from tests.support import ALICE, BOB, EVERYBODY, UNO, PatientBackend, asked, changed
 from usbip_server.commands import AttachDevice, FindDevice, ListDevices
 from usbip_server.device import DeviceState
 from usbip_server.errors import (
@@ -42,7 +42,9 @@ class AnswerTimeTests(SharingTestCase):
     def test_withinTime(self) -> None:
         """Two seconds are all that old clients wait; the time for the backend's start counts."""
         self.backend = PatientBackend(started=False)
-        self.sharing = Sharing(self.backend, self.clock, Settings(timeouts=self.timeouts))
+        self.sharing = Sharing(
+            self.backend, self.clock, Settings(access=EVERYBODY, timeouts=self.timeouts)
+        )
         asked(self.sharing.start())
         result = self.ask(ATTACH)
         self.clock.advance(1)
@@ -237,6 +239,6 @@ class StopTests(SharingTestCase):
     def test_withoutStart(self) -> None:
         """It may be stopped without having been started."""
         backend = PatientBackend(started=False)
-        sharing = Sharing(backend, self.clock, Settings(timeouts=self.timeouts))
+        sharing = Sharing(backend, self.clock, Settings(access=EVERYBODY, timeouts=self.timeouts))
         self.successResultOf(asked(sharing.stop()))
         self.assertEqual(backend.stopped, 1)

@@ -5,6 +5,7 @@ something.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import msgspec
@@ -104,11 +105,14 @@ class Audit:
             asked={
                 key: msgspec.to_builtins(value)
                 for key in ASKED
-                if (value := getattr(request, key, None)) not in (None, False)
+                if (value := getattr(request, key, None)) is not None and value is not False
             },
             device=None if device is None else device.busId,
             serial=None if device is None else device.serial,
             result=result,
-            reason=reason and reason.encode("utf-8", "backslashreplace").decode(),
+            reason=reason,
         )
-        self._log.info("audit {entry}", entry=msgspec.json.encode(entry).decode(), audit=entry)
+        # All that is not ASCII is escaped: a device's string, or a name, can hold half a
+        # surrogate pair, or what some program takes for the end of a line.
+        line = json.dumps(msgspec.to_builtins(entry), separators=(",", ":"))
+        self._log.info("audit {entry}", entry=line, audit=entry)

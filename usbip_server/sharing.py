@@ -5,16 +5,14 @@ out. Puts together the parts that do it, and starts and stops them.
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from twisted.logger import Logger
 
-from usbip_server.access import Access, rightOf
-from usbip_server.audit import Audit
+from usbip_server.access import Access
 from usbip_server.caller import Caller
 from usbip_server.catalogue import Catalogue
 from usbip_server.claims import Claims
@@ -30,13 +28,15 @@ from usbip_server.commands import (
 )
 from usbip_server.damper import Damper
 from usbip_server.device import Traffic, UsbDevice
-from usbip_server.errors import BackendUnavailable, ShareError
+from usbip_server.errors import BackendUnavailable
 from usbip_server.exports import Exports
 from usbip_server.feed import Feed, Stream
+from usbip_server.gate import Gate
 from usbip_server.herald import Herald
 from usbip_server.hooks import Hooks
 from usbip_server.interfaces import IUsbBackend
 from usbip_server.keeper import Keeper
+from usbip_server.looking import Looking
 from usbip_server.operation import Event
 from usbip_server.operations import Operations
 from usbip_server.policy import Principal, Right
@@ -84,7 +84,7 @@ class Sharing:
         self._broken = False
         source = backend.inventory
         self._access = Access(settings.access, clock.seconds)
-        self._audit = Audit()
+        self._gate = Gate(self._access)
         self._rules = Rules(settings.devices, settings.hooks)
         self._wishes = Wishes(clock, now, source.get, settings.remember)
         self._damper = Damper(clock, self._lookAgain)
@@ -94,6 +94,7 @@ class Sharing:
             source, self._rules, self._wishes, self._damper, seq=int(now() * 1e6)
         )
         self._feed = Feed(self._catalogue.inventory, now, settings.limits.history, self.traffic)
+        self._looking = Looking(self._access, self._catalogue, self._feed)
         self._hooks = Hooks(clock, settings.limits.hooks)
         self._herald = Herald(self._rules, self._hooks, now)
         self._operations = Operations(
@@ -134,8 +135,8 @@ class Sharing:
         self._operations.traffic = self.traffic
         self._wishes.follow(self._asked, self._keeper.leaseEnded)
         self._lookups: dict[type[Any], Lookup] = {
-            ListDevices: self._list,
-            FindDevice: self._find,
+            ListDevices: self._looking.list,
+            FindDevice: self._looking.find,
         }
         self._methods: dict[type[Any], Method] = {
             AttachDevice: self._claims.attach,
@@ -151,6 +152,7 @@ class Sharing:
 
         @raise Exception: it does not start, which is a bug in it; requests are told.
         """
+        self._access.tell()
         if self._stateFile is not None:
             self._wishes.load(self._stateFile.open())
         try:
@@ -213,11 +215,11 @@ class Sharing:
         """
         until = self._clock.seconds() + self._settings.timeouts.answer
         await self.ready()
-        with self._audited(command, caller):
+        with self._gate.passing(caller, command) as done:
             if type(command) in self._lookups:
                 return self._lookups[type(command)](command, caller.principal)
             device = await self._methods[type(command)](command, caller, until)
-            self._audit.done(caller.principal, rightOf(command), command, device)
+            done(device)
             return device
 
     def atOnce(self, command: Command, caller: Caller) -> Devices | None:
@@ -231,7 +233,7 @@ class Sharing:
         if lookup is None or not self._ready.happened:
             return None
         self._requireBackend()
-        with self._audited(command, caller):
+        with self._gate.passing(caller, command):
             return lookup(command, caller.principal)
 
     def watch(self, request: WatchDevices, caller: Caller) -> tuple[Reply, Stream]:
@@ -240,12 +242,8 @@ class Sharing:
 
         @raise ShareError: it cannot be told that.
         """
-        with self._audited(request, caller):
-            principal = caller.principal
-            self._access.of(principal).require(Right.WATCH)
-            return self._feed.watch(
-                request, lambda device: self._access.of(principal).may(Right.WATCH, device)
-            )
+        with self._gate.passing(caller, request):
+            return self._looking.watch(request, caller.principal)
 
     def heartbeat(self) -> Notice:
         """What says that the daemon lives, and which event was the last."""
@@ -278,9 +276,9 @@ class Sharing:
         """
         await self.ready()
         request = FindDevice(bus=busId)
-        with self._audited(request, caller, Right.IMPORT):
+        with self._gate.passing(caller, request, Right.IMPORT) as done:
             device = await self._exports.handOver(busId, caller, connection, ended)
-            self._audit.done(caller.principal, Right.IMPORT, request, device)
+            done(device)
             return device
 
     async def ready(self) -> None:
@@ -305,30 +303,6 @@ class Sharing:
             raise BackendUnavailable("the daemon's backend does not start: see its log")
         if self._backend.inventory.trouble is not None:
             raise BackendUnavailable(self._backend.inventory.trouble)
-
-    @contextlib.contextmanager
-    def _audited(
-        self, command: Command, caller: Caller, right: Right | None = None
-    ) -> Iterator[None]:
-        """
-        Find out who asks, and write down what is refused.
-        """
-        caller.principal = caller.peer
-        try:
-            caller.principal = self._access.identify(caller.peer, command.token)
-            yield
-        except ShareError as error:
-            self._audit.failed(caller.principal, right or rightOf(command), command, error)
-            raise
-
-    def _list(self, command: ListDevices, principal: Principal) -> Devices:
-        rights = self._access.of(principal)
-        rights.require(Right.LIST)
-        return rights.among(Right.LIST, self._catalogue.inventory.snapshot.devices)
-
-    def _find(self, request: FindDevice, principal: Principal) -> UsbDevice:
-        devices = self._catalogue.inventory.snapshot.devices
-        return self._access.of(principal).select(request, devices)
 
     def _lookAgain(self, busId: str) -> None:
         """A pause for a device that flaps is over."""

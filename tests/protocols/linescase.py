@@ -11,6 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.support import (
     ALICE,
     EPOCH,
+    EVERYBODY,
     MemoryTransport,
     PatientBackend,
     PromptBackend,
@@ -49,7 +50,7 @@ class LinesTestCase(SynchronousTestCase):
 
     def connect(self) -> Wire:
         """A new connection, to a daemon of its own."""
-        settings = Settings(limits=self.limits, timeouts=self.timeouts)
+        settings = Settings(access=EVERYBODY, limits=self.limits, timeouts=self.timeouts)
         self.sharing = Sharing(
             self.backend, self.clock, settings, now=lambda: EPOCH + self.clock.seconds()
         )

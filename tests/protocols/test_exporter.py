@@ -15,6 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 import usbip_server.testing  # noqa: F401 - its errors are none that a client could be told
 from tests.support import (
+    EVERYBODY,
     STICK,
     UNO,
     MemoryTransport,
@@ -44,6 +45,7 @@ from usbip_server.errors import (
 )
 from usbip_server.handoff import KeepAlive
 from usbip_server.opcodec import OpStatus, encodeImport, encodeList, encodeRefusal
+from usbip_server.policy import Principal
 from usbip_server.protocols.exporter import (
     REQUEST_SECONDS,
     STATUS_OF,
@@ -107,7 +109,10 @@ class ExporterTestCase(SynchronousTestCase):
     def serve(self, *rules: Rule) -> None:
         """Another daemon, with these rules."""
         self.sharing = Sharing(
-            self.backend, self.reactor, Settings(devices=rules), now=lambda: 1000.0
+            self.backend,
+            self.reactor,
+            Settings(access=EVERYBODY, devices=rules),
+            now=lambda: 1000.0,
         )
         asked(self.sharing.start())
         self.factory = ExporterFactory(self.sharing, KeepAlive(), self.most, self.reactor)
@@ -136,7 +141,8 @@ class ExporterTestCase(SynchronousTestCase):
         return [
             formatEvent(event)
             for event in self.logged
-            if event["log_level"] is level and event["log_namespace"].endswith(".exporter.Exporter")
+            if event["log_level"] is level
+            and event["log_namespace"].endswith((".exporter.Exporter", ".audit.Audit"))
         ]
 
     def assertAnswered(self, wire: Wire, answer: bytes) -> None:
@@ -222,7 +228,7 @@ class AnswerTests(ExporterTestCase):
     def test_bug(self) -> None:
         """A bug in it is told, and the client cut off."""
 
-        def importable() -> None:
+        def importable(principal: Principal) -> None:
             raise ZeroDivisionError
 
         self.patch(self.sharing, "importable", importable)

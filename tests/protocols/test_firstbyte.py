@@ -14,7 +14,15 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import directlyProvides
 from zope.interface.verify import verifyObject
 
-from tests.support import MemoryTransport, PatientBackend, PromptBackend, Wire, asked, threeWays
+from tests.support import (
+    EVERYBODY,
+    MemoryTransport,
+    PatientBackend,
+    PromptBackend,
+    Wire,
+    asked,
+    threeWays,
+)
 from usbip_server.answers import Answers
 from usbip_server.caller import principalAt
 from usbip_server.limits import Limits, Timeouts
@@ -53,7 +61,7 @@ class FirstByteTestCase(SynchronousTestCase):
         """Serve this backend."""
         self.backend = backend
         limits, timeouts = Limits(), Timeouts()
-        sharing = Sharing(backend, self.clock, Settings(timeouts=timeouts))
+        sharing = Sharing(backend, self.clock, Settings(access=EVERYBODY, timeouts=timeouts))
         asked(sharing.start())
         answers = Answers(sharing)
         self.factory = FirstByteFactory(
@@ -67,7 +75,7 @@ class FirstByteTestCase(SynchronousTestCase):
         """A new connection."""
         protocol = self.factory.buildProtocol(ADDRESS)
         verifyObject(IHalfCloseableProtocol, protocol)
-        return Wire(protocol)
+        return Wire(protocol, MemoryTransport(ADDRESS))
 
 
 class SwitchingTests(FirstByteTestCase):

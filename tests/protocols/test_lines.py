@@ -10,9 +10,9 @@ from twisted.internet.testing import StringTransport
 
 from tests.protocols.linescase import ATTACH, FIND, KEEP, LIST, TRICKY, LinesTestCase
 from tests.support import threeWays
+from usbip_server.looking import Looking
 from usbip_server.protocols.framing import ObjectEnds
 from usbip_server.protocols.halfclose import LINGER
-from usbip_server.sharing import Sharing
 
 
 class FramingTests(LinesTestCase):
@@ -255,7 +255,7 @@ class ClosingTests(LinesTestCase):
     def test_bug(self) -> None:
         """A bug is logged, told as an error, and the connection is closed for good: what else
         was asked on it is not carried out."""
-        self.patch(Sharing, "_list", None)
+        self.patch(Looking, "list", None)
         wire = self.connect()
         wire.send(KEEP + ATTACH)
         self.assertEqual(wire.statuses, ["error"])

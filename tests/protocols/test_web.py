@@ -7,9 +7,9 @@ from __future__ import annotations
 from tests.protocols.webcase import ATTACH, LIST, WebTestCase, get, post, responses
 from tests.support import UNO, PatientBackend
 from usbip_server.errors import DeviceInUse
-from usbip_server.protocols.web import CODE_OF
+from usbip_server.looking import Looking
+from usbip_server.protocols.httpcodes import CODE_OF
 from usbip_server.replies import Status
-from usbip_server.sharing import Sharing
 
 
 class CommandTests(WebTestCase):
@@ -77,13 +77,24 @@ class CommandTests(WebTestCase):
         self.assertEqual(response.code, 502)
         self.assertEqual(set(response.json), {"status", "data", "message"})
 
+    def test_token(self) -> None:
+        """A bearer token counts as one in the request would; other schemes are none of ours."""
+        for header in (b"Bearer wrong", b"bearer  wrong ", b"BEARER wrong"):
+            response = self.ask(post(LIST, b"Authorization: " + header))
+            self.assertEqual((response.code, response.json["status"]), (403, "error"), header)
+            self.assertIn("the token that 192.0.2.7 shows is not known", response.json["message"])
+        for header in (b"Basic d3Jvbmc6d3Jvbmc=", b"", b"Bearerwrong"):
+            self.assertEqual(self.ask(post(LIST, b"Authorization: " + header)).code, 200)
+        inBody = LIST.replace(b"}", b',"token":"wrong"}')
+        self.assertEqual(self.ask(post(inBody)).code, 403)
+
     def test_everyStatusHasACode(self) -> None:
         """There is a code for each status there is."""
         self.assertEqual(set(CODE_OF), set(Status))
 
     def test_bug(self) -> None:
         """A bug is 500, logged, and the end of the connection."""
-        self.patch(Sharing, "_list", None)
+        self.patch(Looking, "list", None)
         wire = self.connect()
         wire.send(post(LIST))
         [response] = responses(wire.received)

@@ -107,6 +107,18 @@ class EventsTests(EventsTestCase):
     What a page or C{curl -N} is told.
     """
 
+    def test_token(self) -> None:
+        """A token is a header, and never in an address: those end up in logs."""
+        for request, code, message in (
+            (get(b"GET", EVENTS, b"1.1", b"Authorization: Bearer x"), 403, "is not known"),
+            (get(b"GET", EVENTS + b"?token=x"), 400, "Authorization: Bearer"),
+        ):
+            wire = self.connect()
+            wire.send(request)
+            [response] = responses(wire.received)
+            self.assertEqual(response.code, code)
+            self.assertIn(message, response.json["message"])
+
     def test_head(self) -> None:
         """The head says that it is a stream of events, that nobody is to keep, and that the
         connection is for nothing else."""

@@ -13,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.support import (
     ALICE,
     EPOCH,
+    EVERYBODY,
     PatientBackend,
     PromptBackend,
     Wire,
@@ -100,7 +101,7 @@ class WebTestCase(SynchronousTestCase):
 
     def connect(self) -> Wire:
         """A new connection, to a daemon of its own."""
-        settings = Settings(limits=self.limits, timeouts=self.timeouts)
+        settings = Settings(access=EVERYBODY, limits=self.limits, timeouts=self.timeouts)
         self.sharing = Sharing(
             self.backend, self.clock, settings, now=lambda: EPOCH + self.clock.seconds()
         )

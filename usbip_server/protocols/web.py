@@ -29,17 +29,9 @@ from usbip_server.policy import Principal
 from usbip_server.protocols import sse
 from usbip_server.protocols.admission import Admission
 from usbip_server.protocols.halfclose import LINGER, closeOurSide
+from usbip_server.protocols.httpcodes import bearerToken, codeOf
 from usbip_server.protocols.keepalive import watchOver
 from usbip_server.protocols.watcher import Watcher
-from usbip_server.replies import Status
-
-CODE_OF = {
-    Status.SUCCESS: 200,
-    Status.ERROR: 400,
-    Status.NOT_FOUND: 404,
-    Status.MULTIPLE_MATCHES: 409,
-    Status.FAILURE: 502,
-}
 
 HINT = b"""\
 usbipshare shares the USB devices of this machine. Ask it with a POST:
@@ -50,15 +42,6 @@ usbipshare shares the USB devices of this machine. Ask it with a POST:
 Commands: list, find, attach, detach, kick, renew. All but the first say which device with
 "id", "bus", "serial" or "desc". /events tells what happens to devices, as it happens.
 """
-
-
-def codeOf(answer: Answer) -> int:
-    """
-    The HTTP status (RFC 9110, 15) that goes with an answer.
-    """
-    if answer.broken:
-        return 500
-    return 403 if answer.forbidden else CODE_OF[answer.status]
 
 
 class WebRequest(Request):
@@ -118,9 +101,8 @@ class WebRequest(Request):
             self.setHeader(b"allow", b"GET, HEAD, POST")
             self._send(405, refusal("send the request with POST"))
         else:
-            answer = await self._factory.answers.to(
-                self.content.read(), self.channel.caller, self._token()
-            )
+            body, token = self.content.read(), self._token()
+            answer = await self._factory.answers.to(body, self.channel.caller, token)
             if answer.stream is not None:
                 answer = refusal("over HTTP, watch with GET /events")
             if not gone.called:
@@ -162,11 +144,7 @@ class WebRequest(Request):
         self._factory.admission.check(self.getHeader(b"host"), self.getHeader(b"origin"))
 
     def _token(self) -> str | None:
-        """
-        The token in C{Authorization: Bearer} (RFC 6750, 2.1).
-        """
-        kind, _, token = (self.getHeader(b"authorization") or b"").strip().partition(b" ")
-        return token.strip().decode("latin-1") if kind.lower() == b"bearer" else None
+        return bearerToken(self.getHeader(b"authorization"))
 
     def _send(self, code: int, answer: Answer) -> None:
         self._sendBytes(code, b"application/json", answer.encoded)
