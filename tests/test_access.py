@@ -27,15 +27,24 @@ from usbip_server.commands import (
     WatchDevices,
 )
 from usbip_server.device import DeviceState
-from usbip_server.errors import DeviceNotFound, NotAllowed, SeveralMatch
+from usbip_server.errors import (
+    BackendUnavailable,
+    DeviceLeased,
+    DeviceNotFound,
+    NotAllowed,
+    SeveralMatch,
+)
+from usbip_server.handoff import Carrier
 from usbip_server.patience import FREE
 from usbip_server.policy import LOCAL, Grant, Openness, Policy, Principal, Right, Who
-from usbip_server.rules import Match
+from usbip_server.rules import Match, Rule
 from usbip_server.tokens import hashOf
 
 OURS = Principal("192.168.1.5")
 STRANGER = Principal("203.0.113.9")
 TOKEN = "usbip_0123456789abcdef"
+
+OLD = ("192.168.1.5", "alice")
 
 LAB = Who(address="192.168.1.0/24")
 CI = Who(token=hashOf(TOKEN))
@@ -164,9 +173,9 @@ class IdentifyTests(SynchronousTestCase):
     def test_right(self) -> None:
         """Whoever shows one is that principal besides, with all that was known of them."""
         peer = Principal("192.168.1.5", certificate="alice")
-        expected = Principal("192.168.1.5", certificate="alice", token="ci")
-        self.assertEqual(self.access.identify(peer, TOKEN), expected)
-        self.assertEqual(str(expected), "192.168.1.5 (certificate alice, token ci)")
+        found = self.access.identify(peer, TOKEN)
+        self.assertEqual((found.address, found.certificate, found.token), (*OLD, "ci"))
+        self.assertEqual(str(found), "192.168.1.5 (certificate alice, token ci)")
 
     def test_wrong(self) -> None:
         """A wrong one is refused, even where none was needed: nobody is to think that it
@@ -195,6 +204,30 @@ class IdentifyTests(SynchronousTestCase):
         """A token that is taken out of the configuration is worth nothing from then on."""
         self.access.become(Policy(principals={"lab": LAB}))
         self.assertRaises(NotAllowed, self.access.identify, OURS, TOKEN)
+
+    def test_twice(self) -> None:
+        """One token that two principals have, each with a hash of its own, is both of them: what
+        is denied to either is denied."""
+        deny = (Grant(who="too", commands=Right.DETACH),)
+        policy = Policy(
+            principals={"ci": CI, "too": Who(token=hashOf(TOKEN))},
+            allow=(Grant(who="ci"),),
+            deny=deny,
+        )
+        access = Access(policy, lambda: 0.0)
+        rights = access.of(access.identify(OURS, TOKEN))
+        self.assertTrue(rights.may(Right.ATTACH, UNO))
+        self.assertFalse(rights.may(Right.DETACH, UNO))
+
+    def test_rotated(self) -> None:
+        """What was begun with a token is over for it when the configuration has another for
+        the same principal."""
+        allow = (Grant(who="ci"),)
+        access = Access(Policy(principals={"ci": CI}, allow=allow), lambda: 0.0)
+        principal = access.identify(OURS, TOKEN)
+        self.assertTrue(access.of(principal).may(Right.WATCH, UNO))
+        access.become(Policy(principals={"ci": Who(token=hashOf("another"))}, allow=allow))
+        self.assertFalse(access.of(principal).may(Right.WATCH, UNO))
 
     def test_rightsAreRemembered(self) -> None:
         """What somebody may do is found out once, until the configuration changes; many who
@@ -350,6 +383,12 @@ class LookingTests(AccessTestCase):
         self.assertEqual(self.importable(OURS), [UNO.busId])
         self.assertEqual(self.importable(STRANGER), [])
 
+    def test_troubleIsNobodysBusiness(self) -> None:
+        """Nor does a stranger hear what is the matter with the daemon."""
+        self.backend.inventory.trouble = "no USB here"
+        self.refused(NotAllowed, "list", self.client(STRANGER))
+        self.refused(BackendUnavailable, "list", self.client())
+
     def test_lookingIsNotWrittenDown(self) -> None:
         """The audit trail is for what changes something, and for what is refused."""
         self.ask("list", self.client())
@@ -433,6 +472,26 @@ class ChangingTests(AccessTestCase):
             self.assertIn("203.0.113.9 may not force", message)
         self.done("detach", self.client(Principal(LOCAL)), force=True)
 
+    def test_owner(self) -> None:
+        """A lease that was asked for with a token is not somebody else's because they say its
+        owner's name; with the token it is, wherever that is shown."""
+        policy = Policy(principals={"ci": CI}, allow=(Grant(who="anyone"),))
+        self.sharing.apply(self.settings(access=policy))
+        self.done("attach", self.client(), token=TOKEN, lease={"owner": "ci", "ttl": 600})
+        for command, more in (
+            ("attach", {"lease": {"owner": "ci", "ttl": 60}}),
+            *(("detach", {"owner": "ci"}), ("kick", {"owner": "ci"})),
+            ("renew", {"lease": {"owner": "ci"}}),
+        ):
+            self.refused(DeviceLeased, command, self.client(STRANGER), **more)
+            self.refused(DeviceLeased, command, self.client(), **more)
+        self.done("renew", self.client(STRANGER), token=TOKEN, lease={"owner": "ci"})
+        self.restart(access=policy)
+        self.refused(DeviceLeased, "detach", self.client(), owner="ci")
+        self.done("detach", self.client(STRANGER), token=TOKEN, owner="ci")
+        self.done("attach", self.client(), lease={"owner": "me", "ttl": 600})
+        self.done("detach", self.client(STRANGER), owner="me")
+
     def test_waiting(self) -> None:
         """Whoever waits for a device that they may not have is sent away when it comes; for
         one that they may not see they wait in vain."""
@@ -453,6 +512,18 @@ class ChangingTests(AccessTestCase):
         self.unplug(UNO.busId)
         self.refused(NotAllowed, "detach", self.client())
         self.done("detach", token=TOKEN)
+
+    def test_awayByName(self) -> None:
+        """A rule that names a device holds while it is away, too."""
+        policy = Policy(
+            allow=(Grant(who="anyone"),), deny=(Grant(who="private", devices=Match(id="dut")),)
+        )
+        self.restart(Rule(match=Match(id=UNO.busId), name="dut"), access=policy)
+        self.done("attach", self.client(STRANGER))
+        self.refused(DeviceNotFound, "detach", self.client())
+        self.unplug(UNO.busId)
+        self.refused(DeviceNotFound, "detach", self.client())
+        self.done("detach", self.client(STRANGER))
 
     def test_hiddenWhileItLasts(self) -> None:
         """What is refused for another reason is written down as well, and what goes on."""
@@ -475,7 +546,8 @@ class ImportTests(AccessTestCase):
         for end in (ours, theirs):
             end.setblocking(False)
             self.addCleanup(end.close)
-        return asked(self.sharing.handOver(busId, self.client(principal), ours, lambda: None))
+        carrier = Carrier(given=ours, connection=ours)
+        return asked(self.sharing.handOver(busId, self.client(principal), carrier, lambda: None))
 
     def test_allowed(self) -> None:
         """Whoever may import it has it, and that is written down."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
 from twisted.logger import Logger
 
 from usbip_server.commands import (
@@ -167,16 +168,18 @@ class Access:
             return peer
         self._patience.require(peer)
         # All are tried, however early the right one is found: how long it takes tells nothing.
-        names = [
-            name
+        known = [
+            (name, kept)
             for name, who in self._policy.principals.items()
             for kept in several(who.token)
             if isHashOf(kept, token)
         ]
-        if not names:
+        if not known:
             self._patience.failed(peer)
             raise NotAllowed(f"the token that {peer} shows is not known here: {WHERE}")
-        return Principal(peer.address, peer.uid, peer.certificate, names[0])
+        return msgspec.structs.replace(
+            peer, token=known[0][0], hashes=tuple(kept for _, kept in known)
+        )
 
 
 MEANING = {

@@ -30,6 +30,9 @@ from usbip_server.policy import Principal, Right
 CHANGING = frozenset({Right.ATTACH, Right.DETACH, Right.KICK, Right.RENEW, Right.IMPORT})
 """What is told of however it ends; of the others only that they are refused."""
 
+WHO = ("address", "uid", "certificate", "token")
+"""What is known of whoever asked. Of a token its name."""
+
 ASKED = ("id", "bus", "serial", "desc", "first", "force", "wait", "owner", "lease")
 """What a request can say of which device is meant, and how. Not its token."""
 
@@ -100,7 +103,7 @@ class Audit:
         reason: str | None,
     ) -> None:
         entry = Entry(
-            who={k: v for k, v in msgspec.structs.asdict(principal).items() if v is not None},
+            who={key: it for key in WHO if (it := getattr(principal, key)) is not None},
             command=right.value,
             asked={
                 key: msgspec.to_builtins(value)

@@ -17,7 +17,10 @@ from twisted.logger import Logger
 
 from usbip_server.policy import LOCAL, Principal
 
-UCRED = struct.Struct("=iii")
+UNKNOWN = "unknown"
+"""What stands for an address where that is of a kind that we do not know."""
+
+UCRED = struct.Struct("=iII")
 """Process, user and group: C{struct ucred}, unix(7)."""
 
 
@@ -87,7 +90,7 @@ def principalAt(address: IAddress | None) -> Principal:
     """
     if isinstance(address, IPv4Address | IPv6Address):
         return Principal(address.host.removeprefix("::ffff:"))
-    return Principal(LOCAL)
+    return Principal(LOCAL if isinstance(address, UNIXAddress) else UNKNOWN)
 
 
 def principalOf(transport: Any) -> Principal:

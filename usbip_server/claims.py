@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
@@ -36,6 +37,7 @@ from usbip_server.errors import (
 from usbip_server.keeper import Keeper
 from usbip_server.operation import Settle
 from usbip_server.operations import Operations
+from usbip_server.policy import Principal
 from usbip_server.rules import Rules, Share
 from usbip_server.waiting import Queue
 from usbip_server.wishes import Wishes
@@ -112,7 +114,7 @@ class Claims:
             device = self._select(command, caller)
         except DeviceNotFound:
             return self._dismiss(command, caller)
-        self._requireOwner(device, command.owner, command.force)
+        self._requireOwner(device, command.owner, command.force, caller.principal)
         isAlways = self._rules.of(device).share is Share.ALWAYS
         verb = "kick" if isAlways and device.lease is not None else "detach"
 
@@ -125,7 +127,7 @@ class Claims:
         return await self._operations.perform(
             verb,
             device,
-            lambda: self._still(device, command.owner, command.force),
+            lambda: self._still(device, command.owner, command.force, caller.principal),
             caller.principal,
             until,
             prepare,
@@ -134,11 +136,11 @@ class Claims:
     async def kick(self, command: KickClient, caller: Caller, until: float) -> UsbDevice:
         """End the session of the client that has imported a device."""
         device = self._select(command, caller)
-        self._requireOwner(device, command.owner, command.force)
+        self._requireOwner(device, command.owner, command.force, caller.principal)
         return await self._operations.perform(
             "kick",
             device,
-            lambda: self._still(device, command.owner, command.force),
+            lambda: self._still(device, command.owner, command.force, caller.principal),
             caller.principal,
             until,
         )
@@ -153,7 +155,7 @@ class Claims:
         wish = self._wishes.of(device)
         if wish is None or wish.lease is None:
             raise NotLeased(device)
-        self._requireOwner(device, command.lease.owner, False)
+        self._requireOwner(device, command.lease.owner, False, caller.principal)
         ttl = command.lease.ttl
         if ttl is None:
             ttl = "connection" if wish.lease.ttl is None else wish.lease.ttl
@@ -172,7 +174,7 @@ class Claims:
         if left > 0 and not (command.force and self._isThere(command, caller)):
             return await self.queue.turn(command, caller, left, again)
         device = self._select(command, caller)
-        self._requireOwner(device, _ownerOf(command), command.force)
+        self._requireOwner(device, _ownerOf(command), command.force, caller.principal)
         waiting = self.queue.waitingFor(device)
         if waiting and not command.force:
             raise DeviceAwaited(device, waiting)
@@ -184,7 +186,7 @@ class Claims:
         def still() -> UsbDevice:
             if caller.isGone:
                 raise NotDone("the client is gone")
-            return self._still(device, _ownerOf(command), command.force)
+            return self._still(device, _ownerOf(command), command.force, caller.principal)
 
         def prepare() -> Settle:
             self._keeper.wake(device)
@@ -218,8 +220,12 @@ class Claims:
 
         @raise DeviceNotFound: nobody did.
         """
-        device = self._access.of(caller.principal).select(command, tuple(self._wishes.away()))
-        self._requireOwner(device, command.owner, command.force)
+        away = tuple(
+            msgspec.structs.replace(device, name=self._rules.of(device).name)
+            for device in self._wishes.away()
+        )
+        device = self._access.of(caller.principal).select(command, away)
+        self._requireOwner(device, command.owner, command.force, caller.principal)
         self._wishes.withdraw(device)
         return device
 
@@ -234,7 +240,9 @@ class Claims:
             return False
         return True
 
-    def _still(self, device: UsbDevice, owner: str | None, force: bool | None) -> UsbDevice:
+    def _still(
+        self, device: UsbDevice, owner: str | None, force: bool | None, principal: Principal
+    ) -> UsbDevice:
         """
         A device, when other things were done to it meanwhile.
 
@@ -243,28 +251,34 @@ class Claims:
         now = self._catalogue.inventory.same(device)
         if now is None:
             raise DeviceNotFound(f"{device} was unplugged in the meantime")
-        self._requireOwner(now, owner, force)
+        self._requireOwner(now, owner, force, principal)
         return now
 
-    def _obstacle(self, device: UsbDevice, command: AttachDevice) -> OperationFailed | None:
+    def _obstacle(
+        self, device: UsbDevice, command: AttachDevice, principal: Principal
+    ) -> OperationFailed | None:
         """
         Why somebody who waits may not have a device now.
         """
-        leased = self._leased(device, _ownerOf(command), command.force)
+        leased = self._leased(device, _ownerOf(command), command.force, principal)
         if leased is None and device.state is DeviceState.IN_USE and not command.force:
             return DeviceInUse(device, self._traffic(device))
         return leased
 
-    def _requireOwner(self, device: UsbDevice, owner: str | None, force: bool | None) -> None:
-        obstacle = self._leased(device, owner, force)
+    def _requireOwner(
+        self, device: UsbDevice, owner: str | None, force: bool | None, principal: Principal
+    ) -> None:
+        obstacle = self._leased(device, owner, force, principal)
         if obstacle is not None:
             raise obstacle
 
     def _leased(
-        self, device: UsbDevice, owner: str | None, force: bool | None
+        self, device: UsbDevice, owner: str | None, force: bool | None, principal: Principal
     ) -> DeviceLeased | None:
         lease = device.lease
-        if force or lease is None or lease.owner == owner:
+        if force or lease is None:
+            return None
+        if lease.owner == owner and lease.proof in (None, principal.proof):
             return None
         return DeviceLeased(device, lease, self._wishes.left(lease))
 

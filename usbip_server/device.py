@@ -40,6 +40,21 @@ class DeviceState(enum.Enum):
     """It does not answer, or C{usbip-host} gave it up; C{trouble} says more."""
 
 
+class Encryption(enum.Enum):
+    """
+    Whether USB traffic is encrypted on its way between a client and this machine.
+    """
+
+    NONE = "none"
+    """It is not."""
+
+    KTLS = "ktls"
+    """TLS, by the kernel."""
+
+    RELAY = "relay"
+    """TLS, by this daemon, through which the traffic passes."""
+
+
 class Holder(msgspec.Struct, frozen=True, kw_only=True):
     """
     The client that has a device imported.
@@ -47,10 +62,12 @@ class Holder(msgspec.Struct, frozen=True, kw_only=True):
     @ivar address: its host's address; C{None} where it is not known.
     @ivar since: when it was first seen to have the device, in seconds since the epoch;
         C{None} if that was before the daemon began to look.
+    @ivar encryption: of its traffic; C{None} where it is not known.
     """
 
     address: str | None = None
     since: float | None = None
+    encryption: Encryption | None = None
 
 
 class Traffic(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +88,7 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     @ivar owner: what the owner calls itself.
     @ivar address: the address that asked for it.
+    @ivar proof: by what else the owner is known: only who can show that is this owner.
     @ivar ttl: seconds that it lasts, from when it was granted or renewed; C{None}: as long
         as the connection that asked for it.
     @ivar until: when it ends, in seconds since the epoch; C{None} with C{ttl}.
@@ -78,6 +96,7 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     owner: str
     address: str
+    proof: str | None = None
     ttl: Annotated[float, msgspec.Meta(ge=0, le=LONGEST_LEASE)] | None = None
     until: Annotated[float, msgspec.Meta(ge=0, le=LAST_MOMENT)] | None = None
 

@@ -14,7 +14,6 @@ from usbip_server.audit import Audit
 from usbip_server.caller import Caller
 from usbip_server.commands import Command
 from usbip_server.device import UsbDevice
-from usbip_server.errors import ShareError
 from usbip_server.policy import Right
 
 
@@ -37,13 +36,15 @@ class Gate:
 
         @param right: what it is for, if that is not what the command is called.
         @return: to be called with the device, if it went well.
-        @raise NotAllowed: its token is none of ours.
+        @raise NotAllowed: its token is none of ours, or there is no device that they may do
+            this to.
         """
         right = right or rightOf(command)
         caller.principal = caller.peer
         try:
             caller.principal = self._access.identify(caller.peer, command.token)
+            self._access.of(caller.principal).require(right)
             yield partial(self._audit.done, caller.principal, right, command)
-        except ShareError as error:
+        except Exception as error:
             self._audit.failed(caller.principal, right, command, error)
             raise

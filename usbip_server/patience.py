@@ -5,6 +5,7 @@ Slowing those down who guess tokens.
 from __future__ import annotations
 
 import ipaddress
+import math
 from collections.abc import Callable
 
 from usbip_server.errors import NotAllowed
@@ -45,18 +46,19 @@ class Patience:
         @raise NotAllowed: it has to wait before it may try again.
         """
         count, last = self._failures.get(_key(peer), (0, 0.0))
-        left = last + _pause(count) - self._seconds()
+        passed = abs(self._seconds() - last)  # somebody may have set the clock back
+        left = _pause(count) - passed
         if left > 0:
             raise NotAllowed(
                 f"{count} wrong tokens came from {peer}: requests with a token are answered "
-                f"again in {left:.0f} s"
+                f"again in {math.ceil(left)} s"
             )
 
     def failed(self, peer: Principal) -> None:
         """It has shown a wrong token."""
         now = self._seconds()
         count, last = self._failures.pop(_key(peer), (0, now))
-        if now - last > FORGIVEN:
+        if abs(now - last) > FORGIVEN:
             count = 0
         self._failures[_key(peer)] = count + 1, now
         if len(self._failures) > REMEMBERED:

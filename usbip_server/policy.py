@@ -12,7 +12,7 @@ from typing import Annotated, TypeVar, Union
 import msgspec
 
 from usbip_server.device import UsbDevice
-from usbip_server.rules import Match
+from usbip_server.rules import NOT_SAID, Match
 from usbip_server.tokens import requireHash
 
 LOCAL = "local"
@@ -41,12 +41,27 @@ class Principal(msgspec.Struct, frozen=True):
     @ivar uid: the user, on a unix socket.
     @ivar certificate: the name in its TLS certificate, which was verified.
     @ivar token: the name of the principal whose token it has shown.
+    @ivar hashes: what the configuration keeps of that token: once it does not any more, it
+        was shown in vain.
     """
 
     address: str
     uid: int | None = None
     certificate: str | None = None
     token: str | None = None
+    hashes: tuple[str, ...] = ()
+
+    @property
+    def proof(self) -> str | None:
+        """
+        By what they are known, if it is more than an address: that can be somebody else's
+        tomorrow.
+        """
+        for kind in ("token", "certificate", "uid"):
+            value = getattr(self, kind)
+            if value is not None:
+                return f"{kind} {value}"
+        return None
 
     def __str__(self) -> str:
         proofs = [
@@ -95,29 +110,26 @@ class Who(
     @ivar uid: of a user of this machine, on a unix socket.
     """
 
-    address: Several[str] | None = None
-    token: Several[str] | None = None
-    certificate: Several[str] | None = None
-    uid: Several[Annotated[int, msgspec.Meta(ge=0)]] | None = None
+    address: Several[str] = NOT_SAID
+    token: Several[str] = NOT_SAID
+    certificate: Several[str] = NOT_SAID
+    uid: Several[Annotated[int, msgspec.Meta(ge=0)]] = NOT_SAID
 
     def __post_init__(self) -> None:
-        if not any((self.address, self.token, self.certificate, self.uid is not None)):
+        if all(it is None for it in (self.address, self.token, self.certificate, self.uid)):
             raise ValueError("say who: `address`, `token`, `certificate` or `uid`")
         for text in several(self.address):
-            try:
-                ipaddress.ip_network(text)
-            except ValueError as error:
-                raise ValueError(f"`address`: {error}") from None
+            _requireRange(text)
         for text in several(self.token):
             requireHash(text)
+        if "" in several(self.certificate):
+            raise ValueError("`certificate`: a name is empty")
 
-    def isThis(self, name: str, principal: Principal) -> bool:
-        """
-        @param name: its own, under which a token that was shown is known.
-        """
+    def isThis(self, principal: Principal) -> bool:
+        """Is somebody this one?"""
         return (
             (self.address is None or within(principal.address, several(self.address)))
-            and (self.token is None or principal.token == name)
+            and (self.token is None or not {*several(self.token)}.isdisjoint(principal.hashes))
             and (self.certificate is None or principal.certificate in several(self.certificate))
             and (self.uid is None or principal.uid in several(self.uid))
         )
@@ -133,8 +145,8 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """
 
     who: Several[str]
-    commands: Several[Right] | None = None
-    devices: Several[Match] | None = None
+    commands: Several[Right] = NOT_SAID
+    devices: Several[Match] = NOT_SAID
 
     def isAbout(self, right: Right) -> bool:
         """Does it say something of this?"""
@@ -159,9 +171,16 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     deny: tuple[Grant, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in self.principals:
+        owners: dict[str, str] = {}
+        for name, who in self.principals.items():
             if name in BUILT_IN:
                 raise ValueError(f"`principals`: {name!r} is there already: choose another name")
+            for kept in several(who.token):
+                if owners.setdefault(kept, name) != name:
+                    raise ValueError(
+                        f"`principals.{name}.token`: it is that of {owners[kept]!r} too, and a "
+                        "token says who somebody is: make another one"
+                    )
         for key, grants in (("allow", self.allow), ("deny", self.deny)):
             for index, grant in enumerate(grants):
                 for name in several(grant.who):
@@ -177,7 +196,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     def _isThis(self, name: str, principal: Principal) -> bool:
         if name in self.principals:
-            return self.principals[name].isThis(name, principal)
+            return self.principals[name].isThis(principal)
         ranges = BUILT_IN[name]
         isLocal = principal.address == LOCAL
         return ranges is None or isLocal or within(principal.address, ranges)
@@ -224,13 +243,32 @@ def several(given: Several[T] | None) -> tuple[T, ...]:
 
 def within(address: str, ranges: Iterable[str]) -> bool:
     """
-    Is an address in one of these ranges? The word for none is in none.
+    Is an address in one of these ranges? The word for none is in none. A range with a zone
+    (C{fe80::%eth0/64}; RFC 4007, 11) is for that interface only.
     """
+    host, _, zone = address.partition("%")
     try:
-        found = ipaddress.ip_address(address.partition("%")[0])
+        found = ipaddress.ip_address(host)
     except ValueError:
         return False
-    return any(found in ipaddress.ip_network(text) for text in ranges)
+    networks = map(ipaddress.ip_network, ranges)
+    return any(found in network and _zone(network) in (None, zone) for network in networks)
+
+
+def _requireRange(text: str) -> None:
+    """
+    @raise ValueError: this is no range of addresses, or one that nobody can be in.
+    """
+    try:
+        network = ipaddress.ip_network(text)
+    except ValueError as error:
+        raise ValueError(f"`address`: {error}") from None
+    if getattr(network.network_address, "ipv4_mapped", None) is not None:
+        raise ValueError(f"`address`: {text!r} is IPv4 in IPv6: write it as IPv4, 192.0.2.0/24")
+
+
+def _zone(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> str | None:
+    return getattr(network.network_address, "scope_id", None)
 
 
 def sameHost(one: str, other: str) -> bool:

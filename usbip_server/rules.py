@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 
@@ -38,6 +38,11 @@ CLASSES = {
 """Words for C{class} (usb.org, Defined Class Codes; HID 1.11, 4.2 and 4.3)."""
 
 _CLASS = re.compile("[0-9a-f]{2}(/[0-9a-f]{2}){0,2}", re.ASCII)
+
+
+NOT_SAID: Any = None
+"""For what may be left out, but not left empty: a key with nothing behind it is a mistake, and
+must not mean "all"."""
 
 
 class Share(enum.Enum):
@@ -111,11 +116,11 @@ class Match(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         device's class and those of its interfaces.
     """
 
-    id: str | None = None
-    bus: str | int | None = None
-    serial: str | None = None
-    desc: str | None = None
-    device_class: str | None = None
+    id: str = NOT_SAID
+    bus: str | int = NOT_SAID
+    serial: str = NOT_SAID
+    desc: str = NOT_SAID
+    device_class: str = NOT_SAID
 
     def __post_init__(self) -> None:
         if not given(self, (*CRITERIA, "device_class")):

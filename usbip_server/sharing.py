@@ -5,7 +5,6 @@ out. Puts together the parts that do it, and starts and stops them.
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -32,6 +31,7 @@ from usbip_server.errors import BackendUnavailable
 from usbip_server.exports import Exports
 from usbip_server.feed import Feed, Stream
 from usbip_server.gate import Gate
+from usbip_server.handoff import Carrier
 from usbip_server.herald import Herald
 from usbip_server.hooks import Hooks
 from usbip_server.interfaces import IUsbBackend
@@ -214,8 +214,8 @@ class Sharing:
         @raise ShareError: as the command cannot be carried out.
         """
         until = self._clock.seconds() + self._settings.timeouts.answer
-        await self.ready()
         with self._gate.passing(caller, command) as done:
+            await self.ready()
             if type(command) in self._lookups:
                 return self._lookups[type(command)](command, caller.principal)
             device = await self._methods[type(command)](command, caller, until)
@@ -232,8 +232,8 @@ class Sharing:
         lookup = self._lookups.get(type(command))
         if lookup is None or not self._ready.happened:
             return None
-        self._requireBackend()
         with self._gate.passing(caller, command):
+            self._requireBackend()
             return lookup(command, caller.principal)
 
     def watch(self, request: WatchDevices, caller: Caller) -> tuple[Reply, Stream]:
@@ -265,19 +265,19 @@ class Sharing:
         return self._exports.importable(principal)
 
     async def handOver(
-        self, busId: str, caller: Caller, connection: socket.socket, ended: Callable[[], None]
+        self, busId: str, caller: Caller, carrier: Carrier, ended: Callable[[], None]
     ) -> UsbDevice:
         """
-        Give a device to a client: from now on its connection carries USB traffic.
+        Give a device to a client: from now on USB traffic goes over this.
 
-        @param connection: see L{IUsbBackend.export}.
+        @param carrier: see L{Exports.handOver}.
         @param ended: called when the session has ended.
         @raise ShareError: it is not to be had.
         """
-        await self.ready()
         request = FindDevice(bus=busId)
         with self._gate.passing(caller, request, Right.IMPORT) as done:
-            device = await self._exports.handOver(busId, caller, connection, ended)
+            await self.ready()
+            device = await self._exports.handOver(busId, caller, carrier, ended)
             done(device)
             return device
 

@@ -23,6 +23,7 @@ from usbip_server.errors import (
     ShareError,
 )
 from usbip_server.inventory import Change, Inventory
+from usbip_server.policy import Principal
 from usbip_server.replies import Notice, encodeDevices
 from usbip_server.timestamps import timestamp
 
@@ -30,7 +31,7 @@ TURN = 5.0
 """Seconds for somebody who has no lease to import the device, before it is the next one's
 turn."""
 
-Obstacle = Callable[[UsbDevice, AttachDevice], OperationFailed | None]
+Obstacle = Callable[[UsbDevice, AttachDevice, Principal], OperationFailed | None]
 
 
 class Ticket:
@@ -187,7 +188,7 @@ class Queue:
         Why it is not somebody's turn even if it is the first.
         """
         isHeld = device.busId in self._held and not ticket.request.force
-        obstacle = self._obstacle(device, ticket.request)
+        obstacle = self._obstacle(device, ticket.request, ticket.principal)
         return obstacle or (_othersTurn(device) if isHeld else None)
 
     def _tell(

@@ -143,7 +143,8 @@ class Wishes:
         @param ttl: seconds; C{None}: as long as the connection of C{caller}.
         """
         until = None if ttl is None else self._now() + ttl
-        lease = Lease(owner=owner, address=caller.principal.address, ttl=ttl, until=until)
+        who = caller.principal
+        lease = Lease(owner=owner, address=who.address, proof=who.proof, ttl=ttl, until=until)
         grant = self._grants[lease] = _Grant()
         if ttl is None:
             end = partial(self._expire, lease)

@@ -317,8 +317,8 @@ class PrincipalTests(FirstByteTestCase):
             (IPv6Address("TCP", "::1", 1), "::1"),
             (UNIXAddress("/run/usbipshare"), "local"),
             (UNIXAddress(None), "local"),
-            (HostnameAddress(b"x", 1), "local"),
-            (None, "local"),
+            (HostnameAddress(b"x", 1), "unknown"),
+            (None, "unknown"),
         ):
             self.assertEqual(principalAt(address), Principal(expected))
 

@@ -1,0 +1,3 @@
+"""
+Tests of L{usbip_server.client}.
+"""

@@ -1,0 +1,232 @@
+"""
+Tests of L{usbip_server.patience}.
+"""
+
+from __future__ import annotations
+
+import re
+
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from usbip_server.access import Access
+from usbip_server.errors import NotAllowed
+from usbip_server.patience import FORGIVEN, FREE, LONGEST, REMEMBERED, Patience
+from usbip_server.policy import LOCAL, Openness, Policy, Principal, Who
+from usbip_server.tokens import hashOf
+
+GUESSER = Principal("203.0.113.9")
+TOKEN = "usbip_0123456789abcdef"
+
+
+class PatienceTestCase(SynchronousTestCase):
+    """
+    Somebody guesses.
+    """
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.clock.advance(1_700_000_000)
+        self.patience = Patience(self.clock.seconds)
+
+    def fail_(self, times: int, peer: Principal = GUESSER) -> None:
+        """Show wrong tokens, without regard to pauses."""
+        for _ in range(times):
+            self.patience.failed(peer)
+
+    def isPaused(self, peer: Principal = GUESSER) -> bool:
+        """Does somebody have to wait?"""
+        try:
+            self.patience.require(peer)
+        except NotAllowed:
+            return True
+        return False
+
+    def pause(self, peer: Principal = GUESSER) -> int:
+        """For how many seconds; the time is over then."""
+        seconds = 0
+        while self.isPaused(peer):
+            self.clock.advance(1)
+            seconds += 1
+        return seconds
+
+
+class PauseTests(PatienceTestCase):
+    """
+    How long one has to wait.
+    """
+
+    def test_free(self) -> None:
+        """Some wrong ones cost nothing."""
+        for _ in range(FREE):
+            self.assertFalse(self.isPaused())
+            self.fail_(1)
+        self.assertFalse(self.isPaused())
+
+    def test_doubles(self) -> None:
+        """Each one more doubles the pause, up to the longest."""
+        self.fail_(FREE)
+        pauses = []
+        for _ in range(9):
+            self.fail_(1)
+            pauses.append(self.pause())
+        self.assertEqual(pauses, [1, 2, 4, 8, 16, 32, LONGEST, LONGEST, LONGEST])
+
+    def test_longest(self) -> None:
+        """However many there were, it is never longer than that."""
+        self.fail_(5000)
+        self.assertEqual(self.pause(), LONGEST)
+
+    def test_message(self) -> None:
+        """Whoever has to wait hears why and how long: never no time at all."""
+        self.fail_(FREE + 3)
+        error = self.assertRaises(NotAllowed, self.patience.require, GUESSER)
+        self.assertEqual(
+            str(error),
+            f"{FREE + 3} wrong tokens came from 203.0.113.9: requests with a token are answered "
+            "again in 4 s",
+        )
+        self.clock.advance(3.9)
+        error = self.assertRaises(NotAllowed, self.patience.require, GUESSER)
+        self.assertIn("again in 1 s", str(error))
+
+    def test_inVain(self) -> None:
+        """To ask meanwhile makes it no longer: programs that try again are not locked out."""
+        self.fail_(FREE + 3)
+        for _ in range(100):
+            self.assertTrue(self.isPaused())
+        self.assertEqual(self.pause(), 4)
+
+    def test_forgiven(self) -> None:
+        """After a long time without a wrong one it begins anew, and not before."""
+        self.fail_(FREE + 4)
+        self.clock.advance(FORGIVEN)
+        self.fail_(1)
+        self.assertEqual(self.pause(), 16)
+        self.clock.advance(FORGIVEN + 1)
+        self.fail_(FREE)
+        self.assertFalse(self.isPaused())
+
+    def test_clock(self) -> None:
+        """Somebody who sets the clock, back or forward, locks nobody out for longer."""
+        for seconds in (-86400, 86400, -FORGIVEN / 2):
+            self.fail_(FREE)
+            self.clock.rightNow += seconds
+            self.assertFalse(self.isPaused())
+            self.fail_(4)
+            self.clock.rightNow += seconds
+            self.assertLessEqual(self.pause(), 2 * LONGEST)
+            self.clock.advance(2 * FORGIVEN)
+        self.fail_(FREE + 4)
+        self.clock.rightNow -= 3
+        self.assertLessEqual(self.pause(), 8 + 2 * 3)
+
+
+class WhoTests(PatienceTestCase):
+    """
+    Who has to wait.
+    """
+
+    def together(self, *peers: Principal) -> None:
+        """They wait together: whatever one shows counts for all."""
+        for guesser in peers:
+            patience = self.patience = Patience(self.clock.seconds)
+            for _ in range(FREE + 1):
+                patience.failed(guesser)
+            self.assertEqual([self.isPaused(peer) for peer in peers], [True] * len(peers), guesser)
+
+    def apart(self, *peers: Principal) -> None:
+        """None waits for what another has shown."""
+        for guesser in peers:
+            self.patience = Patience(self.clock.seconds)
+            self.fail_(FREE + 1, guesser)
+            paused = [peer for peer in peers if self.isPaused(peer)]
+            self.assertEqual(paused, [guesser])
+
+    def test_addresses(self) -> None:
+        """All connections from one address, and no other."""
+        self.apart(GUESSER, Principal("203.0.113.10"), Principal("2001:db8::9"), Principal(LOCAL))
+
+    def test_ipv6(self) -> None:
+        """A whole /64 of IPv6 is one, as somebody has all of it, in whatever spelling."""
+        self.together(
+            *(Principal("2001:db8:0:1::1"), Principal("2001:db8:0:1:ffff:ffff:ffff:ffff")),
+            *(Principal("2001:0db8:0000:0001::2"), Principal("2001:db8:0:1::3%eth0")),
+        )
+        self.apart(Principal("2001:db8:0:1::1"), Principal("2001:db8:0:2::1"), Principal("::1"))
+
+    def test_users(self) -> None:
+        """On a unix socket it is the user; whoever is not known is one of their own."""
+        self.apart(Principal(LOCAL, uid=0), Principal(LOCAL, uid=1000), Principal(LOCAL))
+
+    def test_certificates(self) -> None:
+        """Another certificate makes it nobody else: one could try each."""
+        self.together(GUESSER, Principal(GUESSER.address, certificate="alice"))
+
+    def test_noAddress(self) -> None:
+        """What is no address is taken to the letter."""
+        self.apart(Principal("somewhere"), Principal("elsewhere"), Principal(""))
+
+    def test_bounded(self) -> None:
+        """Of more than it can remember it forgets those that it heard of longest ago."""
+        other = Principal("198.51.100.1")
+        self.fail_(FREE + 1)
+        self.fail_(FREE + 1, other)
+        addresses = [Principal(f"10.0.{n // 256}.{n % 256}") for n in range(3 * REMEMBERED)]
+        for peer in addresses[: REMEMBERED - 2]:
+            self.fail_(1, peer)
+        self.fail_(1)  # heard of again: the other is the oldest now
+        self.fail_(1, addresses[-1])
+        self.assertTrue(self.isPaused())
+        self.assertFalse(self.isPaused(other))
+        for peer in addresses:
+            self.fail_(1, peer)
+        self.assertFalse(self.isPaused())
+        self.assertEqual(len(self.patience._failures), REMEMBERED)
+
+
+class TokenTests(SynchronousTestCase):
+    """
+    What a pause is about.
+    """
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        policy = Policy(principals={"ci": Who(token=hashOf(TOKEN))})
+        self.access = Access(policy, self.clock.seconds)
+        for _ in range(FREE + 1):
+            self.assertRaises(NotAllowed, self.access.identify, GUESSER, "usbip_guessed")
+
+    def test_withToken(self) -> None:
+        """In a pause the right token is refused too: else one would know it by that."""
+        messages = [
+            re.sub("usbip_.*", "", str(self.assertRaises(NotAllowed, self.try_, shown)))
+            for shown in (TOKEN, "usbip_guessed")
+        ]
+        self.assertEqual(messages[0], messages[1])
+        self.clock.advance(1)
+        self.assertEqual(self.try_(TOKEN).token, "ci")
+
+    def test_without(self) -> None:
+        """Requests without one are none of its business."""
+        self.assertIs(self.access.identify(GUESSER, None), GUESSER)
+
+    def test_rightOneForgivesNothing(self) -> None:
+        """Whoever has a token of their own cannot try others for nothing by showing it in
+        between."""
+        for pause in (1, 2, 4):
+            self.clock.advance(pause)
+            self.try_(TOKEN)
+            self.assertRaises(NotAllowed, self.try_, "usbip_guessed")
+        error = self.assertRaises(NotAllowed, self.try_, TOKEN)
+        self.assertIn("again in 8 s", str(error))
+
+    def test_reload(self) -> None:
+        """Another configuration changes nothing of that."""
+        self.access.become(Openness.OPEN.policy)
+        error = self.assertRaises(NotAllowed, self.try_, TOKEN)
+        self.assertIn("again in 1 s", str(error))
+
+    def try_(self, shown: str) -> Principal:
+        """Show a token."""
+        return self.access.identify(GUESSER, shown)

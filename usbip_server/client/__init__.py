@@ -1,0 +1,3 @@
+"""
+The client: what people type.
+"""
