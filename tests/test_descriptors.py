@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import resource
 
+from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from usbip_server.descriptors import SPARE, affordable
@@ -76,3 +77,15 @@ class AffordableTests(SynchronousTestCase):
         """There is always room for one."""
         self.given(16, 16)
         self.assertEqual(affordable(1024), 1)
+
+    def test_several(self) -> None:
+        """Where each takes several files there is room for fewer, and that is logged."""
+        limits = self.given(1024, 4096)
+        self.assertEqual(affordable(1000, 3), 1000)
+        self.assertEqual(limits[-1], (3000 + SPARE, 4096))
+        self.given(512, 512)
+        with capturedLogs() as events:
+            room = affordable(1000, 3)
+        self.assertEqual(room, (512 - SPARE) // 3)
+        (warning,) = events
+        self.assertEqual((warning["room"], warning["wanted"]), (room, 1000))

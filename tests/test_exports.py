@@ -5,8 +5,10 @@ Tests of L{usbip_server.exports}: who may import a device.
 from __future__ import annotations
 
 import socket
+from typing import cast
 
 from twisted.internet.defer import Deferred
+from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 
 from tests.desiredcase import ALWAYS, EPOCH, NEVER, Client, DesiredTestCase
 from tests.support import (
@@ -20,7 +22,7 @@ from tests.support import (
     asked,
     changed,
 )
-from usbip_server.device import DeviceState, Holder, UsbDevice
+from usbip_server.device import DeviceState, Encryption, Holder, UsbDevice
 from usbip_server.errors import (
     BackendUnavailable,
     DeviceInUse,
@@ -32,6 +34,7 @@ from usbip_server.errors import (
     StillWorking,
 )
 from usbip_server.exports import AFTERWARDS, EXPORT_SECONDS, JUST_FREED, LOOK_AGAIN
+from usbip_server.handoff import Carrier
 from usbip_server.policy import LOCAL, Principal
 from usbip_server.rules import Hook, Match, Occasion, Rule, Share
 
@@ -39,6 +42,16 @@ FREE, BOUND, IN_USE = DeviceState.FREE, DeviceState.BOUND, DeviceState.IN_USE
 
 ON_IMPORT = Rule(match=Match(bus="*"), share=Share.ON_IMPORT)
 LENT = Rule(match=Match(bus="*"), share=Share.ON_IMPORT, unbind_released=True)
+
+
+def plain(connection: socket.socket) -> Carrier:
+    """A connection as it is."""
+    return Carrier(given=connection, connection=connection)
+
+
+def held(principal: Principal, since: float) -> Holder:
+    """Who has a device whose traffic is not encrypted."""
+    return Holder(address=principal.address, since=since, encryption=Encryption.NONE)
 
 
 class ResettingBackend(PromptBackend):
@@ -58,6 +71,24 @@ class ResettingBackend(PromptBackend):
         if now is not None and device.busId in self.over:
             self.over.discard(device.busId)
             self.inventory.replace([changed(now, state=BOUND, holder=None)], {now.busId})
+
+
+class RecordingBackend(PromptBackend):
+    """
+    A backend that notes what kind of connection it is given.
+
+    @ivar given: their families.
+    """
+
+    def __init__(self, devices: tuple[UsbDevice, ...]) -> None:
+        super().__init__(devices)
+        self.given: list[socket.AddressFamily] = []
+
+    async def export(
+        self, device: UsbDevice, connection: socket.socket, holder: Holder, deadline: float
+    ) -> UsbDevice:
+        self.given.append(socket.AddressFamily(connection.family))
+        return await super().export(device, connection, holder, deadline)
 
 
 class ExportsTestCase(DesiredTestCase):
@@ -88,7 +119,7 @@ class ExportsTestCase(DesiredTestCase):
         client, server = self.connect()
         result = asked(
             self.sharing.handOver(
-                busId, Client(principal), server, lambda: self.ended.append(client)
+                busId, Client(principal), plain(server), lambda: self.ended.append(client)
             )
         )
         return client, result
@@ -133,7 +164,7 @@ class WhoTests(ExportsTestCase):
         self.done("attach")
         self.sleep(7)
         self.given()
-        self.assertEqual(self.shown().holder, Holder(address=BOB.address, since=EPOCH + 7))
+        self.assertEqual(self.shown().holder, held(BOB, EPOCH + 7))
         self.assertEqual(self.verbs(), ["bind", "export"])
         self.assertEqual(self.heard[-1], ("imported", UNO.busId))
         self.assertEqual(self.backend.calls[-1].deadline, EXPORT_SECONDS)
@@ -229,7 +260,7 @@ class WhoTests(ExportsTestCase):
         self.start(ALWAYS)
         _, server = self.connect()
         server.close()
-        result = asked(self.sharing.handOver(UNO.busId, Client(BOB), server, lambda: None))
+        result = asked(self.sharing.handOver(UNO.busId, Client(BOB), plain(server), lambda: None))
         self.failureResultOf(result, OperationFailed)
         self.assertEqual((self.state(), self.flushLoggedErrors()), (BOUND, []))
 
@@ -505,8 +536,7 @@ class MeanwhileTests(ExportsTestCase):
         self.backend.calls[0].fail(OperationFailed(UNO, "the client is gone"))
         self.failureResultOf(first, OperationFailed)
         self.backend.calls[1].succeed()
-        holder = Holder(address=ALICE.address, since=EPOCH)
-        self.assertEqual(self.successResultOf(second).holder, holder)
+        self.assertEqual(self.successResultOf(second).holder, held(ALICE, EPOCH))
 
     def test_detaching(self) -> None:
         """While it is being detached nothing is given away, and after it there is nothing."""
@@ -612,6 +642,62 @@ class EndTests(ExportsTestCase):
         self.successResultOf(asked(self.sharing.stop()))
         self.leaves(client)
         self.assertEqual((self.ended, self.clock.readers), ([], []))
+
+
+class CarrierTests(ExportsTestCase):
+    """
+    What USB traffic goes over.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.recording = self.backend = RecordingBackend((UNO,))
+        self.logged: list[LogEvent] = []
+        observer = cast(ILogObserver, self.logged.append)
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        self.start(ALWAYS)
+
+    def asks(self, carrier: Carrier) -> Deferred[UsbDevice]:
+        """A client wants the device over this."""
+        return asked(self.sharing.handOver(UNO.busId, Client(BOB), carrier, lambda: None))
+
+    def test_given(self) -> None:
+        """The device gets what is given; that the session has ended shows at the client's
+        connection. That it was one's own does not matter."""
+        client, server = self.connect()
+        ours, theirs = socket.socketpair()
+        self.addCleanup(ours.close)
+        carrier = Carrier(given=theirs, connection=server, encryption=Encryption.RELAY)
+        device = self.successResultOf(self.asks(carrier))
+        assert device.holder is not None
+        self.assertIs(device.holder.encryption, Encryption.RELAY)
+        self.assertEqual(self.recording.given, [socket.AF_UNIX])
+        theirs.close()
+        server.close()
+        self.clock.deliver()
+        self.assertEqual(self.backend.looked, [])
+        self.leaves(client)
+        self.sleep(1)
+        self.assertNotEqual(self.backend.looked, [])
+
+    def test_told(self) -> None:
+        """For each import the log has which of the ways it is."""
+        for encryption, word in (
+            (Encryption.NONE, "plain"),
+            (Encryption.KTLS, "ktls"),
+            (Encryption.RELAY, "relay"),
+        ):
+            client, server = self.connect()
+            carrier = Carrier(given=server, connection=server, encryption=encryption)
+            self.successResultOf(self.asks(carrier))
+            lines = [formatEvent(event) for event in self.logged if "encryption" in event]
+            self.assertEqual(len(lines), 1)
+            for text in (BOB.address, str(UNO), word):
+                self.assertIn(text, lines[0])
+            self.logged.clear()
+            self.leaves(client)
+            self.giveBack()
 
 
 class ListTests(ExportsTestCase):

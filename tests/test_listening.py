@@ -18,12 +18,17 @@ from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.ssl import KeyPair
 from twisted.internet.testing import MemoryReactor
+from twisted.internet.threads import deferToThread
+from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
+from tests.certificates import signed, trusting
 from usbip_server import listening
-from usbip_server.listening import BACKLOG, EveryInterface, explain, serverEndpoint
+from usbip_server.certificates import Certificates, read
+from usbip_server.listening import BACKLOG, EveryInterface, OverTls, explain, serverEndpoint
+from usbip_server.settings import Tls
 
 
 class Greeting(Protocol):
@@ -53,6 +58,12 @@ class Listener(Protocol):
         self.said.callback(self._parts)
 
 
+def certificates(case: SynchronousTestCase | TestCase) -> Certificates:
+    """A server's."""
+    certificate, key = signed("localhost").write(case.mktemp(), "server")
+    return Certificates(read(Tls(certificate=certificate, key=key)))
+
+
 class RealTests(TestCase):
     """
     With the real reactor.
@@ -60,7 +71,7 @@ class RealTests(TestCase):
 
     async def listen(self, description: str) -> int:
         """Listen, until the test is over."""
-        endpoint = serverEndpoint(reactor, description)
+        endpoint = serverEndpoint(reactor, description, certificates(self))
         port: IListeningPort = await endpoint.listen(Factory.forProtocol(Greeting))
         self.addCleanup(maybeDeferred, port.stopListening)
         return int(getattr(port.getHost(), "port", 0))
@@ -78,6 +89,21 @@ class RealTests(TestCase):
         self.assertTrue(said.endswith(b"127.0.0.1"))
         said = await self.greeted(TCP6ClientEndpoint(reactor, "::1", port))
         self.assertEqual(said, b"::1")
+
+    async def test_tls(self) -> None:
+        """So does one with TLS, which says what was said only to who speaks it."""
+
+        def greeted(host: str) -> bytes:
+            connection = socket.create_connection((host, port))
+            with trusting().wrap_socket(connection, server_hostname="localhost") as secure:
+                return secure.recv(100)
+
+        for description in ("tls:0", "tls:0:backlog=5"):
+            port = await self.listen(description)
+            self.assertTrue((await deferToThread(greeted, "127.0.0.1")).endswith(b"127.0.0.1"))
+            self.assertEqual(await deferToThread(greeted, "::1"), b"::1")
+        port = await self.listen("tls:0:interface=127.0.0.1")
+        self.assertEqual(await deferToThread(greeted, "127.0.0.1"), b"127.0.0.1")
 
     async def test_withoutIpv6(self) -> None:
         """Where the kernel has no IPv6 it takes IPv4."""
@@ -197,13 +223,53 @@ class DescriptionTests(SynchronousTestCase):
 
     def test_backslashes(self) -> None:
         """Who forgets the backslashes of an IPv6 address is told of them."""
-        for kind in ("tcp", "tcp6"):
+        for kind in ("tcp", "tcp6", "tls"):
             with self.assertRaises(ValueError) as caught:
-                serverEndpoint(MemoryReactor(), f"{kind}:5055:interface=::1")
+                serverEndpoint(MemoryReactor(), f"{kind}:5055:interface=::1", certificates(self))
             self.assertIn(r"interface=\:\:1", str(caught.exception))
 
     def test_tls(self) -> None:
-        """So is it with TLS."""
+        """With TLS and our own certificates, it is what it is with TCP."""
+        ours = certificates(self)
+        for description, isEvery in (
+            ("tls:5056", True),
+            ("tls:port=5056:backlog=9", True),
+            ("tls:5056:interface=192.0.2.1", False),
+            (r"tls:5056:interface=\:\:1", False),
+        ):
+            endpoint = serverEndpoint(MemoryReactor(), description, ours)
+            verifyObject(IStreamServerEndpoint, endpoint)
+            assert isinstance(endpoint, OverTls)
+            self.assertEqual(isinstance(endpoint.below, EveryInterface), isEvery)
+        memory = MemoryReactor()
+        below = serverEndpoint(memory, "tls:5056:interface=127.0.0.1", ours)
+        self.successResultOf(below.listen(Factory()))
+        (port, factory, backlog, interface), *_ = memory.tcpServers
+        self.assertEqual((port, backlog, interface), (5056, BACKLOG, "127.0.0.1"))
+        self.assertIsInstance(factory, TLSMemoryBIOFactory)
+
+    def test_badTls(self) -> None:
+        """What is wrong with it is said of it, not of the TCP below; and it needs a
+        certificate."""
+        for description, reason in (
+            ("tls", "'tls' is not an endpoint description, such as tls:5055 or"),
+            ("tls:", "'' is not a port"),
+            ("tls:99999", "'99999' is not a port"),
+            ("tls:5056:privateKey=/x", "'tls:5056:privateKey=/x' is not an endpoint description"),
+            ("tls:5056:interface=x", "'tls:5056:interface=x' is not an endpoint description: 'x'"),
+        ):
+            with self.assertRaises(ValueError) as caught:
+                serverEndpoint(MemoryReactor(), description, certificates(self))
+            self.assertIn(reason, str(caught.exception))
+        with self.assertRaises(ValueError) as caught:
+            serverEndpoint(MemoryReactor(), "tls:5056")
+        self.assertEqual(
+            str(caught.exception),
+            '"tls:5056" needs a certificate: see `tls` in docs/config.md',
+        )
+
+    def test_ssl(self) -> None:
+        """With Twisted's own TLS the reasons are the same."""
         folder = Path(self.mktemp())
         folder.mkdir()
         pem = folder / "key.pem"

@@ -16,15 +16,20 @@ from twisted.application.service import IServiceMaker
 from twisted.internet.interfaces import IStreamServerEndpoint
 from twisted.internet.testing import MemoryReactorClock
 from twisted.plugin import getPlugins
+from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from usbip_server import tap
+from tests.certificates import LAB, authority, signed
+from usbip_server import places, tap
 from usbip_server.daemon import Deaf
 from usbip_server.errors import InvalidOption
 from usbip_server.interfaces import IUsbBackend, IUsbBackendMaker
 from usbip_server.listening import serverEndpoint
+from usbip_server.protocols.exporter import ExporterFactory
+from usbip_server.protocols.firstbyte import FirstByteFactory
+from usbip_server.protocols.secured import SecuredFactory
 from usbip_server.tap import Options, assemble, makeService
 
 VIRTUAL = "export: off\nbackend: {type: virtual, devices: [{bus_id: 1-1}]}\n"
@@ -42,6 +47,13 @@ def parsed(*arguments: str) -> Options:
     options = Options()
     options.parseOptions(list(arguments))
     return options
+
+
+def tls(case: SynchronousTestCase) -> str:
+    """A good C{tls} block."""
+    certificate, key = signed("localhost").write(case.mktemp(), "server")
+    ca, _ = authority(LAB).write(case.mktemp(), "ca")
+    return f"tls: {{certificate: {certificate}, key: {key}, client_ca: {ca}}}\n"
 
 
 @implementer(IUsbBackendMaker)
@@ -72,15 +84,15 @@ class CommandLineCase(SynchronousTestCase):
 
     def places(self, *arguments: str) -> list[str]:
         """Where it would listen with such a command line."""
-        places: list[str] = []
+        noted: list[str] = []
 
-        def note(reactor: Any, description: str) -> IStreamServerEndpoint:
-            places.append(description)
-            return serverEndpoint(reactor, description)
+        def note(reactor: Any, description: str, certificates: Any) -> IStreamServerEndpoint:
+            noted.append(description)
+            return serverEndpoint(reactor, description, certificates)
 
-        self.patch(tap, "serverEndpoint", note)
+        self.patch(places, "serverEndpoint", note)
         parsed(*arguments)
-        return places
+        return noted
 
 
 class OptionsTests(CommandLineCase):
@@ -155,6 +167,37 @@ class OptionsTests(CommandLineCase):
         """A wrong place on the command line is blamed on it."""
         message, _ = self.exit("-b", "virtual", "--listen", "tcp:x")
         self.assertTrue(str(message).startswith("--listen: "), message)
+
+    def test_tlsWithoutCertificate(self) -> None:
+        """TLS needs a certificate, for whatever it is and whoever asks for it."""
+        reason = '"tls:5056" needs a certificate: see `tls` in docs/config.md'
+        listen = file(self, VIRTUAL + "listen: [tcp:1, tls:5056]\n")
+        export = file(self, "export: {listen: [tls:5056]}\nbackend: {type: virtual}\n")
+        plain = file(self, VIRTUAL)
+        for arguments, where in (
+            (("-c", listen), f"{listen}:3: listen.1: "),
+            (("-c", export), f"{export}:1: export.listen.0: "),
+            (("-c", plain, "--listen", "tls:5056"), "--listen: "),
+            (("-c", plain, "--export", "tls:5056"), "--export: "),
+        ):
+            self.assertEqual(self.exit(*arguments)[0], where + reason)
+        good = file(self, VIRTUAL + tls(self))
+        self.assertEqual(
+            self.places("-c", good, "--listen", "tls:5056", "--export", "tls:5057"),
+            ["tls:5056", "tls:5057"],
+        )
+
+    def test_wrongCertificate(self) -> None:
+        """A file that is of no use as a certificate is said to be so, with the line where it is
+        named."""
+        other = signed("other").write(self.mktemp(), "other")[1]
+        certificate = signed("localhost").write(self.mktemp(), "server")[0]
+        path = file(self, VIRTUAL + f"tls:\n  certificate: {certificate}\n  key: {other}\n")
+        message, _ = self.exit("--check", "--config", path)
+        self.assertTrue(str(message).startswith(f"{path}:5: tls.key: the key in {other}"), message)
+        path = file(self, VIRTUAL + "tls: {certificate: /nowhere}\n")
+        message, _ = self.exit("--check", "--config", path)
+        self.assertIn(":3: tls.certificate: /nowhere cannot be read", str(message))
 
     def test_wrongBackend(self) -> None:
         """What is wrong with a backend that the command line names is not blamed on the file's
@@ -278,10 +321,42 @@ class ServiceTests(CommandLineCase):
             service = assemble(parsed("--config", path, *options), memory)
             service.privilegedStartService()
             self.assertEqual([server[0] for server in memory.tcpServers], ports)
-        for wrong, reason in (("tcp:x", "is not a port"), ("ssl:3240", "over TLS")):
+        for wrong, reason in (("tcp:x", "is not a port"), ("ssl:3240", "use `tls:`, as in")):
             message, _ = self.exit("-b", "virtual", "--export", wrong)
             self.assertIn("--export: ", message)
             self.assertIn(reason, message)
+
+    def test_exportTlsTaken(self) -> None:
+        """A place with TLS that is taken is not taken by a stock usbipd."""
+        path = file(self, VIRTUAL + tls(self))
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            place = f"tls:{taken.getsockname()[1]}:interface=127.0.0.1"
+            here = "tcp:0:interface=127.0.0.1"
+            service = makeService(parsed("-c", path, "-l", here, "--export", place))
+            with self.assertRaises(Deaf) as caught:
+                service.privilegedStartService()
+        message = str(caught.exception)
+        self.assertIn(f"cannot listen on {place}: Address already in use. Something", message)
+        self.assertNotIn("usbipd", message)
+
+    def test_tls(self) -> None:
+        """Requests with TLS are Twisted's; USB/IP with TLS is not, though it comes over TCP as
+        Twisted sees it."""
+        path = file(
+            self,
+            tls(self) + "backend: {type: virtual, devices: []}\n"
+            "listen: ['tcp:1:interface=127.0.0.1', 'tls:2:interface=127.0.0.1']\n"
+            "export: {listen: ['tcp:3:interface=127.0.0.1', 'tls:4:interface=127.0.0.1']}\n",
+        )
+        memory = MemoryReactorClock()
+        assemble(parsed("--config", path), memory).privilegedStartService()
+        self.assertEqual([server[0] for server in memory.tcpServers], [1, 2, 3, 4])
+        factories: list[Any] = [server[1] for server in memory.tcpServers]
+        plain, secured, *others = factories
+        self.assertIsInstance(plain, FirstByteFactory)
+        self.assertIsInstance(secured, TLSMemoryBIOFactory)
+        self.assertIs(secured.wrappedFactory, plain)
+        self.assertEqual([type(other) for other in others], [ExporterFactory, SecuredFactory])
 
     def test_stopWithoutStart(self) -> None:
         """It can be stopped without having been started."""

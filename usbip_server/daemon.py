@@ -6,45 +6,25 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import (
-    IListeningPort,
-    IReactorFromThreads,
-    IStreamServerEndpoint,
-)
+from twisted.internet.interfaces import IListeningPort, IReactorFromThreads
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from usbip_server.listening import explain
 from usbip_server.notify import notify
+from usbip_server.places import Place, Purpose
 from usbip_server.protocols.exporter import ExporterFactory
 from usbip_server.protocols.firstbyte import FirstByteFactory
+from usbip_server.protocols.secured import SecuredFactory
 from usbip_server.sharing import Sharing
 
 CLOSING_SECONDS = 2.0
 """For clients to take their last answers when the daemon stops."""
-
-
-class Place(NamedTuple):
-    """
-    Where to listen.
-
-    @ivar description: for messages.
-    @ivar isExport: for USB/IP? Else for requests.
-    """
-
-    description: str
-    endpoint: IStreamServerEndpoint
-    isExport: bool = False
-
-    @property
-    def name(self) -> tuple[str, bool]:
-        """What tells it from others."""
-        return self.description, self.isExport
 
 
 class _Port(NamedTuple):
@@ -64,7 +44,7 @@ class Deaf(SystemExit, Exception):
 
 class Daemon(Service):
     """
-    Listens, and hands what comes to a factory.
+    Listens, and hands what comes to the factory of its purpose.
     """
 
     _log = Logger()
@@ -73,19 +53,20 @@ class Daemon(Service):
         self,
         sharing: Sharing,
         factory: FirstByteFactory,
-        exporter: ExporterFactory,
-        endpoints: Sequence[Place],
+        exporters: Mapping[Purpose, ExporterFactory | SecuredFactory],
+        places: Sequence[Place],
         reactor: IReactorFromThreads,
         reload: Callable[[Daemon], Awaitable[None]],
     ) -> None:
         """
-        @param exporter: for USB/IP.
+        @param factory: for requests.
+        @param exporters: for USB/IP.
         @param reload: called on SIGHUP.
         """
         self._sharing = sharing
         self._factory = factory
-        self._exporter = exporter
-        self._endpoints = endpoints
+        self._exporters = exporters
+        self._places = places
         self._reactor = reactor
         self._reload = reload
         self._ports: list[_Port] = []
@@ -98,10 +79,10 @@ class Daemon(Service):
 
         @raise Deaf: that is not possible.
         """
-        endpoints, self._endpoints = self._endpoints, ()
-        self._listenAll(endpoints)
+        places, self._places = self._places, ()
+        self._listenAll(places)
 
-    async def listenOn(self, endpoints: Sequence[Place]) -> None:
+    async def listenOn(self, places: Sequence[Place]) -> None:
         """
         Listen there, and nowhere else; connections stay as they are.
 
@@ -109,7 +90,7 @@ class Daemon(Service):
         """
         before = tuple(self._ports)
         old, fresh = list(before), []
-        for place in endpoints:
+        for place in places:
             known = next((port for port in old if port.place.name == place.name), None)
             if known is None:
                 fresh.append(place)
@@ -130,13 +111,13 @@ class Daemon(Service):
         else:
             await self._close(old)
 
-    def _listenAll(self, endpoints: Sequence[Place]) -> None:
+    def _listenAll(self, places: Sequence[Place]) -> None:
         """
         @raise Deaf: one of them is not possible; then none was opened.
         """
         before = tuple(self._ports)
         try:
-            for place in endpoints:
+            for place in places:
                 self._listen(place)
         except Deaf:
             opened = [port for port in self._ports if port not in before]
@@ -184,7 +165,8 @@ class Daemon(Service):
         notify("STOPPING=1")
         await self._close(tuple(self._ports))
         await self._sharing.stop()
-        self._exporter.close()
+        for exporter in self._exporters.values():
+            exporter.close()
         await self._factory.close(CLOSING_SECONDS)
         self._log.info("stopped")
 
@@ -205,20 +187,21 @@ class Daemon(Service):
 
     def _listen(self, place: Place) -> None:
         failures: list[Failure] = []
-        factory = self._exporter if place.isExport else self._factory
-        listening: Deferred[IListeningPort] = place.endpoint.listen(factory)
+        factories = {Purpose.REQUESTS: self._factory, **self._exporters}
+        listening: Deferred[IListeningPort] = place.endpoint.listen(factories[place.purpose])
         listening.addCallbacks(self._listens, failures.append, callbackArgs=(place,))
         for failure in failures:
             assert failure.value is not None
-            raise Deaf(explain(place.description, failure.value, place.isExport))
+            isPlain = place.purpose is Purpose.EXPORT
+            raise Deaf(explain(place.description, failure.value, isPlain))
 
     def _listens(self, port: IListeningPort, place: Place) -> None:
         self._ports.append(_Port(place, port))
         address = port.getHost()
         self._log.info(
-            "exporting on {description}: {address}"
-            if place.isExport
-            else "listening on {description}: {address}",
+            "listening on {description}: {address}"
+            if place.purpose is Purpose.REQUESTS
+            else "exporting on {description}: {address}",
             description=place.description,
             address=str(address),
             port=getattr(address, "port", None),

@@ -128,6 +128,8 @@ class UsbDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     @ivar trouble: what is the matter, when C{state} is L{DeviceState.ERROR}.
     @ivar name: what the configuration calls it. Backends leave it alone, and C{lease} too.
     @ivar lease: whose it is for a time.
+    @ivar numbers: bus and device number by which USB traffic calls it, if these are not those
+        here: it is on another machine.
     """
 
     busId: str
@@ -152,6 +154,7 @@ class UsbDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     trouble: str | None = None
     name: str | None = None
     lease: Lease | None = None
+    numbers: tuple[int, int] | None = None
 
     @property
     def busNumber(self) -> int:

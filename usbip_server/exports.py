@@ -4,7 +4,6 @@ Who may import a device, and how its connection comes to it.
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,9 +15,9 @@ from twisted.logger import Logger
 from usbip_server.access import Access
 from usbip_server.caller import Caller
 from usbip_server.catalogue import Catalogue
-from usbip_server.device import DeviceState, Holder, UsbDevice
+from usbip_server.device import DeviceState, Encryption, Holder, UsbDevice
 from usbip_server.errors import DeviceInUse, DeviceLeased, DeviceNotFound, OperationFailed
-from usbip_server.handoff import Handoff, Handoffs, requireSilence
+from usbip_server.handoff import Carrier, Handoff, Handoffs, requireSilence
 from usbip_server.interfaces import IUsbBackend
 from usbip_server.inventory import Change, ChangeKind
 from usbip_server.keeper import Keeper
@@ -40,6 +39,13 @@ LOOK_AGAIN = 0.2
 
 EXPORT_SECONDS = 5.0
 """For the kernel to take a connection."""
+
+HOW = {
+    Encryption.NONE: "plain",
+    Encryption.KTLS: "encrypted by the kernel (ktls)",
+    Encryption.RELAY: "encrypted by this daemon (relay)",
+}
+"""How USB traffic goes, for the log."""
 
 
 class Exports:
@@ -93,12 +99,13 @@ class Exports:
         )
 
     async def handOver(
-        self, busId: str, caller: Caller, connection: socket.socket, ended: Callable[[], None]
+        self, busId: str, caller: Caller, carrier: Carrier, ended: Callable[[], None]
     ) -> UsbDevice:
         """
-        Give a device to a client: from now on its connection carries USB traffic.
+        Give a device to a client: from now on USB traffic goes over this.
 
-        @param connection: see L{IUsbBackend.export}.
+        @param carrier: what it gives is the device's if this succeeds, see
+            L{IUsbBackend.export}; its functions are the caller's to call.
         @param ended: called when the session has ended.
         @raise ShareError: it is not to be had.
         """
@@ -109,11 +116,11 @@ class Exports:
             lambda: self._find(busId, caller),
             caller.principal,
             self._reactor.seconds() + self._operations.timeouts.bind + EXPORT_SECONDS,
-            work=lambda operation: self._give(operation, connection, ended),
+            work=lambda operation: self._give(operation, carrier, ended),
         )
 
     async def _give(
-        self, operation: Operation, connection: socket.socket, ended: Callable[[], None]
+        self, operation: Operation, carrier: Carrier, ended: Callable[[], None]
     ) -> UsbDevice:
         """
         Bind a device, if it is to be bound on import, and export it. All in one operation, so
@@ -122,17 +129,22 @@ class Exports:
         device = operation.device
         try:
             # Whatever becomes of the other meanwhile, this one stays the client's connection.
-            kept = connection.dup()
+            kept = carrier.connection.dup()
         except OSError as error:
             raise OperationFailed(device, f"cannot export {device}: {error}") from error
-        holder = Holder(address=operation.principal.address, since=self._now())
+        given = kept if carrier.given is carrier.connection else carrier.given
+        holder = Holder(
+            address=operation.principal.address,
+            since=self._now(),
+            encryption=carrier.encryption,
+        )
         handoff = Handoff(device, kept, holder, partial(self._ended, device, ended))
         try:
             if device.state is DeviceState.FREE:
                 device = await self._operations.bind(operation)
             requireSilence(kept)
             self.handoffs.begin(handoff)
-            exported = await self._backend.export(device, kept, holder, EXPORT_SECONDS)
+            exported = await self._backend.export(device, given, holder, EXPORT_SECONDS)
         except BaseException:
             self.handoffs.drop(handoff)
             if operation.device.state is DeviceState.FREE:
@@ -140,6 +152,12 @@ class Exports:
             raise
         self._keeper.taken(exported)
         self.handoffs.add(handoff)
+        self._log.info(
+            "{principal} has {device}: {encryption}",
+            principal=str(operation.principal),
+            device=str(exported),
+            encryption=HOW[carrier.encryption],
+        )
         return exported
 
     async def _chosen(self, busId: str, caller: Caller) -> UsbDevice:

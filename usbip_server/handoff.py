@@ -10,20 +10,17 @@ announces that; it counts bytes; and it knows who is at the other end.
 from __future__ import annotations
 
 import contextlib
-import select
 import socket
 import struct
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 import msgspec
-from twisted.internet.interfaces import IReadDescriptor
-from twisted.logger import Logger
-from twisted.python.failure import Failure
-from zope.interface import implementer
 
-from usbip_server.device import Holder, Traffic, UsbDevice
+from usbip_server.device import Encryption, Holder, Traffic, UsbDevice
 from usbip_server.errors import InvalidRequest
+from usbip_server.hangups import Hangups
 
 TRAFFIC_AT = 120
 """Where C{tcpi_bytes_acked} and C{tcpi_bytes_received} are (C{struct tcp_info},
@@ -74,6 +71,30 @@ class KeepAlive(
             connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
+class NotEncrypted(Exception):
+    """
+    A connection is not encrypted as it has to be. The text says why, and what to do.
+    """
+
+
+class Carrier(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """
+    What USB traffic goes over.
+
+    @ivar given: what the device gets.
+    @ivar connection: the client's, whose end is the end of the session: the same, unless
+        somebody carries between the two.
+    @ivar begin: called when the device has it and the client was answered.
+    @ivar drop: called when it does not come to that.
+    """
+
+    given: socket.socket
+    connection: socket.socket
+    encryption: Encryption = Encryption.NONE
+    begin: Callable[[], None] = lambda: None
+    drop: Callable[[], None] = lambda: None
+
+
 class Handoff(msgspec.Struct, frozen=True, eq=False):
     """
     One session.
@@ -101,21 +122,16 @@ class Handoff(msgspec.Struct, frozen=True, eq=False):
         return None
 
 
-@implementer(IReadDescriptor)
-class Handoffs:
+class Handoffs(Hangups):
     """
     Those there are.
     """
-
-    _log = Logger()
 
     def __init__(self, reactor: Any) -> None:
         """
         @param reactor: provides C{IReactorFDSet}.
         """
-        self._reactor = reactor
-        self._epoll: select.epoll | None = None
-        self._stopped = False
+        super().__init__(reactor)
         self._open: dict[int, Handoff] = {}
         self._past: dict[Stay, tuple[Holder, Traffic | None]] = {}
 
@@ -132,16 +148,11 @@ class Handoffs:
         """
         Listen for the end of a session, and close its connection then.
         """
-        if self._stopped:
+        if self.isStopped:
             self.drop(handoff)
             return
-        if self._epoll is None:
-            self._epoll = select.epoll()
-            self._reactor.addReader(self)
-        descriptor = handoff.connection.fileno()
-        self._open[descriptor] = handoff
-        # Not EPOLLIN: what there is to be read is not for us.
-        self._epoll.register(descriptor, select.EPOLLRDHUP)
+        self._open[handoff.connection.fileno()] = handoff
+        self.listen(handoff.connection, partial(self._over, handoff))
 
     def traffic(self, device: UsbDevice) -> Traffic | None:
         """
@@ -163,35 +174,11 @@ class Handoffs:
         """The device is gone."""
         self._past.pop((device.busId, device.deviceNumber), None)
 
-    def stop(self) -> None:
-        """Listen no more; all sessions go on."""
-        self._stopped = True
-        if self._epoll is not None:
-            self._reactor.removeReader(self)
-            self._epoll.close()
-            self._epoll = None
-
-    def fileno(self) -> int:
-        return -1 if self._epoll is None else self._epoll.fileno()
-
-    def logPrefix(self) -> str:
-        return "sessions"
-
-    def doRead(self) -> None:
-        if self._epoll is None:
-            return
-        for descriptor, _ in self._epoll.poll(0):
-            self._epoll.unregister(descriptor)
-            handoff = self._open.pop(descriptor)
-            self._past[handoff.stay] = handoff.holder, handoff.traffic()
-            handoff.connection.close()
-            try:
-                handoff.ended()
-            except Exception:
-                self._log.failure("a bug at the end of a session")
-
-    def connectionLost(self, reason: Failure) -> None:
-        """The reactor stops: the sessions do not."""
+    def _over(self, handoff: Handoff) -> None:
+        del self._open[handoff.connection.fileno()]
+        self._past[handoff.stay] = handoff.holder, handoff.traffic()
+        handoff.connection.close()
+        handoff.ended()
 
 
 def requireSilence(connection: socket.socket) -> None:

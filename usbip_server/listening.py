@@ -1,8 +1,8 @@
 """
-Where to listen: Twisted's endpoint descriptions, with one addition.
+Where to listen: Twisted's endpoint descriptions, with two additions.
 
 C{tcp:5055} without an interface listens on every interface, IPv4 and IPv6 both, on one
-socket.
+socket. C{tls:5056} is the same with TLS.
 """
 
 from __future__ import annotations
@@ -16,8 +16,14 @@ from typing import Any
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
+from twisted.internet.interfaces import (
+    IListeningPort,
+    IOpenSSLServerConnectionCreator,
+    IProtocolFactory,
+    IStreamServerEndpoint,
+)
 from twisted.internet.protocol import Factory
+from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -31,18 +37,33 @@ UNIX_PATH = 107
 """Bytes in the path of a unix socket (unix(7), C{sun_path}, less the NUL)."""
 
 
-def serverEndpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
+def serverEndpoint(
+    reactor: Any, description: str, certificates: IOpenSSLServerConnectionCreator | None = None
+) -> IStreamServerEndpoint:
     """
     Make an endpoint.
 
+    @param certificates: for C{tls:}; C{None}: there are none.
     @raise ValueError: the description is not one.
+    """
+    kind, colon, rest = description.partition(":")
+    if kind != "tls":
+        return _endpoint(reactor, description, description)
+    if certificates is None:
+        raise ValueError(f'"{description}" needs a certificate: see `tls` in docs/config.md')
+    return OverTls(reactor, _endpoint(reactor, f"tcp{colon}{rest}", description), certificates)
+
+
+def _endpoint(reactor: Any, description: str, shown: str) -> IStreamServerEndpoint:
+    """
+    @param shown: the description, for messages.
     """
     kind, *arguments = description.split(":")
     plain = [argument for argument in arguments if "=" not in argument]
     named = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
     if kind == "tcp" and len(plain) < 2 and "interface" not in named:
         given = {"port": plain[0], **named} if plain else named
-        return _everyInterface(reactor, description, given)
+        return _everyInterface(reactor, shown, given)
     try:
         endpoint: IStreamServerEndpoint = serverFromString(reactor, _withBacklog(description))
         if kind in OWN_KINDS:
@@ -51,7 +72,7 @@ def serverEndpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
         hint = ""
         if isinstance(error, TypeError) and "::" in description:
             hint = r" (the colons of an IPv6 address need backslashes: interface=\:\:1)"
-        reason = f"{description!r} is not an endpoint description: {error}{hint}"
+        reason = f"{shown!r} is not an endpoint description: {error}{hint}"
         raise ValueError(reason) from None
     return endpoint
 
@@ -112,11 +133,12 @@ def _withBacklog(description: str) -> str:
     return description
 
 
-def _everyInterface(reactor: Any, description: str, given: dict[str, str]) -> EveryInterface:
+def _everyInterface(reactor: Any, shown: str, given: dict[str, str]) -> EveryInterface:
     if not {"port"} <= given.keys() <= {"port", "backlog"}:
+        kind = shown.partition(":")[0]
         raise ValueError(
-            f"{description!r} is not an endpoint description, such as tcp:5055 or "
-            "tcp:5055:interface=127.0.0.1"
+            f"{shown!r} is not an endpoint description, such as {kind}:5055 or "
+            f"{kind}:5055:interface=127.0.0.1"
         )
     backlog = given.get("backlog", str(BACKLOG))
     if not (backlog.isascii() and backlog.isdigit()):
@@ -158,6 +180,33 @@ class EveryInterface:
             return succeed(self._reactor.adoptStreamPort(made.fileno(), made.family, factory))
 
 
+@implementer(IStreamServerEndpoint)
+class OverTls:
+    """
+    TLS over another endpoint.
+
+    @ivar below: that, for who speaks TLS without Twisted.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        below: IStreamServerEndpoint,
+        certificates: IOpenSSLServerConnectionCreator,
+    ) -> None:
+        self._reactor = reactor
+        self.below = below
+        self._certificates = certificates
+
+    def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
+        """
+        Listen.
+        """
+        return self.below.listen(
+            TLSMemoryBIOFactory(self._certificates, False, factory, self._reactor)
+        )
+
+
 def _listener(family: socket.AddressFamily, port: int, backlog: int) -> socket.socket:
     dual = family == socket.AF_INET6
     made = socket.create_server(("", port), family=family, backlog=backlog, dualstack_ipv6=dual)
@@ -179,7 +228,7 @@ def explain(description: str, error: BaseException, isExport: bool = False) -> s
     """
     Why listening failed, and what to do.
 
-    @param isExport: was it for USB/IP?
+    @param isExport: was it for USB/IP, without TLS?
     """
     cause = getattr(error, "socketError", error)
     number = getattr(cause, "errno", None)

@@ -18,6 +18,7 @@ from usbip_server.errors import (
     BackendUnavailable,
     DeviceNotFound,
     InvalidRequest,
+    LocalTrouble,
     NotAllowed,
     NotDone,
     OperationFailed,
@@ -50,6 +51,7 @@ STATUS_OF: dict[type[ShareError], Status] = {
     BackendUnavailable: Status.ERROR,
     NotDone: Status.ERROR,
     SnapshotNeeded: Status.ERROR,
+    LocalTrouble: Status.ERROR,
     DeviceNotFound: Status.NOT_FOUND,
     SeveralMatch: Status.MULTIPLE_MATCHES,
     OperationFailed: Status.FAILURE,
@@ -168,6 +170,7 @@ def holderFields(holder: Holder, traffic: Traffic | None = None) -> dict[str, An
         "since": None if holder.since is None else timestamp(holder.since),
         "bytes_in": None if traffic is None else traffic.bytesIn,
         "bytes_out": None if traffic is None else traffic.bytesOut,
+        "encryption": holder.encryption,
     }
 
 

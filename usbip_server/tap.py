@@ -6,12 +6,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
-from twisted.internet.interfaces import IStreamServerEndpoint
 from twisted.logger import Logger
 from twisted.plugin import getPlugins
 from twisted.python.usage import Options as CommandLine
@@ -19,27 +18,28 @@ from zope.interface.exceptions import Invalid
 from zope.interface.verify import verifyObject
 
 from usbip_server.answers import Answers
+from usbip_server.certificates import Certificates, Credentials, read
 from usbip_server.config import (
     Config,
-    ConfigError,
     Export,
     Source,
     load,
-    statePath,
     wrongOption,
 )
-from usbip_server.daemon import Daemon, Deaf, Place
+from usbip_server.daemon import Daemon, Deaf
 from usbip_server.descriptors import affordable
 from usbip_server.errors import InvalidOption
-from usbip_server.handoff import KeepAlive
 from usbip_server.interfaces import IUsbBackend, IUsbBackendMaker
-from usbip_server.listening import serverEndpoint
+from usbip_server.places import Place, Places, Purpose, Wrong
 from usbip_server.protocols.exporter import ExporterFactory
 from usbip_server.protocols.firstbyte import FirstByteFactory
 from usbip_server.protocols.lines import JsonLines
+from usbip_server.protocols.secured import SecuredFactory
 from usbip_server.protocols.web import WebFactory
 from usbip_server.sharing import Sharing
+from usbip_server.state import statePath
 from usbip_server.statefile import StateFile
+from usbip_server.yamlfile import ConfigError
 
 _log = Logger()
 
@@ -134,7 +134,8 @@ def assemble(options: Options, reactor: Any) -> Daemon:
     """
     source = _load(options)
     config = source.config()
-    endpoints = _endpoints(options, source, config, reactor)
+    certificates = Certificates(_credentials(source, config))
+    places = _places(options, source, config, reactor, certificates)
     backend = _backend(options, source, config, reactor)
     path = statePath(config.state.file, os.environ, os.geteuid() == 0)
     stateFile = None if path is None else StateFile(path, reactor)
@@ -144,12 +145,35 @@ def assemble(options: Options, reactor: Any) -> Daemon:
     factory = FirstByteFactory(
         lambda principal: JsonLines(answers, principal, web.limits, web.timeouts, reactor),
         web.makeChannel,
-        _affordable(options, config),
+        _affordable(config, places),
         reactor,
+        config.timeouts.request,
     )
-    exporter = ExporterFactory(sharing, _keepAlive(config), factory.most, reactor)
-    reload = Reload(options, config, reactor, sharing, web, factory, exporter)
-    return Daemon(sharing, factory, exporter, endpoints, reactor, reload)
+    export = _export(config)
+    exporter = ExporterFactory(sharing, export.keepalive, factory.most, reactor)
+    secured = SecuredFactory(exporter, lambda: certificates.context, export.requireKtls, reactor)
+    parts = Parts(certificates, sharing, web, factory, exporter, secured)
+    return Daemon(
+        sharing,
+        factory,
+        {Purpose.EXPORT: exporter, Purpose.SECURED_EXPORT: secured},
+        places,
+        reactor,
+        Reload(options, config, reactor, parts),
+    )
+
+
+class Parts(NamedTuple):
+    """
+    What a new configuration concerns.
+    """
+
+    certificates: Certificates
+    sharing: Sharing
+    web: WebFactory
+    factory: FirstByteFactory
+    exporter: ExporterFactory
+    secured: SecuredFactory
 
 
 class Reload:
@@ -157,42 +181,40 @@ class Reload:
     Reads the configuration again, and has what it says done.
     """
 
-    def __init__(
-        self,
-        options: Options,
-        config: Config,
-        reactor: Any,
-        sharing: Sharing,
-        web: WebFactory,
-        factory: FirstByteFactory,
-        exporter: ExporterFactory,
-    ) -> None:
+    def __init__(self, options: Options, config: Config, reactor: Any, parts: Parts) -> None:
         self._options = options
         self._config = config
         self._reactor = reactor
-        self._sharing = sharing
-        self._web = web
-        self._factory = factory
-        self._exporter = exporter
+        self._parts = parts
 
     async def __call__(self, daemon: Daemon) -> None:
         """
         Do it. What is wrong is logged, and then everything stays as it is.
         """
+        parts = self._parts
         try:
             source = _load(self._options)
             config = source.config()
-            await daemon.listenOn(_endpoints(self._options, source, config, self._reactor))
+            credentials = _credentials(source, config)
+            places = _places(self._options, source, config, self._reactor, parts.certificates)
+            before = parts.certificates.become(credentials)
+            try:
+                await daemon.listenOn(places)
+            except Deaf:
+                parts.certificates.become(before)
+                raise
         except (ConfigError, Deaf) as error:
             _log.error("nothing is changed: {error}", error=str(error))
             return
         for key in ("backend", "state.file"):
             if attrgetter(key)(config) != attrgetter(key)(self._config):
                 _log.warn("a change of `{key}` waits for the daemon to be started anew", key=key)
-        self._sharing.apply(config.settings)
-        self._web.apply(config.http.hosts, config.limits, config.timeouts)
-        self._factory.most = self._exporter.most = _affordable(self._options, config)
-        self._exporter.keepAlive = _keepAlive(config)
+        parts.sharing.apply(config.settings)
+        parts.web.apply(config.http.hosts, config.limits, config.timeouts)
+        parts.factory.most = parts.exporter.most = _affordable(config, places)
+        parts.factory.handshakeSeconds = config.timeouts.request
+        parts.exporter.keepAlive = _export(config).keepalive
+        parts.secured.requireKtls = _export(config).requireKtls
         _log.info("the configuration was read anew, and is true from now on")
 
 
@@ -200,53 +222,44 @@ def _load(options: Options) -> Source:
     return load(options["config"]) if options["config"] else Source("defaults", "")
 
 
-def _endpoints(options: Options, source: Source, config: Config, reactor: Any) -> list[Place]:
-    if options["listen"]:
-        places = [
-            Place(text, _endpoint(reactor, _commandLine, "--listen", text))
-            for text in options["listen"]
-        ]
-    else:
-        places = [
-            Place(text, _endpoint(reactor, source.error, ("listen", index), text))
-            for index, text in enumerate(config.listen)
-        ]
-    for text in options["export"]:
-        if text != "off":
-            places.append(_exportPlace(reactor, _commandLine, "--export", text))
-    if isinstance(config.export, Export) and not options["export"]:
-        for index, text in enumerate(config.export.listen):
-            path = ("export", "listen", index)
-            places.append(_exportPlace(reactor, source.error, path, text))
-    return places
+def _credentials(source: Source, config: Config) -> Credentials | None:
+    try:
+        return None if config.tls is None else read(config.tls)
+    except InvalidOption as error:
+        raise source.error(error.path, error.reason) from None
 
 
-def _exportPlace(
-    reactor: Any, wrong: Callable[[Any, str], ConfigError], where: Any, text: str
-) -> Place:
-    if text.partition(":")[0] in ("ssl", "tls"):
-        raise wrong(where, "USB/IP cannot be served over TLS: the kernel would send it in plain")
-    return Place(text, _endpoint(reactor, wrong, where, text), True)
+def _places(
+    options: Options, source: Source, config: Config, reactor: Any, certificates: Certificates
+) -> list[Place]:
+    """
+    Where to serve what: as the command line says, or else the file.
+    """
+    places = Places(reactor, None if config.tls is None else certificates)
+    exports = [text for text in options["export"] if text != "off"]
+    inFile = config.export.listen if isinstance(config.export, Export) else ()
+
+    def onLine(option: str) -> Wrong:
+        return lambda index, reason: _commandLine(option, reason)
+
+    def at(*path: str) -> Wrong:
+        return lambda index, reason: source.error((*path, index), reason)
+
+    return [
+        *places.requests(options["listen"], onLine("--listen")),
+        *places.requests(() if options["listen"] else config.listen, at("listen")),
+        *places.export(exports, onLine("--export")),
+        *places.export(() if options["export"] else inFile, at("export", "listen")),
+    ]
 
 
-def _keepAlive(config: Config) -> KeepAlive:
-    return config.export.keepalive if isinstance(config.export, Export) else KeepAlive()
+def _export(config: Config) -> Export:
+    """How USB/IP is served, wherever that is."""
+    return config.export if isinstance(config.export, Export) else Export()
 
 
 def _commandLine(option: str, reason: str) -> ConfigError:
     return ConfigError(f"{option}: {reason}")
-
-
-def _endpoint(
-    reactor: Any, wrong: Callable[[Any, str], ConfigError], where: Any, description: str
-) -> IStreamServerEndpoint:
-    """
-    @param wrong: makes the error of C{where} and the reason.
-    """
-    try:
-        return serverEndpoint(reactor, description)
-    except ValueError as error:
-        raise wrong(where, str(error)) from None
 
 
 def _backend(options: Options, source: Source, config: Config, reactor: Any) -> IUsbBackend:
@@ -290,19 +303,11 @@ def _wrongBackend(
     return wrongOption(source, InvalidOption(path, reason))
 
 
-def _affordable(options: Options, config: Config) -> int:
+def _affordable(config: Config, places: Sequence[Place]) -> int:
     """
-    How many connections there can be of each kind: requests, and imports to be.
+    How many connections there can be of each kind: requests, and imports to be, of which
+    one over TLS takes two files, C{ssl}'s and Twisted's.
     """
-    wanted = config.limits.connections
-    isExporting = options["export"] != ["off"] and config.export is not False
-    kinds = 2 if isExporting else 1
-    room = max(1, affordable(kinds * wanted) // kinds)
-    if room < wanted:
-        _log.warn(
-            "room for {room} connections only, not {wanted}: the limit on open files is too "
-            "low (LimitNOFILE= in the systemd unit, or ulimit -n)",
-            room=room,
-            wanted=wanted,
-        )
-    return room
+    purposes = {place.purpose for place in places}
+    isExporting, isSecured = purposes > {Purpose.REQUESTS}, Purpose.SECURED_EXPORT in purposes
+    return affordable(config.limits.connections, 1 + isExporting + isSecured)

@@ -86,6 +86,8 @@ class ReloadTests(DaemonTestCase):
         place stay."""
         child, port = await self.start()
         with connect(port) as old:
+            old.sendall(b'{"command":"list","keep_alive":true}')
+            await deferToThread(old.recv, 65536)  # it is accepted
             await self.reload(child, INERT.replace("127.0.0.1", "127.0.0.2"))
             fresh = self.logged(child, "listening on")[-1]["port"]
             answer = await ask(fresh, "127.0.0.2", command="list")

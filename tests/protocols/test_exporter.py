@@ -26,7 +26,7 @@ from tests.support import (
     changed,
     threeWays,
 )
-from usbip_server.device import DeviceState, Holder, Lease
+from usbip_server.device import DeviceState, Encryption, Holder, Lease
 from usbip_server.errors import (
     BackendUnavailable,
     DeviceAwaited,
@@ -515,4 +515,5 @@ class BadTests(ExporterTestCase):
         self.addCleanup(transport.close)
         wire = Wire(protocol, transport)
         wire.send(IMPORT)
-        self.assertEqual(self.backend.calls[0].holder, Holder(address="local", since=1000.0))
+        holder = Holder(address="local", since=1000.0, encryption=Encryption.NONE)
+        self.assertEqual(self.backend.calls[0].holder, holder)

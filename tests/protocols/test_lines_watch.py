@@ -171,7 +171,7 @@ class WatchTests(WatchTestCase):
             self.become(UNO, state=BOUND)
             self.become(UNO, state=IN_USE)
             self.become(UNO, state=BOUND)
-            holder: dict[str, Any] = dict.fromkeys(("bytes_in", "bytes_out"))
+            holder: dict[str, Any] = dict.fromkeys(("bytes_in", "bytes_out", "encryption"))
             known = {**holder, "address": "192.0.2.9", "since": "2023-11-14T22:13:20.000Z"}
             unknown = {**holder, "address": None, "since": None}
             self.assertEqual(

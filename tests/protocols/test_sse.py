@@ -60,6 +60,7 @@ class AskedTests(SynchronousTestCase):
             ({b"id": [b""]}, "`id` is empty"),
             ({b"id": [b"x" * 300]}, "longer"),
             ({b"id": [b"1-1", b"1-2"]}, "`id` stands there twice"),
+            ({b"a\n" + 300 * b"b": [b"", b""]}, f"`a\\n{197 * 'b'}…` stands there twice"),
             ({b"id": [b"\xff"]}, "UTF-8"),
             ({b"\xff": [b"1"]}, "UTF-8"),
             ({b"first": [b"true"]}, "first"),

@@ -16,7 +16,7 @@ An import that fails is answered with its status, and the connection closed.
 
 from __future__ import annotations
 
-import socket
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -34,6 +34,7 @@ from usbip_server.errors import (
     DeviceLeased,
     DeviceNotFound,
     InvalidRequest,
+    LocalTrouble,
     NotAllowed,
     NotDone,
     OperationFailed,
@@ -42,7 +43,7 @@ from usbip_server.errors import (
     SnapshotNeeded,
     StillWorking,
 )
-from usbip_server.handoff import KeepAlive, requireSilence
+from usbip_server.handoff import Carrier, KeepAlive, NotEncrypted, requireSilence
 from usbip_server.opcodec import (
     ImportRequest,
     ListRequest,
@@ -72,6 +73,7 @@ STATUS_OF: dict[type[ShareError], OpStatus] = {
     BackendUnavailable: OpStatus.NA,
     InvalidRequest: OpStatus.ERROR,
     SnapshotNeeded: OpStatus.ERROR,
+    LocalTrouble: OpStatus.ERROR,
 }
 """Which status tells of which error; a subclass has its base's."""
 
@@ -85,7 +87,11 @@ class Exporter(Protocol, TimeoutMixin):
     transport: Any
     _log = Logger()
 
-    def __init__(self, principal: Principal) -> None:
+    def __init__(self, principal: Principal, carry: Callable[[], Carrier] | None = None) -> None:
+        """
+        @param carry: makes what carries USB traffic; C{None}: that is the connection as it is.
+        """
+        self._carry = carry or self._plain
         self._caller = Caller(principal)
         self._received = b""
         self._asked = False
@@ -148,18 +154,27 @@ class Exporter(Protocol, TimeoutMixin):
         self._answer(encodeList(devices))
 
     async def _import(self, request: ImportRequest) -> None:
-        connection: socket.socket = self.transport.getHandle()
         try:
-            self.factory.keepAlive.apply(connection)
-            requireSilence(connection)
+            carrier = self._checked()
         except (OSError, InvalidRequest) as error:
             self._cutOff(error)
             return
+        except NotEncrypted as error:
+            self._log.warn(
+                "{principal} is given no device: {reason}",
+                principal=str(self._caller.principal),
+                reason=str(error),
+            )
+            self._answer(encodeRefusal(OpStatus.NA))
+            return
         try:
             device = await self.factory.sharing.handOver(
-                request.busId, self._caller, connection, self._ended
+                request.busId, self._caller, carrier, self._ended
             )
-        except ShareError as error:
+        except BaseException as error:
+            carrier.drop()
+            if not isinstance(error, ShareError):
+                raise
             self._answer(encodeRefusal(statusOf(error)))
         else:
             # The transport stays as it is, reading nothing: to close it would shut the
@@ -167,6 +182,21 @@ class Exporter(Protocol, TimeoutMixin):
             self._handedOver = True
             self.factory.connections.discard(self)
             self.transport.write(encodeImport(device))
+            carrier.begin()
+
+    def _checked(self) -> Carrier:
+        carrier = self._carry()
+        try:
+            self.factory.keepAlive.apply(carrier.connection)
+            requireSilence(carrier.connection)
+        except BaseException:
+            carrier.drop()
+            raise
+        return carrier
+
+    def _plain(self) -> Carrier:
+        connection = self.transport.getHandle()
+        return Carrier(given=connection, connection=connection)
 
     def _ended(self) -> None:
         """
@@ -199,7 +229,7 @@ class ExporterFactory(Factory):
     """
     Makes the connections of the export port, and counts those that carry no traffic yet.
 
-    @ivar connections: those.
+    @ivar connections: those, and others that come to be; each has C{close}.
     @ivar keepAlive: how a client that vanishes is noticed.
     """
 
@@ -216,11 +246,15 @@ class ExporterFactory(Factory):
         self.keepAlive = keepAlive
         self.most = most
         self.clock = clock
-        self.connections: set[Exporter] = set()
+        self.connections: set[Any] = set()
         self._full = False
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
         principal = principalAt(addr)
+        return self.make(principal) if self.admits(principal) else None
+
+    def admits(self, principal: Principal) -> bool:
+        """Is there room for one more?"""
         if len(self.connections) >= self.most:
             if not self._full:
                 self._full = True
@@ -230,9 +264,17 @@ class ExporterFactory(Factory):
                     most=self.most,
                     principal=str(principal),
                 )
-            return None
+            return False
         self._full = False
-        exporter = Exporter(principal)
+        return True
+
+    def make(self, principal: Principal, carry: Callable[[], Carrier] | None = None) -> Exporter:
+        """
+        Make the protocol for a connection, whatever it comes over.
+
+        @param carry: as L{Exporter}.
+        """
+        exporter = Exporter(principal, carry)
         exporter.factory = self
         return exporter
 

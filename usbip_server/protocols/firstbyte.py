@@ -15,6 +15,7 @@ from twisted.internet.interfaces import (
     IDelayedCall,
     IHalfCloseableProtocol,
     IHandshakeListener,
+    IProtocolNegotiationFactory,
     IReactorTime,
     ISSLTransport,
     ITransport,
@@ -27,8 +28,10 @@ from zope.interface import implementer
 
 from usbip_server.answers import refusal
 from usbip_server.caller import principalAt, principalOf
+from usbip_server.limits import Timeouts
 from usbip_server.policy import Principal
 from usbip_server.protocols.halfclose import LINGER, closeOurSide
+from usbip_server.protocols.handshake import Handshake
 
 TURNED_AWAY = 32
 """How many connections beyond the limit may linger at a time; any more are closed at once."""
@@ -65,13 +68,16 @@ class FirstByte(Protocol):
 
     def connectionMade(self) -> None:
         self.factory.connections.add(self)
-        self._principal = principalOf(self.transport)
-        # JSON, while nothing is known: it tells one that says nothing what to say.
-        self._converse(self.factory.makeLines(self._principal))
+        self._principal = self.factory.identify(self.transport)
+        if ISSLTransport.providedBy(self.transport):
+            self._converse(self.factory.makeHandshake(self._principal))
+        else:
+            # JSON, while nothing is known: it tells one that says nothing what to say.
+            self._converse(self.factory.makeLines(self._principal))
 
     def handshakeCompleted(self) -> None:
         """With TLS it is known only now whose certificate the client has shown."""
-        self._principal = principalOf(self.transport)
+        self._principal = self.factory.identify(self.transport)
         self._become(self.factory.makeLines(self._principal))
 
     def dataReceived(self, data: bytes) -> None:
@@ -145,6 +151,7 @@ class TurnedAway(Protocol, TimeoutMixin):
         self.factory.turnedAway.discard(self)
 
 
+@implementer(IProtocolNegotiationFactory)
 class FirstByteFactory(Factory):
     """
     Makes the connections of the control port, and counts them.
@@ -162,14 +169,20 @@ class FirstByteFactory(Factory):
         makeWeb: MakeConversation,
         most: int,
         clock: IReactorTime,
+        handshakeSeconds: float = Timeouts().request,
+        identify: Callable[[Any], Principal] = principalOf,
     ) -> None:
         """
         @param most: how many connections there may be at a time.
+        @param handshakeSeconds: how long a TLS handshake may take.
+        @param identify: tells who is at the other end of a transport.
         """
         self.makeLines = makeLines
         self.makeWeb = makeWeb
         self.most = most
         self.clock = clock
+        self.handshakeSeconds = handshakeSeconds
+        self.identify = identify
         self.connections: set[FirstByte] = set()
         self.turnedAway: set[TurnedAway] = set()
         self._full = False
@@ -191,6 +204,14 @@ class FirstByteFactory(Factory):
             protocol = TurnedAway()
         protocol.factory = self
         return protocol
+
+    def acceptableProtocols(self) -> list[bytes]:
+        """With TLS, of what clients offer by name (RFC 7301); who offers nothing may as well."""
+        return [b"http/1.1"]
+
+    def makeHandshake(self, principal: Principal) -> Handshake:
+        """What a connection with TLS is at first."""
+        return Handshake(principal, self.handshakeSeconds, self.clock)
 
     def lost(self, connection: FirstByte) -> None:
         """A connection has ended."""

@@ -60,8 +60,7 @@ class ObjectEnds:
                 self._depth -= 1
             elif self._depth == 1:
                 self._depth = 0
-                one = received[begin : mark.end()]
-                objects.append(one.lstrip() if begin else one)
+                objects.append(received[begin : mark.end()].lstrip())
                 begin = mark.end()
         else:
             self._seen = len(received)

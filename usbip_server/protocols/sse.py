@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from usbip_server.commands import WatchDevices, watching
+from usbip_server.commands import WatchDevices, shown, watching
 from usbip_server.errors import InvalidRequest
-from usbip_server.feed import Event
+from usbip_server.feed import Told
 
 RECONNECT = b"retry: 2000\n\n"
 """Milliseconds after which a browser comes back."""
@@ -33,7 +33,7 @@ def asked(query: Mapping[bytes, Sequence[bytes]], lastSeen: bytes | None) -> Wat
     fields = {}
     for key, values in query.items():
         if len(values) > 1:
-            raise InvalidRequest(f"invalid request: `{_text(key)}` stands there twice")
+            raise InvalidRequest(f"invalid request: `{shown(_text(key))}` stands there twice")
         fields[_text(key)] = _text(values[0])
     if lastSeen is not None and lastSeen.isdigit() and len(lastSeen) <= LONGEST_NUMBER:
         fields["since"] = _text(lastSeen)
@@ -45,9 +45,9 @@ def snapshot(answer: bytes, seq: int) -> bytes:
     return _framed(b"snapshot", seq, answer)
 
 
-def frame(event: Event, line: bytes) -> bytes:
+def frame(event: Told, line: bytes) -> bytes:
     """An event."""
-    return _framed(event.kind.value.encode(), event.change.seq, line)
+    return _framed(event.word.encode(), event.seq, line)
 
 
 def beat() -> bytes:

@@ -13,7 +13,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from usbip_server.feed import Event, Stream
+from usbip_server.feed import Streaming, Told
 from usbip_server.policy import Principal
 from usbip_server.protocols.keepalive import StillThere
 
@@ -34,8 +34,8 @@ class Watcher:
         self,
         out: Any,
         abort: Callable[[], None],
-        stream: Stream,
-        frame: Callable[[Event, bytes], bytes],
+        stream: Streaming,
+        frame: Callable[[Told, bytes], bytes],
         beat: Callable[[], bytes],
         principal: Principal,
         most: int,
@@ -53,7 +53,7 @@ class Watcher:
         self._frame = frame
         self._principal = principal
         self._most = most
-        self._missed: Iterator[tuple[Event, bytes]] = iter(())  # comes first
+        self._missed: Iterator[tuple[Told, bytes]] = iter(())  # comes first
         self._waiting: deque[bytes] = deque()  # comes then
         self._unread = 0  # bytes in it
         self._isPaused = False
@@ -118,7 +118,7 @@ class Watcher:
             self._out.write(data)
         self._judge()
 
-    def _tell(self, event: Event, line: bytes) -> None:
+    def _tell(self, event: Told, line: bytes) -> None:
         data = self._frame(event, line)
         if not self._isPaused:
             self._out.write(data)

@@ -20,10 +20,10 @@ from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel, HTTPFactory, Request
 from zope.interface import implementer
 
-from usbip_server.answers import Answer, Answers, refusal
+from usbip_server.answers import Answer, Answering, refusal
 from usbip_server.caller import Caller
 from usbip_server.errors import InvalidRequest, NotAllowed
-from usbip_server.feed import Stream
+from usbip_server.feed import Streaming
 from usbip_server.limits import Limits, Timeouts
 from usbip_server.policy import Principal
 from usbip_server.protocols import sse
@@ -96,7 +96,7 @@ class WebRequest(Request):
         elif self.path != b"/":
             self._send(404, refusal("there is nothing here: the paths are / and /events"))
         elif self.method in (b"GET", b"HEAD"):
-            self._sendBytes(200, b"text/plain; charset=utf-8", HINT)
+            self._sendBytes(200, b"text/plain; charset=utf-8", self._factory.hint)
         elif self.method != b"POST":
             self.setHeader(b"allow", b"GET, HEAD, POST")
             self._send(405, refusal("send the request with POST"))
@@ -176,7 +176,7 @@ class WebChannel(HTTPChannel):
     _closing = False  # our side is closed
     _halfClosed = False  # the client's side is closed
 
-    def watch(self, request: WebRequest, stream: Stream) -> None:
+    def watch(self, request: WebRequest, stream: Streaming) -> None:
         """
         Tell what happens, as long as the client listens.
         """
@@ -271,17 +271,20 @@ class WebFactory(HTTPFactory):
 
     def __init__(
         self,
-        answers: Answers,
+        answers: Answering,
         hosts: Collection[str],
         limits: Limits,
         timeouts: Timeouts,
         reactor: IReactorTime,
+        hint: bytes = HINT,
     ) -> None:
         """
         @param hosts: names of this machine besides those it has itself.
+        @param hint: for whoever asks for nothing.
         """
         super().__init__(timeout=timeouts.request, reactor=reactor)
         self.answers = answers
+        self.hint = hint
         self.clock = reactor
         self.apply(hosts, limits, timeouts)
 
