@@ -17,9 +17,12 @@ from typing import Any, get_args
 import msgspec
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
+from tests.backends.sysfscase import SysfsCase
 from usbip_server.backends import sysfs, usbiptool, virtual
 from usbip_server.config import Config, Source
+from usbip_server.policy import Grant, Policy, Who
 from usbip_server.rules import Hook, Match, Occasion, Rule
+from usbip_server.settings import Tls
 
 PROJECT = Path(__file__).parent.parent
 SECONDS = 120
@@ -52,9 +55,19 @@ class ExampleTests(SynchronousTestCase):
 
     def test_complete(self) -> None:
         """No key is missing."""
-        plain = Source("example", self.text)
-        known = {".".join(map(str, path)) for path in plain._lines}
-        self.assertLessEqual({*keysOf(Config)}, known)
+        blocks = (self.text, *self.commented("access"), *self.commented("tls"))
+        paths = {path for text in blocks for path in Source("example", text)._lines}
+        self.assertLessEqual({*keysOf(Config)}, {".".join(map(str, path)) for path in paths})
+
+    def test_long(self) -> None:
+        """What is said at length, and commented out, is right."""
+        ((access,), (tls,)) = self.commented("access"), self.commented("tls")
+        config = Source("example", access + tls).config()
+        self.assertIsInstance(config.access, Policy)
+        self.assertIsNotNone(config.tls)
+        for kind, text in ((Who, access), (Grant, access), (Tls, tls)):
+            for field in msgspec.structs.fields(kind):
+                self.assertRegex(text, rf"[ {{]{field.encode_name}:")
 
     def test_backends(self) -> None:
         """The same goes for the options of each backend."""
@@ -118,7 +131,7 @@ class UnitTests(SynchronousTestCase):
         if shutil.which("systemd-analyze") is None:
             raise SkipTest("systemd-analyze is missing (Debian: systemd)")
         unit = Path(self.mktemp()).with_suffix(".service").absolute()
-        text = resources.files("usbip_server.data").joinpath("usbipshare.service").read_text()
+        text = packaged("usbipshare.service")
         unit.write_text(text.replace("/opt/usbipshare/bin/twistd", "/bin/true"))
         done = subprocess.run(
             ["systemd-analyze", *arguments, str(unit)],
@@ -130,14 +143,76 @@ class UnitTests(SynchronousTestCase):
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
         return done.stdout + done.stderr
 
+    def test_user(self) -> None:
+        """It is not root's, and has no capabilities."""
+        service = packaged("usbipshare.service").splitlines()
+        for line in ("User=usbipshare", "CapabilityBoundingSet=", "AmbientCapabilities="):
+            self.assertIn(line, service)
+
     def test_verify(self) -> None:
         """systemd understands every line of it."""
         said = self.analyze("verify", "--man=no")
         self.assertNotIn("usbipshare", said.replace("Unit file usbipshare", ""))
 
     def test_security(self) -> None:
-        """systemd thinks that it is exposed below 4 of 10."""
-        self.analyze("security", "--offline=true", "--threshold=40")
+        """systemd thinks that it is exposed below 2.5 of 10."""
+        self.analyze("security", "--offline=true", "--threshold=25")
+
+
+class PermissionTests(SysfsCase):
+    """
+    What may be written below C{/sys} where the daemon is not root.
+    """
+
+    def test_same(self) -> None:
+        """
+        The unit permits what the daemon writes, and nothing else; the udev rule permits what is
+        made anew while it runs.
+        """
+        self.successResultOf(self.bind("1-1"))
+        self.kernel.importDevice("1-1")
+        self.successResultOf(self.release("1-1"))
+        self.successResultOf(self.unbind("1-1"))
+        self.kernel.fillTable(*(f"9-{port}" for port in range(1, 16)))
+        self.successResultOf(self.bind("1-2"))
+        bound = "usbip-host/*/usbip_sockfd"
+        written = {
+            path.replace("bus/usb/devices/1-1", "usbip-host/*").removeprefix("bus/usb/drivers/")
+            for path, _ in self.kernel.writes
+        }
+        unit = re.findall(r"(?<= )usb(?:ip-host)?/[\w/*]+", packaged("usbipshare.service"))
+        self.assertEqual({*unit}, written)
+        self.assertLessEqual({bound, "usbip-host/rebind"}, written)
+        rules = packaged("60-usbipshare.rules")
+        anew = {name for name in written - {bound} if name.startswith("usbip-host/")}
+        for change in ("chgrp usbipshare", "chmod g+w"):
+            (names,) = re.findall(rf"&& {re.escape(change)} ([a-z_ ]+)", rules)
+            self.assertEqual({f"usbip-host/{name}" for name in names.split()}, anew)
+            self.assertIn(f'RUN+="/bin/{change} $sys$devpath/usbip_sockfd"', rules)
+
+    def test_rules(self) -> None:
+        """udev understands every line of the rule."""
+        if shutil.which("udevadm") is None:
+            raise SkipTest("udevadm is missing (Debian: udev)")
+        rules = Path(self.mktemp()).with_suffix(".rules").absolute()
+        rules.write_text(packaged("60-usbipshare.rules"))
+        done = subprocess.run(
+            ["udevadm", "verify", "--resolve-names=never", str(rules)],
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+        if "Unknown command verb" in done.stderr:
+            raise SkipTest("udevadm cannot verify rules before systemd 254")
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+
+
+def packaged(name: str) -> str:
+    """
+    A file that comes with the package.
+    """
+    return resources.files("usbip_server.data").joinpath(name).read_text()
 
 
 class WheelTests(SynchronousTestCase):
@@ -161,7 +236,7 @@ class WheelTests(SynchronousTestCase):
 
     def test_wheel(self) -> None:
         """
-        An installed wheel has the plugin, the backends and the unit.
+        An installed wheel has the plugin, the backends, the unit and the udev rule.
         """
         source, target = Path(self.mktemp()), Path(self.mktemp())
         source.mkdir()
@@ -176,11 +251,11 @@ class WheelTests(SynchronousTestCase):
         environment = {"PYTHONPATH": str(target.absolute()), "PATH": "/usr/bin:/bin"}
         where = (
             "import usbip_server.data as d, importlib.resources as r;"
-            "print(d.__file__, r.files(d).joinpath('usbipshare.service').is_file())"
+            "print(d.__file__, {each.name for each in r.files(d).iterdir()})"
         )
         said = self.run_(sys.executable, "-c", where, env=environment, cwd="/")
         self.assertIn(str(target), said)
-        self.assertIn("True", said)
+        self.assertLessEqual({"usbipshare.service", "60-usbipshare.rules"}, {*said.split("'")})
         said = self.run_(sys.executable, "-m", "twisted", "--help", env=environment, cwd="/")
         self.assertIn("usbipshare", said)
         check = ("-m", "twisted", "usbipshare", "--check", "--backend", "virtual")

@@ -10,6 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from usbip_server.backends.sysfs import SysfsBackend
 from usbip_server.device import UsbDevice
 from usbip_server.errors import OperationFailed, ShareError
+from usbip_server.kernel import usbip_sockfd
 from usbip_server.kernel.machine import Machine
 from usbip_server.kernel.usbids import UsbIds
 from usbip_server.testing import FakeKernel, FakeReactor
@@ -21,6 +22,7 @@ class SysfsCase(SynchronousTestCase):
     """
 
     def setUp(self) -> None:
+        self.patch(usbip_sockfd, "PERMISSION_SECONDS", 0)
         self.kernel = FakeKernel()
         for busId in ("1-1", "1-2", "1-10"):
             self.kernel.plug(busId, serial=f"S{busId}")

@@ -147,7 +147,7 @@ class ExportTests(SysfsCase):
         """If the kernel refuses, the message says what is needed; the client hears nothing."""
         open_ = self.descriptors()
         for number, text in (
-            (errno.EACCES, "1-1/usbip_sockfd. Run the daemon as root"),
+            (errno.EACCES, "1-1/usbip_sockfd, which the kernel makes anew with each attach"),
             (errno.EPERM, "Or say `export: off`, and run usbipd as root"),
             (errno.EROFS, "ReadWritePaths=/sys/bus/usb/drivers /sys/devices"),
             (errno.EIO, "cannot export 1-1"),
@@ -156,6 +156,34 @@ class ExportTests(SysfsCase):
             self.fails(self.export(), text)
             self.assertEqual((self.device().state, self.device().holder), (DeviceState.BOUND, None))
         self.assertEqual((self.descriptors(), self.isShutDown(self.client)), (open_, False))
+
+    def test_permittedLater(self) -> None:
+        """
+        The kernel makes the file for root; a daemon that is not root waits until udev has said
+        that it may write it, for two seconds after a bind, and not again.
+        """
+        self.kernel.refuse = errno.EACCES
+        for tries in (40, 1):
+            self.kernel.writes.clear()
+            self.fails(self.export(), "Install the udev rule")
+            self.assertEqual(self.kernel.writes, [(SOCKET, self.kernel.writes[0][1])] * tries)
+        self.kernel.refuse, self.kernel.forbidding = 0, 39
+        self.successResultOf(self.unbind())
+        self.successResultOf(self.bind())
+        self.assertIs(self.successResultOf(self.export()).state, DeviceState.IN_USE)
+
+    def test_permissionGivenUp(self) -> None:
+        """That is given up with the rest of the export."""
+        self.kernel.forbidding = 1
+        self.successResultOf(self.unbind())
+        self.successResultOf(self.bind())
+        self.reactor.hold = True
+        self.beforeWrite(lambda: self.reactor.advance(31))
+        result = self.export()
+        self.reactor.runThreads()
+        self.fails(result, "has not ended the export within 30 s", OperationTimedOut)
+        self.assertIs(self.device().state, DeviceState.BOUND)
+        self.assertEqual([path for path, _ in self.kernel.writes].count(SOCKET), 1)
 
     def test_noStream(self) -> None:
         """A socket that is no stream is not taken."""

@@ -108,14 +108,30 @@ class ReleaseTests(SysfsCase):
     def test_noPermission(self) -> None:
         """If the kernel refuses, the message says what is needed; the session goes on."""
         for number, text in (
-            (errno.EACCES, "1-1/usbip_sockfd. Run the daemon as root"),
-            (errno.EPERM, "1-1/usbip_sockfd. Run the daemon as root"),
+            (errno.EACCES, "1-1/usbip_sockfd, which the kernel makes anew with each attach"),
+            (errno.EPERM, "Install the udev rule that comes with the systemd unit"),
             (errno.EROFS, "ReadWritePaths=/sys/bus/usb/drivers /sys/devices"),
             (errno.EIO, "cannot kick 1-1"),
         ):
             self.kernel.refuse = number
             self.fails(self.release(), text)
             self.assertIs(self.device().state, DeviceState.IN_USE)
+
+    def test_permittedLater(self) -> None:
+        """
+        After a bind it is waited for the permission, which comes with udev. That is waited for
+        once.
+        """
+        self.kernel.releaseDevice("1-1")
+        self.successResultOf(self.unbind())
+        for forbidding, permitted in ((39, True), (40, False)):
+            self.kernel.forbidding = forbidding
+            self.successResultOf(self.bind())
+            self.kernel.importDevice("1-1")
+            if not permitted:
+                self.fails(self.release(), "Install the udev rule")
+            self.successResultOf(self.release())
+            self.successResultOf(self.unbind())
 
     def test_vanishing(self) -> None:
         """A device that vanishes before it or while it is reset is a plain failure."""

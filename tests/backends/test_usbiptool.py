@@ -181,7 +181,7 @@ class WithoutRootTests(UsbipToolCase, NoExportConformance, TestCase):
             ours, _ = self.connect()
             exporting = backend.export(bound, ours, self.holder(), 10)
             error = await self.failure(OperationFailed, exporting)
-            self.assertIn("Run the daemon as root", str(error))
+            self.assertIn("or run the daemon as root", str(error))
             self.assertIn("Or say `export: off`, and run usbipd as root", str(error))
 
     async def test_releaseByProgram(self) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -104,6 +105,31 @@ class ExportCase(TestCase):
         driver = CDCDriver(handle(client))
         await deferToThread(driver.write, b"hello")
         self.assertEqual(await deferToThread(driver.read), b"hello")
+
+
+class OrderTests(ExportCase):
+    """
+    What a client is told first.
+    """
+
+    IN, OUT = 1, 0
+
+    def submit(self, number: int, direction: int, data: bytes = b"", length: int = 64) -> bytes:
+        """A C{USBIP_CMD_SUBMIT} to the port's first endpoint."""
+        size = len(data) or length
+        return struct.pack(">10I8x", 1, number, 0, direction, 1, 0, size, 0, 0, 0) + data
+
+    async def test_acknowledged(self) -> None:
+        """That a port has taken what it echoes: then the echo, though it was asked for before.
+        There are clients that wait for them in this order."""
+        _, theirs = await self.export("1-1")
+        for number in range(1, 10, 2):
+            theirs.sendall(self.submit(number, self.IN))
+            theirs.sendall(self.submit(number + 1, self.OUT, b"hello"))
+            for expected, data in ((number + 1, b""), (number, b"hello")):
+                answer = await deferToThread(theirs.recv, 48 + len(data), socket.MSG_WAITALL)
+                self.assertEqual(struct.unpack_from(">II", answer), (3, expected))
+                self.assertEqual(answer[48:], data)
 
 
 class EndTests(ExportCase):

@@ -97,8 +97,9 @@ def meaning(error: OSError, busId: str, verb: str) -> str:
 
 
 _NOT_ALLOWED = (
-    "no permission to write below /sys/bus/usb/drivers. Run the daemon as root, or let its "
-    "user write usb/unbind, usb/bind and usbip-host/{{match_busid,bind,unbind,rebind}} there"
+    "no permission to write below /sys/bus/usb/drivers ({error.filename}). The packaged systemd "
+    "unit permits its user what it needs there (docs/server_setup.md), when it is started: "
+    "systemctl restart usbipshare. Or run the daemon as root"
 )
 
 _MEANINGS = {
@@ -117,9 +118,9 @@ _MEANINGS = {
 }
 
 _NOT_ALLOWED_HERE = (
-    "no permission to write /sys/bus/usb/devices/{busId}/usbip_sockfd. Run the daemon as root; "
-    "to let another user do it is of no use, as the kernel makes that file anew with each "
-    "attach. "
+    "no permission to write /sys/bus/usb/devices/{busId}/usbip_sockfd, which the kernel makes anew "
+    "with each attach. Install the udev rule that comes with the systemd unit "
+    "(docs/server_setup.md), or run the daemon as root. "
 )
 
 _NOT_ALLOWED_TO = {

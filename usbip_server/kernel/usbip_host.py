@@ -64,11 +64,15 @@ class UsbipHost:
 
     C{bind} and C{unbind} block, perhaps for ever: call them in a thread. They may run at the
     same time for different devices.
+
+    @ivar fresh: the bus ids of devices that we have bound, and whose clients' sessions nobody
+        has tried to begin or end since.
     """
 
     _log = Logger()
 
     def __init__(self, system: ISystem) -> None:
+        self.fresh: set[str] = set()
         self._system = system
         self._ours: dict[str, _Slot] = {}
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
@@ -84,6 +88,7 @@ class UsbipHost:
         The device at C{busId} has gone: its table entry must not be touched any more.
         """
         self._ours.pop(busId, None)
+        self.fresh.discard(busId)
 
     def check(self, device: UsbDevice, evenMounted: bool = False) -> bool:
         """
@@ -145,6 +150,7 @@ class UsbipHost:
                 with explained(self._system, "attach", device):
                     self._take(device, listed, abandoned)
                     self._ours[busId] = _Slot(busId, device.deviceNumber, self._identity())
+                    self.fresh.add(busId)
             except OperationFailed:
                 self.giveBack(busId)
                 raise

@@ -24,6 +24,12 @@ LOOKS = 50
 END = -1
 """Written instead of a descriptor."""
 
+PERMISSION_SECONDS = 0.05
+"""Between tries to write what this process may not write yet."""
+
+PERMISSION_TRIES = 40
+"""After a bind: for two seconds."""
+
 
 class UsbipSockfd:
     """
@@ -51,7 +57,7 @@ class UsbipSockfd:
         busId = device.busId
         with self._host.lock(busId), explained(self._system, "export", device):
             looks = 1
-            while not self._isGiven(device, descriptor):
+            while not self._isGiven(device, descriptor, abandoned):
                 if looks == LOOKS or abandoned.wait(RESET_SECONDS):
                     if self._state(busId) is DeviceState.IN_USE:
                         raise DeviceInUse(device)
@@ -60,10 +66,10 @@ class UsbipSockfd:
                     )
                 looks += 1
             if abandoned.is_set():
-                self._write(busId, END)
+                self._write(busId, END, abandoned)
                 raise OperationFailed(device, f"the export of {device} was given up")
 
-    def _isGiven(self, device: UsbDevice, descriptor: int) -> bool:
+    def _isGiven(self, device: UsbDevice, descriptor: int, abandoned: threading.Event) -> bool:
         """
         Give it to the client, if it is there to be had. (The kernel would log each try.)
         """
@@ -74,7 +80,7 @@ class UsbipSockfd:
         if self._state(device.busId) is not DeviceState.BOUND:
             return False
         try:
-            self._write(device.busId, descriptor)
+            self._write(device.busId, descriptor, abandoned)
         except OSError as error:
             if error.errno not in GONE | {errno.EINVAL}:
                 raise
@@ -95,7 +101,7 @@ class UsbipSockfd:
             if self._state(busId) is not DeviceState.IN_USE:
                 return
             try:
-                self._write(busId, END)
+                self._write(busId, END, abandoned)
             except OSError as error:
                 if error.errno not in GONE | {errno.EINVAL}:
                     raise  # else it has ended of itself
@@ -111,5 +117,18 @@ class UsbipSockfd:
     def _state(self, busId: str) -> DeviceState | None:
         return STATE_OF.get(statusOf(self._system, busId) or 0)
 
-    def _write(self, busId: str, descriptor: int) -> None:
-        self._system.write(f"{DEVICES}/{busId}/usbip_sockfd", b"%d" % descriptor)
+    def _write(self, busId: str, descriptor: int, abandoned: threading.Event) -> None:
+        """
+        The kernel makes the attribute anew with each bind, for root only. Where we are not root
+        a rule of udev's changes that a moment later (C{data/60-usbipshare.rules}).
+        """
+        tries = PERMISSION_TRIES if busId in self._host.fresh else 1
+        self._host.fresh.discard(busId)
+        while True:
+            try:
+                self._system.write(f"{DEVICES}/{busId}/usbip_sockfd", b"%d" % descriptor)
+                return
+            except PermissionError:
+                tries -= 1
+                if tries == 0 or abandoned.wait(PERMISSION_SECONDS):
+                    raise

@@ -1,27 +1,47 @@
 """
-The daemon under a real systemd, with the packaged unit and its sandbox.
+The daemon under a real systemd and udev, with the packaged unit, its user and its sandbox.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.certificates import LAB, authority, signed, trusting
 from tests.kernel import guest
+from tests.kernel.inside.tlsimport import OK, OP_ENABLE_KTLS, TlsImport
+from tests.kernel.scenarios.sharing import unloadHost
 
 DISK = guest.DISK.busId
+SERIAL = guest.SERIAL.busId
 UNIT = "usbipshare.service"
 UNITS = Path("/etc/systemd/system")
+RULES = "60-usbipshare.rules"
+USER = "usbipshare"
+BECOME = ("setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "--no-new-privs")
 CONFIG = Path("/etc/usbipshare.yaml")
-LISTEN = "listen: ['tcp:5056']\n"
+FOLDER = Path("/etc/usbipshare")
+AS_ROOT = "[Service]\nUser=root\nGroup=root\n"
+LISTEN = "listen: ['tcp:5056']\ntimeouts: {answer: 60}\n"
+
+WRITABLE = {
+    *(f"/sys/bus/usb/drivers/usb/{name}" for name in ("bind", "unbind")),
+    *(f"/sys/bus/usb/drivers/usbip-host/{name}" for name in ("bind", "unbind")),
+    *(f"/sys/bus/usb/drivers/usbip-host/{name}" for name in ("match_busid", "rebind")),
+}
+"""All that its user may write below C{/sys}, but for C{usbip_sockfd} of devices that are
+bound."""
 
 # The tests' interpreter, or all of this, may be where the sandbox shows nothing.
 HIDDEN = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")
@@ -43,23 +63,29 @@ MASKED = (
     "systemd-tmpfiles-setup-dev.service",
     "systemd-tmpfiles-setup.service",
     "systemd-udev-trigger.service",
-    "systemd-udevd.service",
     "systemd-update-utmp.service",
 )
 
 
 class ServiceTests(SynchronousTestCase):
     """
-    A systemd of its own, in its own process namespace.
+    A systemd of its own, in its own process namespace, with udev.
     """
 
     def setUp(self) -> None:
         guest.awaitDevices()
         guest.modprobe("vhci-hcd")
+        guest.run("modprobe", "-r", "tls")
         self.addCleanup(guest.resetUsb)
+        if guest.run("id", USER).rc != 0:
+            options = ("--system", "--user-group", "--no-create-home")
+            guest.check("useradd", *options, "--shell", "/usr/sbin/nologin", USER)
+        data = resources.files("usbip_server.data")
         UNITS.mkdir(parents=True, exist_ok=True)
-        unit = resources.files("usbip_server.data").joinpath(UNIT)
-        (UNITS / UNIT).write_text(unit.read_text())
+        (UNITS / UNIT).write_text(data.joinpath(UNIT).read_text())
+        rules = Path("/etc/udev/rules.d", RULES)
+        rules.write_text(data.joinpath(RULES).read_text())
+        self.addCleanup(rules.unlink)
         (UNITS / f"{UNIT}.d").mkdir(exist_ok=True)
         (UNITS / f"{UNIT}.d" / "test.conf").write_text(OVERRIDE)
         for name in MASKED:
@@ -96,13 +122,15 @@ class ServiceTests(SynchronousTestCase):
 
     def untilActive(self) -> None:
         """Wait until the daemon has said that it is ready."""
+        self.wait(lambda: self.show("ActiveState") == "active", "it is active")
+
+    def wait(self, condition: Callable[[], bool], what: str) -> None:
+        """Wait until something is so; if it is not, what the daemon says is the failure."""
         try:
-            guest.waitUntil(lambda: self.show("ActiveState") == "active", "it is active", 60)
-        except guest.DeadlineMissed:
-            self.fail(
-                self.systemctl("list-jobs")
-                + self.systemctl("status", "--no-pager", "--lines=40", UNIT)
-            )
+            guest.waitUntil(condition, what)
+        except guest.DeadlineMissed as error:
+            said = self.systemctl("status", "--no-pager", "--full", "--lines=40", UNIT)
+            self.fail(f"{error}\n{self.systemctl('list-jobs')}\n{said}")
 
     def ask(self, **request: object) -> Any:
         """Ask the daemon."""
@@ -119,12 +147,58 @@ class ServiceTests(SynchronousTestCase):
         """Run a program where this systemd's mounts are."""
         guest.check("nsenter", f"--target={self.process}", "--mount", *command)
 
+    def writable(self, folder: str = "/sys") -> set[str]:
+        """What below C{/sys} its user may write, where no sandbox keeps it from that."""
+        found = guest.check(*BECOME, "find", folder, "-type", "f", "-writable", seconds=120)
+        return set(found.split())
+
+    def status(self) -> dict[str, str]:
+        """What the kernel says of the daemon."""
+        root = Path(f"/proc/{self.process}/root")
+        text = (root / "proc" / self.show("MainPID") / "status").read_text()
+        return dict(line.split(":\t", 1) for line in text.splitlines())
+
+    def test_rights(self) -> None:
+        """
+        It is not root, has no capabilities and can gain none, and of what is below C{/sys} it
+        may write what it needs and nothing else.
+        """
+        self.untilActive()
+        fields = self.status()
+        uid = guest.check("id", "-u", USER).strip()
+        self.assertEqual((fields["Uid"].split(), uid == "0"), ([uid] * 4, False))
+        for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+            self.assertEqual(int(fields[name], 16), 0, name)
+        self.assertEqual((fields["NoNewPrivs"], fields["Seccomp"]), ("1", "2"))
+        self.assertEqual(self.writable(), WRITABLE)
+        self.ask(command="attach", id=DISK)
+        device = os.path.realpath(f"/sys/bus/usb/devices/{DISK}")
+        guest.waitUntil(lambda: self.writable(device), "udev has run its rule")
+        self.assertEqual(self.writable(), {*WRITABLE, f"{device}/usbip_sockfd"})
+        for forbidden in (f"{device}/authorized", "/sys/bus/usb/drivers/hub/unbind"):
+            refused = guest.run(*BECOME, "sh", "-c", f"echo 1 > {forbidden}")
+            self.assertIn("Permission denied", refused.err)
+        self.ask(command="detach", id=DISK)
+        self.assertEqual(self.writable(), WRITABLE)
+
+    def imported(self, busId: str) -> str:
+        """Import a device with stock C{usbip}; what it is called here."""
+        guest.check("usbip", "attach", "-r", "127.0.0.1", "-b", busId)
+        _, imported = guest.waitImport()
+        return imported
+
+    def reload(self, busId: str, more: str = "") -> None:
+        """Let it read its file anew, with a name for a device in it."""
+        CONFIG.write_text(f"{LISTEN}devices: [{{match: {{id: {busId}}}, name: it{more}}}]\n")
+        self.systemctl("reload", UNIT)
+        self.wait(lambda: self.answer(command="find", id="it")["status"] == "success", "it is read")
+
     def test_service(self) -> None:
         """
-        It loads the module, is active when it is ready, binds devices and ends sessions in
-        spite of its sandbox, but takes no disk that is mounted; it is started again when it is
-        killed, reads its file anew when it is told to, stops cleanly, and knows then what was
-        asked for.
+        It loads the module, is active when it is ready, binds devices, gives them to clients
+        and ends their sessions in spite of its sandbox, but takes no disk that is mounted; it
+        is started again when it is killed, reads its file anew when it is told to, stops
+        cleanly, and knows then what was asked for.
         """
         self.untilActive()
         self.assertEqual(self.show("Type"), "notify")
@@ -136,9 +210,7 @@ class ServiceTests(SynchronousTestCase):
         self.ask(command="attach", id=DISK)
         self.assertEqual(guest.driverOf(DISK), "usbip-host")
 
-        with guest.StockUsbipd():
-            guest.check("usbip", "attach", "-r", "127.0.0.1", "-b", DISK)
-            _, imported = guest.waitImport()
+        imported = self.imported(DISK)
         guest.waitBlockDevice(imported)
         self.ask(command="kick", id=DISK)
         guest.waitGone(imported)
@@ -150,11 +222,7 @@ class ServiceTests(SynchronousTestCase):
         self.untilActive()
         self.assertEqual(self.ask(command="find", id=DISK, detail=True)["state"], "bound")
 
-        CONFIG.write_text(f"{LISTEN}devices: [{{match: {{id: {DISK}}}, name: disk}}]\n")
-        self.systemctl("reload", UNIT)
-        guest.waitUntil(
-            lambda: self.answer(command="find", id="disk")["status"] == "success", "it has a name"
-        )
+        self.reload(DISK)
 
         self.systemctl("stop", UNIT)
         self.assertEqual((self.show("ActiveState"), self.show("Result")), ("inactive", "success"))
@@ -164,5 +232,84 @@ class ServiceTests(SynchronousTestCase):
         guest.waitPresent(DISK)
         self.systemctl("start", UNIT)
         guest.waitPresent(DISK, "usbip-host")
-        self.ask(command="detach", id="disk")
+        self.ask(command="detach", id="it")
         self.assertEqual(guest.driverOf(DISK), "usb")
+
+    def test_anew(self) -> None:
+        """
+        A device can be given to a client in the moment when it was bound, though udev has to
+        permit that first; so can one that is bound to a driver that was loaded anew, and one
+        that was bound before udev had a rule. The daemon can be root after all, too.
+        """
+        self.untilActive()
+        self.reload(SERIAL, ", share: on_import")
+        imported = self.imported(SERIAL)
+        self.ask(command="detach", id=SERIAL)
+        guest.waitGone(imported)
+
+        unloadHost()
+        guest.modprobe("usbip-host")
+        guest.waitUntil(lambda: self.writable("/sys/bus/usb") == WRITABLE, "udev has run its rule")
+        imported = self.imported(SERIAL)
+
+        self.systemctl("stop", UNIT)
+        attribute = Path(f"/sys/bus/usb/devices/{SERIAL}/usbip_sockfd")
+        os.chown(attribute, 0, 0)
+        attribute.chmod(0o200)
+        self.systemctl("start", UNIT)
+        self.untilActive()
+        self.ask(command="kick", id=SERIAL)
+        guest.waitGone(imported)
+
+        dropin = UNITS / f"{UNIT}.d" / "root.conf"
+        dropin.write_text(AS_ROOT)
+        self.addCleanup(dropin.unlink)
+        self.systemctl("daemon-reload")
+        self.systemctl("restart", UNIT)
+        self.untilActive()
+        self.assertEqual(self.status()["Uid"].split(), ["0"] * 4)
+        imported = self.imported(SERIAL)
+        self.ask(command="detach", id=SERIAL)
+        guest.waitGone(imported)
+        self.assertEqual(guest.driverOf(SERIAL), "usb")
+
+    def test_tls(self) -> None:
+        """
+        It speaks TLS with those whose certificates it knows, and hands its keys to the kernel,
+        whose module it has without being root.
+        """
+        self.untilActive()
+        self.assertTrue(Path("/sys/module/tls").exists())
+        signed("server").write(FOLDER, "server")
+        authority(LAB).write(FOLDER, "ca")
+        shutil.chown(FOLDER / "server.key", "root", USER)
+        (FOLDER / "server.key").chmod(0o640)
+        files = {
+            "certificate": f"{FOLDER}/server.pem",
+            "key": f"{FOLDER}/server.key",
+            "client_ca": f"{FOLDER}/ca.pem",
+        }
+        tls = json.dumps({**files, "require_client_certificate": True})
+        export = "{listen: ['tls:3241'], require_ktls: true}"
+        listen = LISTEN.replace("'tcp:5056'", "'tcp:5056', 'tls:5057'")
+        CONFIG.write_text(f"{listen}tls: {tls}\nexport: {export}\n")
+        self.systemctl("reload", UNIT)
+        self.wait(lambda: guest.isListening(5057), "it listens with TLS")
+
+        context = trusting(client=signed("alice").write(self.mktemp(), "alice"))
+        with (
+            socket.create_connection(("127.0.0.1", 5057), guest.DEADLINE) as plain,
+            context.wrap_socket(plain, server_hostname="localhost") as connection,
+        ):
+            connection.sendall(json.dumps({"command": "attach", "id": DISK}).encode())
+            self.assertIn(b'{"status":"success"', connection.recv(4096))
+        context.options |= OP_ENABLE_KTLS
+        client = TlsImport(3241, DISK, context)
+        self.addCleanup(client.close)
+        self.assertEqual((client.status, client.isKeyed), (OK, True))
+        holder = self.ask(command="find", id=DISK, detail=True)["holder"]
+        self.assertEqual((holder["address"], holder["encryption"]), ("127.0.0.1", "ktls"))
+        client.attach()
+        _, imported = guest.waitImport()
+        node = guest.waitBlockDevice(imported)
+        self.assertTrue(guest.diskBytes() == guest.readBlockDevice(node))

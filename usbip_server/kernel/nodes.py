@@ -1,0 +1,87 @@
+"""
+What this machine's programs can open of a USB device: C{/dev/ttyUSB0}, C{/dev/sda}.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from usbip_server.kernel.system import ISystem
+
+BY_ID = ("serial/by-id", "disk/by-id", "input/by-id", "v4l/by-id", "snd/by-id")
+"""Folders below C{/dev} where udev keeps names that do not change."""
+
+UNUSED = "bsg/"
+"""Nodes of every disk that hardly a program opens."""
+
+DISK = b"08"
+"""C{bInterfaceClass} (usb.org, Defined Class Codes)."""
+
+DEEPEST = 16
+"""Folders within each other below a device; a disk's partition is at 7."""
+
+
+class Nodes:
+    """
+    Knows them. Every call can block: make it in a thread.
+    """
+
+    def __init__(self, system: ISystem, folder: str = "/dev") -> None:
+        """
+        @param folder: where they are.
+        """
+        self._system = system
+        self._folder = os.path.realpath(folder)
+
+    def of(self, path: str) -> tuple[str, ...]:
+        """
+        All nodes of a device, and the names that udev gives them, which come first.
+
+        @param path: the device's, below C{/sys}. One that is gone has none.
+        """
+        names = {name for name in self._names(path, 0) if not name.startswith(UNUSED)}
+        nodes = sorted(f"{self._folder}/{name}" for name in names)
+        return (*self._lasting(nodes), *nodes)
+
+    def isDisk(self, path: str) -> bool:
+        """
+        Has a device an interface of a disk? Its nodes come late then.
+
+        @param path: as of L{of}.
+        """
+        for name in self._list(path):
+            if ":" in name:
+                with contextlib.suppress(OSError):
+                    if self._system.read(f"{path}/{name}/bInterfaceClass").strip() == DISK:
+                        return True
+        return False
+
+    def _names(self, path: str, depth: int) -> Iterator[str]:
+        # The device itself has one too, /dev/bus/usb/..., which is for drivers.
+        if depth > 0 and "dev" in self._list(path):
+            with contextlib.suppress(OSError):
+                for line in self._system.read(f"{path}/uevent").splitlines():
+                    if line.startswith(b"DEVNAME="):
+                        yield os.fsdecode(line.removeprefix(b"DEVNAME="))
+        if depth < DEEPEST:
+            with contextlib.suppress(OSError):  # it is being unplugged
+                for folder in self._system.directories(path):
+                    yield from self._names(f"{path}/{folder}", depth + 1)
+
+    def _lasting(self, nodes: list[str]) -> list[str]:
+        found = []
+        for folder in BY_ID if nodes else ():
+            with contextlib.suppress(OSError):
+                for name in os.listdir(f"{self._folder}/{folder}"):
+                    link = f"{self._folder}/{folder}/{name}"
+                    if os.path.realpath(link) in nodes:
+                        found.append(link)
+        return sorted(found)
+
+    def _list(self, path: str) -> list[str]:
+        try:
+            return self._system.list(path)
+        except OSError:
+            return []
