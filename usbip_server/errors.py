@@ -20,6 +20,10 @@ NAME_AT_MOST = 50
 """Characters of a name in such a list; one can take up to four bytes."""
 
 
+ASK_AGAIN = "ask again to hear how it went"
+"""How the message ends of an answer that comes before the end: clients look for it."""
+
+
 class ShareError(Exception):
     """
     The family. The message is for the person at the other end.
@@ -189,6 +193,18 @@ class OperationTimedOut(OperationFailed):
     """
     The operation did not come to an end within its deadline. It may still be stuck in
     the kernel; the device is shown as C{error} until it comes back.
+    """
+
+
+class Unreachable(BackendUnavailable):
+    """
+    Another machine does not answer, or says what we do not understand.
+    """
+
+
+class LocalTrouble(ShareError):
+    """
+    This machine's kernel does not do what it takes to import a device.
     """
 
 

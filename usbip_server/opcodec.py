@@ -36,6 +36,12 @@ _PATH_AT_MOST = 255
 
 LONGEST_REQUEST = _COMMON.size + _BUS_ID.size
 
+REPLY_HEAD = _COMMON.size
+"""Bytes that each answer begins with; those of one that is no success end there."""
+
+IMPORT_REPLY = REPLY_HEAD + _DEVICE.size
+"""Bytes in the answer to an import that succeeds."""
+
 _REQ_DEVLIST, _REP_DEVLIST = 0x8005, 0x0005
 _REQ_IMPORT, _REP_IMPORT = 0x8003, 0x0003
 
@@ -60,6 +66,55 @@ class NotUsbIp(Exception):
     """
     What has come is no request. The text says why.
     """
+
+
+class NotGiven(Exception):
+    """
+    A server does not give a device away.
+
+    @ivar status: why: an L{OpStatus}, or another number.
+    """
+
+    def __init__(self, status: int) -> None:
+        super().__init__(MEANING_OF.get(status, f"its server answers with status {status}"))
+        self.status = status
+
+
+MEANING_OF: dict[int, str] = {
+    OpStatus.NA: "its server has no devices to speak of at present",
+    OpStatus.DEV_BUSY: "somebody else has it",
+    OpStatus.DEV_ERR: "it could not be bound, or its server's kernel did not take the connection",
+    OpStatus.NODEV: "its server has none there that is bound, or none that we may have",
+    OpStatus.ERROR: "its server refuses the request",
+}
+
+
+class Exported(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    A device as its server describes it (C{struct usbip_usb_device}).
+
+    @ivar speed: one of the numbers in L{SPEED_OF}.
+    @ivar interfaces: class, subclass and protocol of each; only a list has them.
+    """
+
+    path: str
+    busId: str
+    busNumber: int
+    deviceNumber: int
+    speed: int
+    vendorId: str
+    productId: str
+    release: int
+    deviceClass: str
+    subclass: str
+    protocol: str
+    configurations: int
+    interfaces: tuple[str, ...] = ()
+
+    @property
+    def deviceId(self) -> int:
+        """What C{vhci_hcd} calls it (C{devid}, C{drivers/usb/usbip/vhci_sysfs.c})."""
+        return self.busNumber << 16 | self.deviceNumber
 
 
 class ListRequest(msgspec.Struct, frozen=True):
@@ -137,14 +192,17 @@ def encodeRefusal(status: OpStatus) -> bytes:
 def _described(device: UsbDevice) -> bytes:
     """
     C{struct usbip_usb_device}. C{bConfigurationValue} is 0: a bound device has none until
-    its client sets one. The path is for people, a client only shows it.
+    its client sets one. The path is for people, a client only shows it. Bus and device number
+    are what each C{usbip_header_basic} has as C{devid}, and that is compared by whoever has the
+    device (C{valid_request}, C{drivers/usb/usbip/stub_rx.c}).
     """
     path = (device.path or device.busId).encode("utf-8", "replace")
+    bus, number = device.numbers or (device.busNumber, device.deviceNumber)
     return _DEVICE.pack(
         path[:_PATH_AT_MOST],
         device.busId.encode("ascii"),
-        device.busNumber,
-        device.deviceNumber,
+        bus,
+        number,
         SPEED_OF.get(device.speed or "", 0),
         int(device.vendorId, 16),
         int(device.productId, 16),
@@ -160,3 +218,94 @@ def _described(device: UsbDevice) -> bytes:
 
 def _interfaces(device: UsbDevice) -> bytes:
     return b"".join(bytes.fromhex(triple.replace("/", "")) + b"\0" for triple in device.interfaces)
+
+
+def encodeRequest(request: ListRequest | ImportRequest) -> bytes:
+    """
+    A request, as a client sends it.
+    """
+    if isinstance(request, ListRequest):
+        return _COMMON.pack(VERSION, _REQ_DEVLIST, 0)
+    return _COMMON.pack(VERSION, _REQ_IMPORT, 0) + _BUS_ID.pack(request.busId.encode("ascii"))
+
+
+def decodeImport(received: bytes) -> Exported | None:
+    """
+    Make a device of the answer to L{ImportRequest}.
+
+    @return: C{None} if there is more to come.
+    @raise NotGiven: the server does not give it away.
+    @raise NotUsbIp: it is no such answer, or there is something behind it.
+    """
+    if not _isAnswered(received, _REP_IMPORT):
+        return None
+    if len(received) > IMPORT_REPLY:
+        raise NotUsbIp("there is something behind the answer")
+    return _exported(received, _COMMON.size) if len(received) == IMPORT_REPLY else None
+
+
+def decodeList(received: bytes) -> tuple[Exported, ...] | None:
+    """
+    Make devices of the answer to L{ListRequest}. Parameters and errors as of C{decodeImport}.
+    """
+    if not _isAnswered(received, _REP_DEVLIST) or len(received) < _COMMON.size + _COUNT.size:
+        return None
+    (count,) = _COUNT.unpack_from(received, _COMMON.size)
+    at = _COMMON.size + _COUNT.size
+    devices = []
+    for _ in range(count):
+        if len(received) < at + _DEVICE.size:
+            return None
+        interfaces = received[at + _DEVICE.size - 1]
+        end = at + _DEVICE.size + 4 * interfaces
+        if len(received) < end:
+            return None
+        triples = (
+            received[end - 4 * left : end - 4 * left + 3] for left in range(interfaces, 0, -1)
+        )
+        devices.append(
+            msgspec.structs.replace(
+                _exported(received, at), interfaces=tuple(triple.hex("/") for triple in triples)
+            )
+        )
+        at = end
+    if len(received) > at:
+        raise NotUsbIp("there is something behind the answer")
+    return tuple(devices)
+
+
+def _isAnswered(received: bytes, expected: int) -> bool:
+    """
+    Is the head of the answer there, and a good one?
+    """
+    if not f"{VERSION:04x}{expected:04x}".startswith(received[:4].hex()):
+        raise NotUsbIp("what answers there is no USB/IP server")
+    if len(received) < _COMMON.size:
+        return False
+    status = _COMMON.unpack_from(received)[2]
+    if status != OpStatus.OK:
+        raise NotGiven(status)
+    return True
+
+
+def _exported(received: bytes, at: int) -> Exported:
+    path, busId, bus, number, speed, vendor, product, release, *rest = _DEVICE.unpack_from(
+        received, at
+    )
+    name = busId.partition(b"\0")[0].decode("latin-1")
+    if not isBusId(name):
+        raise NotUsbIp(f"the answer is about {name!r}, which is no bus id")
+    return Exported(
+        path=path.partition(b"\0")[0].decode("utf-8", "replace"),
+        busId=name,
+        busNumber=bus,
+        deviceNumber=number,
+        speed=speed,
+        vendorId=f"{vendor:04x}",
+        productId=f"{product:04x}",
+        release=release,
+        deviceClass=f"{rest[0]:02x}",
+        subclass=f"{rest[1]:02x}",
+        protocol=f"{rest[2]:02x}",
+        configurations=rest[4],
+    )

@@ -13,5 +13,14 @@ def timestamp(seconds: float) -> str:
 
     @param seconds: since the epoch.
     """
-    moment = datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    when = datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
+    return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def moment(text: str) -> float:
+    """
+    The reverse: seconds since the epoch.
+
+    @raise ValueError: it is no such time.
+    """
+    return datetime.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()

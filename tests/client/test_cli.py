@@ -1,18 +1,26 @@
 """
-Tests of L{usbip_server.client.cli}.
+Tests of L{usbip_server.client.cli}, of C{usbipshare token}, and of the manual page.
 """
 
 from __future__ import annotations
 
 import json
+import pkgutil
+import re
+import shutil
 import subprocess
 import sys
+from importlib import resources
 from pathlib import Path
 
+import click
 from click.testing import CliRunner
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-from usbip_server.client.cli import main
+from tests.clientexamples import commandCalled, optionsOf
+from usbip_server.client import commands
+from usbip_server.client.cli import COMMANDS, main
+from usbip_server.client.exits import INTERRUPTED, Exit
 from usbip_server.config import Source
 from usbip_server.policy import BUILT_IN, Policy, several
 from usbip_server.rules import LONGEST_NAME
@@ -46,12 +54,26 @@ class HelpTests(CommandLineTestCase):
     """
 
     def test_help(self) -> None:
-        """The help names the commands; each has one of its own, with an example."""
+        """The help names the commands; each has one of its own, with examples, and says something
+        of each option."""
         for option in ("-h", "--help"):
-            self.assertIn("token  Make a token for NAME", self.type(option))
-            said = self.type("token", option)
-            self.assertIn("Usage: usbipshare token [OPTIONS] [NAME]", said)
-            self.assertIn("\n    usbipshare token ci\n    usbipshare token --check", said)
+            said = self.type(option)
+            for name in COMMANDS:
+                self.assertRegex(said, rf"\n  {name} +[A-Z][^.]+\.\n")
+                told = self.type(name, option)
+                self.assertRegex(told, rf"\AUsage: usbipshare {name} \[OPTIONS\]")
+                self.assertIn(f"\n    usbipshare {name}", told.replace("sudo ", ""))
+        for name in COMMANDS:
+            for parameter in commandCalled(name).params:
+                if isinstance(parameter, click.Option):
+                    self.assertTrue(parameter.help, f"{name} {parameter.name}")
+
+    def test_modules(self) -> None:
+        """Each command has its module, and each module is a command."""
+        there = {module.name for module in pkgutil.iter_modules(commands.__path__)}
+        self.assertEqual(there, {*COMMANDS})
+        for name in COMMANDS:
+            self.assertEqual(commandCalled(name).name, name)
 
     def test_version(self) -> None:
         """The version is told as the daemon tells it."""
@@ -157,6 +179,63 @@ class CheckTests(CommandLineTestCase):
         for more in ("ci", "--json"):
             said = self.type("token", "--check", self.kept, more, status=2)
             self.assertIn("--check stands alone", said)
+
+
+class ManualTests(SynchronousTestCase):
+    """
+    The manual page.
+    """
+
+    def setUp(self) -> None:
+        self.page = resources.files("usbip_server.data").joinpath("usbipshare.1")
+        self.text = self.page.read_text()
+
+    def section(self, title: str) -> str:
+        """A section, without its title."""
+        return self.text.partition(f".Sh {title}\n")[2].partition("\n.Sh ")[0]
+
+    def options(self, text: str) -> set[str]:
+        """The options that are explained."""
+        return {f"-{name}" for name in re.findall(r"^\.It Fl (-[\w-]+)", text, re.MULTILINE)}
+
+    def test_commands(self) -> None:
+        """Each command is there, and each of its options, and no others."""
+        said = self.section("COMMANDS")
+        self.assertEqual(re.findall(r"^\.It Cm (\w+)$", said, re.MULTILINE), [*COMMANDS])
+        common = self.options(self.section("WHICH DEVICE") + self.section("WHICH SERVERS"))
+        self.assertEqual(common, optionsOf("list"))
+        for name in COMMANDS:
+            own = self.options(said.partition(f".It Cm {name}\n")[2].partition("\n.It Cm ")[0])
+            self.assertEqual(own, optionsOf(name) - common, name)
+
+    def test_synopsis(self) -> None:
+        """So is how each is called."""
+        calls = self.section("SYNOPSIS").split(".Nm\n")[1:]
+        self.assertEqual([call.split()[1] for call in calls], [*COMMANDS])
+        common = optionsOf("list")
+        for name, call in zip(COMMANDS, calls, strict=True):
+            shown = {f"-{option}" for option in re.findall(r"Fl (-[\w-]+)", call)}
+            self.assertEqual(shown - {"--json"}, optionsOf(name) - common, name)
+
+    def test_exits(self) -> None:
+        """So is each exit code."""
+        codes = re.findall(r"^\.It (\d+)$", self.section("EXIT STATUS"), re.MULTILINE)
+        self.assertEqual(codes, [*(str(each.value) for each in Exit), str(INTERRUPTED)])
+
+    def test_format(self) -> None:
+        """It can be shown."""
+        groff = shutil.which("groff")
+        if groff is None:
+            raise SkipTest("apt-get install groff")
+        done = subprocess.run(
+            [groff, "-mandoc", "-ww", "-z", "-Tutf8", "-"],
+            input=self.text,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=True,
+        )
+        self.assertEqual(done.stderr, "")
 
 
 class InstalledTests(SynchronousTestCase):

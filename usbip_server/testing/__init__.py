@@ -13,12 +13,14 @@ from usbip_server.testing.conformance import (
 )
 from usbip_server.testing.kernel import FakeKernel, KernelBug
 from usbip_server.testing.reactor import FakeReactor
+from usbip_server.testing.vhci import FakeVhci
 
 __all__ = [
     "BackendConformance",
     "ExportConformance",
     "FakeKernel",
     "FakeReactor",
+    "FakeVhci",
     "HangingDeviceConformance",
     "KernelBug",
     "KernelConformance",

@@ -49,6 +49,7 @@ class _Device(msgspec.Struct, kw_only=True):
     connection: socket.socket | None = None
     places: list[str] = msgspec.field(default_factory=list)
     resetting: int = 0
+    forbidding: int = 0
 
     @property
     def disk(self) -> str:
@@ -106,6 +107,8 @@ class FakeKernel:
     @ivar announces: does it send uevents?
     @ivar resetting: how often C{usbip_status} still shows a device as in use when its
         session has ended: until it has been reset.
+    @ivar forbidding: how often C{usbip_sockfd} is not to be written after a bind: until udev
+        has run its rule.
     @ivar writes: all that was written, as (path, text).
     @ivar reads: the paths that were read, and C{"connections"}.
     """
@@ -116,6 +119,7 @@ class FakeKernel:
         self.refuse = 0
         self.announces = True
         self.resetting = 0
+        self.forbidding = 0
         self.writes: list[tuple[str, str]] = []
         self.reads: list[str] = []
         self.uevents: FakeUevents | None = None
@@ -420,6 +424,7 @@ class FakeKernel:
             if entry is None or entry.state != "added":
                 raise _error(errno.ENODEV, "bind")
             entry.state, entry.number, device.status = "bound", device.number, 1
+            device.forbidding = self.forbidding
         device.driver = driver
         self._say("bind", busId)
 
@@ -445,12 +450,15 @@ class FakeKernel:
         device = self._device(busId, errno.ENOENT)
         if name != "usbip_sockfd" or device.driver != HOST:
             raise _error(errno.ENOENT, path)
+        if device.forbidding:
+            device.forbidding -= 1
+            raise _error(errno.EACCES, path)
         if not re.fullmatch(r"-?[0-9]+", text) or device.status != (2 if text == "-1" else 1):
             raise _error(errno.EINVAL, path)
         if text == "-1":
             self._endSession(device)
             return
-        device.connection = _referenceTo(int(text), path)
+        device.connection = referenceTo(int(text), path)
         device.status = 2
 
     def _endSession(self, device: _Device) -> None:
@@ -525,7 +533,7 @@ class FakeKernel:
             self.uevents.send("".join(f"{line}\0" for line in lines).encode())
 
 
-def _referenceTo(descriptor: int, path: str) -> socket.socket:
+def referenceTo(descriptor: int, path: str) -> socket.socket:
     """
     What C{sockfd_lookup} finds (C{net/socket.c}), with a reference of our own.
     """

@@ -7,13 +7,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.interfaces import IReadDescriptor
+from twisted.internet.interfaces import IReadDescriptor, IWriteDescriptor
 from twisted.internet.task import Clock
 
 
 class FakeReactor(Clock):
     """
-    A clock, threads that run when they are told to, and readers that read when told to.
+    A clock, threads that run when they are told to, and readers and writers that do so when
+    told to.
 
     @ivar threads: functions that were to run in a thread, if C{hold} is set.
     @ivar hold: keep threads back until L{runThreads}.
@@ -24,6 +25,7 @@ class FakeReactor(Clock):
         self.hold = False
         self.threads: list[Callable[[], None]] = []
         self.readers: list[IReadDescriptor] = []
+        self.writers: list[IWriteDescriptor] = []
 
     def spawn(self, function: Callable[[], None]) -> None:
         """For L{usbip_server.threads.BlockingCalls}: run now, or hold back."""
@@ -51,7 +53,20 @@ class FakeReactor(Clock):
         if reader in self.readers:
             self.readers.remove(reader)
 
+    def addWriter(self, writer: IWriteDescriptor) -> None:
+        """Note a writer."""
+        self.writers.append(writer)
+
+    def removeWriter(self, writer: IWriteDescriptor) -> None:
+        """Forget it."""
+        if writer in self.writers:
+            self.writers.remove(writer)
+
     def deliver(self) -> None:
-        """Let the readers read what there is."""
+        """Let the readers read what there is, and the writers write what they can."""
         for reader in tuple(self.readers):
-            reader.doRead()
+            if reader in self.readers:  # another one may have ended it
+                reader.doRead()
+        for writer in tuple(self.writers):
+            if writer in self.writers:
+                writer.doWrite()

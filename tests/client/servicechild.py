@@ -1,0 +1,41 @@
+"""
+C{python -m tests.client.servicechild --config FILE}: the client service with a kernel in memory.
+Its nodes are in C{dev} beside its socket.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from twisted.internet import reactor as installed
+from twisted.internet.defer import Deferred
+from twisted.logger import globalLogBeginner, jsonFileLogObserver
+
+from usbip_server.client.parts import Kernel
+from usbip_server.client.serviceconfig import load
+from usbip_server.client.tap import assemble
+from usbip_server.testing import FakeVhci
+
+
+def main(path: str) -> None:
+    """
+    Run it, until it is told to end.
+    """
+    reactor: Any = installed
+    globalLogBeginner.beginLoggingTo([jsonFileLogObserver(sys.stdout)])
+    folder = os.path.dirname(load(path).config().socket.path or "/nowhere/")
+    kernel = Kernel(FakeVhci(), f"{folder}/dev", f"{folder}/records")
+    service = assemble(path, reactor, kernel)
+
+    def stop() -> Deferred[None]:
+        return service.stopService()
+
+    service.startService()
+    reactor.addSystemEventTrigger("before", "shutdown", stop)
+    reactor.run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[2])

@@ -1,0 +1,98 @@
+"""
+Tests of L{usbip_server.client.servers}.
+"""
+
+from __future__ import annotations
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from usbip_server.client.servers import MOST, Server, serverAt, serversIn
+
+
+class NamedTests(SynchronousTestCase):
+    """
+    What somebody types.
+    """
+
+    def test_servers(self) -> None:
+        """Names and addresses, with a port or without."""
+        for text, host, port in (
+            ("raspi", "raspi", 5055),
+            (" raspi.lab ", "raspi.lab", 5055),
+            ("raspi:5056", "raspi", 5056),
+            ("192.0.2.7", "192.0.2.7", 5055),
+            ("192.0.2.7:1", "192.0.2.7", 1),
+            ("::1", "::1", 5055),
+            ("[::1]", "::1", 5055),
+            ("[::1]:65535", "::1", 65535),
+            ("2001:db8::1", "2001:db8::1", 5055),
+            ("fe80::1%eth0", "fe80::1%eth0", 5055),
+            ("[fe80::1%br-lan.7]:5056", "fe80::1%br-lan.7", 5056),
+            ("bücher", "bücher", 5055),
+        ):
+            server = serverAt(text)
+            self.assertEqual((server.host, server.port), (host, port))
+            self.assertEqual(str(server), text.strip())
+
+    def test_wrong(self) -> None:
+        """What is none is told to be none, and how it is done."""
+        for text in (
+            *("", " ", ":5055", "raspi:", "raspi:x", "raspi:0", "raspi:65536", "a b", "raspi:-1"),
+            *("http://raspi", "raspi/", "[raspi]", "[::1", "::1]", "[::1]x", "[]:1", "1:2:3"),
+            *("raspi:" + "9" * 5000, "raspi:\u0665"),
+        ):
+            error = self.assertRaises(ValueError, serverAt, text)
+            if not text.endswith("9"):
+                self.assertIn(repr(text.strip()), str(error))
+
+    def test_address(self) -> None:
+        """An address is shown as it can be typed."""
+        for text in ("raspi", "raspi:5056", "192.0.2.7", "::1", "[::1]:5056", "fe80::1%eth0"):
+            server = serverAt(text)
+            self.assertEqual(server.address, text)
+            self.assertEqual(server.called(server.address), text)
+        self.assertEqual(serverAt("[::1]:5056").exportAddress, "[::1]:3240")
+        self.assertEqual(serverAt("raspi:5056").exportAddress, "raspi:3240")
+
+    def test_called(self) -> None:
+        """One that is called something is called that, and where it is."""
+        bench = Server(name="bench", host="192.0.2.7")
+        self.assertEqual(bench.called(bench.address), "bench (192.0.2.7)")
+        self.assertEqual(str(bench), "bench")
+
+
+class RangeTests(SynchronousTestCase):
+    """
+    Many at once.
+    """
+
+    def test_ranges(self) -> None:
+        """From one to another, or a network without what is no host's."""
+        for text, wanted in (
+            ("192.0.2.10-192.0.2.12", ["192.0.2.10", "192.0.2.11", "192.0.2.12"]),
+            ("192.0.2.10 - 12", ["192.0.2.10", "192.0.2.11", "192.0.2.12"]),
+            ("192.0.2.255-192.0.3.0", ["192.0.2.255", "192.0.3.0"]),
+            ("192.0.2.7", ["192.0.2.7"]),
+            ("192.0.2.0/30", ["192.0.2.1", "192.0.2.2"]),
+            ("192.0.2.7/32", ["192.0.2.7"]),
+            ("2001:db8::1-2001:db8::2", ["2001:db8::1", "2001:db8::2"]),
+        ):
+            self.assertEqual([*serversIn(text)], wanted)
+        self.assertEqual(len([*serversIn("10.0.0.0-10.0.3.255")]), MOST)
+
+    def test_wrong(self) -> None:
+        """Those that lead nowhere, backwards or too far are none."""
+        for text, reason in (
+            ("raspi", "raspi"),
+            ("", ""),
+            ("192.0.2.12-192.0.2.10", "has to go up"),
+            ("192.0.2.1-300", "300"),
+            ("192.0.2.1-::1", "has to go up"),
+            ("10.0.0.0/8", "1024 at the most"),
+            ("10.0.0.0-10.1.0.0", "1024 at the most"),
+            ("192.0.2.1/24", "host bits"),
+            ("192.0.2.0/x", "192.0.2.0/x"),
+        ):
+            error = self.assertRaises(ValueError, lambda text=text: [*serversIn(text)])
+            self.assertIn("is no range of addresses", str(error))
+            self.assertIn(reason, str(error))

@@ -1,0 +1,40 @@
+"""
+C{usbipshare ports}.
+"""
+
+from __future__ import annotations
+
+import click
+
+from usbip_server.client.described import portFields
+from usbip_server.client.errand import Errand
+from usbip_server.client.options import asking
+from usbip_server.client.plugger import Plugger
+from usbip_server.client.tables import portsTable
+
+_EXAMPLES = """\b
+Examples:
+  usbipshare ports
+  usbipshare ports --json
+"""
+
+
+@click.command("ports", short_help="List what is plugged in here.", epilog=_EXAMPLES)
+@asking
+def command(errand: Errand) -> None:
+    """
+    List what is plugged into this machine, by whichever program, and what it came from.
+    """
+    plugger = Plugger(errand)
+    rows, fields = [], []
+    for attached in plugger.attached():
+        server = plugger.serverOf(attached)
+        name = None if server is None else server.name
+        busId = None if attached.record is None else attached.record.busId
+        rows.append((attached, name or "", busId or ""))
+        fields.append(portFields(attached, name))
+    if rows:
+        errand.show.table(portsTable(rows))
+    else:
+        errand.show.note("nothing is plugged in")
+    errand.show.result(fields)

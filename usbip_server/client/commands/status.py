@@ -1,0 +1,84 @@
+"""
+C{usbipshare status}.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from usbip_server.client.errand import Errand
+from usbip_server.client.everywhere import everywhere
+from usbip_server.client.exits import Exit
+from usbip_server.client.options import asking
+from usbip_server.client.running import run
+from usbip_server.client.servers import Server
+from usbip_server.client.survey import Survey, survey
+from usbip_server.client.tables import serversTable
+from usbip_server.device import DeviceState
+
+_EXAMPLES = """\b
+Examples:
+  usbipshare status
+  usbipshare status --host raspi --json
+"""
+
+
+@click.command("status", short_help="Tell how the servers are.", epilog=_EXAMPLES)
+@asking
+def command(errand: Errand) -> None:
+    """
+    Tell of each server whether it answers, how fast, and how many devices it has.
+    """
+    rows = [_Row(server, found, took) for server, (found, took) in _all(errand)]
+    errand.tell(trouble for row in rows for trouble in row.survey.troubles)
+    shown = [row for row in rows if row.isThere or errand.settings.rangeOf(row.server) is None]
+    errand.show.table(serversTable(row.cells for row in shown))
+    status = Exit.DONE if any(row.isThere for row in rows) else Exit.UNREACHABLE
+    errand.show.result(status=status, servers=[row.fields for row in rows])
+    if status is not Exit.DONE:
+        raise SystemExit(status)
+
+
+class _Row:
+    """
+    What there is to say of a server.
+    """
+
+    def __init__(self, server: Server, survey: Survey, seconds: float) -> None:
+        """
+        @param seconds: that its answer took.
+        """
+        self.server = server
+        self.survey = survey
+        self.isThere = bool(survey.answered)
+        kind = "usbipd" if survey.stock else "usbipshare"
+        inUse = sum(each.device.state is DeviceState.IN_USE for each in survey.found)
+        self.fields: dict[str, Any] = {
+            "server": server.name,
+            "address": server.address,
+            "reachable": self.isThere,
+            "kind": kind if self.isThere else None,
+            "devices": len(survey.found) if self.isThere else None,
+            "in_use": inUse if self.isThere and not survey.stock else None,
+            "ms": round(1000 * seconds, 1),
+        }
+
+    @property
+    def cells(self) -> list[str]:
+        """For people."""
+        shown = self.fields
+        answers = shown["kind"] or "no answer"
+        numbers = ["" if shown[key] is None else str(shown[key]) for key in ("devices", "in_use")]
+        return [shown["server"], shown["address"], answers, *numbers, f"{shown['ms']:.0f} ms"]
+
+
+def _all(errand: Errand) -> list[tuple[Server, tuple[Survey, float]]]:
+    async def one(reactor: Any, server: Server) -> tuple[Survey, float]:
+        begin = reactor.seconds()
+        found = await survey(reactor, [server], errand.seconds, errand.settings.stock)
+        return found, reactor.seconds() - begin
+
+    heard = run(lambda reactor: everywhere(errand.servers, lambda server: one(reactor, server)))
+    return heard.answers

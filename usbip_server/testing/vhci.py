@@ -1,0 +1,367 @@
+"""
+A kernel in memory, with C{vhci_hcd}: what a client plugs the devices of other machines into.
+
+It does what Linux 6.1 was measured to do. Nothing is read from a device's connection nor
+written to it; that it has ended is noticed when somebody looks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import select
+import socket
+from collections.abc import Iterator, Mapping
+
+import msgspec
+from zope.interface import implementer
+
+from usbip_server.kernel.system import ISystem, UeventSocket
+from usbip_server.testing.kernel import KernelBug, referenceTo
+
+PLATFORM = "devices/platform/"
+ATTRIBUTES = f"{PLATFORM}vhci_hcd.0/"
+
+FREE, INITIALISING, USED, ERROR = 4, 5, 6, 7
+"""C{VDEV_ST_NULL}, C{VDEV_ST_NOTASSIGNED}, C{VDEV_ST_USED} and C{VDEV_ST_ERROR}
+(C{include/uapi/linux/usbip.h})."""
+
+SUPER = 5
+"""C{USB_SPEED_SUPER}."""
+
+FIRST_BUS = 3
+
+Files = Mapping[str, bytes]
+"""What is in a device's folder: contents by paths in it, in which C{*} stands for its bus id."""
+
+SERIAL_PORT: Files = {
+    "dev": b"189:1\n",
+    "uevent": b"DEVNAME=bus/usb/003/002\nDEVTYPE=usb_device\n",
+    "*:1.0/bInterfaceClass": b"ff\n",
+    "*:1.0/uevent": b"DEVTYPE=usb_interface\n",
+    "*:1.0/ttyUSB0/uevent": b"DRIVER=ftdi_sio\n",
+    "*:1.0/ttyUSB0/tty/ttyUSB0/dev": b"188:0\n",
+    "*:1.0/ttyUSB0/tty/ttyUSB0/uevent": b"MAJOR=188\nMINOR=0\nDEVNAME=ttyUSB0\n",
+}
+
+DISK: Files = {
+    "*:1.0/bInterfaceClass": b"08\n",
+    "*:1.0/host2/target2:0:0/2:0:0:0/block/sda/dev": b"8:0\n",
+    "*:1.0/host2/target2:0:0/2:0:0:0/block/sda/uevent": b"DEVNAME=sda\nDEVTYPE=disk\n",
+    "*:1.0/host2/target2:0:0/2:0:0:0/block/sda/sda1/dev": b"8:1\n",
+    "*:1.0/host2/target2:0:0/2:0:0:0/block/sda/sda1/uevent": b"DEVNAME=sda1\nPARTN=1\n",
+    "*:1.0/host2/target2:0:0/2:0:0:0/bsg/2:0:0:0/dev": b"251:0\n",
+    "*:1.0/host2/target2:0:0/2:0:0:0/bsg/2:0:0:0/uevent": b"DEVNAME=bsg/2:0:0:0\n",
+    "*:1.0/host2/target2:0:0/2:0:0:0/scsi_generic/sg0/dev": b"21:0\n",
+    "*:1.0/host2/target2:0:0/2:0:0:0/scsi_generic/sg0/uevent": b"DEVNAME=sg0\n",
+}
+
+
+class _Port(msgspec.Struct, kw_only=True):
+    """
+    @ivar busId: of the device that is there now, or is just being taken away.
+    @ivar enumerating: how often the status is still read until the device is known.
+    @ivar probing: how often the device is still looked at until its drivers have it.
+    @ivar lingering: how often a device that is gone is still to be seen.
+    """
+
+    number: int
+    controller: int
+    isSuper: bool
+    busId: str
+    state: int = FREE
+    speed: int = 0
+    deviceId: int = 0
+    descriptor: int = 0
+    connection: socket.socket | None = None
+    files: Files = {}
+    enumerating: int = 0
+    probing: int = 0
+    lingering: int = 0
+
+    @property
+    def isThere(self) -> bool:
+        """Is its device's folder there?"""
+        return self.state == USED or self.lingering > 0
+
+
+@implementer(ISystem)
+class FakeVhci:
+    """
+    @ivar loaded: is C{vhci_hcd} loaded?
+    @ivar loadable: can it be loaded?
+    @ivar refuse: the errno that every write fails with, C{0} for none.
+    @ivar becomes: what is in the folder of the device that is plugged in next.
+    @ivar enumerating: how often the status is read before a new device has its bus id.
+    @ivar probing: how often a new device is looked at before there is anything below its
+        interfaces.
+    @ivar lingering: how often a device that is gone is still seen, and what is plugged in at
+        its port dead-locks.
+    @ivar writes: all that was written, as (name, text).
+    @ivar reads: the files that were read.
+    """
+
+    def __init__(self, controllers: int = 2, ports: int = 3) -> None:
+        """
+        @param ports: that each hub of each controller has.
+        """
+        self.loaded = True
+        self.loadable = True
+        self.refuse = 0
+        self.becomes: Files = SERIAL_PORT
+        self.enumerating = 0
+        self.probing = 0
+        self.lingering = 0
+        self.writes: list[tuple[str, str]] = []
+        self.reads: list[str] = []
+        self._dead: str | None = None
+        self._each = ports
+        self._ports = [
+            _Port(
+                number=2 * ports * controller + ports * isSuper + place,
+                controller=controller,
+                isSuper=bool(isSuper),
+                busId=f"{FIRST_BUS + 2 * controller + isSuper}-{place + 1}",
+            )
+            for controller in range(controllers)
+            for isSuper in (0, 1)
+            for place in range(ports)
+        ]
+
+    # What happens to a machine.
+
+    def used(self) -> dict[int, str]:
+        """The ports that have a device, and its bus id."""
+        self._notice()
+        return {port.number: port.busId for port in self._ports if port.state == USED}
+
+    def states(self) -> dict[int, int]:
+        """The ports that are not free, and their states."""
+        self._notice()
+        return {port.number: port.state for port in self._ports if port.state != FREE}
+
+    def connection(self, number: int) -> socket.socket:
+        """The kernel's reference to the connection of the device at a port."""
+        connection = self._ports[number].connection
+        assert connection is not None, "there is no device"
+        return connection
+
+    def lose(self, number: int) -> None:
+        """The kernel gives a device up: what came made no sense."""
+        self._ports[number].state = ERROR
+
+    def close(self) -> None:
+        """End all sessions."""
+        for port in self._ports:
+            self._free(port)
+
+    # ISystem
+
+    def read(self, path: str) -> bytes:
+        self._alive()
+        self.reads.append(path)
+        name = path.removeprefix(ATTRIBUTES)
+        if re.fullmatch(r"status(\.[1-9][0-9]*)?", name):
+            return self._status(int(name.partition(".")[2] or 0), path)
+        files = self._tree()
+        if path not in files:
+            raise _error(errno.ENOENT, path)
+        return files[path]
+
+    def write(self, path: str, data: bytes) -> None:
+        self._alive()
+        name = path.removeprefix(ATTRIBUTES)
+        if not self.loaded or name not in ("attach", "detach"):
+            raise _error(errno.ENOENT, path)
+        if self.refuse:
+            raise _error(self.refuse, path)
+        if not data:
+            return  # that opens it, and no more
+        self.writes.append((name, data.decode()))
+        self._notice()
+        if name == "attach":
+            self._attach(data.decode(), path)
+        else:
+            self._detach(data.decode(), path)
+
+    def directories(self, path: str) -> list[str]:
+        below = self._below(path)
+        self._timePasses(path)
+        return sorted({name.partition("/")[0] for name in below if "/" in name})
+
+    def list(self, path: str) -> list[str]:
+        return sorted({name.partition("/")[0] for name in self._below(path)})
+
+    def loadModule(self, name: str) -> None:
+        if not self.loadable:
+            raise OSError(f"modprobe: FATAL: Module {name} not found")
+        self.loaded = True
+
+    def readlink(self, path: str) -> str:
+        raise _error(errno.ENOENT, path)
+
+    def identity(self, path: str) -> object:
+        raise _error(errno.ENOENT, path)
+
+    def holdDevice(self, bus: int, number: int) -> contextlib.AbstractContextManager[None]:
+        raise _error(errno.ENOENT, f"/dev/bus/usb/{bus:03d}/{number:03d}")
+
+    def connections(self) -> bytes:
+        return b""
+
+    def mountInfo(self) -> bytes:
+        return b""
+
+    def swaps(self) -> bytes:
+        return b""
+
+    def resolve(self, path: str) -> str:
+        return path
+
+    def ueventSocket(self) -> UeventSocket:
+        raise _error(errno.EPROTONOSUPPORT, "netlink")
+
+    # vhci_hcd
+
+    def _attach(self, text: str, path: str) -> None:
+        """
+        C{attach_store}: the half of the ports that a number is in does not matter, but the speed.
+        """
+        if not re.fullmatch(r"([0-9]+ ){3}[0-9]+", text):
+            raise _error(errno.EINVAL, path)
+        number, descriptor, deviceId, speed = map(int, text.split())
+        if not 1 <= speed <= SUPER or number >= len(self._ports):
+            raise _error(errno.EINVAL, path)
+        base = number - number % (2 * self._each)
+        port = self._ports[base + self._each * (speed == SUPER) + number % self._each]
+        if port.state != FREE:
+            raise _error(errno.EBUSY, path)
+        connection = referenceTo(descriptor, path)
+        if port.lingering:
+            connection.close()
+            self._dead = "the hub's worker waits for itself (D12)"
+            self._alive()
+        port.state, port.speed, port.deviceId = INITIALISING, speed, deviceId
+        port.connection, port.descriptor, port.files = connection, descriptor, self.becomes
+        port.enumerating, port.probing = self.enumerating, self.probing
+        self._enumerate(port)
+
+    def _detach(self, text: str, path: str) -> None:
+        if not text.isdecimal() or int(text) >= len(self._ports):
+            raise _error(errno.EINVAL, path)
+        port = self._ports[int(text)]
+        if port.state == FREE:
+            raise _error(errno.EINVAL, path)
+        self._free(port)
+
+    def _free(self, port: _Port) -> None:
+        """
+        C{vhci_shutdown_connection}: the other end is told, whoever else has the connection.
+        """
+        if port.connection is not None:
+            with port.connection, contextlib.suppress(OSError):  # its other end is gone
+                port.connection.shutdown(socket.SHUT_RDWR)
+            port.connection = None
+        port.lingering = self.lingering if port.state == USED else 0
+        port.state = FREE
+
+    def _notice(self) -> None:
+        """
+        See which connections have ended.
+        """
+        poll = select.poll()
+        for port in self._ports:
+            if port.connection is not None:
+                poll.register(port.connection, select.POLLRDHUP)
+        over = {descriptor for descriptor, _ in poll.poll(0)}
+        for port in self._ports:
+            if port.connection is not None and port.connection.fileno() in over:
+                self._free(port)
+
+    def _enumerate(self, port: _Port) -> None:
+        if port.state == INITIALISING and not port.enumerating:
+            port.state = USED
+
+    def _status(self, controller: int, path: str) -> bytes:
+        """
+        C{status_show_vhci}.
+        """
+        self._notice()
+        ports = [port for port in self._ports if port.controller == controller]
+        if not ports or not self.loaded:
+            raise _error(errno.ENOENT, path)
+        lines = ["hub port sta spd dev      sockfd local_busid"]
+        for port in ports:
+            hub = "ss" if port.isSuper else "hs"
+            line = f"{hub}  {port.number:04d} {port.state:03d} "
+            if port.state == USED:
+                line += f"{port.speed:03d} {port.deviceId:08x} {port.descriptor:06d} {port.busId}"
+            else:
+                line += "000 00000000 000000 0-0"
+            lines.append(line)
+            port.enumerating = max(0, port.enumerating - 1)
+            self._enumerate(port)
+        return "".join(f"{line}\n" for line in lines).encode()
+
+    def _below(self, path: str) -> set[str]:
+        self._alive()
+        begin = f"{path}/"
+        below = {name.removeprefix(begin) for name in self._tree() if name.startswith(begin)}
+        if not below:
+            raise _error(errno.ENOENT, path)
+        return below
+
+    def _timePasses(self, path: str) -> None:
+        """
+        Somebody has looked at what is there.
+        """
+        for port in self._ports:
+            if path == self._hub(port):
+                port.lingering = max(0, port.lingering - 1)
+            elif path == f"{self._hub(port)}/{port.busId}":
+                port.probing = max(0, port.probing - 1)
+
+    def _tree(self) -> dict[str, bytes]:
+        """
+        All files there are.
+        """
+        self._notice()
+        if not self.loaded:
+            return {}
+        controllers = {port.controller for port in self._ports}
+        names = ("attach", "detach", "nports", *map(_statusName, controllers))
+        files = {f"{ATTRIBUTES}{name}": b"" for name in names}
+        files[f"{ATTRIBUTES}nports"] = b"%d\n" % len(self._ports)
+        for port in self._ports:
+            files[f"{self._hub(port)}/speed"] = b"5000\n" if port.isSuper else b"480\n"
+            files |= self._filesOf(port)
+        return files
+
+    def _filesOf(self, port: _Port) -> Iterator[tuple[str, bytes]]:
+        """
+        What is in the folder of its device.
+        """
+        if not port.isThere:
+            return
+        folder = f"{self._hub(port)}/{port.busId}"
+        yield f"{folder}/speed", {SUPER: b"5000\n", 3: b"480\n"}.get(port.speed, b"12\n")
+        for name, content in port.files.items():
+            if not port.probing or name.count("/") < 2:
+                yield f"{folder}/{name.replace('*', port.busId)}", content
+
+    def _hub(self, port: _Port) -> str:
+        return f"{PLATFORM}vhci_hcd.{port.controller}/usb{port.busId.partition('-')[0]}"
+
+    def _alive(self) -> None:
+        if self._dead is not None:
+            raise KernelBug(self._dead)
+
+
+def _statusName(controller: int) -> str:
+    return f"status.{controller}" if controller else "status"
+
+
+def _error(number: int, path: str) -> OSError:
+    return OSError(number, os.strerror(number), path)
