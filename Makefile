@@ -3,6 +3,7 @@
 #                   (BACKEND=virtual: on virtual ones; CONFIG=file: as the file says)
 # make test         lint, types, unit and integration tests
 # make test-kernel  tests on real kernels, in a virtual machine
+# make fuzz         what reads bytes from the network, for ten minutes (FUZZ_SECONDS=60)
 # make benchmark, make benchmark-kernel    see benchmarks/README.md
 # make clean
 
@@ -12,8 +13,9 @@ BIN := $(VENV)/bin
 
 BACKEND ?=
 CONFIG ?=
+FUZZ_SECONDS ?= 600
 
-.PHONY: demo run test lint types unit apidocs test-kernel benchmark benchmark-kernel clean
+.PHONY: demo run test lint types unit apidocs test-kernel fuzz benchmark benchmark-kernel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python docs/demo.py
@@ -29,7 +31,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check
 
 types: $(VENV)/.installed-dev
-	$(BIN)/mypy usbip_server twisted tests benchmarks docs/demo.py
+	$(BIN)/mypy usbip_server twisted tests fuzz benchmarks docs/demo.py
 	cd docs/example_backend && MYPYPATH=. ../../$(BIN)/mypy \
 	    --config-file ../../pyproject.toml jsonfile_backend
 
@@ -42,13 +44,16 @@ apidocs: $(VENV)/.installed-dev
 test-kernel: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.kernel
 
+fuzz: $(VENV)/.installed-fuzz
+	$(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS)
+
 benchmark: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.watchers
 	$(BIN)/python -m benchmarks.largetree
 
 benchmark-kernel: $(VENV)/.installed-dev
-	$(BIN)/python -m tests.kernel --kernel 6.1 benchmarks.rivals
+	$(BIN)/python -m tests.kernel --kernel 6.1 benchmarks.rivals benchmarks.secured
 
 clean:
 	rm -rf $(VENV) build dist apidocs _trial_temp* .mypy_cache .ruff_cache *.egg-info
@@ -64,4 +69,8 @@ $(VENV)/.installed: $(VENV)/bin/python setup.cfg pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+$(VENV)/.installed-fuzz: $(VENV)/.installed-dev
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
 	touch $@

@@ -11,11 +11,14 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msgspec import convert
 from twisted.trial.unittest import SkipTest
 
 from tests.childdaemon import EXPORT, ChildDaemon
+from tests.clientexamples import checkPrinted, checkTyped, isPrinted
 from tests.documents import KINDS, ROOT, Document
 from tests.examples import Stage
+from usbip_server.audit import Entry
 from usbip_server.commands import decode
 from usbip_server.device import UsbDevice
 from usbip_server.inventory import ChangeKind
@@ -28,9 +31,9 @@ else:
     Base = object
 
 PROGRAMS = {
-    *("apt-get", "curl", "echo", "install", "journalctl", "ls", "make", "modprobe", "nc"),
-    *("pip", "python", "python3", "rm", "ss", "systemctl", "tee", "twistd", "ufw", "useradd"),
-    *("userdel", "usbip", "usbipshare"),
+    *("apt-get", "chgrp", "chmod", "curl", "echo", "install", "journalctl", "ls", "make"),
+    *("modprobe", "nc", "openssl", "pip", "python", "python3", "rm", "ss", "ssh", "systemctl"),
+    *("tee", "twistd", "udevadm", "ufw", "useradd", "userdel", "usbip", "usbipshare"),
 }
 """What transcripts may call."""
 
@@ -143,6 +146,12 @@ def checkJson(where: str, text: str) -> None:
     Is it a request, or an answer or event of one of the shapes that there are?
     """
     value = json.loads(text)
+    if isPrinted(value):
+        checkPrinted(where, value, FIELDS | DETAILS)
+        return
+    if "who" in value:
+        convert(value, Entry)
+        return
     if "command" in value:
         decode(text.encode())
         return
@@ -175,6 +184,8 @@ def checkCommand(where: str, command: str) -> None:
             called.append(word.rpartition("/")[2])
             first = False
     assert set(called) <= PROGRAMS, f"{where}: {called}"
+    if "usbipshare" in called:
+        checkTyped(where, command)
     if "twistd" in called and "usbipshare" in command.split():
         known = [f"--{option.rstrip('=')}" for option in COMMAND_LINE.longOpt]
         for option in re.findall(r"--[\w-]+", command.partition(" usbipshare")[2]):

@@ -10,7 +10,8 @@ What a block is for is said where it begins:
     it is played to something that is no daemon (L{tests.exchanges.REHEARSED},
     L{tests.exchanges.REHEARSALS}).
   - C{yaml}: a configuration; with C{wrong} it is refused, with the message in the block
-    right behind; with C{plugin} its backend is not installed here.
+    right behind; with C{plugin} its backend is not installed here. C{client} and
+    C{client-wrong}: a file of servers for C{usbipshare}.
   - C{console}: a transcript, with a prompt before each command, of a machine with hardware.
   - C{ini}: of a systemd unit.  C{js}: of a web page.  C{text}: anything else.
 """

@@ -185,6 +185,29 @@ class BadTests(SynchronousTestCase):
         ):
             self.refused(raw)
 
+    def test_harmless(self) -> None:
+        """What a message repeats of the request is short, and does nothing to a terminal or a
+        log; what can be read is left as it is."""
+        for text, shown in (
+            (r"a\nb", r"a\nb"),
+            (r"\u001b[31m", r"\x1b[31m"),
+            (r"\u0000\u202e", r"\x00\u202e"),
+            ("Gerät", "Gerät"),
+            ("x" * 50_000, "…"),
+            (r"\u0007" * 5_000, "…"),
+        ):
+            for request in ('{"command":"%s"}', '{"command":"list","%s":1}'):
+                message = self.refused((request % text).encode())
+                self.assertIn(shown, message)
+                self.assertTrue(message.isprintable())
+
+    def test_owner(self) -> None:
+        """Nor does an owner's name, which others are shown."""
+        request = '{"command":"attach","id":"1-1","lease":{"owner":"%s","ttl":1}}'
+        decode((request % "Jürgen 2, CI").encode())
+        for owner in (r"a\nb", r"\u001b[31m", r"\u202e", r"\u0000"):
+            self.assertIn("`owner`", self.refused((request % owner).encode()))
+
     def test_hugeNumber(self) -> None:
         """Nor is a number beyond all measure."""
         self.refused(b'{"command":"find","bus":1e400}')

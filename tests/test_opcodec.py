@@ -169,6 +169,10 @@ class DecodingTests(SynchronousTestCase):
                 self.assertLess(len(received), LONGEST_REQUEST)
             if isinstance(request, ListRequest):
                 self.assertEqual(received, LIST)
+            if isinstance(request, ImportRequest):
+                busId = request.busId.encode() + b"\0"
+                self.assertEqual(received[: 8 + len(busId)], IMPORT[:8] + busId)
+                self.assertEqual(len(received), LONGEST_REQUEST)
 
 
 class EncodingTests(SynchronousTestCase):

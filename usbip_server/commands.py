@@ -4,7 +4,8 @@ The requests of the JSON contract, and how bytes become one (docs/protocol.md).
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -17,6 +18,11 @@ LONGEST_WAIT = 86400
 
 LONGEST_TOKEN = 1024
 """Characters."""
+
+LONGEST_SHOWN = 200
+"""Characters of a request that a message repeats."""
+
+T = TypeVar("T")
 
 Owner = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 
@@ -84,6 +90,10 @@ class LeaseRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ttl: Annotated[float, msgspec.Meta(gt=0, le=LONGEST_LEASE)] | Literal["connection"] | None = (
         None
     )
+
+    def __post_init__(self) -> None:
+        if not self.owner.isprintable():  # it is shown to others, and stands in the log
+            raise ValueError("`owner` has characters that cannot be shown")
 
 
 class AttachDevice(DeviceRequest, frozen=True, kw_only=True, tag="attach"):
@@ -171,10 +181,19 @@ def decode(raw: bytes) -> Command:
 
     @raise InvalidRequest: it is none; the message names the key that is wrong.
     """
+    return decodeAs(_decoder, COMMANDS, raw)
+
+
+def decodeAs(decoder: msgspec.json.Decoder[T], names: Sequence[str], raw: bytes) -> T:
+    """
+    The same for other commands.
+
+    @param names: what they are called.
+    """
     try:
-        return _decoder.decode(raw)
+        return decoder.decode(raw)
     except msgspec.ValidationError as error:
-        raise InvalidRequest(f"invalid request: {_inOurWords(str(error))}") from None
+        raise InvalidRequest(f"invalid request: {_inOurWords(str(error), names)}") from None
     except UnicodeDecodeError:
         raise InvalidRequest("invalid request: it is not UTF-8") from None
     except RecursionError:
@@ -198,12 +217,21 @@ def watching(query: dict[str, Any]) -> WatchDevices:
         raise InvalidRequest(f"invalid request: {_inOurWords(str(error))}") from None
 
 
-def _inOurWords(problem: str) -> str:
+def _inOurWords(problem: str, names: Sequence[str] = COMMANDS) -> str:
     """
     msgspec's text, with the key where a reader looks for it and the commands there are.
     """
     what, _, where = problem.partition(" - at `$.")
     key = where.rstrip("`")
     if key == "command" or what.endswith("required field `command`"):
-        return f"{what}: `command` is one of {', '.join(COMMANDS)}"
-    return f"`{key}`: {what}" if key else what
+        return f"{shown(what)}: `command` is one of {', '.join(names)}"
+    return f"`{key}`: {shown(what)}" if key else shown(what)
+
+
+def shown(text: str) -> str:
+    """
+    A text with a client's own words in it, for a message: not too long for one, and nothing
+    that does something to a terminal or a log.
+    """
+    harmless = "".join(it if it.isprintable() else ascii(it)[1:-1] for it in text)
+    return harmless if len(harmless) <= LONGEST_SHOWN else f"{harmless[:LONGEST_SHOWN]}…"

@@ -12,7 +12,9 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests import serialclient
 from tests.childdaemon import EXPORT, ChildDaemon
+from tests.serialclient import SerialClient
 from tests.watchclient import WatchClient
 from usbip_server.backends import virtualusb
 from usbip_server.opcodec import OpStatus, encodeRefusal
@@ -43,6 +45,7 @@ backend:
 LIST = bytes.fromhex("0111 8005 00000000")
 SECONDS = 10
 IDLE = 1000
+SLOW = 50
 
 
 def importOf(busId: str) -> bytes:
@@ -66,9 +69,14 @@ class ExportingTestCase(SynchronousTestCase):
         self.daemon = stack.enter_context(ChildDaemon(self.config))
         self.watching: WatchClient = stack.enter_context(self.daemon.watch(detail=True))
 
+    @property
+    def port(self) -> int:
+        """Where clients come to."""
+        return self.daemon.exportPort
+
     def open(self, busId: str = "1-1") -> Any:
         """Import a port."""
-        handle = host.open(busid=busId, transport=USBIP("127.0.0.1", self.daemon.exportPort))
+        handle = host.open(busid=busId, transport=USBIP("127.0.0.1", self.port))
         self.addCleanup(handle.close)
         return CDCDriver(handle)
 
@@ -94,7 +102,7 @@ class ExportingTestCase(SynchronousTestCase):
 
     def connect(self) -> socket.socket:
         """A connection to the export port."""
-        return socket.create_connection(("127.0.0.1", self.daemon.exportPort), SECONDS)
+        return socket.create_connection(("127.0.0.1", self.port), SECONDS)
 
     def shown(self, busId: str = "1-1") -> Any:
         """A device as it is shown."""
@@ -138,7 +146,7 @@ class SessionTests(ExportingTestCase):
 
     def test_list(self) -> None:
         """Those that can be imported are listed, also those that somebody has."""
-        transport = USBIP("127.0.0.1", self.daemon.exportPort)
+        transport = USBIP("127.0.0.1", self.port)
         before = host.list_devices(transport)
         self.assertEqual([device["busid"] for device in before], ["1-1", "1-2"])
         self.assertEqual(before[0]["interfaces"], [(2, 2, 1), (10, 0, 0)])
@@ -188,6 +196,71 @@ class SessionTests(ExportingTestCase):
         self.assertRaises(NotFound, self.open, "1-3")
 
 
+class SerialClientTests(ExportingTestCase):
+    """
+    A client that drives serial ports, and waits for nothing that it has not asked for.
+    """
+
+    if not serialclient.installed:
+        skip = "the package serial-usbipclient is not installed"
+
+    config = (
+        EXPORT
+        + """
+devices:
+  - {match: {bus: 1-2}, share: on_import, unbind_released: true}
+backend:
+  type: virtual
+  devices:
+    - {bus_id: 1-1, kind: serial, product: Port, vendor_id: "1209", product_id: "0001"}
+    - {bus_id: 1-2, kind: serial, product: Lent, vendor_id: "1209", product_id: "0002"}
+    - {bus_id: 1-3, kind: serial, product: Asked For, vendor_id: "1209", product_id: "0003"}
+"""
+    )
+
+    def client(self, productId: int) -> SerialClient:
+        """A client of one of the ports."""
+        return SerialClient(self.daemon.exportPort, 0x1209, productId)
+
+    def use(self, client: SerialClient) -> None:
+        """Import a port, use it, and give it back."""
+        client.attach()
+        for number in range(30):
+            line = b"ping %d\r\n" % number
+            self.assertEqual(client.write(line), len(line))
+            self.assertEqual(client.read(), line)
+        client.close()
+
+    def test_session(self) -> None:
+        """A port is found, imported, used, and free after it, time and again."""
+        self.daemon.ask("attach", id="1-1")
+        for _ in range(3):
+            client = self.client(1)
+            self.assertEqual(client.busIds(), ["1-1", "1-2"])
+            self.use(client)
+            self.watching.told("imported", "1-1")
+            self.watching.told("released", "1-1")
+        self.assertEqual(self.shown()["state"], "bound")
+        self.assertEqual(self.warnings(), [])
+
+    def test_onImport(self) -> None:
+        """So is one that is bound for it."""
+        self.use(self.client(2))
+        self.watching.told("unbound", "1-2")
+        self.assertEqual(self.shown("1-2")["state"], "free")
+
+    def test_refused(self) -> None:
+        """It is not given one that another client has, nor one that is not bound."""
+        self.daemon.ask("attach", id="1-1")
+        first = self.client(1)
+        first.attach()
+        self.assertRaises(serialclient.USBAttachError, self.client(1).attach)
+        first.write(b"ping\r\n")
+        self.assertEqual(first.read(), b"ping\r\n")
+        first.close()
+        self.assertRaises(serialclient.USBIPValueError, self.client(3).attach)
+
+
 class CrowdTests(ExportingTestCase):
     """
     Clients that are none.
@@ -230,6 +303,27 @@ class CrowdTests(ExportingTestCase):
         self.assertWorks(port)
         self.assertEqual(self.shown("1-2")["state"], "free")
         self.assertEqual(len(self.warnings()), len(bad) + 1)
+
+    def test_slow(self) -> None:
+        """Whoever does not get as far as a whole request is cut off in the end and told of
+        once, also if there are many; nothing is left of them, and nobody is disturbed."""
+        port = self.open()
+        self.said(LIST)
+        before = self.descriptors()
+        with contextlib.ExitStack() as crowd:
+            slow = [crowd.enter_context(self.connect()) for _ in range(SLOW)]
+            for connection in slow:
+                connection.settimeout(3 * SECONDS)
+                connection.sendall(importOf("1-2")[:-1])
+            self.assertWorks(port)
+            for connection in slow:
+                with contextlib.suppress(ConnectionResetError):
+                    self.assertEqual(connection.recv(1), b"")
+            while self.descriptors() > before:
+                self.said(LIST)
+        self.assertWorks(port)
+        self.assertEqual(self.shown("1-2")["state"], "free")
+        self.assertEqual(len(self.warnings()), SLOW)
 
 
 class EndTests(ExportingTestCase):

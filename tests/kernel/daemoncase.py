@@ -116,7 +116,7 @@ class DaemonCase(SynchronousTestCase):
         guest.waitUntil(lambda: self.state(daemon, busId) == state, f"{busId} is {state}")
 
     def _made(self, config: str) -> ChildDaemon:
-        return ChildDaemon(config, prefix=self.prefix, listen=self.listen)
+        return ChildDaemon(config, prefix=self.prefix, listen=[self.listen])
 
 
 _daemons: dict[tuple[str, ...], ChildDaemon] = {}

@@ -20,6 +20,7 @@ from tests.kernel.devices import CARD_READER, DEVICES, DISK, HUB, KEYBOARD, SERI
 from tests.kernel.inside.command import CommandResult, check, run
 from tests.kernel.inside.diskreader import DiskReader
 from tests.kernel.inside.elsewhere import Elsewhere
+from tests.kernel.inside.gadget import SerialGadget
 from tests.kernel.inside.hotplug import (
     HotplugError,
     plug,
@@ -67,6 +68,7 @@ __all__ = [
     "DiskReader",
     "Elsewhere",
     "HotplugError",
+    "SerialGadget",
     "StockUsbipd",
     "Uevents",
     "attribute",

@@ -94,6 +94,16 @@ class ComplaintTests(SynchronousTestCase):
         self.assertEqual([], complaintsOf(other))
         self.assertEqual([], complaintsOf("[    0.1] Spectre V2 : WARNING: not for us\n"))
 
+    def test_clientsFault(self) -> None:
+        """
+        A warning that a client's request is wrong is none of ours: another one is.
+        """
+        warning = _WARNING.format(where="drivers/usb/core/urb.c:411", module="usbip_host")
+        said = "usbip-host 1-1: BOGUS control dir, pipe 80000280 doesn't match bRequestType 21"
+        told = warning.replace("WARNING", f"{said}\n[   12.300001] WARNING")
+        self.assertEqual([], complaintsOf(told))
+        self.assertEqual(1, len(complaintsOf(told + warning)))
+
     def test_ourOwnPanic(self) -> None:
         """
         What the harness itself does to a guest that hangs is no complaint.

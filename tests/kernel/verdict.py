@@ -21,6 +21,10 @@ _WARNING = re.compile(r"WARNING: ")
 _OURS = re.compile(r"usbip|vhci")
 _WARNING_LINES = 80
 
+# What stands before a warning that is about a client's request, not about usbip: an empty
+# one to read where the device wants to be written to (drivers/usb/core/urb.c).
+_CLIENTS_FAULT = "BOGUS control dir"
+
 _LINES_BEFORE = 10
 _LINES_AFTER = 50
 
@@ -63,7 +67,8 @@ def tallyOf(output: str) -> Tally:
 def complaintsOf(console: str) -> list[str]:
     """
     The lines in which the kernel says that it has gone wrong: any bug, oops, panic or task
-    that hangs, and a warning if usbip or vhci is in its trace.
+    that hangs, and a warning if usbip or vhci is in its trace and it is not about what a
+    client has sent.
     """
     lines = [_STAMP.sub("", line) for line in console.splitlines()]
     return [lines[number] for number in _complaining(lines)]
@@ -103,6 +108,7 @@ def _complaining(lines: Sequence[str]) -> Iterator[int]:
             return
         if _COMPLAINT.search(line) or (
             _WARNING.search(line)
+            and _CLIENTS_FAULT not in "".join(lines[max(0, number - 1) : number])
             and any(_OURS.search(traced) for traced in _traceOf(lines[number:]))
         ):
             yield number

@@ -213,8 +213,16 @@ class SoftDevice:
         """
         Carry requests to the device and its answers back, until the client goes.
         """
+        us = threading.get_ident()
+        behind: list[Any] = []  # what the device says to what it is taking
 
         def respond(urb: Any) -> None:  # from any thread
+            if threading.get_ident() == us:
+                behind.append(urb)
+            else:
+                send(urb)
+
+        def send(urb: Any) -> None:
             with wire.sending, contextlib.suppress(OSError):
                 protocol.write_ret(wire, urb)
 
@@ -225,4 +233,6 @@ class SoftDevice:
                 with wire.sending:
                     protocol.write_ret_unlink(wire, urb)
             elif self._usb.handle_urb(urb, respond) is not None:
-                respond(urb)
+                send(urb)
+            while behind:
+                send(behind.pop(0))

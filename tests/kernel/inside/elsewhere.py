@@ -19,10 +19,14 @@ class Elsewhere:
 
     @cvar server: what we are called there.
     @cvar address: what it is called here.
+    @cvar prefix: what a command begins with that is to run there.
     """
+
+    prefix = ("nsenter", f"--net=/run/netns/{_NAME}")
 
     server = "10.55.32.1"
     address = "10.55.32.2"
+    prefix = ("nsenter", f"--net=/run/netns/{_NAME}")
 
     def __enter__(self) -> Elsewhere:
         check("modprobe", "veth")
@@ -49,11 +53,15 @@ class Elsewhere:
 
         @return: what it printed.
         """
-        return check("nsenter", f"--net=/run/netns/{_NAME}", *argv)
+        return check(*self.prefix, *argv)
 
     def vanish(self) -> None:
         """From now on nothing comes from there, nor gets there."""
         self.check("ip", "link", "set", _THEIRS, "down")
+
+    def appear(self) -> None:
+        """It is there again."""
+        self.check("ip", "link", "set", _THEIRS, "up")
 
     def unsent(self) -> int:
         """How many bytes for it are sent, or about to be, and not acknowledged."""

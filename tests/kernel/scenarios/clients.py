@@ -9,13 +9,28 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from usbip import host  # type: ignore[import-untyped]
+from usbip.classes.host.msc import MSCDriver  # type: ignore[import-untyped]
+from usbip.transport import USBIP  # type: ignore[import-untyped]
+
+from tests import serialclient
+from tests.childdaemon import EXPORT
 from tests.kernel import guest
 from tests.kernel.daemoncase import BUS_IDS, DISK, DaemonCase
+from tests.serialclient import SerialClient
 
 HOST = "127.0.0.1"
+
+STOCK_PORT = 3241
+"""Of a stock C{usbipd}, to compare with."""
+
+TIMES = 3
+
+BLOCKS = 64
+"""Of a disk, to read at once."""
 
 
 class ClientCase(DaemonCase):
@@ -166,6 +181,81 @@ class ProgramTests(ClientCase):
         with socket.create_connection((HOST, int(self.port)), guest.DEADLINE) as connection:
             connection.sendall(b'{"command":"list"}\n')
             self.assertEqual(self.busIds(connection.recv(4096)), BUS_IDS)
+
+
+class UserSpaceTests(DaemonCase):
+    """
+    Clients that speak USB/IP themselves, without C{vhci_hcd}: what they import here is the
+    kernel's, from us and from a stock C{usbipd}.
+    """
+
+    backend = "{type: sysfs}"
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.served = self.daemon(self.config(more=EXPORT))
+
+    def compare(self, busId: str, use: Callable[[int], None]) -> None:
+        """
+        A device is bound, used by a client of each server in turn, a few times, free after
+        each, and unbound.
+
+        @param use: is called with a server's port.
+        """
+        self.succeeds(self.served.ask("attach", id=busId))
+        with guest.StockUsbipd(STOCK_PORT):
+            for port in (STOCK_PORT, self.served.exportPort) * TIMES:
+                use(port)
+                self.stateSoon(self.served, "bound", busId)
+        with self.served.watch(id=busId) as watcher:
+            use(self.served.exportPort)
+            watcher.told("released", busId)
+            self.assertEqual(watcher.kinds(busId), ["imported", "released"])
+        self.succeeds(self.served.ask("detach", id=busId))
+        self.assertEqual(self.state(self.served, busId), "free")
+
+    def test_serialPort(self) -> None:
+        """serial-usbipclient writes to a serial port, and reads what it answers."""
+        if not serialclient.installed:
+            self.skipTest("pip install serial-usbipclient")
+        with guest.SerialGadget() as gadget:
+
+            def use(port: int) -> None:
+                client = SerialClient(port, gadget.vendorId, gadget.productId)
+                self.assertEqual(client.busIds(), [gadget.busId])
+                client.attach()
+                self.stateSoon(self.served, "in_use", gadget.busId)
+                gadget.open()
+                for number in range(20):
+                    line = b"ping %d\r\n" % number
+                    self.assertEqual(client.write(line), len(line))
+                    self.assertEqual(gadget.read(len(line)), line)
+                    gadget.write(line.upper())
+                    self.assertEqual(client.read(), line.upper())
+                client.close()
+
+            guest.waitUntil(lambda: gadget.busId in self.listed(self.served), "it is listed")
+            self.compare(gadget.busId, use)
+
+    def test_disk(self) -> None:
+        """usbip 0.7 reads a disk's true bytes."""
+        content = guest.diskBytes()
+
+        def use(port: int) -> None:
+            transport = USBIP(HOST, port)
+            self.assertEqual([it["busid"] for it in host.list_devices(transport)], [DISK])
+            with host.open(busid=DISK, transport=transport) as handle:
+                self.stateSoon(self.served, "in_use")
+                disk = MSCDriver(handle)
+                self.assertEqual(disk.max_lun(), 0)
+                self.assertIn(b"QEMU", disk.inquiry())
+                count, size = disk.read_capacity()
+                self.assertEqual(count * size, len(content))
+                for first in range(0, count, count // 8):
+                    read = disk.read_blocks(first, BLOCKS, size)
+                    self.assertTrue(read == content[first * size :][: BLOCKS * size])
+
+        self.compare(DISK, use)
 
 
 del ClientCase, DaemonCase  # they are not to be run themselves

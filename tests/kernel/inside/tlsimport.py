@@ -1,0 +1,108 @@
+"""
+A client that imports devices over TLS: with the kernel's TLS, or carrying between the
+connection and the kernel itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import struct
+import threading
+
+from tests.kernel.inside.usb import VHCI_FOLDER
+from tests.kernel.inside.waiting import DEADLINE
+from tests.tlstunnel import carry
+from usbip_server.protocols.ktls import missing
+
+OK = 0
+
+OP_ENABLE_KTLS = 8
+"""C{SSL_OP_ENABLE_KTLS}."""
+
+_FREE = "004"
+_SUPER = 5
+
+
+class TlsImport:
+    """
+    One connection.
+
+    @ivar status: what the server has answered: L{OK}, or why not.
+    @ivar isKeyed: does the kernel encrypt it here?
+    """
+
+    def __init__(
+        self, port: int, busId: str, context: ssl.SSLContext, source: str = "127.0.0.1"
+    ) -> None:
+        """
+        Ask for a device.
+
+        @param source: the address to come from.
+        @raise OSError: there is no TLS, or the server has closed the connection.
+        """
+        connection = socket.create_connection(("127.0.0.1", port), DEADLINE, (source, 0))
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            self._ssl = context.wrap_socket(connection, server_hostname="localhost")
+        except BaseException:
+            connection.close()
+            raise
+        self._ssl.sendall(struct.pack(">HHI32s", 0x0111, 0x8003, 0, busId.encode()))
+        _, _, self.status = struct.unpack(">HHI", self._read(8))
+        self.isKeyed = missing(self._ssl, self._ssl.version()) is None
+        self._thread: threading.Thread | None = None
+        if self.status == OK:
+            described = self._read(312)
+            assert described[256:288].rstrip(b"\0") == busId.encode()
+            bus, device, self._speed = struct.unpack_from(">III", described, 288)
+            self._deviceId = bus << 16 | device
+
+    def attach(self) -> None:
+        """
+        Give it to vhci. From then on it is the kernel's, if it is keyed; else it lasts as long
+        as we do, or until L{close}.
+        """
+        assert self._ssl.pending() == 0
+        if self.isKeyed:
+            with self._ssl:
+                self._give(self._ssl)
+            return
+        theirs, ours = socket.socketpair()
+        with theirs:
+            self._give(theirs)
+        self._thread = threading.Thread(target=carry, args=(ours, self._ssl), daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Close the connection, if it is still ours."""
+        with contextlib.suppress(OSError):
+            self._ssl.shutdown(socket.SHUT_RDWR)
+        self._ssl.close()
+
+    def _read(self, count: int) -> bytes:
+        """
+        @raise EOFError: the server has closed the connection.
+        """
+        data = b""
+        while len(data) < count:
+            more = self._ssl.recv(count - len(data))
+            if not more:
+                raise EOFError
+            data += more
+        return data
+
+    def _give(self, connection: socket.socket) -> None:
+        number = _freePort("ss" if self._speed >= _SUPER else "hs")
+        order = f"{number} {connection.fileno()} {self._deviceId} {self._speed}"
+        (VHCI_FOLDER / "attach").write_text(order)
+
+
+def _freePort(hub: str) -> int:
+    for status in sorted(VHCI_FOLDER.glob("status*")):
+        for line in status.read_text().splitlines()[1:]:
+            kind, number, state, *_ = line.split()
+            if kind == hub and state == _FREE:
+                return int(number)
+    raise AssertionError("vhci has no free port")

@@ -1,0 +1,190 @@
+"""
+The client service on another machine, as far as the network goes: devices stay plugged in whatever
+happens to them, to the server, to the network and to the service itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.childservice import REAL, ChildService
+from tests.kernel import guest
+from tests.kernel.daemoncase import DISK, DaemonCase
+
+SERIAL = guest.SERIAL.busId
+
+PATIENCE = 20.0
+"""Seconds on an emulated machine; the documents promise two."""
+
+LINK = Path("/dev/usbipshare/disk")
+
+RULES = """
+devices:
+  - {name: disk, serial: DISK42}
+links: /dev/usbipshare
+timeouts: {attach: 60, server: 20}
+"""
+
+
+class ClientServiceTests(DaemonCase):
+    """
+    A disk by rule, and a serial port by request.
+    """
+
+    backend = "{type: sysfs}"
+    listen = "tcp:5055"
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.elsewhere = guest.Elsewhere()
+        self.elsewhere.__enter__()
+        self.addCleanup(self.elsewhere.__exit__, None, None, None)
+        self.server = self.daemon(self.config(more="export: {listen: ['tcp:3240']}\n"))
+        servers = f"servers: {{here: {{host: {self.elsewhere.server}}}}}\n"
+        self.service = ChildService(servers + RULES, REAL, self.elsewhere.prefix)
+        self.service.__enter__()
+        self.addCleanup(self.service.__exit__, None, None, None)
+
+    def within(self, what: str, condition: Callable[[], object]) -> float:
+        """
+        Something has to become true; how long that takes is printed.
+        """
+        begin = time.monotonic()
+        guest.waitUntil(condition, what, PATIENCE)
+        took = time.monotonic() - begin
+        print(f"{what}: {took:.2f} s", flush=True)
+        return took
+
+    def isPlugged(self) -> bool:
+        """Is the disk plugged in here, with its link?"""
+        return bool(guest.imports()) and LINK.is_symlink() and LINK.exists()
+
+    def port(self) -> int:
+        """Of the disk."""
+        (port,) = guest.imports()
+        return port
+
+    def assertTrueBytes(self) -> None:
+        """The link leads to the disk."""
+        self.assertTrue(guest.diskBytes() == guest.readBlockDevice(str(LINK)))
+
+    def rule(self) -> str:
+        """What the service has done last."""
+        return str([event["log_format"] for event in self.service.events][-1])
+
+    def test_returns(self) -> None:
+        """
+        Unplugged and plugged in again; the server killed and started anew; the link down for 5 s
+        and for 60 s; the service stopped, and killed: it is there again within the promise each
+        time, or it was never away.
+        """
+        self.within("attached at first", self.isPlugged)
+        self.assertTrueBytes()
+
+        guest.unplug("disk")
+        self.within("the unplugged disk is gone here", lambda: not guest.imports())
+        guest.waitUntil(lambda: not LINK.is_symlink(), "so is its link")
+        guest.replug("disk")
+        guest.waitPresent(DISK, "usbip-host")
+        self.within("attached after a replug", self.isPlugged)
+        self.assertTrueBytes()
+
+        port = self.port()
+        self.server.kill()
+        self.server.start()
+        self.assertEqual(self.port(), port)
+        self.service.logged("{server} is there")
+        guest.check("nc", "-N", "127.0.0.1", "5055", stdin='{"command":"kick","serial":"DISK42"}')
+        self.within("attached after a kick by the server that was killed", self.isPlugged)
+        self.assertTrueBytes()
+
+        port = self.port()
+        self.elsewhere.vanish()
+        time.sleep(5)
+        self.elsewhere.appear()
+        self.assertTrueBytes()
+        self.assertEqual(self.port(), port)
+        print("after 5 s without the link it was never away", flush=True)
+
+        self.elsewhere.vanish()
+        began = time.monotonic()
+        guest.waitUntil(lambda: not guest.imports(), "it is lost")
+        lost = time.monotonic() - began
+        print(f"without the link it is lost after {lost:.1f} s", flush=True)
+        time.sleep(max(0.0, 60 - lost))
+        self.elsewhere.appear()
+        self.within("attached after 60 s without the link", self.isPlugged)
+        self.assertTrueBytes()
+
+        for how in (self.service.stop, self.service.kill):
+            port = self.port()
+            how()
+            self.assertTrue(self.isPlugged())
+            self.service.start()
+            self.service.logged("{device} of {server} is plugged in already")
+            self.assertEqual(self.port(), port)
+            self.assertTrueBytes()
+        print("adopted after a stop and after a kill", flush=True)
+        guest.check("nc", "-N", "127.0.0.1", "5055", stdin='{"command":"kick","serial":"DISK42"}')
+        guest.waitUntil(lambda: not guest.imports() or self.port() != port, "it is lost")
+        self.within("attached after what was adopted has ended", self.isPlugged)
+        self.assertTrueBytes()
+
+    def test_request(self) -> None:
+        """
+        What a program asks for is plugged in when it is answered, and is kept by the next
+        service; detach undoes both halves. Stock C{usbip} sees all of it.
+        """
+        self.within("attached at first", self.isPlugged)
+        answer = self.service.ask("attach", serial="QSER1")
+        self.assertEqual(answer["status"], "success", answer)
+        (node,) = (each for each in answer["local_devices"] if each.startswith("/dev/tty"))
+        self.assertTrue(os.path.exists(node))
+        listed = guest.check("usbip", "port")
+        for busId in (DISK, SERIAL):
+            self.assertIn(f"usbip://{self.elsewhere.server}:3240/{busId}", listed)
+        self.service.kill()
+        self.service.start()
+        adopted = "{device} of {server} is plugged in already"
+        for _ in range(2):
+            self.service.logged(adopted)
+        (disk, serial) = sorted(
+            self.service.ask("ports")["data"], key=lambda it: it["rule"] is None
+        )
+        self.assertEqual((disk["rule"], serial["rule"], serial["kept"]), ("disk", None, True))
+
+        guest.unplug("serial")
+        guest.waitUntil(lambda: len(guest.imports()) == 1, "it is gone")
+        guest.replug("serial")
+        guest.waitPresent(SERIAL, "usbip-host")
+        self.within("attached after a replug", lambda: len(guest.imports()) == 2)
+        guest.waitUntil(lambda: self.service.ask("ports")["data"][-1]["local_devices"], "nodes")
+        answer = self.service.ask("detach", serial="QSER1")
+        self.assertEqual(answer["status"], "success", answer)
+        self.assertEqual(len(guest.imports()), 1)
+        guest.waitUntil(lambda: guest.driverOf(SERIAL) == "ftdi_sio" or self.isFree(), "unbound")
+
+    def isFree(self) -> bool:
+        """Has this machine the serial port back?"""
+        return guest.driverOf(SERIAL) == "usb"
+
+    def test_other(self) -> None:
+        """
+        Somebody pulls it out here: it is back. What the rule says no more is pulled out.
+        """
+        self.within("attached at first", self.isPlugged)
+        guest.check("usbip", "detach", "-p", str(self.port()))
+        self.service.logged("{device} of {server} is not plugged in any more")
+        self.within("attached after a detach by hand", self.isPlugged)
+        self.assertTrueBytes()
+        config = f"servers: {json.dumps({'here': {'host': self.elsewhere.server}})}\n"
+        self.service.reload(config + RULES.replace("DISK42", "NONE"))
+        self.within("pulled out", lambda: not guest.imports())
+        self.assertFalse(LINK.is_symlink())
+
+
+del DaemonCase  # it is not to be run itself
