@@ -7,6 +7,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -20,31 +21,66 @@ VOCABULARY = {
     *("commands", "device", "errors", "limits", "matching", "opcodec", "policy", "replies"),
     *("rules", "settings", "state", "timestamps", "tokens"),
 }
-PROTOCOLS = {"exporter", "firstbyte", "lines", "web"}
-TOOLS = {"admission", "framing", "halfclose", "keepalive", "sse", "watcher"}
+PROTOCOLS = {"exporter", "firstbyte", "lines", "secured", "web"}
+TOOLS = {
+    *("admission", "framing", "halfclose", "handshake", "httpcodes", "keepalive"),
+    *("ktls", "sse", "tlsrelay", "tlssocket", "watcher"),
+}
 """What protocols are made with: these may be known to all of them."""
 
 REQUESTS = {
     *("access", "answers", "audit", "caller", "catalogue", "claims", "exports", "feed"),
-    *("handoff", "herald", "keeper", "operations", "patience", "sharing", "waiting", "wishes"),
+    *("gate", "handoff", "herald", "keeper", "looking", "operations", "patience", "sharing"),
+    *("waiting", "wishes"),
 }
 """What knows who asks for what: nothing of that concerns a backend."""
+
+SHARING = {
+    *("access", "audit", "catalogue", "claims", "exports", "gate", "keeper", "operations"),
+    *("sharing", "waiting"),
+}
+"""What carries out the requests of those who want a device of this machine."""
+
+CLIENT_CORE = {
+    f"client.{name}"
+    for name in (
+        *("asking", "attaching", "choosing", "devices", "everywhere", "importing", "relaying"),
+        *("servers", "trust"),
+    )
+}
+CLIENT_KERNEL = ("kernel.nodes", "kernel.system", "kernel.vhci", "kernel.vhcirecords")
+CLIENT_TOOLS = ("handoff", "protocols.keepalive", "protocols.ktls", "threads")
+
+CLIENT_SERVICE = {
+    f"client.{name}"
+    for name in (
+        *("adopting", "keeping", "link", "links", "localreplies", "localrequests"),
+        *("news", "parts", "peers", "plugging", "plugs", "service", "serviceconfig"),
+        *("socketapi", "symlinks", "tap", "telling", "troubles", "wanted"),
+    )
+}
+"""What C{twistd usbipclient} runs."""
 
 LAYERS = {
     "vocabulary": VOCABULARY,
     "interfaces": {"interfaces"},
     "middle": {
         *("access", "answers", "audit", "caller", "catalogue", "childprocess", "claims"),
-        *("damper", "exports", "feed", "handoff", "herald", "hooks", "httppost", "inventory"),
-        *("keeper", "operation", "operations", "patience", "sharing", "statefile", "threads"),
-        *("waiting", "wishes"),
+        *("damper", "exports", "feed", "gate", "handoff", "hangups", "herald", "hooks"),
+        "httppost",
+        *("inventory", "keeper", "looking", "operation", "operations", "patience", "sharing"),
+        *("statefile", "threads", "waiting", "wishes", "yamlfile"),
     },
     "backends": {"backends"},
     "kernel": {"kernel"},
     "protocols": {"protocols"},
-    "outermost": {"config", "tap", "daemon", "listening", "descriptors", "notify"},
+    "outermost": {
+        *("certificates", "config", "daemon", "descriptors", "listening", "notify", "places"),
+        "tap",
+    },
     "testing": {"testing"},
     "data": {"data"},
+    "client": {"client"},
 }
 """The modules of each layer, and the packages that are one as a whole."""
 LONGEST = 320
@@ -64,7 +100,7 @@ class Module:
         self.text = path.read_text()
         self.tree = ast.parse(self.text)
 
-    @property
+    @cached_property
     def imports(self) -> set[str]:
         """The modules that it imports, anywhere in it, and the names imported from them."""
         return {name for node in ast.walk(self.tree) for name in imported(node)}
@@ -238,12 +274,15 @@ class LayeringTests(SynchronousTestCase):
             self.assertEqual({name for name in names if "NETLINK" in name}, set(), module.name)
 
     def test_config(self) -> None:
-        """Only the outermost module imports the configuration, and only that imports YAML."""
+        """Only the outermost module imports the configuration, and only one knows YAML; those who
+        read a file that people write know that one."""
         for module in self.modules:
             if module.name != "tap":
                 self.assertEqual(module.knows("config"), set(), module.name)
-            if module.name != "config":
+            if module.name != "yamlfile":
                 self.assertNotIn("yaml", {name.split(".")[0] for name in module.imports})
+            if module.name not in ("config", "tap") and not self.isWithin(module.name, "client"):
+                self.assertEqual(module.knows("yamlfile"), set(), module.name)
 
     def test_outermost(self) -> None:
         """Nobody imports the outermost module, and only tests import what is for tests."""
@@ -254,6 +293,52 @@ class LayeringTests(SynchronousTestCase):
                 roots = {name.split(".")[0] for name in module.imports}
                 self.assertEqual(roots & {"tests", "unittest", "pytest"}, set(), module.name)
 
+    def test_client(self) -> None:
+        """The client knows its own part of the kernel, and nothing of who shares devices; what
+        fetches and attaches them knows little more than the vocabulary. Nobody imports it."""
+        for module in self.modules:
+            if not self.isWithin(module.name, "client"):
+                self.assertEqual(module.knows("client"), set(), module.name)
+                continue
+            kernel = module.knows("kernel") - module.knows(*CLIENT_KERNEL)
+            self.assertLessEqual(kernel, {"kernel"}, module.name)
+            self.assertKnows([module], *SHARING, "config", "daemon", "tap")
+            if module.name in CLIENT_CORE:
+                allowed = module.knows("client", *VOCABULARY, *CLIENT_KERNEL, *CLIENT_TOOLS)
+                self.assertLessEqual(module.ours - allowed, {"kernel", "protocols"}, module.name)
+
+    def test_gateway(self) -> None:
+        """The backend for devices of other servers knows the contract of backends, and what
+        fetches devices; nobody knows it."""
+        for module in self.modules:
+            if module.name.startswith("client.remote"):
+                contract = ("interfaces", "inventory", "threads", "backends.options")
+                allowed = module.knows("client", *VOCABULARY, *contract)
+                self.assertLessEqual(module.ours - allowed, {"backends"}, module.name)
+            else:
+                remote = {name for name in module.ours if name.startswith("client.remote")}
+                self.assertEqual(remote, set(), module.name)
+
+    def test_clientService(self) -> None:
+        """The client service knows what fetches and attaches devices, and what requests come in
+        by, but no command; no command knows it, and nobody knows its outermost module."""
+        self.assertEqual({module.name for module in self.within(*CLIENT_SERVICE)}, CLIENT_SERVICE)
+        shared = {
+            "client",
+            "client.backoff",
+            "client.exits",
+            "client.resolving",
+            "client.settings",
+            *CLIENT_CORE,
+        }
+        for module in self.modules:
+            self.assertEqual(module.knows("client.tap"), set(), module.name)
+            if module.name in CLIENT_SERVICE:
+                allowed = module.knows(*CLIENT_SERVICE, *shared)
+                self.assertEqual(module.knows("client") - allowed, set(), module.name)
+            else:
+                self.assertEqual(module.knows(*CLIENT_SERVICE), set(), module.name)
+
     def test_imports(self) -> None:
         """Nothing of ours is imported within a function, and the reactor only there."""
         for module in self.modules:
@@ -262,7 +347,8 @@ class LayeringTests(SynchronousTestCase):
             if "twisted.internet.reactor" in module.imports:
                 top = {name for node in module.tree.body for name in imported(node)}
                 self.assertNotIn("twisted.internet.reactor", top, module.name)
-                self.assertTrue(self.isWithin(module.name, "testing") or module.name == "tap")
+                runs = ("tap", "client.running", "client.tap")
+                self.assertTrue(self.isWithin(module.name, "testing") or module.name in runs)
 
     def test_noCircles(self) -> None:
         """No module imports itself, by whichever way round."""
@@ -288,13 +374,14 @@ class LayeringTests(SynchronousTestCase):
             self.assertLessEqual(module.text.count("\n"), LONGEST, module.name)
 
     def test_plugin(self) -> None:
-        """The plugin names the service's module by a string, so that twistd starts quickly."""
-        path = PACKAGE.parent / "twisted" / "plugins" / "usbipshare_plugin.py"
-        tree = ast.parse(path.read_text())
-        names = {name for node in ast.walk(tree) for name in imported(node)}
-        ours = {name for name in names if name.split(".")[0] == OURS}
-        self.assertLessEqual(
-            ours, {f"{OURS}.backends.maker", f"{OURS}.backends.maker.BackendMaker"}
-        )
+        """The plugins name the services' modules by a string, so that twistd starts quickly."""
+        for name in ("usbipshare", "usbipclient"):
+            path = PACKAGE.parent / "twisted" / "plugins" / f"{name}_plugin.py"
+            tree = ast.parse(path.read_text())
+            names = {name for node in ast.walk(tree) for name in imported(node)}
+            ours = {name for name in names if name.split(".")[0] == OURS}
+            self.assertLessEqual(
+                ours, {f"{OURS}.backends.maker", f"{OURS}.backends.maker.BackendMaker"}
+            )
         for directory in (path.parent, path.parent.parent):
             self.assertFalse((directory / "__init__.py").exists())
