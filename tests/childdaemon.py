@@ -90,7 +90,7 @@ class ChildDaemon:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        threading.Thread(target=_read, args=(self.child, self._lines), daemon=True).start()
+        threading.Thread(target=readLines, args=(self.child, self._lines), daemon=True).start()
         try:
             self.port = self.logged("listening on")["port"]
             self.logged("ready")
@@ -179,7 +179,10 @@ class ChildDaemon:
             file.write(f"listen: {json.dumps(self._listen)}\n{more}{config}")
 
 
-def _read(child: subprocess.Popen[str], lines: queue.SimpleQueue[str]) -> None:
+def readLines(child: subprocess.Popen[str], lines: queue.SimpleQueue[str]) -> None:
+    """
+    Put each line that a child prints into a queue, and an empty one at its end.
+    """
     assert child.stdout is not None
     for line in child.stdout:
         lines.put(line)

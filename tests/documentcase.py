@@ -5,9 +5,11 @@ What is to be said of each document (L{tests.documents} tells which block is for
 from __future__ import annotations
 
 import configparser
+import contextlib
 import json
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +85,16 @@ class DocumentCase(Base):
     def setUp(self) -> None:
         self.document = Document(ROOT / self.name)
 
+    def checkJson(self, where: str, text: str) -> None:
+        """See L{checkJson}."""
+        checkJson(where, text)
+
+    @contextlib.contextmanager
+    def stage(self, folder: Path) -> Iterator[Stage]:
+        """What examples are played on."""
+        with ChildDaemon(f"backend: {{type: virtual}}\n{EXPORT}") as daemon:
+            yield Stage(daemon, folder)
+
     def test_kinds(self) -> None:
         """Each block is of a kind that is tested."""
         for block in self.document.blocks:
@@ -95,10 +107,10 @@ class DocumentCase(Base):
             for line in block.text.splitlines() if block.kind != "python" else ():
                 if not line.startswith(">"):  # it is sent: the answer tells what it is
                     for text in re.findall(r'\{"\w+":.*\}', line):
-                        checkJson(block.where, text)
+                        self.checkJson(block.where, text)
         for span in self.document.spans():
             if span.startswith('{"'):
-                checkJson(self.name, span)
+                self.checkJson(self.name, span)
 
     def test_links(self) -> None:
         """Links lead to files and headings that are there."""
@@ -133,8 +145,7 @@ class DocumentCase(Base):
         """The examples do what they are said to do."""
         folder = Path(self.mktemp()).absolute()
         folder.mkdir()
-        with ChildDaemon(f"backend: {{type: virtual}}\n{EXPORT}") as daemon:
-            stage = Stage(daemon, folder)
+        with self.stage(folder) as stage:
             for block in self.document.blocks:
                 stage.play(block)
         if stage.missing:

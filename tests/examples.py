@@ -15,16 +15,26 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.certificates import LAB, authority, signed
 from tests.childdaemon import ChildDaemon
+from tests.clientexamples import serversError, writeServers
 from tests.documents import ROOT, Block
 from tests.exchanges import REHEARSALS, REHEARSED, Numbers, RealWorld, play, rehearse
 from usbip_server.tap import Options
 
 SECONDS = 60.0
 
+CONFIGURED = "/etc/usbipshare/"
+"""Where certificates are in documents."""
+
 BIN = os.path.dirname(sys.executable)
 
-PACKAGE_OF = {"nc": "netcat-openbsd", "socat": "socat", "curl": "curl"}
+PACKAGE_OF = {
+    "nc": "netcat-openbsd",
+    "socat": "socat",
+    "curl": "curl",
+    "openssl": "openssl",
+}
 """Which Debian package has a program that examples use."""
 
 
@@ -39,6 +49,7 @@ def child(command: Sequence[str], folder: Path, stdin: str = "", path: Sequence[
         **os.environ,
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": os.pathsep.join(map(str, [*path, ROOT])),
+        "XDG_CONFIG_HOME": str(folder),
     }
     done = subprocess.run(
         command,
@@ -64,6 +75,7 @@ class Stage:
     def __init__(self, daemon: ChildDaemon, folder: Path) -> None:
         self._daemon = daemon
         self._folder = folder
+        writeServers(daemon, folder)
         self.missing: set[str] = set()
         self._play: dict[str, Callable[[Block], None]] = {
             "sh": self._shell,
@@ -134,10 +146,22 @@ class Stage:
             assert not block.circumstance, f"what is {block.circumstance!r}?"
             play(block, world)
 
+    def _provide(self) -> None:
+        """The certificates that configurations name, where no example has made them."""
+        for name, identity in (("ca", authority(LAB)), ("server", signed("server"))):
+            if not (self._folder / f"{name}.pem").exists():
+                identity.write(self._folder, name)
+
     def _yaml(self, block: Block) -> None:
+        if block.circumstance in ("client", "client-wrong"):
+            wrong = serversError(block.text, self._folder)
+            assert wrong == block.output, f"the message is:\n{wrong}"
+            return
+        self._provide()
         file = self._folder / "usbipshare.yaml"
-        file.write_text(block.text + "\n")
+        file.write_text(block.text.replace(CONFIGURED, f"{self._folder}/") + "\n")
         wrong = configurationError(file)
+        wrong = wrong and wrong.replace(f"{self._folder}/", CONFIGURED)
         if block.circumstance == "wrong":
             assert block.output is not None, "what is the message?"
             assert wrong == block.output, f"the message is:\n{wrong}"

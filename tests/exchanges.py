@@ -322,7 +322,12 @@ REHEARSALS: dict[str, Callable[[], World]] = {
     "rehearsed": Rehearsal,
     "named": lambda: Rehearsal(Rule(match=Match(serial="DISK1"), name="scratch-disk")),
     "access": lambda: Rehearsal(
-        access=Policy(allow=(Grant(who="local", commands=Right.LIST, devices=Match(bus="1-1")),))
+        access=Policy(
+            allow=(
+                Grant(who="local", commands=Right.LIST, devices=Match(bus="1-1")),
+                Grant(who="local", commands=Right.ATTACH, devices=Match(bus="1-3")),
+            )
+        )
     ),
 }
 """Exchanges for which the time has to be made to pass, for which devices have names, or in

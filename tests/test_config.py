@@ -11,10 +11,12 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from usbip_server.backends.options import convert
 from usbip_server.backends.virtual import Options
-from usbip_server.config import Config, ConfigError, Export, Source, load, statePath, wrongOption
+from usbip_server.config import Config, Export, Source, load, wrongOption
 from usbip_server.errors import InvalidOption
 from usbip_server.rules import Occasion, Share
 from usbip_server.settings import OnStop
+from usbip_server.state import statePath
+from usbip_server.yamlfile import ConfigError
 
 SHARES = (Share.ALWAYS, Share.NEVER)
 RIGHT_SHARES = "3: devices.0.share: invalid enum value 'allways': it is one of always, on_import,"

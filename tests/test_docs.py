@@ -7,11 +7,16 @@ from __future__ import annotations
 import ast
 import configparser
 import errno
+import json
 import re
 import shutil
 import socket
+import ssl
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -19,9 +24,14 @@ from typing import Any, get_args
 
 import msgspec
 import yaml
+from msgspec import convert
+from twisted.internet.task import Clock
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from tests.childdaemon import EXPORT, ChildDaemon
+from tests.childservice import ChildService
+from tests.clientexamples import PLUGGED, RESULT, optionsOf
 from tests.documentcase import (
     COMMAND_LINE,
     DETAILS,
@@ -31,20 +41,45 @@ from tests.documentcase import (
     NOTICE,
     DocumentCase,
 )
-from tests.documents import ROOT, anchor, documents
-from tests.examples import child
-from tests.exchanges import RealWorld
+from tests.documents import ROOT, Block, anchor, documents
+from tests.examples import CONFIGURED, SECONDS, Stage, child
+from tests.exchanges import DISK, ECHO, RealWorld
+from tests.serviceexamples import KEYS_OF as LOCAL_KEYS
+from tests.serviceexamples import MORE_OF as LOCAL_MORE
+from tests.serviceexamples import PORT, ServiceStage, checkLocal, serviceOf
+from tests.support import PromptBackend, asked
+from usbip_server import audit
 from usbip_server.backends import sysfs, usbiptool, virtual
-from usbip_server.commands import COMMANDS, Command, LeaseRequest
+from usbip_server.caller import Caller
+from usbip_server.client.cli import COMMANDS as TYPED
+from usbip_server.client.exits import Exit
+from usbip_server.client.localrequests import COMMANDS as LOCAL_COMMANDS
+from usbip_server.client.news import Word
+from usbip_server.client.remotehosts import HostOptions
+from usbip_server.client.remotehosts import Options as RemoteOptions
+from usbip_server.client.servers import ClientTls
+from usbip_server.client.serviceconfig import (
+    ClientHook,
+    DeviceRule,
+    ServiceConfig,
+    SocketConfig,
+)
+from usbip_server.client.settings import ClientFile
+from usbip_server.client.settings import Entry as ServerEntry
+from usbip_server.commands import COMMANDS, Command, LeaseRequest, decode
 from usbip_server.config import Config, Source
-from usbip_server.device import DeviceState
+from usbip_server.device import DeviceState, Encryption
+from usbip_server.errors import ShareError
 from usbip_server.handoff import KeepAlive
 from usbip_server.inventory import ChangeKind
 from usbip_server.listening import explain, serverEndpoint
+from usbip_server.matching import CRITERIA
 from usbip_server.opcodec import OpStatus
-from usbip_server.policy import Grant, Openness, Policy, Right, Who
+from usbip_server.policy import Grant, Openness, Policy, Principal, Right, Who, several
 from usbip_server.replies import Status
 from usbip_server.rules import CLASSES, Hook, Match, Occasion, Rule, Share
+from usbip_server.settings import Tls
+from usbip_server.sharing import Sharing
 
 
 class Breaking:
@@ -274,13 +309,32 @@ class ConfigTests(DocumentCase, SynchronousTestCase):
             try:
                 serverEndpoint(reactor, description)
             except ValueError as error:
-                self.assertRegex(str(error), "No such file or directory: '.*pem'")
+                self.assertRegex(
+                    str(error), "No such file or directory: '.*pem'|needs a certificate"
+                )
+
+    def test_tls(self) -> None:
+        """Each key of what is shown there, with its default."""
+        rows = self.document.rows("tls", 4)
+        for field in fieldsOf(Tls):
+            default = rows[field.encode_name][2].strip("`")
+            self.assertEqual(default, "required" if field.required else shown(field.default))
+        self.assertEqual({*rows} - {"key of `tls"}, {field.encode_name for field in fieldsOf(Tls)})
 
     def test_options(self) -> None:
         """So is each option of each backend."""
         for heading, options in (("sysfs", sysfs.Options), ("usbip", usbiptool.Options)):
             rows = self.document.rows(heading, 4)
             self.assertEqual(shownDefaults(rows), plain(options()))
+
+    def test_remote(self) -> None:
+        """So is each thing that can be said of another server."""
+        rows = self.document.rows("remote", 4)
+        for kind in (RemoteOptions, HostOptions, ClientTls):
+            for field in fieldsOf(kind):
+                default = rows.pop(field.encode_name)[2].strip("`")
+                self.assertEqual(default, "required" if field.required else shown(field.default))
+        self.assertEqual({*rows}, {"option", "key of `tls"})
 
     def test_virtual(self) -> None:
         """So is each option of a virtual device."""
@@ -314,11 +368,231 @@ class ServerSetupTests(DocumentCase, SynchronousTestCase):
             pattern = ".*".join(map(re.escape, message.split("…")))
             self.assertTrue(any(re.search(pattern, text) for text in literals), message)
 
+    def test_attributes(self) -> None:
+        """What the daemon's user may write below C{/sys} is what the unit permits."""
+        told = " ".join(self.document.rows("The service", 3))
+        unit = resources.files("usbip_server.data").joinpath("usbipshare.service").read_text()
+        pattern = r"(?<![\w/])usb(?:ip-host)?/\w+"
+        self.assertEqual({*re.findall(pattern, told)}, {*re.findall(pattern, unit)})
+        for text in (told, unit):
+            self.assertIn("usbip_sockfd", text)
+
     def test_taken(self) -> None:
         """What is said when the port of USB/IP is taken is what stands there."""
         (block,) = (b for b in self.document.blocks if b.text.startswith("cannot listen"))
         taken = OSError(errno.EADDRINUSE, "Address already in use")
         self.assertEqual(block.text, explain("tcp:3240", taken, isExport=True))
+
+
+class SecurityTests(DocumentCase, SynchronousTestCase):
+    """
+    What is protected against whom.
+    """
+
+    name = "docs/security.md"
+
+    def block(self, begin: str, kind: str) -> Block:
+        """The only block of a kind with something in it."""
+        (found,) = (b for b in self.document.blocks if b.kind == kind and begin in b.text)
+        return found
+
+    def test_audit(self) -> None:
+        """The audit trail that is shown is what is written down of these requests."""
+        rules = Source("", self.block("{token: ", "yaml").text).config()
+        backend = PromptBackend([ECHO, DISK])
+        sharing = Sharing(backend, Clock(), rules.settings)
+        asked(sharing.start())
+        for line in self.block("audit {", "text").text.splitlines():
+            entry = convert(json.loads(line.removeprefix("audit ")), audit.Entry)
+            command = decode(json.dumps({"command": entry.command, **entry.asked}).encode())
+            shown = rules.settings.access.principals.get(entry.who.get("token", ""), Who(uid=0))
+            principal = Principal(**entry.who, hashes=several(shown.token))
+            with capturedLogs() as events:
+                asked(sharing.perform(command, Caller(principal))).addErrback(
+                    lambda failure: failure.trap(ShareError)
+                )
+            self.assertIn(line, [formatEvent(event) for event in events])
+
+    def test_auditKeys(self) -> None:
+        """Each key of an entry is there, and each result."""
+        rows = self.document.rows("The audit trail", 2)
+        self.assertEqual([*rows][1:], [field.name for field in fieldsOf(audit.Entry)])
+        results = {"done", "failed", *audit.RESULT_OF.values()}
+        self.assertEqual({*re.findall("`([a-z_]+)`", rows["result"][1])}, results)
+
+    def test_encryption(self) -> None:
+        """Each way that USB traffic can go is there."""
+        told = {*self.document.rows("TLS", 4)} | {*self.document.spans()}
+        self.assertLessEqual({encryption.value for encryption in Encryption}, told)
+
+    def test_authority(self) -> None:
+        """
+        With the certificates that the commands make, the server is what its clients connect to,
+        with the commands that are shown, and it knows them; it does not speak to anybody else.
+        """
+        if missing := [name for name in ("curl", "openssl") if shutil.which(name) is None]:
+            raise SkipTest(f"apt-get install {' '.join(missing)}")
+        folder = Path(self.mktemp()).absolute()
+        folder.mkdir()
+        script = self.block("openssl req", "sh").text
+        bob = script.rpartition("\n\n")[2].replace("alice", "bob")
+        child(["sh", "-e", "-c", f"{script}\n{bob}"], folder)
+        _, _, config = self.block("client_ca", "yaml").text.partition("tls:\n")
+        config = f"tls:\n{config.replace(CONFIGURED, f'{folder}/')}\n"
+        config += "http: {hosts: [raspi]}\nbackend: {type: virtual}\n"
+        place = "tls:0:interface=127.0.0.1"
+        with ChildDaemon(f"{config}export: {{listen: ['{place}']}}\n", listen=[place]) as daemon:
+
+            def said(command: str) -> str:
+                at = f"127.0.0.1:{daemon.port}"
+                for shown, here in (
+                    ("https://raspi:5056", f"--connect-to raspi:5056:{at} https://raspi:5056"),
+                    ("-connect raspi:5056", f"-connect {at}"),
+                    ("-connect raspi:3241", f"-connect 127.0.0.1:{daemon.exportPort}"),
+                ):
+                    command = command.replace(shown, here)
+                return child(["sh", "-e", "-c", f"{command} 2>&1"], folder)
+
+            curl, request, importing = self.block("s_client", "console").commands()
+            for command in (curl, request):
+                self.assertIn('{"status":"success","data":[{', said(command))
+                self.assertIn("bob) may not list", said(command.replace("alice", "bob")))
+                self.assertRaises(AssertionError, said, command.replace("ca.pem", "bob.pem"))
+            self.assertIn("Verification: OK", said(importing))
+            without = curl.replace("--cert alice.pem --key alice.key", "")
+            self.assertRaises(AssertionError, said, without)
+            strict = ssl.create_default_context(cafile=str(folder / "ca.pem"))
+            strict.verify_flags |= ssl.VERIFY_X509_STRICT
+            strict.load_cert_chain(folder / "alice.pem", folder / "alice.key")
+            with (
+                socket.create_connection(("127.0.0.1", daemon.port), SECONDS) as plain,
+                strict.wrap_socket(plain, server_hostname="raspi") as connection,
+            ):
+                connection.sendall(b'{"command":"list"}\n')
+                self.assertIn(b'"status":"success"', connection.recv(4096))
+
+
+class ClientTests(DocumentCase, SynchronousTestCase):
+    """
+    The command for people.
+    """
+
+    name = "docs/client.md"
+
+    def test_commands(self) -> None:
+        """Each command is there, with its options."""
+        self.assertEqual([*self.document.rows("Commands", 2)][1:], [*TYPED])
+        told = {*self.document.spans()}
+        for name in TYPED:
+            common = optionsOf("list") | {"--check"}
+            self.assertLessEqual(optionsOf(name) - common, told, name)
+        for heading in ("attach", "detach"):
+            rows = {row.split("`")[0] for row in self.document.rows(heading, 2)}
+            self.assertEqual(rows - {"option"}, optionsOf(heading) - optionsOf("list"))
+        criteria = {*self.document.rows("Which device", 2)}
+        self.assertLessEqual({f"--{name}" for name in (*CRITERIA, "first")}, criteria)
+
+    def test_keys(self) -> None:
+        """Each key of the file of servers is there, with its default."""
+        for columns, kind in ((4, ClientFile), (3, ServerEntry), (3, ClientTls)):
+            rows = self.document.rows("Which servers", columns)
+            for field in fieldsOf(kind):
+                self.assertIn(field.encode_name, rows)
+            for field in fieldsOf(kind) if kind is not ClientTls else ():
+                default = rows[field.encode_name][columns - 2].strip("`")
+                if field.default not in (msgspec.NODEFAULT, None):
+                    self.assertEqual(yaml.safe_load(default), field.default)
+
+    def test_exits(self) -> None:
+        """Each exit code is there, with its word."""
+        rows = self.document.rows("Exit codes", 3)
+        told = {code: cells[1].strip("`") for code, cells in rows.items()}
+        told.pop("code")
+        self.assertEqual(told, {str(each.value): each.word for each in Exit})
+
+    def test_printed(self) -> None:
+        """So is each key of what is printed in JSON."""
+        rows = {*self.document.rows("JSON", 3)}
+        self.assertLessEqual(RESULT | {"servers"} | PLUGGED, rows)
+
+
+class ClientServiceTests(DocumentCase, SynchronousTestCase):
+    """
+    The client service.
+    """
+
+    name = "docs/client_service_api.md"
+
+    def checkJson(self, where: str, text: str) -> None:
+        """It has shapes of its own."""
+        checkLocal(where, text, FIELDS)
+
+    @contextmanager
+    def stage(self, folder: Path) -> Iterator[Stage]:
+        """It asks a service, and not a daemon."""
+        with (
+            ChildDaemon(f"backend: {{type: virtual}}\n{EXPORT}") as daemon,
+            serviceOf(daemon) as service,
+        ):
+            assert isinstance(service, ChildService)
+            yield ServiceStage(daemon, service, folder)
+
+    def test_keys(self) -> None:
+        """Each key of the configuration is there, with its default."""
+        rows = self.document.rows("Configuration", 3)
+        defaults = plain(ServiceConfig())
+        told = {name for row in rows for name in re.findall(r"\w+", row.partition(".")[0])}
+        for name, default in defaults.items():
+            self.assertIn(name, told)
+            if (shown := rows.get(name, ("", "", ""))[1]) not in ("", "required"):
+                self.assertEqual(yaml.safe_load(shown.strip("`")), default, name)
+        keys = {field.encode_name for field in fieldsOf(DeviceRule)}
+        self.assertEqual({*self.document.rows("Devices", 3)} - {"key"}, keys)
+        for name, default in defaults["reconnect"].items():
+            self.assertIn(f"`{name}` (`{default}` s)", rows["reconnect"][2].replace("up to ", ""))
+        for default in defaults["retry"].values():
+            self.assertIn(f"`{default:g}` s", rows["retry"][2])
+
+    def test_hookKeys(self) -> None:
+        """Each key of a hook, and of the socket, likewise."""
+        shown = self.defaults("Hooks")
+        default = plain(ClientHook(command=("x",)))
+        self.assertEqual((shown["events"], shown["timeout"]), (default["events"], 10.0))
+        self.assertEqual({*shown}, {*default})
+        self.assertEqual(self.defaults("Who may ask"), plain(SocketConfig()))
+
+    def defaults(self, heading: str) -> dict[str, Any]:
+        """The second column of a table, by the first, without its head."""
+        _, *rows = self.document.rows(heading, 3).items()
+        return {name: yaml.safe_load(cells[1].strip("`")) for name, cells in rows}
+
+    def test_requests(self) -> None:
+        """Each command is there."""
+        self.assertEqual([*self.document.rows("Requests", 3)][1:], [*LOCAL_COMMANDS])
+
+    def test_answers(self) -> None:
+        """Each status is there, with its keys."""
+        rows = self.document.rows("Answers", 4)
+        for status, keys in LOCAL_KEYS.items():
+            self.assertEqual({"status", *re.findall(r"`(\w+)`", rows[status][1])}, keys)
+
+    def test_ports(self) -> None:
+        """Each key of a port is there."""
+        self.assertEqual({*self.document.rows("ports", 2)} - {"key"}, PORT)
+
+    def test_events(self) -> None:
+        """Each event of the service is there, with its keys."""
+        rows = self.document.rows("watch", 3)
+        for word in Word:
+            keys = {*re.findall(r"`(\w+)`", rows[word.value][1])}
+            self.assertEqual(keys, LOCAL_MORE[word.value], word)
+
+    def test_unit(self) -> None:
+        """The unit is what it is said to be."""
+        unit = (ROOT / "usbip_server" / "data" / "usbipclient.service").read_text()
+        for line in ("Type=notify", "RuntimeDirectoryPreserve=yes"):
+            self.assertIn(line, unit.splitlines())
+        self.assertIn("--config /etc/usbipshare/service.yaml", unit)
 
 
 class ArchitectureTests(DocumentCase, SynchronousTestCase):

@@ -48,13 +48,20 @@ CLIENT_CORE = {
         *("servers", "trust"),
     )
 }
-CLIENT_KERNEL = ("kernel.nodes", "kernel.system", "kernel.vhci", "kernel.vhcirecords")
+CLIENT_KERNEL = (
+    "kernel.nodes",
+    "kernel.slots",
+    "kernel.system",
+    "kernel.vhci",
+    "kernel.vhcirecords",
+)
 CLIENT_TOOLS = ("handoff", "protocols.keepalive", "protocols.ktls", "threads")
 
 CLIENT_SERVICE = {
     f"client.{name}"
     for name in (
         *("adopting", "keeping", "link", "links", "localreplies", "localrequests"),
+        "lookup",
         *("news", "parts", "peers", "plugging", "plugs", "service", "serviceconfig"),
         *("socketapi", "symlinks", "tap", "telling", "troubles", "wanted"),
     )

@@ -19,6 +19,8 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from tests.backends.sysfscase import SysfsCase
 from usbip_server.backends import sysfs, usbiptool, virtual
+from usbip_server.client import remotehosts
+from usbip_server.client.servers import ClientTls
 from usbip_server.config import Config, Source
 from usbip_server.policy import Grant, Policy, Who
 from usbip_server.rules import Hook, Match, Occasion, Rule
@@ -77,7 +79,7 @@ class ExampleTests(SynchronousTestCase):
             "virtual": virtual.Options,
         }
         found = {str(backend.pop("type")): backend for backend in self.backends()}
-        self.assertEqual(found.keys(), kinds.keys())
+        self.assertEqual(found.keys(), kinds.keys() | {"remote"})
         for name, kind in kinds.items():
             self.assertEqual(msgspec.convert(found[name], kind), kind(), name)
             keys = {field.encode_name for field in msgspec.structs.fields(kind)}
@@ -86,6 +88,19 @@ class ExampleTests(SynchronousTestCase):
         shown = {key for device in devices for key in device}
         fields = msgspec.structs.fields(virtual.VirtualDevice)
         self.assertEqual(shown, {field.encode_name for field in fields})
+
+    def test_remote(self) -> None:
+        """So are all that can be said of other servers."""
+        (said,) = (each for each in self.backends() if each["type"] == "remote")
+        options = msgspec.convert({"hosts": said["hosts"]}, remotehosts.Options)
+        self.assertIsInstance(options.hosts[0], str)
+        hosts = [host for host in said["hosts"] if isinstance(host, dict)]
+        for shown, kind in (
+            (hosts, remotehosts.HostOptions),
+            ([host["tls"] for host in hosts if "tls" in host], ClientTls),
+        ):
+            keys = {field.encode_name for field in msgspec.structs.fields(kind)}
+            self.assertEqual({key for each in shown for key in each}, keys)
 
     def test_rules(self) -> None:
         """The rules and hooks that are commented out are right, and say every key."""
@@ -126,12 +141,14 @@ class UnitTests(SynchronousTestCase):
     The systemd unit.
     """
 
+    name = "usbipshare.service"
+
     def analyze(self, *arguments: str) -> str:
         """Run systemd-analyze on it."""
         if shutil.which("systemd-analyze") is None:
             raise SkipTest("systemd-analyze is missing (Debian: systemd)")
         unit = Path(self.mktemp()).with_suffix(".service").absolute()
-        text = packaged("usbipshare.service")
+        text = packaged(self.name)
         unit.write_text(text.replace("/opt/usbipshare/bin/twistd", "/bin/true"))
         done = subprocess.run(
             ["systemd-analyze", *arguments, str(unit)],
@@ -157,6 +174,22 @@ class UnitTests(SynchronousTestCase):
     def test_security(self) -> None:
         """systemd thinks that it is exposed below 2.5 of 10."""
         self.analyze("security", "--offline=true", "--threshold=25")
+
+
+class ClientUnitTests(UnitTests):
+    """
+    That of the client service.
+    """
+
+    name = "usbipclient.service"
+
+    def test_user(self) -> None:
+        """It is root's, and has the one capability that takes the socket to its group."""
+        self.assertIn("CapabilityBoundingSet=CAP_CHOWN", packaged(self.name).splitlines())
+
+    def test_security(self) -> None:
+        """systemd thinks that it is exposed below 3 of 10."""
+        self.analyze("security", "--offline=true", "--threshold=30")
 
 
 class PermissionTests(SysfsCase):
@@ -255,7 +288,9 @@ class WheelTests(SynchronousTestCase):
         )
         said = self.run_(sys.executable, "-c", where, env=environment, cwd="/")
         self.assertIn(str(target), said)
-        self.assertLessEqual({"usbipshare.service", "60-usbipshare.rules"}, {*said.split("'")})
+        self.assertLessEqual(
+            {"usbipshare.service", "usbipclient.service", "60-usbipshare.rules"}, {*said.split("'")}
+        )
         said = self.run_(sys.executable, "-m", "twisted", "--help", env=environment, cwd="/")
         self.assertIn("usbipshare", said)
         check = ("-m", "twisted", "usbipshare", "--check", "--backend", "virtual")

@@ -7,7 +7,7 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support import MOUSE, STICK, UNO
-from usbip_server.config import ConfigError, Source
+from usbip_server.config import Source
 from usbip_server.policy import (
     BUILT_IN,
     LOCAL,
@@ -24,6 +24,7 @@ from usbip_server.policy import (
 from usbip_server.rules import Match
 from usbip_server.settings import Settings
 from usbip_server.tokens import hashOf
+from usbip_server.yamlfile import ConfigError
 
 HASH = hashOf("usbip_x", "0" * 32)
 OTHER = hashOf("usbip_y", "0" * 32)

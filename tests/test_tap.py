@@ -160,7 +160,7 @@ class OptionsTests(CommandLineCase):
         ):
             message, _ = self.exit(*arguments)
             self.assertTrue(str(message).startswith(where), message)
-            for name in ("sysfs", "usbip", "virtual"):
+            for name in ("remote", "sysfs", "usbip", "virtual"):
                 self.assertIn(name, str(message))
 
     def test_wrongListen(self) -> None:

@@ -4,6 +4,8 @@ From the bytes of a request to the bytes of its answer, the same for every proto
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import msgspec
 from twisted.logger import Logger
 
@@ -11,7 +13,7 @@ from usbip_server.caller import Caller
 from usbip_server.commands import Command, WatchDevices, decode
 from usbip_server.device import UsbDevice
 from usbip_server.errors import NotAllowed, ShareError, SnapshotNeeded
-from usbip_server.feed import Stream
+from usbip_server.feed import Streaming
 from usbip_server.replies import Devices, Reply, Status, encodeDevices, failed
 from usbip_server.sharing import Sharing
 
@@ -33,7 +35,25 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     keepAlive: bool = False
     forbidden: bool = False
     broken: bool = False
-    stream: Stream | None = None
+    stream: Streaming | None = None
+
+
+class Answering(Protocol):
+    """
+    What protocols need of whoever answers: see L{Answers}.
+    """
+
+    async def to(self, raw: bytes, caller: Caller, token: str | None = None) -> Answer:
+        """Answer one request."""
+
+    def atOnce(self, raw: bytes, caller: Caller) -> Answer | None:
+        """The same where that needs no waiting."""
+
+    async def watch(self, command: WatchDevices, caller: Caller) -> Answer:
+        """The same for a request to watch that came as something else than JSON."""
+
+    def heartbeat(self) -> bytes:
+        """A sign of life."""
 
 
 class Answers:

@@ -102,7 +102,9 @@ def principalOf(transport: Any) -> Principal:
     principal = principalAt(transport.getPeer())
     if ISSLTransport.providedBy(transport):
         shown: Any = transport.getPeerCertificate()
-        name = None if shown is None else certificateName(shown.to_cryptography())
+        name = None
+        with contextlib.suppress(ValueError):  # OpenSSL takes what others cannot read
+            name = None if shown is None else certificateName(shown.to_cryptography())
         return Principal(principal.address, certificate=name)
     if isinstance(transport.getHost(), UNIXAddress):
         with contextlib.suppress(OSError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import islice
+from typing import Protocol
 
 from twisted.logger import Logger
 
@@ -25,6 +26,38 @@ from usbip_server.replies import (
     leaseFields,
 )
 from usbip_server.timestamps import timestamp
+
+
+class Told(Protocol):
+    """
+    Something that happened.
+    """
+
+    @property
+    def word(self) -> str:
+        """What, in a word."""
+
+    @property
+    def seq(self) -> int:
+        """Its number."""
+
+
+class Streaming(Protocol):
+    """
+    What one watcher is to be told.
+
+    @ivar goesOn: does it go on where an earlier one has ended? Else a snapshot came first.
+    @ivar seq: the number of the last event that the watcher knows of to begin with.
+    """
+
+    goesOn: bool
+    seq: int
+
+    def begin(self, tell: Callable[[Told, bytes], None]) -> Iterator[tuple[Told, bytes]]:
+        """As L{Stream.begin}."""
+
+    def end(self) -> None:
+        """Tell nothing more."""
 
 
 class Event:
@@ -50,6 +83,16 @@ class Event:
     def kind(self) -> ChangeKind:
         """What happened."""
         return self.change.kind
+
+    @property
+    def word(self) -> str:
+        """The same in a word."""
+        return self.kind.value
+
+    @property
+    def seq(self) -> int:
+        """Its number."""
+        return self.change.seq
 
     @property
     def device(self) -> UsbDevice:

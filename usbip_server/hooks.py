@@ -19,7 +19,7 @@ from twisted.logger import Logger, LogLevel
 from usbip_server.childprocess import CannotStart, Finished, run
 from usbip_server.httppost import HttpPost, NoAnswer
 from usbip_server.operation import Event
-from usbip_server.rules import Hook
+from usbip_server.rules import Recipient
 
 LOGGED_LINES = 50
 """Lines that are logged of the output of a hook that went well."""
@@ -75,8 +75,8 @@ class Hooks:
         self._room = waiting
         self._post = HttpPost(reactor)
         # A key is here while a call with it runs or waits.
-        self._bodies: dict[tuple[Hook, str], deque[bytes]] = {}
-        self._ready: deque[tuple[Hook, str]] = deque()
+        self._bodies: dict[tuple[Recipient, str], deque[bytes]] = {}
+        self._ready: deque[tuple[Recipient, str]] = deque()
         self._tellers = 0
         self._waiting = 0
         self._dropped = 0
@@ -87,7 +87,7 @@ class Hooks:
         self._stopping = False
         self._killed = False
 
-    def call(self, hook: Hook, busId: str, body: bytes) -> None:
+    def call(self, hook: Recipient, busId: str, body: bytes) -> None:
         """
         Tell a hook, as soon as there is room and it knows all that it was told of this
         device before. How that went is logged.
@@ -109,7 +109,7 @@ class Hooks:
         if self._tellers < self.most:
             Deferred.fromCoroutine(self._tell())
 
-    async def ask(self, hook: Hook, busId: str, body: bytes) -> str | None:
+    async def ask(self, hook: Recipient, busId: str, body: bytes) -> str | None:
         """
         Ask a hook, within its time (and L{usbip_server.childprocess.GRACE} for a program
         that has to be killed). It does not wait for those that are told something.
@@ -166,7 +166,7 @@ class Hooks:
                 self._bodies.pop(key, None)
         self._tellers -= 1
 
-    async def _askWithin(self, hook: Hook, busId: str, body: bytes) -> Outcome:
+    async def _askWithin(self, hook: Recipient, busId: str, body: bytes) -> Outcome:
         if self._stopping:
             return _KILLED
         until = self._reactor.seconds() + hook.timeout
@@ -187,7 +187,7 @@ class Hooks:
         finally:
             self._askers.release()
 
-    async def _run(self, hook: Hook, busId: str, body: bytes, seconds: float) -> Outcome:
+    async def _run(self, hook: Recipient, busId: str, body: bytes, seconds: float) -> Outcome:
         """
         Make a call now.
         """
@@ -209,7 +209,7 @@ class Hooks:
                 self._idle.happen()
         return _KILLED if self._killed else outcome
 
-    async def _execute(self, hook: Hook, busId: str, body: bytes, seconds: float) -> Outcome:
+    async def _execute(self, hook: Recipient, busId: str, body: bytes, seconds: float) -> Outcome:
         command, data, variables = hook.command or (), body + b"\n", environment(busId, body)
         try:
             finished = await run(self._reactor, command, data, variables, seconds=seconds)
@@ -223,7 +223,7 @@ class Hooks:
         isGood = finished.status == 0
         return Outcome(None if isGood else f"exit status {finished.status}", finished.output)
 
-    async def _send(self, hook: Hook, busId: str, body: bytes, seconds: float) -> Outcome:
+    async def _send(self, hook: Recipient, busId: str, body: bytes, seconds: float) -> Outcome:
         try:
             answer = await self._post.send(hook.url or "", body, seconds)
         except NoAnswer as error:
@@ -231,7 +231,7 @@ class Hooks:
         isGood = 200 <= answer.status < 300
         return Outcome(None if isGood else f"HTTP status {answer.status}", answer.text)
 
-    def _say(self, hook: Hook, busId: str, outcome: Outcome) -> None:
+    def _say(self, hook: Recipient, busId: str, outcome: Outcome) -> None:
         """
         Log how a call went.
         """

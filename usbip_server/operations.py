@@ -13,6 +13,7 @@ from twisted.logger import Logger
 from usbip_server.catalogue import Catalogue
 from usbip_server.device import DeviceState, Traffic, UsbDevice
 from usbip_server.errors import (
+    ASK_AGAIN,
     BackendUnavailable,
     DeviceInUse,
     NotDone,
@@ -135,7 +136,7 @@ class Operations:
             raise StillWorking(
                 self._catalogue.now(device),
                 f"the {verb} of {device} takes longer than {self.timeouts.answer:g} s and goes "
-                f"on, for {self.timeouts.bind:g} s at the most; ask again to hear how it went",
+                f"on, for {self.timeouts.bind:g} s at the most; {ASK_AGAIN}",
             )
         operation.heard = True
         self._unheard.pop(device.busId, None)

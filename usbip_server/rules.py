@@ -83,17 +83,15 @@ class Occasion(enum.Enum):
     """A device is about to be bound; the hook may say no."""
 
 
-class Hook(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Recipient(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
-    A program or an address to be told.
+    A program or an address to be told something.
 
-    @ivar events: what of.
-    @ivar command: a program and its arguments; it gets the event on its standard input.
-    @ivar url: where to POST the event.
+    @ivar command: a program and its arguments; it gets what it is told on its standard input.
+    @ivar url: where to POST it.
     @ivar timeout: seconds until it is given up.
     """
 
-    events: Annotated[tuple[Occasion, ...], msgspec.Meta(min_length=1)]
     command: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] | None = None
     url: str | None = None
     timeout: Seconds = 10.0
@@ -106,6 +104,16 @@ class Hook(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     def __str__(self) -> str:
         return self.url or " ".join(self.command or ())
+
+
+class Hook(Recipient, frozen=True, kw_only=True):
+    """
+    One that is told of events.
+
+    @ivar events: what of.
+    """
+
+    events: Annotated[tuple[Occasion, ...], msgspec.Meta(min_length=1)]
 
 
 class Match(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -16,7 +16,7 @@ import stat
 import tempfile
 import time
 from functools import partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import msgspec
 from twisted.internet.defer import Deferred, TimeoutError
@@ -25,6 +25,8 @@ from twisted.python.failure import Failure
 
 from usbip_server.state import State
 from usbip_server.threads import Spawn, startThread
+
+S = TypeVar("S", bound=msgspec.Struct)
 
 FORGETFUL = "what is attached is not remembered across a restart"
 
@@ -54,7 +56,7 @@ class _NotOurs(Exception):
     """
 
 
-class StateFile:
+class KeptFile(Generic[S]):
     """
     A state that is kept in a file; in memory only where that is not possible.
 
@@ -63,22 +65,24 @@ class StateFile:
 
     _log = Logger()
 
-    def __init__(self, path: str, reactor: Any, spawn: Spawn = startThread) -> None:
+    def __init__(self, path: str, kind: type[S], reactor: Any, spawn: Spawn = startThread) -> None:
         """
         @param path: where. The directory is made if it is missing.
+        @param kind: of state: has a C{version}, and defaults for everything.
         @param reactor: provides C{IReactorTime} and C{IReactorFromThreads}.
         """
         self._path = path
+        self._kind = kind
         self._reactor = reactor
         self._spawn = spawn
         self._lock: int | None = None  # a descriptor
         self._isOff = False  # nothing is written any more
-        self._unsaved: State | None = None
+        self._unsaved: S | None = None
         self._isWriting = False
         self._complaints: set[str] = set()
         self._idle: list[Deferred[None]] = []
 
-    def open(self) -> State:
+    def open(self) -> S:
         """
         Take possession of the file, and read it. Blocks.
 
@@ -91,23 +95,23 @@ class StateFile:
         except _NotOurs as error:
             self._isOff = True
             self._log.warn("{error}: {so}", error=error, so=FORGETFUL)
-            return State()
+            return self._kind()
         except OSError as error:
             self._complain(error)
-            return State()
+            return self._kind()
         try:
-            return _read(self._path)
+            return _read(self._path, self._kind)
         except FileNotFoundError:
-            return State()
+            return self._kind()
         except (OSError, ValueError, msgspec.MsgspecError, RecursionError) as error:
             reason = error
         try:
             self._setAside(reason)
         except OSError as error:
             self._complain(error)
-        return State()
+        return self._kind()
 
-    def save(self, state: State) -> None:
+    def save(self, state: S) -> None:
         """
         Have a state written; returns at once. What could not be written is tried again the
         next time. Of several that come while one is being written, the last is written.
@@ -153,7 +157,7 @@ class StateFile:
         except RuntimeError as error:  # no more threads
             self._wrote(self._unsaved, Failure(error))
 
-    def _inThread(self, state: State) -> None:
+    def _inThread(self, state: S) -> None:
         failure = None
         try:
             if self._lock is None:
@@ -165,7 +169,7 @@ class StateFile:
             failure = Failure()
         self._reactor.callFromThread(self._wrote, state, failure)
 
-    def _wrote(self, state: State, failure: Failure | None) -> None:
+    def _wrote(self, state: S, failure: Failure | None) -> None:
         self._isWriting = False
         if failure is None:
             if self._complaints:
@@ -255,7 +259,16 @@ class StateFile:
         )
 
 
-def _read(path: str) -> State:
+class StateFile(KeptFile[State]):
+    """
+    The daemon's.
+    """
+
+    def __init__(self, path: str, reactor: Any, spawn: Spawn = startThread) -> None:
+        super().__init__(path, State, reactor, spawn)
+
+
+def _read(path: str, kind: type[S]) -> S:
     """
     @raise OSError: there is none, or it cannot be read.
     @raise ValueError: it is damaged.
@@ -264,12 +277,13 @@ def _read(path: str) -> State:
     with open(path, encoding="utf-8") as file:
         text = file.read()
     version = msgspec.json.decode(text, type=_Head).version
-    if version != State().version:
-        raise ValueError(f"its version is {version}; this daemon knows {State().version}")
-    return msgspec.json.decode(text, type=State)
+    known = msgspec.convert(msgspec.structs.asdict(kind()), _Head).version
+    if version != known:
+        raise ValueError(f"its version is {version}; this daemon knows {known}")
+    return msgspec.json.decode(text, type=kind)
 
 
-def _encode(state: State) -> bytes:
+def _encode(state: msgspec.Struct) -> bytes:
     return msgspec.json.format(msgspec.json.encode(state), indent=2) + b"\n"
 
 

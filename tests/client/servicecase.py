@@ -176,7 +176,7 @@ class ServiceCase(SynchronousTestCase):
     @property
     def words(self) -> list[str]:
         """What watchers were told, less what servers tell."""
-        ours = ("attached", "nodes", "lost", "failed", "reached", "unreachable")
+        ours = ("attached", "nodes", "lost", "failed", "connected", "disconnected")
         return [item["event"] for item in self.told if item["event"] in ours]
 
     def last(self, word: str) -> dict[str, Any]:

@@ -17,6 +17,14 @@ from usbip_server.client.parts import Kernel
 from usbip_server.client.serviceconfig import load
 from usbip_server.client.tap import assemble
 from usbip_server.testing import FakeVhci
+from usbip_server.testing.vhci import Files
+
+MODEM: Files = {
+    "*:1.0/bInterfaceClass": b"02\n",
+    "*:1.0/tty/ttyACM0/dev": b"166:0\n",
+    "*:1.0/tty/ttyACM0/uevent": b"MAJOR=166\nMINOR=0\nDEVNAME=ttyACM0\n",
+}
+"""What every device is, once it is plugged in."""
 
 
 def main(path: str) -> None:
@@ -26,7 +34,9 @@ def main(path: str) -> None:
     reactor: Any = installed
     globalLogBeginner.beginLoggingTo([jsonFileLogObserver(sys.stdout)])
     folder = os.path.dirname(load(path).config().socket.path or "/nowhere/")
-    kernel = Kernel(FakeVhci(), f"{folder}/dev", f"{folder}/records")
+    vhci = FakeVhci()
+    vhci.becomes = MODEM
+    kernel = Kernel(vhci, f"{folder}/dev", f"{folder}/records")
     service = assemble(path, reactor, kernel)
 
     def stop() -> Deferred[None]:

@@ -12,8 +12,9 @@ import msgspec
 from tests.childdaemon import EXPORT
 from tests.client.commandcase import VIRTUAL, CommandCase
 from usbip_server.client.attaching import Attached
-from usbip_server.client.checks import SLOTS, TABLE, Check, plugged, thisMachine
+from usbip_server.client.checks import Check, plugged, thisMachine
 from usbip_server.client.exits import Exit
+from usbip_server.kernel import slots
 from usbip_server.kernel.vhci import Vhci
 from usbip_server.kernel.vhcirecords import Record
 
@@ -94,7 +95,7 @@ class DoctorTests(CommandCase):
 
     def test_slots(self) -> None:
         """A machine that shares devices itself: how many places its kernel has left."""
-        for taken, ok in ((3, True), (SLOTS, False)):
+        for taken, ok in ((3, True), (slots.ALL, False)):
             system = _Sharing(taken)
             (check,) = [it for it in self.local(system) if it.what == "usbip-host"]
             self.assertEqual(check.ok, ok)
@@ -115,5 +116,5 @@ class _Sharing:
 
     def read(self, path: str) -> bytes:
         """Its table."""
-        assert path == TABLE
+        assert path == "bus/usb/drivers/usbip-host/match_busid"
         return b" ".join(b"1-%d" % place for place in range(1, self._taken + 1)) + b"\n"

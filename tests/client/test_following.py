@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.client.scripted import SECONDS, ScriptedServer
@@ -95,6 +96,7 @@ class FollowingTests(SynchronousTestCase):
             working.addErrback(lambda failure: None)
             enough.addTimeout(SECONDS, reactor)
             await enough
+            await deferLater(reactor, 0, lambda: None)  # it is not at it any more
             working.cancel()
 
         with ScriptedServer(watched) as scripted:

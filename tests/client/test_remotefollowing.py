@@ -76,12 +76,13 @@ class FollowingTestCase(TestCase):
         server = ScriptedServer(play)
         server.__enter__()
         self.addCleanup(deferToThread, server.__exit__, None, None, None)
-        self.told: list[str | None] = []
+        told: list[str | None] = []
+        self.told = told
         enough: Deferred[None] = Deferred()
 
         def changed_(busId: str | None) -> None:
-            self.told.append(busId)
-            if len(self.told) == turns:
+            told.append(busId)
+            if len(told) == turns:
                 enough.callback(None)
 
         following = RemoteFollowing(server.server, reactor, changed_, lambda: 0.0)
@@ -177,6 +178,7 @@ class TroubleTests(FollowingTestCase):
         """What is the matter, after the server's name and address."""
         with capturedLogs() as events:
             following = await self.follow(tells(*lines), turns)
+        following.stop()
         self.assertEqual(following.known, {})
         assert following.trouble is not None
         warnings = [each["reason"] for each in events if each["log_level"].name == "warn"]

@@ -207,6 +207,19 @@ class AttachTests(ApiCase):
         self.assertEqual(self.ask("detach", serial=UNO.serial)["status"], "success")
         self.assertEqual(self.file.state.requests, ())
 
+    def test_busy(self) -> None:
+        """One that is just being plugged in is gone when its detach is answered."""
+        self.network.hold = True
+        attaching = self.asking("attach", id="1-1.4")
+        self.network.settle()
+        detaching = self.asking("detach", id="1-1.4")
+        self.network.settle()
+        self.assertEqual((attaching, detaching), ([], []))
+        self.network.runThreads()
+        self.network.settle()
+        self.assertEqual([each.status for each in attaching + detaching], [Status.SUCCESS] * 2)
+        self.assertEqual((self.plugged, self.vhci.used()), ([], {}))
+
     def test_atOnce(self) -> None:
         """Several who want the same at once have the same."""
         self.network.hold = True

@@ -148,9 +148,9 @@ class ReturnTests(ServiceCase):
         """The server's daemon was killed, and is back: sessions go on, and are ours."""
         self.raspi.cut(Answer.REFUSES)
         self.network.sleep(60)
-        self.assertEqual((self.plugged, self.words[-1]), (["raspi 1-1.4"], "unreachable"))
+        self.assertEqual((self.plugged, self.words[-1]), (["raspi 1-1.4"], "disconnected"))
         self.raspi.restart()
-        self.soon(lambda: self.words[-1] == "reached")
+        self.soon(lambda: self.words[-1] == "connected")
         self.network.sleep(5)
         self.assertEqual(self.words.count("lost"), 0)
 
@@ -192,6 +192,13 @@ class ReturnTests(ServiceCase):
         self.raspi.forget("1-1.4")
         self.back()
         self.assertIn(("release", "1-1.4"), self.raspi.commands)
+
+    def test_dead(self) -> None:
+        """A session that is none any more at the server is ended here, as nobody else may do that:
+        the server was without power for a moment."""
+        self.raspi.become("1-1.4", DeviceState.BOUND)
+        self.back()
+        self.assertEqual(len(self.vhci.used()), 1)
 
     def test_nobodyElse(self) -> None:
         """But nobody else's session is ended."""

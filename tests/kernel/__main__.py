@@ -27,7 +27,7 @@ _DISK_BYTES = 4 << 20
 # Seconds for KVM to get as far as the first test. There are machines whose /dev/kvm works for
 # a while and then no more; it takes about two where it works.
 _KVM_BOOT_LIMIT = 20.0
-_LIMITS = {"kvm": 600.0, "tcg": 1800.0}
+_LIMITS = {"kvm": 900.0, "tcg": 2700.0}
 
 
 def main() -> None:

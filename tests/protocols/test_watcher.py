@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.support import ALICE, CONGESTION, EPOCH, UNO, MemoryTransport, changed
 from usbip_server.commands import WatchDevices
 from usbip_server.device import DeviceState
-from usbip_server.feed import Event, Feed
+from usbip_server.feed import Feed, Told
 from usbip_server.inventory import Inventory
 from usbip_server.protocols.watcher import PATIENCE, Watcher
 
@@ -236,9 +236,9 @@ class WatcherTests(SynchronousTestCase):
         """How an event is written is for the protocol to say."""
         transport = MemoryTransport()
         _, stream = self.feed.watch(WatchDevices())
-        seen: list[Event] = []
+        seen: list[Told] = []
 
-        def frame(event: Event, line: bytes) -> bytes:
+        def frame(event: Told, line: bytes) -> bytes:
             seen.append(event)
             return b"<" + line.strip() + b">"
 
@@ -246,5 +246,5 @@ class WatcherTests(SynchronousTestCase):
         watcher.begin(self.clock, 15)
         self.happen(1)
         self.assertEqual(transport.value(), b"<" + self.all().strip() + b">")
-        self.assertEqual([event.kind.value for event in seen], ["bound"])
+        self.assertEqual([event.word for event in seen], ["bound"])
         watcher.end()

@@ -30,3 +30,9 @@ virtual = BackendMaker(
     "usbip_server.backends.virtual",
     "devices made of software, for trying things out",
 )
+
+remote = BackendMaker(
+    "remote",
+    "usbip_server.client.remote",
+    "other servers' devices: a gateway to them",
+)

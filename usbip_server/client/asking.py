@@ -21,6 +21,7 @@ from service_identity import VerificationError
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.error import (
+    ConnectingCancelledError,
     ConnectionDone,
     ConnectionLost,
     DNSLookupError,
@@ -208,11 +209,17 @@ async def converse(reactor: Any, server: Server, seconds: float) -> Conversation
     except ValueError as error:
         raise _unreachable(server, str(error)) from error
     late = f"no connection within {seconds:g} s"
-    connecting = endpoint.connect(Factory.forProtocol(lambda: Conversation(server, reactor)))
+    factory = Factory.forProtocol(lambda: Conversation(server, reactor))
+    factory.noisy = False
+    connecting = endpoint.connect(factory)
     giveUp = reactor.callLater(seconds, connecting.cancel)
     try:
         conversation = await connecting
-    except (TimeoutError, CancelledError) as error:
+    except (CancelledError, ConnectingCancelledError) as error:
+        if giveUp.active():  # whoever waits for it does not any more
+            raise CancelledError from error
+        raise _unreachable(server, late) from error
+    except TimeoutError as error:
         raise _unreachable(server, late) from error
     except Exception as error:
         raise _unreachable(server, _reason(error) if giveUp.active() else late) from error

@@ -17,16 +17,12 @@ from usbip_server.client.attaching import Attached
 from usbip_server.client.importing import listDevices
 from usbip_server.client.servers import Server
 from usbip_server.errors import LocalTrouble, ShareError, Unreachable
+from usbip_server.kernel import slots
 from usbip_server.kernel.system import ISystem
 from usbip_server.kernel.vhci import PortState, Vhci
 from usbip_server.opcodec import NotGiven
 from usbip_server.replies import Status
 from usbip_server.threads import BlockingCalls, TookTooLong
-
-SLOTS = 16
-"""Bus ids that C{usbip-host} has room for (C{MAX_BUSID}, C{drivers/usb/usbip/stub_main.c})."""
-
-TABLE = "bus/usb/drivers/usbip-host/match_busid"
 
 STATUS = "/proc/self/status"
 
@@ -96,15 +92,15 @@ def _slots(system: ISystem) -> Iterator[Check]:
     """
     Nothing, where no devices are shared.
     """
-    try:
-        taken = len(system.read(TABLE).split())
-    except OSError:
+    taken = slots.taken(system)
+    if taken is None:
         return
     yield Check(
         what="usbip-host",
-        ok=taken < SLOTS,
-        found=f"this machine shares devices too: {taken} of its kernel's {SLOTS} places are taken",
-        fix=None if taken < SLOTS else "detach one, or unplug it and: sudo modprobe -r usbip-host",
+        ok=taken < slots.ALL,
+        found=f"this machine shares devices too: {taken} of its kernel's {slots.ALL} places "
+        "are taken",
+        fix=None if taken < slots.ALL else "stop usbipshare; sudo modprobe -r usbip-host",
     )
 
 

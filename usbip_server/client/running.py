@@ -52,6 +52,7 @@ def run(work: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
         working.addBoth(lambda nothing: reactor.callLater(0, reactor.callLater, 0, reactor.crash))
 
     _allowManyConnections()
+    others = {*reactor.getDelayedCalls()}
     before = reactor.installNameResolver(Resolver(reactor))
     signals = {number: signal.getsignal(number) for number in SIGNALS}
     reactor.callWhenRunning(begin)
@@ -62,6 +63,8 @@ def run(work: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
         for number, does in signals.items():
             signal.signal(number, does)
         reactor.installNameResolver(before)
+        for call in {*reactor.getDelayedCalls()} - others:
+            call.cancel()  # nobody waits for it any more
     for error in errors:
         raise error
     if not results:

@@ -22,8 +22,6 @@ class Elsewhere:
     @cvar prefix: what a command begins with that is to run there.
     """
 
-    prefix = ("nsenter", f"--net=/run/netns/{_NAME}")
-
     server = "10.55.32.1"
     address = "10.55.32.2"
     prefix = ("nsenter", f"--net=/run/netns/{_NAME}")

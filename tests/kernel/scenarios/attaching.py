@@ -305,26 +305,28 @@ class AttachingTests(AttachingCase):
         whether somebody was just reading or not."""
         config = self.config(more=f"devices: [{{match: {{id: {DISK}}}, share: always}}]\n")
         for isReading in (False, True):
-            with guest.Elsewhere() as there:
-                with ChildDaemon(config, prefix=there.prefix):
-                    server = Server(name="there", host=there.address)
-                    guest.waitPresent(DISK, "usbip-host")
-                    attached, kept = self.take(DISK, server)
-                    node = self.compare(attached)
-                    reader = guest.DiskReader(node, guest.diskBytes(), Path.cwd())
-                    with reader if isReading else contextlib.nullcontext():
-                        if isReading:
-                            reader.readsOn()
-                        there.vanish()
-                        began = time.monotonic()
-                        self.assertTrue(isOver(kept, 1000 * VANISHED))
-                        took = time.monotonic() - began
-                        self.gone(attached)
-                    print(
-                        f"\na server that {'is read from' if isReading else 'is idle'} "
-                        f"vanishes: seen after {took:.1f} s",
-                        end="",
-                    )
+            with (
+                guest.Elsewhere() as there,
+                ChildDaemon(config, prefix=there.prefix, listen=["tcp:0"]),
+            ):
+                server = Server(name="there", host=there.address)
+                guest.waitUntil(partial(listDevices, server, guest.DEADLINE), "it has the disk")
+                attached, kept = self.take(DISK, server)
+                node = self.compare(attached)
+                reader = guest.DiskReader(node, guest.diskBytes(), Path.cwd())
+                with reader if isReading else contextlib.nullcontext():
+                    if isReading:
+                        reader.readsOn()
+                    there.vanish()
+                    began = time.monotonic()
+                    self.assertTrue(isOver(kept, 1000 * VANISHED))
+                    took = time.monotonic() - began
+                    self.gone(attached)
+                print(
+                    f"\na server that {'is read from' if isReading else 'is idle'} "
+                    f"vanishes: seen after {took:.1f} s",
+                    end="",
+                )
             guest.resetUsb()
 
 

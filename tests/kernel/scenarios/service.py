@@ -67,10 +67,16 @@ MASKED = (
 )
 
 
-class ServiceTests(SynchronousTestCase):
+class SystemdCase(SynchronousTestCase):
     """
     A systemd of its own, in its own process namespace, with udev.
+
+    @cvar unit: what it starts.
+    @cvar config: the file of that.
     """
+
+    unit = UNIT
+    config = CONFIG
 
     def setUp(self) -> None:
         guest.awaitDevices()
@@ -82,25 +88,31 @@ class ServiceTests(SynchronousTestCase):
             guest.check("useradd", *options, "--shell", "/usr/sbin/nologin", USER)
         data = resources.files("usbip_server.data")
         UNITS.mkdir(parents=True, exist_ok=True)
-        (UNITS / UNIT).write_text(data.joinpath(UNIT).read_text())
+        (UNITS / self.unit).write_text(data.joinpath(self.unit).read_text())
         rules = Path("/etc/udev/rules.d", RULES)
         rules.write_text(data.joinpath(RULES).read_text())
         self.addCleanup(rules.unlink)
-        (UNITS / f"{UNIT}.d").mkdir(exist_ok=True)
-        (UNITS / f"{UNIT}.d" / "test.conf").write_text(OVERRIDE)
+        (UNITS / f"{self.unit}.d").mkdir(exist_ok=True)
+        (UNITS / f"{self.unit}.d" / "test.conf").write_text(OVERRIDE)
         for name in MASKED:
             (UNITS / name).unlink(missing_ok=True)
             (UNITS / name).symlink_to("/dev/null")
         home = Path("/opt/usbipshare")
         home.unlink(missing_ok=True)
         home.symlink_to(sys.prefix)
-        CONFIG.write_text(LISTEN)
+        self.config.parent.mkdir(exist_ok=True)
+        self.config.write_text(self.configured())
         if not os.path.ismount("/sys/fs/cgroup"):
             guest.check("mount", "-t", "cgroup2", "none", "/sys/fs/cgroup")
         systemd = subprocess.Popen(
             [
                 *("unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc"),
-                *("/lib/systemd/systemd", "--system", f"--unit={UNIT}", "--log-target=console"),
+                *(
+                    "/lib/systemd/systemd",
+                    "--system",
+                    f"--unit={self.unit}",
+                    "--log-target=console",
+                ),
             ],
             env={"PATH": os.environ["PATH"], "container": "test"},
             stdin=subprocess.DEVNULL,
@@ -111,6 +123,10 @@ class ServiceTests(SynchronousTestCase):
         self.process = int(guest.waitUntil(lambda: children.read_text().strip(), "unshare forks"))
         # It talks only to those in its own namespace.
 
+    def configured(self) -> str:
+        """What stands in the file at first."""
+        return LISTEN
+
     def systemctl(self, *arguments: str) -> str:
         """Ask systemd; what it answers, whatever its exit status."""
         inside = ("nsenter", f"--target={self.process}", "--pid", "--mount")
@@ -118,7 +134,7 @@ class ServiceTests(SynchronousTestCase):
 
     def show(self, name: str) -> str:
         """A property of the service."""
-        return self.systemctl("show", "--value", f"--property={name}", UNIT)
+        return self.systemctl("show", "--value", f"--property={name}", self.unit)
 
     def untilActive(self) -> None:
         """Wait until the daemon has said that it is ready."""
@@ -129,8 +145,24 @@ class ServiceTests(SynchronousTestCase):
         try:
             guest.waitUntil(condition, what)
         except guest.DeadlineMissed as error:
-            said = self.systemctl("status", "--no-pager", "--full", "--lines=40", UNIT)
+            said = self.systemctl("status", "--no-pager", "--full", "--lines=40", self.unit)
             self.fail(f"{error}\n{self.systemctl('list-jobs')}\n{said}")
+
+    def inside(self, *command: str) -> None:
+        """Run a program where this systemd's mounts are."""
+        guest.check("nsenter", f"--target={self.process}", "--mount", *command)
+
+    def status(self) -> dict[str, str]:
+        """What the kernel says of the daemon."""
+        root = Path(f"/proc/{self.process}/root")
+        text = (root / "proc" / self.show("MainPID") / "status").read_text()
+        return dict(line.split(":\t", 1) for line in text.splitlines())
+
+
+class ServiceTests(SystemdCase):
+    """
+    The daemon.
+    """
 
     def ask(self, **request: object) -> Any:
         """Ask the daemon."""
@@ -143,20 +175,10 @@ class ServiceTests(SynchronousTestCase):
         said = guest.check("nc", "-N", "localhost", "5056", stdin=json.dumps(request))
         return json.loads(said)
 
-    def inside(self, *command: str) -> None:
-        """Run a program where this systemd's mounts are."""
-        guest.check("nsenter", f"--target={self.process}", "--mount", *command)
-
     def writable(self, folder: str = "/sys") -> set[str]:
         """What below C{/sys} its user may write, where no sandbox keeps it from that."""
         found = guest.check(*BECOME, "find", folder, "-type", "f", "-writable", seconds=120)
         return set(found.split())
-
-    def status(self) -> dict[str, str]:
-        """What the kernel says of the daemon."""
-        root = Path(f"/proc/{self.process}/root")
-        text = (root / "proc" / self.show("MainPID") / "status").read_text()
-        return dict(line.split(":\t", 1) for line in text.splitlines())
 
     def test_rights(self) -> None:
         """

@@ -1,0 +1,236 @@
+"""
+The command C{usbipshare} as people have it: a process, a terminal, signals, pipes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from tests.client.commandcase import CommandCase
+from tests.client.scripted import ScriptedServer
+from tests.client.test_cli_asking import listen
+from usbip_server.client.exits import INTERRUPTED, Exit
+
+SECONDS = 60.0
+
+SCRIPT = Path(sys.executable).parent / "usbipshare"
+
+LAMP = "backend: {type: virtual, devices: [{bus_id: 1-1, product: Blinking Lamp}]}\n"
+
+
+class ProcessTestCase(CommandCase):
+    """
+    Processes, which find their servers in the test's file.
+    """
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The environment of commands."""
+        return {"PATH": os.environ["PATH"], "TERM": "xterm-256color", **self.environment}
+
+    def start(self, *arguments: str, **more: Any) -> subprocess.Popen[bytes]:
+        """Start one, which ends with the test."""
+        child = subprocess.Popen(
+            [SCRIPT, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=self.variables | more,
+        )
+
+        def reap() -> None:
+            child.kill()
+            child.communicate()
+
+        self.addCleanup(reap)
+        return child
+
+    def end(self, child: subprocess.Popen[bytes], status: int) -> tuple[str, str]:
+        """What it has said when it has ended."""
+        out, err = child.communicate(timeout=SECONDS)
+        self.assertEqual(child.returncode, status, err.decode())
+        return out.decode(), err.decode()
+
+    def line(self, stream: IO[bytes] | None) -> str:
+        """The next that it says."""
+        assert stream is not None
+        self.assertTrue(select.select([stream], [], [], SECONDS)[0], "it says nothing")
+        return os.read(stream.fileno(), 65536).decode().rstrip("\n")
+
+    @contextlib.contextmanager
+    def terminal(self, *arguments: str, **more: str) -> Iterator[tuple[int, int]]:
+        """Start one at a terminal: its process, and the other side of the terminal."""
+        pid, master = pty.fork()
+        if pid == 0:
+            os.execve(SCRIPT, [str(SCRIPT), *arguments], self.variables | more)
+        try:
+            yield pid, master
+        finally:
+            os.close(master)
+            os.waitpid(pid, 0)
+
+    def seen(self, master: int, end: str = "") -> str:
+        """What is to be seen on a terminal, up to a text, or all of it."""
+        seen = ""
+        while not (end and end in seen):
+            self.assertTrue(select.select([master], [], [], SECONDS)[0], f"there is only {seen!r}")
+            try:
+                data = os.read(master, 65536)
+            except OSError:  # nobody has the other side any more
+                break
+            if not data:
+                break
+            seen += data.decode()
+        return seen
+
+
+class TerminalTests(ProcessTestCase):
+    """
+    A terminal.
+    """
+
+    def test_question(self) -> None:
+        """If several devices match somebody is asked which one is meant."""
+        self.daemon()
+        with self.terminal("find", "usbipshare") as (_, master):
+            self.seen(master, "Which one")
+            os.write(master, b"2\n")
+            self.assertIn("DISK1", self.seen(master, "state"))
+
+    def test_colours(self) -> None:
+        """There are colours, unless somebody does not want them; in a pipe there are none."""
+        daemon = self.daemon()
+        daemon.ask("attach", id="1-1")
+        green = "\x1b[32m"
+        with self.terminal("list") as (_, master):
+            self.assertIn(green, self.seen(master))
+        with self.terminal("list", NO_COLOR="1") as (_, master):
+            self.assertNotIn(green, self.seen(master))
+        out, _ = self.end(self.start("list"), 0)
+        self.assertNotIn("\x1b", out)
+
+
+class WatchTests(ProcessTestCase):
+    """
+    C{usbipshare watch}.
+    """
+
+    def test_watch(self) -> None:
+        """There is a line for each event at any server, until it is interrupted."""
+        raspi = self.daemon("raspi")
+        bench = self.daemon("bench", f"export: off\n{LAMP}")
+        watch = self.start("watch")
+        told = {line for _ in range(2) for line in self.line(watch.stderr).splitlines()}
+        while len(told) < 2:
+            told |= {*self.line(watch.stderr).splitlines()}
+        self.assertEqual(told, {"raspi: 2 devices", "bench: 1 devices"})
+        for daemon, said in (
+            (raspi, r"\d\d:\d\d:\d\d  raspi  1-1  bound  usbipshare Echoing Serial Port"),
+            (bench, r"\d\d:\d\d:\d\d  bench  1-1  bound  Blinking Lamp"),
+        ):
+            daemon.ask("attach", id="1-1")
+            self.assertRegex(self.line(watch.stdout), rf"\A{said}\Z")
+        watch.send_signal(signal.SIGINT)
+        self.end(watch, 0)
+
+    def test_json(self) -> None:
+        """In JSON each line says which server it is about, also when that comes and goes."""
+        daemon = self.daemon("raspi", f"export: off\n{LAMP}")
+        watch = self.start("watch", "--json", "--id", "1-*")
+        connected = json.loads(self.line(watch.stdout))
+        self.assertEqual((connected["event"], connected["server"]), ("connected", "raspi"))
+        self.assertEqual([device["bus_id"] for device in connected["devices"]], ["1-1"])
+        daemon.ask("attach", id="1-1")
+        bound = json.loads(self.line(watch.stdout))
+        self.assertEqual((bound["event"], bound["server"]), ("bound", "raspi"))
+        self.assertEqual(bound["data"]["state"], "bound")
+        daemon.kill()
+        lost = json.loads(self.line(watch.stdout).splitlines()[0])
+        self.assertEqual((lost["event"], lost["server"]), ("disconnected", "raspi"))
+
+    def test_pipe(self) -> None:
+        """It ends when nobody reads it any more."""
+        daemon = self.daemon("raspi", f"export: off\n{LAMP}")
+        watch = self.start("watch")
+        self.line(watch.stderr)
+        assert watch.stdout is not None
+        watch.stdout.close()
+        daemon.ask("attach", id="1-1")
+        watch.wait(SECONDS)
+
+
+class InterruptedTests(ProcessTestCase):
+    """
+    Ctrl-C.
+    """
+
+    def test_interrupted(self) -> None:
+        """What is interrupted says so, whatever it waits for."""
+        asked = threading.Event()
+
+        def hear(peer: socket.socket) -> None:
+            peer.recv(1)
+            asked.set()
+            listen(peer)
+
+        with ScriptedServer(hear) as silent:
+            self.known("silent", host="127.0.0.1", port=silent.port)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                waiting = self.start("list", "--timeout", "600")
+                self.assertTrue(asked.wait(SECONDS))
+                waiting.send_signal(number)
+                _, said = self.end(waiting, INTERRUPTED)
+                self.assertEqual(said, "interrupted\n")
+                asked.clear()
+
+
+class ManyTests(ProcessTestCase):
+    """
+    Many servers.
+    """
+
+    def test_together(self) -> None:
+        """Ten that say nothing take no longer than one."""
+        with contextlib.ExitStack() as stack:
+            for number in range(10):
+                silent = stack.enter_context(ScriptedServer(listen))
+                self.known(f"silent{number}", host="127.0.0.1", port=silent.port)
+            begin = time.monotonic()
+            self.end(self.start("list", "--timeout", "1"), Exit.UNREACHABLE)
+            self.assertLess(time.monotonic() - begin, 8)
+
+    def test_range(self) -> None:
+        """So do a thousand that are not there."""
+        self.known("lab", range="127.1.0.0-127.1.3.231", port=self.nobody(), export_port=9)
+        _, said = self.end(self.start("list"), Exit.UNREACHABLE)
+        self.assertIn("lab: 1000 of its 1000 addresses do not answer\n", said)
+
+
+class CompletionTests(ProcessTestCase):
+    """
+    The tab key.
+    """
+
+    def test_bash(self) -> None:
+        """What bash asks is answered with devices that there are."""
+        self.daemon()
+        asked = {
+            "_USBIPSHARE_COMPLETE": "bash_complete",
+            "COMP_WORDS": "usbipshare attach 1-",
+            "COMP_CWORD": "2",
+        }
+        out, err = self.end(self.start(**asked), 0)
+        self.assertEqual((out, err), ("plain,1-1\nplain,1-2\n", ""))
