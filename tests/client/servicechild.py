@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from typing import Any
 
 from twisted.internet import reactor as installed
@@ -27,6 +28,32 @@ MODEM: Files = {
 """What every device is, once it is plugged in."""
 
 
+class LockedVhci(FakeVhci):
+    """
+    For several threads.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.RLock()
+
+    def read(self, path: str) -> bytes:
+        with self._lock:
+            return super().read(path)
+
+    def write(self, path: str, data: bytes) -> None:
+        with self._lock:
+            super().write(path, data)
+
+    def directories(self, path: str) -> list[str]:
+        with self._lock:
+            return super().directories(path)
+
+    def list(self, path: str) -> list[str]:
+        with self._lock:
+            return super().list(path)
+
+
 def main(path: str) -> None:
     """
     Run it, until it is told to end.
@@ -34,7 +61,7 @@ def main(path: str) -> None:
     reactor: Any = installed
     globalLogBeginner.beginLoggingTo([jsonFileLogObserver(sys.stdout)])
     folder = os.path.dirname(load(path).config().socket.path or "/nowhere/")
-    vhci = FakeVhci()
+    vhci = LockedVhci()
     vhci.becomes = MODEM
     kernel = Kernel(vhci, f"{folder}/dev", f"{folder}/records")
     service = assemble(path, reactor, kernel)

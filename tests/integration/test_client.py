@@ -133,7 +133,7 @@ class WatchTests(ProcessTestCase):
         raspi = self.daemon("raspi")
         bench = self.daemon("bench", f"export: off\n{LAMP}")
         watch = self.start("watch")
-        told = {line for _ in range(2) for line in self.line(watch.stderr).splitlines()}
+        told: set[str] = set()
         while len(told) < 2:
             told |= {*self.line(watch.stderr).splitlines()}
         self.assertEqual(told, {"raspi: 2 devices", "bench: 1 devices"})

@@ -40,16 +40,29 @@ def run(work: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
     results: list[T] = []
     errors: list[BaseException] = []
 
+    working: list[Deferred[None]] = []
+
     def interrupt(number: int, frame: object) -> None:
-        reactor.callFromThread(reactor.crash)
+        reactor.callFromThread(callOff)
+
+    def callOff() -> None:
+        errors.insert(0, Interrupted())
+        for deferred in working:
+            deferred.cancel()
+        soon()
+
+    def soon() -> None:
+        # Connections that were cut off are closed in the turn after this one.
+        reactor.callLater(0, reactor.callLater, 0, reactor.crash)
 
     def begin() -> None:
         for number in SIGNALS:
             signal.signal(number, interrupt)
-        working = Deferred.fromCoroutine(work(reactor))
-        working.addCallbacks(results.append, lambda failure: errors.append(failure.value))
-        # Connections that were cut off are closed in the turn after this one.
-        working.addBoth(lambda nothing: reactor.callLater(0, reactor.callLater, 0, reactor.crash))
+        done = Deferred.fromCoroutine(work(reactor)).addCallbacks(
+            results.append, lambda failure: errors.append(failure.value)
+        )
+        working.append(done)
+        done.addBoth(lambda nothing: soon())
 
     _allowManyConnections()
     others = {*reactor.getDelayedCalls()}
@@ -67,8 +80,6 @@ def run(work: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
             call.cancel()  # nobody waits for it any more
     for error in errors:
         raise error
-    if not results:
-        raise Interrupted
     return results[0]
 
 

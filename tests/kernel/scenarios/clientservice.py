@@ -209,13 +209,12 @@ class UnitTests(SystemdCase):
     config = Path("/etc/usbipshare/service.yaml")
 
     def setUp(self) -> None:
-        guest.awaitDevices()
+        super().setUp()
         guest.modprobe("usbip-host")
         config = "backend: {type: sysfs}\ntimeouts: {answer: 60, bind: 60}\n"
         server = ChildDaemon(f"{config}export: {{listen: ['tcp:3240']}}\n", listen=["tcp:5055"])
         server.__enter__()
         self.addCleanup(server.__exit__, None, None, None)
-        super().setUp()
 
     def configured(self) -> str:
         return f"servers: {{here: {{host: 127.0.0.1}}}}\n{RULES}socket: {{group: 2001}}\n"
