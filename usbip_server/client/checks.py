@@ -100,7 +100,7 @@ def _slots(system: ISystem) -> Iterator[Check]:
         ok=taken < slots.ALL,
         found=f"this machine shares devices too: {taken} of its kernel's {slots.ALL} places "
         "are taken",
-        fix=None if taken < slots.ALL else "stop usbipshare; sudo modprobe -r usbip-host",
+        fix=None if taken < slots.ALL else "detach a device for good, or restart the machine",
     )
 
 

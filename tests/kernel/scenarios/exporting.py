@@ -24,8 +24,8 @@ SERIAL = guest.SERIAL.busId
 TABLET = guest.TABLET.busId
 
 HOST = "127.0.0.1"
-OTHER = "127.0.0.2"
-"""Somebody else, on loopback as well."""
+OTHER = "10.99.0.1"
+"""Somebody else: an address that this machine has besides, and that is none of loopback."""
 
 STOCK_PORT = 3241
 """Of a stock C{usbipd}, to compare with."""
@@ -191,6 +191,7 @@ class ExportingTests(DaemonCase):
 
     def lease(self, daemon: ChildDaemon) -> None:
         """Only whoever has leased the disk can import it, by its address."""
+        guest.check("ip", "address", "replace", f"{OTHER}/32", "dev", "lo")
         lease = {"owner": "ci-job-81", "ttl": 600}
         self.succeeds(askFrom(OTHER, daemon, "attach", id=DISK, lease=lease))
         self.refused(DISK, BUSY_TEXT)
