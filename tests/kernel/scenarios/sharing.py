@@ -343,8 +343,6 @@ def unloadHost() -> None:
         if busId in BUS_IDS:
             for step in ("usb/unbind", "usbip-host/bind", "usbip-host/unbind", "usb/bind"):
                 (guest.DRIVERS_FOLDER / step).write_text(busId)
-        else:
-            raise AssertionError(f"{busId} is in the table, and gone: the kernel would die of it")
     guest.rmmod("usbip-host")
 
 
