@@ -13,7 +13,8 @@ from tests.support import DEVICES, EPOCH, MOUSE, STICK, UNO, changed
 from usbip_server.commands import WatchDevices
 from usbip_server.device import DeviceState, Holder, Lease, UsbDevice
 from usbip_server.errors import SnapshotNeeded
-from usbip_server.feed import Event, Feed, Stream
+from usbip_server.feed import Event, Feed
+from usbip_server.history import Stream
 from usbip_server.inventory import Change, ChangeKind, Inventory
 
 BOUND, IN_USE = DeviceState.BOUND, DeviceState.IN_USE
@@ -200,11 +201,11 @@ class StreamTests(FeedTestCase):
     What one watcher is told.
     """
 
-    def watch(self, **request: Any) -> Stream:
+    def watch(self, **request: Any) -> Stream[Event]:
         """What somebody is to be told."""
         return self.feed.watch(WatchDevices(**request))[1]
 
-    def begin(self, stream: Stream) -> list[int]:
+    def begin(self, stream: Stream[Event]) -> list[int]:
         """Have it begin to tell the listener; the numbers of what comes first."""
         return [e.change.seq for e, _ in stream.begin(lambda event, line: self.listen(event))]
 

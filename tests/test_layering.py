@@ -73,8 +73,8 @@ LAYERS = {
     "interfaces": {"interfaces"},
     "middle": {
         *("access", "answers", "audit", "caller", "catalogue", "childprocess", "claims"),
-        *("damper", "exports", "feed", "gate", "handoff", "hangups", "herald", "hooks"),
-        "httppost",
+        *("damper", "exports", "feed", "gate", "handoff", "hangups", "herald", "history"),
+        *("hooks", "httppost"),
         *("inventory", "keeper", "looking", "operation", "operations", "patience", "sharing"),
         *("statefile", "threads", "waiting", "wishes", "yamlfile"),
     },
@@ -83,7 +83,7 @@ LAYERS = {
     "protocols": {"protocols"},
     "outermost": {
         *("certificates", "config", "daemon", "descriptors", "listening", "notify", "places"),
-        "tap",
+        *("rereading", "tap"),
     },
     "testing": {"testing"},
     "data": {"data"},

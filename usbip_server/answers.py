@@ -4,7 +4,7 @@ From the bytes of a request to the bytes of its answer, the same for every proto
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 from twisted.logger import Logger
@@ -13,7 +13,7 @@ from usbip_server.caller import Caller
 from usbip_server.commands import Command, WatchDevices, decode
 from usbip_server.device import UsbDevice
 from usbip_server.errors import NotAllowed, ShareError, SnapshotNeeded
-from usbip_server.feed import Streaming
+from usbip_server.history import Stream
 from usbip_server.replies import Devices, Reply, Status, encodeDevices, failed
 from usbip_server.sharing import Sharing
 
@@ -35,7 +35,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     keepAlive: bool = False
     forbidden: bool = False
     broken: bool = False
-    stream: Streaming | None = None
+    stream: Stream[Any] | None = None
 
 
 class Answering(Protocol):

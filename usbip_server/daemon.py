@@ -4,23 +4,22 @@ The daemon as a Twisted service: it starts, listens and stops.
 
 from __future__ import annotations
 
-import contextlib
-import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IListeningPort, IReactorFromThreads
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from usbip_server.listening import explain
+from usbip_server.listening import Deaf, explain
 from usbip_server.notify import notify
 from usbip_server.places import Place, Purpose
 from usbip_server.protocols.exporter import ExporterFactory
 from usbip_server.protocols.firstbyte import FirstByteFactory
 from usbip_server.protocols.secured import SecuredFactory
+from usbip_server.rereading import Rereading
 from usbip_server.sharing import Sharing
 
 CLOSING_SECONDS = 2.0
@@ -30,16 +29,6 @@ CLOSING_SECONDS = 2.0
 class _Port(NamedTuple):
     place: Place
     port: IListeningPort
-
-
-class Deaf(SystemExit, Exception):
-    """
-    The daemon cannot listen, is of no use, and has to say so to whoever starts it.
-
-    C{SystemExit} ends the process with the message and without a traceback; an
-    C{Exception} is what C{twistd} hands to the process that waits for it to become a
-    daemon, and that would otherwise wait for ever.
-    """
 
 
 class Daemon(Service):
@@ -67,11 +56,8 @@ class Daemon(Service):
         self._factory = factory
         self._exporters = exporters
         self._places = places
-        self._reactor = reactor
-        self._reload = reload
+        self._rereading = Rereading(reactor, lambda: reload(self))
         self._ports: list[_Port] = []
-        self._reloading: Deferred[None] = succeed(None)
-        self._oldHandler: Any = None
 
     def privilegedStartService(self) -> None:
         """
@@ -139,8 +125,7 @@ class Daemon(Service):
         Start the backend; requests that come before it is ready wait for it.
         """
         super().startService()
-        with contextlib.suppress(ValueError):  # not in the main thread
-            self._oldHandler = signal.signal(signal.SIGHUP, self._onHangup)
+        self._rereading.start()
         self.privilegedStartService()  # "python -m twisted" does not
         Deferred.fromCoroutine(self._start()).addErrback(
             lambda failure: self._log.failure("the backend does not start", failure)
@@ -151,9 +136,7 @@ class Daemon(Service):
         Answer what is in progress, and end.
         """
         super().stopService()
-        if self._oldHandler is not None:
-            signal.signal(signal.SIGHUP, self._oldHandler)
-            self._oldHandler = None
+        self._rereading.stop()
         return Deferred.fromCoroutine(self._stop())
 
     async def _start(self) -> None:
@@ -169,21 +152,6 @@ class Daemon(Service):
             exporter.close()
         await self._factory.close(CLOSING_SECONDS)
         self._log.info("stopped")
-
-    def _onHangup(self, number: int, frame: object) -> None:
-        self._reactor.callFromThread(self._reloadOnce)
-
-    def _reloadOnce(self) -> None:
-        """
-        One after the other, however quickly they come.
-        """
-        self._reloading.addCallback(lambda _: Deferred.fromCoroutine(self._doReload()))
-
-    async def _doReload(self) -> None:
-        try:
-            await self._reload(self)
-        except Exception:
-            self._log.failure("a bug in reading the configuration anew")
 
     def _listen(self, place: Place) -> None:
         failures: list[Failure] = []

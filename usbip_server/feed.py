@@ -5,16 +5,15 @@ for a while.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator
-from itertools import islice
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any
 
 from twisted.logger import Logger
 
 from usbip_server.commands import WatchDevices
 from usbip_server.device import Holder, Traffic, UsbDevice
 from usbip_server.errors import SnapshotNeeded
+from usbip_server.history import History, Stream
 from usbip_server.inventory import Change, ChangeKind, Inventory
 from usbip_server.matching import given, matching
 from usbip_server.replies import (
@@ -26,38 +25,6 @@ from usbip_server.replies import (
     leaseFields,
 )
 from usbip_server.timestamps import timestamp
-
-
-class Told(Protocol):
-    """
-    Something that happened.
-    """
-
-    @property
-    def word(self) -> str:
-        """What, in a word."""
-
-    @property
-    def seq(self) -> int:
-        """Its number."""
-
-
-class Streaming(Protocol):
-    """
-    What one watcher is to be told.
-
-    @ivar goesOn: does it go on where an earlier one has ended? Else a snapshot came first.
-    @ivar seq: the number of the last event that the watcher knows of to begin with.
-    """
-
-    goesOn: bool
-    seq: int
-
-    def begin(self, tell: Callable[[Told, bytes], None]) -> Iterator[tuple[Told, bytes]]:
-        """As L{Stream.begin}."""
-
-    def end(self) -> None:
-        """Tell nothing more."""
 
 
 class Event:
@@ -100,6 +67,19 @@ class Event:
         return self.change.device
 
     @property
+    def about(self) -> tuple[UsbDevice, ...]:
+        """The device as it is, and as it was."""
+        before = self.change.before
+        return (self.device,) if before is None else (self.device, before)
+
+    @property
+    def session(self) -> dict[str, Any] | None:
+        """The contract's JSON for the client that has come or gone, and what it has moved."""
+        if self.kind not in (ChangeKind.IMPORTED, ChangeKind.RELEASED):
+            return None
+        return holderFields(self.holder or Holder(), self._traffic)
+
+    @property
     def holder(self) -> Holder | None:
         """Who has imported it, or has given it back."""
         if self.kind is ChangeKind.IMPORTED:
@@ -114,19 +94,19 @@ class Event:
         return self._lines[detail]
 
     def _encode(self, detail: bool) -> bytes:
-        session = self.kind in (ChangeKind.IMPORTED, ChangeKind.RELEASED)
         lease = self.device.lease if self.kind is ChangeKind.LEASE else None
         return Notice(
             event=self.kind.value,
             seq=self.change.seq,
             time=timestamp(self.time),
             data=encodeDevices(self.device, detail),
-            holder=holderFields(self.holder or Holder(), self._traffic) if session else None,
+            holder=self.session,
             lease=None if lease is None else leaseFields(lease),
         ).encode()
 
 
-Listener = Callable[[Event], None]
+SESSION = "{device} {kind}: {holder}, since {since}, {bytes_in} bytes in, {bytes_out} out"
+"""What the log says of a client that has come or gone. C{None} is what is not known."""
 
 MayKnow = Callable[[UsbDevice], bool]
 
@@ -136,7 +116,7 @@ def anything(device: UsbDevice) -> bool:
     return True
 
 
-class Feed:
+class Feed(History[Event]):
     """
     Makes events of the changes in an inventory.
     """
@@ -158,43 +138,20 @@ class Feed:
         self._inventory = inventory
         self._now = now
         self._traffic = traffic
-        self._history: deque[Event] = deque(maxlen=keep)
-        self._listeners: dict[Listener, None] = {}
-        self._begin = inventory.subscribe(self._changed).seq
+        super().__init__(inventory.subscribe(self._changed).seq, keep)
 
     @property
     def seq(self) -> int:
         """The number of the last event."""
         return self._inventory.snapshot.seq
 
-    def listen(self, listener: Listener) -> None:
-        """Tell C{listener} of every event from now on."""
-        self._listeners[listener] = None
-
-    def leave(self, listener: Listener) -> None:
-        """Tell it nothing more."""
-        self._listeners.pop(listener, None)
-
-    def keep(self, most: int) -> None:
-        """Remember so many events from now on."""
-        self._history = deque(self._history, maxlen=most)
-
-    def after(self, seq: int) -> list[Event] | None:
-        """
-        The events after the one with a number.
-
-        @return: C{None} if they are not all remembered, or the number is none of ours.
-        """
-        first = self._history[0].change.seq if self._history else self.seq + 1
-        if not max(self._begin, first - 1) <= seq <= self.seq:
-            return None
-        return list(islice(self._history, seq - first + 1, None))
-
     def heartbeat(self) -> Notice:
         """A sign of life, which is no event: its number is that of the last one."""
         return Notice(event="heartbeat", seq=self.seq, time=timestamp(self._now()))
 
-    def watch(self, request: WatchDevices, mayKnow: MayKnow = anything) -> tuple[Reply, Stream]:
+    def watch(
+        self, request: WatchDevices, mayKnow: MayKnow = anything
+    ) -> tuple[Reply, Stream[Event]]:
         """
         What a watcher is answered, and what it is told from then on.
 
@@ -205,24 +162,29 @@ class Feed:
             if self.after(request.since) is None:
                 raise SnapshotNeeded(request.since)
             reply = Reply(status=Status.SUCCESS, seq=request.since)
-            return reply, Stream(self, request, request.since, mayKnow)
+            return reply, self._stream(request, request.since, mayKnow)
         snapshot = self._inventory.snapshot
         devices = tuple(d for d in matching(request, snapshot.devices) if mayKnow(d))
         data = encodeDevices(devices, bool(request.detail))
         reply = Reply(status=Status.SUCCESS, seq=snapshot.seq, data=data)
-        return reply, Stream(self, request, snapshot.seq, mayKnow)
+        return reply, self._stream(request, snapshot.seq, mayKnow)
+
+    def _stream(self, request: WatchDevices, seq: int, mayKnow: MayKnow) -> Stream[Event]:
+        isAboutAll = not given(request)
+
+        def isWanted(event: Event) -> bool:
+            if not mayKnow(event.device):
+                return False
+            return isAboutAll or bool(matching(request, event.about))
+
+        return Stream(self, request.since, seq, bool(request.detail), isWanted)
 
     def _changed(self, changes: tuple[Change, ...]) -> None:
         time = self._now()
         for change in changes:
             event = Event(change, time, self._moved(change))
-            self._history.append(event)
             self._say(event)
-            for listener in tuple(self._listeners):
-                try:
-                    listener(event)
-                except Exception:
-                    self._log.failure("a listener failed on event {seq}", seq=change.seq)
+            self._add(event)
 
     def _moved(self, change: Change) -> Traffic | None:
         if change.kind is ChangeKind.IMPORTED:
@@ -232,64 +194,13 @@ class Feed:
         return None
 
     def _say(self, event: Event) -> None:
-        lease = event.device.lease
+        lease, session = event.device.lease, event.session
         self._log.info(
-            "{device} {kind}",
+            "{device} {kind}" if session is None else SESSION,
             device=str(event.device),
             kind=event.kind.value,
             seq=event.change.seq,
-            holder=event.holder and event.holder.address,
             lease=lease and lease.owner,
+            holder=event.holder and event.holder.address,
+            **{key: value for key, value in (session or {}).items() if key != "address"},
         )
-
-
-class Stream:
-    """
-    What one watcher is to be told: every event behind a number that is about a device it
-    has asked for, in its order and once.
-
-    @ivar goesOn: does it go on where an earlier one has ended? Else a snapshot came first.
-    @ivar seq: the number of the last event that the watcher knows of to begin with.
-    """
-
-    def __init__(
-        self, feed: Feed, request: WatchDevices, seq: int, mayKnow: MayKnow = anything
-    ) -> None:
-        self.goesOn = request.since is not None
-        self.seq = seq
-        self._feed = feed
-        self._request = request
-        self._all = not given(request)
-        self._mayKnow = mayKnow
-        self._detail = bool(request.detail)
-        self._tell: Callable[[Event, bytes], None] | None = None
-
-    def begin(self, tell: Callable[[Event, bytes], None]) -> Iterator[tuple[Event, bytes]]:
-        """
-        Begin to tell.
-
-        @param tell: called with each event from now on, and with it as it goes over the wire.
-        @return: likewise, what has happened since C{seq}. The watcher takes its time.
-        """
-        self._tell = tell
-        self._feed.listen(self._heard)
-        missed = self._feed.after(self.seq) or ()
-        return ((event, event.line(self._detail)) for event in missed if self._isWanted(event))
-
-    def end(self) -> None:
-        """Tell nothing more."""
-        self._tell = None
-        self._feed.leave(self._heard)
-
-    def _heard(self, event: Event) -> None:
-        if self._tell is not None and self._isWanted(event):
-            self._tell(event, event.line(self._detail))
-
-    def _isWanted(self, event: Event) -> bool:
-        if not self._mayKnow(event.device):
-            return False
-        if self._all:
-            return True
-        before = event.change.before
-        about = (event.device,) if before is None else (event.device, before)
-        return bool(matching(self._request, about))

@@ -214,6 +214,16 @@ def _listener(family: socket.AddressFamily, port: int, backlog: int) -> socket.s
     return made
 
 
+class Deaf(SystemExit, Exception):
+    """
+    The daemon cannot listen, is of no use, and has to say so to whoever starts it.
+
+    C{SystemExit} ends the process with the message and without a traceback; an
+    C{Exception} is what C{twistd} hands to the process that waits for it to become a
+    daemon, and that would otherwise wait for ever.
+    """
+
+
 _TAKEN = (
     "Something else listens there: another usbipshare or a usb-remote server? See it with: ss -ltnp"
 )

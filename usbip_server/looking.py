@@ -8,7 +8,8 @@ from usbip_server.access import Access
 from usbip_server.catalogue import Catalogue
 from usbip_server.commands import FindDevice, ListDevices, WatchDevices
 from usbip_server.device import UsbDevice
-from usbip_server.feed import Feed, Stream
+from usbip_server.feed import Event, Feed
+from usbip_server.history import Stream
 from usbip_server.policy import Principal, Right
 from usbip_server.replies import Devices, Reply
 
@@ -37,7 +38,7 @@ class Looking:
         """
         return self._access.of(principal).select(request, self._devices)
 
-    def watch(self, request: WatchDevices, principal: Principal) -> tuple[Reply, Stream]:
+    def watch(self, request: WatchDevices, principal: Principal) -> tuple[Reply, Stream[Event]]:
         """
         What a watcher is answered, and what it is told from then on.
 

@@ -29,10 +29,11 @@ from usbip_server.damper import Damper
 from usbip_server.device import Traffic, UsbDevice
 from usbip_server.errors import BackendUnavailable
 from usbip_server.exports import Exports
-from usbip_server.feed import Feed, Stream
+from usbip_server.feed import Feed
 from usbip_server.gate import Gate
 from usbip_server.handoff import Carrier
 from usbip_server.herald import Herald
+from usbip_server.history import Stream
 from usbip_server.hooks import Hooks
 from usbip_server.interfaces import IUsbBackend
 from usbip_server.keeper import Keeper
@@ -236,7 +237,7 @@ class Sharing:
             self._requireBackend()
             return lookup(command, caller.principal)
 
-    def watch(self, request: WatchDevices, caller: Caller) -> tuple[Reply, Stream]:
+    def watch(self, request: WatchDevices, caller: Caller) -> tuple[Reply, Stream[Any]]:
         """
         What a watcher is answered, and what it is told from then on; C{ready} first.
 

@@ -26,10 +26,11 @@ from usbip_server.config import (
     load,
     wrongOption,
 )
-from usbip_server.daemon import Daemon, Deaf
+from usbip_server.daemon import Daemon
 from usbip_server.descriptors import affordable
 from usbip_server.errors import InvalidOption
 from usbip_server.interfaces import IUsbBackend, IUsbBackendMaker
+from usbip_server.listening import Deaf
 from usbip_server.places import Place, Places, Purpose, Wrong
 from usbip_server.protocols.exporter import ExporterFactory
 from usbip_server.protocols.firstbyte import FirstByteFactory

@@ -23,7 +23,7 @@ from usbip_server.client.peers import Peer
 from usbip_server.client.plugs import Plug
 from usbip_server.client.serviceconfig import ServiceFile
 from usbip_server.client.wanted import Requests
-from usbip_server.feed import Told
+from usbip_server.history import Told
 from usbip_server.policy import LOCAL
 from usbip_server.testing import FakeVhci
 

@@ -13,7 +13,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.support import ALICE, CONGESTION, EPOCH, UNO, MemoryTransport, changed
 from usbip_server.commands import WatchDevices
 from usbip_server.device import DeviceState
-from usbip_server.feed import Feed, Told
+from usbip_server.feed import Feed
+from usbip_server.history import Told
 from usbip_server.inventory import Inventory
 from usbip_server.protocols.watcher import PATIENCE, Watcher
 

@@ -6,19 +6,16 @@ dated and remembered for a while.
 from __future__ import annotations
 
 import enum
-from collections import deque
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable
 
 import msgspec
 
-from usbip_server.client.devices import Found
 from usbip_server.client.localreplies import LocalNotice
 from usbip_server.client.localrequests import LocalWatch
 from usbip_server.client.servers import Server
 from usbip_server.device import Holder, UsbDevice
 from usbip_server.errors import SnapshotNeeded
-from usbip_server.feed import Told
+from usbip_server.history import History, Stream
 from usbip_server.inventory import Change, ChangeKind
 from usbip_server.matching import given, matching
 from usbip_server.replies import encodeDevices, holderFields, leaseFields
@@ -98,14 +95,9 @@ class Item(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         return None
 
 
-Listener = Callable[[Item], None]
-
-
-class News:
+class News(History[Item]):
     """
     All of it.
-
-    @ivar seq: the number of the last item.
     """
 
     def __init__(self, now: Callable[[], float], keep: int) -> None:
@@ -115,17 +107,16 @@ class News:
         """
         self._now = now
         # From the time in microseconds, so that no number comes twice.
-        self.seq = self._first = int(now() * 1e6)
-        self._history: deque[Item] = deque(maxlen=keep)
-        self._listeners: dict[Listener, None] = {}
+        self._seq = int(now() * 1e6)
+        super().__init__(self._seq, keep)
 
-    def keep(self, most: int) -> None:
-        """Remember so many items from now on."""
-        self._history = deque(self._history, maxlen=most)
+    @property
+    def seq(self) -> int:
+        return self._seq
 
     def changed(self, server: Server, change: Change, localDevices: tuple[str, ...] | None) -> None:
         """A server has told what has happened to a device."""
-        self._add(
+        self._tell(
             word=change.kind.value,
             server=server,
             device=change.device,
@@ -143,7 +134,7 @@ class News:
         message: str | None = None,
     ) -> Item:
         """Something has happened here."""
-        return self._add(
+        return self._tell(
             word=word.value,
             server=server,
             device=device,
@@ -152,31 +143,12 @@ class News:
             message=message,
         )
 
-    def listen(self, listener: Listener) -> None:
-        """Tell C{listener} of every item from now on."""
-        self._listeners[listener] = None
-
-    def leave(self, listener: Listener) -> None:
-        """Tell it nothing more."""
-        self._listeners.pop(listener, None)
-
-    def after(self, seq: int) -> list[Item] | None:
-        """
-        The items after the one with a number.
-
-        @return: C{None} if they are not all remembered, or the number is none of ours.
-        """
-        first = self._history[0].seq if self._history else self.seq + 1
-        if not max(self._first, first - 1) <= seq <= self.seq:
-            return None
-        return list(islice(self._history, seq - first + 1, None))
-
     def heartbeat(self) -> bytes:
         """A sign of life, which is no item: its number is that of the last one."""
         now = timestamp(self._now())
         return LocalNotice(event="heartbeat", seq=self.seq, time=now).encode()
 
-    def stream(self, request: LocalWatch, servers: tuple[Server, ...] | None) -> NewsStream:
+    def stream(self, request: LocalWatch, servers: tuple[Server, ...] | None) -> Stream[Item]:
         """
         What a watcher is told.
 
@@ -185,9 +157,19 @@ class News:
         """
         if request.since is not None and self.after(request.since) is None:
             raise SnapshotNeeded(request.since)
-        return NewsStream(self, request, servers)
+        isAboutAll = not given(request)
 
-    def _add(
+        def isWanted(item: Item) -> bool:
+            if servers is not None and item.server not in servers:
+                return False
+            if isAboutAll or item.device is None:
+                return True
+            about = (item.device,) if item.before is None else (item.device, item.before)
+            return bool(matching(request, about))
+
+        return Stream(self, request.since, self.seq, bool(request.detail), isWanted)
+
+    def _tell(
         self,
         word: str,
         server: Server,
@@ -197,10 +179,10 @@ class News:
         rule: str | None = None,
         message: str | None = None,
     ) -> Item:
-        self.seq += 1
+        self._seq += 1
         item = Item(
             word=word,
-            seq=self.seq,
+            seq=self._seq,
             time=self._now(),
             server=server,
             device=device,
@@ -209,58 +191,5 @@ class News:
             rule=rule,
             message=message,
         )
-        self._history.append(item)
-        for listener in tuple(self._listeners):
-            listener(item)
+        self._add(item)
         return item
-
-
-class NewsStream:
-    """
-    What one watcher is told: see L{usbip_server.feed.Streaming}.
-    """
-
-    def __init__(self, news: News, request: LocalWatch, servers: tuple[Server, ...] | None) -> None:
-        self.goesOn = request.since is not None
-        self.seq = news.seq if request.since is None else request.since
-        self._news = news
-        self._request = request
-        self._servers = servers
-        self._all = not given(request)
-        self._detail = bool(request.detail)
-        self._tell: Callable[[Told, bytes], None] | None = None
-
-    def begin(self, tell: Callable[[Told, bytes], None]) -> Iterator[tuple[Told, bytes]]:
-        """
-        Begin to tell.
-
-        @param tell: called with each item from now on, and with it as it goes over the wire.
-        @return: likewise, what has happened since C{seq}. The watcher takes its time.
-        """
-        self._tell = tell
-        self._news.listen(self._heard)
-        missed = self._news.after(self.seq) or ()
-        return ((item, item.line(self._detail)) for item in missed if self._isWanted(item))
-
-    def end(self) -> None:
-        """Tell nothing more."""
-        self._tell = None
-        self._news.leave(self._heard)
-
-    def among(self, found: tuple[Found, ...]) -> tuple[Found, ...]:
-        """
-        The devices that it is about.
-        """
-        return tuple(each for each in found if matching(self._request, (each.device,)))
-
-    def _heard(self, item: Item) -> None:
-        if self._tell is not None and self._isWanted(item):
-            self._tell(item, item.line(self._detail))
-
-    def _isWanted(self, item: Item) -> bool:
-        if self._servers is not None and item.server not in self._servers:
-            return False
-        if self._all or item.device is None:
-            return True
-        about = (item.device,) if item.before is None else (item.device, item.before)
-        return bool(matching(self._request, about))

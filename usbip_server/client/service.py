@@ -5,14 +5,12 @@ devices plugged in, and stops.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, gatherResults, succeed
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 
@@ -20,17 +18,12 @@ from usbip_server.client.parts import Parts
 from usbip_server.client.plugging import CannotPlug
 from usbip_server.client.plugs import Plug
 from usbip_server.client.serviceconfig import OnStop, SocketConfig
-from usbip_server.listening import BACKLOG, explain
+from usbip_server.listening import BACKLOG, Deaf, explain
 from usbip_server.notify import notify
+from usbip_server.rereading import Rereading
 
 CLOSING_SECONDS = 2.0
 """For clients to take their last answers when the service stops."""
-
-
-class Deaf(SystemExit, Exception):
-    """
-    The service cannot listen: as L{usbip_server.daemon.Deaf}.
-    """
 
 
 class ClientService(Service):
@@ -48,11 +41,9 @@ class ClientService(Service):
         """
         self.parts = parts
         self._reactor = reactor
-        self._reload = reload
+        self._rereading = Rereading(reactor, lambda: reload(self))
         self._socket: SocketConfig | None = None
         self._port: IListeningPort | None = None
-        self._reloading: Deferred[None] = succeed(None)
-        self._oldHandler: Any = None
 
     def startService(self) -> None:
         """
@@ -61,8 +52,7 @@ class ClientService(Service):
         @raise Deaf: it cannot listen.
         """
         super().startService()
-        with contextlib.suppress(ValueError):  # not in the main thread
-            self._oldHandler = signal.signal(signal.SIGHUP, self._onHangup)
+        self._rereading.start()
         self._listen(self.parts.config.socket)
         Deferred.fromCoroutine(self._start()).addErrback(
             lambda failure: self._log.failure("the service does not start", failure)
@@ -73,9 +63,7 @@ class ClientService(Service):
         Answer what is in progress, and end.
         """
         super().stopService()
-        if self._oldHandler is not None:
-            signal.signal(signal.SIGHUP, self._oldHandler)
-            self._oldHandler = None
+        self._rereading.stop()
         return Deferred.fromCoroutine(self._stop())
 
     async def listenAt(self, config: SocketConfig) -> None:
@@ -160,18 +148,3 @@ class ClientService(Service):
             self._log.warn(
                 "{device} stays plugged in: {error}", device=str(plug.device), error=str(error)
             )
-
-    def _onHangup(self, number: int, frame: object) -> None:
-        self._reactor.callFromThread(self._reloadOnce)
-
-    def _reloadOnce(self) -> None:
-        """
-        One after the other, however quickly they come.
-        """
-        self._reloading.addCallback(lambda _: Deferred.fromCoroutine(self._doReload()))
-
-    async def _doReload(self) -> None:
-        try:
-            await self._reload(self)
-        except Exception:
-            self._log.failure("a bug in reading the configuration anew")

@@ -35,14 +35,15 @@ from usbip_server.client.localrequests import (
     decode,
 )
 from usbip_server.client.lookup import Lookup
-from usbip_server.client.news import News, NewsStream
+from usbip_server.client.news import Item, News
 from usbip_server.client.peers import Doorkeeper
 from usbip_server.client.plugging import CannotPlug, Plugging
 from usbip_server.client.plugs import Plugs
 from usbip_server.client.wanted import Wants
 from usbip_server.commands import DeviceRequest, WatchDevices
 from usbip_server.errors import NotAllowed, ShareError, SnapshotNeeded
-from usbip_server.matching import describe, given
+from usbip_server.history import Stream
+from usbip_server.matching import describe, given, matching
 from usbip_server.replies import Status
 
 HINT = b"""\
@@ -218,7 +219,8 @@ class SocketApi:
         stream = self._news.stream(command, servers)
         if stream.goesOn:
             return _answer(LocalReply(status=Status.SUCCESS, seq=stream.seq), True, stream)
-        found = stream.among(self._lookup.there(command.host))
+        there = self._lookup.there(command.host)
+        found = tuple(each for each in there if matching(command, (each.device,)))
         reply = self._several(found, bool(command.detail))
         return _answer(msgspec.structs.replace(reply, seq=stream.seq), True, stream)
 
@@ -269,5 +271,5 @@ class SocketApi:
         return msgspec.structs.replace(answer, forbidden=isinstance(error, NotAllowed))
 
 
-def _answer(reply: LocalReply, keepAlive: bool, stream: NewsStream | None = None) -> Answer:
+def _answer(reply: LocalReply, keepAlive: bool, stream: Stream[Item] | None = None) -> Answer:
     return Answer(status=reply.status, encoded=reply.encode(), keepAlive=keepAlive, stream=stream)

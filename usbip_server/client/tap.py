@@ -15,11 +15,12 @@ from twisted.python.usage import Options as CommandLine
 
 from usbip_server.client.parts import Kernel, Parts
 from usbip_server.client.resolving import Resolver
-from usbip_server.client.service import ClientService, Deaf
+from usbip_server.client.service import ClientService
 from usbip_server.client.serviceconfig import ServiceConfig, load
 from usbip_server.client.settings import ClientSettings
 from usbip_server.client.wanted import Requests
 from usbip_server.kernel.system import System
+from usbip_server.listening import Deaf
 from usbip_server.state import statePath
 from usbip_server.statefile import KeptFile
 from usbip_server.yamlfile import ConfigError

@@ -31,7 +31,7 @@ from zope.interface import implementer
 
 from usbip_server.answers import Answer, Answering, refusal
 from usbip_server.caller import Caller
-from usbip_server.feed import Streaming
+from usbip_server.history import Stream
 from usbip_server.limits import Limits, Timeouts
 from usbip_server.policy import Principal
 from usbip_server.protocols.framing import ObjectEnds, someLines
@@ -277,7 +277,7 @@ class JsonLines(LineReceiver, TimeoutMixin):
     def _giveTime(self) -> None:
         self.setTimeout(None if self._caller.isHeld else self._timeouts.request)
 
-    def _watch(self, stream: Streaming) -> None:
+    def _watch(self, stream: Stream[Any]) -> None:
         """
         From now on the client is told what happens, and not listened to any more.
         """

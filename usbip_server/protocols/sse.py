@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from usbip_server.commands import WatchDevices, shown, watching
 from usbip_server.errors import InvalidRequest
-from usbip_server.feed import Told
+from usbip_server.history import Told
 
 RECONNECT = b"retry: 2000\n\n"
 """Milliseconds after which a browser comes back."""

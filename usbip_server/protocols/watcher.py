@@ -13,7 +13,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from usbip_server.feed import Streaming, Told
+from usbip_server.history import Stream, Told
 from usbip_server.policy import Principal
 from usbip_server.protocols.keepalive import StillThere
 
@@ -34,7 +34,7 @@ class Watcher:
         self,
         out: Any,
         abort: Callable[[], None],
-        stream: Streaming,
+        stream: Stream[Any],
         frame: Callable[[Told, bytes], bytes],
         beat: Callable[[], bytes],
         principal: Principal,

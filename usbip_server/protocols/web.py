@@ -23,7 +23,7 @@ from zope.interface import implementer
 from usbip_server.answers import Answer, Answering, refusal
 from usbip_server.caller import Caller
 from usbip_server.errors import InvalidRequest, NotAllowed
-from usbip_server.feed import Streaming
+from usbip_server.history import Stream
 from usbip_server.limits import Limits, Timeouts
 from usbip_server.policy import Principal
 from usbip_server.protocols import sse
@@ -176,7 +176,7 @@ class WebChannel(HTTPChannel):
     _closing = False  # our side is closed
     _halfClosed = False  # the client's side is closed
 
-    def watch(self, request: WebRequest, stream: Streaming) -> None:
+    def watch(self, request: WebRequest, stream: Stream[Any]) -> None:
         """
         Tell what happens, as long as the client listens.
         """
