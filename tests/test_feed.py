@@ -5,13 +5,14 @@ Tests of L{usbip_server.feed}.
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast
 
+from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support import DEVICES, EPOCH, MOUSE, STICK, UNO, changed
 from usbip_server.commands import WatchDevices
-from usbip_server.device import DeviceState, Holder, Lease, UsbDevice
+from usbip_server.device import DeviceState, Holder, Lease, Traffic, UsbDevice
 from usbip_server.errors import SnapshotNeeded
 from usbip_server.feed import Event, Feed
 from usbip_server.history import Stream
@@ -146,6 +147,26 @@ class FeedTests(FeedTestCase):
         self.happen(3)
         self.assertIsNone(self.feed.after(FIRST + 2))
         self.assertEqual(self.feed.after(FIRST + 3), [])
+
+    def test_log(self) -> None:
+        """The log tells of a session who has or had the device, since when, and what was moved;
+        of anything else what it was."""
+        logged: list[LogEvent] = []
+        observer = cast(ILogObserver, logged.append)
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        traffic = Traffic(bytesIn=48, bytesOut=4096)
+        self.inventory = Inventory(FIRST - 3)
+        self.inventory.replace(DEVICES)
+        Feed(self.inventory, lambda: self.time, self.keep, lambda device: traffic)
+        holder = Holder(address="192.0.2.7", since=EPOCH)
+        self.become(UNO, state=BOUND)
+        self.become(UNO, state=IN_USE, holder=holder)
+        self.become(UNO, state=BOUND)
+        lines = [formatEvent(event) for event in logged if "bytes_in" in event]
+        said = "192.0.2.7, since 2023-11-14T22:13:20.000Z, 48 bytes in, 4096 out"
+        self.assertEqual(lines, [f"{UNO} imported: {said}", f"{UNO} released: {said}"])
+        self.assertIn(f"{UNO} bound", [formatEvent(event) for event in logged])
 
 
 class EventTests(SynchronousTestCase):
