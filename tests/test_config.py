@@ -15,7 +15,7 @@ from usbip_server.config import Config, Export, Source, load, wrongOption
 from usbip_server.errors import InvalidOption
 from usbip_server.rules import Occasion, Share
 from usbip_server.settings import OnStop
-from usbip_server.state import statePath
+from usbip_server.statepath import statePath
 from usbip_server.yamlfile import ConfigError
 
 SHARES = (Share.ALWAYS, Share.NEVER)

@@ -10,7 +10,7 @@ from typing import Any, cast
 from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.support import DEVICES, EPOCH, MOUSE, STICK, UNO, changed
+from tests.support import DEVICES, EPOCH, MOUSE, STICK, UNO, changed, everything
 from usbip_server.commands import WatchDevices
 from usbip_server.device import DeviceState, Holder, Lease, Traffic, UsbDevice
 from usbip_server.errors import SnapshotNeeded
@@ -224,7 +224,7 @@ class StreamTests(FeedTestCase):
 
     def watch(self, **request: Any) -> Stream[Event]:
         """What somebody is to be told."""
-        return self.feed.watch(WatchDevices(**request))[1]
+        return self.feed.watch(WatchDevices(**request), everything)[1]
 
     def begin(self, stream: Stream[Event]) -> list[int]:
         """Have it begin to tell the listener; the numbers of what comes first."""
@@ -232,7 +232,7 @@ class StreamTests(FeedTestCase):
 
     def test_reply(self) -> None:
         """The answer to a watch has the devices that are meant, and where events go on."""
-        reply, stream = self.feed.watch(WatchDevices(id="1-*"))
+        reply, stream = self.feed.watch(WatchDevices(id="1-*"), everything)
         told = json.loads(reply.encode())
         self.assertEqual([device["bus_id"] for device in told["data"]], ["1-1.4", "1-2"])
         self.assertEqual((told["seq"], stream.seq, stream.goesOn), (FIRST, FIRST, False))
@@ -240,11 +240,11 @@ class StreamTests(FeedTestCase):
     def test_replySince(self) -> None:
         """One that goes on has no devices."""
         self.happen(3)
-        reply, stream = self.feed.watch(WatchDevices(since=FIRST + 1))
+        reply, stream = self.feed.watch(WatchDevices(since=FIRST + 1), everything)
         self.assertEqual(json.loads(reply.encode()), {"status": "success", "seq": FIRST + 1})
         self.assertEqual((stream.seq, stream.goesOn), (FIRST + 1, True))
         with self.assertRaises(SnapshotNeeded):
-            self.feed.watch(WatchDevices(since=FIRST + 4))
+            self.feed.watch(WatchDevices(since=FIRST + 4), everything)
 
     def test_oneStep(self) -> None:
         """Nothing is lost and nothing told twice, whatever happens between the answer and the

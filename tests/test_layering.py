@@ -83,7 +83,7 @@ LAYERS = {
     "protocols": {"protocols"},
     "outermost": {
         *("certificates", "config", "daemon", "descriptors", "listening", "notify", "places"),
-        *("rereading", "tap"),
+        *("rereading", "statepath", "tap"),
     },
     "testing": {"testing"},
     "data": {"data"},

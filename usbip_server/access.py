@@ -9,14 +9,7 @@ from collections.abc import Callable
 import msgspec
 from twisted.logger import Logger
 
-from usbip_server.commands import (
-    AttachDevice,
-    Command,
-    DetachDevice,
-    FindDevice,
-    KickClient,
-    RenewLease,
-)
+from usbip_server.commands import DeviceRequest, Request
 from usbip_server.device import UsbDevice
 from usbip_server.errors import DeviceNotFound, NotAllowed
 from usbip_server.matching import select
@@ -26,10 +19,6 @@ from usbip_server.tokens import isHashOf
 
 Devices = tuple[UsbDevice, ...]
 
-Choosing = FindDevice | AttachDevice | DetachDevice | KickClient | RenewLease
-"""Commands about one device."""
-
-
 REMEMBERED = 4096
 """Principals whose rights are kept at hand."""
 
@@ -38,12 +27,12 @@ LOOKING = (Right.LIST, Right.FIND, Right.WATCH)
 WHERE = "`access` in the daemon's configuration says who may"
 
 
-def rightOf(command: Command) -> Right:
+def rightOf(command: Request) -> Right:
     """The right that a command is called after."""
     return Right(command.__struct_config__.tag)
 
 
-def rightsOf(command: Choosing) -> tuple[Right, ...]:
+def rightsOf(command: DeviceRequest) -> tuple[Right, ...]:
     """All that somebody needs for a command."""
     isForced = getattr(command, "force", False)
     return (rightOf(command), Right.FORCE) if isForced else (rightOf(command),)
@@ -83,7 +72,7 @@ class Rights:
             what = f"{right.value} {device}" if device else right.value
             raise NotAllowed(f"{self._principal} may not {what}: {WHERE}", device)
 
-    def select(self, command: Choosing, devices: Devices) -> UsbDevice:
+    def select(self, command: DeviceRequest, devices: Devices) -> UsbDevice:
         """
         The one device that a command means, of those it may be carried out on.
 

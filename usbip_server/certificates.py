@@ -24,8 +24,8 @@ from zope.interface import implementer
 
 from usbip_server.caller import certificateName
 from usbip_server.errors import InvalidOption
-from usbip_server.protocols import ktls
 from usbip_server.protocols.handshake import reasonOf
+from usbip_server.protocols.ktls import OP_ENABLE_KTLS as OP_ENABLE_KTLS
 from usbip_server.settings import Tls
 
 CIPHERS = ":".join(
@@ -43,8 +43,6 @@ Of TLS 1.2, the best first: Mozilla's "intermediate"
 (U{https://wiki.mozilla.org/Security/Server_Side_TLS}) without DHE. The kernel can go on with
 all of them (C{include/uapi/linux/tls.h}). Those of TLS 1.3 are OpenSSL's own choice.
 """
-
-OP_ENABLE_KTLS = ktls.OP_ENABLE_KTLS
 
 OPENSSL_KEYS_TLS_1_3 = (3, 2)
 """The first OpenSSL that hands the kernel the keys of both directions for TLS 1.3 too (its

@@ -11,12 +11,13 @@ import msgspec
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
-from usbip_server.access import Access, Choosing
+from usbip_server.access import Access
 from usbip_server.caller import Caller
 from usbip_server.catalogue import Catalogue
 from usbip_server.commands import (
     AttachDevice,
     DetachDevice,
+    DeviceRequest,
     KickClient,
     LeaseRequest,
     RenewLease,
@@ -229,7 +230,7 @@ class Claims:
         self._wishes.withdraw(device)
         return device
 
-    def _select(self, request: Choosing, caller: Caller) -> UsbDevice:
+    def _select(self, request: DeviceRequest, caller: Caller) -> UsbDevice:
         devices = self._catalogue.inventory.snapshot.devices
         return self._access.of(caller.principal).select(request, devices)
 

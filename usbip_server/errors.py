@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from usbip_server.device import Holder, Lease, Traffic, UsbDevice
 from usbip_server.timestamps import timestamp
 
@@ -223,3 +225,17 @@ class InvalidOption(Exception):
 
     def __str__(self) -> str:
         return f"{'.'.join(map(str, self.path))}: {self.reason}"
+
+
+def invalid(error: msgspec.ValidationError) -> InvalidOption:
+    """
+    Take msgspec's C{reason - at `$.a.b[0]`} apart.
+    """
+    reason, _, where = str(error).partition(" - at `$")
+    steps = where.rstrip("`").replace("[", ".").replace("]", "").split(".")
+    path: list[str | int] = [int(step) if step.isdigit() else step for step in steps if step]
+    for told in ("Object contains unknown field `", "Object missing required field `"):
+        if reason.startswith(told):
+            path.append(reason.removeprefix(told).rstrip("`"))
+            return InvalidOption(path, "unknown key" if "unknown" in told else "is missing")
+    return InvalidOption(path, reason[:1].lower() + reason[1:])

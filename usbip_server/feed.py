@@ -111,11 +111,6 @@ SESSION = "{device} {kind}: {holder}, since {since}, {bytes_in} bytes in, {bytes
 MayKnow = Callable[[UsbDevice], bool]
 
 
-def anything(device: UsbDevice) -> bool:
-    """For whoever may know of every device."""
-    return True
-
-
 class Feed(History[Event]):
     """
     Makes events of the changes in an inventory.
@@ -149,9 +144,7 @@ class Feed(History[Event]):
         """A sign of life, which is no event: its number is that of the last one."""
         return Notice(event="heartbeat", seq=self.seq, time=timestamp(self._now()))
 
-    def watch(
-        self, request: WatchDevices, mayKnow: MayKnow = anything
-    ) -> tuple[Reply, Stream[Event]]:
+    def watch(self, request: WatchDevices, mayKnow: MayKnow) -> tuple[Reply, Stream[Event]]:
         """
         What a watcher is answered, and what it is told from then on.
 

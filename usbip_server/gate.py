@@ -1,6 +1,6 @@
 """
-The gate that every request comes through: who asks is found out, and what is decided is
-written down.
+The gate that every command and every import comes through: who asks is found out, and what is
+decided is written down.
 """
 
 from __future__ import annotations

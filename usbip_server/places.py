@@ -36,9 +36,9 @@ class Place(NamedTuple):
     purpose: Purpose
 
     @property
-    def name(self) -> tuple[str, bool]:
+    def name(self) -> tuple[str, Purpose]:
         """What tells it from others."""
-        return self.description, self.purpose is Purpose.REQUESTS
+        return self.description, self.purpose
 
 
 Wrong = Callable[[int, str], Exception]

@@ -57,23 +57,17 @@ class Principal(msgspec.Struct, frozen=True):
         By what they are known, if it is more than an address: that can be somebody else's
         tomorrow.
         """
-        for kind in ("token", "certificate", "uid"):
-            value = getattr(self, kind)
-            if value is not None:
-                return f"{kind} {value}"
-        return None
+        return next(reversed(self._proofs), None)
+
+    @property
+    def _proofs(self) -> list[str]:
+        """The strongest last."""
+        kinds = ("uid", "certificate", "token")
+        return [f"{kind} {it}" for kind in kinds if (it := getattr(self, kind)) is not None]
 
     def __str__(self) -> str:
-        proofs = [
-            f"{kind} {value}"
-            for kind, value in (
-                ("uid", self.uid),
-                ("certificate", self.certificate),
-                ("token", self.token),
-            )
-            if value is not None
-        ]
-        return f"{self.address} ({', '.join(proofs)})" if proofs else self.address
+        proofs = ", ".join(self._proofs)
+        return f"{self.address} ({proofs})" if proofs else self.address
 
 
 class Right(enum.Enum):

@@ -277,7 +277,7 @@ def _read(path: str, kind: type[S]) -> S:
     with open(path, encoding="utf-8") as file:
         text = file.read()
     version = msgspec.json.decode(text, type=_Head).version
-    known = msgspec.convert(msgspec.structs.asdict(kind()), _Head).version
+    known = msgspec.convert(kind(), _Head, from_attributes=True).version
     if version != known:
         raise ValueError(f"its version is {version}; this daemon knows {known}")
     return msgspec.json.decode(text, type=kind)

@@ -38,8 +38,8 @@ from usbip_server.protocols.lines import JsonLines
 from usbip_server.protocols.secured import SecuredFactory
 from usbip_server.protocols.web import WebFactory
 from usbip_server.sharing import Sharing
-from usbip_server.state import statePath
 from usbip_server.statefile import StateFile
+from usbip_server.statepath import statePath
 from usbip_server.yamlfile import ConfigError
 
 _log = Logger()

@@ -12,8 +12,7 @@ import msgspec
 import yaml
 from yaml.reader import ReaderError
 
-from usbip_server.backends.options import invalid
-from usbip_server.errors import InvalidOption
+from usbip_server.errors import InvalidOption, invalid
 
 T = TypeVar("T")
 

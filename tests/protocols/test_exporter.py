@@ -4,12 +4,14 @@ Tests of L{usbip_server.protocols.exporter}.
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 from collections.abc import Iterator
 from typing import cast
 
 from twisted.internet.address import IPv4Address, UNIXAddress
+from twisted.internet.interfaces import IAddress
 from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -45,7 +47,7 @@ from usbip_server.errors import (
 )
 from usbip_server.handoff import KeepAlive
 from usbip_server.opcodec import OpStatus, encodeImport, encodeList, encodeRefusal
-from usbip_server.policy import Principal
+from usbip_server.policy import Grant, Policy, Principal, Right, Who
 from usbip_server.protocols.exporter import (
     REQUEST_SECONDS,
     STATUS_OF,
@@ -72,8 +74,9 @@ class SocketTransport(MemoryTransport):
     @ivar client: the other end of that.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, address: IAddress = ADDRESS) -> None:
+        super().__init__(address)
+        self.hostAddr = address
         self.client, self._server = socket.socketpair()
         self._server.setblocking(False)
 
@@ -511,10 +514,28 @@ class BadTests(ExporterTestCase):
         """Whoever comes by a unix socket is local."""
         self.backend = PatientBackend((BOUND,))
         self.serve()
-        protocol = self.factory.buildProtocol(UNIXAddress(None))
-        transport = SocketTransport()
-        self.addCleanup(transport.close)
-        wire = Wire(protocol, transport)
+        wire = self.connectLocally()
         wire.send(IMPORT)
         holder = Holder(address="local", since=1000.0, encryption=Encryption.NONE)
         self.assertEqual(self.backend.calls[0].holder, holder)
+
+    def test_unixUser(self) -> None:
+        """It is known which user that is: what is denied to one is denied over USB/IP too."""
+        guest = Policy(
+            principals={"guest": Who(uid=os.getuid())},
+            allow=(Grant(who="anyone"),),
+            deny=(Grant(who="guest", commands=Right.IMPORT),),
+        )
+        self.sharing.apply(Settings(access=guest))
+        wire = self.connectLocally()
+        wire.send(IMPORT)
+        self.assertAnswered(wire, encodeRefusal(OpStatus.NODEV))
+        wire = self.connect()
+        wire.send(IMPORT)
+        self.assertEqual(wire.received, encodeImport(BOUND))
+
+    def connectLocally(self) -> Wire:
+        """A new connection, by a unix socket."""
+        transport = SocketTransport(UNIXAddress(None))
+        self.addCleanup(transport.close)
+        return Wire(self.factory.buildProtocol(UNIXAddress(None)), transport)

@@ -187,6 +187,18 @@ class RelayTests(SessionTestCase):
             self.assertLessEqual(openFiles(), before + 2)  # epoll sets
             self.backend.inventory.replace([BOUND], {BOUND.busId})
 
+    def test_leavesWithTheLast(self) -> None:
+        """It may take leave in one breath with the last that it says: the socket does not tell
+        of that any more."""
+        client = self.imports()
+        client.ssl.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        client.send(b"the last")
+        self.takesLeave(client)
+        self.reactor.deliver()
+        self.reactor.advance(0)
+        self.assertEqual(self.device.recv(CHUNK), b"the last")
+        self.assertEqual(self.device.recv(CHUNK), b"")
+
     def takesLeave(self, client: TlsClient) -> None:
         """A client ends TLS properly, and waits."""
         with contextlib.suppress(ssl.SSLWantReadError):

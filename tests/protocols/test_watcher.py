@@ -10,7 +10,7 @@ from twisted.internet.task import Clock
 from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.support import ALICE, CONGESTION, EPOCH, UNO, MemoryTransport, changed
+from tests.support import ALICE, CONGESTION, EPOCH, UNO, MemoryTransport, changed, everything
 from usbip_server.commands import WatchDevices
 from usbip_server.device import DeviceState
 from usbip_server.feed import Feed
@@ -51,7 +51,7 @@ class WatcherTests(SynchronousTestCase):
         """Somebody who watches."""
         transport = MemoryTransport()
         transport.reading = reading
-        _, stream = self.feed.watch(WatchDevices(since=since))
+        _, stream = self.feed.watch(WatchDevices(since=since), everything)
         watcher = Watcher(
             transport,
             transport.abortConnection,
@@ -236,7 +236,7 @@ class WatcherTests(SynchronousTestCase):
     def test_event(self) -> None:
         """How an event is written is for the protocol to say."""
         transport = MemoryTransport()
-        _, stream = self.feed.watch(WatchDevices())
+        _, stream = self.feed.watch(WatchDevices(), everything)
         seen: list[Told] = []
 
         def frame(event: Told, line: bytes) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from usbip_server.errors import InvalidOption
+from usbip_server.errors import invalid
 
 T = TypeVar("T")
 
@@ -24,17 +24,3 @@ def convert(options: Mapping[str, Any], kind: type[T]) -> T:
         return msgspec.convert(dict(options), kind)
     except msgspec.ValidationError as error:
         raise invalid(error) from None
-
-
-def invalid(error: msgspec.ValidationError) -> InvalidOption:
-    """
-    Take msgspec's C{reason - at `$.a.b[0]`} apart.
-    """
-    reason, _, where = str(error).partition(" - at `$")
-    steps = where.rstrip("`").replace("[", ".").replace("]", "").split(".")
-    path: list[str | int] = [int(step) if step.isdigit() else step for step in steps if step]
-    for told in ("Object contains unknown field `", "Object missing required field `"):
-        if reason.startswith(told):
-            path.append(reason.removeprefix(told).rstrip("`"))
-            return InvalidOption(path, "unknown key" if "unknown" in told else "is missing")
-    return InvalidOption(path, reason[:1].lower() + reason[1:])

@@ -97,10 +97,10 @@ def _slots(system: ISystem) -> Iterator[Check]:
         return
     yield Check(
         what="usbip-host",
-        ok=taken < slots.ALL,
-        found=f"this machine shares devices too: {taken} of its kernel's {slots.ALL} places "
+        ok=taken < slots.SLOTS,
+        found=f"this machine shares devices too: {taken} of its kernel's {slots.SLOTS} places "
         "are taken",
-        fix=None if taken < slots.ALL else "detach a device for good, or restart the machine",
+        fix=None if taken < slots.SLOTS else "detach a device for good, or restart the machine",
     )
 
 

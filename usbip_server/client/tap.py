@@ -21,8 +21,8 @@ from usbip_server.client.settings import ClientSettings
 from usbip_server.client.wanted import Requests
 from usbip_server.kernel.system import System
 from usbip_server.listening import Deaf
-from usbip_server.state import statePath
 from usbip_server.statefile import KeptFile
+from usbip_server.statepath import statePath
 from usbip_server.yamlfile import ConfigError
 
 _log = Logger()

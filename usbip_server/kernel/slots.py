@@ -5,11 +5,9 @@ not given back by themselves.
 
 from __future__ import annotations
 
-from usbip_server.kernel.refusals import SLOTS
+from usbip_server.kernel.refusals import SLOTS as SLOTS
 from usbip_server.kernel.system import ISystem
 from usbip_server.kernel.usbip_host import TABLE
-
-ALL = SLOTS
 
 
 def taken(system: ISystem) -> int | None:

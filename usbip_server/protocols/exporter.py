@@ -26,7 +26,7 @@ from twisted.logger import Logger
 from twisted.protocols.policies import TimeoutMixin
 from twisted.python.failure import Failure
 
-from usbip_server.caller import Caller, principalAt
+from usbip_server.caller import Caller, principalAt, principalOf
 from usbip_server.errors import (
     BackendUnavailable,
     DeviceAwaited,
@@ -91,7 +91,7 @@ class Exporter(Protocol, TimeoutMixin):
         """
         @param carry: makes what carries USB traffic; C{None}: that is the connection as it is.
         """
-        self._carry = carry or self._plain
+        self._carry = carry
         self._caller = Caller(principal)
         self._received = b""
         self._asked = False
@@ -102,6 +102,9 @@ class Exporter(Protocol, TimeoutMixin):
         return self.factory.clock.callLater(period, func)
 
     def connectionMade(self) -> None:
+        if self._carry is None:
+            self._carry = self._plain
+            self._caller = Caller(principalOf(self.transport))
         self.factory.connections.add(self)
         self.setTimeout(REQUEST_SECONDS)
 
@@ -185,6 +188,7 @@ class Exporter(Protocol, TimeoutMixin):
             carrier.begin()
 
     def _checked(self) -> Carrier:
+        assert self._carry is not None, "there is no connection yet"
         carrier = self._carry()
         try:
             self.factory.keepAlive.apply(carrier.connection)

@@ -31,8 +31,8 @@ CLOSING_SECONDS = 10.0
 @implementer(IReadWriteDescriptor)
 class TlsSocket:
     """
-    The server's end of a TLS connection, whose socket does not block. What is written is a
-    transport to the protocol above it.
+    The server's end of a TLS connection, whose socket does not block: a transport, to the
+    protocol above it.
 
     @ivar received: called with what has come, which is only lent.
     @ivar drained: called when all that was written is sent.
@@ -238,6 +238,8 @@ class TlsSocket:
         while filled + RECORD <= len(view):
             count = self._try(partial(self._ssl.recv_into, view[filled:]), -1)
             if count <= 0:
+                if not count and filled:  # the socket will not tell of the end again
+                    self._reactor.callLater(0, self._turn)
                 return None if count < 0 and not filled else view[:filled]
             filled += count
         return view[:filled]
