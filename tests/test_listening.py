@@ -313,6 +313,20 @@ class ExplainTests(SynchronousTestCase):
             self.assertIn(advice, message)
             self.assertTrue(message.endswith(".") and not message.endswith(".."))
 
+    def test_unix(self) -> None:
+        """Of a unix socket it is not said what is to be done for ports."""
+        for number, advice in (
+            (errno.EADDRINUSE, "remove it"),
+            (errno.EACCES, "to write in that folder"),
+            (errno.ENOENT, "cannot be made"),
+        ):
+            error = CannotListenError("", "/run/x", OSError(number, os.strerror(number)))
+            message = explain("unix:/run/x", error)
+            self.assertIn(advice, message)
+            self.assertNotIn("ort", message.partition(": ")[2].replace("directory", ""))
+        locked = explain("unix:/run/x", CannotListenError("", "/run/x", "Cannot acquire lock"))
+        self.assertIn("Another daemon listens there", locked)
+
     def test_anyError(self) -> None:
         """Any other error is shown as it is."""
         self.assertEqual(

@@ -205,8 +205,8 @@ class OptionsTests(CommandLineCase):
         other = file(self, "backend:\n  type: wrong\n  colour: red\n")
         self.patch(tap, "getPlugins", lambda interface: [*getPlugins(interface), WrongMaker()])
         for arguments, expected in (
-            (("-b", "wrong"), "--backend: red is not a colour"),
-            (("-b", "wrong", "-c", path), "--backend: red is not a colour"),
+            (("-b", "wrong"), "--backend: colour: red is not a colour"),
+            (("-b", "wrong", "-c", path), "--backend: colour: red is not a colour"),
             (("-b", "wrong", "-c", other), f"{other}:3: backend.colour: red is not a colour"),
             (("-c", other), f"{other}:3: backend.colour: red is not a colour"),
         ):

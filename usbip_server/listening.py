@@ -230,8 +230,17 @@ _TAKEN = (
 
 _TAKEN_EXPORT = (
     "Something else listens there, most likely a stock usbipd, which is not needed any more: "
-    "systemctl disable --now usbipd (or: pkill usbipd). To keep it set `export: off`"
+    "systemctl disable --now usbipd (or: pkill usbipd). To keep it set `export: off`. Another "
+    "usbipshare? See it with: ss -ltnp"
 )
+
+_ON_UNIX = {
+    errno.EADDRINUSE: "There is a file of this name that is no socket of ours: remove it",
+    errno.EACCES: "Who runs it has to be allowed to write in that folder",
+    errno.ENOENT: "That folder is not there, and cannot be made",
+}
+
+_LOCKED = "Another daemon listens there"
 
 
 def explain(description: str, error: BaseException, isExport: bool = False) -> str:
@@ -243,9 +252,12 @@ def explain(description: str, error: BaseException, isExport: bool = False) -> s
     cause = getattr(error, "socketError", error)
     number = getattr(cause, "errno", None)
     text = os.strerror(number) if isinstance(number, int) else str(cause)
-    advice = {
+    advices = {
         errno.EADDRINUSE: _TAKEN_EXPORT if isExport else _TAKEN,
         errno.EACCES: "Ports below 1024 need root or CAP_NET_BIND_SERVICE",
         errno.EADDRNOTAVAIL: "This machine does not have that address",
-    }.get(number or 0, "")
+    }
+    if description.startswith("unix:"):
+        advices = _ON_UNIX
+    advice = advices.get(number or 0, _LOCKED if "acquire lock" in text else "")
     return f"cannot listen on {description}: {text}. {advice}".rstrip(". ") + "."

@@ -300,7 +300,8 @@ def _wrongBackend(
     @param asked: is what is wrong what C{--backend} says? Else it is the file.
     """
     if asked:
-        return _commandLine("--backend", reason)
+        keys = ".".join(map(str, path))
+        return _commandLine("--backend", reason if keys in ("", "type") else f"{keys}: {reason}")
     return wrongOption(source, InvalidOption(path, reason))
 
 

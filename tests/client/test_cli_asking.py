@@ -164,7 +164,7 @@ class ListTests(CommandCase):
         """Who has a token in a file that others can read is warned."""
         self.daemon("raspi", token="secret")
         os.chmod(self.folder / "usbipshare/client.yaml", 0o644)
-        done = self.type("list", status=Exit.UNREACHABLE)  # nobody knows that token
+        done = self.type("list", status=Exit.REFUSED)  # nobody knows that token
         self.assertIn("warning: others can read the token in", done.stderr)
         self.assertNotIn("secret", done.output)
 

@@ -22,6 +22,7 @@ from tests.childdaemon import ChildDaemon
 from tests.client.scripted import ScriptedServer
 from usbip_server.client.asking import Notice, ask, converse
 from usbip_server.client.everywhere import devicesOf, everywhere
+from usbip_server.client.exits import Refused
 from usbip_server.client.servers import ClientTls, Server
 from usbip_server.errors import Unreachable
 from usbip_server.replies import Status
@@ -153,10 +154,10 @@ class ReachingTests(ReachingTestCase):
         self.assertEqual(told[0]["event"], "queued")
 
     async def test_refused(self) -> None:
-        """A daemon that lets nobody see anything is none that could be used."""
+        """A daemon that lets nobody see anything has answered, and refuses."""
         daemon = self.daemon("access: {principals: {}, allow: []}\n" + CONFIG)
         server = Server(name="here", host="127.0.0.1", port=daemon.port)
-        with self.assertRaises(Unreachable) as caught:
+        with self.assertRaises(Refused) as caught:
             await devicesOf(reactor, server, SECONDS)
         self.assertIn(f"here (127.0.0.1:{daemon.port}): ", str(caught.exception))
         self.assertIn("may not list", str(caught.exception))

@@ -144,7 +144,7 @@ class WatchTests(ProcessTestCase):
             daemon.ask("attach", id="1-1")
             self.assertRegex(self.line(watch.stdout), rf"\A{said}\Z")
         watch.send_signal(signal.SIGINT)
-        self.end(watch, 0)
+        self.assertEqual(self.end(watch, 0), ("", ""))
 
     def test_json(self) -> None:
         """In JSON each line says which server it is about, also when that comes and goes."""

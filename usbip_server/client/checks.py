@@ -6,10 +6,13 @@ other.
 from __future__ import annotations
 
 import functools
+import ssl
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
+from OpenSSL import SSL
+from service_identity import VerificationError
 from twisted.internet.error import ConnectionRefusedError as Refused
 
 from usbip_server.client.asking import ask
@@ -121,6 +124,8 @@ async def _control(reactor: Any, asked: Server, seconds: float) -> Check:
         fix = f"is it on? does a firewall keep {tcp} closed? there: sudo ufw allow {tcp}"
         if isinstance(error.__cause__, Refused):
             fix = "there: systemctl status usbipshare; a stock usbipd has no such port"
+        elif isinstance(error.__cause__, SSL.Error | VerificationError):
+            fix = "`tls` of this server in client.yaml: its `ca`, our `certificate` and `key`"
         return Check(what=what, ok=False, found=str(error), fix=fix)
     took = f"answers within {1000 * (reactor.seconds() - begin):.0f} ms"
     if answer.status is not Status.SUCCESS:
@@ -138,7 +143,9 @@ async def _export(reactor: Any, asked: Server, seconds: float, answers: bool) ->
     except (Unreachable, NotGiven, TookTooLong) as error:
         found = str(error) if isinstance(error, ShareError | NotGiven) else "no answer in time"
         fix = f"does a firewall keep {tcp} closed? there: sudo ufw allow {tcp}"
-        if isinstance(error.__cause__, ConnectionRefusedError):
+        if isinstance(error.__cause__, ssl.SSLError):
+            fix = "`tls` of this server in client.yaml: its `ca`, our `certificate` and `key`"
+        elif isinstance(error.__cause__, ConnectionRefusedError):
             fix = "there: `export` in the configuration is off, or: sudo systemctl start usbipd"
         return Check(what=what, ok=False, found=found, fix=fix if answers else None)
     return Check(what=what, ok=True, found=f"answers, {len(listed)} devices can be imported")

@@ -17,7 +17,7 @@ from usbip_server.client.machine import Machine
 from usbip_server.client.picking import Meant
 from usbip_server.client.running import run
 from usbip_server.client.servers import Server
-from usbip_server.client.settings import ClientSettings, find, load
+from usbip_server.client.settings import DEFAULT, ClientSettings, find, load
 from usbip_server.client.show import Show
 from usbip_server.client.survey import Survey, survey
 from usbip_server.client.tables import devicesTable
@@ -80,13 +80,23 @@ class Errand:
         """
         What all servers have. Those that do not answer are told of.
 
+        @raise Refused: none lets us.
         @raise Unreachable: none does.
         """
         stock = self.settings.stock
         found = run(lambda reactor: survey(reactor, self.servers, self.seconds, stock))
         self.tell(found.troubles)
+        for server in found.stock:
+            if server not in stock:
+                self.show.note(
+                    f"{server}: nobody at port {server.port}, but at {server.exportPort}: taken "
+                    "for a stock usbipd"
+                )
         if not found.answered:
-            raise Unreachable(self._nobody())
+            refusals = [error for _, error in found.troubles if isinstance(error, Refused)]
+            if refusals:
+                raise Refused(refusals[0].status, self._nobody("lets us"))
+            raise Unreachable(self._nobody("answers"))
         return found
 
     def pick(self, meant: Meant, found: Survey) -> Found:
@@ -150,9 +160,12 @@ class Errand:
                 return answer
             self.show.progress(f"{server}: {answer.message}", isNews=True)
 
-    def _nobody(self) -> str:
-        several = f"none of {len(self.servers)} servers answers"
-        said = several if len(self.servers) > 1 else f"{self.servers[0]} does not answer"
+    def _nobody(self, does: str) -> str:
+        several = f"none of {len(self.servers)} servers {does}"
+        alone = f"{self.servers[0]} {'does not answer' if does == 'answers' else 'refuses'}"
+        said = several if len(self.servers) > 1 else alone
+        if not self.settings.known and [server.name for server in self.servers] == [DEFAULT]:
+            said += ": say with --host, USBIPSHARE_HOSTS or client.yaml which server you mean"
         if self.machine.environment.get("SUDO_USER") and not self.settings.known:
             said += (
                 ": with sudo neither USBIPSHARE_HOSTS nor the client.yaml of your own account "

@@ -11,8 +11,9 @@ from twisted.internet.defer import Deferred, gatherResults
 
 from usbip_server.client.asking import ask
 from usbip_server.client.devices import Found, foundIn
+from usbip_server.client.exits import Refused
 from usbip_server.client.servers import Server
-from usbip_server.errors import ShareError, Unreachable
+from usbip_server.errors import ShareError
 from usbip_server.replies import Status
 
 T = TypeVar("T")
@@ -57,9 +58,10 @@ async def devicesOf(reactor: Any, server: Server, seconds: float) -> tuple[Found
     """
     All devices of a server that we may see.
 
-    @raise Unreachable: it does not answer, or does not let us.
+    @raise Unreachable: it does not answer.
+    @raise Refused: it does not let us.
     """
     answer = await ask(reactor, server, {"command": "list", "detail": True}, seconds)
     if answer.status is not Status.SUCCESS:
-        raise Unreachable(f"{server.called(server.address)}: {answer.message}")
+        raise Refused(answer.status, f"{server.called(server.address)}: {answer.message}")
     return foundIn(server, answer.data)

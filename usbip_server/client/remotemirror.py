@@ -19,6 +19,9 @@ from usbip_server.device import DeviceState, Traffic, UsbDevice
 from usbip_server.errors import OperationFailed
 from usbip_server.inventory import Inventory
 
+NOBODY = "no server is there"
+ITSELF = "it is a gateway that reaches no server itself, or this one"
+
 
 class Far(msgspec.Struct, frozen=True, eq=False):
     """
@@ -101,9 +104,14 @@ class RemoteMirror:
     def judge(self) -> None:
         """Can there be devices at all?"""
         troubles = [far.following.trouble for far in self.servers]
-        told = [trouble for trouble in troubles if trouble is not None]
+        # A gateway that reaches nobody, and be it we ourselves, says it in these words too.
+        told = [
+            trouble if NOBODY not in trouble else f"{trouble.partition(': ')[0]}: {ITSELF}"
+            for trouble in troubles
+            if trouble is not None
+        ]
         isNone = len(told) == len(troubles)
-        self.inventory.trouble = f"no server is there: {'; '.join(told)}" if isNone else None
+        self.inventory.trouble = f"{NOBODY}: {'; '.join(told)}" if isNone else None
 
     def _far(self, host: Host, reactor: Any, chance: Chance) -> Far:
         following = RemoteFollowing(

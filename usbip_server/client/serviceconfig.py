@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import enum
 import grp
-from typing import Annotated, Any
+import os
+from typing import Annotated
 
 import msgspec
 
@@ -19,12 +20,10 @@ from usbip_server.client.settings import ClientSettings, Entry, ServersFile
 from usbip_server.device import isBusId
 from usbip_server.handoff import KeepAlive
 from usbip_server.limits import Limits, Seconds
+from usbip_server.listening import UNIX_PATH
 from usbip_server.matching import CRITERIA, given
-from usbip_server.rules import LONGEST_NAME, NAME, Recipient
+from usbip_server.rules import LONGEST_NAME, NAME, NOT_SAID, Recipient
 from usbip_server.yamlfile import textOf
-
-NOT_SAID: Any = None
-"""For what may be left out, but not left empty: a key with nothing behind it is a mistake."""
 
 Id = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 2)]
 
@@ -135,6 +134,8 @@ class SocketConfig(
     def __post_init__(self) -> None:
         if self.mode != "auto" and not 0 < self._octal() <= 0o777:
             raise ValueError(f'`mode`: {self.mode!r} is none: "auto", or in quotes, as "0660"')
+        if self.path is not None and not 0 < len(os.fsencode(self.path)) <= UNIX_PATH:
+            raise ValueError(f"`path`: {self.path!r} is not a path of 1 to {UNIX_PATH} bytes")
 
     def _octal(self) -> int:
         try:

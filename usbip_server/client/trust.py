@@ -38,7 +38,9 @@ _NO_TLS = "it does not speak TLS"
 _NOT_US = "it asks for a certificate, and takes none of ours"
 
 MEANING = {
-    "certificate verify failed": "its certificate is not to be trusted",
+    "certificate verify failed": (
+        "its certificate is not to be trusted: name its CA with `tls: {ca: FILE}`"
+    ),
     "wrong version number": _NO_TLS,
     "packet length too long": _NO_TLS,
     "record layer failure": _NO_TLS,

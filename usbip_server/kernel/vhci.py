@@ -192,7 +192,7 @@ class Vhci:
         except OSError as error:
             raise LocalTrouble(
                 f"the kernel's {MODULE} driver is not loaded and cannot be ({error}): "
-                f"sudo modprobe {MODULE}"
+                f"sudo modprobe {MODULE} (in a container: on its host)"
             ) from error
         if "attach" not in self._names():
             raise LocalTrouble(f"{MODULE} is loaded, but there is no /sys/{FOLDER}/attach")

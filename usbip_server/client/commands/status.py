@@ -10,7 +10,7 @@ import click
 
 from usbip_server.client.errand import Errand
 from usbip_server.client.everywhere import everywhere
-from usbip_server.client.exits import Exit
+from usbip_server.client.exits import Exit, Refused
 from usbip_server.client.options import asking
 from usbip_server.client.running import run
 from usbip_server.client.servers import Server
@@ -69,7 +69,8 @@ class _Row:
     def cells(self) -> list[str]:
         """For people."""
         shown = self.fields
-        answers = shown["kind"] or "no answer"
+        isRefused = any(isinstance(error, Refused) for _, error in self.survey.troubles)
+        answers = shown["kind"] or ("refuses" if isRefused else "no answer")
         numbers = ["" if shown[key] is None else str(shown[key]) for key in ("devices", "in_use")]
         return [shown["server"], shown["address"], answers, *numbers, f"{shown['ms']:.0f} ms"]
 

@@ -79,11 +79,16 @@ class _Watch:
 
         @raise OSError: nobody reads what is told.
         """
-        for server in self._errand.servers:
-            following = Following(server, criteria, self._begun, self._told, self._lost)
-            working = following.follow(reactor, self._errand.seconds)
-            Deferred.fromCoroutine(working).addErrback(self._fail)
-        await self._over
+        working: list[Deferred[None]] = []
+        try:
+            for server in self._errand.servers:
+                following = Following(server, criteria, self._begun, self._told, self._lost)
+                work = Deferred.fromCoroutine(following.follow(reactor, self._errand.seconds))
+                working.append(work.addErrback(self._fail))
+            await self._over
+        finally:
+            for each in working:
+                each.cancel()
 
     def _begun(self, server: Server, devices: list[Any]) -> None:
         if self._show.asJson:
