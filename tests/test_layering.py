@@ -311,7 +311,7 @@ class LayeringTests(SynchronousTestCase):
             self.assertLessEqual(kernel, {"kernel"}, module.name)
             self.assertKnows([module], *SHARING, "config", "daemon", "tap")
             if module.name in CLIENT_CORE:
-                allowed = module.knows("client", *VOCABULARY, *CLIENT_KERNEL, *CLIENT_TOOLS)
+                allowed = module.knows(*CLIENT_CORE, *VOCABULARY, *CLIENT_KERNEL, *CLIENT_TOOLS)
                 self.assertLessEqual(module.ours - allowed, {"kernel", "protocols"}, module.name)
 
     def test_gateway(self) -> None:
@@ -333,7 +333,6 @@ class LayeringTests(SynchronousTestCase):
         shared = {
             "client",
             "client.backoff",
-            "client.exits",
             "client.resolving",
             "client.settings",
             *CLIENT_CORE,

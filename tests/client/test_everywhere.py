@@ -20,9 +20,8 @@ from zope.interface import implementer
 from tests.certificates import LAB, authority, signed
 from tests.childdaemon import ChildDaemon
 from tests.client.scripted import ScriptedServer
-from usbip_server.client.asking import Notice, ask, converse
+from usbip_server.client.asking import Notice, Refused, ask, converse
 from usbip_server.client.everywhere import devicesOf, everywhere
-from usbip_server.client.exits import Refused
 from usbip_server.client.servers import ClientTls, Server
 from usbip_server.errors import Unreachable
 from usbip_server.replies import Status

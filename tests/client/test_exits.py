@@ -7,8 +7,9 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support import UNO
+from usbip_server.client.asking import Refused
 from usbip_server.client.choosing import SeveralFound, Wanted
-from usbip_server.client.exits import EXIT_AFTER, WORD_OF, Exit, Refused, exitFor
+from usbip_server.client.exits import EXIT_AFTER, WORD_OF, Exit, exitFor
 from usbip_server.errors import (
     DeviceInUse,
     DeviceNotFound,

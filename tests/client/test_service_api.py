@@ -11,9 +11,12 @@ from tests.client.servicecase import BENCH, RASPI, ServiceCase
 from tests.documentcase import DETAILS, FIELDS
 from tests.support import STICK, UNO, asked, changed
 from usbip_server.caller import Caller
+from usbip_server.client.devices import Found
+from usbip_server.client.keeping import placeOf
 from usbip_server.client.peers import Peer
 from usbip_server.commands import WatchDevices
 from usbip_server.device import DeviceState
+from usbip_server.opcodec import OpStatus
 from usbip_server.policy import LOCAL
 from usbip_server.replies import Status
 
@@ -164,6 +167,15 @@ class AttachTests(ApiCase):
         self.ask("detach", id="1-1.4")
         self.assertEqual(len(self.raspi.commands), 2)
 
+    def test_detachAfterFailure(self) -> None:
+        """That counts also if it could be plugged in only at a second try, when it was bound."""
+        self.raspi.refuse = OpStatus.ERROR
+        self.assertEqual(self.ask("attach", id="1-1.4")["status"], "failure")
+        self.raspi.refuse = None
+        self.assertEqual(self.ask("attach", id="1-1.4")["status"], "success")
+        self.ask("detach", id="1-1.4")
+        self.assertEqual(self.raspi.commands[-1], ("unbind", "1-1.4"))
+
     def test_notAttached(self) -> None:
         """What is not plugged in cannot be detached."""
         answer = self.ask("detach", id="1-1.4")
@@ -219,6 +231,29 @@ class AttachTests(ApiCase):
         self.network.settle()
         self.assertEqual([each.status for each in attaching + detaching], [Status.SUCCESS] * 2)
         self.assertEqual((self.plugged, self.vhci.used()), ([], {}))
+
+    def test_ruleIsAtIt(self) -> None:
+        """Whoever asks for a device that a rule fits, which is just getting another one, has what
+        was asked for."""
+        self.bench.plug(UNO)
+        self.network.hold = True
+        self.reload("devices: [{name: any, desc: arduino}]\n")
+        self.network.settle()
+        other = "bench" if self.parts.keeping.isTaken("any", self.found("bench")) else "raspi"
+        attaching = self.asking("attach", id="1-1.4", host=other)
+        for _ in range(4):
+            self.network.settle()
+            self.network.runThreads()
+        self.network.settle()
+        [answer] = attaching
+        self.assertEqual(answer.status, Status.SUCCESS)
+        self.assertIn(f"{other} 1-1.4", self.plugged)
+        self.assertEqual(len(self.plugged), 2)
+
+    def found(self, name: str) -> Found:
+        """A server's board."""
+        [found] = [each for each in self.parts.links.found() if placeOf(each) == (name, "1-1.4")]
+        return found
 
     def test_atOnce(self) -> None:
         """Several who want the same at once have the same."""

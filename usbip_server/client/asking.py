@@ -34,7 +34,7 @@ from twisted.python.failure import Failure
 
 from usbip_server.client.servers import Server
 from usbip_server.client.trust import ALERT, SPEAKS_TLS, creatorFor, reasonOf
-from usbip_server.errors import Unreachable
+from usbip_server.errors import ASK_AGAIN, ShareError, Unreachable
 from usbip_server.protocols.keepalive import watchOver
 from usbip_server.replies import Status
 
@@ -67,6 +67,23 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     data: Any = None
     message: str = ""
     seq: int | None = None
+
+    @property
+    def isPending(self) -> bool:
+        """Does it only say that it takes longer, and that it can be asked again?"""
+        return self.status is Status.FAILURE and self.message.endswith(ASK_AGAIN)
+
+
+class Refused(ShareError):
+    """
+    A server has answered, but not that it is done.
+
+    @ivar status: what it has answered.
+    """
+
+    def __init__(self, status: Status, message: str) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class Conversation(LineReceiver):
@@ -247,6 +264,27 @@ async def ask(
         return await conversation.ask(request, max(0, until - reactor.seconds()), told)
     finally:
         conversation.close()
+
+
+async def askToTheEnd(
+    reactor: Any,
+    server: Server,
+    request: dict[str, Any],
+    seconds: float,
+    told: Callable[[Notice], None] = lambda notice: None,
+    pending: Callable[[Answer], None] = lambda answer: None,
+) -> Answer:
+    """
+    The same, and again for as long as the server is at it: it gives up at some time.
+
+    @param seconds: for each answer.
+    @param pending: called with each answer that only says so.
+    """
+    while True:
+        answer = await ask(reactor, server, request, seconds, told)
+        if not answer.isPending:
+            return answer
+        pending(answer)
 
 
 def _unreachable(server: Server, why: str) -> Unreachable:

@@ -9,10 +9,9 @@ from typing import Any
 
 import click
 
-from usbip_server.client.asking import Answer, Notice, ask
+from usbip_server.client.asking import Notice, Refused, askToTheEnd
 from usbip_server.client.choosing import SeveralFound
 from usbip_server.client.devices import Found
-from usbip_server.client.exits import Refused
 from usbip_server.client.machine import Machine
 from usbip_server.client.picking import Meant
 from usbip_server.client.running import run
@@ -21,7 +20,7 @@ from usbip_server.client.settings import DEFAULT, ClientSettings, find, load
 from usbip_server.client.show import Show
 from usbip_server.client.survey import Survey, survey
 from usbip_server.client.tables import devicesTable
-from usbip_server.errors import ASK_AGAIN, ShareError, Unreachable
+from usbip_server.errors import ShareError, Unreachable
 from usbip_server.replies import Status
 
 Request = dict[str, Any]
@@ -130,7 +129,16 @@ class Errand:
         @raise Refused: it does not do it.
         @raise Unreachable: it does not answer.
         """
-        answer = run(lambda reactor: self._ask(reactor, server, request, told))
+        answer = run(
+            lambda reactor: askToTheEnd(
+                reactor,
+                server,
+                request,
+                self.seconds,
+                told,
+                lambda answer: self.show.progress(f"{server}: {answer.message}", isNews=True),
+            )
+        )
         if answer.status is not Status.SUCCESS:
             raise Refused(answer.status, f"{server}: {answer.message}")
         return answer.data
@@ -150,15 +158,6 @@ class Errand:
         for name, count in silent.items():
             addresses = len(self.settings.known[name])
             self.show.trouble(name, f"{name}: {count} of its {addresses} addresses do not answer")
-
-    async def _ask(
-        self, reactor: Any, server: Server, request: Request, told: Callable[[Notice], None]
-    ) -> Answer:
-        while True:
-            answer = await ask(reactor, server, request, self.seconds, told)
-            if answer.status is not Status.FAILURE or not answer.message.endswith(ASK_AGAIN):
-                return answer
-            self.show.progress(f"{server}: {answer.message}", isNews=True)
 
     def _nobody(self, does: str) -> str:
         several = f"none of {len(self.servers)} servers {does}"

@@ -9,9 +9,8 @@ from typing import Any, Generic, TypeVar
 
 from twisted.internet.defer import Deferred, gatherResults
 
-from usbip_server.client.asking import ask
+from usbip_server.client.asking import Refused, ask
 from usbip_server.client.devices import Found, foundIn
-from usbip_server.client.exits import Refused
 from usbip_server.client.servers import Server
 from usbip_server.errors import ShareError
 from usbip_server.replies import Status

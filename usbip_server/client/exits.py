@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import enum
 
+from usbip_server.client.asking import Refused
 from usbip_server.client.choosing import SeveralFound
 from usbip_server.errors import (
     DeviceNotFound,
@@ -80,18 +81,6 @@ EXIT_AFTER: dict[Status, Exit] = {
     Status.MULTIPLE_MATCHES: Exit.SEVERAL,
 }
 """And one whose server has answered so."""
-
-
-class Refused(ShareError):
-    """
-    A server has answered, but not that it is done.
-
-    @ivar status: what it has answered.
-    """
-
-    def __init__(self, status: Status, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 def exitFor(error: ShareError) -> Exit:

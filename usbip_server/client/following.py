@@ -9,9 +9,8 @@ from typing import Any
 
 from twisted.internet.task import deferLater
 
-from usbip_server.client.asking import Notice, converse
+from usbip_server.client.asking import Notice, Refused, converse
 from usbip_server.client.backoff import BackOff, Pauses
-from usbip_server.client.exits import Refused
 from usbip_server.client.servers import Server
 from usbip_server.errors import ShareError
 from usbip_server.replies import Status

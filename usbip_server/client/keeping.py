@@ -127,6 +127,12 @@ class Keeping:
             self._begin(want, found)
         return await waiting
 
+    def isTaken(self, name: str, found: Found) -> bool:
+        """Has a want a device, or is it just getting another one than this?"""
+        busy = self._busy.get(name)
+        isOther = busy is not None and placeOf(busy) != placeOf(found)
+        return isOther or self._plugs.of(name) is not None
+
     async def finished(self, name: str) -> None:
         """If a device is just being plugged in for a want: wait until it is, or is not."""
         if name in self._busy:

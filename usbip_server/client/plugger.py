@@ -13,11 +13,10 @@ from typing import Any
 import msgspec
 
 from usbip_server.client.appearing import Appearing
-from usbip_server.client.asking import Notice
+from usbip_server.client.asking import Notice, Refused
 from usbip_server.client.attaching import Attached
 from usbip_server.client.devices import Found, foundIn
 from usbip_server.client.errand import Errand
-from usbip_server.client.exits import Refused
 from usbip_server.client.picking import Meant
 from usbip_server.client.relayprocess import RelayProcess
 from usbip_server.client.running import Interrupted, run

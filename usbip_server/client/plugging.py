@@ -13,10 +13,9 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from usbip_server.client.asking import ask
+from usbip_server.client.asking import Refused, askToTheEnd
 from usbip_server.client.attaching import Attached, Attaching
 from usbip_server.client.devices import Found
-from usbip_server.client.exits import Refused
 from usbip_server.client.servers import Server
 from usbip_server.device import DeviceState
 from usbip_server.errors import LocalTrouble, ShareError
@@ -57,6 +56,7 @@ class Plugging:
         self._reactor = reactor
         self._attaching = attaching
         self._calls = calls
+        self._bound: set[tuple[str, str]] = set()
 
     async def plugIn(self, found: Found, isOurs: bool = False) -> tuple[Attached, Any, bool]:
         """
@@ -73,10 +73,12 @@ class Plugging:
                 await self._ask(server, "kick", busId)
             elif bind or found.device.state is DeviceState.IN_USE:
                 await self._ask(server, "attach", busId)
+                if bind:
+                    self._bound.add((server.name, busId))
             attached, kept = await self._attach(server, busId)
         except (ShareError, NotGiven, TookTooLong, StillOut, RuntimeError) as error:
             raise CannotPlug(_text(error)) from error
-        return attached, kept, bind
+        return attached, kept, (server.name, busId) in self._bound
 
     async def pullOut(self, server: Server, busId: str, port: int, unbind: bool) -> None:
         """
@@ -85,15 +87,11 @@ class Plugging:
         @param unbind: have its server unbind it as well. That this fails is only logged.
         @raise CannotPlug: it is still there.
         """
-        try:
-            await self._calls.call(
-                ("port", port), DETACH_SECONDS, partial(self._attaching.detach, port)
-            )
-        except (LocalTrouble, TookTooLong, StillOut, RuntimeError) as error:
-            raise CannotPlug(_text(error)) from error
+        await self._free(port)
         if unbind:
             try:
                 await self._ask(server, "detach", busId)
+                self._bound.discard((server.name, busId))
             except ShareError as error:
                 self._log.warn(
                     "{busId} stays bound at {server}: {error}",
@@ -115,7 +113,7 @@ class Plugging:
 
     async def _ask(self, server: Server, command: str, busId: str) -> None:
         request = {"command": command, "bus": busId}
-        answer = await ask(self._reactor, server, request, self.answerSeconds)
+        answer = await askToTheEnd(self._reactor, server, request, self.answerSeconds)
         if answer.status is not Status.SUCCESS:
             raise Refused(answer.status, answer.message)
 
@@ -141,15 +139,19 @@ class Plugging:
         with kept, contextlib.suppress(OSError):
             kept.shutdown(socket.SHUT_RDWR)
         try:
+            await self._free(attached.port)
+        except CannotPlug as error:
+            self._log.warn(
+                "port {port} is still in use: {error}", port=attached.port, error=str(error)
+            )
+
+    async def _free(self, port: int) -> None:
+        try:
             await self._calls.call(
-                ("port", attached.port),
-                DETACH_SECONDS,
-                partial(self._attaching.detach, attached.port),
+                ("port", port), DETACH_SECONDS, partial(self._attaching.detach, port)
             )
         except (LocalTrouble, TookTooLong, StillOut, RuntimeError) as error:
-            self._log.warn(
-                "port {port} is still in use: {error}", port=attached.port, error=_text(error)
-            )
+            raise CannotPlug(_text(error)) from error
 
 
 def _text(error: BaseException) -> str:

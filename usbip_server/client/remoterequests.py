@@ -11,7 +11,6 @@ Each time a connection of its own::
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from usbip_server.client.asking import Answer, Conversation, converse
@@ -21,9 +20,6 @@ from usbip_server.client.servers import Server
 from usbip_server.device import UsbDevice
 from usbip_server.errors import ShareError, Unreachable
 from usbip_server.replies import Status
-
-GOES_ON = re.compile(r" takes longer than [0-9.]+ s and goes on\b")
-"""Found in the message of a C{failure} that is none yet (L{usbip_server.errors.StillWorking})."""
 
 
 class NotThere(ShareError):
@@ -96,7 +92,7 @@ class RemoteRequests:
                 answer = await conversation.ask(
                     {"command": verb, "bus": device.busId}, max(seconds, SECONDS)
                 )
-                if answer.status is not Status.FAILURE or not GOES_ON.search(answer.message):
+                if not answer.isPending:
                     break
             now = await self._seen(conversation, device.busId)
         finally:

@@ -154,7 +154,7 @@ class SocketApi:
     async def _attach(self, command: LocalAttach) -> LocalReply:
         found = self._lookup.chosen(command, command.host, self._lookup.there(command.host))
         if self._plugs.at(placeOf(found)) is None:
-            want = self._wants.request(found, lambda name: self._plugs.of(name) is not None)
+            want = self._wants.request(found, lambda name: self._keeping.isTaken(name, found))
             self._save()
             try:
                 await self._keeping.now(want, found)
@@ -178,10 +178,10 @@ class SocketApi:
         requested = self._wants.requested(found)
         if plug is None and requested is None:
             return self._wentWrong(CannotPlug("it is not plugged in here"), found, command)
-        for want in (requested, None if plug is None else plug.want):
-            if want is not None:
-                self._wants.withdraw(want.name)
-                await self._keeping.finished(want.name)
+        wants = (requested, None if plug is None else plug.want)
+        for name in dict.fromkeys(want.name for want in wants if want is not None):
+            self._wants.withdraw(name)
+            await self._keeping.finished(name)
         self._save()
         plug = self._plugs.at(placeOf(found))
         if plug is not None:

@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 from twisted.internet.error import ConnectionRefusedError
 
+from usbip_server.client.asking import Refused
 from usbip_server.client.devices import Found
 from usbip_server.client.everywhere import devicesOf, everywhere
-from usbip_server.client.exits import Refused
 from usbip_server.client.importing import listDevices
 from usbip_server.client.servers import Server
 from usbip_server.device import DeviceState, UsbDevice

@@ -188,11 +188,6 @@ class Wants:
         """What is to be remembered."""
         return Requests(requests=tuple(self._requests.values()))
 
-    @property
-    def count(self) -> int:
-        """How many there are."""
-        return sum(1 for _ in self)
-
 
 def _nameOf(requested: Requested) -> str:
     """

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import click
 
+from usbip_server.client.asking import Refused
 from usbip_server.client.completing import plugged, ports
 from usbip_server.client.described import fieldsOf, portFields
 from usbip_server.client.errand import Errand
-from usbip_server.client.exits import Refused
 from usbip_server.client.options import asking, meaning
 from usbip_server.client.picking import Meant
 from usbip_server.client.plugger import Plugger

@@ -76,7 +76,7 @@ def _others(errand: Errand, attached: tuple[Attached, ...]) -> list[Server]:
         (each.record.host, each.record.service) for each in attached if each.record is not None
     }
     return [
-        Server(name=host, host=host, exportPort=int(service))
+        errand.settings.exporting(host, service)
         for host, service in sorted(sources - asked)
         if service.isdigit()
     ]

@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 
+from usbip_server.client.asking import Refused
 from usbip_server.client.errand import Errand
 from usbip_server.client.everywhere import everywhere
-from usbip_server.client.exits import Exit, Refused
+from usbip_server.client.exits import Exit
 from usbip_server.client.options import asking
 from usbip_server.client.running import run
 from usbip_server.client.servers import Server
