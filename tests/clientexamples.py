@@ -13,8 +13,8 @@ import click
 
 from tests.childdaemon import ChildDaemon
 from usbip_server.client.cli import COMMANDS, main
-from usbip_server.client.exits import Exit
-from usbip_server.client.settings import load
+from usbip_server.client.core.settings import load
+from usbip_server.client.terminal.exits import Exit
 from usbip_server.tokens import PREFIX
 from usbip_server.yamlfile import ConfigError
 

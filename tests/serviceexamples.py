@@ -17,9 +17,9 @@ from tests.childservice import ChildService, serversOf
 from tests.documents import Block
 from tests.examples import Stage
 from tests.exchanges import play
-from usbip_server.client.localrequests import decode
-from usbip_server.client.news import Word
-from usbip_server.client.serviceconfig import ServiceFile
+from usbip_server.client.service.config import ServiceFile
+from usbip_server.client.service.localrequests import decode
+from usbip_server.client.service.news import Word
 from usbip_server.inventory import ChangeKind
 from usbip_server.yamlfile import ConfigError
 

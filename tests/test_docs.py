@@ -52,20 +52,20 @@ from usbip_server import audit
 from usbip_server.backends import sysfs, usbiptool, virtual
 from usbip_server.caller import Caller
 from usbip_server.client.cli import COMMANDS as TYPED
-from usbip_server.client.exits import Exit
-from usbip_server.client.localrequests import COMMANDS as LOCAL_COMMANDS
-from usbip_server.client.news import Word
-from usbip_server.client.remotehosts import HostOptions
-from usbip_server.client.remotehosts import Options as RemoteOptions
-from usbip_server.client.servers import ClientTls
-from usbip_server.client.serviceconfig import (
+from usbip_server.client.core.servers import ClientTls
+from usbip_server.client.core.settings import ClientFile
+from usbip_server.client.core.settings import Entry as ServerEntry
+from usbip_server.client.remote.hosts import HostOptions
+from usbip_server.client.remote.hosts import Options as RemoteOptions
+from usbip_server.client.service.config import (
     ClientHook,
     DeviceRule,
     ServiceConfig,
     SocketConfig,
 )
-from usbip_server.client.settings import ClientFile
-from usbip_server.client.settings import Entry as ServerEntry
+from usbip_server.client.service.localrequests import COMMANDS as LOCAL_COMMANDS
+from usbip_server.client.service.news import Word
+from usbip_server.client.terminal.exits import Exit
 from usbip_server.commands import COMMANDS, Command, LeaseRequest, decode
 from usbip_server.config import Config, Source
 from usbip_server.device import DeviceState, Encryption

@@ -691,8 +691,9 @@ class CarrierTests(ExportsTestCase):
             client, server = self.connect()
             carrier = Carrier(given=server, connection=server, encryption=encryption)
             self.successResultOf(self.asks(carrier))
-            lines = [formatEvent(event) for event in self.logged if "encryption" in event]
-            self.assertEqual(len(lines), 1)
+            said = map(formatEvent, self.logged)
+            lines = [line for line in said if line.startswith(f"{BOB.address} has")]
+            self.assertEqual(len(lines), 1, lines)
             for text in (BOB.address, str(UNO), word):
                 self.assertIn(text, lines[0])
             self.logged.clear()

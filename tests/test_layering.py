@@ -41,13 +41,6 @@ SHARING = {
 }
 """What carries out the requests of those who want a device of this machine."""
 
-CLIENT_CORE = {
-    f"client.{name}"
-    for name in (
-        *("asking", "attaching", "choosing", "devices", "everywhere", "importing", "relaying"),
-        *("servers", "trust"),
-    )
-}
 CLIENT_KERNEL = (
     "kernel.nodes",
     "kernel.slots",
@@ -56,17 +49,6 @@ CLIENT_KERNEL = (
     "kernel.vhcirecords",
 )
 CLIENT_TOOLS = ("handoff", "protocols.keepalive", "protocols.ktls", "threads")
-
-CLIENT_SERVICE = {
-    f"client.{name}"
-    for name in (
-        *("adopting", "keeping", "link", "links", "localreplies", "localrequests"),
-        "lookup",
-        *("news", "parts", "peers", "plugging", "plugs", "service", "serviceconfig"),
-        *("socketapi", "symlinks", "tap", "telling", "troubles", "wanted"),
-    )
-}
-"""What C{twistd usbipclient} runs."""
 
 LAYERS = {
     "vocabulary": VOCABULARY,
@@ -301,8 +283,8 @@ class LayeringTests(SynchronousTestCase):
                 self.assertEqual(roots & {"tests", "unittest", "pytest"}, set(), module.name)
 
     def test_client(self) -> None:
-        """The client knows its own part of the kernel, and nothing of who shares devices; what
-        fetches and attaches them knows little more than the vocabulary. Nobody imports it."""
+        """The client knows its own part of the kernel, and nothing of who shares devices; its
+        core knows little more than the vocabulary. Nobody imports it."""
         for module in self.modules:
             if not self.isWithin(module.name, "client"):
                 self.assertEqual(module.knows("client"), set(), module.name)
@@ -310,40 +292,32 @@ class LayeringTests(SynchronousTestCase):
             kernel = module.knows("kernel") - module.knows(*CLIENT_KERNEL)
             self.assertLessEqual(kernel, {"kernel"}, module.name)
             self.assertKnows([module], *SHARING, "config", "daemon", "tap")
-            if module.name in CLIENT_CORE:
-                allowed = module.knows(*CLIENT_CORE, *VOCABULARY, *CLIENT_KERNEL, *CLIENT_TOOLS)
+            if self.isWithin(module.name, "client.core"):
+                allowed = module.knows(
+                    "client.core", *VOCABULARY, *CLIENT_KERNEL, *CLIENT_TOOLS, "yamlfile"
+                )
                 self.assertLessEqual(module.ours - allowed, {"kernel", "protocols"}, module.name)
+
+    def test_clientParts(self) -> None:
+        """What is for the terminal, the service and the gateway know the core and not each other;
+        commands know what is for the terminal. Nobody knows the service's outermost module, and
+        the gateway is known by its plugin only."""
+        parts = {"client.terminal", "client.service", "client.remote", "client.commands"}
+        for part in parts:
+            others = parts - {part}
+            if part == "client.commands":
+                others -= {"client.terminal"}
+            self.assertKnows(self.within(part), *others)
+        for module in self.modules:
+            self.assertEqual(module.knows("client.service.tap"), set(), module.name)
 
     def test_gateway(self) -> None:
         """The backend for devices of other servers knows the contract of backends, and what
-        fetches devices; nobody knows it."""
-        for module in self.modules:
-            if module.name.startswith("client.remote"):
-                contract = ("interfaces", "inventory", "threads", "backends.options")
-                allowed = module.knows("client", *VOCABULARY, *contract)
-                self.assertLessEqual(module.ours - allowed, {"backends"}, module.name)
-            else:
-                remote = {name for name in module.ours if name.startswith("client.remote")}
-                self.assertEqual(remote, set(), module.name)
-
-    def test_clientService(self) -> None:
-        """The client service knows what fetches and attaches devices, and what requests come in
-        by, but no command; no command knows it, and nobody knows its outermost module."""
-        self.assertEqual({module.name for module in self.within(*CLIENT_SERVICE)}, CLIENT_SERVICE)
-        shared = {
-            "client",
-            "client.backoff",
-            "client.resolving",
-            "client.settings",
-            *CLIENT_CORE,
-        }
-        for module in self.modules:
-            self.assertEqual(module.knows("client.tap"), set(), module.name)
-            if module.name in CLIENT_SERVICE:
-                allowed = module.knows(*CLIENT_SERVICE, *shared)
-                self.assertEqual(module.knows("client") - allowed, set(), module.name)
-            else:
-                self.assertEqual(module.knows(*CLIENT_SERVICE), set(), module.name)
+        fetches devices."""
+        contract = ("interfaces", "inventory", "threads", "backends.options", "hangups")
+        for module in self.within("client.remote"):
+            allowed = module.knows("client", *VOCABULARY, *contract)
+            self.assertLessEqual(module.ours - allowed, {"backends"}, module.name)
 
     def test_imports(self) -> None:
         """Nothing of ours is imported within a function, and the reactor only there."""
@@ -353,7 +327,7 @@ class LayeringTests(SynchronousTestCase):
             if "twisted.internet.reactor" in module.imports:
                 top = {name for node in module.tree.body for name in imported(node)}
                 self.assertNotIn("twisted.internet.reactor", top, module.name)
-                runs = ("tap", "client.running", "client.tap")
+                runs = ("tap", "client.terminal.running", "client.service.tap")
                 self.assertTrue(self.isWithin(module.name, "testing") or module.name in runs)
 
     def test_noCircles(self) -> None:

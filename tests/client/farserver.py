@@ -9,8 +9,8 @@ from typing import Any
 from twisted.internet.interfaces import IDelayedCall, IListeningPort
 
 from usbip_server.answers import Answers
-from usbip_server.client.remotehosts import Host
-from usbip_server.client.servers import Server
+from usbip_server.client.core.servers import Server
+from usbip_server.client.remote.hosts import Host
 from usbip_server.handoff import KeepAlive
 from usbip_server.interfaces import IUsbBackend
 from usbip_server.limits import Limits

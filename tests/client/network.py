@@ -18,9 +18,9 @@ from zope.interface import implementer
 
 from tests.support import EPOCH, EVERYBODY, MemoryTransport, PromptBackend, asked, changed
 from usbip_server.answers import Answers
-from usbip_server.client.importing import Imported
-from usbip_server.client.resolving import Resolver
-from usbip_server.client.servers import Server
+from usbip_server.client.core.importing import Imported
+from usbip_server.client.core.resolving import Resolver
+from usbip_server.client.core.servers import Server
 from usbip_server.device import DeviceState, Encryption, Holder, UsbDevice
 from usbip_server.errors import DeviceInUse, Unreachable
 from usbip_server.limits import Limits, Timeouts
@@ -309,7 +309,7 @@ class Network(FakeReactor):
         return attempt
 
     def importDevice(self, server: Server, busId: str, *args: Any) -> Imported:
-        """In place of L{usbip_server.client.importing.importDevice}."""
+        """In place of L{usbip_server.client.core.importing.importDevice}."""
         return self._rooms[server.host].importDevice(server, busId)
 
     def settle(self) -> None:

@@ -15,7 +15,7 @@ from tests.client.farserver import FarServer
 from tests.support import EVERYBODY
 from usbip_server.backends import virtualusb
 from usbip_server.backends.virtual import Options, VirtualBackend, VirtualDevice
-from usbip_server.client.remote import RemoteBackend
+from usbip_server.client.remote.backend import RemoteBackend
 from usbip_server.device import UsbDevice
 from usbip_server.interfaces import IUsbBackend
 from usbip_server.limits import Timeouts

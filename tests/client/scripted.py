@@ -13,7 +13,7 @@ from functools import partial
 from types import TracebackType
 
 from tests.support import UNO
-from usbip_server.client.servers import Server
+from usbip_server.client.core.servers import Server
 from usbip_server.opcodec import encodeImport
 
 SECONDS = 10.0

@@ -16,13 +16,13 @@ from tests.client.network import Network, Room
 from tests.support import STICK, UNO, asked, changed
 from usbip_server.answers import Answer
 from usbip_server.caller import Caller
-from usbip_server.client import attaching
-from usbip_server.client.attaching import Attaching
-from usbip_server.client.parts import Kernel, Parts
-from usbip_server.client.peers import Peer
-from usbip_server.client.plugs import Plug
-from usbip_server.client.serviceconfig import ServiceFile
-from usbip_server.client.wanted import Requests
+from usbip_server.client.core import attaching
+from usbip_server.client.core.attaching import Attaching
+from usbip_server.client.service.config import ServiceFile
+from usbip_server.client.service.parts import Kernel, Parts
+from usbip_server.client.service.peers import Peer
+from usbip_server.client.service.plugs import Plug
+from usbip_server.client.service.wanted import Requests
 from usbip_server.history import Told
 from usbip_server.policy import LOCAL
 from usbip_server.testing import FakeVhci

@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.client.asking}, with a server in memory.
+Tests of L{usbip_server.client.core.asking}, with a server in memory.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support import MemoryTransport, Wire, asked, threeWays
-from usbip_server.client.asking import LONGEST_LINE, SILENCE, Answer, Conversation, Notice
-from usbip_server.client.servers import Server
+from usbip_server.client.core.asking import LONGEST_LINE, SILENCE, Answer, Conversation, Notice
+from usbip_server.client.core.servers import Server
 from usbip_server.errors import Unreachable
 from usbip_server.replies import Status
 

@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.client.choosing}.
+Tests of L{usbip_server.client.core.choosing}.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support import MOUSE, STICK, UNO, changed
-from usbip_server.client.choosing import SeveralFound, Wanted, among, choose
-from usbip_server.client.devices import Found
-from usbip_server.client.servers import Server
+from usbip_server.client.core.choosing import SeveralFound, Wanted, among, choose
+from usbip_server.client.core.devices import Found
+from usbip_server.client.core.servers import Server
 from usbip_server.device import UsbDevice
 from usbip_server.errors import DeviceNotFound
 

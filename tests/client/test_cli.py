@@ -20,7 +20,7 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 from tests.clientexamples import commandCalled, optionsOf
 from usbip_server.client import commands
 from usbip_server.client.cli import COMMANDS, main
-from usbip_server.client.exits import INTERRUPTED, Exit
+from usbip_server.client.terminal.exits import INTERRUPTED, Exit
 from usbip_server.config import Source
 from usbip_server.policy import BUILT_IN, Policy, several
 from usbip_server.rules import LONGEST_NAME

@@ -11,7 +11,7 @@ import socket
 from tests.childdaemon import EXPORT
 from tests.client.commandcase import CommandCase
 from tests.client.scripted import ScriptedServer
-from usbip_server.client.exits import INTERRUPTED, Exit
+from usbip_server.client.terminal.exits import INTERRUPTED, Exit
 from usbip_server.device import UsbDevice
 from usbip_server.opcodec import encodeList
 

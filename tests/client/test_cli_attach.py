@@ -18,7 +18,7 @@ from tests.childdaemon import ChildDaemon
 from tests.client.commandcase import VIRTUAL, CommandCase
 from tests.client.scripted import SECONDS, ScriptedServer
 from tests.client.test_cli_asking import listen
-from usbip_server.client.exits import Exit
+from usbip_server.client.terminal.exits import Exit
 from usbip_server.device import UsbDevice
 from usbip_server.kernel.vhcirecords import Record, Records
 from usbip_server.opcodec import OpStatus, encodeList, encodeRefusal

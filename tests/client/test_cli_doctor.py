@@ -11,9 +11,9 @@ import msgspec
 
 from tests.childdaemon import EXPORT
 from tests.client.commandcase import VIRTUAL, CommandCase
-from usbip_server.client.attaching import Attached
-from usbip_server.client.checks import Check, plugged, thisMachine
-from usbip_server.client.exits import Exit
+from usbip_server.client.core.attaching import Attached
+from usbip_server.client.terminal.checks import Check, plugged, thisMachine
+from usbip_server.client.terminal.exits import Exit
 from usbip_server.kernel import slots
 from usbip_server.kernel.vhci import Vhci
 from usbip_server.kernel.vhcirecords import Record

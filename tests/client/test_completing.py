@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.client.completing} and of C{usbipshare completion}.
+Tests of L{usbip_server.client.terminal.completing} and of C{usbipshare completion}.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from twisted.trial.unittest import SkipTest
 from tests.childdaemon import EXPORT
 from tests.client.commandcase import CommandCase
 from usbip_server.client.cli import COMMANDS, main
-from usbip_server.client.exits import Exit
+from usbip_server.client.terminal.exits import Exit
 
 EVIL = """
 export: off

@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.client.devices}.
+Tests of L{usbip_server.client.core.devices}.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support import DEVICES, EPOCH, MOUSE, UNO, changed
-from usbip_server.client.devices import deviceIn, foundIn
-from usbip_server.client.servers import Server
+from usbip_server.client.core.devices import deviceIn, foundIn
+from usbip_server.client.core.servers import Server
 from usbip_server.device import DeviceState, Encryption, Holder, Lease, UsbDevice
 from usbip_server.errors import Unreachable
 from usbip_server.replies import encodeDevices

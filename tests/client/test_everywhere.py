@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.client.everywhere}, and of reaching a server at all: over real
+Tests of L{usbip_server.client.core.everywhere}, and of reaching a server at all: over real
 connections, with real daemons.
 """
 
@@ -20,9 +20,9 @@ from zope.interface import implementer
 from tests.certificates import LAB, authority, signed
 from tests.childdaemon import ChildDaemon
 from tests.client.scripted import ScriptedServer
-from usbip_server.client.asking import Notice, Refused, ask, converse
-from usbip_server.client.everywhere import devicesOf, everywhere
-from usbip_server.client.servers import ClientTls, Server
+from usbip_server.client.core.asking import Notice, Refused, ask, converse
+from usbip_server.client.core.everywhere import devicesOf, everywhere
+from usbip_server.client.core.servers import ClientTls, Server
 from usbip_server.errors import Unreachable
 from usbip_server.replies import Status
 

@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.client.exits}.
+Tests of L{usbip_server.client.terminal.exits}.
 """
 
 from __future__ import annotations
@@ -7,9 +7,9 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support import UNO
-from usbip_server.client.asking import Refused
-from usbip_server.client.choosing import SeveralFound, Wanted
-from usbip_server.client.exits import EXIT_AFTER, WORD_OF, Exit, exitFor
+from usbip_server.client.core.asking import Refused
+from usbip_server.client.core.choosing import SeveralFound, Wanted
+from usbip_server.client.terminal.exits import EXIT_AFTER, WORD_OF, Exit, exitFor
 from usbip_server.errors import (
     DeviceInUse,
     DeviceNotFound,

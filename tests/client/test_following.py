@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.client.following} and L{usbip_server.client.appearing}.
+Tests of L{usbip_server.client.core.following} and L{usbip_server.client.terminal.appearing}.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.client.scripted import SECONDS, ScriptedServer
 from tests.support import STICK, UNO
-from usbip_server.client.appearing import Appearing
-from usbip_server.client.asking import Notice
-from usbip_server.client.choosing import SeveralFound
-from usbip_server.client.devices import Found
-from usbip_server.client.following import Following
-from usbip_server.client.picking import Meant, meant
-from usbip_server.client.running import run
-from usbip_server.client.servers import Server
+from usbip_server.client.core.asking import Notice
+from usbip_server.client.core.choosing import SeveralFound
+from usbip_server.client.core.devices import Found
+from usbip_server.client.core.following import Following
+from usbip_server.client.core.servers import Server
+from usbip_server.client.terminal.appearing import Appearing
+from usbip_server.client.terminal.picking import Meant, meant
+from usbip_server.client.terminal.running import run
 from usbip_server.device import UsbDevice
 from usbip_server.errors import DeviceNotFound, ShareError
 from usbip_server.replies import encodeDevices

@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.client.importing}.
+Tests of L{usbip_server.client.core.importing}.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from tests.client.scripted import (
     says,
 )
 from tests.support import MOUSE, UNO, changed
-from usbip_server.client.importing import importDevice, listDevices
-from usbip_server.client.servers import ClientTls, Server
+from usbip_server.client.core.importing import importDevice, listDevices
+from usbip_server.client.core.servers import ClientTls, Server
 from usbip_server.device import Encryption
 from usbip_server.errors import Unreachable
 from usbip_server.opcodec import NotGiven, OpStatus, encodeImport, encodeList, encodeRefusal

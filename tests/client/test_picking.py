@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.client.picking}.
+Tests of L{usbip_server.client.terminal.picking}.
 """
 
 from __future__ import annotations
@@ -7,10 +7,10 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support import DEVICES, MOUSE, STICK, UNO
-from usbip_server.client.choosing import SeveralFound
-from usbip_server.client.devices import Found
-from usbip_server.client.picking import Meant, meant
-from usbip_server.client.servers import serverAt
+from usbip_server.client.core.choosing import SeveralFound
+from usbip_server.client.core.devices import Found
+from usbip_server.client.core.servers import serverAt
+from usbip_server.client.terminal.picking import Meant, meant
 from usbip_server.errors import DeviceNotFound
 
 

@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.client.relayprocess}.
+Tests of L{usbip_server.client.terminal.relayprocess}.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import threading
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.certificates import signed, trusting
-from usbip_server.client.relaying import socketPair
-from usbip_server.client.relayprocess import RelayProcess
+from usbip_server.client.core.relaying import socketPair
+from usbip_server.client.terminal.relayprocess import RelayProcess
 
 SECONDS = 60.0
 

@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.client.remote}: a gateway to servers in this process, over real
+Tests of L{usbip_server.client.remote.backend}: a gateway to servers in this process, over real
 connections.
 """
 
@@ -22,10 +22,10 @@ from tests.client.scripted import Play, ScriptedServer, says
 from tests.support import EVERYBODY
 from usbip_server.backends import virtualusb
 from usbip_server.backends.virtual import VirtualDevice
-from usbip_server.client import remote
-from usbip_server.client.remote import RemoteBackend
-from usbip_server.client.remotehosts import Host
-from usbip_server.client.servers import Server
+from usbip_server.client.core.servers import Server
+from usbip_server.client.remote import backend as remote
+from usbip_server.client.remote.backend import RemoteBackend
+from usbip_server.client.remote.hosts import Host
 from usbip_server.device import DeviceState, Holder, UsbDevice
 from usbip_server.errors import (
     DeviceInUse,

@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.client.remotefollowing}, with a server that says what it is told to.
+Tests of L{usbip_server.client.remote.following}, with a server that says what it is told to.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from twisted.trial.unittest import TestCase
 
 from tests.client.scripted import Play, ScriptedServer
 from tests.support import MOUSE, UNO, changed
-from usbip_server.client.remotefollowing import RemoteFollowing
+from usbip_server.client.remote.following import RemoteFollowing
 from usbip_server.device import DeviceState, Holder, Traffic, UsbDevice
 from usbip_server.replies import Notice, Reply, Status, encodeDevices, holderFields
 

@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.client.remotehosts}.
+Tests of L{usbip_server.client.remote.hosts}.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from zope.interface.verify import verifyObject
 from tests.certificates import LAB, authority, signed
 from tests.support import UNO, changed
 from usbip_server.backends.options import convert
-from usbip_server.client.remotehosts import Host, Options, hostsIn
-from usbip_server.client.servers import ClientTls, Server
+from usbip_server.client.core.servers import ClientTls, Server
+from usbip_server.client.remote.hosts import Host, Options, hostsIn
 from usbip_server.device import Lease
 from usbip_server.errors import InvalidOption
 from usbip_server.interfaces import IUsbBackend, IUsbBackendMaker

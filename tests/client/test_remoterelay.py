@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.client.remoterelay}.
+Tests of L{usbip_server.client.remote.relay}.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from zope.interface.verify import verifyObject
 
 from tests.certificates import signed, trusting
 from tests.protocols.securedcase import connected
-from usbip_server.client.remoterelay import CHUNK, RemoteRelay
+from usbip_server.client.remote.relay import CHUNK, RemoteRelay
 from usbip_server.device import Traffic
 from usbip_server.testing.reactor import FakeReactor
 

@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.client.socketapi}: what programs ask, and are answered.
+Tests of L{usbip_server.client.service.socketapi}: what programs ask, and are answered.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from tests.client.servicecase import BENCH, RASPI, ServiceCase
 from tests.documentcase import DETAILS, FIELDS
 from tests.support import STICK, UNO, asked, changed
 from usbip_server.caller import Caller
-from usbip_server.client.devices import Found
-from usbip_server.client.keeping import placeOf
-from usbip_server.client.peers import Peer
+from usbip_server.client.core.devices import Found
+from usbip_server.client.service.keeping import placeOf
+from usbip_server.client.service.peers import Peer
 from usbip_server.commands import WatchDevices
 from usbip_server.device import DeviceState
 from usbip_server.opcodec import OpStatus

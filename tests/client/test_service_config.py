@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.client.serviceconfig}, and of C{client.example.yaml}.
+Tests of L{usbip_server.client.service.config}, and of C{client.example.yaml}.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import msgspec
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.test_packaging import PROJECT, keysOf
-from usbip_server.client.choosing import Wanted
-from usbip_server.client.servers import ClientTls
-from usbip_server.client.serviceconfig import (
+from usbip_server.client.core.choosing import Wanted
+from usbip_server.client.core.servers import ClientTls
+from usbip_server.client.core.settings import Entry
+from usbip_server.client.service.config import (
     ClientHook,
     DeviceRule,
     Moment,
@@ -24,7 +25,6 @@ from usbip_server.client.serviceconfig import (
     SocketConfig,
     load,
 )
-from usbip_server.client.settings import Entry
 from usbip_server.yamlfile import ConfigError
 
 TOKEN_FILE = re.compile(r"^ *token_file:.*\n", re.MULTILINE)

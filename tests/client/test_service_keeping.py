@@ -1,6 +1,6 @@
 """
-Tests of L{usbip_server.client.keeping}, and of the parts that it works with: servers, a network and
-a kernel in memory.
+Tests of L{usbip_server.client.service.keeping}, and of the parts that it works with: servers, a
+network and a kernel in memory.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from itertools import pairwise
 from tests.client.network import Answer
 from tests.client.servicecase import BENCH, RASPI, SERVERS, UNO_RULE, ServiceCase
 from tests.support import STICK, UNO, changed
+from usbip_server.client.core import attaching
 from usbip_server.device import DeviceState
 from usbip_server.opcodec import OpStatus
 from usbip_server.testing import vhci
@@ -227,18 +228,12 @@ class FailureTests(ServiceCase):
             moments.append(self.network.seconds())
             return refused(*args)  # type: ignore[arg-type]
 
-        self.patch(self.module, "importDevice", tried)
+        self.patch(attaching, "importDevice", tried)
         self.begin()
         self.network.sleep(130)
         pauses = [round(b - a, 1) for a, b in pairwise(moments)]
         self.assertEqual(pauses[:9], [0.2, 0.5, 1, 2, 4, 8, 16, 30, 30])
         self.assertEqual(self.words.count("failed"), 1)  # always the same
-
-    @property
-    def module(self) -> object:
-        from usbip_server.client import attaching
-
-        return attaching
 
     def test_change(self) -> None:
         """When something happens to it there is a new try, a second after the last at the

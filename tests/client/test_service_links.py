@@ -1,6 +1,6 @@
 """
-Tests of L{usbip_server.client.link}, L{usbip_server.client.links} and
-L{usbip_server.client.backoff}.
+Tests of L{usbip_server.client.service.link}, L{usbip_server.client.service.links} and
+L{usbip_server.client.core.backoff}.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.client.network import Answer, Network, Room
 from tests.support import DEVICES, STICK, UNO, changed
-from usbip_server.client.backoff import BackOff, Pauses
-from usbip_server.client.link import Link
-from usbip_server.client.links import Links
-from usbip_server.client.servers import Server
+from usbip_server.client.core.backoff import BackOff, Pauses
+from usbip_server.client.core.servers import Server
+from usbip_server.client.service.link import Link
+from usbip_server.client.service.links import Links
 from usbip_server.device import Lease
 from usbip_server.inventory import Change
 

@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.client.settings}.
+Tests of L{usbip_server.client.core.settings}.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from usbip_server.client.servers import MOST, ClientTls, Server
-from usbip_server.client.settings import ClientSettings, find, load
+from usbip_server.client.core.servers import MOST, ClientTls, Server
+from usbip_server.client.core.settings import ClientSettings, find, load
 from usbip_server.yamlfile import ConfigError
 
 TOKEN = "usbip_0123456789abcdef"

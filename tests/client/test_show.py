@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.client.show} and L{usbip_server.client.tables}.
+Tests of L{usbip_server.client.terminal.show} and L{usbip_server.client.terminal.tables}.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support import UNO, changed
-from usbip_server.client.devices import Found
-from usbip_server.client.exits import Exit
-from usbip_server.client.servers import serverAt
-from usbip_server.client.show import Show, plain
-from usbip_server.client.tables import devicesTable, deviceTable, whoHas
+from usbip_server.client.core.devices import Found
+from usbip_server.client.core.servers import serverAt
+from usbip_server.client.terminal.exits import Exit
+from usbip_server.client.terminal.show import Show, plain
+from usbip_server.client.terminal.tables import devicesTable, deviceTable, whoHas
 from usbip_server.device import DeviceState, Holder, Lease, UsbDevice
 
 

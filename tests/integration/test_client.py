@@ -22,7 +22,7 @@ from typing import IO, Any
 from tests.client.commandcase import CommandCase
 from tests.client.scripted import ScriptedServer
 from tests.client.test_cli_asking import listen
-from usbip_server.client.exits import INTERRUPTED, Exit
+from usbip_server.client.terminal.exits import INTERRUPTED, Exit
 
 SECONDS = 60.0
 

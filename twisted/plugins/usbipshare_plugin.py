@@ -33,6 +33,6 @@ virtual = BackendMaker(
 
 remote = BackendMaker(
     "remote",
-    "usbip_server.client.remote",
+    "usbip_server.client.remote.backend",
     "other servers' devices: a gateway to them",
 )

@@ -20,10 +20,10 @@ from tests.certificates import LAB, authority, signed
 from tests.childdaemon import EXPORT, ChildDaemon
 from tests.kernel import guest
 from tests.kernel.daemoncase import DISK, DaemonCase
-from usbip_server.client.attaching import Attached, Attaching
-from usbip_server.client.importing import listDevices
-from usbip_server.client.relaying import relay
-from usbip_server.client.servers import ClientTls, Server
+from usbip_server.client.core.attaching import Attached, Attaching
+from usbip_server.client.core.importing import listDevices
+from usbip_server.client.core.relaying import relay
+from usbip_server.client.core.servers import ClientTls, Server
 from usbip_server.device import Encryption
 from usbip_server.errors import LocalTrouble
 from usbip_server.kernel.nodes import Nodes

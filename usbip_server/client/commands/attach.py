@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import click
 
-from usbip_server.client.described import fieldsOf
-from usbip_server.client.errand import Errand
-from usbip_server.client.options import LONGEST, asking, meaning
-from usbip_server.client.picking import Meant
-from usbip_server.client.plugger import Plugger, Wish
+from usbip_server.client.terminal.described import fieldsOf
+from usbip_server.client.terminal.errand import Errand
+from usbip_server.client.terminal.options import LONGEST, asking, meaning
+from usbip_server.client.terminal.picking import Meant
+from usbip_server.client.terminal.plugger import Plugger, Wish
 from usbip_server.device import LONGEST_LEASE
 
 _EXAMPLES = """\b

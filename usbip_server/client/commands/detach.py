@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import click
 
-from usbip_server.client.asking import Refused
-from usbip_server.client.completing import plugged, ports
-from usbip_server.client.described import fieldsOf, portFields
-from usbip_server.client.errand import Errand
-from usbip_server.client.options import asking, meaning
-from usbip_server.client.picking import Meant
-from usbip_server.client.plugger import Plugger
-from usbip_server.client.tables import whoHas
+from usbip_server.client.core.asking import Refused
+from usbip_server.client.terminal.completing import plugged, ports
+from usbip_server.client.terminal.described import fieldsOf, portFields
+from usbip_server.client.terminal.errand import Errand
+from usbip_server.client.terminal.options import asking, meaning
+from usbip_server.client.terminal.picking import Meant
+from usbip_server.client.terminal.plugger import Plugger
+from usbip_server.client.terminal.tables import whoHas
 from usbip_server.device import DeviceState
 from usbip_server.replies import Status
 

@@ -11,17 +11,17 @@ from typing import Any
 import click
 import msgspec
 
-from usbip_server.client import checks
-from usbip_server.client.attaching import Attached
-from usbip_server.client.checks import Check
-from usbip_server.client.errand import Errand
-from usbip_server.client.everywhere import everywhere
-from usbip_server.client.exits import Exit
-from usbip_server.client.options import asking
-from usbip_server.client.plugger import Plugger
-from usbip_server.client.running import run
-from usbip_server.client.servers import Server
-from usbip_server.client.tables import checksTable
+from usbip_server.client.core.attaching import Attached
+from usbip_server.client.core.everywhere import everywhere
+from usbip_server.client.core.servers import Server
+from usbip_server.client.terminal import checks
+from usbip_server.client.terminal.checks import Check
+from usbip_server.client.terminal.errand import Errand
+from usbip_server.client.terminal.exits import Exit
+from usbip_server.client.terminal.options import asking
+from usbip_server.client.terminal.plugger import Plugger
+from usbip_server.client.terminal.running import run
+from usbip_server.client.terminal.tables import checksTable
 from usbip_server.errors import LocalTrouble
 
 _EXAMPLES = """\b

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import click
 
-from usbip_server.client.described import fieldsOf
-from usbip_server.client.errand import Errand
-from usbip_server.client.options import asking, meaning
-from usbip_server.client.picking import Meant
-from usbip_server.client.tables import deviceTable
+from usbip_server.client.terminal.described import fieldsOf
+from usbip_server.client.terminal.errand import Errand
+from usbip_server.client.terminal.options import asking, meaning
+from usbip_server.client.terminal.picking import Meant
+from usbip_server.client.terminal.tables import deviceTable
 
 _EXAMPLES = """\b
 Examples:

@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from usbip_server.client.described import fieldsOf
-from usbip_server.client.devices import foundIn
-from usbip_server.client.errand import Errand
-from usbip_server.client.options import asking, meaning
-from usbip_server.client.picking import Meant
+from usbip_server.client.core.devices import foundIn
+from usbip_server.client.terminal.described import fieldsOf
+from usbip_server.client.terminal.errand import Errand
+from usbip_server.client.terminal.options import asking, meaning
+from usbip_server.client.terminal.picking import Meant
 
 _EXAMPLES = """\b
 Examples:

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import click
 
-from usbip_server.client.described import portFields
-from usbip_server.client.errand import Errand
-from usbip_server.client.options import asking
-from usbip_server.client.plugger import Plugger
-from usbip_server.client.tables import portsTable
+from usbip_server.client.terminal.described import portFields
+from usbip_server.client.terminal.errand import Errand
+from usbip_server.client.terminal.options import asking
+from usbip_server.client.terminal.plugger import Plugger
+from usbip_server.client.terminal.tables import portsTable
 
 _EXAMPLES = """\b
 Examples:

@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
-from usbip_server.client.described import fieldsOf
-from usbip_server.client.devices import foundIn
-from usbip_server.client.errand import Errand
-from usbip_server.client.options import asking, meaning
-from usbip_server.client.picking import Meant
-from usbip_server.client.tables import whoHas
+from usbip_server.client.core.devices import foundIn
+from usbip_server.client.terminal.described import fieldsOf
+from usbip_server.client.terminal.errand import Errand
+from usbip_server.client.terminal.options import asking, meaning
+from usbip_server.client.terminal.picking import Meant
+from usbip_server.client.terminal.tables import whoHas
 from usbip_server.device import LONGEST_LEASE
 
 _EXAMPLES = """\b

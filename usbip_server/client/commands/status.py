@@ -8,15 +8,15 @@ from typing import Any
 
 import click
 
-from usbip_server.client.asking import Refused
-from usbip_server.client.errand import Errand
-from usbip_server.client.everywhere import everywhere
-from usbip_server.client.exits import Exit
-from usbip_server.client.options import asking
-from usbip_server.client.running import run
-from usbip_server.client.servers import Server
-from usbip_server.client.survey import Survey, survey
-from usbip_server.client.tables import serversTable
+from usbip_server.client.core.asking import Refused
+from usbip_server.client.core.everywhere import everywhere
+from usbip_server.client.core.servers import Server
+from usbip_server.client.terminal.errand import Errand
+from usbip_server.client.terminal.exits import Exit
+from usbip_server.client.terminal.options import asking
+from usbip_server.client.terminal.running import run
+from usbip_server.client.terminal.survey import Survey, survey
+from usbip_server.client.terminal.tables import serversTable
 from usbip_server.device import DeviceState
 
 _EXAMPLES = """\b

@@ -11,13 +11,13 @@ import click
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from usbip_server.client.asking import Notice
-from usbip_server.client.completing import devices, serialNumbers
-from usbip_server.client.errand import Errand
-from usbip_server.client.following import Following
-from usbip_server.client.options import asking
-from usbip_server.client.running import Interrupted, run
-from usbip_server.client.servers import Server
+from usbip_server.client.core.asking import Notice
+from usbip_server.client.core.following import Following
+from usbip_server.client.core.servers import Server
+from usbip_server.client.terminal.completing import devices, serialNumbers
+from usbip_server.client.terminal.errand import Errand
+from usbip_server.client.terminal.options import asking
+from usbip_server.client.terminal.running import Interrupted, run
 from usbip_server.errors import ShareError
 from usbip_server.matching import CRITERIA
 from usbip_server.timestamps import moment

@@ -1,0 +1,3 @@
+"""
+What finds devices at their servers, fetches them and plugs them in.
+"""

@@ -1,0 +1,291 @@
+"""
+Which servers there are: C{client.yaml}, the environment and the command line.
+
+The file::
+
+    timeout: 3                                   seconds for each server
+    servers:
+      raspi: {}                                  its name is its host's
+      bench: {host: 192.0.2.7, port: 5056, token_file: bench.token}
+      lab: {range: 192.0.2.10-40, tls: {ca: lab.pem}}
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, TypeVar
+
+import msgspec
+
+from usbip_server.client.core.servers import (
+    CONTROL_PORT,
+    EXPORT_PORT,
+    ClientTls,
+    Server,
+    TcpPort,
+    serverAt,
+    serversIn,
+)
+from usbip_server.commands import LONGEST_TOKEN
+from usbip_server.limits import Seconds
+from usbip_server.yamlfile import Choices, ConfigError, YamlFile, textOf
+
+T = TypeVar("T")
+
+FILE = "client.yaml"
+
+HOSTS = "USBIPSHARE_HOSTS"
+"""The environment variable with servers, separated by spaces or commas."""
+
+DEFAULT = "localhost"
+"""The server, where none is named."""
+
+_NAME = re.compile(r"[^\s,]+")
+
+
+class Entry(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    rename={"exportPort": "export_port", "tokenFile": "token_file"},
+):
+    """
+    What stands at the name of a server, or of several with addresses in a row.
+
+    @ivar host: its name or address; C{None}: the same as what it is called.
+    @ivar range: the addresses: see L{serversIn}.
+    @ivar port: for requests.
+    @ivar exportPort: for USB/IP.
+    @ivar token: proves who we are.
+    @ivar tokenFile: where the token is instead.
+    @ivar tls: C{None}: they are spoken to in plain.
+    @ivar stock: there is no control port, only a stock C{usbipd}.
+    """
+
+    host: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+    range: str | None = None
+    port: TcpPort = CONTROL_PORT
+    exportPort: TcpPort = EXPORT_PORT
+    token: Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_TOKEN)] | None = None
+    tokenFile: str | None = None
+    tls: ClientTls | None = None
+    stock: bool = False
+
+    def __post_init__(self) -> None:
+        if self.host is not None and self.range is not None:
+            raise ValueError("`host` or `range`: it is one, or it is several")
+        if self.token is not None and self.tokenFile is not None:
+            raise ValueError("`token` or `token_file`: which of them?")
+
+
+class ClientFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """
+    The file.
+
+    @ivar servers: by their names.
+    @ivar timeout: seconds for each to answer.
+    """
+
+    servers: dict[str, Entry | None] = msgspec.field(default_factory=dict)
+    timeout: Seconds = 3.0
+
+
+class ClientSettings:
+    """
+    What there is to know of servers.
+
+    @ivar timeout: seconds for each to answer.
+    @ivar warnings: what somebody should be told.
+    @ivar known: the servers in the file, by its names: several at the name of a range.
+    @ivar stock: those of them that have no control port.
+    """
+
+    def __init__(self) -> None:
+        self.timeout = ClientFile().timeout
+        self.warnings: list[str] = []
+        self.known: dict[str, tuple[Server, ...]] = {}
+        self.stock: set[Server] = set()
+
+    def servers(self, named: Iterable[str], environment: Mapping[str, str]) -> tuple[Server, ...]:
+        """
+        Those that are to be asked: those that are named, or else those in the environment, in
+        the file, or on this machine.
+
+        @param named: names in the file, or hosts.
+        @raise ValueError: one is no server.
+        """
+        names = [*named] or [*filter(None, re.split(r"[\s,]+", environment.get(HOSTS, "")))]
+        if not names and self.known:
+            names = [*self.known]
+        found = [server for name in names or [DEFAULT] for server in self._called(name)]
+        return tuple(dict.fromkeys(found))
+
+    def rangeOf(self, server: Server) -> str | None:
+        """The name of the range that a server is in."""
+        for name, servers in self.known.items():
+            if server in servers and server.name != name:
+                return name
+        return None
+
+    def exporting(self, host: str, service: str) -> Server:
+        """The server that gives devices away at a host's port."""
+        port = int(service) if service.isdigit() else EXPORT_PORT
+        for servers in self.known.values():
+            for server in servers:
+                if (server.host, server.exportPort) == (host, port):
+                    return server
+        return Server(name=host, host=host, exportPort=port)
+
+    def _called(self, name: str) -> tuple[Server, ...]:
+        if name in self.known:
+            return self.known[name]
+        for servers in self.known.values():  # an address in a range
+            for server in servers:
+                if server.name == name:
+                    return (server,)
+        return (serverAt(name),)
+
+
+def places(environment: Mapping[str, str], folder: str) -> Iterator[str]:
+    """
+    Where the file can be; the first that is there counts.
+
+    @param folder: the machine's.
+    """
+    home = environment.get("XDG_CONFIG_HOME")
+    if not home and environment.get("HOME"):
+        home = f"{environment['HOME']}/.config"
+    if home:
+        yield f"{home}/usbipshare/{FILE}"
+    yield f"{folder}/{FILE}"
+
+
+def find(environment: Mapping[str, str], folder: str) -> ClientSettings:
+    """
+    Read the file that there is, if there is any. One that we may not read is left out.
+
+    @raise ConfigError: it is wrong.
+    """
+    for path in places(environment, folder):
+        try:
+            return load(path)
+        except ConfigError as error:
+            if isinstance(error.__cause__, PermissionError):
+                settings = ClientSettings()
+                settings.warnings.append(f"{error}: it is left out")
+                return settings
+            if not isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+                raise
+    return ClientSettings()
+
+
+def load(path: str) -> ClientSettings:
+    """
+    Read a file.
+
+    @raise ConfigError: it cannot be read, or is wrong.
+    """
+    reading = ServersFile(path, textOf(path))
+    file = reading.checkedServers(ClientFile)
+    settings = reading.settings(file.servers)
+    settings.timeout = file.timeout
+    return settings
+
+
+class ServersFile(YamlFile):
+    """
+    A file with C{servers} in it, while it is read.
+    """
+
+    def checkedServers(self, kind: type[T], choices: Choices | None = None) -> T:
+        """
+        What it says, as C{checked}.
+
+        @raise ConfigError: something in it is wrong.
+        """
+        self.checkEach(("servers",), Entry | None)
+        return self.checked(kind, choices)
+
+    def settings(self, entries: Mapping[str, Entry | None]) -> ClientSettings:
+        """
+        What it says of servers.
+
+        @param entries: what stands at C{servers}.
+        @raise ConfigError: something in it is wrong.
+        """
+        self._settings = ClientSettings()
+        for name, entry in entries.items():
+            servers = tuple(self._servers(name, entry or Entry()))
+            self._settings.known[name] = servers
+            if entry is not None and entry.stock:
+                self._settings.stock.update(servers)
+        if any(entry is not None and entry.token is not None for entry in entries.values()):
+            self._warnOf(self._name)
+        return self._settings
+
+    def _servers(self, name: str, entry: Entry) -> Iterator[Server]:
+        path = ("servers", name)
+        if not _NAME.fullmatch(name) or not name.isprintable():
+            raise self.error(path, "a server's name has no spaces and no commas in it")
+        token = entry.token
+        if entry.tokenFile is not None:
+            token = self._tokenIn((*path, "token_file"), self._beside(entry.tokenFile))
+        tls = None if entry.tls is None else self._tls(entry.tls)
+        for called, host in self._hosts(name, entry):
+            yield Server(
+                name=called,
+                host=host,
+                port=entry.port,
+                exportPort=entry.exportPort,
+                token=token,
+                tls=tls,
+            )
+
+    def _hosts(self, name: str, entry: Entry) -> list[tuple[str, str]]:
+        """What they are called, and their hosts."""
+        key = "host" if entry.range is None else "range"
+        try:
+            if entry.range is not None:
+                return [(address, address) for address in serversIn(entry.range)]
+            host = entry.host or name
+            if serverAt(host).host != host:
+                raise ValueError(f"{host!r} is more than a host: a port goes into `port`")
+            return [(name, host)]
+        except ValueError as error:
+            raise self.error(("servers", name, key), str(error)) from None
+
+    def _tokenIn(self, key: tuple[str, ...], path: str) -> str:
+        try:
+            with open(path, encoding="utf-8") as file:
+                token = file.read(4 * LONGEST_TOKEN).strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8"
+            raise self.error(key, f"{path} cannot be read: {reason}") from None
+        if not 0 < len(token) <= LONGEST_TOKEN:
+            raise self.error(key, f"{path} holds no token")
+        self._warnOf(path)
+        return token
+
+    def _tls(self, tls: ClientTls) -> ClientTls:
+        files = {
+            name: self._beside(path)
+            for name in ("ca", "certificate", "key")
+            if (path := getattr(tls, name)) is not None
+        }
+        return msgspec.structs.replace(tls, **files)
+
+    def _beside(self, path: str) -> str:
+        """A path in the file: it is taken from where the file is."""
+        return os.path.join(os.path.dirname(os.path.abspath(self._name)), os.path.expanduser(path))
+
+    def _warnOf(self, path: str) -> None:
+        try:
+            mode = os.stat(path).st_mode
+        except OSError:
+            return
+        if mode & (stat.S_IRGRP | stat.S_IROTH):
+            self._settings.warnings.append(f"others can read the token in {path}: chmod 600 {path}")

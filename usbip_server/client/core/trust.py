@@ -1,0 +1,152 @@
+"""
+TLS with a server: whom we trust, who we are, and what it means if it comes to nothing.
+"""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+from OpenSSL import SSL, crypto
+from service_identity import VerificationError
+from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
+from twisted.internet.ssl import (
+    Certificate,
+    TLSVersion,
+    optionsForClientTLS,
+    trustRootFromCertificates,
+)
+
+from usbip_server.client.core.servers import ClientTls
+from usbip_server.protocols.ktls import OP_ENABLE_KTLS
+
+CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
+"""Of TLS 1.2: the kernel can go on with them (C{include/uapi/linux/tls.h})."""
+
+ALERT = b"\x15\x03"
+"""How TLS answers those who do not speak it (RFC 5246, 6.2.1)."""
+
+SPEAKS_TLS = "it speaks TLS, and is spoken to in plain: give it `tls` in client.yaml"
+
+LEAVES = "it leaves in the handshake of TLS, which it may not speak"
+
+_NO_TLS = "it does not speak TLS"
+_NOT_US = "it asks for a certificate, and takes none of ours"
+
+MEANING = {
+    "certificate verify failed": (
+        "its certificate is not to be trusted: name its CA with `tls: {ca: FILE}`"
+    ),
+    "wrong version number": _NO_TLS,
+    "packet length too long": _NO_TLS,
+    "record layer failure": _NO_TLS,
+    "tlsv13 alert certificate required": _NOT_US,
+    "sslv3 alert handshake failure": _NOT_US,
+    "ssl/tls alert handshake failure": _NOT_US,
+    "sslv3 alert bad certificate": _NOT_US,
+    "tlsv1 alert unknown ca": _NOT_US,
+}
+"""What OpenSSL's reasons mean."""
+
+
+def creatorFor(host: str, tls: ClientTls) -> IOpenSSLClientConnectionCreator:
+    """
+    For requests: what Twisted speaks TLS with.
+
+    @raise ValueError: a file cannot be read, or makes no sense.
+    """
+    root = None
+    if tls.ca is not None:
+        authorities = [Certificate(_inOpenSsl(each)) for each in _certificates(tls.ca)]
+        root = trustRootFromCertificates(authorities)
+    more: dict[str, Any] = {"raiseMinimumTo": TLSVersion.TLSv1_2}
+    if tls.certificate is not None:
+        chain = _certificates(tls.certificate)
+        more["certificate"], *more["extraCertChain"] = map(_inOpenSsl, chain)
+        more["privateKey"] = crypto.PKey.from_cryptography_key(_key(tls, chain[0]))
+    return optionsForClientTLS(nameOf(host, tls), trustRoot=root, extraCertificateOptions=more)
+
+
+def contextFor(tls: ClientTls) -> ssl.SSLContext:
+    """
+    For USB/IP: the kernel can carry it on, where OpenSSL gives it the keys.
+
+    @raise ValueError: a file cannot be read, or makes no sense.
+    """
+    authorities = [] if tls.ca is None else _certificates(tls.ca)
+    encoded = b"".join(each.public_bytes(Encoding.DER) for each in authorities)
+    context = ssl.create_default_context(cadata=encoded or None)
+    # What else there is in TLS 1.3, tickets and new keys, would be taken for USB traffic.
+    context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(CIPHERS)
+    context.options |= OP_ENABLE_KTLS | ssl.OP_NO_RENEGOTIATION
+    if tls.certificate is not None:
+        _key(tls, _certificates(tls.certificate)[0])
+        context.load_cert_chain(tls.certificate, tls.key)
+    return context
+
+
+def nameOf(host: str, tls: ClientTls) -> str:
+    """
+    What stands in the certificate of a host. An address is without the interface that it is
+    reached by.
+    """
+    return tls.serverName or host.partition("%")[0]
+
+
+def reasonOf(error: BaseException) -> str:
+    """
+    Why there is no TLS, for a person.
+    """
+    if isinstance(error, VerificationError):
+        return "its certificate is for another name: if that is its, say so with `server_name`"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not to be trusted: {error.verify_message}"
+    if isinstance(error, ssl.SSLEOFError):
+        return LEAVES
+    reasons: list[str] = []
+    if isinstance(error, ssl.SSLError) and error.reason:
+        reasons = [error.reason.replace("_", " ").lower()]
+    elif isinstance(error, SSL.Error) and error.args and isinstance(error.args[0], list):
+        reasons = [str(entry[-1]) for entry in error.args[0] if entry[-1]]
+    return "; ".join(MEANING.get(reason, f"no TLS: {reason}") for reason in reasons) or str(error)
+
+
+_inOpenSsl = crypto.X509.from_cryptography
+
+
+def _key(tls: ClientTls, certificate: x509.Certificate) -> Any:
+    path = tls.key or tls.certificate
+    assert path is not None
+    pem = _read(path)
+    try:
+        key = load_pem_private_key(pem, None)
+    except TypeError:
+        raise ValueError(f"the key in {path} is encrypted: decrypt it") from None
+    except (ValueError, UnsupportedAlgorithm):
+        raise ValueError(f"{path} holds no private key in PEM") from None
+    if key.public_key() != certificate.public_key():
+        raise ValueError(f"the key in {path} does not belong to {tls.certificate}")
+    return key
+
+
+def _certificates(path: str) -> list[x509.Certificate]:
+    """
+    @return: at least one.
+    """
+    pem = _read(path)
+    try:
+        return x509.load_pem_x509_certificates(pem)
+    except ValueError:
+        raise ValueError(f"{path} holds no certificate in PEM") from None
+
+
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None

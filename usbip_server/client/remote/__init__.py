@@ -1,0 +1,3 @@
+"""
+A backend: the devices of other servers.
+"""

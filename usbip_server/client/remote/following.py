@@ -1,0 +1,257 @@
+"""
+What a gateway knows of the devices of one server: it watches there, and comes back as often as
+it takes.
+
+Everything that is known of a device has a number: that of the server's last event it knows of.
+So what an answer shows and what the events tell can come in any order, and nothing old
+takes the place of anything newer.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from usbip_server.client.core.asking import Answer, Conversation, Notice, converse
+from usbip_server.client.core.backoff import BackOff, Chance, Pauses
+from usbip_server.client.core.devices import deviceIn
+from usbip_server.client.core.servers import Server
+from usbip_server.device import Traffic, UsbDevice
+from usbip_server.errors import ShareError, Unreachable
+from usbip_server.replies import Status
+
+SECONDS = 5.0
+"""For a server to be connected to, and again to answer."""
+
+BACK_OFF = BackOff(longest=5.0)
+"""Until it is tried again."""
+
+STEADY = 5.0
+"""Seconds that a server has to be there to be one that is not lost at once again."""
+
+EVENTS = {"added", "bound", "unbound", "imported", "released", "changed", "lease", "removed"}
+"""Those that say what has become of a device."""
+
+
+class _Event(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    An event as it comes.
+    """
+
+    event: str
+    seq: int
+    data: dict[str, Any] | None = None
+    holder: dict[str, Any] | None = None
+
+
+class Known(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    A device.
+
+    @ivar device: as its server describes it, with its bus id there.
+    @ivar traffic: what its last holder had moved when that was last told.
+    """
+
+    device: UsbDevice
+    traffic: Traffic | None = None
+
+
+class RemoteFollowing:
+    """
+    Follows one server.
+
+    @ivar known: the devices it has, by their bus ids there; none while it is not there.
+    @ivar trouble: why it is not there; C{None}: it is.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        server: Server,
+        reactor: Any,
+        changed: Callable[[str | None], None],
+        chance: Chance = random.random,
+    ) -> None:
+        """
+        @param changed: called with the bus id of a device that something has happened to, or
+            with C{None} if that can be all of them.
+        @param chance: see L{Pauses}.
+        """
+        self.known: dict[str, Known] = {}
+        self.trouble: str | None = f"{server.called(server.address)}: it has not answered yet"
+        self._server = server
+        self._reactor = reactor
+        self._changed = changed
+        self._pauses = Pauses(BACK_OFF, chance)
+        self._first: Deferred[None] = Deferred()
+        self._work: Deferred[None] | None = None
+        self._conversation: Conversation | None = None
+        self._since: float | None = None
+        self._begin = 0  # all that is known is from this event on
+        self._asOf: dict[str, int] = {}  # and from this one, of some devices
+        self._why = ""
+        self._stopped = self._isTelling = False
+
+    def start(self) -> Deferred[None]:
+        """
+        Begin.
+
+        @return: fires when the server has answered for the first time, or was tried in vain.
+        """
+        self._work = Deferred.fromCoroutine(self._follow())
+        self._work.addErrback(self._ended)
+        return self._first
+
+    def stop(self) -> None:
+        """Follow it no more."""
+        self._stopped = True
+        if self._isTelling:  # whoever is told stops us in the middle of that
+            if self._conversation is not None:
+                self._conversation.close()
+        elif self._work is not None:
+            self._work.cancel()
+
+    def learn(self, busId: str, seq: int, data: Any, holder: Any = None) -> None:
+        """
+        What has become of a device.
+
+        @param seq: the number of the last event that this knows of.
+        @param data: the device as its server describes it; C{None}: there is none.
+        @param holder: who has it or had it, with what was moved, if that was told.
+        @raise Unreachable: it makes no sense.
+        """
+        if self.trouble is not None or seq < self._asOf.get(busId, self._begin):
+            return
+        if data is None:
+            self.known.pop(busId, None)
+        else:
+            self.known[busId] = self._noted(data, holder)
+        self._asOf[busId] = seq
+        self._tell(busId)
+
+    async def _follow(self) -> None:
+        while not self._stopped:
+            self._since = None
+            await self._untilLost()
+            if self._stopped:
+                return
+            if self._since is not None and self._reactor.seconds() - self._since > STEADY:
+                self._pauses.reset()
+            await deferLater(self._reactor, self._pauses.next())
+
+    async def _untilLost(self) -> None:
+        self._why = ""
+        try:
+            conversation = await converse(self._reactor, self._server, SECONDS)
+            self._conversation = conversation
+            try:
+                request = {"command": "watch", "detail": True}
+                self._begins(await conversation.ask(request, SECONDS, self._told))
+                conversation.listen()
+                await conversation.lost
+            finally:
+                self._conversation = None
+                conversation.close()
+            self._lose(self._why or str(self._trouble("the connection is lost")))
+        except ShareError as error:
+            self._lose(str(error))
+
+    def _begins(self, answer: Answer) -> None:
+        """
+        The server is there, with these devices.
+        """
+        devices = answer.data
+        if answer.status is not Status.SUCCESS:
+            raise self._trouble(answer.message)
+        if answer.seq is None or not isinstance(devices, list):
+            raise self._nonsense("it tells nothing of events")
+        noted = [self._noted(data, None) for data in devices]
+        self.known = {known.device.busId: known for known in noted}
+        self._begin, self._asOf = answer.seq, {}
+        self._since = self._reactor.seconds()
+        self.trouble = None
+        self._log.info(
+            "{server} is there, with {count} devices", server=str(self._server), count=len(noted)
+        )
+        self._tell(None)
+
+    def _told(self, notice: Notice) -> None:
+        """
+        Called in the middle of what Twisted does: nothing may come out of here.
+        """
+        if notice.get("event") not in EVENTS:
+            return
+        try:
+            event = msgspec.convert(notice, _Event)
+            if event.data is None:
+                raise self._nonsense("an event is about no device")
+            device = deviceIn(self._server, event.data)
+            isGone = event.event == "removed"
+            self.learn(device.busId, event.seq, None if isGone else event.data, event.holder)
+        except (ShareError, msgspec.ValidationError) as error:
+            self._why = str(error if isinstance(error, ShareError) else self._nonsense(str(error)))
+            if self._conversation is not None:
+                self._conversation.close()
+
+    def _noted(self, data: Any, holder: Any) -> Known:
+        """
+        What is known of a device from now on.
+        """
+        device = deviceIn(self._server, data)
+        told = _moved(holder) or _moved(data.get("holder"))
+        before = self.known.get(device.busId)
+        if told is None and before is not None:
+            isSame = before.device.deviceNumber == device.deviceNumber
+            isNext = device.holder is not None and device.holder != before.device.holder
+            told = before.traffic if isSame and not isNext else None
+        return Known(device=device, traffic=told)
+
+    def _lose(self, why: str) -> None:
+        if self._stopped:
+            return
+        wasThere = self.trouble is None or not self._first.called
+        self.trouble = why
+        self.known = {}
+        if wasThere:
+            self._log.warn(
+                "{reason}: there are no devices of {server} until it is back",
+                reason=why,
+                server=str(self._server),
+            )
+        self._tell(None)
+
+    def _tell(self, busId: str | None) -> None:
+        self._isTelling = True
+        try:
+            self._changed(busId)
+            if not self._first.called:
+                self._first.callback(None)
+        finally:
+            self._isTelling = False
+
+    def _ended(self, failure: Failure) -> None:
+        if not failure.check(CancelledError):
+            self._log.failure("a bug in following {server}", failure, server=str(self._server))
+            self._lose(f"{self._server}: it cannot be followed: see the log")
+
+    def _nonsense(self, why: str) -> Unreachable:
+        return self._trouble(f"its answer is not understood: {why}")
+
+    def _trouble(self, why: str) -> Unreachable:
+        return Unreachable(f"{self._server.called(self._server.address)}: {why}")
+
+
+def _moved(holder: Any) -> Traffic | None:
+    if isinstance(holder, dict):
+        came, went = holder.get("bytes_in"), holder.get("bytes_out")
+        if isinstance(came, int) and isinstance(went, int):
+            return Traffic(bytesIn=came, bytesOut=went)
+    return None

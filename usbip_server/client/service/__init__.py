@@ -1,0 +1,3 @@
+"""
+C{twistd usbipclient}: devices that stay plugged in.
+"""

@@ -1,0 +1,275 @@
+"""
+From the bytes of a request of this machine's programs to the bytes of its answer
+(docs/client_service_api.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from twisted.logger import Logger
+
+from usbip_server.answers import Answer, refusal
+from usbip_server.caller import Caller
+from usbip_server.client.core.attaching import Attached
+from usbip_server.client.core.devices import Found
+from usbip_server.client.service.keeping import Keeping, placeOf
+from usbip_server.client.service.links import Links
+from usbip_server.client.service.localreplies import (
+    LocalReply,
+    aboutOne,
+    deviceFields,
+    refused,
+    wentWrong,
+)
+from usbip_server.client.service.localrequests import (
+    LocalAttach,
+    LocalCommand,
+    LocalDetach,
+    LocalFind,
+    LocalList,
+    LocalPorts,
+    LocalWatch,
+    decode,
+)
+from usbip_server.client.service.lookup import Lookup
+from usbip_server.client.service.news import Item, News
+from usbip_server.client.service.peers import Doorkeeper
+from usbip_server.client.service.plugging import CannotPlug, Plugging
+from usbip_server.client.service.plugs import Plugs
+from usbip_server.client.service.wanted import Wants
+from usbip_server.commands import DeviceRequest, WatchDevices
+from usbip_server.errors import NotAllowed, ShareError, SnapshotNeeded
+from usbip_server.history import Stream
+from usbip_server.matching import describe, given, matching
+from usbip_server.replies import Status
+
+HINT = b"""\
+usbipshare's client service plugs USB devices of other machines into this one. Ask it with a POST:
+
+    curl --unix-socket /run/usbipshare/client.sock http://localhost -d '{"command":"list"}'
+    curl -N --unix-socket /run/usbipshare/client.sock http://localhost/events
+
+Commands: list, find, attach, detach, ports. All but the first and the last say which device with
+"id", "bus", "serial" or "desc". /events tells what happens to devices, as it happens.
+"""
+
+Method = Callable[[Any], Awaitable[LocalReply]]
+
+
+class SocketApi:
+    """
+    Answers: see L{usbip_server.answers.Answering}.
+
+    @ivar patience: seconds for servers to be there, when the service has only just begun.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        links: Links,
+        wants: Wants,
+        plugs: Plugs,
+        keeping: Keeping,
+        plugging: Plugging,
+        news: News,
+        doorkeeper: Doorkeeper,
+        save: Callable[[], None],
+    ) -> None:
+        """
+        @param save: called when something else is wanted than before.
+        """
+        self.patience = 1.8
+        self._links = links
+        self._lookup = Lookup(links)
+        self._wants = wants
+        self._plugs = plugs
+        self._keeping = keeping
+        self._plugging = plugging
+        self._news = news
+        self._doorkeeper = doorkeeper
+        self._save = save
+        self._methods: dict[type[Any], Method] = {
+            LocalList: self._list,
+            LocalFind: self._find,
+            LocalAttach: self._attach,
+            LocalDetach: self._detach,
+            LocalPorts: self._ports,
+        }
+
+    async def to(self, raw: bytes, caller: Caller, token: str | None = None) -> Answer:
+        """
+        Answer one request. Never fails: whatever goes wrong is an answer too.
+
+        @param token: of no meaning here.
+        """
+        command: LocalCommand | None = None
+        try:
+            self._doorkeeper.check(caller.principal)
+            command = decode(raw)
+            await self._links.settled(self.patience)
+            if isinstance(command, LocalWatch):
+                return self._watched(command)
+            reply = await self._methods[type(command)](command)
+            self._note(command, reply, caller)
+            return _answer(reply, bool(command.keep_alive))
+        except Exception as error:
+            return self._failure(error, command)
+
+    def atOnce(self, raw: bytes, caller: Caller) -> Answer | None:
+        """There is nothing that needs no waiting."""
+        return None
+
+    async def watch(self, command: WatchDevices, caller: Caller) -> Answer:
+        """
+        The same for a request to watch that came over HTTP. One that wants to go on where that
+        is not possible begins anew.
+        """
+        try:
+            self._doorkeeper.check(caller.principal)
+            await self._links.settled(self.patience)
+            names = (field.name for field in msgspec.structs.fields(command))
+            local = LocalWatch(**{name: getattr(command, name) for name in names})
+            try:
+                return self._watched(local)
+            except SnapshotNeeded:
+                return self._watched(msgspec.structs.replace(local, since=None))
+        except Exception as error:
+            return self._failure(error, None)
+
+    def heartbeat(self) -> bytes:
+        """A line that says that we are still there, and where the events stand."""
+        return self._news.heartbeat()
+
+    async def _list(self, command: LocalList) -> LocalReply:
+        return self._several(self._lookup.there(command.host), bool(command.detail))
+
+    async def _find(self, command: LocalFind) -> LocalReply:
+        found = self._lookup.chosen(command, command.host, self._lookup.there(command.host))
+        return self._aboutOne(found, command)
+
+    async def _attach(self, command: LocalAttach) -> LocalReply:
+        found = self._lookup.chosen(command, command.host, self._lookup.there(command.host))
+        if self._plugs.at(placeOf(found)) is None:
+            want = self._wants.request(found, lambda name: self._keeping.isTaken(name, found))
+            self._save()
+            try:
+                await self._keeping.now(want, found)
+            except CannotPlug as error:
+                if want.requested is not None:
+                    self._wants.withdraw(want.name)
+                    self._save()
+                return self._wentWrong(error, found, command)
+        return self._aboutOne(found, command)
+
+    async def _detach(self, command: LocalDetach) -> LocalReply:
+        servers = self._lookup.servers(command.host)
+        mine = [Found(server=plug.server, device=plug.device, raw={}) for plug in self._plugs]
+        mine += self._wants.remembered()
+        there = {placeOf(each): each for each in self._links.found()}
+        for each in mine:
+            there.setdefault(placeOf(each), each)
+        among = tuple(each for each in there.values() if servers is None or each.server in servers)
+        found = self._lookup.chosen(command, command.host, among)
+        plug = self._plugs.at(placeOf(found))
+        requested = self._wants.requested(found)
+        if plug is None and requested is None:
+            return self._wentWrong(CannotPlug("it is not plugged in here"), found, command)
+        wants = (requested, None if plug is None else plug.want)
+        for name in dict.fromkeys(want.name for want in wants if want is not None):
+            self._wants.withdraw(name)
+            await self._keeping.finished(name)
+        self._save()
+        plug = self._plugs.at(placeOf(found))
+        if plug is not None:
+            try:
+                await self._keeping.letGo(plug)
+            except CannotPlug as error:
+                return self._wentWrong(error, found, command)
+        return self._aboutOne(found, command)
+
+    async def _ports(self, command: LocalPorts) -> LocalReply:
+        servers = self._lookup.servers(command.host)
+        data = []
+        for attached in await self._plugging.attached():
+            fields = self._port(attached)
+            if servers is None or fields["server"] in {server.name for server in servers}:
+                data.append(fields)
+        return LocalReply(status=Status.SUCCESS, data=data)
+
+    def _port(self, attached: Attached) -> dict[str, Any]:
+        record = attached.record
+        link = None if record is None else self._links.at(record.host, record.service)
+        plug = next((plug for plug in self._plugs if plug.attached.port == attached.port), None)
+        return {
+            "port": attached.port,
+            "local_bus_id": attached.localBusId,
+            "server": link.server.name if link else record and f"{record.host}:{record.service}",
+            "bus_id": record and record.busId,
+            "local_devices": attached.nodes,
+            "kept": plug is not None,
+            "rule": plug and plug.want.rule,
+        }
+
+    def _watched(self, command: LocalWatch) -> Answer:
+        servers = self._lookup.servers(command.host)
+        stream = self._news.stream(command, servers)
+        if stream.goesOn:
+            return _answer(LocalReply(status=Status.SUCCESS, seq=stream.seq), True, stream)
+        there = self._lookup.there(command.host)
+        found = tuple(each for each in there if matching(command, (each.device,)))
+        reply = self._several(found, bool(command.detail))
+        return _answer(msgspec.structs.replace(reply, seq=stream.seq), True, stream)
+
+    def _several(self, found: tuple[Found, ...], detail: bool) -> LocalReply:
+        return LocalReply(
+            status=Status.SUCCESS,
+            data=[
+                deviceFields(each.device, each.server.name, self._nodes(each), detail)
+                for each in found
+            ],
+        )
+
+    def _aboutOne(self, found: Found, command: DeviceRequest) -> LocalReply:
+        link = self._links.of(found.server)
+        now = link and link.inventory.get(found.device.busId)
+        return aboutOne(
+            now or found.device, found.server.name, self._nodes(found), bool(command.detail)
+        )
+
+    def _wentWrong(self, error: CannotPlug, found: Found, command: DeviceRequest) -> LocalReply:
+        detail, nodes = bool(command.detail), self._nodes(found)
+        return wentWrong(error, found.device, found.server.name, nodes, detail)
+
+    def _nodes(self, found: Found) -> tuple[str, ...]:
+        plug = self._plugs.at(placeOf(found))
+        return () if plug is None else plug.nodes
+
+    def _note(self, command: LocalCommand, reply: LocalReply, caller: Caller) -> None:
+        """
+        What was done for somebody is logged.
+        """
+        if isinstance(command, LocalAttach | LocalDetach):
+            self._log.info(
+                "{principal} has asked to {verb} {device}: {status}",
+                principal=str(caller.principal),
+                verb="attach" if isinstance(command, LocalAttach) else "detach",
+                device=describe(given(command)),
+                status=reply.status.value,
+                server=reply.server,
+            )
+
+    def _failure(self, error: Exception, command: LocalCommand | None) -> Answer:
+        if not isinstance(error, ShareError):
+            self._log.failure("a bug in answering a request")
+            return refusal("the service failed on this request: its log says more", broken=True)
+        keepAlive = command is not None and bool(command.keep_alive)
+        answer = _answer(refused(error), keepAlive)
+        return msgspec.structs.replace(answer, forbidden=isinstance(error, NotAllowed))
+
+
+def _answer(reply: LocalReply, keepAlive: bool, stream: Stream[Item] | None = None) -> Answer:
+    return Answer(status=reply.status, encoded=reply.encode(), keepAlive=keepAlive, stream=stream)

@@ -1,0 +1,197 @@
+"""
+What is to be plugged in: what the configuration says, and what was asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import msgspec
+
+from usbip_server.client.core.choosing import Wanted, among
+from usbip_server.client.core.devices import Found
+from usbip_server.client.core.servers import Server
+from usbip_server.client.service.config import ClientHook
+from usbip_server.device import UsbDevice
+
+
+class Requested(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    rename={"vendorId": "vendor_id", "productId": "product_id", "busId": "bus_id"},
+):
+    """
+    A device that somebody has asked for. It is known again by its ids and its serial number,
+    wherever it is plugged in at its server; without a serial number only at the same place.
+
+    @ivar server: the name of its server.
+    @ivar busId: where it was there.
+    @ivar description: what it was called then.
+    """
+
+    server: str
+    vendorId: str
+    productId: str
+    serial: str | None
+    busId: str
+    description: str
+
+    @classmethod
+    def of(cls, found: Found) -> Requested:
+        """A device."""
+        return cls(
+            server=found.server.name,
+            vendorId=found.device.vendorId,
+            productId=found.device.productId,
+            serial=found.device.serial,
+            busId=found.device.busId,
+            description=found.device.description,
+        )
+
+    def isFor(self, device: UsbDevice) -> bool:
+        """Is it for such a device of its server?"""
+        known = device.vendorId, device.productId, device.serial
+        isSame = known == (self.vendorId, self.productId, self.serial)
+        return isSame and (self.serial is not None or device.busId == self.busId)
+
+    def device(self) -> UsbDevice:
+        """The device, as far as it is remembered."""
+        return UsbDevice(
+            busId=self.busId,
+            vendorId=self.vendorId,
+            productId=self.productId,
+            serial=self.serial,
+            description=self.description,
+        )
+
+
+class Requests(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """
+    What the state file holds.
+    """
+
+    version: int = 1
+    requests: tuple[Requested, ...] = ()
+
+
+class Want(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    A device that is to be plugged in whenever it is to be had.
+
+    @ivar name: tells it from others.
+    @ivar servers: where it may be; C{None}: anywhere.
+    @ivar wanted: which device is meant; or else C{requested}.
+    @ivar symlink: are there to be links to its nodes?
+    @ivar hooks: whom to tell.
+    """
+
+    name: str
+    servers: tuple[Server, ...] | None = None
+    wanted: Wanted | None = None
+    requested: Requested | None = None
+    symlink: bool = False
+    hooks: tuple[ClientHook, ...] = ()
+
+    @property
+    def rule(self) -> str | None:
+        """The name of the rule that says so, if one does."""
+        return None if self.requested is not None else self.name
+
+    def among(self, found: Iterable[Found]) -> tuple[Found, ...]:
+        """
+        The devices that are meant.
+        """
+        there = [each for each in found if self.servers is None or each.server in self.servers]
+        if self.requested is not None:
+            return tuple(each for each in there if self.requested.isFor(each.device))
+        assert self.wanted is not None
+        return among(self.wanted, there)
+
+    def isFor(self, found: Found) -> bool:
+        """Is this device one of those?"""
+        return found in self.among((found,))
+
+
+class Wants:
+    """
+    All that is wanted: rules first.
+    """
+
+    def __init__(self) -> None:
+        self._rules: tuple[Want, ...] = ()
+        self._requests: dict[str, Requested] = {}
+        self._servers: dict[str, Server] = {}
+        self._resting: set[str] = set()
+
+    def become(self, rules: Iterable[Want], servers: Iterable[Server]) -> None:
+        """
+        From now on these rules. None of them rests any more.
+
+        @param servers: all there are.
+        """
+        self._rules = tuple(rules)
+        self._servers = {server.name: server for server in servers}
+        self._resting.clear()
+
+    def __iter__(self) -> Iterator[Want]:
+        """All, but for those that rest."""
+        yield from (want for want in self._rules if want.name not in self._resting)
+        for name, requested in self._requests.items():
+            server = self._servers.get(requested.server)
+            if server is not None:
+                yield Want(name=name, servers=(server,), requested=requested)
+
+    def get(self, name: str) -> Want | None:
+        """One of those, by its name."""
+        return next((want for want in self if want.name == name), None)
+
+    def request(self, found: Found, isTaken: Callable[[str], bool]) -> Want:
+        """
+        A device is asked for.
+
+        @param isTaken: has a want, by its name, a device already?
+        @return: the rule that is for it, which rests no more, or something new.
+        """
+        for want in self._rules:
+            if not isTaken(want.name) and want.isFor(found):
+                self._resting.discard(want.name)
+                return want
+        requested = Requested.of(found)
+        name = _nameOf(requested)
+        self._requests[name] = requested
+        return Want(name=name, servers=(found.server,), requested=requested)
+
+    def withdraw(self, name: str) -> None:
+        """It is not wanted any more: what was asked for is forgotten, and a rule rests."""
+        if self._requests.pop(name, None) is None:
+            self._resting.add(name)
+
+    def requested(self, found: Found) -> Want | None:
+        """What was asked for, if it is this device."""
+        return next((want for want in self if want.requested and want.isFor(found)), None)
+
+    def remembered(self) -> tuple[Found, ...]:
+        """The devices that were asked for, as far as they are remembered."""
+        return tuple(
+            Found(server=server, device=requested.device(), raw={})
+            for requested in self._requests.values()
+            if (server := self._servers.get(requested.server)) is not None
+        )
+
+    def load(self, requests: Requests) -> None:
+        """What was asked for before."""
+        self._requests = {_nameOf(each): each for each in requests.requests}
+
+    def save(self) -> Requests:
+        """What is to be remembered."""
+        return Requests(requests=tuple(self._requests.values()))
+
+
+def _nameOf(requested: Requested) -> str:
+    """
+    A name that no rule can have.
+    """
+    which = requested.serial if requested.serial is not None else f"at {requested.busId}"
+    return f"{requested.server}/{requested.vendorId}:{requested.productId} {which}"

@@ -1,0 +1,3 @@
+"""
+What commands are made of.
+"""

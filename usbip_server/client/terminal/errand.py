@@ -1,0 +1,173 @@
+"""
+What a command works with: the servers that are meant, and how to ask them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import click
+
+from usbip_server.client.core.asking import Notice, Refused, askToTheEnd
+from usbip_server.client.core.choosing import SeveralFound
+from usbip_server.client.core.devices import Found
+from usbip_server.client.core.servers import Server
+from usbip_server.client.core.settings import DEFAULT, ClientSettings, find, load
+from usbip_server.client.terminal.machine import Machine
+from usbip_server.client.terminal.picking import Meant
+from usbip_server.client.terminal.running import run
+from usbip_server.client.terminal.show import Show
+from usbip_server.client.terminal.survey import Survey, survey
+from usbip_server.client.terminal.tables import devicesTable
+from usbip_server.errors import ShareError, Unreachable
+from usbip_server.replies import Status
+
+Request = dict[str, Any]
+
+
+class Errand:
+    """
+    One command's.
+
+    @ivar servers: those that are meant.
+    @ivar seconds: for each to answer.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        show: Show,
+        settings: ClientSettings,
+        servers: tuple[Server, ...],
+        seconds: float,
+    ) -> None:
+        self.machine = machine
+        self.show = show
+        self.settings = settings
+        self.servers = servers
+        self.seconds = seconds
+
+    @classmethod
+    def of(
+        cls,
+        machine: Machine,
+        show: Show,
+        hosts: Sequence[str] = (),
+        config: str | None = None,
+        timeout: float | None = None,
+    ) -> Errand:
+        """
+        The one that options tell of.
+
+        @param hosts: whom to ask.
+        @param config: the file of servers.
+        @param timeout: seconds.
+        @raise ConfigError: the file is wrong.
+        @raise click.UsageError: one of C{hosts} is none.
+        """
+        known = find(machine.environment, machine.etc) if config is None else load(config)
+        for warning in known.warnings:
+            show.note(f"warning: {warning}")
+        try:
+            servers = known.servers(hosts, machine.environment)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
+        return cls(machine, show, known, servers, timeout or known.timeout)
+
+    def survey(self) -> Survey:
+        """
+        What all servers have. Those that do not answer are told of.
+
+        @raise Refused: none lets us.
+        @raise Unreachable: none does.
+        """
+        stock = self.settings.stock
+        found = run(lambda reactor: survey(reactor, self.servers, self.seconds, stock))
+        self.tell(found.troubles)
+        for server in found.stock:
+            if server not in stock:
+                self.show.note(
+                    f"{server}: nobody at port {server.port}, but at {server.exportPort}: taken "
+                    "for a stock usbipd"
+                )
+        if not found.answered:
+            refusals = [error for _, error in found.troubles if isinstance(error, Refused)]
+            if refusals:
+                raise Refused(refusals[0].status, self._nobody("lets us"))
+            raise Unreachable(self._nobody("answers"))
+        return found
+
+    def pick(self, meant: Meant, found: Survey) -> Found:
+        """
+        The one device that is meant; if there are several, the one that somebody chooses.
+
+        @raise DeviceNotFound: there is none.
+        @raise SeveralFound: there are several, and nobody can be asked.
+        """
+        try:
+            return meant.choose(found.found)
+        except SeveralFound as several:
+            if self.show.asJson or not self.machine.isTerminal:
+                raise
+            self.show.note(f"{several}:")
+            self.show.table(devicesTable(several.found, numbered=True), err=True)
+            numbers = click.IntRange(1, len(several.found))
+            number: int = click.prompt("Which one", type=numbers, err=True)
+            return several.found[number - 1]
+
+    def ask(
+        self,
+        server: Server,
+        request: Request,
+        told: Callable[[Notice], None] = lambda notice: None,
+    ) -> Any:
+        """
+        Ask a server for something, and again for as long as it is at it.
+
+        @return: the C{data} of its answer.
+        @raise Refused: it does not do it.
+        @raise Unreachable: it does not answer.
+        """
+        answer = run(
+            lambda reactor: askToTheEnd(
+                reactor,
+                server,
+                request,
+                self.seconds,
+                told,
+                lambda answer: self.show.progress(f"{server}: {answer.message}", isNews=True),
+            )
+        )
+        if answer.status is not Status.SUCCESS:
+            raise Refused(answer.status, f"{server}: {answer.message}")
+        return answer.data
+
+    def tell(self, troubles: Iterable[tuple[Server, ShareError]]) -> None:
+        """
+        Say which servers do not answer: of a range, how many, as most of its addresses may be
+        nobody's.
+        """
+        silent: dict[str, int] = {}
+        for server, error in troubles:
+            name = self.settings.rangeOf(server)
+            if name is None:
+                self.show.trouble(server.name, str(error))
+            else:
+                silent[name] = silent.get(name, 0) + 1
+        for name, count in silent.items():
+            addresses = len(self.settings.known[name])
+            self.show.trouble(name, f"{name}: {count} of its {addresses} addresses do not answer")
+
+    def _nobody(self, does: str) -> str:
+        several = f"none of {len(self.servers)} servers {does}"
+        alone = f"{self.servers[0]} {'does not answer' if does == 'answers' else 'refuses'}"
+        said = several if len(self.servers) > 1 else alone
+        if not self.settings.known and [server.name for server in self.servers] == [DEFAULT]:
+            said += ": say with --host, USBIPSHARE_HOSTS or client.yaml which server you mean"
+        if self.machine.environment.get("SUDO_USER") and not self.settings.known:
+            said += (
+                ": with sudo neither USBIPSHARE_HOSTS nor the client.yaml of your own account "
+                "counts, so say --host, or have /etc/usbipshare/client.yaml"
+            )
+        return said
