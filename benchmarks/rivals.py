@@ -15,8 +15,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -31,6 +32,10 @@ RIVAL_PORT = 5056
 STOCK_PORT = 3240
 LIST = b'{"command":"list"}'
 DISK = guest.DISK.busId
+SERIAL = guest.SERIAL.busId
+
+TYPED = 5
+"""Rounds of typing: each starts several programs, which an emulated machine takes long for."""
 
 PAIRS = 3
 PASSES = 32
@@ -101,6 +106,46 @@ class RivalTests(SynchronousTestCase):
         """Attach a device."""
         answer = self.daemon.ask("attach", id=busId)
         self.assertEqual(answer["status"], "success", answer)
+
+    def test_command(self) -> None:
+        """The commands C{attach}, from Return to the device's node: usb-remote's, with its own
+        server and a stock C{usbipd}."""
+        guest.modprobe("vhci-hcd")
+        folder = Path(self.mktemp()).absolute()
+        folder.mkdir()
+        ports = f"port: {self.daemon.port}, export_port: {self.daemon.exportPort}"
+        servers = folder / "client.yaml"
+        servers.write_text(f"servers: {{lab: {{host: {HOST}, {ports}}}}}\ntimeout: 60\n")
+        servers.chmod(0o600)
+        rival = folder / "usb-remote.yaml"
+        rival.write_text(f"server_port: {RIVAL_PORT}\ntimeout: 60\n")
+        environment = {**os.environ, "USB_REMOTE_CONFIG_PATH": str(rival)}
+
+        def ours(command: str) -> str:
+            return typed("usbipshare", command, "--config", str(servers), "--bus", SERIAL)
+
+        def theirs(command: str) -> str:
+            return typed(
+                "usb-remote", command, "--host", HOST, "--bus", SERIAL, environment=environment
+            )
+
+        mine: list[float] = []
+        other: list[float] = []
+        with usbRemoteServer(), guest.StockUsbipd(STOCK_PORT):
+            for _ in range(TYPED):
+                for way, took in ((theirs, other), (ours, mine)):
+                    began = time.perf_counter()
+                    said = way("attach")
+                    took.append(time.perf_counter() - began)
+                    self.assertIn("/dev/ttyUSB", said)
+                    way("detach")
+                    guest.waitUntil(lambda: not guest.imports(), "it is pulled out")
+                    guest.waitPresent(SERIAL, "usb")
+        a, b = statistics.median(mine), statistics.median(other)
+        print(
+            f"\nattach of {SERIAL}, typed: usbipshare {a:.2f} s, usb-remote 2.3.2 {b:.2f} s: "
+            f"{a / b:.2f} of its time"
+        )
 
     def test_plug(self) -> None:
         """From the kernel's last uevent for a plug until the device is in C{list}."""
@@ -176,6 +221,19 @@ def speedOf(node: str, passes: int) -> float:
         assert found is not None and int(size) == len(guest.diskBytes()), said
         took += float(found[1])
     return passes * int(size) / took
+
+
+def typed(program: str, *words: str, environment: Mapping[str, str] | None = None) -> str:
+    """
+    Type a command of a package that is installed beside us, which has to succeed.
+
+    @return: what it prints.
+    """
+    path = Path(sys.executable).with_name(program)
+    ended = guest.run(str(path), *words, env=environment)
+    if ended.rc != 0:
+        raise AssertionError(ended)
+    return ended.out
 
 
 def rates(speeds: list[float]) -> str:

@@ -31,6 +31,7 @@ class ChildDaemon:
     """
     Runs as long as a C{with} lasts.
 
+    @ivar host: where it is reached.
     @ivar port: where it listens for requests.
     @ivar events: what it has logged, as far as that was read: dicts of C{log_format} and
         the fields.
@@ -47,6 +48,7 @@ class ChildDaemon:
         @param config: YAML, without C{listen}. What it says nothing of is not remembered.
         @param prefix: what comes before the command, such as C{sudo}.
         """
+        self.host = "127.0.0.1"
         self.port = 0
         self.events: list[dict[str, Any]] = []
         self._listen = listen
@@ -163,7 +165,7 @@ class ChildDaemon:
 
     def send(self, data: bytes) -> bytes:
         """Send bytes, and return what comes until the daemon closes."""
-        with socket.create_connection(("127.0.0.1", self.port), SECONDS) as connection:
+        with socket.create_connection((self.host, self.port), SECONDS) as connection:
             connection.sendall(data)
             received = b""
             while more := connection.recv(65536):

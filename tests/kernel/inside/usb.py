@@ -4,6 +4,7 @@ What the guest's sysfs says about USB devices.
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from tests.kernel.inside.waiting import DEADLINE, waitUntil
 DEVICES_FOLDER = Path("/sys/bus/usb/devices")
 DRIVERS_FOLDER = Path("/sys/bus/usb/drivers")
 VHCI_FOLDER = Path("/sys/devices/platform/vhci_hcd.0")
+
+_USBDEVFS_RESET = 0x5514
+"""C{_IO('U', 20)} (include/uapi/linux/usbdevice_fs.h)."""
 
 _VHCI_NOT_ASSIGNED = 5
 _VHCI_USED = 6
@@ -110,6 +114,15 @@ def readBlockDevice(node: str) -> bytes:
     All of a disk.
     """
     return Path(node).read_bytes()
+
+
+def reset(busId: str) -> None:
+    """
+    Reset a device, as the program C{usbreset} does.
+    """
+    bus, device = (int(str(attribute(busId, name))) for name in ("busnum", "devnum"))
+    with open(f"/dev/bus/usb/{bus:03}/{device:03}", "wb", buffering=0) as node:
+        fcntl.ioctl(node, _USBDEVFS_RESET, 0)
 
 
 def imports() -> dict[int, str]:

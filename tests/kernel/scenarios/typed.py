@@ -1,0 +1,216 @@
+"""
+The command C{usbipshare} on another machine, as far as the network goes: what somebody types, and
+what comes of it on a real kernel.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from tests.childdaemon import ChildDaemon
+from tests.kernel import guest
+from tests.kernel.daemoncase import BUS_IDS, DISK, DaemonCase
+
+SERIAL = guest.SERIAL.busId
+
+USBIPSHARE = str(Path(sys.executable).with_name("usbipshare"))
+
+SECONDS = 60.0
+"""For a command: an emulated machine needs some to start Python."""
+
+LATER = 8.0
+"""Seconds until something is plugged in that is waited for."""
+
+THROUGH = f"10{DISK}"
+"""The disk, at the first server of a gateway."""
+
+NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs")
+
+
+class TypedCase(DaemonCase):
+    """
+    A server, and somebody at a terminal elsewhere.
+    """
+
+    backend = "{type: sysfs}"
+    listen = "tcp:5055"
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.elsewhere = guest.Elsewhere()
+        self.elsewhere.__enter__()
+        self.addCleanup(self.elsewhere.__exit__, None, None, None)
+        self.server = self.daemon(self.config(more="export: {listen: ['tcp:3240']}\n"))
+        self.listsSoon(self.server)
+        self.folder = Path(self.mktemp()).absolute()
+        self.know(self.elsewhere.server)
+        self.where: tuple[str, ...] = self.elsewhere.prefix
+
+    def know(self, host: str) -> None:
+        """Where the server is that is called C{lab}."""
+        (self.folder / "usbipshare").mkdir(parents=True, exist_ok=True)
+        path = self.folder / "usbipshare/client.yaml"
+        path.write_text(f"servers: {{lab: {{host: {host}}}}}\ntimeout: {guest.DEADLINE}\n")
+        path.chmod(0o644)
+
+    def type(self, *words: str, prefix: tuple[str, ...] = ()) -> guest.CommandResult:
+        """Type a command."""
+        env = {**os.environ, "XDG_CONFIG_HOME": str(self.folder)}
+        argv = (*self.where, *prefix, USBIPSHARE, *words)
+        return guest.run(*argv, seconds=SECONDS, env=env)
+
+    def done(self, *words: str) -> str:
+        """Type a command that has to do what it is for: what it prints."""
+        ended = self.type(*words)
+        self.assertEqual(ended.rc, 0, ended)
+        return ended.out
+
+    def told(self, *words: str) -> list[dict[str, Any]]:
+        """Likewise, with C{--json}: the devices it prints."""
+        answer = json.loads(self.done(*words, "--json"))
+        self.assertEqual((answer["status"], answer["errors"]), ("success", []))
+        devices: list[dict[str, Any]] = answer["devices"]
+        return devices
+
+    def used(self) -> list[str]:
+        """Where something is plugged in."""
+        return sorted(guest.imports().values())
+
+
+class TypedTests(TypedCase):
+    """
+    From our daemon.
+    """
+
+    def test_session(self) -> None:
+        """A disk and a serial converter are found, plugged in, shown, reset while they are used,
+        lost to somebody who kicks, and pulled out again; C{doctor} finds nothing wrong."""
+        self.assertEqual([each["bus_id"] for each in self.told("list")], BUS_IDS)
+        [disk] = self.told("attach", "DISK42")
+        node = next(node for node in disk["local_devices"] if node.startswith("/dev/sd"))
+        guest.check("cmp", node, os.environ["USBIPSHARE_GUEST_DISK"])
+        [tty] = self.done("attach", SERIAL, "--host", "lab").split()
+        self.assertRegex(tty, r"^/dev/ttyUSB\d$")
+        shown = guest.check("usbip", "port")
+        for busId in (DISK, SERIAL):
+            self.assertIn(f"usbip://{self.elsewhere.server}:3240/{busId}", shown)
+            self.assertEqual(self.state(self.server, busId), "in_use")
+        ports = {each["bus_id"]: each for each in self.told("ports")}
+        self.assertEqual(ports[DISK]["local_bus_id"], disk["local_bus_id"])
+        self.assertEqual((ports[DISK]["server"], ports[SERIAL]["local_devices"]), ("lab", [tty]))
+        self.resetInUse(disk["local_bus_id"], node)
+        doctor = self.type("doctor", "--host", "lab")
+        self.assertEqual(doctor.rc, 0, doctor)
+        print(f"\n{doctor.out}", end="")
+
+        self.done("kick", SERIAL)
+        guest.waitUntil(lambda: self.used() == [disk["local_bus_id"]], "the converter is gone")
+        self.done("detach", SERIAL)
+        self.done("detach", node)
+        for busId in (DISK, SERIAL):
+            self.assertEqual(self.state(self.server, busId), "free")
+        self.assertEqual((self.used(), self.told("ports")), ([], []))
+
+    def resetInUse(self, busId: str, node: str) -> None:
+        """The disk is reset, as programs here do it, while somebody reads it: who reads goes on,
+        and it stays where it is."""
+        before = self.used()
+        with guest.DiskReader(node, guest.diskBytes(), Path.cwd()) as reader:
+            reader.readsOn()
+            guest.reset(busId)
+            reader.readsOn()
+        self.assertEqual(self.used(), before)
+        self.assertEqual(self.state(self.server), "in_use")
+
+    def test_refused(self) -> None:
+        """What cannot be had is told by the exit code, and why by a line."""
+        for words, status, text in (
+            (("attach", "NOSUCH"), 3, "NOSUCH"),
+            (("attach", "QEMU"), 4, "1-2.4"),
+            (("attach", DISK, "--host", "10.55.32.9", "--timeout", "1"), 6, "10.55.32.9"),
+        ):
+            ended = self.type(*words)
+            self.assertEqual(ended.rc, status, ended)
+            self.assertIn(text, ended.out + ended.err)
+        ended = self.type("attach", DISK, prefix=NOBODY)
+        self.assertEqual(ended.rc, 7, ended)
+        self.assertIn("sudo", ended.err)
+        self.assertEqual(self.state(self.server), "free")
+        self.importDiskHere()
+        ended = self.type("attach", "DISK42")
+        self.assertEqual(ended.rc, 5, ended)
+        self.assertIn("127.0.0.1", ended.err)
+        self.done("kick", "DISK42")
+        guest.waitUntil(lambda: not self.used(), "it is taken from us")
+
+    def importDiskHere(self) -> None:
+        """Have it ourselves, with stock C{usbip}."""
+        self.succeeds(self.server.ask("attach", id=DISK))
+        guest.check("usbip", "attach", "-r", "127.0.0.1", "-b", DISK)
+        guest.waitImport()
+        self.stateSoon(self.server, "in_use")
+
+    def test_wait(self) -> None:
+        """A device that is not there yet is waited for."""
+        guest.unplug("disk")
+        guest.waitGone(DISK)
+        later = threading.Timer(LATER, guest.replug, ("disk",))
+        later.start()
+        self.addCleanup(later.join)
+        [disk] = self.told("attach", "--serial", "DISK42", "--wait", "50")
+        self.assertEqual(self.used(), [disk["local_bus_id"]])
+        self.done("detach", "DISK42")
+
+
+class GatewayTests(TypedCase):
+    """
+    A gateway on the other machine, and its clients on this one.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        gateway = ChildDaemon(
+            f"backend: {{type: remote, hosts: [{self.elsewhere.server}]}}\n"
+            "export: {listen: ['tcp:3240']}\nstate: {file: null, remember: false}\n",
+            prefix=self.elsewhere.prefix,
+            listen=["tcp:5055"],
+        )
+        gateway.__enter__()
+        self.addCleanup(gateway.__exit__, None, None, None)
+        self.know(self.elsewhere.address)
+        self.where = ()
+        gateway.host = self.elsewhere.address
+        guest.waitUntil(lambda: THROUGH in self.listed(gateway), "the gateway has the disk")
+        self.gateway = gateway
+
+    def assertTrueBytes(self, node: str) -> None:
+        """A disk is what it should be."""
+        guest.check("cmp", node, os.environ["USBIPSHARE_GUEST_DISK"])
+
+    def test_disk(self) -> None:
+        """A disk comes through it to our command and to stock C{usbip}, goes when it is unplugged,
+        and can be had again."""
+        [disk] = self.told("attach", "DISK42")
+        self.assertEqual(disk["bus_id"], THROUGH)
+        self.assertTrueBytes(disk["local_devices"][-1])
+        self.assertEqual(self.state(self.server), "in_use")
+        self.assertEqual(self.state(self.gateway, THROUGH), "in_use")
+        guest.unplug("disk")
+        guest.waitUntil(lambda: not self.used(), "it is gone here")
+        guest.waitUntil(lambda: THROUGH not in self.listed(self.gateway), "and at the gateway")
+        guest.replug("disk")
+        guest.waitUntil(lambda: THROUGH in self.listed(self.gateway), "it is there again")
+        self.succeeds(self.gateway.ask("attach", id=THROUGH))
+        guest.check("usbip", "attach", "-r", self.elsewhere.address, "-b", THROUGH)
+        port, busId = guest.waitImport()
+        self.assertTrueBytes(guest.waitBlockDevice(busId))
+        guest.check("usbip", "detach", "-p", str(port))
+        guest.waitGone(busId)
+        self.stateSoon(self.gateway, "bound", THROUGH)
+        self.done("detach", THROUGH)
+        self.stateSoon(self.server, "free")
