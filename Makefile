@@ -50,6 +50,7 @@ fuzz: $(VENV)/.installed-fuzz
 benchmark: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.watchers
+	$(BIN)/python -m benchmarks.manyservers
 	$(BIN)/python -m benchmarks.largetree
 
 benchmark-kernel: $(VENV)/.installed-dev

@@ -13,7 +13,8 @@ What a block is for is said where it begins:
     right behind; with C{plugin} its backend is not installed here. C{client} and
     C{client-wrong}: a file of servers for C{usbipshare}.
   - C{console}: a transcript, with a prompt before each command, of a machine with hardware.
-  - C{ini}: of a systemd unit.  C{js}: of a web page.  C{text}: anything else.
+  - C{ini}: of a systemd unit.  C{js}: of a web page.  C{powershell}: typed on Windows.
+    C{text}: anything else.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import msgspec
 
 ROOT = Path(__file__).parents[1]
 
-KINDS = ("sh", "python", "json", "yaml", "console", "ini", "js", "text")
+KINDS = ("sh", "python", "json", "yaml", "console", "ini", "js", "powershell", "text")
 
 PROMPT = re.compile("[$#] ")
 

@@ -153,11 +153,12 @@ class Stage:
                 identity.write(self._folder, name)
 
     def _yaml(self, block: Block) -> None:
+        self._provide()
         if block.circumstance in ("client", "client-wrong"):
-            wrong = serversError(block.text, self._folder)
+            text = block.text.replace(CONFIGURED, f"{self._folder}/")
+            wrong = serversError(text, self._folder)
             assert wrong == block.output, f"the message is:\n{wrong}"
             return
-        self._provide()
         file = self._folder / "usbipshare.yaml"
         file.write_text(block.text.replace(CONFIGURED, f"{self._folder}/") + "\n")
         wrong = configurationError(file)

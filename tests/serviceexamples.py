@@ -41,6 +41,9 @@ PORT = {"port", "local_bus_id", "server", "bus_id", "local_devices", "kept", "ru
 
 EVENT = {"event", "seq", "time", "server"}
 
+QUEUED = ({"event", "time", "message"}, {"event", "time", "message", "data", "server", "place"})
+"""What those who wait are told: while there is no device, and when there is one."""
+
 MORE_OF = {
     "attached": {"data", "local_devices", "rule"},
     "nodes": {"data", "local_devices", "rule"},
@@ -69,7 +72,9 @@ def checkLocal(where: str, text: str, fields: set[str]) -> None:
         decode(text.encode())
         return
     data = value.get("data", {})
-    if "event" in value:
+    if value.get("event") == "queued":
+        assert set(value) in QUEUED, f"{where}: {text}"
+    elif "event" in value:
         wanted = EVENT | MORE_OF[value["event"]]
         assert set(value) | {"rule"} == wanted | {"rule"}, f"{where}: {text}"
     elif isinstance(data, list):

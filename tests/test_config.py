@@ -119,10 +119,16 @@ class WrongTests(SynchronousTestCase):
 
     def test_wrongType(self) -> None:
         """So is a wrong type."""
-        self.assertWrong("listen: 5055", "1: listen: ", "array", "int")
-        self.assertWrong("listen:\n- tcp:1\n- 5055\n", "3: listen.1: ", "str", "int")
-        self.assertWrong("timeouts: {answer: fast}", "1: timeouts.answer: ", "float", "str")
-        self.assertWrong("limits:\n  connections: 1.5\n", "2: limits.connections: ", "int")
+        self.assertWrong("listen: 5055", "1: listen: expected a list, got a whole number")
+        self.assertWrong(
+            "listen:\n- tcp:1\n- 5055\n", "3: listen.1: expected text, got a whole number"
+        )
+        self.assertWrong(
+            "timeouts: {answer: fast}", "1: timeouts.answer: expected a number, got text"
+        )
+        self.assertWrong(
+            "limits:\n  connections: 1.5\n", "2: limits.connections: ", "a whole number"
+        )
         self.assertWrong("http:\n  hosts: lab\n", "2: http.hosts: ")
         self.assertWrong("http:\n  hosts:\n    - a\n    - [b]\n", "4: http.hosts.1: ")
         self.assertWrong("\n\nbackend: sysfs\n", "3: backend: ")
@@ -333,8 +339,8 @@ timeouts: {heartbeat: 5}
             ("devices:\n  - {name: x}\n", "2: devices.0.match: is missing"),
             ("devices:\n  - match: {}\n", "2: devices.0.match: no criterion"),
             ("devices:\n  - match: {desc: x}\n    name: 1-1\n", "2: devices.0: '1-1' is not a"),
-            ("devices:\n  - match: {serial: 7}\n", "2: devices.0.match.serial: expected `str"),
-            ("devices: {match: {desc: x}}\n", "1: devices: expected `array`"),
+            ("devices:\n  - match: {serial: 7}\n", "2: devices.0.match.serial: expected text"),
+            ("devices: {match: {desc: x}}\n", "1: devices: expected a list, got a mapping"),
             ("state: {file: 5}\n", "1: state.file: "),
             ("timeouts: {heartbeat: 0}\n", "1: timeouts.heartbeat: "),
         ):

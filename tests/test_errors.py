@@ -4,6 +4,9 @@ Tests of L{usbip_server.errors}.
 
 from __future__ import annotations
 
+from typing import Annotated, Any
+
+import msgspec
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support import STICK, UNO, changed, manyDevices
@@ -15,6 +18,7 @@ from usbip_server.errors import (
     OperationFailed,
     SeveralMatch,
     ShareError,
+    invalid,
 )
 
 
@@ -71,3 +75,42 @@ class OtherErrorTests(SynchronousTestCase):
         self.assertEqual(error.path, ("devices", 0, "kind"))
         self.assertEqual(str(error), "devices.0.kind: is no kind")
         self.assertNotIsInstance(error, ShareError)
+
+
+class InvalidTests(SynchronousTestCase):
+    """
+    What is wrong in a file that people write.
+    """
+
+    def reason(self, value: Any, kind: Any) -> str:
+        """Why a value is not of a kind."""
+        error = self.assertRaises(msgspec.ValidationError, msgspec.convert, value, kind)
+        return invalid(error).reason
+
+    def test_words(self) -> None:
+        """Types are called as those who write YAML call them."""
+        least = Annotated[int, msgspec.Meta(ge=1)]
+        some = Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+        for value, kind, reason in (
+            ({}, list[str], "expected a list, got a mapping"),
+            ([], dict[str, int] | None, "expected a mapping or nothing, got a list"),
+            (None, str, "expected text, got nothing"),
+            (1.5, int, "expected a whole number, got a number"),
+            ("x", float, "expected a number, got text"),
+            (1, str | None, "expected text or nothing, got a whole number"),
+            ("no", bool, "expected true or false, got text"),
+            (0, least, "expected a whole number >= 1"),
+            ([], some, "expected a list of length >= 1"),
+        ):
+            self.assertEqual(self.reason(value, kind), reason)
+
+    def test_others(self) -> None:
+        """What else is said stays as it is, also if a key is called as a type."""
+
+        class Key(msgspec.Struct):
+            str: int = 0
+
+            def __post_init__(self) -> None:
+                raise ValueError("`str` or `int`: which?")
+
+        self.assertEqual(self.reason({}, Key), "`str` or `int`: which?")

@@ -20,6 +20,7 @@ OURS = "usbip_server"
 VOCABULARY = {
     *("commands", "device", "errors", "limits", "matching", "opcodec", "policy", "replies"),
     *("rules", "settings", "state", "timestamps", "tokens"),
+    "versions",
 }
 PROTOCOLS = {"exporter", "firstbyte", "lines", "secured", "web"}
 TOOLS = {

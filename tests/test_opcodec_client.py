@@ -20,6 +20,7 @@ from usbip_server.opcodec import (
     NotGiven,
     NotUsbIp,
     OpStatus,
+    OtherVersion,
     decode,
     decodeImport,
     decodeList,
@@ -61,7 +62,7 @@ TOLD = Exported(
 
 WINDOWS = (
     bytes.fromhex("0111 0003 00000000")
-    + b"\\\\?\\USB#VID_2341&PID_0043#75330303035351F0A1C1".ljust(256, b"\0")
+    + b"USB\\VID_2341&PID_0043\\75330303035351F0A1C1".ljust(256, b"\0")
     + b"1-4".ljust(32, b"\0")
     + struct.pack(">IIIHHHBBBBBB", 1, 4, 2, 0x2341, 0x0043, 0x0001, 2, 0, 0, 1, 1, 2)
 )
@@ -134,6 +135,12 @@ class ImportTests(SynchronousTestCase):
             for answer in (received, received[:1], received[:4]):
                 if not encodeImport(UNO).startswith(answer):
                     self.assertRaises(NotUsbIp, decodeImport, answer)
+
+    def test_version(self) -> None:
+        """USB/IP of another version is told as that, with both."""
+        for received in (b"\x01\x06", bytes.fromhex("0106 0003 00000000")):
+            error = self.assertRaises(OtherVersion, decodeImport, received)
+            self.assertEqual(str(error), "it speaks USB/IP 0x0106, and 0x0111 is needed")
 
     def test_busId(self) -> None:
         """It has to be about a device."""

@@ -443,8 +443,8 @@ class WrongTests(SynchronousTestCase):
     def test_uid(self) -> None:
         """Numbers of users."""
         for text in ("root", "-1", "1.5", '"0"', "true"):
-            self.who(f"{{uid: {text}}}", "access.principals.lab.uid: expected `int")
-            self.who(f"{{uid: [{text}]}}", "access.principals.lab.uid.0: expected `int")
+            self.who(f"{{uid: {text}}}", "access.principals.lab.uid: expected a whole number")
+            self.who(f"{{uid: [{text}]}}", "access.principals.lab.uid.0: expected a whole number")
 
     def test_certificate(self) -> None:
         """Names, and not empty ones."""
@@ -455,7 +455,7 @@ class WrongTests(SynchronousTestCase):
     def test_nobody(self) -> None:
         """A description has to say something."""
         self.who("{}", "access.principals.lab: say who: `address`, `token`, `certificate` or `u")
-        self.who("", "access.principals.lab: expected `object`")
+        self.who("", "access.principals.lab: expected a mapping, got nothing")
 
     def test_leftEmpty(self) -> None:
         """A key with nothing behind it is not taken for one that was left out: that would be
@@ -465,14 +465,14 @@ class WrongTests(SynchronousTestCase):
             for nothing in ("", "null", "~"):
                 self.who(
                     f"{{{other}, {key}: {nothing}}}",
-                    f"access.principals.lab.{key}: expected `",
-                    "got `null`",
+                    f"access.principals.lab.{key}: expected ",
+                    "got nothing",
                 )
         for key in ("commands", "devices"):
-            self.grant(f"{{who: anyone, {key}: }}", f"access.KEY.0.{key}: expected", "got `null`")
-        self.grant("{who: }", "access.KEY.0.who: expected", "got `null`")
+            self.grant(f"{{who: anyone, {key}: }}", f"access.KEY.0.{key}: expected", "got nothing")
+        self.grant("{who: }", "access.KEY.0.who: expected", "got nothing")
         for key in ("principals", "allow", "deny"):
-            self.assertWrong(f"  {key}:", f"access.{key}: expected", "got `null`")
+            self.assertWrong(f"  {key}:", f"access.{key}: expected", "got nothing")
 
     def test_names(self) -> None:
         """A rule is for somebody there is, and nobody is called as those that are there

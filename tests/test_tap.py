@@ -5,6 +5,7 @@ Tests of L{usbip_server.tap} and L{usbip_server.daemon}.
 from __future__ import annotations
 
 import io
+import os
 import re
 import socket
 import sys
@@ -119,6 +120,21 @@ class OptionsTests(CommandLineCase):
         """So can another backend; the file's options are not for that."""
         path = file(self, "backend: {type: sysfs, root: /nowhere}\n")
         makeService(parsed("-c", path, "--backend", "virtual"))
+
+    def test_state(self) -> None:
+        """What is remembered is kept in a file. Who tries things with virtual devices, and has no
+        configuration, leaves none behind."""
+        noted: list[str] = []
+        self.patch(tap, "StateFile", lambda path, reactor: noted.append(path))
+        self.patch(os, "environ", {**os.environ, "STATE_DIRECTORY": "/nowhere"})
+        parsed("--backend", "virtual")
+        self.assertEqual(noted, [])
+        for arguments in (
+            ("-c", file(self, VIRTUAL)),
+            ("-c", file(self, VIRTUAL), "-b", "virtual"),
+        ):
+            parsed(*arguments)
+            self.assertEqual(noted.pop(), "/nowhere/state.json")
 
     def test_check(self) -> None:
         """With --check a good configuration is said to be good, and that is all."""

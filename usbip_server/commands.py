@@ -205,14 +205,15 @@ def decodeAs(decoder: msgspec.json.Decoder[T], names: Sequence[str], raw: bytes)
         ) from None
 
 
-def watching(query: dict[str, Any]) -> WatchDevices:
+def watching(query: dict[str, Any], kind: type[WatchDevices] = WatchDevices) -> WatchDevices:
     """
     Make a command of what a query string says.
 
+    @param kind: of which kind.
     @raise InvalidRequest: it is none; the message names the key that is wrong.
     """
     try:
-        return msgspec.convert(query, WatchDevices, strict=False)
+        return msgspec.convert(query, kind, strict=False)
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"invalid request: {_inOurWords(str(error))}") from None
 

@@ -7,6 +7,7 @@ where there is something to be done, what.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import msgspec
@@ -227,9 +228,26 @@ class InvalidOption(Exception):
         return f"{'.'.join(map(str, self.path))}: {self.reason}"
 
 
+WORDS = {
+    "object": "a mapping",
+    "array": "a list",
+    "str": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "null": "nothing",
+    "date": "a date",
+    "datetime": "a date and time",
+    "bytes": "binary data",
+}
+"""What msgspec calls by their names in JSON and Python, as people who write YAML call it."""
+
+_NAMES = re.compile(rf"`((?:{'|'.join(WORDS)})(?: \| (?:{'|'.join(WORDS)}))*)`")
+
+
 def invalid(error: msgspec.ValidationError) -> InvalidOption:
     """
-    Take msgspec's C{reason - at `$.a.b[0]`} apart.
+    Take msgspec's C{reason - at `$.a.b[0]`} apart. This is for what stands in YAML.
     """
     reason, _, where = str(error).partition(" - at `$")
     steps = where.rstrip("`").replace("[", ".").replace("]", "").split(".")
@@ -238,4 +256,10 @@ def invalid(error: msgspec.ValidationError) -> InvalidOption:
         if reason.startswith(told):
             path.append(reason.removeprefix(told).rstrip("`"))
             return InvalidOption(path, "unknown key" if "unknown" in told else "is missing")
+    if reason.startswith("Expected `"):
+        reason = _NAMES.sub(_worded, reason)
     return InvalidOption(path, reason[:1].lower() + reason[1:])
+
+
+def _worded(names: re.Match[str]) -> str:
+    return " or ".join(WORDS[name] for name in names[1].split(" | "))

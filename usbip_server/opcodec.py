@@ -68,6 +68,12 @@ class NotUsbIp(Exception):
     """
 
 
+class OtherVersion(NotUsbIp):
+    """
+    It is USB/IP, but of another version.
+    """
+
+
 class NotGiven(Exception):
     """
     A server does not give a device away.
@@ -260,9 +266,7 @@ def decodeList(received: bytes) -> tuple[Exported, ...] | None:
         end = at + _DEVICE.size + 4 * interfaces
         if len(received) < end:
             return None
-        triples = (
-            received[end - 4 * left : end - 4 * left + 3] for left in range(interfaces, 0, -1)
-        )
+        triples = (received[each : each + 3] for each in range(end - 4 * interfaces, end, 4))
         devices.append(
             msgspec.structs.replace(
                 _exported(received, at), interfaces=tuple(triple.hex("/") for triple in triples)
@@ -278,6 +282,9 @@ def _isAnswered(received: bytes, expected: int) -> bool:
     """
     Is the head of the answer there, and a good one?
     """
+    version = int.from_bytes(received[:2], "big")
+    if len(received) > 1 and version != VERSION and version >> 8 == VERSION >> 8:
+        raise OtherVersion(f"it speaks USB/IP {version:#06x}, and {VERSION:#06x} is needed")
     if not f"{VERSION:04x}{expected:04x}".startswith(received[:4].hex()):
         raise NotUsbIp("what answers there is no USB/IP server")
     if len(received) < _COMMON.size:

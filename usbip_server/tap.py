@@ -7,7 +7,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -40,6 +39,7 @@ from usbip_server.protocols.web import WebFactory
 from usbip_server.sharing import Sharing
 from usbip_server.statefile import StateFile
 from usbip_server.statepath import statePath
+from usbip_server.versions import OURS
 from usbip_server.yamlfile import ConfigError
 
 _log = Logger()
@@ -91,7 +91,7 @@ class Options(CommandLine):
         """
         Show the version and exit.
         """
-        print(f"usbipshare {version('usbipshare')}")
+        print(f"usbipshare {OURS}")
         sys.exit(0)
 
     def getUsage(self, width: int | None = None) -> str:
@@ -138,7 +138,9 @@ def assemble(options: Options, reactor: Any) -> Daemon:
     certificates = Certificates(_credentials(source, config))
     places = _places(options, source, config, reactor, certificates)
     backend = _backend(options, source, config, reactor)
-    path = statePath(config.state.file, os.environ, os.geteuid() == 0)
+    # Virtual devices without a configuration are to try things with: nothing is left behind.
+    isTrial = options["backend"] == "virtual" and not options["config"]
+    path = statePath(None if isTrial else config.state.file, os.environ, os.geteuid() == 0)
     stateFile = None if path is None else StateFile(path, reactor)
     sharing = Sharing(backend, reactor, config.settings, stateFile)
     answers = Answers(sharing)

@@ -47,15 +47,31 @@ class Answer(enum.Enum):
 
 class Backend(PromptBackend):
     """
-    One that disturbs nobody.
+    One that disturbs nobody who is not to be disturbed.
     """
+
+    def __init__(self, devices: Sequence[UsbDevice], end: Callable[[str], None]) -> None:
+        """
+        @param end: ends the session of whoever has a device.
+        """
+        super().__init__(devices)
+        self._end = end
 
     async def bind(
         self, device: UsbDevice, deadline: float, evenMounted: bool = False
     ) -> UsbDevice:
-        if device.state is DeviceState.IN_USE:
-            raise DeviceInUse(device)
+        now = self.inventory.same(device) or device
+        if now.state is DeviceState.IN_USE:
+            raise DeviceInUse(now)
         return await super().bind(device, deadline, evenMounted)
+
+    async def unbind(self, device: UsbDevice, deadline: float) -> UsbDevice:
+        self._end(device.busId)
+        return await super().unbind(device, deadline)
+
+    async def release(self, device: UsbDevice, deadline: float) -> UsbDevice:
+        self._end(device.busId)
+        return await super().release(device, deadline)
 
 
 class Room:
@@ -75,7 +91,7 @@ class Room:
         self.tries: list[float] = []
         self.isMute = False
         self.refuse: OpStatus | None = None
-        self.backend: PromptBackend = Backend(devices)
+        self.backend: PromptBackend = Backend(devices, self._end)
         self._network = network
         self._pipes: list[Pipe] = []
         self._sessions: dict[str, socket.socket] = {}
@@ -86,7 +102,7 @@ class Room:
         settings = Settings(access=EVERYBODY)
         now = self._network.now
         self._sharing = Sharing(self.backend, self._network, settings, now=now)
-        self._answers = Answers(self._sharing)
+        self.answers = Answers(self._sharing)
         asked(self._sharing.start())
 
     @property
@@ -101,7 +117,7 @@ class Room:
 
     def accept(self, protocol: Any) -> None:
         """Somebody connects, and is let."""
-        lines = JsonLines(self._answers, US, Limits(), Timeouts(), self._network)
+        lines = JsonLines(self.answers, US, Limits(), Timeouts(), self._network)
         self._pipes.append(Pipe(protocol, lines))
 
     def turn(self) -> bool:
@@ -159,7 +175,7 @@ class Room:
         """As after kill -9: a new daemon finds the devices as they are."""
         self.cut(Answer.ACCEPTS)
         devices = self.backend.inventory.snapshot.devices
-        self.backend = Backend(devices)
+        self.backend = Backend(devices, self._end)
         self._begin()
 
     def importDevice(self, server: Server, busId: str) -> Imported:
@@ -282,7 +298,7 @@ class Network(FakeReactor):
     def __init__(self) -> None:
         super().__init__()
         self.nameResolver = Resolver(self, self.spawn)
-        self._rooms: dict[str, Room] = {}
+        self.rooms: dict[str, Room] = {}
         self._attempts: list[tuple[Room, Attempt]] = []
 
     def now(self) -> float:
@@ -291,8 +307,8 @@ class Network(FakeReactor):
 
     def room(self, host: str, *devices: UsbDevice) -> Room:
         """One more server."""
-        self._rooms[host] = Room(self, host, devices)
-        return self._rooms[host]
+        self.rooms[host] = Room(self, host, devices)
+        return self.rooms[host]
 
     def installNameResolver(self, resolver: Any) -> Any:
         """As of the interface."""
@@ -301,7 +317,7 @@ class Network(FakeReactor):
 
     def connectTCP(self, host: str, port: int, factory: Any, *args: Any, **more: Any) -> Attempt:
         """As of C{IReactorTCP}; what comes of it is known a moment later."""
-        room = self._rooms[host]
+        room = self.rooms[host]
         room.tries.append(float(self.seconds()))
         attempt = Attempt(factory, IPv4Address("TCP", host, port))
         factory.startedConnecting(attempt)
@@ -310,15 +326,15 @@ class Network(FakeReactor):
 
     def importDevice(self, server: Server, busId: str, *args: Any) -> Imported:
         """In place of L{usbip_server.client.core.importing.importDevice}."""
-        return self._rooms[server.host].importDevice(server, busId)
+        return self.rooms[server.host].importDevice(server, busId)
 
     def settle(self) -> None:
         """Let everything happen that takes no time."""
         while True:
             moved = self._connect()
-            turned = [room.turn() for room in self._rooms.values()]
+            turned = [room.turn() for room in self.rooms.values()]
             moved = any(turned) or moved
-            for room in self._rooms.values():
+            for room in self.rooms.values():
                 room.notice()
             self.deliver()
             due = [call for call in self.getDelayedCalls() if call.getTime() <= self.seconds()]
@@ -348,7 +364,7 @@ class Network(FakeReactor):
 
     def close(self, others: Iterable[Any] = ()) -> None:
         """The end."""
-        for room in self._rooms.values():
+        for room in self.rooms.values():
             room.close()
 
     def _connect(self) -> bool:

@@ -16,7 +16,14 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support import MemoryTransport, Wire, asked, threeWays
-from usbip_server.client.core.asking import LONGEST_LINE, SILENCE, Answer, Conversation, Notice
+from usbip_server.client.core.asking import (
+    LONGEST_LINE,
+    SILENCE,
+    Answer,
+    Conversation,
+    Notice,
+    Refused,
+)
 from usbip_server.client.core.servers import Server
 from usbip_server.errors import Unreachable
 from usbip_server.replies import Status
@@ -25,6 +32,7 @@ RASPI = Server(name="raspi", host="192.0.2.1", port=5056)
 
 LIST = {"command": "list"}
 DONE = b'{"status":"success","data":[]}\n'
+BEGUN = b'{"status":"success","data":[],"seq":17}\n'
 
 
 class AskingTestCase(SynchronousTestCase):
@@ -107,7 +115,7 @@ class AskingTests(AskingTestCase):
     def test_seq(self) -> None:
         """The answer to a watch says where it begins."""
         asking = self.ask({"command": "watch"})
-        self.wire.send(b'{"status":"success","data":[],"seq":17}\n')
+        self.wire.send(BEGUN)
         self.assertEqual(self.successResultOf(asking).seq, 17)
 
     def test_late(self) -> None:
@@ -129,7 +137,8 @@ class AskingTests(AskingTestCase):
         self.clock.advance(3)
         self.wire.turn()
         self.assertEqual(self.unreachable(first), self.unreachable(self.ask()))
-        self.successResultOf(self.conversation.lost)
+        lost = self.successResultOf(self.conversation.lost)
+        self.assertIn("no answer within 3 s", str(lost))
 
     def test_cancelled(self) -> None:
         """Whoever does not want to know any more leaves nothing behind."""
@@ -238,18 +247,68 @@ class WatchTests(AskingTestCase):
     A server that is to say something now and then.
     """
 
-    def watch(self, *seconds: float) -> None:
-        """Begin."""
-        asking = self.ask({"command": "watch"})
-        self.wire.send(DONE)
-        self.successResultOf(asking)
-        self.conversation.listen(*seconds)
+    def watch(
+        self, line: bytes = BEGUN, more: dict[str, Any] | None = None, silence: float = SILENCE
+    ) -> Deferred[Answer]:
+        """Begin, with this answer."""
+        watching = self.conversation.watch(more or {}, 3, self.tell, silence)
+        begun = asked(watching)
+        self.wire.send(line)
+        return begun
+
+    def tell(self, notice: Notice) -> None:
+        """What is told can make no sense."""
+        if notice["event"] == "nonsense":
+            raise Unreachable("raspi (192.0.2.1:5056): nonsense")
+        self.told.append(notice)
+
+    def lost(self) -> str:
+        """It is over: why, behind the server's name."""
+        error = self.successResultOf(self.conversation.lost)
+        self.assertEqual(self.unreachable(self.ask()), str(error).partition(": ")[2])
+        return str(error).partition(": ")[2]
 
     def passes(self, seconds: Sequence[float]) -> None:
         """Something is said after each of these times."""
         for each in seconds:
             self.clock.advance(each)
             self.wire.send(b'{"event":"heartbeat"}\n')
+
+    def test_begins(self) -> None:
+        """It is asked for all details, and for what else there is to it."""
+        answer = self.successResultOf(self.watch(more={"id": "uno"}))
+        self.assertEqual((answer.seq, answer.data), (17, []))
+        [said] = self.said()
+        more = {"command": "watch", "detail": True, "id": "uno", "keep_alive": True}
+        self.assertEqual(said, more)
+
+    def test_goesOn(self) -> None:
+        """One that goes on does not say again what devices there are."""
+        on = b'{"status":"success","seq":20}\n'
+        answer = self.successResultOf(self.watch(on, {"since": 17}))
+        self.assertIsNone(answer.data)
+
+    def test_refused(self) -> None:
+        """One that refuses can be asked again."""
+        refusal = b'{"status":"error","message":"too long ago"}\n'
+        error = self.failureResultOf(self.watch(refusal, {"since": 1}), Refused).value
+        self.assertEqual(str(error), "raspi (192.0.2.1:5056): too long ago")
+        self.successResultOf(self.watch())
+
+    def test_noWatch(self) -> None:
+        """One that answers anything else does not know what it is asked."""
+        for line in (DONE, b'{"status":"success","seq":17,"data":{}}\n'):
+            self.setUp()
+            self.assertIn("nothing of events", self.unreachable(self.watch(line)))
+            self.end()
+
+    def test_nonsense(self) -> None:
+        """What makes no sense to whom it is told ends it, and what is behind that is not told."""
+        self.watch()
+        self.wire.send(b'{"event":"bound"}\n{"event":"nonsense"}\n{"event":"unbound"}\n')
+        self.wire.turn()
+        self.assertEqual(self.lost(), "nonsense")
+        self.assertEqual([notice["event"] for notice in self.told], ["bound"])
 
     def test_silence(self) -> None:
         """One that says nothing any more is taken for gone."""
@@ -258,12 +317,11 @@ class WatchTests(AskingTestCase):
         self.assertFalse(self.wire.lost)
         self.clock.advance(SILENCE)
         self.wire.turn()
-        self.successResultOf(self.conversation.lost)
-        self.assertEqual(self.unreachable(self.ask()), "it has said nothing for 45 s")
+        self.assertEqual(self.lost(), "it has said nothing for 45 s")
 
     def test_longer(self) -> None:
         """How long that may be can be said."""
-        self.watch(100)
+        self.watch(silence=100)
         self.passes([99, 99])
         self.assertFalse(self.wire.lost)
 
@@ -271,4 +329,4 @@ class WatchTests(AskingTestCase):
         """One that goes is noticed at once."""
         self.watch()
         self.wire.drop()
-        self.successResultOf(self.conversation.lost)
+        self.assertEqual(self.lost(), "the connection is lost")

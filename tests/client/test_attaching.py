@@ -176,7 +176,13 @@ class DaemonTests(AttachingTestCase):
             attached, kept = self.attach(self.server, "1-1")
             watcher.told("imported", "1-1")
             record = Record(host="127.0.0.1", service=str(self.daemon.exportPort), busId="1-1")
-            seen = Attached(port=0, localBusId="3-1", nodes=("/dev/ttyUSB0",), record=record)
+            seen = Attached(
+                port=0,
+                localBusId="3-1",
+                nodes=("/dev/ttyUSB0",),
+                record=record,
+                deviceId=1 << 16 | 2,
+            )
             self.assertEqual(msgspec.structs.replace(attached, encryption=None), seen)
             self.assertIn(attached.encryption, self.encryptions)
             self.assertEqual(self.kernel.used(), {0: "3-1"})

@@ -160,6 +160,17 @@ class ListTests(CommandCase):
         other = self.write("other.yaml", "servers: {}\n")
         self.type("list", "--config", str(other), "--host", "a b", status=Exit.USAGE)
 
+    def test_tls(self) -> None:
+        """So it is with a certificate that is not there: no server is asked."""
+        with ScriptedServer(listen) as silent:
+            self.known("a", host="127.0.0.1", port=silent.port)
+            self.known("b", tls={"ca": "no.pem"})
+            for arguments in (("list",), ("list", "--host", "a"), ("doctor",)):
+                done = self.type(*arguments, status=Exit.USAGE)
+                self.assertIn("servers.b.tls.ca: ", done.stderr)
+                self.assertIn("no.pem cannot be read: No such file", done.stderr)
+        self.assertEqual(silent.heard, [])
+
     def test_readable(self) -> None:
         """Who has a token in a file that others can read is warned."""
         self.daemon("raspi", token="secret")

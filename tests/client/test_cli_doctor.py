@@ -4,19 +4,24 @@ The command that tells what is wrong: C{doctor}.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import socket
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from tests.childdaemon import EXPORT
 from tests.client.commandcase import VIRTUAL, CommandCase
+from tests.client.scripted import LIST_REQUEST, ScriptedServer, says
 from usbip_server.client.core.attaching import Attached
-from usbip_server.client.terminal.checks import Check, plugged, thisMachine
+from usbip_server.client.terminal.checks import Check, compared, plugged, thisMachine
 from usbip_server.client.terminal.exits import Exit
 from usbip_server.kernel import slots
 from usbip_server.kernel.vhci import Vhci
 from usbip_server.kernel.vhcirecords import Record
+from usbip_server.versions import OURS
 
 
 class DoctorTests(CommandCase):
@@ -42,6 +47,7 @@ class DoctorTests(CommandCase):
         self.assertTrue(all(line.startswith("ok ") for line in lines), done.stdout)
         found = self.checks()
         self.assertIn("2 devices", found["raspi: requests"]["found"])
+        self.assertEqual(found["raspi: version"]["found"], f"usbipshare {OURS}, as here")
         self.assertIn("0 devices can be imported", found["raspi: USB/IP"]["found"])
         self.assertIn("6 of 6 for USB 3", found["free ports"]["found"])
 
@@ -82,6 +88,35 @@ class DoctorTests(CommandCase):
         self.assertWrong(found["dead: requests"], "refused", "systemctl status usbipshare")
         self.assertFalse(found["dead: USB/IP"]["ok"])
 
+    def test_old(self) -> None:
+        """A server that does not say its version, or says another, and one whose USB/IP is another,
+        or that has nothing to say to ours: what is too old is told, and how to mend it."""
+        with contextlib.ExitStack() as stack:
+            for name, header, answer in (
+                ("old", b"", bytes.fromhex("0106 0005 00000000 00000000")),
+                ("older", b"Server: usbipshare/0.0.9\r\n", b""),
+            ):
+                control = stack.enter_context(ScriptedServer(partial(_answers, header)))
+                export = stack.enter_context(ScriptedServer(says(answer, size=LIST_REQUEST)))
+                self.known(name, host="127.0.0.1", port=control.port, export_port=export.port)
+            found = self.checks(Exit.UNREACHABLE)
+        update = "there: pip install --upgrade usbipshare"
+        self.assertWrong(found["old: version"], "does not say which, so it is older", update)
+        self.assertWrong(found["older: version"], f"0.0.9 there, and {OURS} here", update)
+        usbip = "usbip 0.1.8"
+        needed = "it speaks USB/IP 0x0106, and 0x0111 is needed"
+        self.assertWrong(found["old: USB/IP"], needed, usbip)
+        self.assertWrong(found["older: USB/IP"], "it closes without an answer", usbip)
+
+    def test_versions(self) -> None:
+        """Which side has to be updated depends on which is older."""
+        for there, here, found, fix in (
+            ("1.0", "1.1", "the server is older", "there: pip"),
+            ("1.1", "1.0", "the client is older", "here: pip"),
+            ("1.0+lab", "1.0", "usbipshare 1.0+lab there, and 1.0 here", "there and here: pip"),
+        ):
+            self.assertWrong(msgspec.to_builtins(compared("x", there, here)), found, fix)
+
     def test_stale(self) -> None:
         """A device whose server does not answer any more, and how to be rid of it."""
         daemon = self.daemon(config=f"backend: {{type: virtual}}\n{EXPORT}")
@@ -104,6 +139,18 @@ class DoctorTests(CommandCase):
     def local(self, system: Any) -> list[Check]:
         """What there is to say of a machine."""
         return [*thisMachine(Vhci(self.kernel), system, True, "")]
+
+
+def _answers(header: bytes, connection: socket.socket) -> None:
+    """
+    A server that has nothing to share: asked in JSON or by HTTP.
+
+    @param header: of its answer by HTTP.
+    """
+    if connection.recv(4096).startswith(b"{"):
+        connection.sendall(b'{"status":"success","data":[]}\n')
+    else:
+        connection.sendall(b"HTTP/1.1 200 OK\r\n" + header + b"\r\n")
 
 
 class _Sharing:

@@ -22,9 +22,11 @@ from tests.childdaemon import ChildDaemon
 from tests.client.scripted import ScriptedServer
 from usbip_server.client.core.asking import Notice, Refused, ask, converse
 from usbip_server.client.core.everywhere import devicesOf, everywhere
+from usbip_server.client.core.introducing import versionOf
 from usbip_server.client.core.servers import ClientTls, Server
 from usbip_server.errors import Unreachable
 from usbip_server.replies import Status
+from usbip_server.versions import OURS
 
 reactor: Any = installed
 
@@ -127,9 +129,8 @@ class ReachingTests(ReachingTestCase):
                 heard.callback(None)
 
         watching = await converse(reactor, server, SECONDS)
-        answer = await watching.ask({"command": "watch"}, SECONDS, tell)
+        answer = await watching.watch({}, SECONDS, tell)
         self.assertIsInstance(answer.seq, int)
-        watching.listen()
         asking = await converse(reactor, server, SECONDS)
         for command in ("attach", "detach", "attach"):
             answer = await asking.ask({"command": command, "id": "1-1"}, SECONDS)
@@ -247,6 +248,12 @@ class TlsTests(ReachingTestCase):
         for tls in (self.alice, {"certificate": str(both)}):
             answer = await ask(reactor, self.secured(**tls), LIST, SECONDS)
             self.assertEqual(answer.status, Status.SUCCESS)
+
+    async def test_version(self) -> None:
+        """It is asked for its version as for everything else."""
+        self.start()
+        server = self.secured(**self.alice)
+        self.assertEqual(await versionOf(reactor, server, SECONDS), OURS)
 
     async def test_distrust(self) -> None:
         """Whoever is not who they should be is not asked."""

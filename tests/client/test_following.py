@@ -10,12 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.task import deferLater
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.client.network import Network
 from tests.client.scripted import SECONDS, ScriptedServer
 from tests.support import STICK, UNO
-from usbip_server.client.core.asking import Notice
+from usbip_server.client.core.asking import Answer, Notice
+from usbip_server.client.core.backoff import BackOff, Pauses
 from usbip_server.client.core.choosing import SeveralFound
 from usbip_server.client.core.devices import Found
 from usbip_server.client.core.following import Following
@@ -24,10 +25,12 @@ from usbip_server.client.terminal.appearing import Appearing
 from usbip_server.client.terminal.picking import Meant, meant
 from usbip_server.client.terminal.running import run
 from usbip_server.device import UsbDevice
-from usbip_server.errors import DeviceNotFound, ShareError
+from usbip_server.errors import DeviceNotFound, Unreachable
 from usbip_server.replies import encodeDevices
 
 TIME = "2026-11-25T17:56:00.123Z"
+HOST = "192.0.2.1"
+LOST = "lost: the connection is lost"
 
 
 def raw(device: UsbDevice) -> Any:
@@ -42,7 +45,8 @@ def event(kind: str, seq: int, device: UsbDevice = UNO) -> Notice:
 
 class Watched:
     """
-    What a server does: of each connection the first line is read, and these are answered.
+    What a server does: of each connection the first line is read, and these are answered; and
+    so another one after a refusal.
 
     @ivar asked: the requests.
     """
@@ -57,6 +61,8 @@ class Watched:
         self.asked.append(json.loads(lines.readline()))
         for line in self._connections.pop(0) if self._connections else ():
             peer.sendall(json.dumps(line).encode() + b"\n")
+            if line.get("status") == "error" and (again := lines.readline()):
+                self.asked.append(json.loads(again))
         if not self._connections:
             lines.read()
 
@@ -64,13 +70,18 @@ class Watched:
 class FollowingTests(SynchronousTestCase):
     """
     What is heard of one server.
+
+    @ivar raises: what goes wrong when something is heard.
     """
+
+    def setUp(self) -> None:
+        self.raises: dict[str, Exception] = {}
 
     def follow(
         self, watched: Watched, isEnough: Callable[[list[str]], bool], **criteria: str
     ) -> list[str]:
         """
-        Follow it, until enough was heard.
+        Follow it, until enough was heard; after that there is nothing.
         """
         heard: list[str] = []
 
@@ -79,25 +90,28 @@ class FollowingTests(SynchronousTestCase):
 
             def hear(text: str) -> None:
                 heard.append(text)
-                if isEnough(heard) and not enough.called:
+                if isEnough(heard):
+                    following.stop()
                     enough.callback(None)
+                if text in self.raises:
+                    raise self.raises.pop(text)
 
-            def begun(server: Server, devices: list[Any]) -> None:
-                hear(f"begun {len(devices)}")
+            def begun(server: Server, answer: Answer) -> None:
+                hear("goes on" if answer.data is None else f"begun {len(answer.data)}")
 
             def told(server: Server, notice: Notice) -> None:
                 hear(f"{notice['event']} {notice['seq']}")
 
-            def lost(server: Server, error: ShareError) -> None:
-                hear("lost")
+            def lost(server: Server, error: Exception) -> None:
+                hear(f"lost: {str(error).rpartition('): ')[2]}")
 
-            following = Following(scripted.server, dict(criteria), begun, told, lost)
-            working = Deferred.fromCoroutine(following.follow(reactor, SECONDS))
-            working.addErrback(lambda failure: None)
+            pauses = Pauses(BackOff(first=0.1, longest=0.1))
+            following = Following(
+                scripted.server, reactor, begun, told, lost, pauses, criteria, SECONDS
+            )
+            following.start()
             enough.addTimeout(SECONDS, reactor)
             await enough
-            await deferLater(reactor, 0, lambda: None)  # it is not at it any more
-            working.cancel()
 
         with ScriptedServer(watched) as scripted:
             run(work)
@@ -125,19 +139,21 @@ class FollowingTests(SynchronousTestCase):
             [{"status": "success", "seq": 5, "data": []}, event("bound", 6)],
             [{"status": "success", "seq": 9}, event("unbound", 8)],
         )
-        heard = self.follow(watched, lambda heard: len(heard) == 4)
-        self.assertEqual(heard, ["begun 0", "bound 6", "lost", "unbound 8"])
+        heard = self.follow(watched, lambda heard: len(heard) == 5)
+        self.assertEqual(heard, ["begun 0", "bound 6", LOST, "goes on", "unbound 8"])
         self.assertEqual(watched.asked[1]["since"], 6)
 
     def test_forgotten(self) -> None:
         """If its server does not go back that far all devices come anew."""
         watched = Watched(
             [{"status": "success", "seq": 5, "data": []}],
-            [{"status": "error", "message": "what happened since 5 is not known any more"}],
-            [{"status": "success", "seq": 100, "data": [raw(UNO)]}],
+            [
+                {"status": "error", "message": "what happened since 5 is not known any more"},
+                {"status": "success", "seq": 100, "data": [raw(UNO)]},
+            ],
         )
         heard = self.follow(watched, lambda heard: len(heard) == 3)
-        self.assertEqual(heard, ["begun 0", "lost", "begun 1"])
+        self.assertEqual(heard, ["begun 0", LOST, "begun 1"])
         self.assertEqual([asked.get("since") for asked in watched.asked], [None, 5, None])
 
     def test_refused(self) -> None:
@@ -147,7 +163,74 @@ class FollowingTests(SynchronousTestCase):
             [{"status": "success", "seq": 5, "data": []}],
         )
         heard = self.follow(watched, lambda heard: len(heard) == 2)
-        self.assertEqual(heard, ["lost", "begun 0"])
+        self.assertEqual(heard, ["lost: you may not watch", "begun 0"])
+
+    def test_nonsense(self) -> None:
+        """So is one of whom it is said that it makes no sense; it goes on behind what made
+        none."""
+        self.raises["bound 6"] = Unreachable("nonsense")
+        watched = Watched(
+            [{"status": "success", "seq": 5, "data": []}, event("bound", 6), event("unbound", 7)],
+            [{"status": "success", "seq": 7}],
+        )
+        heard = self.follow(watched, lambda heard: len(heard) == 4)
+        self.assertEqual(heard, ["begun 0", "bound 6", "lost: nonsense", "goes on"])
+        self.assertEqual(watched.asked[1]["since"], 6)
+
+    def test_bug(self) -> None:
+        """If whoever is told is wrong they hear of it; what they have not taken comes anew."""
+        self.raises["begun 0"] = ZeroDivisionError("a bug")
+        watched = Watched(
+            [{"status": "success", "seq": 5, "data": []}],
+            [{"status": "success", "seq": 5, "data": [raw(UNO)]}],
+        )
+        heard = self.follow(watched, lambda heard: len(heard) == 3)
+        self.assertEqual(heard, ["begun 0", "lost: a bug", "begun 1"])
+
+    def test_stopped(self) -> None:
+        """It can be stopped in the middle of whatever it tells."""
+        for text in ("begun 0", "bound 6", LOST):
+            watched = Watched(
+                [
+                    {"status": "success", "seq": 5, "data": []},
+                    event("bound", 6),
+                    event("unbound", 6),
+                ],
+                [],
+            )
+            heard = self.follow(watched, lambda heard: heard[-1] == text)  # noqa: B023
+            self.assertEqual((heard[-1], heard.count(text)), (text, 1))
+
+
+class SteadyTests(SynchronousTestCase):
+    """
+    A server that is lost again and again.
+    """
+
+    def test_steady(self) -> None:
+        """One that is lost at once again is tried ever less often; one that was there for a
+        while is missed."""
+        network = Network()
+        room = network.room(HOST, UNO)
+        begun: list[float] = []
+        following = Following(
+            Server(name=HOST, host=HOST),
+            network,
+            lambda server, answer: begun.append(network.seconds()),
+            lambda server, notice: None,
+            lambda server, error: None,
+            Pauses(BackOff(first=1, longest=100), lambda: 1.0),
+            steady=5.0,
+        )
+        self.addCleanup(following.stop)
+        following.start()
+        away: list[float] = []
+        for there in (1.0, 1.0, 6.0):
+            network.sleep(there)
+            room.restart()
+            times = len(begun)
+            away.append(network.until(lambda: len(begun) > times, 20))  # noqa: B023
+        self.assertEqual([round(each) for each in away], [2, 8, 1])
 
 
 class AppearingTests(SynchronousTestCase):

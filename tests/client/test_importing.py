@@ -53,6 +53,15 @@ class ImportingTestCase(SynchronousTestCase):
         self.before = connections()
         self.addCleanup(lambda: self.assertLessEqual(connections(), self.before))
 
+    def fill(self, full: socket.socket) -> list[socket.socket]:
+        """Have one that listens answer no more: nobody accepts, and its queue is full."""
+        crowd = [socket.socket() for _ in range(4)]
+        for client in crowd:
+            self.addCleanup(client.close)
+            client.setblocking(False)
+            client.connect_ex(full.getsockname())
+        return crowd
+
     def unreachable(self, play: Play, reason: str, seconds: float = SECONDS) -> ScriptedServer:
         """It comes to nothing, and is told so, with the server's name."""
         with ScriptedServer(play) as scripted:
@@ -191,12 +200,7 @@ class UnreachableTests(ImportingTestCase):
             socket.create_server(("127.0.0.2", 0), backlog=0) as full,
             ScriptedServer(says(GIVEN)) as scripted,
         ):
-            # One that does not answer: nobody accepts, and its queue is full.
-            crowd = [socket.socket() for _ in range(4)]
-            for client in crowd:
-                self.addCleanup(client.close)
-                client.setblocking(False)
-                client.connect_ex(full.getsockname())
+            crowd = self.fill(full)
             infos = [
                 (socket.AF_INET, socket.SOCK_STREAM, 6, "", address)
                 for address in (full.getsockname(), ("127.0.0.1", 1), ("127.0.0.1", scripted.port))
@@ -212,6 +216,18 @@ class ListTests(ImportingTestCase):
     """
     Asking what there is.
     """
+
+    def test_dead(self) -> None:
+        """A machine that is not there is given up when half of the time is over."""
+        with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+            crowd = self.fill(full)
+            server = Server(name="raspi", host="127.0.0.1", exportPort=full.getsockname()[1])
+            began = time.monotonic()
+            error = self.assertRaises(Unreachable, listDevices, server, 3.0)
+            self.assertLess(time.monotonic() - began, 3.0)
+            self.assertIn("no answer in time", str(error))
+            for client in crowd:
+                client.close()
 
     def test_list(self) -> None:
         """All devices, however the answer is cut; the connection is closed."""

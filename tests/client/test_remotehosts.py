@@ -84,9 +84,10 @@ class OptionsTests(SynchronousTestCase):
         path.write_text("\n")
         where = "hosts.0.token_file"
         said = {"host": "raspi3", "token_file": str(path)}
-        self.assertWrong(where, "there is no token in it", said)
-        self.assertWrong(where, "stands beside `token`", {**said, "token": "usbip_x"})
-        self.assertWrong(where, "No such file", {**said, "token_file": "/nowhere"})
+        self.assertWrong(where, f"{path} holds no token", said)
+        self.assertWrong("hosts.0", "`token` or `token_file`", {**said, "token": "usbip_x"})
+        missing = "/nowhere cannot be read: No such file"
+        self.assertWrong(where, missing, {**said, "token_file": "/nowhere"})
 
     def test_wrong(self) -> None:
         """What cannot be meant is refused."""
@@ -94,13 +95,14 @@ class OptionsTests(SynchronousTestCase):
         self.assertWrong("hosts.1", "is no server", "raspi3", "a b")
         self.assertWrong("hosts.0", "is no port", "raspi3:70000")
         self.assertWrong("hosts.0.host", "is no server", {"host": "a b"})
-        self.assertWrong("hosts.0.host", "say it in `port`", {"host": "raspi3:5056"})
+        self.assertWrong("hosts.0.host", "a port goes into `port`", {"host": "raspi3:5056"})
         self.assertWrong("hosts.0.host", "is missing", {"name": "raspi3"})
         self.assertWrong("hosts.0.hots", "unknown key", {"host": "raspi3", "hots": 1})
         self.assertWrong("hosts.0.bus", "<= 65000", {"host": "raspi3", "bus": 65001})
         self.assertWrong("hosts.1", "stands here twice", "raspi3", "raspi3")
-        tls = {"ca": "/nowhere/ca.pem"}
-        self.assertWrong("hosts.0.tls", "/nowhere/ca.pem", {"host": "raspi3", "tls": tls})
+        for key in ("ca", "certificate"):
+            said = {"host": "raspi3", "tls": {key: "/nowhere.pem"}}
+            self.assertWrong(f"hosts.0.tls.{key}", "/nowhere.pem cannot be read: No such", said)
 
     def test_apart(self) -> None:
         """No two servers have a bus in common."""

@@ -4,17 +4,18 @@ Tests of L{usbip_server.client.service.socketapi}: what programs ask, and are an
 
 from __future__ import annotations
 
+import errno
 import json
 
 from tests.client.network import Answer
 from tests.client.servicecase import BENCH, RASPI, ServiceCase
 from tests.documentcase import DETAILS, FIELDS
-from tests.support import STICK, UNO, asked, changed
+from tests.support import STICK, UNO, Wire, asked, changed
 from usbip_server.caller import Caller
 from usbip_server.client.core.devices import Found
-from usbip_server.client.service.keeping import placeOf
+from usbip_server.client.service.localrequests import LocalWatch
 from usbip_server.client.service.peers import Peer
-from usbip_server.commands import WatchDevices
+from usbip_server.client.service.plugs import placeOf
 from usbip_server.device import DeviceState
 from usbip_server.opcodec import OpStatus
 from usbip_server.policy import LOCAL
@@ -181,6 +182,29 @@ class AttachTests(ApiCase):
         answer = self.ask("detach", id="1-1.4")
         self.assertEqual(answer["status"], "failure")
         self.assertEqual(answer.keys(), {"status", "data", "message", "server", "local_devices"})
+
+    def test_stuck(self) -> None:
+        """What cannot be pulled out is still there, and goes when it can."""
+        self.ask("attach", id="1-1.4")
+        self.vhci.refuse = errno.EACCES
+        answer = self.ask("detach", id="1-1.4")
+        self.assertEqual(answer["status"], "failure")
+        self.assertEqual(answer["local_devices"], [f"{self.folder}/dev/ttyUSB0"])
+        self.assertEqual(len(self.ask("ports")["data"]), 1)
+        self.assertNotIn("lost", self.words)
+        self.vhci.refuse = 0
+        self.soon(lambda: not self.plugged)
+        self.assertEqual(self.vhci.used(), {})
+
+    def test_stuckAnew(self) -> None:
+        """Unless it was attached again by then: it is there, after all."""
+        self.ask("attach", id="1-1.4")
+        self.vhci.refuse = errno.EACCES
+        self.ask("detach", id="1-1.4")
+        self.assertEqual(self.ask("attach", id="1-1.4")["status"], "success")
+        self.vhci.refuse = 0
+        self.network.sleep(5)
+        self.assertEqual(self.plugged, ["raspi 1-1.4"])
 
     def test_rule(self) -> None:
         """What a rule keeps can be detached: it is left alone until it is attached again, or the
@@ -362,9 +386,32 @@ class WatchTests(ApiCase):
 
     def test_http(self) -> None:
         """Over HTTP likewise; what is not remembered any more begins anew there."""
-        found = asked(self.parts.api.watch(WatchDevices(since=5), Caller(Peer(LOCAL, uid=0))))
+        found = asked(self.parts.api.watch(LocalWatch(since=5), Caller(Peer(LOCAL, uid=0))))
         answer = self.successResultOf(found)
         self.assertEqual(len(json.loads(answer.encoded)["data"]), 2)
+
+    def test_events(self) -> None:
+        """There too it can be about some devices, or one server."""
+        for query, there in (
+            (b"host=raspi", ["1-1.4", "1-2"]),
+            (b"host=raspi&id=1-2&detail=true", ["1-2"]),
+            (b"host=bench", []),
+        ):
+            channel = self.parts.web.makeChannel(Peer(LOCAL, uid=0))
+            wire = Wire(channel)
+            wire.send(b"GET /events?%b HTTP/1.1\r\nHost: localhost\r\n\r\n" % query)
+            self.network.settle()
+            wire.turn()
+            [snapshot] = [line for line in wire.received.splitlines() if b'"status"' in line]
+            answer = json.loads(snapshot.removeprefix(b"data: "))
+            self.assertEqual([each["bus_id"] for each in answer["data"]], there)
+            wire.drop()
+        wire = Wire(self.parts.web.makeChannel(Peer(LOCAL, uid=0)))
+        wire.send(b"GET /events?host=attic HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        self.network.settle()
+        wire.turn()
+        self.assertIn(b" 400 ", wire.received)
+        self.assertIn(b"it has raspi, bench", wire.received)
 
     def test_heartbeat(self) -> None:
         """A sign of life tells the last number."""
@@ -382,7 +429,7 @@ class DoorTests(ApiCase):
         answers = self.asking("list", STRANGER)
         self.assertTrue(answers[0].forbidden)
         self.assertIn("user 1234 may not", json.loads(answers[0].encoded)["message"])
-        watching = asked(self.parts.api.watch(WatchDevices(), STRANGER))
+        watching = asked(self.parts.api.watch(LocalWatch(), STRANGER))
         self.assertTrue(self.successResultOf(watching).forbidden)
 
     def test_allowed(self) -> None:

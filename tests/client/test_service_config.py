@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.certificates import LAB, authority, signed
 from tests.test_packaging import PROJECT, keysOf
 from usbip_server.client.core.choosing import Wanted
 from usbip_server.client.core.servers import ClientTls
@@ -103,7 +104,7 @@ class WrongTests(SynchronousTestCase):
     def test_keys(self) -> None:
         """An unknown key, a wrong type, something out of its range."""
         self.assertWrong("server: {}", "1: server: ", "unknown key")
-        self.assertWrong("socket: {mode: 0660}", "1: socket.mode: ", "str")
+        self.assertWrong("socket: {mode: 0660}", "1: socket.mode: ", "text")
         self.assertWrong("socket: {mode: rw}", "1: socket", "in quotes")
         self.assertWrong("on_stop: unbind", "1: on_stop: ", "keep, detach")
         self.assertWrong("retry: {first: 0}", "1: retry.first: ", "> 0")
@@ -118,7 +119,7 @@ class WrongTests(SynchronousTestCase):
             ("name: 1-1", "2: devices.0", "no bus id"),
             ("name: x, word: y, bus: 1", "2: devices.0", "not both"),
             ("name: x, serial: ''", "2: devices.0", "is empty"),
-            ("name: x, serial:", "2: devices.0.serial", "str"),
+            ("name: x, serial:", "2: devices.0.serial", "text"),
             ("name: x, servers: [a, b]", "2: devices.0.servers.1: ", "none of those"),
             ("name: x, hooks: [{events: [lots], url: 'http://a'}]", "2: ", "attached, lost"),
             ("name: x, hooks: [{}]", "2: devices.0.hooks.0", "either"),
@@ -131,6 +132,8 @@ class WrongTests(SynchronousTestCase):
         """Servers that make no sense, and those that tell nothing of their devices."""
         self.assertWrong("servers: {a: {port: 0}}", "1: servers.a.port: ", ">= 1")
         self.assertWrong("servers:\n  a: {stock: true}", "2: servers.a.stock: ", "stock usbipd")
+        said = "servers:\n  a: {tls: {ca: /nowhere.pem}}"
+        self.assertWrong(said, "2: servers.a.tls.ca: ", "/nowhere.pem cannot be read: No such file")
 
 
 class ExampleTests(SynchronousTestCase):
@@ -158,7 +161,11 @@ class ExampleTests(SynchronousTestCase):
     def test_long(self) -> None:
         """What is said at length, and commented out, is right, and says every key."""
         servers, devices = self.commented("servers"), self.commented("devices")
-        found = config(TOKEN_FILE.sub("", servers) + devices)
+        folder = self.mktemp()
+        authority(LAB).write(folder, "ca")
+        signed("bench").write(folder, "bench")
+        here = servers.replace("/etc/usbipshare", str(Path(folder).absolute()))
+        found = config(TOKEN_FILE.sub("", here) + devices)
         self.assertEqual(found.devices[0].wanted, Wanted(id="scratch-disk"))
         for kind, text in (
             (Entry, servers),

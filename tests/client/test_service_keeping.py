@@ -297,6 +297,28 @@ class ReloadTests(ServiceCase):
         self.assertEqual((self.plugged, self.vhci.used()), ([], {}))
         self.assertEqual(self.raspi.commands, [("bind", "1-1.4"), ("unbind", "1-1.4")])
 
+    def test_stuck(self) -> None:
+        """What cannot be pulled out is not lost, and is tried again until it is out."""
+        self.begin()
+        self.vhci.refuse = errno.EACCES
+        self.reload("")
+        self.network.sleep(20)
+        self.assertEqual((self.plugged, self.words.count("lost")), (["raspi 1-1.4"], 0))
+        tries = [name for name, _ in self.vhci.writes].count("detach")
+        self.assertLess(tries, 9)
+        self.vhci.refuse = 0
+        self.soon(lambda: not self.plugged, 31)
+        self.assertEqual((self.words.count("lost"), self.vhci.used()), (1, {}))
+
+    def test_stuckIsOver(self) -> None:
+        """Nor is it while it hangs; its end is noticed all the same."""
+        self.begin()
+        self.vhci.refuse = errno.EACCES
+        self.reload("")
+        self.raspi.unplug("1-1.4")
+        self.assertLess(self.soon(lambda: "lost" in self.words), PROMISED)
+        self.assertEqual(self.plugged, [])
+
     def test_stays(self) -> None:
         """What is still wanted is not touched, whatever else has changed."""
         self.begin()

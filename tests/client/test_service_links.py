@@ -148,18 +148,35 @@ class WatchTests(LinksTestCase):
     def test_nonsense(self) -> None:
         """What makes no sense ends the connection, and not more than that."""
         link = self.begin()
-        link._told({"event": "added", "seq": 5, "data": {"bus_id": 7}})
+        conversation = link.following._conversation
+        assert conversation is not None
+        conversation.lineReceived(b'{"event": "added", "seq": 5, "data": {"bus_id": 7}}')
         self.network.settle()
         self.assertIn("not understood", str(link.trouble))
         self.network.sleep(1)
         self.assertTrue(link.isUp)
 
     def test_silence(self) -> None:
-        """A server that says nothing any more is not there."""
+        """A server that says nothing any more is not there, and that is why."""
         link = self.begin()
         self.room.isMute = True
-        self.network.sleep(46)
-        self.assertFalse(link.isUp)
+        self.network.until(lambda: not link.isUp, 46)
+        self.assertEqual(link.trouble, "raspi (192.0.2.1): it has said nothing for 45 s")
+
+    def test_doubted(self) -> None:
+        """One that is doubted has no devices until it is asked anew. That it is still there is no
+        news; that it is not, is."""
+        link = self.begin()
+        link.doubt()
+        link.doubt()
+        self.assertEqual((link.isUp, link.found()), (False, ()))
+        self.network.settle()
+        self.assertEqual((link.isUp, link.times, self.turns), (True, 2, [True]))
+        self.assertEqual(self.room.watchers, 1)
+        self.room.answer = Answer.REFUSES
+        link.doubt()
+        self.network.sleep(0.5)
+        self.assertEqual((link.isUp, self.turns), (False, [True, False]))
 
 
 class ReturnTests(LinksTestCase):

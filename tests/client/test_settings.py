@@ -8,6 +8,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.certificates import LAB, authority, signed
 from usbip_server.client.core.servers import MOST, ClientTls, Server
 from usbip_server.client.core.settings import ClientSettings, find, load
 from usbip_server.yamlfile import ConfigError
@@ -50,6 +51,7 @@ class FileTests(SettingsTestCase):
 
     def test_servers(self) -> None:
         """A server is its host, or has one, and what else is not usual."""
+        authority(LAB).write(self.folder, "ca")
         settings = self.settings(
             f"""
 timeout: 0.5
@@ -57,7 +59,7 @@ servers:
   raspi:
   "::1": {{}}
   bench: {{host: 192.0.2.7, port: 5056, export_port: 3241, token: {TOKEN}}}
-  secure: {{host: usb.lab, tls: {{ca: ca.pem, key: /k.pem, server_name: usb}}}}
+  secure: {{host: usb.lab, tls: {{ca: ca.pem, server_name: usb}}}}
 """
         )
         self.assertEqual(settings.timeout, 0.5)
@@ -65,7 +67,7 @@ servers:
         self.assertEqual(settings.known["::1"], (Server(name="::1", host="::1"),))
         bench = Server(name="bench", host="192.0.2.7", port=5056, exportPort=3241, token=TOKEN)
         self.assertEqual(settings.known["bench"], (bench,))
-        tls = ClientTls(ca=str(self.folder / "ca.pem"), key="/k.pem", serverName="usb")
+        tls = ClientTls(ca=str(self.folder / "ca.pem"), serverName="usb")
         self.assertEqual(
             settings.known["secure"], (Server(name="secure", host="usb.lab", tls=tls),)
         )
@@ -100,11 +102,11 @@ servers:
         """What is wrong is told with its file, its line and its key."""
         self.write("\n", "empty.token")
         for text, said in (
-            ("servers: [raspi]", "1: servers: expected `object`, got `array`"),
+            ("servers: [raspi]", "1: servers: expected a mapping, got a list"),
             ("hosts: {}", "1: hosts: unknown key"),
-            ("timeout: 0", "1: timeout: expected `float` > 0.0"),
+            ("timeout: 0", "1: timeout: expected a number > 0.0"),
             ("servers:\n  a: {prot: 1}", "2: servers.a.prot: unknown key"),
-            ("servers:\n  a: {port: 0}", "2: servers.a.port: expected `int` >= 1"),
+            ("servers:\n  a: {port: 0}", "2: servers.a.port: expected a whole number >= 1"),
             ("servers:\n  a: {tls: {cert: x}}", "2: servers.a.tls.cert: unknown key"),
             ("servers:\n  a: {host: 'b:5056'}", "2: servers.a.host: 'b:5056' is more than a host"),
             ("servers:\n  a: {host: 'b c'}", "2: servers.a.host: 'b c' is no server"),
@@ -118,6 +120,7 @@ servers:
             ("servers:\n  a: {token: x, token_file: y}", "2: servers.a: `token` or `token_file`"),
             ("servers:\n  a: {token_file: none}", "none cannot be read: No such file or directory"),
             ("servers:\n  a: {token_file: empty.token}", "empty.token holds no token"),
+            ("servers:\n  a: {tls: {key: x}}", "2: servers.a.tls: `key` needs `certificate`"),
             ("servers:\n  a: {\n", "3: this is not YAML"),
             ("[]", "1: the file has to be a mapping"),
         ):
@@ -125,6 +128,49 @@ servers:
             error = self.assertRaises(ConfigError, load, path)
             self.assertTrue(str(error).startswith(f"{path}:"), error)
             self.assertIn(said, str(error))
+
+
+class TlsTests(SettingsTestCase):
+    """
+    Certificates and keys.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        authority(LAB).write(self.folder, "ca")
+        signed("alice").write(self.folder, "alice")
+        signed("bob").write(self.folder, "bob")
+
+    def test_right(self) -> None:
+        """They are taken from beside the file, for all servers of a range as well."""
+        said = "tls: {ca: ca.pem, certificate: alice.pem, key: alice.key}"
+        for host in ("host: a", "range: 192.0.2.1-2"):
+            for server in self.settings(f"servers: {{lab: {{{host}, {said}}}}}").known["lab"]:
+                assert server.tls is not None
+                self.assertEqual(server.tls.key, str(self.folder / "alice.key"))
+
+    def test_wrong(self) -> None:
+        """One that is not there, is none, or does not belong to the other, is named with its key,
+        before anybody is asked."""
+        (self.folder / "locked.key").write_bytes(signed("alice").encryptedKeyPem)
+        (self.folder / "folder").mkdir()
+        mine = "certificate: alice.pem"
+        for said, key, file, reason in (
+            ("ca: no.pem", "ca", "no.pem", "cannot be read: No such file or directory"),
+            ("ca: folder", "ca", "folder", "cannot be read: Is a directory"),
+            ("ca: alice.key", "ca", "alice.key", "holds no certificate in PEM"),
+            ("certificate: no.pem", "certificate", "no.pem", "cannot be read: No such file"),
+            (mine, "certificate", "alice.pem", "holds no private key in PEM"),
+            (f"{mine}, key: no.key", "key", "no.key", "cannot be read: No such file"),
+            (f"{mine}, key: ca.pem", "key", "ca.pem", "holds no private key in PEM"),
+            (f"{mine}, key: bob.key", "key", "bob.key", "does not belong to"),
+            (f"{mine}, key: locked.key", "key", "locked.key", "is encrypted: decrypt it"),
+        ):
+            for host in ("host: a", "range: 192.0.2.1-2"):
+                path = self.write(f"servers:\n  a:\n    {host}\n    tls: {{{said}}}\n")
+                error = self.assertRaises(ConfigError, load, path)
+                self.assertTrue(str(error).startswith(f"{path}:4: servers.a.tls.{key}: "), error)
+                self.assertIn(f"{self.folder / file} {reason}", str(error))
 
 
 class ServersTests(SettingsTestCase):

@@ -23,6 +23,7 @@ from tests.client.commandcase import CommandCase
 from tests.client.scripted import ScriptedServer
 from tests.client.test_cli_asking import listen
 from usbip_server.client.terminal.exits import INTERRUPTED, Exit
+from usbip_server.client.terminal.output import FAILED
 
 SECONDS = 60.0
 
@@ -195,6 +196,51 @@ class InterruptedTests(ProcessTestCase):
                 _, said = self.end(waiting, INTERRUPTED)
                 self.assertEqual(said, "interrupted\n")
                 asked.clear()
+
+
+class OutputTests(ProcessTestCase):
+    """
+    Standard output that takes nothing.
+    """
+
+    def typed(self, text: str) -> subprocess.CompletedProcess[str]:
+        """What comes of a command in a shell."""
+        return subprocess.run(
+            ["bash", "-c", text.replace("usbipshare", str(SCRIPT)) + "; exit ${PIPESTATUS[0]}"],
+            env=self.variables,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+        )
+
+    def test_full(self) -> None:
+        """Where it is full, that is said in a line, whatever was to be written, and the exit code
+        tells it."""
+        self.daemon()
+        for command in ("list", "list --json", "--help", "completion bash"):
+            for variable in ("", "PYTHONUNBUFFERED=1 "):
+                done = self.typed(f"{variable}usbipshare {command} > /dev/full")
+                said = "usbipshare: write error: No space left on device\n"
+                self.assertEqual((done.returncode, done.stderr), (FAILED, said), command)
+
+    def test_closed(self) -> None:
+        """So it is where it is closed; of a standard error that is closed nothing is said."""
+        self.daemon()
+        done = self.typed("usbipshare list >&-")
+        said = "usbipshare: write error: Bad file descriptor\n"
+        self.assertEqual((done.returncode, done.stderr), (FAILED, said))
+        done = self.typed("usbipshare list 2>&-")
+        self.assertEqual((done.returncode, len(done.stdout.splitlines())), (0, 3))
+        self.assertEqual(self.typed("usbipshare list <&- >&- 2>&-").returncode, FAILED)
+
+    def test_nobody(self) -> None:
+        """Nothing is said of a pipe that nobody reads any more."""
+        self.daemon()
+        done = self.typed("usbipshare list | head -1")
+        self.assertTrue(done.stdout.startswith("SERVER "), done.stdout)
+        done = self.typed("usbipshare list | true")
+        self.assertEqual((done.returncode, done.stderr), (FAILED, ""))
 
 
 class ManyTests(ProcessTestCase):

@@ -10,6 +10,7 @@ from usbip_server.errors import DeviceInUse
 from usbip_server.looking import Looking
 from usbip_server.protocols.httpcodes import CODE_OF
 from usbip_server.replies import Status
+from usbip_server.versions import PRODUCT
 
 
 class CommandTests(WebTestCase):
@@ -87,6 +88,22 @@ class CommandTests(WebTestCase):
             self.assertEqual(self.ask(post(LIST, b"Authorization: " + header)).code, 200)
         inBody = LIST.replace(b"}", b',"token":"wrong"}')
         self.assertEqual(self.ask(post(inBody)).code, 403)
+
+    def test_server(self) -> None:
+        """Each answer says which version it is from, whatever becomes of the request."""
+        for request, code in (
+            (post(LIST), 200),
+            (post(b"{"), 400),
+            (post(LIST, host=b"evil"), 403),
+            (get(), 200),
+            (get(b"HEAD", b"/x", b"1.0"), 404),
+            (get(b"PUT"), 405),
+        ):
+            wire = self.connect()
+            wire.send(request)
+            [response] = responses(wire.received, bodiless=request.startswith(b"HEAD"))
+            self.assertEqual((response.code, response.headers["server"]), (code, PRODUCT))
+            self.assertEqual(wire.received.lower().count(b"\r\nserver: "), 1)
 
     def test_everyStatusHasACode(self) -> None:
         """There is a code for each status there is."""

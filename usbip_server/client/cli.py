@@ -5,10 +5,12 @@ C{usbipshare}: the command line for people.
 from __future__ import annotations
 
 import importlib
-import io
 import sys
+from typing import Any
 
 import click
+
+from usbip_server.client.terminal.output import FAILED, NotWritten, giveUp, prepare
 
 COMMANDS = (
     *("list", "find", "attach", "detach", "ports", "watch", "kick", "renew", "status"),
@@ -33,6 +35,15 @@ class Commands(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def main(self, *args: Any, **more: Any) -> Any:
+        prepare()
+        try:
+            return super().main(*args, **more)
+        except NotWritten as error:  # but for a pipe that nobody reads: of that click says nothing
+            click.echo(f"usbipshare: write error: {error.strerror}", err=True)
+            giveUp()
+            sys.exit(FAILED)
+
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="usbipshare", message="usbipshare %(version)s")
@@ -41,6 +52,3 @@ def main() -> None:
     Find the USB devices that other machines share (twistd usbipshare), and plug them into this
     one.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # devices are called what they like

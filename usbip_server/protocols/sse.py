@@ -17,12 +17,17 @@ LONGEST_NUMBER = 18
 """Digits of an event's number; what has more is none of ours."""
 
 
-def asked(query: Mapping[bytes, Sequence[bytes]], lastSeen: bytes | None) -> WatchDevices:
+def asked(
+    query: Mapping[bytes, Sequence[bytes]],
+    lastSeen: bytes | None,
+    kind: type[WatchDevices] = WatchDevices,
+) -> WatchDevices:
     """
     What is to be watched.
 
     @param query: the query string, taken apart.
     @param lastSeen: C{Last-Event-ID}, which a browser sends when it comes back.
+    @param kind: of command.
     @raise InvalidRequest: it makes no sense.
     """
     if b"token" in query:
@@ -37,7 +42,7 @@ def asked(query: Mapping[bytes, Sequence[bytes]], lastSeen: bytes | None) -> Wat
         fields[_text(key)] = _text(values[0])
     if lastSeen is not None and lastSeen.isdigit() and len(lastSeen) <= LONGEST_NUMBER:
         fields["since"] = _text(lastSeen)
-    return watching(fields)
+    return watching(fields, kind)
 
 
 def snapshot(answer: bytes, seq: int) -> bytes:

@@ -22,6 +22,7 @@ from zope.interface import implementer
 
 from usbip_server.answers import Answer, Answering, refusal
 from usbip_server.caller import Caller
+from usbip_server.commands import WatchDevices
 from usbip_server.errors import InvalidRequest, NotAllowed
 from usbip_server.history import Stream
 from usbip_server.limits import Limits, Timeouts
@@ -32,6 +33,7 @@ from usbip_server.protocols.halfclose import LINGER, closeOurSide
 from usbip_server.protocols.httpcodes import bearerToken, codeOf
 from usbip_server.protocols.keepalive import watchOver
 from usbip_server.protocols.watcher import Watcher
+from usbip_server.versions import PRODUCT
 
 HINT = b"""\
 usbipshare shares the USB devices of this machine. Ask it with a POST:
@@ -73,6 +75,7 @@ class WebRequest(Request):
         Answer. Called when the whole request is there.
         """
         self.channel.paused = True
+        self.setHeader(b"server", PRODUCT.encode())
         Deferred.fromCoroutine(self._process()).addErrback(
             lambda failure: self._log.failure("a bug in answering over HTTP", failure)
         )
@@ -113,7 +116,8 @@ class WebRequest(Request):
         Tell what happens, until the client goes.
         """
         try:
-            command = sse.asked(self.args or {}, self.getHeader(b"last-event-id"))
+            lastSeen = self.getHeader(b"last-event-id")
+            command = sse.asked(self.args or {}, lastSeen, self._factory.watches)
         except InvalidRequest as error:
             self._send(400, refusal(str(error)))
             return
@@ -277,14 +281,17 @@ class WebFactory(HTTPFactory):
         timeouts: Timeouts,
         reactor: IReactorTime,
         hint: bytes = HINT,
+        watches: type[WatchDevices] = WatchDevices,
     ) -> None:
         """
         @param hosts: names of this machine besides those it has itself.
         @param hint: for whoever asks for nothing.
+        @param watches: what is asked for where events are.
         """
         super().__init__(timeout=timeouts.request, reactor=reactor)
         self.answers = answers
         self.hint = hint
+        self.watches = watches
         self.clock = reactor
         self.apply(hosts, limits, timeouts)
 

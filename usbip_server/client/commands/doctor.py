@@ -90,7 +90,10 @@ async def _servers(
     """
     everybody = [*errand.servers, *others]
     heard = await everywhere(
-        everybody, lambda server: checks.server(reactor, server, errand.seconds)
+        everybody,
+        lambda server: checks.server(
+            reactor, server, errand.seconds, server in errand.settings.stock
+        ),
     )
     shown = [check for server, found in heard.answers if server not in others for check in found]
     there = {(server.host, str(server.exportPort)): found[-1].ok for server, found in heard.answers}

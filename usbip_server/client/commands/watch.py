@@ -11,7 +11,7 @@ import click
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from usbip_server.client.core.asking import Notice
+from usbip_server.client.core.asking import Answer, Notice
 from usbip_server.client.core.following import Following
 from usbip_server.client.core.servers import Server
 from usbip_server.client.terminal.completing import devices, serialNumbers
@@ -79,41 +79,53 @@ class _Watch:
 
         @raise OSError: nobody reads what is told.
         """
-        working: list[Deferred[None]] = []
+        following = [
+            Following(
+                server,
+                reactor,
+                self._begun,
+                self._told,
+                self._lost,
+                criteria=criteria,
+                seconds=self._errand.seconds,
+            )
+            for server in self._errand.servers
+        ]
         try:
-            for server in self._errand.servers:
-                following = Following(server, criteria, self._begun, self._told, self._lost)
-                work = Deferred.fromCoroutine(following.follow(reactor, self._errand.seconds))
-                working.append(work.addErrback(self._fail))
+            for each in following:
+                each.start()
             await self._over
         finally:
-            for each in working:
-                each.cancel()
+            for each in following:
+                each.stop()
 
-    def _begun(self, server: Server, devices: list[Any]) -> None:
-        if self._show.asJson:
-            self._say(event="connected", server=server.name, devices=devices)
-        else:
-            self._show.note(f"{server}: {len(devices)} devices")
+    def _begun(self, server: Server, answer: Answer) -> None:
+        if answer.data is not None:
+            text = f"{server}: {len(answer.data)} devices"
+            self._say(text, event="connected", server=server.name, devices=answer.data)
 
     def _told(self, server: Server, notice: Notice) -> None:
-        if self._show.asJson:
-            self._say(**{**notice, "server": server.name})
-            return
         try:
-            self._show.line(_line(server, notice))
+            if self._show.asJson:
+                self._show.event(**{**notice, "server": server.name})
+            else:
+                self._show.line(_line(server, notice))
         except OSError:
             self._fail(Failure())
 
-    def _lost(self, server: Server, error: ShareError) -> None:
-        if self._show.asJson:
-            self._say(event="disconnected", server=server.name, message=str(error))
+    def _lost(self, server: Server, error: Exception) -> None:
+        text = str(error)
+        if isinstance(error, ShareError):
+            self._say(text, event="disconnected", server=server.name, message=text)
         else:
-            self._show.note(str(error))
+            self._fail(Failure(error))
 
-    def _say(self, **fields: Any) -> None:
+    def _say(self, note: str, **fields: Any) -> None:
         try:
-            self._show.event(**fields)
+            if self._show.asJson:
+                self._show.event(**fields)
+            else:
+                self._show.note(note)
         except OSError:
             self._fail(Failure())
 

@@ -11,29 +11,20 @@ A conversation::
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
-from OpenSSL import SSL
-from service_identity import VerificationError
-from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
-from twisted.internet.error import (
-    ConnectingCancelledError,
-    ConnectionDone,
-    ConnectionLost,
-    DNSLookupError,
-    TimeoutError,
-)
-from twisted.internet.interfaces import IDelayedCall, IStreamClientEndpoint
-from twisted.internet.protocol import Factory, connectionDone
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.protocol import connectionDone
 from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
 
+from usbip_server.client.core.connecting import connect, reason, shareOf, unreachable
 from usbip_server.client.core.servers import Server
-from usbip_server.client.core.trust import ALERT, SPEAKS_TLS, creatorFor, reasonOf
+from usbip_server.client.core.trust import ALERT, SPEAKS_TLS
 from usbip_server.errors import ASK_AGAIN, ShareError, Unreachable
 from usbip_server.protocols.keepalive import watchOver
 from usbip_server.replies import Status
@@ -90,7 +81,7 @@ class Conversation(LineReceiver):
     """
     A connection to a server. One request at a time.
 
-    @ivar lost: fires when it is gone.
+    @ivar lost: fires with the reason when it is gone.
     """
 
     delimiter = b"\n"
@@ -102,13 +93,13 @@ class Conversation(LineReceiver):
         @param reactor: provides C{IReactorTime}.
         """
         self.server = server
-        self.lost: Deferred[None] = Deferred()
+        self.lost: Deferred[ShareError] = Deferred()
         self._reactor = reactor
         self._answer: Deferred[Answer] | None = None
         self._told: Callable[[Notice], None] = lambda notice: None
         self._silence: IDelayedCall | None = None
         self._longest = SILENCE
-        self._why: Exception | None = None
+        self._why: ShareError | None = None
         self._hasSpoken = self._isLost = False
 
     async def ask(
@@ -121,7 +112,8 @@ class Conversation(LineReceiver):
         Send a request, and wait for its answer.
 
         @param seconds: how long at the most; what the request says to C{wait} comes on top.
-        @param told: called with lines that answer nothing, until the connection is gone.
+        @param told: called with lines that answer nothing, until the connection is gone. If it
+            raises L{ShareError} that is its end.
         @raise Unreachable: there is no answer, or none that is understood.
         """
         if self._isLost:
@@ -144,20 +136,34 @@ class Conversation(LineReceiver):
             if giveUp.active():
                 giveUp.cancel()
 
-    def listen(self, seconds: float = SILENCE) -> None:
+    async def watch(
+        self,
+        more: dict[str, Any],
+        seconds: float,
+        told: Callable[[Notice], None],
+        silence: float = SILENCE,
+    ) -> Answer:
         """
-        After C{watch}: from now on the server is to say something now and then.
+        Be told what happens. Other parameters and errors are those of C{ask}.
 
-        @param seconds: how long it may be silent.
+        @param more: of the request: criteria, and C{since} to go on.
+        @param silence: how many seconds the server may say nothing from now on.
+        @return: C{data} is a list of all devices, if it does not go on.
+        @raise Refused: it does not let us, or does not go back that far.
         """
-        self._longest = seconds
-        self._silence = self._reactor.callLater(
-            seconds, self._fail, f"it has said nothing for {seconds:g} s"
-        )
+        answer = await self.ask({"command": "watch", "detail": True, **more}, seconds, told)
+        if answer.status is not Status.SUCCESS:
+            raise Refused(answer.status, str(self._trouble(answer.message)))
+        if answer.seq is None or not ("since" in more or isinstance(answer.data, list)):
+            raise self._trouble("its answer is not understood: it tells nothing of events")
+        self._longest = silence
+        quiet = f"it has said nothing for {silence:g} s"
+        self._silence = self._reactor.callLater(silence, self._fail, quiet)
+        return answer
 
     def close(self) -> None:
-        """The end."""
-        self.transport.abortConnection()
+        """The end: nothing more is told."""
+        self._fail("it was closed")
 
     def connectionMade(self) -> None:
         watchOver(self.transport, VANISHED)
@@ -174,6 +180,9 @@ class Conversation(LineReceiver):
                 self._told(value)
                 return
             answer = msgspec.convert(value, Answer)
+        except ShareError as error:
+            self._end(error)
+            return
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             self._fail("what answers there is no usbipshare")
             return
@@ -192,59 +201,33 @@ class Conversation(LineReceiver):
         self._why = self._why or self._trouble(self._ending(reason.value))
         if self._answer is not None and not self._answer.called:
             self._answer.errback(self._why)
-        self.lost.callback(None)
+        self.lost.callback(self._why)
 
     def _ending(self, error: BaseException | None) -> str:
         if self.clearLineBuffer().startswith(ALERT):
             return SPEAKS_TLS
         if isinstance(error, ConnectionDone):
+            if self._answer is None:
+                return "the connection is lost"
             return "it closes without an answer" + ("" if self._hasSpoken else MAYBE_TLS)
-        return _reason(error)
+        return reason(error)
 
     def _fail(self, why: str) -> None:
-        self._why = self._why or self._trouble(why)
+        self._end(self._trouble(why))
+
+    def _end(self, why: ShareError) -> None:
+        self._why = self._why or why
         self.transport.abortConnection()
 
     def _trouble(self, why: str) -> Unreachable:
-        return _unreachable(self.server, why)
+        return unreachable(self.server, why)
 
 
 async def converse(reactor: Any, server: Server, seconds: float) -> Conversation:
     """
-    Connect to a server.
-
-    @param seconds: how long that may take.
-    @raise Unreachable: it cannot be reached. Whether it is who it should be is known only when
-        it is asked something.
+    Begin a conversation. Parameters and errors are those of L{connect}.
     """
-    try:
-        endpoint: IStreamClientEndpoint = HostnameEndpoint(
-            reactor, server.host, server.port, timeout=seconds
-        )
-        if server.tls is not None:
-            endpoint = wrapClientTLS(creatorFor(server.host, server.tls), endpoint)
-    except ValueError as error:
-        raise _unreachable(server, str(error)) from error
-    late = f"no connection within {seconds:g} s"
-    factory = Factory.forProtocol(lambda: Conversation(server, reactor))
-    factory.noisy = False
-    connecting = endpoint.connect(factory)
-    giveUp = reactor.callLater(seconds, connecting.cancel)
-    try:
-        conversation = await connecting
-    except (CancelledError, ConnectingCancelledError) as error:
-        if giveUp.active():  # whoever waits for it does not any more
-            raise CancelledError from error
-        raise _unreachable(server, late) from error
-    except TimeoutError as error:
-        raise _unreachable(server, late) from error
-    except Exception as error:
-        raise _unreachable(server, _reason(error) if giveUp.active() else late) from error
-    finally:
-        if giveUp.active():
-            giveUp.cancel()
-    assert isinstance(conversation, Conversation)
-    return conversation
+    return await connect(reactor, server, seconds, lambda: Conversation(server, reactor))
 
 
 async def ask(
@@ -256,10 +239,11 @@ async def ask(
 ) -> Answer:
     """
     Ask a server one thing. Parameters and errors are those of L{converse} and
-    L{Conversation.ask}; both together may take as long as one of them.
+    L{Conversation.ask}; both together may take so many seconds, of which a connection has its
+    share (L{shareOf}).
     """
     until = reactor.seconds() + seconds
-    conversation = await converse(reactor, server, seconds)
+    conversation = await converse(reactor, server, shareOf(seconds))
     try:
         return await conversation.ask(request, max(0, until - reactor.seconds()), told)
     finally:
@@ -285,23 +269,3 @@ async def askToTheEnd(
         if not answer.isPending:
             return answer
         pending(answer)
-
-
-def _unreachable(server: Server, why: str) -> Unreachable:
-    return Unreachable(f"{server.called(server.address)}: {why}")
-
-
-def _reason(error: BaseException | None) -> str:
-    """
-    What has gone wrong, less what is for programmers.
-    """
-    if isinstance(error, DNSLookupError):
-        return "there is no machine of this name"
-    if isinstance(error, ConnectionLost):
-        return "the connection breaks"
-    if isinstance(error, SSL.Error | VerificationError):
-        return reasonOf(error)
-    number = getattr(error, "osError", None)
-    if isinstance(number, int):
-        return os.strerror(number)
-    return str(error).rstrip(".") or type(error).__name__

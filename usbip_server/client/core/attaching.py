@@ -53,6 +53,7 @@ class Attached(msgspec.Struct, frozen=True, kw_only=True):
     @ivar nodes: what programs can open.
     @ivar record: where it came from, if that is known.
     @ivar encryption: of its traffic; C{None} where it is not known.
+    @ivar deviceId: what its server calls it, in its traffic; 0 where it does not work yet.
     """
 
     port: int
@@ -60,6 +61,7 @@ class Attached(msgspec.Struct, frozen=True, kw_only=True):
     nodes: tuple[str, ...] = ()
     record: Record | None = None
     encryption: Encryption | None = None
+    deviceId: int = 0
 
 
 class Attaching:
@@ -116,6 +118,7 @@ class Attaching:
                 nodes=self._settled(port),
                 record=record,
                 encryption=imported.encryption,
+                deviceId=port.deviceId,
             )
         except BaseException:
             with contextlib.suppress(OSError):
@@ -150,6 +153,7 @@ class Attaching:
                 localBusId=port.busId,
                 nodes=self._nodesOf(port),
                 record=self._records.of(port.number),
+                deviceId=port.deviceId,
             )
             for port in self._vhci.ports()
             if port.state is not PortState.FREE

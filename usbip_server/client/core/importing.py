@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from usbip_server.client.core.connecting import shareOf
 from usbip_server.client.core.servers import Server
 from usbip_server.client.core.trust import ALERT, LEAVES, SPEAKS_TLS, contextFor, nameOf, reasonOf
 from usbip_server.device import Encryption
@@ -67,7 +68,7 @@ def importDevice(
     @raise NotGiven: the server does not give it to us.
     @raise Unreachable: it is not there, or speaks something else.
     """
-    with _connected(server, seconds) as (connection, until):
+    with _connected(server, seconds, seconds) as (connection, until):
         keepAlive.apply(connection)
         connection.sendall(encodeRequest(ImportRequest(busId)))
         received = b""
@@ -86,9 +87,9 @@ def importDevice(
 def listDevices(server: Server, seconds: float) -> tuple[Exported, ...]:
     """
     What a server has to give away. All that a stock C{usbipd} tells of its devices. Parameters
-    and errors as of L{importDevice}.
+    and errors as of L{importDevice}; connecting has its share of the time (L{shareOf}).
     """
-    with _connected(server, seconds) as (connection, until), connection:
+    with _connected(server, seconds, shareOf(seconds)) as (connection, until), connection:
         connection.sendall(encodeRequest(ListRequest()))
         received = b""
         devices = None
@@ -101,15 +102,20 @@ def listDevices(server: Server, seconds: float) -> tuple[Exported, ...]:
 
 
 @contextlib.contextmanager
-def _connected(server: Server, seconds: float) -> Iterator[tuple[socket.socket, float]]:
+def _connected(
+    server: Server, seconds: float, connecting: float
+) -> Iterator[tuple[socket.socket, float]]:
     """
     A connection to the export port, and until when everything has to be done. It is closed if
     anything goes wrong.
+
+    @param connecting: how many of the seconds it may take until the machine is there.
     """
-    until = time.monotonic() + seconds
+    begin = time.monotonic()
+    until = begin + seconds
     connection: socket.socket | None = None
     try:
-        connection = _connection(server, until)
+        connection = _connection(server, begin + connecting, until)
         yield connection, until
     except (OSError, ValueError, NotUsbIp) as error:
         _close(connection)
@@ -119,8 +125,8 @@ def _connected(server: Server, seconds: float) -> Iterator[tuple[socket.socket, 
         raise
 
 
-def _connection(server: Server, until: float) -> socket.socket:
-    connection = _reached(server.host, server.exportPort, until)
+def _connection(server: Server, there: float, until: float) -> socket.socket:
+    connection = _reached(server.host, server.exportPort, there)
     if server.tls is None:
         return connection
     try:

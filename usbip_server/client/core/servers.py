@@ -44,6 +44,10 @@ class ClientTls(
     key: str | None = None
     serverName: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.key is not None and self.certificate is None:
+            raise ValueError("`key` needs `certificate`: whose key is it?")
+
 
 class Server(msgspec.Struct, frozen=True, kw_only=True):
     """

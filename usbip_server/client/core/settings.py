@@ -16,20 +16,13 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, TypeVar
+from typing import TypeVar
 
 import msgspec
 
-from usbip_server.client.core.servers import (
-    CONTROL_PORT,
-    EXPORT_PORT,
-    ClientTls,
-    Server,
-    TcpPort,
-    serverAt,
-    serversIn,
-)
-from usbip_server.commands import LONGEST_TOKEN
+from usbip_server.client.core.options import ServerOptions, Text
+from usbip_server.client.core.servers import EXPORT_PORT, Server, serverAt, serversIn
+from usbip_server.errors import InvalidOption
 from usbip_server.limits import Seconds
 from usbip_server.yamlfile import Choices, ConfigError, YamlFile, textOf
 
@@ -46,40 +39,23 @@ DEFAULT = "localhost"
 _NAME = re.compile(r"[^\s,]+")
 
 
-class Entry(
-    msgspec.Struct,
-    frozen=True,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    rename={"exportPort": "export_port", "tokenFile": "token_file"},
-):
+class Entry(ServerOptions, frozen=True, kw_only=True):
     """
     What stands at the name of a server, or of several with addresses in a row.
 
     @ivar host: its name or address; C{None}: the same as what it is called.
     @ivar range: the addresses: see L{serversIn}.
-    @ivar port: for requests.
-    @ivar exportPort: for USB/IP.
-    @ivar token: proves who we are.
-    @ivar tokenFile: where the token is instead.
-    @ivar tls: C{None}: they are spoken to in plain.
     @ivar stock: there is no control port, only a stock C{usbipd}.
     """
 
-    host: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+    host: Text | None = None
     range: str | None = None
-    port: TcpPort = CONTROL_PORT
-    exportPort: TcpPort = EXPORT_PORT
-    token: Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_TOKEN)] | None = None
-    tokenFile: str | None = None
-    tls: ClientTls | None = None
     stock: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.host is not None and self.range is not None:
             raise ValueError("`host` or `range`: it is one, or it is several")
-        if self.token is not None and self.tokenFile is not None:
-            raise ValueError("`token` or `token_file`: which of them?")
 
 
 class ClientFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -231,52 +207,24 @@ class ServersFile(YamlFile):
         path = ("servers", name)
         if not _NAME.fullmatch(name) or not name.isprintable():
             raise self.error(path, "a server's name has no spaces and no commas in it")
-        token = entry.token
+        try:
+            yield from self._made(name, entry)
+        except InvalidOption as error:
+            raise self.error((*path, *error.path), error.reason) from None
         if entry.tokenFile is not None:
-            token = self._tokenIn((*path, "token_file"), self._beside(entry.tokenFile))
-        tls = None if entry.tls is None else self._tls(entry.tls)
-        for called, host in self._hosts(name, entry):
-            yield Server(
-                name=called,
-                host=host,
-                port=entry.port,
-                exportPort=entry.exportPort,
-                token=token,
-                tls=tls,
-            )
+            self._warnOf(self._beside(entry.tokenFile))
 
-    def _hosts(self, name: str, entry: Entry) -> list[tuple[str, str]]:
-        """What they are called, and their hosts."""
-        key = "host" if entry.range is None else "range"
+    def _made(self, name: str, entry: Entry) -> Iterator[Server]:
+        if entry.range is None:
+            yield entry.server(name, entry.host or name, self._beside)
+            return
         try:
-            if entry.range is not None:
-                return [(address, address) for address in serversIn(entry.range)]
-            host = entry.host or name
-            if serverAt(host).host != host:
-                raise ValueError(f"{host!r} is more than a host: a port goes into `port`")
-            return [(name, host)]
+            addresses = [*serversIn(entry.range)]
         except ValueError as error:
-            raise self.error(("servers", name, key), str(error)) from None
-
-    def _tokenIn(self, key: tuple[str, ...], path: str) -> str:
-        try:
-            with open(path, encoding="utf-8") as file:
-                token = file.read(4 * LONGEST_TOKEN).strip()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is not UTF-8"
-            raise self.error(key, f"{path} cannot be read: {reason}") from None
-        if not 0 < len(token) <= LONGEST_TOKEN:
-            raise self.error(key, f"{path} holds no token")
-        self._warnOf(path)
-        return token
-
-    def _tls(self, tls: ClientTls) -> ClientTls:
-        files = {
-            name: self._beside(path)
-            for name in ("ca", "certificate", "key")
-            if (path := getattr(tls, name)) is not None
-        }
-        return msgspec.structs.replace(tls, **files)
+            raise InvalidOption(("range",), str(error)) from None
+        first = entry.server(addresses[0], addresses[0], self._beside)
+        for address in addresses:
+            yield msgspec.structs.replace(first, name=address, host=address)
 
     def _beside(self, path: str) -> str:
         """A path in the file: it is taken from where the file is."""

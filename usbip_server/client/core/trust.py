@@ -53,19 +53,49 @@ MEANING = {
 """What OpenSSL's reasons mean."""
 
 
+class WrongTls(ValueError):
+    """
+    What is configured makes no sense.
+
+    @ivar key: which of the files it is: C{"ca"}, C{"certificate"} or C{"key"}; C{None}: none of
+        them alone.
+    """
+
+    def __init__(self, key: str | None, message: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+def require(host: str, tls: ClientTls) -> None:
+    """
+    Look at the files.
+
+    @raise WrongTls: one cannot be read, or makes no sense.
+    """
+    if tls.ca is None and tls.certificate is None:
+        return
+    try:
+        creatorFor(host, tls)
+        contextFor(tls)
+    except WrongTls:
+        raise
+    except Exception as error:  # OpenSSL has errors of its own
+        raise WrongTls(None, reasonOf(error)) from error
+
+
 def creatorFor(host: str, tls: ClientTls) -> IOpenSSLClientConnectionCreator:
     """
     For requests: what Twisted speaks TLS with.
 
-    @raise ValueError: a file cannot be read, or makes no sense.
+    @raise WrongTls: a file cannot be read, or makes no sense.
     """
     root = None
     if tls.ca is not None:
-        authorities = [Certificate(_inOpenSsl(each)) for each in _certificates(tls.ca)]
+        authorities = [Certificate(_inOpenSsl(each)) for each in _certificates("ca", tls.ca)]
         root = trustRootFromCertificates(authorities)
     more: dict[str, Any] = {"raiseMinimumTo": TLSVersion.TLSv1_2}
     if tls.certificate is not None:
-        chain = _certificates(tls.certificate)
+        chain = _certificates("certificate", tls.certificate)
         more["certificate"], *more["extraCertChain"] = map(_inOpenSsl, chain)
         more["privateKey"] = crypto.PKey.from_cryptography_key(_key(tls, chain[0]))
     return optionsForClientTLS(nameOf(host, tls), trustRoot=root, extraCertificateOptions=more)
@@ -75,9 +105,9 @@ def contextFor(tls: ClientTls) -> ssl.SSLContext:
     """
     For USB/IP: the kernel can carry it on, where OpenSSL gives it the keys.
 
-    @raise ValueError: a file cannot be read, or makes no sense.
+    @raise WrongTls: a file cannot be read, or makes no sense.
     """
-    authorities = [] if tls.ca is None else _certificates(tls.ca)
+    authorities = [] if tls.ca is None else _certificates("ca", tls.ca)
     encoded = b"".join(each.public_bytes(Encoding.DER) for each in authorities)
     context = ssl.create_default_context(cadata=encoded or None)
     # What else there is in TLS 1.3, tickets and new keys, would be taken for USB traffic.
@@ -85,7 +115,7 @@ def contextFor(tls: ClientTls) -> ssl.SSLContext:
     context.set_ciphers(CIPHERS)
     context.options |= OP_ENABLE_KTLS | ssl.OP_NO_RENEGOTIATION
     if tls.certificate is not None:
-        _key(tls, _certificates(tls.certificate)[0])
+        _key(tls, _certificates("certificate", tls.certificate)[0])
         context.load_cert_chain(tls.certificate, tls.key)
     return context
 
@@ -120,33 +150,33 @@ _inOpenSsl = crypto.X509.from_cryptography
 
 
 def _key(tls: ClientTls, certificate: x509.Certificate) -> Any:
-    path = tls.key or tls.certificate
+    name, path = ("certificate", tls.certificate) if tls.key is None else ("key", tls.key)
     assert path is not None
-    pem = _read(path)
+    pem = _read(name, path)
     try:
         key = load_pem_private_key(pem, None)
     except TypeError:
-        raise ValueError(f"the key in {path} is encrypted: decrypt it") from None
+        raise WrongTls(name, f"the key in {path} is encrypted: decrypt it") from None
     except (ValueError, UnsupportedAlgorithm):
-        raise ValueError(f"{path} holds no private key in PEM") from None
+        raise WrongTls(name, f"{path} holds no private key in PEM") from None
     if key.public_key() != certificate.public_key():
-        raise ValueError(f"the key in {path} does not belong to {tls.certificate}")
+        raise WrongTls(name, f"the key in {path} does not belong to {tls.certificate}")
     return key
 
 
-def _certificates(path: str) -> list[x509.Certificate]:
+def _certificates(name: str, path: str) -> list[x509.Certificate]:
     """
     @return: at least one.
     """
-    pem = _read(path)
+    pem = _read(name, path)
     try:
         return x509.load_pem_x509_certificates(pem)
     except ValueError:
-        raise ValueError(f"{path} holds no certificate in PEM") from None
+        raise WrongTls(name, f"{path} holds no certificate in PEM") from None
 
 
-def _read(path: str) -> bytes:
+def _read(name: str, path: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+        raise WrongTls(name, f"{path} cannot be read: {error.strerror}") from None

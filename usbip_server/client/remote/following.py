@@ -1,6 +1,5 @@
 """
-What a gateway knows of the devices of one server: it watches there, and comes back as often as
-it takes.
+What a gateway knows of the devices of one server, which it follows.
 
 Everything that is known of a device has a number: that of the server's last event it knows of.
 So what an answer shows and what the events tell can come in any order, and nothing old
@@ -14,21 +13,17 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
-from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.task import deferLater
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from usbip_server.client.core.asking import Answer, Conversation, Notice, converse
+from usbip_server.client.core.asking import Answer, Notice
 from usbip_server.client.core.backoff import BackOff, Chance, Pauses
 from usbip_server.client.core.devices import deviceIn
+from usbip_server.client.core.following import Following
 from usbip_server.client.core.servers import Server
 from usbip_server.device import Traffic, UsbDevice
 from usbip_server.errors import ShareError, Unreachable
-from usbip_server.replies import Status
-
-SECONDS = 5.0
-"""For a server to be connected to, and again to answer."""
 
 BACK_OFF = BackOff(longest=5.0)
 """Until it is tried again."""
@@ -88,17 +83,19 @@ class RemoteFollowing:
         self.known: dict[str, Known] = {}
         self.trouble: str | None = f"{server.called(server.address)}: it has not answered yet"
         self._server = server
-        self._reactor = reactor
         self._changed = changed
-        self._pauses = Pauses(BACK_OFF, chance)
+        self._following = Following(
+            server,
+            reactor,
+            self._begun,
+            self._told,
+            self._lost,
+            Pauses(BACK_OFF, chance),
+            steady=STEADY,
+        )
         self._first: Deferred[None] = Deferred()
-        self._work: Deferred[None] | None = None
-        self._conversation: Conversation | None = None
-        self._since: float | None = None
         self._begin = 0  # all that is known is from this event on
         self._asOf: dict[str, int] = {}  # and from this one, of some devices
-        self._why = ""
-        self._stopped = self._isTelling = False
 
     def start(self) -> Deferred[None]:
         """
@@ -106,18 +103,12 @@ class RemoteFollowing:
 
         @return: fires when the server has answered for the first time, or was tried in vain.
         """
-        self._work = Deferred.fromCoroutine(self._follow())
-        self._work.addErrback(self._ended)
+        self._following.start()
         return self._first
 
     def stop(self) -> None:
         """Follow it no more."""
-        self._stopped = True
-        if self._isTelling:  # whoever is told stops us in the middle of that
-            if self._conversation is not None:
-                self._conversation.close()
-        elif self._work is not None:
-            self._work.cancel()
+        self._following.stop()
 
     def learn(self, busId: str, seq: int, data: Any, holder: Any = None) -> None:
         """
@@ -137,69 +128,28 @@ class RemoteFollowing:
         self._asOf[busId] = seq
         self._tell(busId)
 
-    async def _follow(self) -> None:
-        while not self._stopped:
-            self._since = None
-            await self._untilLost()
-            if self._stopped:
-                return
-            if self._since is not None and self._reactor.seconds() - self._since > STEADY:
-                self._pauses.reset()
-            await deferLater(self._reactor, self._pauses.next())
-
-    async def _untilLost(self) -> None:
-        self._why = ""
-        try:
-            conversation = await converse(self._reactor, self._server, SECONDS)
-            self._conversation = conversation
-            try:
-                request = {"command": "watch", "detail": True}
-                self._begins(await conversation.ask(request, SECONDS, self._told))
-                conversation.listen()
-                await conversation.lost
-            finally:
-                self._conversation = None
-                conversation.close()
-            self._lose(self._why or str(self._trouble("the connection is lost")))
-        except ShareError as error:
-            self._lose(str(error))
-
-    def _begins(self, answer: Answer) -> None:
-        """
-        The server is there, with these devices.
-        """
-        devices = answer.data
-        if answer.status is not Status.SUCCESS:
-            raise self._trouble(answer.message)
-        if answer.seq is None or not isinstance(devices, list):
-            raise self._nonsense("it tells nothing of events")
-        noted = [self._noted(data, None) for data in devices]
+    def _begun(self, server: Server, answer: Answer) -> None:
+        noted = [self._noted(data, None) for data in answer.data]
         self.known = {known.device.busId: known for known in noted}
-        self._begin, self._asOf = answer.seq, {}
-        self._since = self._reactor.seconds()
+        self._begin, self._asOf = answer.seq or 0, {}
         self.trouble = None
         self._log.info(
-            "{server} is there, with {count} devices", server=str(self._server), count=len(noted)
+            "{server} is there, with {count} devices", server=str(server), count=len(noted)
         )
         self._tell(None)
 
-    def _told(self, notice: Notice) -> None:
-        """
-        Called in the middle of what Twisted does: nothing may come out of here.
-        """
-        if notice.get("event") not in EVENTS:
+    def _told(self, server: Server, notice: Notice) -> None:
+        if notice["event"] not in EVENTS:
             return
         try:
             event = msgspec.convert(notice, _Event)
-            if event.data is None:
-                raise self._nonsense("an event is about no device")
-            device = deviceIn(self._server, event.data)
-            isGone = event.event == "removed"
-            self.learn(device.busId, event.seq, None if isGone else event.data, event.holder)
-        except (ShareError, msgspec.ValidationError) as error:
-            self._why = str(error if isinstance(error, ShareError) else self._nonsense(str(error)))
-            if self._conversation is not None:
-                self._conversation.close()
+        except msgspec.ValidationError as error:
+            raise self._nonsense(str(error)) from error
+        if event.data is None:
+            raise self._nonsense("an event is about no device")
+        busId = deviceIn(server, event.data).busId
+        isGone = event.event == "removed"
+        self.learn(busId, event.seq, None if isGone else event.data, event.holder)
 
     def _noted(self, data: Any, holder: Any) -> Known:
         """
@@ -214,39 +164,31 @@ class RemoteFollowing:
             told = before.traffic if isSame and not isNext else None
         return Known(device=device, traffic=told)
 
-    def _lose(self, why: str) -> None:
-        if self._stopped:
-            return
+    def _lost(self, server: Server, error: Exception) -> None:
+        why = str(error)
+        if not isinstance(error, ShareError):
+            self._log.failure("a bug in following {server}", Failure(error), server=str(server))
+            why = f"{server}: it cannot be followed: see the log"
         wasThere = self.trouble is None or not self._first.called
         self.trouble = why
         self.known = {}
+        self._following.since = None  # whatever it has when it is back is new
         if wasThere:
             self._log.warn(
                 "{reason}: there are no devices of {server} until it is back",
                 reason=why,
-                server=str(self._server),
+                server=str(server),
             )
         self._tell(None)
 
     def _tell(self, busId: str | None) -> None:
-        self._isTelling = True
-        try:
-            self._changed(busId)
-            if not self._first.called:
-                self._first.callback(None)
-        finally:
-            self._isTelling = False
-
-    def _ended(self, failure: Failure) -> None:
-        if not failure.check(CancelledError):
-            self._log.failure("a bug in following {server}", failure, server=str(self._server))
-            self._lose(f"{self._server}: it cannot be followed: see the log")
+        self._changed(busId)
+        if not self._first.called:
+            self._first.callback(None)
 
     def _nonsense(self, why: str) -> Unreachable:
-        return self._trouble(f"its answer is not understood: {why}")
-
-    def _trouble(self, why: str) -> Unreachable:
-        return Unreachable(f"{self._server.called(self._server.address)}: {why}")
+        called = self._server.called(self._server.address)
+        return Unreachable(f"{called}: its answer is not understood: {why}")
 
 
 def _moved(holder: Any) -> Traffic | None:

@@ -15,8 +15,9 @@ from typing import Any
 
 from usbip_server.client.core.asking import Answer, Conversation, converse
 from usbip_server.client.core.devices import deviceIn
+from usbip_server.client.core.following import SECONDS
 from usbip_server.client.core.servers import Server
-from usbip_server.client.remote.following import SECONDS, RemoteFollowing
+from usbip_server.client.remote.following import RemoteFollowing
 from usbip_server.device import UsbDevice
 from usbip_server.errors import ShareError, Unreachable
 from usbip_server.replies import Status

@@ -7,44 +7,27 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 from twisted.logger import Logger
 
 from usbip_server.client.core.attaching import Attached
 from usbip_server.client.core.devices import Found
 from usbip_server.client.service.link import Link
 from usbip_server.client.service.links import Links
-from usbip_server.client.service.plugs import PATIENCE, Plug, Plugs, deviceId, isUsed
+from usbip_server.client.service.plugging import Plugging
+from usbip_server.client.service.plugs import Plug, Plugs, deviceId
 from usbip_server.client.service.telling import Telling
 from usbip_server.client.service.wanted import Want, Wants
-from usbip_server.device import DeviceState
+from usbip_server.device import DeviceState, UsbDevice
 from usbip_server.errors import LocalTrouble
-from usbip_server.kernel.nodes import Nodes
-from usbip_server.kernel.vhci import Vhci
-from usbip_server.kernel.vhcirecords import Record, Records
-from usbip_server.threads import BlockingCalls, TookTooLong
 
 GRACE = 10.0
 """Seconds for a server to say whether what is plugged in is what is wanted; then another one's
 device is taken."""
 
 
-class Orphan(msgspec.Struct, frozen=True, kw_only=True):
-    """
-    One of those.
-
-    @ivar deviceId: what its server calls it.
-    @ivar record: where it came from.
-    """
-
-    attached: Attached
-    deviceId: int
-    record: Record
-
-
 class Orphans:
     """
-    All of them, until it is known whose they are.
+    All of them, until it is known whose they are; and what others plug in later.
 
     @ivar until: how long it is waited for that, by the reactor's clock.
     """
@@ -54,10 +37,7 @@ class Orphans:
     def __init__(
         self,
         reactor: Any,
-        vhci: Vhci,
-        nodes: Nodes,
-        records: Records,
-        calls: BlockingCalls,
+        plugging: Plugging,
         links: Links,
         wants: Wants,
         plugs: Plugs,
@@ -68,35 +48,33 @@ class Orphans:
         """
         self.until = 0.0
         self._reactor = reactor
-        self._vhci = vhci
-        self._nodes = nodes
-        self._records = records
-        self._calls = calls
+        self._plugging = plugging
         self._links = links
         self._wants = wants
         self._plugs = plugs
         self._telling = telling
-        self._orphans: list[Orphan] = []
+        self._orphans: list[Attached] = []
 
     async def find(self) -> None:
         """
         See what there is.
         """
         try:
-            self._orphans = await self._calls.call("orphans", PATIENCE, self._found)
-        except (LocalTrouble, TookTooLong, RuntimeError) as error:
+            ports = await self._plugging.attached()
+            self._orphans = [each for each in ports if each.deviceId and each.record]
+        except LocalTrouble as error:
             self._log.warn("nothing can be plugged in: {error}", error=str(error))
         self.until = self._reactor.seconds() + GRACE
 
     def look(self) -> None:
         """Adopt those that are known by now to be what is wanted."""
         for orphan in tuple(self._orphans):
-            link = self._linkOf(orphan)
+            link = linkOf(orphan, self._links)
             if link is None:
                 self._orphans.remove(orphan)  # of no server of ours
             elif link.isUp:
                 self._orphans.remove(orphan)
-                self._adopt(orphan, link)
+                self._know(orphan, link)
 
     @property
     def isWaiting(self) -> bool:
@@ -107,42 +85,64 @@ class Orphans:
         """May one of them be what is wanted?"""
         if not self.isWaiting:
             return False
-        links = [self._linkOf(orphan) for orphan in self._orphans]
+        links = [linkOf(orphan, self._links) for orphan in self._orphans]
         return any(
             link is not None and (want.servers is None or link.server in want.servers)
             for link in links
         )
 
-    def _found(self) -> list[Orphan]:
-        found = []
-        for port in self._vhci.ports():
-            record = self._records.of(port.number)
-            if isUsed(port) and record is not None:
-                folder = self._vhci.folderOf(port)
-                nodes = () if folder is None else self._nodes.of(folder)
-                attached = Attached(
-                    port=port.number, localBusId=port.busId, nodes=nodes, record=record
-                )
-                found.append(Orphan(attached=attached, deviceId=port.deviceId, record=record))
-        return found
+    async def at(self, found: Found) -> Attached | None:
+        """
+        Where a device is plugged in, if that was somebody else, and as far as the kernel tells.
+        """
+        try:
+            ports = await self._plugging.attached()
+        except LocalTrouble:
+            return None
+        for attached in ports:
+            link = linkOf(attached, self._links)
+            isOurs = any(plug.isAt(attached) for plug in self._plugs)
+            if link is None or isOurs or link.server != found.server:
+                continue
+            if _isIt(attached, link.inventory.same(found.device)):
+                return attached
+        return None
 
-    def _linkOf(self, orphan: Orphan) -> Link | None:
-        return self._links.at(orphan.record.host, orphan.record.service)
+    def adopt(self, attached: Attached, found: Found, want: Want) -> None:
+        """Keep what is plugged in already."""
+        now = self._reactor.seconds()
+        plug = Plug(want, found.server, found.device, attached, None, False, now)
+        self._plugs.add(plug)
+        self._telling.adopted(plug)
 
-    def _adopt(self, orphan: Orphan, link: Link) -> None:
+    def _know(self, orphan: Attached, link: Link) -> None:
+        """
+        Now that its server is there.
+        """
+        assert orphan.record is not None
         device = link.inventory.get(orphan.record.busId)
-        if (
-            device is None
-            or device.state is not DeviceState.IN_USE
-            or deviceId(device) != orphan.deviceId
-        ):
+        if device is None or not _isIt(orphan, device):
             return  # its session has ended, and this machine will notice
         found = Found(server=link.server, device=device, raw={})
         for want in self._wants:
-            if self._plugs.of(want.name) is None and want.isFor(found):
-                plug = Plug(
-                    want, link.server, device, orphan.attached, None, False, self._reactor.seconds()
-                )
-                self._plugs.add(plug)
-                self._telling.adopted(plug)
+            isFor = want.isFor(found) and want.mayHave(device)
+            if isFor and self._plugs.of(want.name) is None:
+                self.adopt(orphan, found, want)
                 return
+
+
+def linkOf(attached: Attached, links: Links) -> Link | None:
+    """
+    To the server that something came from, as the note about it has it.
+    """
+    record = attached.record
+    return None if record is None else links.at(record.host, record.service)
+
+
+def _isIt(attached: Attached, device: UsbDevice | None) -> bool:
+    """
+    Is something that came from a device's server, and place there, this device?
+    """
+    if device is None or attached.record is None or device.state is not DeviceState.IN_USE:
+        return False
+    return (attached.record.busId, attached.deviceId) == (device.busId, deviceId(device))

@@ -21,7 +21,7 @@ from usbip_server.client.service.adopting import Orphans
 from usbip_server.client.service.link import Link
 from usbip_server.client.service.links import Links
 from usbip_server.client.service.plugging import CannotPlug, Plugging
-from usbip_server.client.service.plugs import Place, Plug, Plugs
+from usbip_server.client.service.plugs import Place, Plug, Plugs, placeOf
 from usbip_server.client.service.telling import Telling
 from usbip_server.client.service.troubles import AT_ONCE, Troubles
 from usbip_server.client.service.wanted import Want, Wants
@@ -39,6 +39,8 @@ FREEABLE = (DeviceState.FREE, DeviceState.BOUND, DeviceState.ERROR)
 class Keeping:
     """
     Does it.
+
+    @ivar claimed: where there are devices that are somebody else's to ask for.
     """
 
     _log = Logger()
@@ -57,6 +59,7 @@ class Keeping:
         """
         @param reactor: provides C{IReactorTime}.
         """
+        self.claimed: list[Place] = []
         self._reactor = reactor
         self._links = links
         self._wants = wants
@@ -133,6 +136,10 @@ class Keeping:
         isOther = busy is not None and placeOf(busy) != placeOf(found)
         return isOther or self._plugs.of(name) is not None
 
+    def isBusyAt(self, place: Place) -> bool:
+        """Is a device just being plugged in?"""
+        return place in map(placeOf, self._busy.values())
+
     async def finished(self, name: str) -> None:
         """If a device is just being plugged in for a want: wait until it is, or is not."""
         if name in self._busy:
@@ -144,15 +151,19 @@ class Keeping:
         """
         Pull a device out; it stays so if it is not wanted any more.
 
-        @raise CannotPlug: it is still there.
+        @raise CannotPlug: it is still there, and is tried again if it is not wanted.
         """
         self._plugs.remove(plug)
+        busId, port, owner = plug.device.busId, plug.attached.port, plug.want.owner
         try:
-            await self._plugging.pullOut(
-                plug.server, plug.device.busId, plug.attached.port, plug.bound
-            )
-        finally:
+            await self._plugging.pullOut(plug.server, busId, port, plug.unbinds, owner)
             self._telling.lost(plug, "it was let go")
+        except CannotPlug as error:
+            self._troubles.note(plug.place, str(error))
+            if self._plugs.of(plug.want.name) is None:
+                self._plugs.add(plug)
+            raise
+        finally:
             self.look()
 
     def over(self, plug: Plug) -> None:
@@ -172,9 +183,10 @@ class Keeping:
     def _lookNow(self) -> None:
         if not self._isRunning:
             return
+        self._wants.endLeases(self._links.found())
         self._orphans.look()
         for plug in self._plugs:
-            if not self._isStillWanted(plug):
+            if not (self._isStillWanted(plug) or self._troubles.isPausing(plug.place)):
                 Deferred.fromCoroutine(self.letGo(plug)).addErrback(self._stays, plug)
         if not self._isTidy and not self._orphans.isWaiting:
             self._isTidy = True
@@ -226,9 +238,11 @@ class Keeping:
         """
         if self._orphans.mayHave(want):
             return None
-        taken = {plug.place for plug in self._plugs} | {*map(placeOf, self._busy.values())}
+        taken = {plug.place for plug in self._plugs}.union(self.claimed)
         for found in want.among(self._links.found()):
-            if placeOf(found) not in taken and self._isFree(found):
+            place = placeOf(found)
+            isTaken = place in taken or self.isBusyAt(place) or not want.mayHave(found.device)
+            if not isTaken and self._isFree(found):
                 return found
         return None
 
@@ -248,7 +262,8 @@ class Keeping:
 
     async def _try(self, want: Want, found: Found) -> None:
         try:
-            attached, kept, bound = await self._plugging.plugIn(found, self._isOurs(found))
+            isOurs = self._isOurs(found)
+            attached, kept, bound = await self._plugging.plugIn(found, isOurs, want.owner)
         except CannotPlug as error:
             self._failed(want, found, error)
             return
@@ -286,8 +301,7 @@ class Keeping:
         if self._alarm is not None and self._alarm.active():
             self._alarm.cancel()
         now = self._reactor.seconds()
-        moments = [*self._troubles.moments(), self._orphans.until]
-        later = [moment for moment in moments if moment > now]
+        later = [each for each in (*self._troubles.moments(), self._orphans.until) if each > now]
         if later:
             self._alarm = self._reactor.callLater(min(later) - now, self.look)
 
@@ -304,10 +318,3 @@ class Keeping:
     def _bug(self, failure: Failure, want: Want, found: Found) -> None:
         self._log.failure("a bug in attaching {device}", failure, device=str(found))
         self._failed(want, found, CannotPlug("an error in the service: see its log"))
-
-
-def placeOf(found: Found) -> Place:
-    """
-    Where a device is.
-    """
-    return found.server.name, found.device.busId

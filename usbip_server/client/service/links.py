@@ -76,20 +76,20 @@ class Links:
                 fresh.append(link)
             isSought = search(server) and not link.hasAnswered
             longest = max(SEARCH, backOff.longest) if isSought else backOff.longest
-            link.pauses.become(msgspec.structs.replace(backOff, longest=longest))
-            link.seconds = seconds
+            link.following.pauses.become(msgspec.structs.replace(backOff, longest=longest))
+            link.following.seconds = seconds
             self._links[server] = link
         self._backOff = backOff
         for link in before.values():
-            link.stop()
+            link.following.stop()
         for link in fresh:
-            link.start()
+            link.following.start()
         self._settle()
 
     def stop(self) -> None:
         """Watch none any more."""
         for link in self._links.values():
-            link.stop()
+            link.following.stop()
 
     def of(self, server: Server) -> Link | None:
         """That of a server."""
@@ -127,7 +127,7 @@ class Links:
 
     def _turned(self, link: Link, isNews: bool) -> None:
         if link.isUp:
-            link.pauses.become(self._backOff)
+            link.following.pauses.become(self._backOff)
         self._settle()
         self._whenTurned(link, isNews)
 

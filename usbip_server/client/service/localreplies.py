@@ -48,7 +48,7 @@ class LocalNotice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     A line that answers nothing: something has happened.
 
     @ivar event: what.
-    @ivar seq: its number.
+    @ivar seq: its number; C{None} for what is only told to one who waits.
     @ivar time: when.
     @ivar data: to which device.
     @ivar server: of it.
@@ -56,11 +56,12 @@ class LocalNotice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     @ivar rule: the name of the rule by which it is kept.
     @ivar holder: who has imported it, or has given it back.
     @ivar lease: whose it is for a time.
+    @ivar place: in the queue of those who wait for it.
     @ivar message: for a person.
     """
 
     event: str
-    seq: int
+    seq: int | None = None
     time: str
     data: msgspec.Raw | None = None
     server: str | None = None
@@ -68,6 +69,7 @@ class LocalNotice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     rule: str | None = None
     holder: dict[str, Any] | None = None
     lease: dict[str, Any] | None = None
+    place: int | None = None
     message: str | None = None
 
     def encode(self) -> bytes:

@@ -10,7 +10,8 @@ from typing import Annotated
 import msgspec
 
 from usbip_server.commands import (
-    DeviceRequest,
+    AttachDevice,
+    DetachDevice,
     FindDevice,
     ListDevices,
     Request,
@@ -40,15 +41,28 @@ class LocalFind(FindDevice, frozen=True, kw_only=True, tag="find"):
     host: Host | None = None
 
 
-class LocalAttach(DeviceRequest, frozen=True, kw_only=True, tag="attach"):
+class LocalAttach(AttachDevice, frozen=True, kw_only=True, tag="attach"):
     """
-    Plug it in here, and keep it so.
+    Plug it in here, and keep it so: with a lease as long as that lasts.
     """
 
     host: Host | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lease is not None and self.lease.ttl == "connection":
+            raise ValueError(
+                "`lease.ttl`: a connection to this service is none to a server: say for how many "
+                "seconds"
+            )
 
-class LocalDetach(DeviceRequest, frozen=True, kw_only=True, tag="detach"):
+    @property
+    def owner(self) -> str | None:
+        """Who leases it, if somebody does."""
+        return None if self.lease is None else self.lease.owner
+
+
+class LocalDetach(DetachDevice, frozen=True, kw_only=True, tag="detach"):
     """
     Pull it out, and let it be.
     """

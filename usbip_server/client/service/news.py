@@ -98,6 +98,8 @@ class Item(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 class News(History[Item]):
     """
     All of it.
+
+    @ivar now: the time, in seconds since the epoch.
     """
 
     def __init__(self, now: Callable[[], float], keep: int) -> None:
@@ -105,7 +107,7 @@ class News(History[Item]):
         @param now: the time, in seconds since the epoch.
         @param keep: how many items are remembered.
         """
-        self._now = now
+        self.now = now
         # From the time in microseconds, so that no number comes twice.
         self._seq = int(now() * 1e6)
         super().__init__(self._seq, keep)
@@ -145,7 +147,7 @@ class News(History[Item]):
 
     def heartbeat(self) -> bytes:
         """A sign of life, which is no item: its number is that of the last one."""
-        now = timestamp(self._now())
+        now = timestamp(self.now())
         return LocalNotice(event="heartbeat", seq=self.seq, time=now).encode()
 
     def stream(self, request: LocalWatch, servers: tuple[Server, ...] | None) -> Stream[Item]:
@@ -183,7 +185,7 @@ class News(History[Item]):
         item = Item(
             word=word,
             seq=self._seq,
-            time=self._now(),
+            time=self.now(),
             server=server,
             device=device,
             before=before,

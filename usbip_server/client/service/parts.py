@@ -20,10 +20,12 @@ from usbip_server.client.core.relaying import relay
 from usbip_server.client.core.servers import Server
 from usbip_server.client.core.settings import ClientSettings
 from usbip_server.client.service.adopting import Orphans
+from usbip_server.client.service.claiming import Claiming
 from usbip_server.client.service.config import DeviceRule, ServiceConfig
 from usbip_server.client.service.keeping import Keeping
 from usbip_server.client.service.link import Link
 from usbip_server.client.service.links import Links
+from usbip_server.client.service.localrequests import LocalWatch
 from usbip_server.client.service.news import News, Word
 from usbip_server.client.service.peers import Doorkeeper, peerOf
 from usbip_server.client.service.plugging import Plugging
@@ -118,15 +120,7 @@ class Parts:
             self.plugging.attached,
         )
         self.orphans = Orphans(
-            reactor,
-            kernel.vhci,
-            kernel.nodes,
-            kernel.records,
-            self.calls,
-            self.links,
-            self.wants,
-            self.plugs,
-            self.telling,
+            reactor, self.plugging, self.links, self.wants, self.plugs, self.telling
         )
         self.troubles = Troubles(reactor, chance)
         self.keeping = Keeping(
@@ -139,6 +133,17 @@ class Parts:
             self.telling,
             self.troubles,
         )
+        self.claiming = Claiming(
+            reactor,
+            self.links,
+            self.wants,
+            self.plugs,
+            self.keeping,
+            self.plugging,
+            self.orphans,
+            self.news,
+            self._save,
+        )
         self.doorkeeper = Doorkeeper()
         self.api = SocketApi(
             self.links,
@@ -146,12 +151,14 @@ class Parts:
             self.plugs,
             self.keeping,
             self.plugging,
+            self.orphans,
+            self.claiming,
             self.news,
             self.doorkeeper,
             self._save,
         )
         timeouts = self._timeouts(config)
-        self.web = WebFactory(self.api, (), config.limits, timeouts, reactor, HINT)
+        self.web = WebFactory(self.api, (), config.limits, timeouts, reactor, HINT, LocalWatch)
         self.factory = FirstByteFactory(
             lambda principal: JsonLines(
                 self.api, principal, self.web.limits, self.web.timeouts, reactor
@@ -198,6 +205,7 @@ class Parts:
         self.plugging.answerSeconds = config.timeouts.server
         self.plugging.attachSeconds = config.timeouts.attach
         self.plugging.keepAlive = config.keepalive
+        self.claiming.heartbeat = config.timeouts.heartbeat
         self.troubles.retry = config.retry
         self.telling.symlinks.become(config.links)
         for warning in self.settings.warnings:

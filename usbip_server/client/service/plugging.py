@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from twisted.internet.defer import Deferred
+import msgspec
+from twisted.internet.defer import Deferred, DeferredLock
 from twisted.logger import Logger
 
-from usbip_server.client.core.asking import Refused, askToTheEnd
+from usbip_server.client.core.asking import Notice, Refused, askToTheEnd
 from usbip_server.client.core.attaching import Attached, Attaching
 from usbip_server.client.core.devices import Found
 from usbip_server.client.core.servers import Server
 from usbip_server.device import DeviceState
-from usbip_server.errors import LocalTrouble, ShareError
+from usbip_server.errors import LocalTrouble, ShareError, Unreachable
 from usbip_server.handoff import KeepAlive
 from usbip_server.opcodec import NotGiven
 from usbip_server.replies import Status
@@ -57,21 +59,62 @@ class Plugging:
         self._attaching = attaching
         self._calls = calls
         self._bound: set[tuple[str, str]] = set()
+        self._looking = DeferredLock()
 
-    async def plugIn(self, found: Found, isOurs: bool = False) -> tuple[Attached, Any, bool]:
+    async def claim(
+        self, found: Found, asked: dict[str, Any], told: Callable[[Notice], None]
+    ) -> Found:
+        """
+        Have a device bound as somebody asks for it: when it is to be had, with a lease, by force.
+
+        @param asked: that, with the contract's keys.
+        @param told: called with what its server says meanwhile.
+        @return: the device, bound.
+        @raise CannotPlug: it is not to be had.
+        @raise Unreachable: its server is not there.
+        """
+        device = found.device
+        try:
+            await self._ask(found.server, "attach", device.busId, told, **asked)
+        except Unreachable:
+            raise
+        except ShareError as error:
+            raise CannotPlug(str(error)) from error
+        if device.state is not DeviceState.BOUND:
+            self._bound.add((found.server.name, device.busId))
+        bound = msgspec.structs.replace(device, state=DeviceState.BOUND, holder=None, lease=None)
+        return msgspec.structs.replace(found, device=bound)
+
+    async def renew(self, found: Found, lease: dict[str, Any]) -> None:
+        """
+        Let a lease last longer.
+
+        @raise CannotPlug: there is none.
+        """
+        try:
+            await self._ask(found.server, "renew", found.device.busId, lease=lease)
+        except ShareError as error:
+            raise CannotPlug(str(error)) from error
+
+    async def plugIn(
+        self, found: Found, isOurs: bool = False, owner: str | None = None
+    ) -> tuple[Attached, Any, bool]:
         """
         Have a device bound, fetch it and plug it in.
 
         @param isOurs: is whoever has it ourselves, by a connection that is dead?
+        @param owner: who has leased it.
         @return: what has become of it, a duplicate of its connection, and was it bound for us?
         @raise CannotPlug: that is not possible.
         """
         server, busId = found.server, found.device.busId
-        bind = found.device.state not in (DeviceState.BOUND, DeviceState.IN_USE)
+        device = found.device
+        bind = device.state not in (DeviceState.BOUND, DeviceState.IN_USE)
+        isTheirs = device.state is DeviceState.IN_USE or (device.lease and owner is None)
         try:
             if isOurs:
-                await self._ask(server, "kick", busId)
-            elif bind or found.device.state is DeviceState.IN_USE:
+                await self._ask(server, "kick", busId, **_owned(owner))
+            elif bind or isTheirs:  # then the answer says whose it is
                 await self._ask(server, "attach", busId)
                 if bind:
                     self._bound.add((server.name, busId))
@@ -80,25 +123,34 @@ class Plugging:
             raise CannotPlug(_text(error)) from error
         return attached, kept, (server.name, busId) in self._bound
 
-    async def pullOut(self, server: Server, busId: str, port: int, unbind: bool) -> None:
+    async def pullOut(
+        self, server: Server, busId: str, port: int, unbind: bool, owner: str | None = None
+    ) -> None:
         """
         Pull a device out.
 
         @param unbind: have its server unbind it as well. That this fails is only logged.
+        @param owner: who has leased it.
         @raise CannotPlug: it is still there.
         """
         await self._free(port)
         if unbind:
-            try:
-                await self._ask(server, "detach", busId)
-                self._bound.discard((server.name, busId))
-            except ShareError as error:
-                self._log.warn(
-                    "{busId} stays bound at {server}: {error}",
-                    busId=busId,
-                    server=str(server),
-                    error=str(error),
-                )
+            await self.release(server, busId, owner)
+
+    async def release(self, server: Server, busId: str, owner: str | None) -> None:
+        """
+        Have a server unbind a device. Parameters are those of C{pullOut}.
+        """
+        try:
+            await self._ask(server, "detach", busId, **_owned(owner))
+            self._bound.discard((server.name, busId))
+        except ShareError as error:
+            self._log.warn(
+                "{busId} stays bound at {server}: {error}",
+                busId=busId,
+                server=str(server),
+                error=str(error),
+            )
 
     async def attached(self) -> tuple[Attached, ...]:
         """
@@ -106,14 +158,22 @@ class Plugging:
 
         @raise LocalTrouble: the kernel does not tell.
         """
-        try:
-            return await self._calls.call("ports", DETACH_SECONDS, self._attaching.attached)
-        except (TookTooLong, StillOut, RuntimeError) as error:
-            raise LocalTrouble(_text(error)) from error
+        async with self._looking:  # several may want to know at the same time
+            try:
+                return await self._calls.call("ports", DETACH_SECONDS, self._attaching.attached)
+            except (TookTooLong, StillOut, RuntimeError) as error:
+                raise LocalTrouble(_text(error)) from error
 
-    async def _ask(self, server: Server, command: str, busId: str) -> None:
-        request = {"command": command, "bus": busId}
-        answer = await askToTheEnd(self._reactor, server, request, self.answerSeconds)
+    async def _ask(
+        self,
+        server: Server,
+        command: str,
+        busId: str,
+        told: Callable[[Notice], None] = lambda notice: None,
+        **asked: Any,
+    ) -> None:
+        request = {"command": command, "bus": busId, **asked}
+        answer = await askToTheEnd(self._reactor, server, request, self.answerSeconds, told)
         if answer.status is not Status.SUCCESS:
             raise Refused(answer.status, answer.message)
 
@@ -152,6 +212,10 @@ class Plugging:
             )
         except (LocalTrouble, TookTooLong, StillOut, RuntimeError) as error:
             raise CannotPlug(_text(error)) from error
+
+
+def _owned(owner: str | None) -> dict[str, Any]:
+    return {} if owner is None else {"owner": owner}
 
 
 def _text(error: BaseException) -> str:

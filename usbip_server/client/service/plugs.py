@@ -14,8 +14,9 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from usbip_server.client.core.attaching import Attached
+from usbip_server.client.core.devices import Found
 from usbip_server.client.core.servers import Server
-from usbip_server.client.service.wanted import Want
+from usbip_server.client.service.wanted import Want, isLeasedBy
 from usbip_server.device import UsbDevice
 from usbip_server.errors import LocalTrouble
 from usbip_server.hangups import Hangups
@@ -70,6 +71,19 @@ class Plug:
     def place(self) -> Place:
         """Where the device is."""
         return self.server.name, self.device.busId
+
+    @property
+    def unbinds(self) -> bool:
+        """
+        Is it for us to have it unbound, when it is pulled out? When a lease has ended its server
+        does that.
+        """
+        owner = self.want.owner
+        return self.bound if owner is None else isLeasedBy(owner, self.device)
+
+    def isAt(self, attached: Attached) -> bool:
+        """Is it what is plugged in there?"""
+        return (attached.port, attached.deviceId) == (self.attached.port, self.attached.deviceId)
 
     def become(self, device: UsbDevice) -> None:
         """Its server describes it anew."""
@@ -169,6 +183,13 @@ class Plugs:
         self._timer = None
         if any(plug.kept is None for plug in self):
             self._lookLater()
+
+
+def placeOf(found: Found) -> Place:
+    """
+    Where a device is.
+    """
+    return found.server.name, found.device.busId
 
 
 def isUsed(port: Port) -> bool:

@@ -15,7 +15,9 @@ from usbip_server.answers import Answer, refusal
 from usbip_server.caller import Caller
 from usbip_server.client.core.attaching import Attached
 from usbip_server.client.core.devices import Found
-from usbip_server.client.service.keeping import Keeping, placeOf
+from usbip_server.client.service.adopting import Orphans, linkOf
+from usbip_server.client.service.claiming import Claiming, NotHad
+from usbip_server.client.service.keeping import Keeping
 from usbip_server.client.service.links import Links
 from usbip_server.client.service.localreplies import (
     LocalReply,
@@ -38,7 +40,7 @@ from usbip_server.client.service.lookup import Lookup
 from usbip_server.client.service.news import Item, News
 from usbip_server.client.service.peers import Doorkeeper
 from usbip_server.client.service.plugging import CannotPlug, Plugging
-from usbip_server.client.service.plugs import Plugs
+from usbip_server.client.service.plugs import Plugs, placeOf
 from usbip_server.client.service.wanted import Wants
 from usbip_server.commands import DeviceRequest, WatchDevices
 from usbip_server.errors import NotAllowed, ShareError, SnapshotNeeded
@@ -56,7 +58,7 @@ Commands: list, find, attach, detach, ports. All but the first and the last say 
 "id", "bus", "serial" or "desc". /events tells what happens to devices, as it happens.
 """
 
-Method = Callable[[Any], Awaitable[LocalReply]]
+Method = Callable[[Any, Caller], Awaitable[LocalReply]]
 
 
 class SocketApi:
@@ -75,6 +77,8 @@ class SocketApi:
         plugs: Plugs,
         keeping: Keeping,
         plugging: Plugging,
+        orphans: Orphans,
+        claiming: Claiming,
         news: News,
         doorkeeper: Doorkeeper,
         save: Callable[[], None],
@@ -89,6 +93,8 @@ class SocketApi:
         self._plugs = plugs
         self._keeping = keeping
         self._plugging = plugging
+        self._orphans = orphans
+        self._claiming = claiming
         self._news = news
         self._doorkeeper = doorkeeper
         self._save = save
@@ -113,7 +119,7 @@ class SocketApi:
             await self._links.settled(self.patience)
             if isinstance(command, LocalWatch):
                 return self._watched(command)
-            reply = await self._methods[type(command)](command)
+            reply = await self._methods[type(command)](command, caller)
             self._note(command, reply, caller)
             return _answer(reply, bool(command.keep_alive))
         except Exception as error:
@@ -131,12 +137,11 @@ class SocketApi:
         try:
             self._doorkeeper.check(caller.principal)
             await self._links.settled(self.patience)
-            names = (field.name for field in msgspec.structs.fields(command))
-            local = LocalWatch(**{name: getattr(command, name) for name in names})
+            assert isinstance(command, LocalWatch)
             try:
-                return self._watched(local)
+                return self._watched(command)
             except SnapshotNeeded:
-                return self._watched(msgspec.structs.replace(local, since=None))
+                return self._watched(msgspec.structs.replace(command, since=None))
         except Exception as error:
             return self._failure(error, None)
 
@@ -144,28 +149,21 @@ class SocketApi:
         """A line that says that we are still there, and where the events stand."""
         return self._news.heartbeat()
 
-    async def _list(self, command: LocalList) -> LocalReply:
+    async def _list(self, command: LocalList, caller: Caller) -> LocalReply:
         return self._several(self._lookup.there(command.host), bool(command.detail))
 
-    async def _find(self, command: LocalFind) -> LocalReply:
+    async def _find(self, command: LocalFind, caller: Caller) -> LocalReply:
         found = self._lookup.chosen(command, command.host, self._lookup.there(command.host))
         return self._aboutOne(found, command)
 
-    async def _attach(self, command: LocalAttach) -> LocalReply:
-        found = self._lookup.chosen(command, command.host, self._lookup.there(command.host))
-        if self._plugs.at(placeOf(found)) is None:
-            want = self._wants.request(found, lambda name: self._keeping.isTaken(name, found))
-            self._save()
-            try:
-                await self._keeping.now(want, found)
-            except CannotPlug as error:
-                if want.requested is not None:
-                    self._wants.withdraw(want.name)
-                    self._save()
-                return self._wentWrong(error, found, command)
+    async def _attach(self, command: LocalAttach, caller: Caller) -> LocalReply:
+        try:
+            found = await self._claiming.attach(command, caller)
+        except NotHad as error:
+            return self._wentWrong(error, error.found, command)
         return self._aboutOne(found, command)
 
-    async def _detach(self, command: LocalDetach) -> LocalReply:
+    async def _detach(self, command: LocalDetach, caller: Caller) -> LocalReply:
         servers = self._lookup.servers(command.host)
         mine = [Found(server=plug.server, device=plug.device, raw={}) for plug in self._plugs]
         mine += self._wants.remembered()
@@ -177,9 +175,13 @@ class SocketApi:
         plug = self._plugs.at(placeOf(found))
         requested = self._wants.requested(found)
         if plug is None and requested is None:
-            return self._wentWrong(CannotPlug("it is not plugged in here"), found, command)
-        wants = (requested, None if plug is None else plug.want)
-        for name in dict.fromkeys(want.name for want in wants if want is not None):
+            others = await self._orphans.at(found)
+            return self._wentWrong(CannotPlug(_notOurs(others)), found, command)
+        wants = [want for want in (requested, None if plug is None else plug.want) if want]
+        for want in wants:
+            if want.owner not in (None, command.owner) and not command.force:
+                return self._wentWrong(self._claiming.leased(want, found), found, command)
+        for name in dict.fromkeys(want.name for want in wants):
             self._wants.withdraw(name)
             await self._keeping.finished(name)
         self._save()
@@ -189,9 +191,11 @@ class SocketApi:
                 await self._keeping.letGo(plug)
             except CannotPlug as error:
                 return self._wentWrong(error, found, command)
+        elif requested is not None and requested.owner is not None:
+            await self._plugging.release(found.server, found.device.busId, requested.owner)
         return self._aboutOne(found, command)
 
-    async def _ports(self, command: LocalPorts) -> LocalReply:
+    async def _ports(self, command: LocalPorts, caller: Caller) -> LocalReply:
         servers = self._lookup.servers(command.host)
         data = []
         for attached in await self._plugging.attached():
@@ -202,8 +206,8 @@ class SocketApi:
 
     def _port(self, attached: Attached) -> dict[str, Any]:
         record = attached.record
-        link = None if record is None else self._links.at(record.host, record.service)
-        plug = next((plug for plug in self._plugs if plug.attached.port == attached.port), None)
+        link = linkOf(attached, self._links)
+        plug = next((plug for plug in self._plugs if plug.isAt(attached)), None)
         return {
             "port": attached.port,
             "local_bus_id": attached.localBusId,
@@ -240,7 +244,7 @@ class SocketApi:
             now or found.device, found.server.name, self._nodes(found), bool(command.detail)
         )
 
-    def _wentWrong(self, error: CannotPlug, found: Found, command: DeviceRequest) -> LocalReply:
+    def _wentWrong(self, error: ShareError, found: Found, command: DeviceRequest) -> LocalReply:
         detail, nodes = bool(command.detail), self._nodes(found)
         return wentWrong(error, found.device, found.server.name, nodes, detail)
 
@@ -269,6 +273,18 @@ class SocketApi:
         keepAlive = command is not None and bool(command.keep_alive)
         answer = _answer(refused(error), keepAlive)
         return msgspec.structs.replace(answer, forbidden=isinstance(error, NotAllowed))
+
+
+def _notOurs(attached: Attached | None) -> str:
+    """
+    Why something cannot be detached.
+    """
+    if attached is None:
+        return "it is not plugged in here"
+    return (
+        f"it is plugged in here at port {attached.port}, but not by this service: attach it first, "
+        "or pull it out by what has plugged it in"
+    )
 
 
 def _answer(reply: LocalReply, keepAlive: bool, stream: Stream[Item] | None = None) -> Answer:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib.metadata import version
 from operator import attrgetter
 from typing import Any
 
@@ -23,6 +22,7 @@ from usbip_server.kernel.system import System
 from usbip_server.listening import Deaf
 from usbip_server.statefile import KeptFile
 from usbip_server.statepath import statePath
+from usbip_server.versions import OURS
 from usbip_server.yamlfile import ConfigError
 
 _log = Logger()
@@ -52,7 +52,7 @@ class Options(CommandLine):
         """
         Show the version and exit.
         """
-        print(f"usbipshare {version('usbipshare')}")
+        print(f"usbipshare {OURS}")
         sys.exit(0)
 
     def postOptions(self) -> None:

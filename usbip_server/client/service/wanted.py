@@ -12,7 +12,7 @@ from usbip_server.client.core.choosing import Wanted, among
 from usbip_server.client.core.devices import Found
 from usbip_server.client.core.servers import Server
 from usbip_server.client.service.config import ClientHook
-from usbip_server.device import UsbDevice
+from usbip_server.device import DeviceState, UsbDevice
 
 
 class Requested(
@@ -29,6 +29,7 @@ class Requested(
     @ivar server: the name of its server.
     @ivar busId: where it was there.
     @ivar description: what it was called then.
+    @ivar owner: who has leased it: it is wanted as long as it is theirs.
     """
 
     server: str
@@ -37,9 +38,10 @@ class Requested(
     serial: str | None
     busId: str
     description: str
+    owner: str | None = None
 
     @classmethod
-    def of(cls, found: Found) -> Requested:
+    def of(cls, found: Found, owner: str | None = None) -> Requested:
         """A device."""
         return cls(
             server=found.server.name,
@@ -48,6 +50,7 @@ class Requested(
             serial=found.device.serial,
             busId=found.device.busId,
             description=found.device.description,
+            owner=owner,
         )
 
     def isFor(self, device: UsbDevice) -> bool:
@@ -55,6 +58,10 @@ class Requested(
         known = device.vendorId, device.productId, device.serial
         isSame = known == (self.vendorId, self.productId, self.serial)
         return isSame and (self.serial is not None or device.busId == self.busId)
+
+    def isTheirs(self, device: UsbDevice) -> bool:
+        """Is it still leased by who has leased it, if anybody has?"""
+        return self.owner is None or isLeasedBy(self.owner, device)
 
     def device(self) -> UsbDevice:
         """The device, as far as it is remembered."""
@@ -99,13 +106,32 @@ class Want(msgspec.Struct, frozen=True, kw_only=True):
         """The name of the rule that says so, if one does."""
         return None if self.requested is not None else self.name
 
+    @property
+    def owner(self) -> str | None:
+        """Who has leased the device, if somebody has."""
+        return None if self.requested is None else self.requested.owner
+
+    def mayHave(self, device: UsbDevice) -> bool:
+        """
+        Is it to be had at its server, as far as leases go? One that is leased has not to be asked
+        for: its server binds it of itself.
+        """
+        if self.owner is None:
+            return device.lease is None
+        return device.state in (DeviceState.BOUND, DeviceState.IN_USE)
+
     def among(self, found: Iterable[Found]) -> tuple[Found, ...]:
         """
         The devices that are meant.
         """
         there = [each for each in found if self.servers is None or each.server in self.servers]
         if self.requested is not None:
-            return tuple(each for each in there if self.requested.isFor(each.device))
+            requested = self.requested
+            return tuple(
+                each
+                for each in there
+                if requested.isFor(each.device) and requested.isTheirs(each.device)
+            )
         assert self.wanted is not None
         return among(self.wanted, there)
 
@@ -147,30 +173,59 @@ class Wants:
         """One of those, by its name."""
         return next((want for want in self if want.name == name), None)
 
-    def request(self, found: Found, isTaken: Callable[[str], bool]) -> Want:
+    def request(
+        self, found: Found, isTaken: Callable[[str], bool], owner: str | None = None
+    ) -> Want:
         """
         A device is asked for.
 
         @param isTaken: has a want, by its name, a device already?
-        @return: the rule that is for it, which rests no more, or something new.
+        @param owner: who has leased it.
+        @return: the rule that is for it, which rests no more, or something new. No rule is for
+            what is leased.
         """
-        for want in self._rules:
+        for want in self._rules if owner is None else ():
             if not isTaken(want.name) and want.isFor(found):
                 self._resting.discard(want.name)
                 return want
-        requested = Requested.of(found)
+        requested = Requested.of(found, owner)
         name = _nameOf(requested)
         self._requests[name] = requested
         return Want(name=name, servers=(found.server,), requested=requested)
+
+    def confirm(self, want: Want) -> None:
+        """What has a device is wanted, also if it was withdrawn."""
+        self._resting.discard(want.name)
+        if want.requested is not None:
+            self._requests[want.name] = want.requested
 
     def withdraw(self, name: str) -> None:
         """It is not wanted any more: what was asked for is forgotten, and a rule rests."""
         if self._requests.pop(name, None) is None:
             self._resting.add(name)
 
+    def endLeases(self, found: Iterable[Found]) -> None:
+        """
+        What was leased, and is not any more as its server says, is not wanted any more.
+
+        @param found: all devices of servers that are there.
+        """
+        leased = [(name, each) for name, each in self._requests.items() if each.owner is not None]
+        there = tuple(found) if leased else ()
+        for name, requested in leased:
+            for each in there:
+                isIt = each.server.name == requested.server and requested.isFor(each.device)
+                if isIt and not requested.isTheirs(each.device):
+                    self._requests.pop(name, None)
+
     def requested(self, found: Found) -> Want | None:
-        """What was asked for, if it is this device."""
-        return next((want for want in self if want.requested and want.isFor(found)), None)
+        """What was asked for, if it is this device; whether it is still leased or not."""
+        name, device = found.server.name, found.device
+        for want in self:
+            requested = want.requested
+            if requested is not None and requested.server == name and requested.isFor(device):
+                return want
+        return None
 
     def remembered(self) -> tuple[Found, ...]:
         """The devices that were asked for, as far as they are remembered."""
@@ -187,6 +242,13 @@ class Wants:
     def save(self) -> Requests:
         """What is to be remembered."""
         return Requests(requests=tuple(self._requests.values()))
+
+
+def isLeasedBy(owner: str, device: UsbDevice) -> bool:
+    """
+    Is a device somebody's at present?
+    """
+    return device.lease is not None and device.lease.owner == owner
 
 
 def _nameOf(requested: Requested) -> str:

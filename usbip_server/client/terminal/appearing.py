@@ -10,7 +10,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, TimeoutError
 from twisted.python.failure import Failure
 
-from usbip_server.client.core.asking import Notice
+from usbip_server.client.core.asking import Answer, Notice
 from usbip_server.client.core.devices import Found, foundIn
 from usbip_server.client.core.following import Following
 from usbip_server.client.core.servers import Server
@@ -40,13 +40,13 @@ class Appearing:
         @raise usbip_server.client.core.choosing.SeveralFound: several have.
         """
         following = [
-            Deferred.fromCoroutine(
-                Following(server, {}, self._begun, self._told, _ignore).follow(reactor, seconds)
-            ).addErrback(self._fail)
+            Following(server, reactor, self._begun, self._told, self._lost, seconds=seconds)
             for server in servers
         ]
         self._there.addTimeout(patience, reactor)
         try:
+            for each in following:
+                each.start()
             return await self._there
         except TimeoutError:
             raise DeviceNotFound(
@@ -54,13 +54,15 @@ class Appearing:
             ) from None
         finally:
             for each in following:
-                each.cancel()
+                each.stop()
 
-    def _begun(self, server: Server, devices: list[Any]) -> None:
+    def _begun(self, server: Server, answer: Answer) -> None:
+        if answer.data is None:
+            return  # it goes on
         self._devices = {
             key: found for key, found in self._devices.items() if found.server != server
         }
-        for found in foundIn(server, devices):
+        for found in foundIn(server, answer.data):
             self._devices[server.name, found.device.busId] = found
         self._look()
 
@@ -85,10 +87,7 @@ class Appearing:
         except ShareError:
             self._there.errback(Failure())
 
-    def _fail(self, failure: Failure) -> None:
-        if not self._there.called:
-            self._there.errback(failure)
-
-
-def _ignore(server: Server, error: ShareError) -> None:
-    """It is tried again."""
+    def _lost(self, server: Server, error: Exception) -> None:
+        # It is tried again; what is no trouble with the server is a bug.
+        if not isinstance(error, ShareError) and not self._there.called:
+            self._there.errback(Failure(error))

@@ -18,16 +18,31 @@ from twisted.internet.error import ConnectionRefusedError as Refused
 from usbip_server.client.core.asking import ask
 from usbip_server.client.core.attaching import Attached
 from usbip_server.client.core.importing import listDevices
+from usbip_server.client.core.introducing import versionOf
 from usbip_server.client.core.servers import Server
 from usbip_server.errors import LocalTrouble, ShareError, Unreachable
 from usbip_server.kernel import slots
 from usbip_server.kernel.system import ISystem
 from usbip_server.kernel.vhci import PortState, Vhci
-from usbip_server.opcodec import NotGiven
+from usbip_server.opcodec import NotGiven, OtherVersion
 from usbip_server.replies import Status
 from usbip_server.threads import BlockingCalls, TookTooLong
+from usbip_server.versions import OURS, isOlder
 
 STATUS = "/proc/self/status"
+
+UPDATE = "pip install --upgrade usbipshare"
+
+FILES = "`tls` of this server in client.yaml: its `ca`, our `certificate` and `key`"
+
+TOO_OLD = "there: update usbip, and the kernel with it: usbip 0.1.8 and older speak 0x0106"
+"""C{configure.ac} of these has it so, and that of the kernel's C{tools/usb/usbip} 0x0111."""
+
+LEAVES = "does something else listen there? or it is usbip 0.1.8 or older, which is to be updated"
+"""These close when they are spoken to in another version than their own."""
+
+OF_WINDOWS = "; on Windows its rule usbipd lets in only who is in the same subnet"
+"""The firewall, as C{usbipd-win} sets it up (C{Installer/Server.wxs})."""
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,12 +122,17 @@ def _slots(system: ISystem) -> Iterator[Check]:
     )
 
 
-async def server(reactor: Any, asked: Server, seconds: float) -> list[Check]:
+async def server(reactor: Any, asked: Server, seconds: float, isStock: bool = False) -> list[Check]:
     """
-    Does a server answer at both its ports, and let us?
+    Does a server answer at both its ports, let us, and speak as we do? USB/IP comes last.
+
+    @param isStock: it is known to have only the one for USB/IP.
     """
+    if isStock:
+        return [await _export(reactor, asked, seconds, True, OF_WINDOWS)]
     control = await _control(reactor, asked, seconds)
-    return [control, await _export(reactor, asked, seconds, control.ok)]
+    version = [await _version(reactor, asked, seconds)] if control.ok else []
+    return [control, *version, await _export(reactor, asked, seconds, control.ok)]
 
 
 async def _control(reactor: Any, asked: Server, seconds: float) -> Check:
@@ -125,7 +145,7 @@ async def _control(reactor: Any, asked: Server, seconds: float) -> Check:
         if isinstance(error.__cause__, Refused):
             fix = "there: systemctl status usbipshare; a stock usbipd has no such port"
         elif isinstance(error.__cause__, SSL.Error | VerificationError):
-            fix = "`tls` of this server in client.yaml: its `ca`, our `certificate` and `key`"
+            fix = FILES
         return Check(what=what, ok=False, found=str(error), fix=fix)
     took = f"answers within {1000 * (reactor.seconds() - begin):.0f} ms"
     if answer.status is not Status.SUCCESS:
@@ -134,7 +154,43 @@ async def _control(reactor: Any, asked: Server, seconds: float) -> Check:
     return Check(what=what, ok=True, found=f"{took}, {len(answer.data)} devices")
 
 
-async def _export(reactor: Any, asked: Server, seconds: float, answers: bool) -> Check:
+async def _version(reactor: Any, asked: Server, seconds: float) -> Check:
+    """
+    Is the program there the same as here?
+    """
+    what = f"{asked}: version"
+    try:
+        there = await versionOf(reactor, asked, seconds)
+    except Unreachable as error:
+        return Check(what=what, ok=False, found=str(error), fix="ask again")
+    return compared(what, there)
+
+
+def compared(what: str, there: str | None, here: str = OURS) -> Check:
+    """
+    Are two versions the same, or which is older?
+
+    @param there: what a server says; C{None}: nothing, which only those do that are older than
+        the header that says it.
+    """
+    if there == here:
+        return Check(what=what, ok=True, found=f"usbipshare {there}, as here")
+    if there is None:
+        found = f"it does not say which, so it is older than {here}, which is here"
+        return Check(what=what, ok=False, found=found, fix=f"there: {UPDATE}")
+    found = f"usbipshare {there} there, and {here} here"
+    if isOlder(there, here):
+        found, fix = f"{found}: the server is older", f"there: {UPDATE}"
+    elif isOlder(here, there):
+        found, fix = f"{found}: the client is older", f"here: {UPDATE}"
+    else:
+        fix = f"there and here: {UPDATE}"
+    return Check(what=what, ok=False, found=found, fix=fix)
+
+
+async def _export(
+    reactor: Any, asked: Server, seconds: float, answers: bool, more: str = ""
+) -> Check:
     what, tcp = f"{asked}: USB/IP", f"{asked.exportPort}/tcp"
     calls = BlockingCalls(reactor)
     try:
@@ -142,11 +198,15 @@ async def _export(reactor: Any, asked: Server, seconds: float, answers: bool) ->
         listed = await calls.call(asked, seconds + 1, work)
     except (Unreachable, NotGiven, TookTooLong) as error:
         found = str(error) if isinstance(error, ShareError | NotGiven) else "no answer in time"
-        fix = f"does a firewall keep {tcp} closed? there: sudo ufw allow {tcp}"
+        fix = f"does a firewall keep {tcp} closed? there: sudo ufw allow {tcp}{more}"
         if isinstance(error.__cause__, ssl.SSLError):
-            fix = "`tls` of this server in client.yaml: its `ca`, our `certificate` and `key`"
+            fix = FILES
         elif isinstance(error.__cause__, ConnectionRefusedError):
             fix = "there: `export` in the configuration is off, or: sudo systemctl start usbipd"
+        elif isinstance(error.__cause__, OtherVersion):
+            return Check(what=what, ok=False, found=found, fix=TOO_OLD)
+        elif isinstance(error.__cause__, ConnectionError) and asked.tls is None:
+            return Check(what=what, ok=False, found=found, fix=LEAVES)
         return Check(what=what, ok=False, found=found, fix=fix if answers else None)
     return Check(what=what, ok=True, found=f"answers, {len(listed)} devices can be imported")
 

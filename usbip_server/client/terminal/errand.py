@@ -18,9 +18,10 @@ from usbip_server.client.terminal.machine import Machine
 from usbip_server.client.terminal.picking import Meant
 from usbip_server.client.terminal.running import run
 from usbip_server.client.terminal.show import Show
+from usbip_server.client.terminal.stock import unlisted
 from usbip_server.client.terminal.survey import Survey, survey
 from usbip_server.client.terminal.tables import devicesTable
-from usbip_server.errors import ShareError, Unreachable
+from usbip_server.errors import DeviceNotFound, ShareError, Unreachable
 from usbip_server.replies import Status
 
 Request = dict[str, Any]
@@ -107,6 +108,9 @@ class Errand:
         """
         try:
             return meant.choose(found.found)
+        except DeviceNotFound as error:
+            why = unlisted(found.stock, meant.busId)
+            raise DeviceNotFound(f"{error}{why}") from error
         except SeveralFound as several:
             if self.show.asJson or not self.machine.isTerminal:
                 raise

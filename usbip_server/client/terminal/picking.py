@@ -11,6 +11,7 @@ import msgspec
 
 from usbip_server.client.core.choosing import Wanted, among, choose
 from usbip_server.client.core.devices import Found
+from usbip_server.device import isBusId
 from usbip_server.matching import CRITERIA
 
 
@@ -29,6 +30,12 @@ class Meant(msgspec.Struct, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         return ", ".join(str(part) for part in (self.word, self.criteria) if part is not None)
+
+    @property
+    def busId(self) -> str | None:
+        """The bus id that was typed; C{None}: none was."""
+        said = [each for part in (self.word, self.criteria) if part for each in _texts(part)]
+        return next(filter(isBusId, said), None)
 
     def among(self, found: Sequence[Found]) -> tuple[Found, ...]:
         """All devices that are meant."""
@@ -66,3 +73,7 @@ def meant(word: str | None, first: bool, **criteria: Any) -> Meant | None:
         criteria=Wanted(**said, first=first) if said else None,
         first=first,
     )
+
+
+def _texts(wanted: Wanted) -> list[str]:
+    return [each for each in (wanted.word, wanted.bus, wanted.id) if isinstance(each, str)]

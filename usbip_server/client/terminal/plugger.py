@@ -21,6 +21,7 @@ from usbip_server.client.terminal.errand import Errand
 from usbip_server.client.terminal.picking import Meant
 from usbip_server.client.terminal.relayprocess import RelayProcess
 from usbip_server.client.terminal.running import Interrupted, run
+from usbip_server.client.terminal.stock import remedy
 from usbip_server.client.terminal.survey import isRefused
 from usbip_server.device import DeviceState
 from usbip_server.errors import DeviceNotFound, LocalTrouble, ShareError, Unreachable
@@ -91,7 +92,7 @@ class Plugger:
             return found, already
         if isStock:
             _requireNothing(found, wish)
-            return found, self._plugIn(found)
+            return found, self._plugIn(found, isStock=True)
         bound = self._bind(found, wish, until)
         try:
             return bound, self._plugIn(bound)
@@ -195,12 +196,13 @@ class Plugger:
         [bound] = foundIn(server, self._errand.ask(server, request, told))
         return bound
 
-    def _plugIn(self, found: Found) -> Attached:
+    def _plugIn(self, found: Found, isStock: bool = False) -> Attached:
         self._errand.show.progress(f"{found}: plugging it in")
         try:
             attached, kept = self._attaching.attach(found.server, found.device.busId, SECONDS)
         except NotGiven as error:
-            raise Refused(Status.FAILURE, f"{found}: {error}") from error
+            what = remedy(error, found.device) if isStock else ""
+            raise Refused(Status.FAILURE, f"{found}: {error}{what}") from error
         kept.close()
         return attached
 

@@ -130,6 +130,7 @@ def exported(server: Server, listed: Exported) -> Found:
         productId=listed.productId,
         description=f"USB device {ids}",
         deviceNumber=listed.deviceNumber,
+        path=listed.path,
         speed=_SPEEDS.get(listed.speed),
         deviceClass=listed.deviceClass,
         interfaces=listed.interfaces,

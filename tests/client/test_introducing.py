@@ -1,0 +1,78 @@
+"""
+Tests of L{usbip_server.client.core.introducing}: over real connections, with real daemons.
+"""
+
+from __future__ import annotations
+
+import socket
+
+import msgspec
+
+from tests.client.scripted import Play, ScriptedServer, received
+from tests.client.test_everywhere import CONFIG, SECONDS, SOON, ReachingTestCase, reactor
+from usbip_server.client.core.introducing import versionOf
+from usbip_server.client.core.servers import Server
+from usbip_server.errors import Unreachable
+from usbip_server.versions import OURS
+
+REQUEST = b"HEAD / HTTP/1.0\r\n\r\n"
+
+
+class IntroducingTests(ReachingTestCase):
+    """
+    One server, in plain.
+    """
+
+    async def said(self, play: Play) -> str | None:
+        """What is made of a server's answer."""
+        with ScriptedServer(play) as scripted:
+            return await versionOf(reactor, scripted.server, SECONDS)
+
+    async def test_daemon(self) -> None:
+        """A daemon says which version it is, whatever it may be called by, also to those that it
+        lets do nothing."""
+        daemon = self.daemon("access: {principals: {}, allow: []}\n" + CONFIG)
+        for token in (None, "usbip_wrong"):
+            server = Server(name="here", host="127.0.0.1", port=daemon.port, token=token)
+            self.assertEqual(await versionOf(reactor, server, SECONDS), OURS)
+
+    async def test_token(self) -> None:
+        """A token goes along."""
+        heard: list[bytes] = []
+
+        def play(connection: socket.socket) -> None:
+            heard.append(received(connection, len(REQUEST) + len(b"Authorization: Bearer x\r\n")))
+            connection.sendall(b"HTTP/1.1 200 OK\r\nserver:usbipshare/7\r\n\r\n")
+
+        with ScriptedServer(play) as scripted:
+            server = msgspec.structs.replace(scripted.server, token="x")
+            self.assertEqual(await versionOf(reactor, server, SECONDS), "7")
+        self.assertEqual(heard, [b"HEAD / HTTP/1.0\r\nAuthorization: Bearer x\r\n\r\n"])
+
+    async def test_older(self) -> None:
+        """One that does not say so is no trouble, nor is one that says something else, or has no
+        end."""
+        for answer in (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\nServer: usbipshare/7\r\n",
+            b"HTTP/1.1 200 OK\r\nServer: nginx/1.27\r\n\r\n",
+            b'{"status":"error","message":"invalid request"}\n',
+            b"HTTP/1.1 200 OK\r\n" + 200 * b"X: y\r\n" + b"Server: usbipshare/7\r\n",
+            b"HTTP/1.1 200 OK\r\nX: " + 100_000 * b"x",
+            b"",
+        ):
+
+            def play(connection: socket.socket, answer: bytes = answer) -> None:
+                received(connection, len(REQUEST))
+                connection.sendall(answer)
+
+            self.assertIsNone(await self.said(play), answer[:50])
+
+    async def test_unreachable(self) -> None:
+        """One that is not there is, and so is one that is silent."""
+        for server, seconds, why in (
+            (self.dead(), SECONDS, "refused"),
+            (self.silent(), SOON, "no answer within 0.3 s"),
+        ):
+            with self.assertRaises(Unreachable) as caught:
+                await versionOf(reactor, server, seconds)
+            self.assertIn(why, str(caught.exception))

@@ -1,0 +1,305 @@
+"""
+A machine with Windows and C{usbipd-win} as a server, as far as what goes over the wire.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.client.commandcase import CommandCase
+from tests.client.scripted import ScriptedServer, connections, received
+from tests.client.test_attaching import AttachingTestCase
+from tests.client.test_cli_asking import listen
+from tests.client.usbipdwin import BOARD, CAMERA, DRIVE, UsbipdWin, WindowsDevice
+from usbip_server.client.core.importing import importDevice, listDevices
+from usbip_server.client.core.servers import Server
+from usbip_server.client.terminal.exits import Exit
+from usbip_server.device import Encryption
+from usbip_server.errors import LocalTrouble, Unreachable
+from usbip_server.kernel.vhcirecords import Record
+from usbip_server.opcodec import Exported, NotGiven, OpStatus
+
+SECONDS = 10.0
+
+BIND = "usbipd bind --busid"
+
+
+class WindowsCase(SynchronousTestCase):
+    """
+    Such a machine, as long as a test lasts. What it is asked for is all that it hears.
+    """
+
+    def windows(self, *devices: WindowsDevice) -> Server:
+        """It starts."""
+        self.usbipd = UsbipdWin(*devices or (BOARD, CAMERA, DRIVE))
+        scripted = ScriptedServer(self.usbipd)
+        scripted.__enter__()
+        self.addCleanup(lambda: self.assertEqual(b"".join(scripted.heard), b""))
+        self.addCleanup(scripted.__exit__, None, None, None)
+        return scripted.server
+
+
+class WireTests(WindowsCase):
+    """
+    Lists and imports.
+    """
+
+    def setUp(self) -> None:
+        before = connections()
+        self.addCleanup(lambda: self.assertLessEqual(connections(), before))
+        self.server = self.windows()
+
+    def refused(self, busId: str) -> OpStatus:
+        """Why a device is not given."""
+        error = self.assertRaises(NotGiven, importDevice, self.server, busId, SECONDS)
+        return OpStatus(error.status)
+
+    def said(self, request: str) -> bytes:
+        """All that is answered to something that no client of ours says."""
+        address = (self.server.host, self.server.exportPort)
+        with socket.create_connection(address, SECONDS) as connection:
+            connection.sendall(bytes.fromhex(request))
+            return received(connection, 4096)
+
+    def test_bytes(self) -> None:
+        """The server of these tests writes what the other one does."""
+        device = (
+            rb"USB\VID_2341&PID_0043\75330303035351F0A1C1".ljust(256, b"\0")
+            + b"2-4".ljust(32, b"\0")
+            + bytes.fromhex("00000002 00000004 00000002 2341 0043 0001 02 00 00 01 01 02")
+        )
+        self.usbipd.devices = {"2-4": BOARD}
+        listed = self.said("0111 8005 00000000")
+        head = bytes.fromhex("0111 0005 00000000 00000001")
+        self.assertEqual(listed, head + device + bytes.fromhex("02020100 0a000000"))
+        given = b"".join(BOARD.described(withInterfaces=False))
+        self.assertEqual(given, device)
+
+    def test_none(self) -> None:
+        """It answers no other request at all."""
+        for request in ("0106 8005 00000000", "0111 8004 00000000", "0111 8005 00000001"):
+            self.assertEqual(self.said(request), b"")
+
+    def test_list(self) -> None:
+        """What is shared is listed, with paths that are not those of Linux, and its interfaces;
+        what somebody has as well."""
+        with importDevice(self.server, "1-21", SECONDS).connection:
+            board, drive = listDevices(self.server, SECONDS)
+        self.assertEqual(
+            board,
+            Exported(
+                path="USB\\VID_2341&PID_0043\\75330303035351F0A1C1",
+                busId="2-4",
+                busNumber=2,
+                deviceNumber=4,
+                speed=2,
+                vendorId="2341",
+                productId="0043",
+                release=1,
+                deviceClass="02",
+                subclass="00",
+                protocol="00",
+                configurations=1,
+                interfaces=("02/02/01", "0a/00/00"),
+            ),
+        )
+        self.assertEqual((drive.busId, drive.interfaces), ("1-21", ("08/06/50",)))
+
+    def test_empty(self) -> None:
+        """If nothing is shared that is a list too."""
+        self.usbipd.devices = {"1-6": CAMERA}
+        self.assertEqual(listDevices(self.server, SECONDS), ())
+
+    def test_broken(self) -> None:
+        """If a device goes while they are looked at there is no answer; next time there is."""
+        self.usbipd.breaks = True
+        error = self.assertRaises(Unreachable, listDevices, self.server, SECONDS)
+        self.assertIn("it closes without an answer", str(error))
+        self.usbipd.breaks = False
+        self.assertEqual(len(listDevices(self.server, SECONDS)), 2)
+
+    def test_imported(self) -> None:
+        """A device is given, and its traffic goes where its answer came from."""
+        imported = importDevice(self.server, "1-21", SECONDS)
+        with imported.connection as connection:
+            self.assertEqual(imported.encryption, Encryption.NONE)
+            self.assertEqual(imported.device.deviceId, 0x10015)
+            self.assertEqual((imported.device.speed, imported.device.interfaces), (5, ()))
+            connection.sendall(struct.pack(">IIIII", 1, 1, 0x10015, 0, 0) + bytes(28))
+        self.assertTrue(self.usbipd.isFree("1-21"))
+
+    def test_again(self) -> None:
+        """What one client has no other gets, and then it does."""
+        with importDevice(self.server, "2-4", SECONDS).connection:
+            self.assertEqual(self.refused("2-4"), OpStatus.DEV_BUSY)
+        self.assertTrue(self.usbipd.isFree("2-4"))
+        importDevice(self.server, "2-4", SECONDS).connection.close()
+
+    def test_refused(self) -> None:
+        """Nor does anybody get what is not shared, what is not there, a bus id as Linux has it,
+        or what Windows does not let go of."""
+        for busId in ("1-6", "3-1", "1-1.4", "100-1"):
+            self.assertEqual(self.refused(busId), OpStatus.NODEV)
+        for status in (OpStatus.NA, OpStatus.DEV_BUSY, OpStatus.DEV_ERR, OpStatus.ERROR):
+            self.usbipd.stays["2-4"] = status
+            self.assertEqual(self.refused("2-4"), status)
+
+    def test_gone(self) -> None:
+        """Nor what is pulled out after it was listed; who has it by then loses it."""
+        self.usbipd.wasListed = lambda: self.usbipd.unplug("2-4")
+        with importDevice(self.server, "2-4", SECONDS).connection as connection:
+            self.assertEqual(len(listDevices(self.server, SECONDS)), 2)
+            connection.settimeout(SECONDS)
+            self.assertEqual(connection.recv(1), b"")
+        self.assertEqual(self.refused("2-4"), OpStatus.NODEV)
+
+
+class PluggingTests(AttachingTestCase, WindowsCase):
+    """
+    Its devices in a kernel in memory.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.server = self.windows()
+        self.addCleanup(self.kernel.close)
+
+    def test_attach(self) -> None:
+        """A device is plugged in with its numbers, and free there when it was pulled out."""
+        attached, kept = self.attach(self.server, "2-4")
+        self.assertEqual((attached.port, attached.localBusId), (0, "3-1"))
+        port = str(self.server.exportPort)
+        self.assertEqual(attached.record, Record(host="127.0.0.1", service=port, busId="2-4"))
+        [order] = [text for name, text in self.kernel.writes if text]
+        self.assertRegex(order, rf"^0 \d+ {0x20004} 2$")
+        self.assertTrue(self.attaching.detach(0))
+        self.assertOver(kept)
+        self.assertTrue(self.usbipd.isFree("2-4"))
+        self.assertEqual(self.attach(self.server, "2-4")[0].port, 0)
+
+    def test_fast(self) -> None:
+        """A fast one gets a port for fast ones."""
+        self.assertEqual(self.attach(self.server, "1-21")[0].port, 2)
+
+    def test_unplugged(self) -> None:
+        """One that is pulled out there goes here too."""
+        _, kept = self.attach(self.server, "2-4")
+        self.usbipd.unplug("2-4")
+        self.assertOver(kept)
+        self.assertEqual(self.attaching.attached(), ())
+
+    def test_refused(self) -> None:
+        """One that is not to be had leaves nothing behind."""
+        self.usbipd.stays["1-21"] = OpStatus.DEV_ERR
+        for busId in ("1-6", "1-21"):
+            self.assertRaises(NotGiven, self.attaching.attach, self.server, busId, SECONDS)
+        self.assertNothing()
+
+    def test_refusedHere(self) -> None:
+        """And one that this machine does not take is free again there."""
+        self.kernel.enumerating = 10**6
+        self.assertRaises(LocalTrouble, self.attaching.attach, self.server, "2-4", SECONDS)
+        self.assertTrue(self.usbipd.isFree("2-4"))
+
+
+class CommandTests(CommandCase, WindowsCase):
+    """
+    Commands, where C{client.yaml} says C{stock: true}.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.node = str(self.folder / "dev/ttyUSB0")
+        port = self.windows().exportPort
+        self.addCleanup(self.kernel.close)
+        self.known("desktop", host="127.0.0.1", export_port=port, stock=True)
+
+    def refused(self, word: str) -> str:
+        """Why a device cannot be attached: what is said to a person and to a program."""
+        said = self.json("attach", word, status=Exit.REFUSED)
+        message: str = said["message"]
+        self.assertEqual(self.type("attach", word, status=Exit.REFUSED).stderr, f"{message}\n")
+        self.assertEqual(self.kernel.used(), {})
+        return message
+
+    def test_list(self) -> None:
+        """What is shared is listed, and nobody is asked at any other port."""
+        done = self.type("list")
+        _, board, drive = done.stdout.splitlines()
+        self.assertEqual(board.split()[:3], ["desktop", "2-4", "-"])
+        self.assertIn("USB device 0781:5581", drive)
+        self.assertEqual(done.stderr, "")
+        [device] = self.json("find", "1-21")["devices"]
+        self.assertEqual((device["speed"], device["interfaces"]), ("5000", ["08/06/50"]))
+        [server] = self.json("status")["servers"]
+        self.assertEqual((server["kind"], server["devices"]), ("usbipd", 2))
+
+    def test_attach(self) -> None:
+        """A device is meant by its bus id or by vid:pid; it is detached, and free there."""
+        for arguments in (("2-4",), ("2341:0043",), ("--id", "2341:*"), ("--bus", "2-4")):
+            done = self.type("attach", *arguments)
+            self.assertEqual(done.stdout, f"{self.node}\n")
+            self.assertIn("2-4 (USB device 2341:0043) at desktop is plugged in here", done.stderr)
+            self.assertEqual(self.type("attach", *arguments).stdout, done.stdout)
+            done = self.type("detach", *arguments)
+            self.assertIn("desktop is a stock usbipd: 2-4 stays bound there", done.stderr)
+            self.assertTrue(self.usbipd.isFree("2-4"))
+        self.assertEqual(self.kernel.used(), {})
+
+    def test_notShared(self) -> None:
+        """Of what is not listed it is said how it can be, on both kinds of machines."""
+        said = self.json("attach", "1-6", status=Exit.NOT_FOUND)["message"]
+        self.assertEqual(
+            said,
+            "no device matches '1-6'; a stock usbipd (desktop) lists only what is bound: there, "
+            "sudo usbip bind -b 1-6; on Windows, as administrator, usbipd bind --busid 1-6",
+        )
+        for command, arguments in (("find", ("nothing",)), ("attach", ("--id", "13d3:*"))):
+            done = self.type(command, *arguments, status=Exit.NOT_FOUND)
+            self.assertIn(f"on Windows, as administrator, {BIND} BUSID\n", done.stderr)
+
+    def test_gone(self) -> None:
+        """So it is of what was listed, and is not shared any more."""
+        self.usbipd.wasListed = lambda: self.usbipd.devices.pop("2-4", None)
+        done = self.type("attach", "2-4", status=Exit.REFUSED)
+        self.assertEqual(
+            done.stderr,
+            "2-4 (USB device 2341:0043) at desktop: its server has none there that is bound, or "
+            "none that we may have; there: as administrator, usbipd bind --busid 2-4\n",
+        )
+
+    def test_taken(self) -> None:
+        """Whoever has it can be a client, or Windows."""
+        self.usbipd.stays["2-4"] = OpStatus.DEV_BUSY
+        said = self.refused("2-4")
+        self.assertIn("somebody else has it; usbipd list there says whether a client does", said)
+        self.assertIn("as administrator: usbipd bind --force --busid 2-4", said)
+
+    def test_kept(self) -> None:
+        """Windows may keep it, for reasons that its own command tells at best."""
+        for status in (OpStatus.NA, OpStatus.DEV_ERR):
+            self.usbipd.stays["2-4"] = status
+            self.assertIn("administrator: usbipd bind --force --busid 2-4", self.refused("2-4"))
+        self.usbipd.stays["2-4"] = OpStatus.ERROR
+        self.assertTrue(self.refused("2-4").endswith("; there: usbipd list"))
+
+    def test_doctor(self) -> None:
+        """Nothing is wrong with it because it has one port only; if there is no answer Windows'
+        own rule may be why."""
+        found = self.checks()
+        self.assertTrue(found["desktop: USB/IP"]["ok"])
+        self.assertNotIn("desktop: requests", found)
+        with ScriptedServer(listen) as silent:
+            self.known("desktop", host="127.0.0.1", export_port=silent.port, stock=True)
+            check = self.checks("--timeout", "0.2", status=Exit.UNREACHABLE)["desktop: USB/IP"]
+        self.assertIn("no answer in time", check["found"])
+        self.assertIn("on Windows its rule usbipd lets in", check["fix"])
+
+    def checks(self, *arguments: str, status: int = 0) -> dict[str, Any]:
+        """What C{doctor} finds, by what was looked at."""
+        said = self.json("doctor", *arguments, status=status)
+        return {check["what"]: check for check in said["checks"]}
