@@ -10,7 +10,7 @@ from fuzz import opcodec
 from fuzz.cutting import cut
 from fuzz.memory import BOUND, Memory, SocketTransport, daemon
 from tests.support import Wire
-from usbip_server.handoff import KeepAlive
+from usbip_server.keepalive import KeepAlive
 from usbip_server.opcodec import OpStatus, encodeImport, encodeList, encodeRefusal
 from usbip_server.protocols.exporter import Exporter, ExporterFactory
 

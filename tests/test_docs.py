@@ -70,8 +70,8 @@ from usbip_server.commands import COMMANDS, Command, LeaseRequest, decode
 from usbip_server.config import Config, Source
 from usbip_server.device import DeviceState, Encryption
 from usbip_server.errors import ShareError
-from usbip_server.handoff import KeepAlive
 from usbip_server.inventory import ChangeKind
+from usbip_server.keepalive import KeepAlive
 from usbip_server.listening import explain, serverEndpoint
 from usbip_server.matching import CRITERIA
 from usbip_server.opcodec import OpStatus

@@ -15,7 +15,8 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from tests.support import STICK, UNO, changed
 from usbip_server.device import Holder, Traffic, UsbDevice
 from usbip_server.errors import InvalidRequest
-from usbip_server.handoff import Handoff, Handoffs, KeepAlive, requireSilence
+from usbip_server.handoff import Handoff, Handoffs, requireSilence
+from usbip_server.keepalive import KeepAlive
 from usbip_server.testing.reactor import FakeReactor
 
 HOLDER = Holder(address="127.0.0.1", since=5.0)

@@ -19,8 +19,7 @@ OURS = "usbip_server"
 
 VOCABULARY = {
     *("commands", "device", "errors", "limits", "matching", "opcodec", "policy", "replies"),
-    *("rules", "settings", "state", "timestamps", "tokens"),
-    "versions",
+    *("keepalive", "rules", "settings", "state", "timestamps", "tokens", "versions"),
 }
 PROTOCOLS = {"exporter", "firstbyte", "lines", "secured", "web"}
 TOOLS = {
@@ -49,7 +48,7 @@ CLIENT_KERNEL = (
     "kernel.vhci",
     "kernel.vhcirecords",
 )
-CLIENT_TOOLS = ("handoff", "protocols.keepalive", "protocols.ktls", "threads")
+CLIENT_TOOLS = ("protocols.keepalive", "protocols.ktls", "threads")
 
 LAYERS = {
     "vocabulary": VOCABULARY,

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from usbip_server.errors import InvalidOption
-from usbip_server.handoff import KeepAlive
+from usbip_server.keepalive import KeepAlive
 from usbip_server.limits import Limits, Timeouts
 from usbip_server.policy import Openness, Policy, Right, Who
 from usbip_server.rules import Hook, Occasion, Rule, Share

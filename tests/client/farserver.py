@@ -11,8 +11,8 @@ from twisted.internet.interfaces import IDelayedCall, IListeningPort
 from usbip_server.answers import Answers
 from usbip_server.client.core.servers import Server
 from usbip_server.client.remote.hosts import Host
-from usbip_server.handoff import KeepAlive
 from usbip_server.interfaces import IUsbBackend
+from usbip_server.keepalive import KeepAlive
 from usbip_server.limits import Limits
 from usbip_server.protocols.exporter import ExporterFactory
 from usbip_server.protocols.firstbyte import FirstByteFactory

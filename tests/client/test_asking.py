@@ -16,14 +16,8 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support import MemoryTransport, Wire, asked, threeWays
-from usbip_server.client.core.asking import (
-    LONGEST_LINE,
-    SILENCE,
-    Answer,
-    Conversation,
-    Notice,
-    Refused,
-)
+from usbip_server.client.core.answers import LONGEST_LINE, Answer, Notice, Refused
+from usbip_server.client.core.asking import SILENCE, Conversation
 from usbip_server.client.core.servers import Server
 from usbip_server.errors import Unreachable
 from usbip_server.replies import Status

@@ -31,6 +31,23 @@ SECONDS = 60
 TOKEN = "usbip_0123456789abcdef"
 
 
+class LoadingTests(SynchronousTestCase):
+    """
+    What a command costs before it does anything.
+    """
+
+    def test_noTwisted(self) -> None:
+        """No command loads Twisted, nor what is for TLS only; but for the one that follows
+        servers, and where it is Twisted's logger, the one that looks at the kernel."""
+        for command in {*COMMANDS} - {"watch", "doctor"}:
+            code = f"import sys, usbip_server.client.commands.{command}; print(*sys.modules)"
+            loaded = subprocess.run(
+                [sys.executable, "-c", code], check=True, capture_output=True, text=True
+            ).stdout.split()
+            heavy = {"twisted", "OpenSSL", "cryptography", "asyncio"}
+            self.assertEqual(heavy.intersection(loaded), set(), command)
+
+
 class CommandLineTestCase(SynchronousTestCase):
     """
     What is typed, and what comes of it.

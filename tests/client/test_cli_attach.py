@@ -403,25 +403,19 @@ class PortsTests(AttachingTestCase):
 
 class Plugged:
     """
-    A server that a device is plugged into while somebody watches.
+    A server that a device is plugged into when it was asked for its devices once.
     """
 
     def __init__(self, device: dict[str, Any]) -> None:
         self._device = device
+        self._there: list[dict[str, Any]] = []
 
     def __call__(self, peer: socket.socket) -> None:
         """Answer a request."""
         command = json.loads(peer.makefile("rb").readline())["command"]
-        answers: dict[str, list[dict[str, Any]]] = {
-            "list": [{"status": "success", "data": []}],
-            "watch": [
-                {"status": "success", "seq": 1, "data": []},
-                {"event": "added", "seq": 2, "time": "2026-11-25T17:56:00Z", "data": self._device},
-            ],
-            "attach": [{"status": "success", "data": self._device}],
-        }
-        for answer in answers[command]:
-            peer.sendall(json.dumps(answer).encode() + b"\n")
+        data = self._there if command == "list" else self._device
+        peer.sendall(json.dumps({"status": "success", "data": data}).encode() + b"\n")
+        self._there = [self._device]
         listen(peer)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support import UNO
-from usbip_server.client.core.asking import Refused
+from usbip_server.client.core.answers import Refused
 from usbip_server.client.core.choosing import SeveralFound, Wanted
 from usbip_server.client.terminal.exits import EXIT_AFTER, WORD_OF, Exit, exitFor
 from usbip_server.errors import (

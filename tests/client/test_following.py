@@ -14,18 +14,14 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.client.network import Network
 from tests.client.scripted import SECONDS, ScriptedServer
-from tests.support import STICK, UNO
-from usbip_server.client.core.asking import Answer, Notice
+from tests.support import UNO
+from usbip_server.client.core.answers import Answer, Notice
 from usbip_server.client.core.backoff import BackOff, Pauses
-from usbip_server.client.core.choosing import SeveralFound
-from usbip_server.client.core.devices import Found
 from usbip_server.client.core.following import Following
 from usbip_server.client.core.servers import Server
-from usbip_server.client.terminal.appearing import Appearing
-from usbip_server.client.terminal.picking import Meant, meant
 from usbip_server.client.terminal.running import run
 from usbip_server.device import UsbDevice
-from usbip_server.errors import DeviceNotFound, Unreachable
+from usbip_server.errors import Unreachable
 from usbip_server.replies import encodeDevices
 
 TIME = "2026-11-25T17:56:00.123Z"
@@ -231,47 +227,3 @@ class SteadyTests(SynchronousTestCase):
             times = len(begun)
             away.append(network.until(lambda: len(begun) > times, 20))  # noqa: B023
         self.assertEqual([round(each) for each in away], [2, 8, 1])
-
-
-class AppearingTests(SynchronousTestCase):
-    """
-    A device that is waited for.
-    """
-
-    def appears(
-        self, *lines: dict[str, Any], word: str = "uno", patience: float = SECONDS
-    ) -> Found:
-        """What comes, of a server that says this."""
-        which = meant(word, False)
-        assert isinstance(which, Meant)
-        appearing = Appearing(which)
-        with ScriptedServer(Watched([*lines])) as scripted:
-            servers = [scripted.server]
-            return run(lambda reactor: appearing.wait(reactor, servers, SECONDS, patience))
-
-    def test_there(self) -> None:
-        """It may be there when it is asked for."""
-        found = self.appears({"status": "success", "seq": 5, "data": [raw(STICK), raw(UNO)]})
-        self.assertEqual(found.device.busId, UNO.busId)
-
-    def test_comes(self) -> None:
-        """Or it comes, or becomes what is meant."""
-        nothing = {"status": "success", "seq": 5, "data": []}
-        for kind in ("added", "changed"):
-            found = self.appears(nothing, event("added", 6, STICK), event(kind, 7))
-            self.assertEqual(found.device.busId, UNO.busId)
-
-    def test_several(self) -> None:
-        """Several are not one; one that has gone does not count."""
-        there = {"status": "success", "seq": 5, "data": []}
-        lines = (there, event("added", 6), event("removed", 7), event("added", 8, STICK))
-        found = self.appears(*lines, word="ultra")
-        self.assertEqual(found.device.busId, STICK.busId)
-        both = {"status": "success", "seq": 5, "data": [raw(STICK), raw(UNO)]}
-        self.assertRaises(SeveralFound, self.appears, both, word="1-*")
-
-    def test_never(self) -> None:
-        """It may not come at all, and what makes no sense is none."""
-        there = {"status": "success", "seq": 5, "data": []}
-        nonsense = {"event": "added", "seq": 6, "time": TIME, "data": {"bus_id": "x"}}
-        self.assertRaises(DeviceNotFound, self.appears, there, nonsense, patience=0.2)

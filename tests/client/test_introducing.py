@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.client.core.introducing}: over real connections, with real daemons.
+Tests of L{usbip_server.client.terminal.introducing}: over real connections, with real daemons.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ import socket
 
 import msgspec
 
+from tests.client.reachingcase import CONFIG, SECONDS, SOON, ReachingTestCase
 from tests.client.scripted import Play, ScriptedServer, received
-from tests.client.test_everywhere import CONFIG, SECONDS, SOON, ReachingTestCase, reactor
-from usbip_server.client.core.introducing import versionOf
 from usbip_server.client.core.servers import Server
+from usbip_server.client.terminal.introducing import versionOf
 from usbip_server.errors import Unreachable
 from usbip_server.versions import OURS
 
@@ -23,20 +23,20 @@ class IntroducingTests(ReachingTestCase):
     One server, in plain.
     """
 
-    async def said(self, play: Play) -> str | None:
+    def said(self, play: Play) -> str | None:
         """What is made of a server's answer."""
         with ScriptedServer(play) as scripted:
-            return await versionOf(reactor, scripted.server, SECONDS)
+            return versionOf(scripted.server, SECONDS)
 
-    async def test_daemon(self) -> None:
+    def test_daemon(self) -> None:
         """A daemon says which version it is, whatever it may be called by, also to those that it
         lets do nothing."""
         daemon = self.daemon("access: {principals: {}, allow: []}\n" + CONFIG)
         for token in (None, "usbip_wrong"):
             server = Server(name="here", host="127.0.0.1", port=daemon.port, token=token)
-            self.assertEqual(await versionOf(reactor, server, SECONDS), OURS)
+            self.assertEqual(versionOf(server, SECONDS), OURS)
 
-    async def test_token(self) -> None:
+    def test_token(self) -> None:
         """A token goes along."""
         heard: list[bytes] = []
 
@@ -46,10 +46,10 @@ class IntroducingTests(ReachingTestCase):
 
         with ScriptedServer(play) as scripted:
             server = msgspec.structs.replace(scripted.server, token="x")
-            self.assertEqual(await versionOf(reactor, server, SECONDS), "7")
+            self.assertEqual(versionOf(server, SECONDS), "7")
         self.assertEqual(heard, [b"HEAD / HTTP/1.0\r\nAuthorization: Bearer x\r\n\r\n"])
 
-    async def test_older(self) -> None:
+    def test_older(self) -> None:
         """One that does not say so is no trouble, nor is one that says something else, or has no
         end."""
         for answer in (
@@ -65,14 +65,13 @@ class IntroducingTests(ReachingTestCase):
                 received(connection, len(REQUEST))
                 connection.sendall(answer)
 
-            self.assertIsNone(await self.said(play), answer[:50])
+            self.assertIsNone(self.said(play), answer[:50])
 
-    async def test_unreachable(self) -> None:
+    def test_unreachable(self) -> None:
         """One that is not there is, and so is one that is silent."""
         for server, seconds, why in (
             (self.dead(), SECONDS, "refused"),
             (self.silent(), SOON, "no answer within 0.3 s"),
         ):
-            with self.assertRaises(Unreachable) as caught:
-                await versionOf(reactor, server, seconds)
-            self.assertIn(why, str(caught.exception))
+            error = self.assertRaises(Unreachable, versionOf, server, seconds)
+            self.assertIn(why, str(error))

@@ -33,7 +33,7 @@ from tests.support import (
 )
 from usbip_server.certificates import read
 from usbip_server.device import DeviceState, Holder, UsbDevice
-from usbip_server.handoff import KeepAlive
+from usbip_server.keepalive import KeepAlive
 from usbip_server.policy import Policy
 from usbip_server.protocols.exporter import ExporterFactory
 from usbip_server.protocols.ktls import OP_ENABLE_KTLS

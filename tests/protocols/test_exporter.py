@@ -45,7 +45,7 @@ from usbip_server.errors import (
     ShareError,
     StillWorking,
 )
-from usbip_server.handoff import KeepAlive
+from usbip_server.keepalive import KeepAlive
 from usbip_server.opcodec import OpStatus, encodeImport, encodeList, encodeRefusal
 from usbip_server.policy import Grant, Policy, Principal, Right, Who
 from usbip_server.protocols.exporter import (

@@ -27,7 +27,7 @@ from tests.protocols.securedcase import (
 )
 from tests.support import UNO, PatientBackend
 from usbip_server.device import DeviceState, Encryption, Holder
-from usbip_server.handoff import KeepAlive
+from usbip_server.keepalive import KeepAlive
 from usbip_server.opcodec import OpStatus, encodeImport, encodeRefusal
 from usbip_server.protocols.tlsrelay import CHUNK
 from usbip_server.protocols.tlssocket import CLOSING_SECONDS, TlsSocket

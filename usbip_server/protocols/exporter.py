@@ -43,7 +43,8 @@ from usbip_server.errors import (
     SnapshotNeeded,
     StillWorking,
 )
-from usbip_server.handoff import Carrier, KeepAlive, NotEncrypted, requireSilence
+from usbip_server.handoff import Carrier, NotEncrypted, requireSilence
+from usbip_server.keepalive import KeepAlive
 from usbip_server.opcodec import (
     ImportRequest,
     ListRequest,

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import click
 
-from usbip_server.client.core.asking import Refused
+from usbip_server.client.core.answers import Refused
 from usbip_server.client.terminal.completing import plugged, ports
 from usbip_server.client.terminal.described import fieldsOf, portFields
 from usbip_server.client.terminal.errand import Errand

@@ -6,22 +6,19 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import click
 import msgspec
 
 from usbip_server.client.core.attaching import Attached
-from usbip_server.client.core.everywhere import everywhere
 from usbip_server.client.core.servers import Server
 from usbip_server.client.terminal import checks
 from usbip_server.client.terminal.checks import Check
 from usbip_server.client.terminal.errand import Errand
+from usbip_server.client.terminal.everywhere import everywhere
 from usbip_server.client.terminal.exits import Exit
 from usbip_server.client.terminal.options import asking
 from usbip_server.client.terminal.plugger import Plugger
-from usbip_server.client.terminal.running import run
-from usbip_server.client.terminal.tables import checksTable
 from usbip_server.errors import LocalTrouble
 
 _EXAMPLES = """\b
@@ -43,9 +40,9 @@ def command(errand: Errand) -> None:
     local = [*checks.thisMachine(machine.vhci(), machine.system, isRoot, _status())]
     plugger = Plugger(errand)
     attached = _attached(plugger)
-    remote, known = run(lambda reactor: _servers(reactor, errand, _others(errand, attached)))
+    remote, known = _servers(errand, _others(errand, attached))
     found = [*local, *remote, *(checks.plugged(each, _isThere(each, known)) for each in attached)]
-    errand.show.table(checksTable(found))
+    errand.show.table(checks.table(found))
     status = Exit.DONE
     if not all(check.ok for check in local):
         status = Exit.TROUBLE
@@ -82,18 +79,16 @@ def _others(errand: Errand, attached: tuple[Attached, ...]) -> list[Server]:
     ]
 
 
-async def _servers(
-    reactor: Any, errand: Errand, others: list[Server]
+def _servers(
+    errand: Errand, others: list[Server]
 ) -> tuple[list[Check], dict[tuple[str, str], bool]]:
     """
     What there is to say of the servers, and where USB/IP answers.
     """
     everybody = [*errand.servers, *others]
-    heard = await everywhere(
+    heard = everywhere(
         everybody,
-        lambda server: checks.server(
-            reactor, server, errand.seconds, server in errand.settings.stock
-        ),
+        lambda server: checks.server(server, errand.seconds, server in errand.settings.stock),
     )
     shown = [check for server, found in heard.answers if server not in others for check in found]
     there = {(server.host, str(server.exportPort)): found[-1].ok for server, found in heard.answers}

@@ -4,17 +4,17 @@ C{usbipshare status}.
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import click
 
-from usbip_server.client.core.asking import Refused
-from usbip_server.client.core.everywhere import everywhere
+from usbip_server.client.core.answers import Refused
 from usbip_server.client.core.servers import Server
 from usbip_server.client.terminal.errand import Errand
+from usbip_server.client.terminal.everywhere import everywhere
 from usbip_server.client.terminal.exits import Exit
 from usbip_server.client.terminal.options import asking
-from usbip_server.client.terminal.running import run
 from usbip_server.client.terminal.survey import Survey, survey
 from usbip_server.client.terminal.tables import serversTable
 from usbip_server.device import DeviceState
@@ -77,10 +77,9 @@ class _Row:
 
 
 def _all(errand: Errand) -> list[tuple[Server, tuple[Survey, float]]]:
-    async def one(reactor: Any, server: Server) -> tuple[Survey, float]:
-        begin = reactor.seconds()
-        found = await survey(reactor, [server], errand.seconds, errand.settings.stock)
-        return found, reactor.seconds() - begin
+    def one(server: Server) -> tuple[Survey, float]:
+        begin = time.monotonic()
+        found = survey([server], errand.seconds, errand.settings.stock)
+        return found, time.monotonic() - begin
 
-    heard = run(lambda reactor: everywhere(errand.servers, lambda server: one(reactor, server)))
-    return heard.answers
+    return everywhere(errand.servers, one).answers

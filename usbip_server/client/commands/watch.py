@@ -11,7 +11,7 @@ import click
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from usbip_server.client.core.asking import Answer, Notice
+from usbip_server.client.core.answers import Answer, Notice
 from usbip_server.client.core.following import Following
 from usbip_server.client.core.servers import Server
 from usbip_server.client.terminal.completing import devices, serialNumbers

@@ -22,17 +22,22 @@ from twisted.internet.protocol import connectionDone
 from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
 
-from usbip_server.client.core.connecting import connect, reason, shareOf, unreachable
+from usbip_server.client.core.answers import (
+    LONGEST_LINE,
+    MAYBE_TLS,
+    NO_ANSWER,
+    Answer,
+    Notice,
+    Refused,
+    understood,
+)
+from usbip_server.client.core.connecting import connect, reason
+from usbip_server.client.core.reaching import shareOf, unreachable
 from usbip_server.client.core.servers import Server
 from usbip_server.client.core.trust import ALERT, SPEAKS_TLS
-from usbip_server.errors import ASK_AGAIN, ShareError, Unreachable
+from usbip_server.errors import ShareError, Unreachable
 from usbip_server.protocols.keepalive import watchOver
 from usbip_server.replies import Status
-
-Notice = dict[str, Any]
-
-LONGEST_LINE = 16 * 1024 * 1024
-"""Bytes: a list of all devices of a large room, with everything known of each."""
 
 SILENCE = 45.0
 """Seconds without a line from a server that has something to tell, after which it is taken for
@@ -40,41 +45,6 @@ gone: three of its heartbeats (C{timeouts.heartbeat})."""
 
 VANISHED = 5.0
 """Seconds without a word, after which its machine is asked whether it is still there."""
-
-MAYBE_TLS = ": if it speaks TLS only, give it `tls` in client.yaml"
-
-
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """
-    What a server answers.
-
-    @ivar status: how it went.
-    @ivar data: the device, or the devices, with the contract's keys.
-    @ivar message: for people.
-    @ivar seq: of a watch.
-    """
-
-    status: Status
-    data: Any = None
-    message: str = ""
-    seq: int | None = None
-
-    @property
-    def isPending(self) -> bool:
-        """Does it only say that it takes longer, and that it can be asked again?"""
-        return self.status is Status.FAILURE and self.message.endswith(ASK_AGAIN)
-
-
-class Refused(ShareError):
-    """
-    A server has answered, but not that it is done.
-
-    @ivar status: what it has answered.
-    """
-
-    def __init__(self, status: Status, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 class Conversation(LineReceiver):
@@ -175,16 +145,15 @@ class Conversation(LineReceiver):
         if self._silence is not None and self._silence.active():
             self._silence.reset(self._longest)
         try:
-            value = msgspec.json.decode(line)
-            if isinstance(value, dict) and "event" in value:
-                self._told(value)
-                return
-            answer = msgspec.convert(value, Answer)
-        except ShareError as error:
-            self._end(error)
+            answer = understood(line)
+        except ValueError as error:
+            self._fail(str(error))
             return
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            self._fail("what answers there is no usbipshare")
+        if not isinstance(answer, Answer):
+            try:
+                self._told(answer)
+            except ShareError as error:
+                self._end(error)
             return
         if self._answer is not None and not self._answer.called:
             self._answer.callback(answer)
@@ -209,7 +178,7 @@ class Conversation(LineReceiver):
         if isinstance(error, ConnectionDone):
             if self._answer is None:
                 return "the connection is lost"
-            return "it closes without an answer" + ("" if self._hasSpoken else MAYBE_TLS)
+            return NO_ANSWER + ("" if self._hasSpoken else MAYBE_TLS)
         return reason(error)
 
     def _fail(self, why: str) -> None:

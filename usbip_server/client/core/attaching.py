@@ -19,7 +19,7 @@ from usbip_server.client.core.relaying import socketPair
 from usbip_server.client.core.servers import Server
 from usbip_server.device import Encryption
 from usbip_server.errors import LocalTrouble
-from usbip_server.handoff import KeepAlive
+from usbip_server.keepalive import KeepAlive
 from usbip_server.kernel.nodes import Nodes
 from usbip_server.kernel.vhci import SUPER_SPEED, Port, PortState, Vhci
 from usbip_server.kernel.vhcirecords import Record, Records

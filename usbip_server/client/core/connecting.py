@@ -8,8 +8,6 @@ import os
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-from OpenSSL import SSL
-from service_identity import VerificationError
 from twisted.internet.defer import CancelledError
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.error import (
@@ -21,24 +19,11 @@ from twisted.internet.error import (
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Factory, Protocol
 
+from usbip_server.client.core.reaching import unreachable
 from usbip_server.client.core.servers import Server
-from usbip_server.client.core.trust import creatorFor, reasonOf
-from usbip_server.errors import Unreachable
+from usbip_server.client.core.twistedtls import TLS_ERRORS, creatorFor, reasonOf
 
 P = TypeVar("P", bound=Protocol)
-
-AT_LEAST = 1.0
-"""Seconds, after which the kernel says for a second time that it wants to connect: the first
-may have been lost (RFC 6298, 2.1)."""
-
-
-def shareOf(seconds: float) -> float:
-    """
-    How much of the time for an answer there is to get a connection: half of it. A machine that
-    is there takes far less, however slow its server; one that is not is given up before the
-    slowest has answered.
-    """
-    return min(seconds, max(AT_LEAST, seconds / 2))
 
 
 async def connect(reactor: Any, server: Server, seconds: float, make: Callable[[], P]) -> P:
@@ -78,13 +63,6 @@ async def connect(reactor: Any, server: Server, seconds: float, make: Callable[[
             giveUp.cancel()
 
 
-def unreachable(server: Server, why: str) -> Unreachable:
-    """
-    That a server is not to be had.
-    """
-    return Unreachable(f"{server.called(server.address)}: {why}")
-
-
 def reason(error: BaseException | None) -> str:
     """
     What has gone wrong with a connection, less what is for programmers.
@@ -93,7 +71,7 @@ def reason(error: BaseException | None) -> str:
         return "there is no machine of this name"
     if isinstance(error, ConnectionLost):
         return "the connection breaks"
-    if isinstance(error, SSL.Error | VerificationError):
+    if isinstance(error, TLS_ERRORS):
         return reasonOf(error)
     number = getattr(error, "osError", None)
     if isinstance(number, int):

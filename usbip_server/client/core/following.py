@@ -12,7 +12,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
-from usbip_server.client.core.asking import Answer, Conversation, Notice, Refused, converse
+from usbip_server.client.core.answers import Answer, Notice, Refused
+from usbip_server.client.core.asking import Conversation, converse
 from usbip_server.client.core.backoff import BackOff, Pauses
 from usbip_server.client.core.servers import Server
 

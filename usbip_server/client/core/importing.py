@@ -1,13 +1,11 @@
 """
 Fetching a device: from the connection to a server's export port until it is ours. Everything
-here blocks, for as long as it is told to: call it in a thread. Only looking up a name takes as
-long as it takes.
+here blocks, for as long as it is told to: call it in a thread.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import ssl
 import time
@@ -15,12 +13,13 @@ from collections.abc import Iterator
 
 import msgspec
 
-from usbip_server.client.core.connecting import shareOf
+from usbip_server.client.core.answers import NO_ANSWER
+from usbip_server.client.core.reaching import connected, received, shareOf, why
 from usbip_server.client.core.servers import Server
-from usbip_server.client.core.trust import ALERT, LEAVES, SPEAKS_TLS, contextFor, nameOf, reasonOf
+from usbip_server.client.core.trust import exportContext
 from usbip_server.device import Encryption
 from usbip_server.errors import Unreachable
-from usbip_server.handoff import KeepAlive
+from usbip_server.keepalive import KeepAlive
 from usbip_server.opcodec import (
     IMPORT_REPLY,
     REPLY_HEAD,
@@ -71,13 +70,13 @@ def importDevice(
     with _connected(server, seconds, seconds) as (connection, until):
         keepAlive.apply(connection)
         connection.sendall(encodeRequest(ImportRequest(busId)))
-        received = b""
+        answer = b""
         device = None
         while device is None:
             # Not a byte more than the answer: what comes behind it is USB traffic.
-            wanted = REPLY_HEAD if len(received) < REPLY_HEAD else IMPORT_REPLY
-            received += _more(connection, wanted - len(received), until)
-            device = decodeImport(received)
+            wanted = REPLY_HEAD if len(answer) < REPLY_HEAD else IMPORT_REPLY
+            answer += _more(connection, wanted - len(answer), until)
+            device = decodeImport(answer)
         if device.busId != busId:
             raise NotUsbIp(f"it was asked for {busId}, and gives {device.busId}")
         connection.settimeout(None)
@@ -91,13 +90,13 @@ def listDevices(server: Server, seconds: float) -> tuple[Exported, ...]:
     """
     with _connected(server, seconds, shareOf(seconds)) as (connection, until), connection:
         connection.sendall(encodeRequest(ListRequest()))
-        received = b""
+        answer = b""
         devices = None
         while devices is None:
-            received += _more(connection, AT_ONCE, until)
-            if len(received) > LONGEST_LIST:
+            answer += _more(connection, AT_ONCE, until)
+            if len(answer) > LONGEST_LIST:
                 raise NotUsbIp("its list has no end")
-            devices = decodeList(received)
+            devices = decodeList(answer)
         return devices
 
 
@@ -115,71 +114,22 @@ def _connected(
     until = begin + seconds
     connection: socket.socket | None = None
     try:
-        connection = _connection(server, begin + connecting, until)
+        context = None if server.tls is None else exportContext(server.tls)
+        connection = connected(server, server.exportPort, context, begin + connecting, until)
         yield connection, until
     except (OSError, ValueError, NotUsbIp) as error:
         _close(connection)
-        raise Unreachable(f"{server.called(server.exportAddress)}: {_why(error)}") from error
+        raise Unreachable(f"{server.called(server.exportAddress)}: {why(error)}") from error
     except BaseException:
         _close(connection)
         raise
 
 
-def _connection(server: Server, there: float, until: float) -> socket.socket:
-    connection = _reached(server.host, server.exportPort, there)
-    if server.tls is None:
-        return connection
-    try:
-        connection.settimeout(_left(until))
-        return contextFor(server.tls).wrap_socket(
-            connection, server_hostname=nameOf(server.host, server.tls)
-        )
-    except ConnectionError:
-        connection.close()
-        raise ConnectionError(LEAVES) from None
-    except BaseException:
-        connection.close()
-        raise
-
-
-def _reached(host: str, port: int, until: float) -> socket.socket:
-    """
-    A connection to the first of a host's addresses that answers. None takes the time of those
-    behind it.
-    """
-    addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    trouble: OSError = ConnectionError("it has no address")
-    for index, (family, kind, protocol, _, address) in enumerate(addresses):
-        made = None
-        try:
-            made = socket.socket(family, kind, protocol)
-            made.settimeout(_left(until) / (len(addresses) - index))
-            made.connect(address)
-            return made
-        except OSError as error:
-            _close(made)
-            trouble = error
-        except BaseException:
-            _close(made)
-            raise
-    raise trouble
-
-
 def _more(connection: socket.socket, size: int, until: float) -> bytes:
-    connection.settimeout(_left(until))
-    data = connection.recv(size)
+    data = received(connection, size, until)
     if not data:
-        raise ConnectionError("it closes without an answer")
-    if data.startswith(ALERT) and not isinstance(connection, ssl.SSLSocket):
-        raise NotUsbIp(SPEAKS_TLS)
+        raise ConnectionError(NO_ANSWER)
     return data
-
-
-def _left(until: float) -> float:
-    left = until - time.monotonic()
-    if left <= 0:
-        raise TimeoutError
-    return left
 
 
 def _encryption(connection: socket.socket) -> Encryption:
@@ -193,17 +143,3 @@ def _encryption(connection: socket.socket) -> Encryption:
 def _close(connection: socket.socket | None) -> None:
     if connection is not None:
         connection.close()
-
-
-def _why(error: Exception) -> str:
-    if isinstance(error, TimeoutError):
-        return "no answer in time"
-    if isinstance(error, socket.gaierror):
-        return "there is no machine of this name"
-    if isinstance(error, ssl.SSLError):
-        return reasonOf(error)
-    if isinstance(error, UnicodeError):
-        return "that is no name of a machine"
-    if isinstance(error, OSError) and error.errno:
-        return os.strerror(error.errno)
-    return str(error)

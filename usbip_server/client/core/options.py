@@ -69,7 +69,7 @@ class ServerOptions(
             port=self.port,
             exportPort=self.exportPort,
             token=self.token if self.tokenFile is None else _tokenIn(at(self.tokenFile)),
-            tls=None if self.tls is None else _checked(self.tls, host, at),
+            tls=None if self.tls is None else _checked(self.tls, at),
         )
 
 
@@ -85,7 +85,7 @@ def _tokenIn(path: str) -> str:
     return token
 
 
-def _checked(said: ClientTls, host: str, at: Callable[[str], str]) -> ClientTls:
+def _checked(said: ClientTls, at: Callable[[str], str]) -> ClientTls:
     files = {
         key: at(path)
         for key in ("ca", "certificate", "key")
@@ -93,7 +93,7 @@ def _checked(said: ClientTls, host: str, at: Callable[[str], str]) -> ClientTls:
     }
     tls: ClientTls = msgspec.structs.replace(said, **files)
     try:
-        require(host, tls)
+        require(tls)
     except WrongTls as error:
         path = ("tls",) if error.key is None else ("tls", error.key)
         raise InvalidOption(path, str(error)) from None

@@ -6,23 +6,13 @@ from __future__ import annotations
 
 import ssl
 from pathlib import Path
-from typing import Any
-
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
-from OpenSSL import SSL, crypto
-from service_identity import VerificationError
-from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
-from twisted.internet.ssl import (
-    Certificate,
-    TLSVersion,
-    optionsForClientTLS,
-    trustRootFromCertificates,
-)
+from typing import TYPE_CHECKING, Any
 
 from usbip_server.client.core.servers import ClientTls
 from usbip_server.protocols.ktls import OP_ENABLE_KTLS
+
+if TYPE_CHECKING:  # and where there is TLS: it takes longer to load than all else that is here
+    from cryptography.x509 import Certificate
 
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 """Of TLS 1.2: the kernel can go on with them (C{include/uapi/linux/tls.h})."""
@@ -33,6 +23,12 @@ ALERT = b"\x15\x03"
 SPEAKS_TLS = "it speaks TLS, and is spoken to in plain: give it `tls` in client.yaml"
 
 LEAVES = "it leaves in the handshake of TLS, which it may not speak"
+
+OTHER_NAME = "its certificate is for another name: if that is its, say so with `server_name`"
+
+_OTHER_NAME = (62, 64)
+"""C{X509_V_ERR_HOSTNAME_MISMATCH} and C{X509_V_ERR_IP_ADDRESS_MISMATCH} (OpenSSL,
+C{include/openssl/x509_vfy.h})."""
 
 _NO_TLS = "it does not speak TLS"
 _NOT_US = "it asks for a certificate, and takes none of ours"
@@ -66,7 +62,7 @@ class WrongTls(ValueError):
         self.key = key
 
 
-def require(host: str, tls: ClientTls) -> None:
+def require(tls: ClientTls) -> None:
     """
     Look at the files.
 
@@ -75,48 +71,39 @@ def require(host: str, tls: ClientTls) -> None:
     if tls.ca is None and tls.certificate is None:
         return
     try:
-        creatorFor(host, tls)
-        contextFor(tls)
+        exportContext(tls)
     except WrongTls:
         raise
     except Exception as error:  # OpenSSL has errors of its own
         raise WrongTls(None, reasonOf(error)) from error
 
 
-def creatorFor(host: str, tls: ClientTls) -> IOpenSSLClientConnectionCreator:
+def controlContext(tls: ClientTls) -> ssl.SSLContext:
     """
-    For requests: what Twisted speaks TLS with.
+    For requests.
 
     @raise WrongTls: a file cannot be read, or makes no sense.
     """
-    root = None
-    if tls.ca is not None:
-        authorities = [Certificate(_inOpenSsl(each)) for each in _certificates("ca", tls.ca)]
-        root = trustRootFromCertificates(authorities)
-    more: dict[str, Any] = {"raiseMinimumTo": TLSVersion.TLSv1_2}
-    if tls.certificate is not None:
-        chain = _certificates("certificate", tls.certificate)
-        more["certificate"], *more["extraCertChain"] = map(_inOpenSsl, chain)
-        more["privateKey"] = crypto.PKey.from_cryptography_key(_key(tls, chain[0]))
-    return optionsForClientTLS(nameOf(host, tls), trustRoot=root, extraCertificateOptions=more)
-
-
-def contextFor(tls: ClientTls) -> ssl.SSLContext:
-    """
-    For USB/IP: the kernel can carry it on, where OpenSSL gives it the keys.
-
-    @raise WrongTls: a file cannot be read, or makes no sense.
-    """
-    authorities = [] if tls.ca is None else _certificates("ca", tls.ca)
-    encoded = b"".join(each.public_bytes(Encoding.DER) for each in authorities)
+    authorities = [] if tls.ca is None else certificatesIn("ca", tls.ca)
+    encoded = b"".join(map(_der, authorities))
     context = ssl.create_default_context(cadata=encoded or None)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if tls.certificate is not None:
+        keyOf(tls, certificatesIn("certificate", tls.certificate)[0])
+        context.load_cert_chain(tls.certificate, tls.key)
+    return context
+
+
+def exportContext(tls: ClientTls) -> ssl.SSLContext:
+    """
+    For USB/IP: the kernel can carry it on, where OpenSSL gives it the keys. Errors as of
+    L{controlContext}.
+    """
+    context = controlContext(tls)
     # What else there is in TLS 1.3, tickets and new keys, would be taken for USB traffic.
-    context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(CIPHERS)
     context.options |= OP_ENABLE_KTLS | ssl.OP_NO_RENEGOTIATION
-    if tls.certificate is not None:
-        _key(tls, _certificates("certificate", tls.certificate)[0])
-        context.load_cert_chain(tls.certificate, tls.key)
     return context
 
 
@@ -128,28 +115,37 @@ def nameOf(host: str, tls: ClientTls) -> str:
     return tls.serverName or host.partition("%")[0]
 
 
-def reasonOf(error: BaseException) -> str:
+def reasonOf(error: Exception) -> str:
     """
     Why there is no TLS, for a person.
     """
-    if isinstance(error, VerificationError):
-        return "its certificate is for another name: if that is its, say so with `server_name`"
     if isinstance(error, ssl.SSLCertVerificationError):
+        if error.verify_code in _OTHER_NAME:
+            return OTHER_NAME
         return f"its certificate is not to be trusted: {error.verify_message}"
     if isinstance(error, ssl.SSLEOFError):
         return LEAVES
-    reasons: list[str] = []
     if isinstance(error, ssl.SSLError) and error.reason:
-        reasons = [error.reason.replace("_", " ").lower()]
-    elif isinstance(error, SSL.Error) and error.args and isinstance(error.args[0], list):
-        reasons = [str(entry[-1]) for entry in error.args[0] if entry[-1]]
-    return "; ".join(MEANING.get(reason, f"no TLS: {reason}") for reason in reasons) or str(error)
+        return meaningOf(error.reason.replace("_", " ").lower())
+    return str(error)
 
 
-_inOpenSsl = crypto.X509.from_cryptography
+def meaningOf(reason: str) -> str:
+    """
+    The same of one of OpenSSL's reasons.
+    """
+    return MEANING.get(reason, f"no TLS: {reason}")
 
 
-def _key(tls: ClientTls, certificate: x509.Certificate) -> Any:
+def keyOf(tls: ClientTls, certificate: Certificate) -> Any:
+    """
+    Our key.
+
+    @raise WrongTls: it cannot be read, or is that of another certificate.
+    """
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
     name, path = ("certificate", tls.certificate) if tls.key is None else ("key", tls.key)
     assert path is not None
     pem = _read(name, path)
@@ -164,15 +160,26 @@ def _key(tls: ClientTls, certificate: x509.Certificate) -> Any:
     return key
 
 
-def _certificates(name: str, path: str) -> list[x509.Certificate]:
+def certificatesIn(name: str, path: str) -> list[Certificate]:
     """
-    @return: at least one.
+    Those in a file, one at least.
+
+    @param name: which of the files it is.
+    @raise WrongTls: there are none.
     """
+    from cryptography.x509 import load_pem_x509_certificates
+
     pem = _read(name, path)
     try:
-        return x509.load_pem_x509_certificates(pem)
+        return load_pem_x509_certificates(pem)
     except ValueError:
         raise WrongTls(name, f"{path} holds no certificate in PEM") from None
+
+
+def _der(certificate: Certificate) -> bytes:
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    return certificate.public_bytes(Encoding.DER)
 
 
 def _read(name: str, path: str) -> bytes:

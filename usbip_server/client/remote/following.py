@@ -17,7 +17,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from usbip_server.client.core.asking import Answer, Notice
+from usbip_server.client.core.answers import Answer, Notice
 from usbip_server.client.core.backoff import BackOff, Chance, Pauses
 from usbip_server.client.core.devices import deviceIn
 from usbip_server.client.core.following import Following

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from usbip_server.client.core.asking import Answer, Conversation, converse
+from usbip_server.client.core.answers import Answer
+from usbip_server.client.core.asking import Conversation, converse
 from usbip_server.client.core.devices import deviceIn
 from usbip_server.client.core.following import SECONDS
 from usbip_server.client.core.servers import Server

@@ -14,7 +14,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import LoopingCall
 
 from usbip_server.caller import Caller
-from usbip_server.client.core.asking import Notice
+from usbip_server.client.core.answers import Notice
 from usbip_server.client.core.devices import Found
 from usbip_server.client.service.adopting import Orphans
 from usbip_server.client.service.keeping import Keeping

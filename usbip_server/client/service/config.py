@@ -18,7 +18,7 @@ from usbip_server.client.core.backoff import BackOff
 from usbip_server.client.core.choosing import Wanted
 from usbip_server.client.core.settings import ClientSettings, Entry, ServersFile
 from usbip_server.device import isBusId
-from usbip_server.handoff import KeepAlive
+from usbip_server.keepalive import KeepAlive
 from usbip_server.limits import Limits, Seconds
 from usbip_server.listening import UNIX_PATH
 from usbip_server.matching import CRITERIA, given

@@ -11,7 +11,7 @@ import msgspec
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from usbip_server.client.core.asking import Answer, Notice
+from usbip_server.client.core.answers import Answer, Notice
 from usbip_server.client.core.backoff import Pauses
 from usbip_server.client.core.devices import Found, deviceIn, foundIn
 from usbip_server.client.core.following import Following

@@ -15,13 +15,14 @@ import msgspec
 from twisted.internet.defer import Deferred, DeferredLock
 from twisted.logger import Logger
 
-from usbip_server.client.core.asking import Notice, Refused, askToTheEnd
+from usbip_server.client.core.answers import Notice, Refused
+from usbip_server.client.core.asking import askToTheEnd
 from usbip_server.client.core.attaching import Attached, Attaching
 from usbip_server.client.core.devices import Found
 from usbip_server.client.core.servers import Server
 from usbip_server.device import DeviceState
 from usbip_server.errors import LocalTrouble, ShareError, Unreachable
-from usbip_server.handoff import KeepAlive
+from usbip_server.keepalive import KeepAlive
 from usbip_server.opcodec import NotGiven
 from usbip_server.replies import Status
 from usbip_server.threads import BlockingCalls, StillOut, TookTooLong

@@ -5,28 +5,25 @@ other.
 
 from __future__ import annotations
 
-import functools
 import ssl
-from collections.abc import Iterator
-from typing import Any
+import time
+from collections.abc import Iterable, Iterator
 
 import msgspec
-from OpenSSL import SSL
-from service_identity import VerificationError
-from twisted.internet.error import ConnectionRefusedError as Refused
+from rich.table import Table
 
-from usbip_server.client.core.asking import ask
 from usbip_server.client.core.attaching import Attached
 from usbip_server.client.core.importing import listDevices
-from usbip_server.client.core.introducing import versionOf
 from usbip_server.client.core.servers import Server
-from usbip_server.errors import LocalTrouble, ShareError, Unreachable
+from usbip_server.client.terminal.asking import ask
+from usbip_server.client.terminal.introducing import versionOf
+from usbip_server.client.terminal.tables import cell
+from usbip_server.errors import LocalTrouble, Unreachable
 from usbip_server.kernel import slots
 from usbip_server.kernel.system import ISystem
 from usbip_server.kernel.vhci import PortState, Vhci
 from usbip_server.opcodec import NotGiven, OtherVersion
 from usbip_server.replies import Status
-from usbip_server.threads import BlockingCalls, TookTooLong
 from usbip_server.versions import OURS, isOlder
 
 STATUS = "/proc/self/status"
@@ -122,45 +119,45 @@ def _slots(system: ISystem) -> Iterator[Check]:
     )
 
 
-async def server(reactor: Any, asked: Server, seconds: float, isStock: bool = False) -> list[Check]:
+def server(asked: Server, seconds: float, isStock: bool = False) -> list[Check]:
     """
     Does a server answer at both its ports, let us, and speak as we do? USB/IP comes last.
 
     @param isStock: it is known to have only the one for USB/IP.
     """
     if isStock:
-        return [await _export(reactor, asked, seconds, True, OF_WINDOWS)]
-    control = await _control(reactor, asked, seconds)
-    version = [await _version(reactor, asked, seconds)] if control.ok else []
-    return [control, *version, await _export(reactor, asked, seconds, control.ok)]
+        return [_export(asked, seconds, True, OF_WINDOWS)]
+    control = _control(asked, seconds)
+    version = [_version(asked, seconds)] if control.ok else []
+    return [control, *version, _export(asked, seconds, control.ok)]
 
 
-async def _control(reactor: Any, asked: Server, seconds: float) -> Check:
+def _control(asked: Server, seconds: float) -> Check:
     what, tcp = f"{asked}: requests", f"{asked.port}/tcp"
-    begin = reactor.seconds()
+    begin = time.monotonic()
     try:
-        answer = await ask(reactor, asked, {"command": "list"}, seconds)
+        answer = ask(asked, {"command": "list"}, seconds)
     except Unreachable as error:
         fix = f"is it on? does a firewall keep {tcp} closed? there: sudo ufw allow {tcp}"
-        if isinstance(error.__cause__, Refused):
+        if isinstance(error.__cause__, ConnectionRefusedError):
             fix = "there: systemctl status usbipshare; a stock usbipd has no such port"
-        elif isinstance(error.__cause__, SSL.Error | VerificationError):
+        elif isinstance(error.__cause__, ssl.SSLError):
             fix = FILES
         return Check(what=what, ok=False, found=str(error), fix=fix)
-    took = f"answers within {1000 * (reactor.seconds() - begin):.0f} ms"
+    took = f"answers within {1000 * (time.monotonic() - begin):.0f} ms"
     if answer.status is not Status.SUCCESS:
         fix = "a token, or another address: `access` in the server's configuration"
         return Check(what=what, ok=False, found=f"{took}: {answer.message}", fix=fix)
     return Check(what=what, ok=True, found=f"{took}, {len(answer.data)} devices")
 
 
-async def _version(reactor: Any, asked: Server, seconds: float) -> Check:
+def _version(asked: Server, seconds: float) -> Check:
     """
     Is the program there the same as here?
     """
     what = f"{asked}: version"
     try:
-        there = await versionOf(reactor, asked, seconds)
+        there = versionOf(asked, seconds)
     except Unreachable as error:
         return Check(what=what, ok=False, found=str(error), fix="ask again")
     return compared(what, there)
@@ -188,16 +185,12 @@ def compared(what: str, there: str | None, here: str = OURS) -> Check:
     return Check(what=what, ok=False, found=found, fix=fix)
 
 
-async def _export(
-    reactor: Any, asked: Server, seconds: float, answers: bool, more: str = ""
-) -> Check:
+def _export(asked: Server, seconds: float, answers: bool, more: str = "") -> Check:
     what, tcp = f"{asked}: USB/IP", f"{asked.exportPort}/tcp"
-    calls = BlockingCalls(reactor)
     try:
-        work = functools.partial(listDevices, asked, seconds)
-        listed = await calls.call(asked, seconds + 1, work)
-    except (Unreachable, NotGiven, TookTooLong) as error:
-        found = str(error) if isinstance(error, ShareError | NotGiven) else "no answer in time"
+        listed = listDevices(asked, seconds)
+    except (Unreachable, NotGiven) as error:
+        found = str(error)
         fix = f"does a firewall keep {tcp} closed? there: sudo ufw allow {tcp}{more}"
         if isinstance(error.__cause__, ssl.SSLError):
             fix = FILES
@@ -228,3 +221,16 @@ def plugged(attached: Attached, isThere: bool) -> Check:
         found=f"{source}, which does not answer",
         fix=f"sudo usbipshare detach --port {attached.port}",
     )
+
+
+def table(checks: Iterable[Check]) -> Table:
+    """
+    What was looked at, a line for each, and one for what to do.
+    """
+    shown = Table(box=None, show_header=False, pad_edge=False)
+    for check in checks:
+        mark = cell("ok", "green") if check.ok else cell("not ok", "bold red")
+        shown.add_row(mark, cell(check.what, "bold"), cell(check.found))
+        if check.fix is not None:
+            shown.add_row(cell(" "), cell(" "), cell(f"-> {check.fix}"))
+    return shown

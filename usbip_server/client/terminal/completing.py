@@ -15,7 +15,6 @@ from usbip_server.client.core.devices import Found
 from usbip_server.client.core.settings import ClientSettings, find, load
 from usbip_server.client.terminal.machine import Machine
 from usbip_server.client.terminal.relayprocess import RelayProcess
-from usbip_server.client.terminal.running import Interrupted, run
 from usbip_server.client.terminal.show import plain
 from usbip_server.client.terminal.survey import survey
 from usbip_server.errors import LocalTrouble
@@ -100,8 +99,8 @@ def _found(context: click.Context) -> tuple[Found, ...]:
     settings = _settings(context)
     try:
         meant = settings.servers(context.params.get("host") or (), _machine(context).environment)
-        return run(lambda reactor: survey(reactor, meant, SECONDS, settings.stock)).found
-    except (Interrupted, ValueError):
+        return survey(meant, SECONDS, settings.stock).found
+    except (KeyboardInterrupt, ValueError):
         return ()
 
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import click
 
-from usbip_server.client.core.asking import Notice, Refused, askToTheEnd
+from usbip_server.client.core.answers import Notice, Refused
 from usbip_server.client.core.choosing import SeveralFound
 from usbip_server.client.core.devices import Found
 from usbip_server.client.core.servers import Server
 from usbip_server.client.core.settings import DEFAULT, ClientSettings, find, load
+from usbip_server.client.terminal.asking import askToTheEnd
 from usbip_server.client.terminal.machine import Machine
 from usbip_server.client.terminal.picking import Meant
-from usbip_server.client.terminal.running import run
 from usbip_server.client.terminal.show import Show
 from usbip_server.client.terminal.stock import unlisted
 from usbip_server.client.terminal.survey import Survey, survey
@@ -84,7 +84,7 @@ class Errand:
         @raise Unreachable: none does.
         """
         stock = self.settings.stock
-        found = run(lambda reactor: survey(reactor, self.servers, self.seconds, stock))
+        found = self.look()
         self.tell(found.troubles)
         for server in found.stock:
             if server not in stock:
@@ -98,6 +98,12 @@ class Errand:
                 raise Refused(refusals[0].status, self._nobody("lets us"))
             raise Unreachable(self._nobody("answers"))
         return found
+
+    def look(self) -> Survey:
+        """
+        Likewise, but nothing is told of those that do not answer.
+        """
+        return survey(self.servers, self.seconds, self.settings.stock)
 
     def pick(self, meant: Meant, found: Survey) -> Found:
         """
@@ -133,15 +139,12 @@ class Errand:
         @raise Refused: it does not do it.
         @raise Unreachable: it does not answer.
         """
-        answer = run(
-            lambda reactor: askToTheEnd(
-                reactor,
-                server,
-                request,
-                self.seconds,
-                told,
-                lambda answer: self.show.progress(f"{server}: {answer.message}", isNews=True),
-            )
+        answer = askToTheEnd(
+            server,
+            request,
+            self.seconds,
+            told,
+            lambda answer: self.show.progress(f"{server}: {answer.message}", isNews=True),
         )
         if answer.status is not Status.SUCCESS:
             raise Refused(answer.status, f"{server}: {answer.message}")

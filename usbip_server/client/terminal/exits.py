@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import enum
 
-from usbip_server.client.core.asking import Refused
+from usbip_server.client.core.answers import Refused
 from usbip_server.client.core.choosing import SeveralFound
 from usbip_server.errors import (
     DeviceNotFound,

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,7 +21,6 @@ from usbip_server.client.terminal.errand import Errand
 from usbip_server.client.terminal.exits import INTERRUPTED, Exit, exitFor
 from usbip_server.client.terminal.machine import Machine
 from usbip_server.client.terminal.picking import meant
-from usbip_server.client.terminal.running import Interrupted
 from usbip_server.client.terminal.show import Show
 from usbip_server.client.terminal.tables import devicesTable
 from usbip_server.errors import ShareError
@@ -143,9 +143,10 @@ def ending(show: Show) -> Iterator[None]:
     """
     Say what has gone wrong, and leave with the exit code for it.
     """
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
-    except (Interrupted, KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort):
         show.note("interrupted")
         raise SystemExit(INTERRUPTED) from None
     except SeveralFound as error:
@@ -158,6 +159,8 @@ def ending(show: Show) -> Iterator[None]:
         show.note(str(error))
         show.result(status=status, message=str(error))
         raise SystemExit(status) from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _status(error: ShareError | NotGiven | ConfigError) -> Exit:

@@ -12,15 +12,14 @@ from typing import Any
 
 import msgspec
 
-from usbip_server.client.core.asking import Notice, Refused
+from usbip_server.client.core.answers import Notice, Refused
 from usbip_server.client.core.attaching import Attached
 from usbip_server.client.core.devices import Found, foundIn
 from usbip_server.client.core.servers import Server
-from usbip_server.client.terminal.appearing import Appearing
+from usbip_server.client.terminal.appearing import appearing
 from usbip_server.client.terminal.errand import Errand
 from usbip_server.client.terminal.picking import Meant
 from usbip_server.client.terminal.relayprocess import RelayProcess
-from usbip_server.client.terminal.running import Interrupted, run
 from usbip_server.client.terminal.stock import remedy
 from usbip_server.client.terminal.survey import isRefused
 from usbip_server.device import DeviceState
@@ -50,8 +49,8 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
 
 class Plugger:
     """
-    Does it for one command. What is done here is done in this thread, while no reactor runs:
-    there is nothing else to be done, and a process can be forked (L{RelayProcess}).
+    Does it for one command. What is done here is done in this thread, of which there is no
+    other then: a process can be forked (L{RelayProcess}).
 
     @ivar relay: the process that carries for a TLS connection, if one is needed.
     """
@@ -98,7 +97,7 @@ class Plugger:
             return bound, self._plugIn(bound)
         except BaseException:
             if found.device.state is DeviceState.FREE:
-                with contextlib.suppress(ShareError, Interrupted, KeyboardInterrupt):
+                with contextlib.suppress(ShareError, KeyboardInterrupt):
                     self._release(bound.server, bound.device.busId, wish.owner, False)
             raise
 
@@ -170,11 +169,8 @@ class Plugger:
             if not wish.wait:
                 raise
         errand.show.progress(f"waiting for {meant}, {wish.wait:g} s at the most", isNews=True)
-        appearing = Appearing(meant)
-        found = run(
-            lambda reactor: appearing.wait(reactor, errand.servers, errand.seconds, wish.wait)
-        )
-        return found, False
+        found, survey = appearing(meant, errand.look, wish.wait)
+        return found, survey.isStock(found.server)
 
     def _bind(self, found: Found, wish: Wish, until: float) -> Found:
         server, device = found.server, found.device

@@ -19,7 +19,7 @@ T = TypeVar("T")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Interrupted(Exception):
+class Interrupted(KeyboardInterrupt):
     """
     Somebody has ended it before its end: ctrl-C, or C{SIGTERM}.
     """

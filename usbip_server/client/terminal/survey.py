@@ -4,24 +4,21 @@ What all servers have, be it ours or a stock C{usbipd}, which knows of bus ids o
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Collection, Sequence
-from typing import Any
 
 import msgspec
-from twisted.internet.error import ConnectionRefusedError
 
-from usbip_server.client.core.asking import Refused
+from usbip_server.client.core.answers import Refused
 from usbip_server.client.core.devices import Found
-from usbip_server.client.core.everywhere import devicesOf, everywhere
 from usbip_server.client.core.importing import listDevices
 from usbip_server.client.core.servers import Server
+from usbip_server.client.terminal.asking import devicesOf
+from usbip_server.client.terminal.everywhere import everywhere
 from usbip_server.device import DeviceState, UsbDevice
 from usbip_server.errors import ShareError, Unreachable
 from usbip_server.opcodec import SPEED_OF, Exported, NotGiven
 from usbip_server.replies import Status, encodeDevices
-from usbip_server.threads import BlockingCalls, TookTooLong
 
 _SPEEDS = {number: speed for speed, number in reversed(SPEED_OF.items())}
 
@@ -57,9 +54,7 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
             )
 
 
-async def survey(
-    reactor: Any, servers: Sequence[Server], seconds: float, known: Collection[Server] = ()
-) -> Survey:
+def survey(servers: Sequence[Server], seconds: float, known: Collection[Server] = ()) -> Survey:
     """
     Ask all servers at once what they have.
 
@@ -69,20 +64,20 @@ async def survey(
     """
     stock: list[Server] = []
 
-    async def ask(server: Server) -> tuple[Found, ...]:
+    def ask(server: Server) -> tuple[Found, ...]:
         refused: Unreachable | None = None
         if server not in known:
             try:
-                return await devicesOf(reactor, server, seconds)
+                return devicesOf(server, seconds)
             except Unreachable as error:
                 if not isRefused(error):
                     raise
                 refused = error
-        found = await _exported(reactor, server, seconds, refused)
+        found = _exported(server, seconds, refused)
         stock.append(server)
         return found
 
-    heard = await everywhere(servers, ask)
+    heard = everywhere(servers, ask)
     return Survey(
         found=tuple(each for _, found in heard.answers for each in found),
         answered=tuple(server for server, _ in heard.answers),
@@ -98,24 +93,20 @@ def isRefused(error: ShareError) -> bool:
     return isinstance(error.__cause__, ConnectionRefusedError)
 
 
-async def _exported(
-    reactor: Any, server: Server, seconds: float, refused: Unreachable | None
-) -> tuple[Found, ...]:
+def _exported(server: Server, seconds: float, refused: Unreachable | None) -> tuple[Found, ...]:
     """
     What stands in the list of a stock C{usbipd}.
 
     @param refused: what is wrong with the server if it is none either; C{None}: that.
     """
-    calls = BlockingCalls(reactor)
     try:
-        listed = await calls.call(server, seconds, functools.partial(listDevices, server, seconds))
-    except (Unreachable, NotGiven, TookTooLong) as error:
+        listed = listDevices(server, seconds)
+    except (Unreachable, NotGiven) as error:
         if refused is not None:
             raise refused from refused.__cause__
         if isinstance(error, Unreachable):
             raise
-        why = str(error) if isinstance(error, NotGiven) else f"no answer within {seconds:g} s"
-        raise Unreachable(f"{server} ({server.host}:{server.exportPort}): {why}") from error
+        raise Unreachable(f"{server.called(server.exportAddress)}: {error}") from error
     return tuple(exported(server, each) for each in listed)
 
 

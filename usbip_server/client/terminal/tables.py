@@ -12,7 +12,6 @@ from rich.text import Text
 
 from usbip_server.client.core.attaching import Attached
 from usbip_server.client.core.devices import Found
-from usbip_server.client.terminal.checks import Check
 from usbip_server.client.terminal.show import plain
 from usbip_server.device import DeviceState, UsbDevice
 
@@ -37,16 +36,16 @@ def devicesTable(found: Sequence[Found], numbered: bool = False) -> Table:
     for number, each in enumerate(found, 1):
         device = each.device
         cells = [
-            _text(each.server.name),
-            _text(device.busId),
-            _text(device.name),
-            _text(f"{device.vendorId}:{device.productId}"),
-            _text(device.serial),
-            _text(device.description),
-            _text(device.state.value, STYLES[device.state]),
-            _text(whoHas(device)),
+            cell(each.server.name),
+            cell(device.busId),
+            cell(device.name),
+            cell(f"{device.vendorId}:{device.productId}"),
+            cell(device.serial),
+            cell(device.description),
+            cell(device.state.value, STYLES[device.state]),
+            cell(whoHas(device)),
         ]
-        table.add_row(*([_text(str(number)), *cells] if numbered else cells))
+        table.add_row(*([cell(str(number)), *cells] if numbered else cells))
     return table
 
 
@@ -74,7 +73,7 @@ def deviceTable(found: Found) -> Table:
         ("trouble", device.trouble),
     ):
         if value:
-            table.add_row(_text(name, "bold"), _text(value))
+            table.add_row(cell(name, "bold"), cell(value))
     return table
 
 
@@ -87,11 +86,11 @@ def portsTable(rows: Iterable[tuple[Attached, str, str]]) -> Table:
     table = _table("port", "local bus id", "server", "bus id", "nodes")
     for attached, server, busId in rows:
         table.add_row(
-            _text(str(attached.port)),
-            _text(attached.localBusId),
-            _text(server),
-            _text(busId),
-            _text(" ".join(attached.nodes)),
+            cell(str(attached.port)),
+            cell(attached.localBusId),
+            cell(server),
+            cell(busId),
+            cell(" ".join(attached.nodes)),
         )
     return table
 
@@ -105,20 +104,7 @@ def serversTable(rows: Iterable[Sequence[str]]) -> Table:
     """
     table = _table("server", "address", "answers", "devices", "in use", "time")
     for row in rows:
-        table.add_row(*map(_text, row))
-    return table
-
-
-def checksTable(checks: Iterable[Check]) -> Table:
-    """
-    What was looked at, a line for each, and one for what to do.
-    """
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for check in checks:
-        mark = _text("ok", "green") if check.ok else _text("not ok", "bold red")
-        table.add_row(mark, _text(check.what, "bold"), _text(check.found))
-        if check.fix is not None:
-            table.add_row(_text(" "), _text(" "), _text(f"-> {check.fix}"))
+        table.add_row(*map(cell, row))
     return table
 
 
@@ -152,5 +138,5 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _text(value: str | None, style: str = "") -> Text:
+def cell(value: str | None, style: str = "") -> Text:
     return Text(plain(value or "-"), style=style)
