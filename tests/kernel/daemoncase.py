@@ -48,6 +48,7 @@ class DaemonCase(SynchronousTestCase):
 
     def daemon(self, config: str | None = None) -> ChildDaemon:
         """A daemon that runs until the test ends."""
+        leave(self.listen)
         daemon = self._made(config or self.config())
         daemon.__enter__()
         self.addCleanup(daemon.__exit__, None, None, None)
@@ -117,6 +118,18 @@ class DaemonCase(SynchronousTestCase):
 
     def _made(self, config: str) -> ChildDaemon:
         return ChildDaemon(config, prefix=self.prefix, listen=[self.listen])
+
+
+def leave(listen: str) -> None:
+    """
+    Have nobody listen at a port: a daemon that was shared by the tests before may still do.
+
+    @param listen: as in the configuration.
+    """
+    for key, daemon in tuple(_daemons.items()):
+        if key[1] == listen and listen != DaemonCase.listen:
+            del _daemons[key]
+            daemon.__exit__(None, None, None)
 
 
 _daemons: dict[tuple[str, ...], ChildDaemon] = {}

@@ -16,7 +16,7 @@ from typing import Any
 from tests.childdaemon import ChildDaemon
 from tests.childservice import REAL, ChildService
 from tests.kernel import guest
-from tests.kernel.daemoncase import DISK, DaemonCase
+from tests.kernel.daemoncase import DISK, DaemonCase, leave
 from tests.kernel.scenarios.service import SystemdCase
 
 SERIAL = guest.SERIAL.busId
@@ -232,6 +232,7 @@ class UnitTests(SystemdCase):
         super().setUp()
         guest.modprobe("usbip-host")
         config = "backend: {type: sysfs}\ntimeouts: {answer: 60, bind: 60}\n"
+        leave("tcp:5055")
         server = ChildDaemon(f"{config}export: {{listen: ['tcp:3240']}}\n", listen=["tcp:5055"])
         server.__enter__()
         self.addCleanup(server.__exit__, None, None, None)
