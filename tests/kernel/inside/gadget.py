@@ -13,14 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 from tests.kernel.inside.command import check
-from tests.kernel.inside.usb import (
-    DEVICES_FOLDER,
-    DRIVERS_FOLDER,
-    driverOf,
-    matchBusIds,
-    waitGone,
-    waitPresent,
-)
+from tests.kernel.inside.usb import DEVICES_FOLDER, forget, waitGone, waitPresent
 from tests.kernel.inside.waiting import DEADLINE, DeadlineMissed, waitUntil
 
 _CONFIGFS = Path("/sys/kernel/config")
@@ -67,7 +60,7 @@ class SerialGadget:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-        self._forget()
+        forget(self.busId)
         (self._folder / "UDC").write_text("\n")
         waitGone(self.busId)
         (self._folder / "configs" / "c.1" / "acm.0").unlink()
@@ -118,19 +111,6 @@ class SerialGadget:
         """
         assert self._line is not None
         assert os.write(self._line, data) == len(data)
-
-    def _forget(self) -> None:
-        """
-        Take it out of usbip-host's table while it is there: unloading the driver would follow its
-        pointer.
-        """
-        if self.busId not in matchBusIds():
-            return
-        if driverOf(self.busId) == "usbip-host":
-            (DRIVERS_FOLDER / "usbip-host" / "unbind").write_text(self.busId)
-        if driverOf(self.busId) is None:
-            (DRIVERS_FOLDER / "usb" / "bind").write_text(self.busId)
-        (DRIVERS_FOLDER / "usbip-host" / "rebind").write_text(self.busId)
 
     def _where(self) -> str:
         wanted = f"{self.vendorId:04x}"

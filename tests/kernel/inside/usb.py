@@ -125,6 +125,20 @@ def reset(busId: str) -> None:
         fcntl.ioctl(node, _USBDEVFS_RESET, 0)
 
 
+def forget(busId: str) -> None:
+    """
+    Take a device out of usbip-host's table while it is there, and nobody else binds it: unloading
+    the driver would follow the table's pointer to it.
+    """
+    if busId not in matchBusIds():
+        return
+    if driverOf(busId) == "usbip-host":
+        (DRIVERS_FOLDER / "usbip-host" / "unbind").write_text(busId)
+    if driverOf(busId) is None:
+        (DRIVERS_FOLDER / "usb" / "bind").write_text(busId)
+    (DRIVERS_FOLDER / "usbip-host" / "rebind").write_text(busId)
+
+
 def imports() -> dict[int, str]:
     """
     Which port of vhci has which device, by the bus id it has here: C{{0: "3-1"}}.

@@ -132,9 +132,9 @@ class AttachingTests(AttachingCase):
         """A serial converter and two disks, one fast and one not, come with their nodes, are what
         they are, are known to stock C{usbip}, and leave nothing behind. What is not given or
         cannot be had disturbs nothing."""
+        self.addCleanup(self.unplugFast)  # when the daemon has ended
         daemon = self.daemon()
         guest.plugDisk("5", "FAST7", "fast")
-        self.addCleanup(self.unplugFast)
         fast = str(guest.waitUntil(lambda: self.busIdOf("FAST7"), "the fast disk is there"))
         guest.waitBlockDevice(fast)
         for busId in (SERIAL, DISK, fast):
@@ -195,8 +195,9 @@ class AttachingTests(AttachingCase):
     def unplugFast(self) -> None:
         """Make all as it was."""
         busId = self.busIdOf("FAST7")
-        guest.unplug("fast")
         if busId is not None:
+            guest.forget(busId)
+            guest.unplug("fast")
             guest.waitGone(busId)
 
     def test_beside(self) -> None:

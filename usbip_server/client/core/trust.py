@@ -26,7 +26,7 @@ LEAVES = "it leaves in the handshake of TLS, which it may not speak"
 
 OTHER_NAME = "its certificate is for another name: if that is its, say so with `server_name`"
 
-_OTHER_NAME = (62, 64)
+_NAME_MISMATCH = (62, 64)
 """C{X509_V_ERR_HOSTNAME_MISMATCH} and C{X509_V_ERR_IP_ADDRESS_MISMATCH} (OpenSSL,
 C{include/openssl/x509_vfy.h})."""
 
@@ -120,7 +120,7 @@ def reasonOf(error: Exception) -> str:
     Why there is no TLS, for a person.
     """
     if isinstance(error, ssl.SSLCertVerificationError):
-        if error.verify_code in _OTHER_NAME:
+        if error.verify_code in _NAME_MISMATCH:
             return OTHER_NAME
         return f"its certificate is not to be trusted: {error.verify_message}"
     if isinstance(error, ssl.SSLEOFError):

@@ -16,9 +16,7 @@ AGAIN = 1.0
 """Seconds until all servers are asked again."""
 
 
-def appearing(
-    meant: Meant, survey: Callable[[], Survey], patience: float
-) -> tuple[Found, Survey]:
+def appearing(meant: Meant, survey: Callable[[], Survey], patience: float) -> tuple[Found, Survey]:
     """
     Wait for it. Servers that do not answer are asked again, too.
 
