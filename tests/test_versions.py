@@ -23,6 +23,7 @@ class VersionTests(SynchronousTestCase):
             ("nginx/1.27.1", None),
             ("usbipshare", None),
             ("notusbipshare/1.2", None),
+            (f"usbipshare/{5000 * '9'}", None),
             ("", None),
         ):
             self.assertEqual(versionIn(header), version, header)
@@ -36,6 +37,7 @@ class VersionTests(SynchronousTestCase):
             ("1.0.dev3", "1.0.0"),
             ("1.0", "1.0.1.dev1"),
             ("nonsense", "0.1"),
+            ("0.1", 60 * "9"),
         ):
             self.assertTrue(isOlder(one, other), (one, other))
             self.assertFalse(isOlder(other, one), (one, other))

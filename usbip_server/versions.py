@@ -12,9 +12,9 @@ OURS = version("usbipshare")
 PRODUCT = f"usbipshare/{OURS}"
 """What a server calls itself in C{Server} (RFC 9110, 10.2.4)."""
 
-_OURS_IN = re.compile(r"(?:^|\s)usbipshare/(?P<version>[^\s()]+)")
+_OURS_IN = re.compile(r"(?:^|\s)usbipshare/(?P<version>[^\s()]{1,64})(?=$|[\s(])")
 
-_RELEASE = re.compile(r"(?P<numbers>\d+(?:\.\d+)*)(?P<rest>.*)")
+_RELEASE = re.compile(r"(?P<numbers>\d{1,9}(?:\.\d{1,9})*)(?P<rest>.*)")
 
 
 def versionIn(server: str) -> str | None:

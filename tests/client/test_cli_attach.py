@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import re
+import signal
 import socket
 import threading
 from typing import Any
@@ -18,7 +19,7 @@ from tests.childdaemon import ChildDaemon
 from tests.client.commandcase import VIRTUAL, CommandCase
 from tests.client.scripted import SECONDS, ScriptedServer
 from tests.client.test_cli_asking import listen
-from usbip_server.client.terminal.exits import Exit
+from usbip_server.client.terminal.exits import INTERRUPTED, Exit
 from usbip_server.device import UsbDevice
 from usbip_server.kernel.vhcirecords import Record, Records
 from usbip_server.opcodec import OpStatus, encodeList, encodeRefusal
@@ -125,6 +126,25 @@ class AttachTests(AttachingTestCase):
         done = self.type("attach", "echo", status=Exit.TROUBLE)
         self.assertIn("no port of vhci_hcd is free", done.stderr)
         self.assertEqual(self.state(daemon, "1-1"), "free")
+
+    def test_leaseUndone(self) -> None:
+        """So it does if it was leased: whether it was bound before or not, the lease ends."""
+        daemon = self.daemon()
+        daemon.ask("attach", id="1-1")
+        self.kernel = type(self.kernel)(controllers=1, ports=0)
+        self.type("attach", "echo", "--lease", "ci", "--ttl", "600", status=Exit.TROUBLE)
+        self.assertIsNone(daemon.ask("find", id="1-1", detail=True)["data"]["lease"])
+
+    def test_interrupted(self) -> None:
+        """So it does if somebody does not want to wait any more while it is bound."""
+        daemon = self.daemon(config=SLOW)
+        with daemon.watch(id="1-1") as watcher:
+            soon = threading.Timer(0.2, signal.raise_signal, (signal.SIGTERM,))
+            soon.start()
+            self.addCleanup(soon.join)
+            self.type("attach", "echo", status=INTERRUPTED)
+            watcher.told("bound", "1-1")
+            watcher.told("unbound", "1-1")
 
     def test_bound(self) -> None:
         """One that was bound before stays so."""

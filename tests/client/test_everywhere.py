@@ -66,6 +66,24 @@ class EverywhereTests(ReachingTestCase):
         heard = everywhere(servers, lambda server: met.wait(SECONDS))
         self.assertEqual([server for server, _ in heard.answers], servers)
 
+    def test_limits(self) -> None:
+        """A server that there is no thread for is told of, as others are."""
+        start = threading.Thread.start
+        begun: list[threading.Thread] = []
+
+        def limited(thread: threading.Thread) -> None:
+            if len(begun) == 2:
+                raise RuntimeError("can't start new thread")
+            begun.append(thread)
+            start(thread)
+
+        self.patch(threading.Thread, "start", limited)
+        servers = [Server(name=str(number), host="192.0.2.1") for number in range(4)]
+        heard = everywhere(servers, lambda server: server.name)
+        self.assertEqual([name for _, name in heard.answers], ["0", "1"])
+        self.assertEqual([server.name for server, _ in heard.troubles], ["2", "3"])
+        self.assertIn("2: not asked, as this machine is at its limits", str(heard.troubles[0][1]))
+
     def test_nobody(self) -> None:
         """Of no servers nothing is heard."""
         heard = everywhere([], lambda server: devicesOf(server, 1.0))

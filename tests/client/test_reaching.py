@@ -62,6 +62,31 @@ class ShareTests(ReachingTestCase):
             self.assertEqual(shareOf(seconds), share)
 
 
+class AddressesTests(ReachingTestCase):
+    """
+    A machine with several addresses, asked by a command.
+    """
+
+    def test_refused(self) -> None:
+        """That it is there, and refuses, is told, also if another address does not answer."""
+        places = [("127.0.0.1", each.port) for each in (self.dead(), self.full())]
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", place) for place in places]
+        self.patch(socket, "getaddrinfo", lambda *args, **more: found)
+        server = Server(name="raspi", host="raspi")
+        error = self.assertRaises(Unreachable, asking.ask, server, LIST, SOON)
+        self.assertEqual(str(error), "raspi: Connection refused")
+        self.assertIsInstance(error.__cause__, ConnectionRefusedError)
+
+    def test_next(self) -> None:
+        """If one refuses, the next is asked."""
+        daemon = self.daemon()
+        places = [("127.0.0.1", port) for port in (self.dead().port, daemon.port)]
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", place) for place in places]
+        self.patch(socket, "getaddrinfo", lambda *args, **more: found)
+        answer = asking.ask(Server(name="raspi", host="raspi"), LIST, SECONDS)
+        self.assertEqual(answer.status, Status.SUCCESS)
+
+
 class AskingTestCase(ReachingTestCase, TestCase):
     """
     Asking as the services do.

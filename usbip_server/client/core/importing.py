@@ -114,8 +114,7 @@ def _connected(
     until = begin + seconds
     connection: socket.socket | None = None
     try:
-        context = None if server.tls is None else exportContext(server.tls)
-        connection = connected(server, server.exportPort, context, begin + connecting, until)
+        connection = connected(server, server.exportPort, exportContext, begin + connecting, until)
         yield connection, until
     except (OSError, ValueError, NotUsbIp) as error:
         _close(connection)

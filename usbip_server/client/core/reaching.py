@@ -12,9 +12,10 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
-from usbip_server.client.core.servers import Server
+from usbip_server.client.core.servers import ClientTls, Server
 from usbip_server.client.core.trust import ALERT, LEAVES, SPEAKS_TLS, nameOf, reasonOf
 from usbip_server.errors import Unreachable
 
@@ -40,24 +41,29 @@ def unreachable(server: Server, why: str) -> Unreachable:
 
 
 def connected(
-    server: Server, port: int, context: ssl.SSLContext | None, there: float, until: float
+    server: Server,
+    port: int,
+    context: Callable[[ClientTls], ssl.SSLContext],
+    there: float,
+    until: float,
 ) -> socket.socket:
     """
     A connection.
 
-    @param context: for TLS; C{None}: in plain.
+    @param context: makes what is needed for TLS, when there is a connection: that takes a while.
     @param there: until when there has to be one, by the monotonic clock.
     @param until: until when the handshake of TLS has to be done.
     @raise TimeoutError: it takes longer.
     @raise OSError: it cannot be had; also C{ssl.SSLError}.
-    @raise ValueError: the server's name is none.
+    @raise ValueError: the server's name is none, or a file for TLS makes no sense.
     """
     connection = _first(server.host, port, there)
-    if context is None or server.tls is None:
+    if server.tls is None:
         return connection
     try:
+        secured = context(server.tls)
         connection.settimeout(left(until))
-        return context.wrap_socket(connection, server_hostname=nameOf(server.host, server.tls))
+        return secured.wrap_socket(connection, server_hostname=nameOf(server.host, server.tls))
     except TimeoutError as error:
         connection.close()
         raise HandshakeTimeout from error
@@ -121,7 +127,7 @@ def why(error: Exception) -> str:
 def _first(host: str, port: int, until: float) -> socket.socket:
     """
     A connection to the first of a host's addresses that answers. None takes the time of those
-    behind it.
+    behind it. If none answers, but the machine does, that is told.
     """
     addresses = _addresses(host, port, until)
     trouble: OSError = ConnectionError("it has no address")
@@ -137,7 +143,8 @@ def _first(host: str, port: int, until: float) -> socket.socket:
                 made.close()
             if not isinstance(error, OSError):
                 raise
-            trouble = error
+            if not isinstance(trouble, ConnectionRefusedError):
+                trouble = error
     raise trouble
 
 

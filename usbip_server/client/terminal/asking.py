@@ -6,8 +6,11 @@ takes several times as long to load as all else that a command needs.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import socket
+import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -32,7 +35,7 @@ from usbip_server.client.core.reaching import (
     unreachable,
     why,
 )
-from usbip_server.client.core.servers import Server
+from usbip_server.client.core.servers import ClientTls, Server
 from usbip_server.client.core.trust import controlContext
 from usbip_server.keepalive import KeepAlive
 from usbip_server.replies import Status
@@ -40,6 +43,8 @@ from usbip_server.replies import Status
 AT_ONCE = 65536
 
 DEFAULT = KeepAlive()
+
+_MAKING = threading.Lock()
 
 
 def ask(
@@ -61,7 +66,8 @@ def ask(
     until = time.monotonic() + longest
     with talking(server, seconds, longest) as connection:
         connection.sendall(msgspec.json.encode({**line, "keep_alive": True}) + b"\n")
-        for answer in map(understood, _lines(connection, until)):
+        silent = NO_ANSWER + MAYBE_TLS if server.tls is None else NO_ANSWER
+        for answer in map(understood, _lines(connection, until, silent)):
             if isinstance(answer, Answer):
                 return answer
             told(answer)
@@ -81,8 +87,7 @@ def talking(server: Server, seconds: float, longest: float) -> Iterator[socket.s
     share = shareOf(seconds)
     late = f"no connection within {share:g} s"
     try:
-        context = None if server.tls is None else controlContext(server.tls)
-        connection = connected(server, server.port, context, begin + share, begin + seconds)
+        connection = connected(server, server.port, _context, begin + share, begin + seconds)
         late = f"no answer within {math.ceil(10 * longest) / 10:g} s"
         with connection:
             DEFAULT.apply(connection)
@@ -105,11 +110,13 @@ def askToTheEnd(
     """
     The same, and again for as long as the server is at it: it gives up at some time.
 
-    @param seconds: for each answer.
+    @param seconds: for each answer; what the request says to C{wait} is for all of them.
     @param pending: called with each answer that only says so.
     """
+    until = time.monotonic() + float(request.get("wait") or 0)
     while True:
-        answer = ask(server, request, seconds, told)
+        wait = {"wait": max(0.0, until - time.monotonic())} if "wait" in request else {}
+        answer = ask(server, {**request, **wait}, seconds, told)
         if not answer.isPending:
             return answer
         pending(answer)
@@ -127,10 +134,24 @@ def devicesOf(server: Server, seconds: float) -> tuple[Found, ...]:
     return foundIn(server, answer.data)
 
 
-def _lines(connection: socket.socket, until: float) -> Iterator[bytes]:
+@functools.lru_cache
+def _made(tls: ClientTls) -> ssl.SSLContext:
+    return controlContext(tls)
+
+
+def _context(tls: ClientTls) -> ssl.SSLContext:
+    """
+    What is needed for TLS: the same for all servers that are spoken to alike.
+    """
+    with _MAKING:
+        return _made(tls)
+
+
+def _lines(connection: socket.socket, until: float, silent: str) -> Iterator[bytes]:
     """
     What a server says.
 
+    @param silent: what there is to say of one that says nothing.
     @raise ConnectionError: it does not say anything more.
     @raise ValueError: it says more than there is to be said.
     """
@@ -139,7 +160,7 @@ def _lines(connection: socket.socket, until: float) -> Iterator[bytes]:
     while True:
         more = received(connection, AT_ONCE, until)
         if not more:
-            raise ConnectionError(NO_ANSWER if hasSpoken else NO_ANSWER + MAYBE_TLS)
+            raise ConnectionError(NO_ANSWER if hasSpoken else silent)
         data += more
         while (end := data.find(b"\n", max(0, len(data) - len(more)))) >= 0:
             hasSpoken = True

@@ -20,8 +20,8 @@ from usbip_server.client.terminal.survey import survey
 from usbip_server.errors import LocalTrouble
 from usbip_server.yamlfile import ConfigError
 
-SECONDS = 0.25
-"""To connect to a server, and again for its answer: somebody is waiting at a prompt."""
+SECONDS = 0.5
+"""For a server to answer: somebody is waiting at a prompt."""
 
 _HARMLESS = re.compile(r"[A-Za-z0-9_./@%+-]+", re.ASCII)
 """What a shell takes to the letter: the rest is not offered, as it comes from devices."""

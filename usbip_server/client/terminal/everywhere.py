@@ -12,9 +12,12 @@ from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 from usbip_server.client.core.servers import Server
-from usbip_server.errors import ShareError
+from usbip_server.errors import ShareError, Unreachable
 
 T = TypeVar("T")
+
+STACK = 512 * 1024
+"""Bytes for each thread: there may be a thousand."""
 
 
 class Heard(Generic[T]):
@@ -45,12 +48,24 @@ def everywhere(servers: Sequence[Server], work: Callable[[Server], T]) -> Heard[
         except BaseException as error:
             done.put((index, error))
 
+    def begin(index: int, thread: threading.Thread) -> bool:
+        try:
+            thread.start()
+        except RuntimeError as error:
+            why = f"{servers[index]}: not asked, as this machine is at its limits: {error}"
+            done.put((index, Unreachable(why)))
+            return False
+        return True
+
     _allowManyConnections()
     threads = [threading.Thread(target=one, args=(i,), daemon=True) for i in range(len(servers))]
-    for thread in threads:
-        thread.start()
+    before = threading.stack_size(STACK)
+    try:
+        started = [thread for index, thread in enumerate(threads) if begin(index, thread)]
+    finally:
+        threading.stack_size(before)
     results = dict(done.get() for _ in servers)
-    for thread in threads:
+    for thread in started:
         thread.join()
     heard: Heard[T] = Heard()
     for index, server in enumerate(servers):

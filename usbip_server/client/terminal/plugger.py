@@ -92,13 +92,18 @@ class Plugger:
         if isStock:
             _requireNothing(found, wish)
             return found, self._plugIn(found, isStock=True)
-        bound = self._bind(found, wish, until)
+        try:
+            bound = self._bind(found, wish, until)
+        except KeyboardInterrupt:
+            with contextlib.suppress(ShareError, KeyboardInterrupt):
+                # Its server may be at it, and does nothing else meanwhile: how did it go?
+                self._bind(found, Wish(owner=wish.owner, ttl=wish.ttl), until)
+                self._undo(found, wish)
+            raise
         try:
             return bound, self._plugIn(bound)
         except BaseException:
-            if found.device.state is DeviceState.FREE:
-                with contextlib.suppress(ShareError, KeyboardInterrupt):
-                    self._release(bound.server, bound.device.busId, wish.owner, False)
+            self._undo(found, wish)
             raise
 
     def meantHere(self, meant: Meant | None, port: int | None) -> Attached | None:
@@ -201,6 +206,14 @@ class Plugger:
             raise Refused(Status.FAILURE, f"{found}: {error}{what}") from error
         kept.close()
         return attached
+
+    def _undo(self, found: Found, wish: Wish) -> None:
+        """
+        Leave nothing of it at the server: neither what was bound for us nor a lease.
+        """
+        if found.device.state is DeviceState.FREE or wish.owner is not None:
+            with contextlib.suppress(ShareError, KeyboardInterrupt):
+                self._release(found.server, found.device.busId, wish.owner, False)
 
     def _release(self, server: Server, busId: str, owner: str | None, force: bool) -> None:
         request: dict[str, Any] = {"command": "detach", "id": busId}
