@@ -120,6 +120,11 @@ class Room:
         lines = JsonLines(self.answers, US, Limits(), Timeouts(), self._network)
         self._pipes.append(Pipe(protocol, lines))
 
+    def hush(self, isMute: bool = True) -> None:
+        """Say nothing any more over the connections that there are now; or say it after all."""
+        for pipe in self._pipes:
+            pipe.isMute = isMute
+
     def turn(self) -> bool:
         """
         Carry what is under way.
@@ -220,10 +225,12 @@ class Room:
 class Pipe:
     """
     A connection between a client's protocol and a server's.
+
+    @ivar isMute: does nothing come that the server says?
     """
 
     def __init__(self, client: Any, server: Any) -> None:
-        self.isOver = False
+        self.isOver = self.isMute = False
         self._ends = [(client, MemoryTransport()), (server, MemoryTransport())]
         self._carried = [0, 0]
         for (protocol, transport), _ in zip(reversed(self._ends), range(2), strict=True):
@@ -239,7 +246,7 @@ class Pipe:
         moved = False
         for index, (_, transport) in enumerate(self._ends):
             data = transport.value()[self._carried[index] :]
-            if data and not self.isOver and not (isMute and index):
+            if data and not self.isOver and not ((isMute or self.isMute) and index):
                 self._carried[index] += len(data)
                 self._ends[1 - index][0].dataReceived(data)
                 moved = True

@@ -11,16 +11,18 @@ from typing import Any
 import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionLost
-from twisted.internet.task import Clock
+from twisted.internet.task import Clock, deferLater
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.client.network import Network
 from tests.support import MemoryTransport, Wire, asked, threeWays
+from usbip_server import answers
 from usbip_server.client.core.answers import LONGEST_LINE, Answer, Notice, Refused
-from usbip_server.client.core.asking import SILENCE, Conversation
+from usbip_server.client.core.asking import SILENCE, Conversation, askToTheEnd
 from usbip_server.client.core.servers import Server
-from usbip_server.errors import Unreachable
-from usbip_server.replies import Status
+from usbip_server.errors import ASK_AGAIN, Unreachable
+from usbip_server.replies import Reply, Status
 
 RASPI = Server(name="raspi", host="192.0.2.1", port=5056)
 
@@ -143,6 +145,32 @@ class AskingTests(AskingTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
         self.wire.send(DONE)  # to nobody
         self.successResultOf(self.answered())
+
+
+class AgainTests(SynchronousTestCase):
+    """
+    Asking to the end.
+    """
+
+    def test_wait(self) -> None:
+        """Who asks again waits for what is left of the time."""
+        network = Network()
+        self.addCleanup(network.close)
+        heard: list[bytes] = []
+        room = network.room(RASPI.host)
+
+        async def slowly(raw: bytes, *others: object) -> answers.Answer:
+            heard.append(raw)
+            await deferLater(network, 4)
+            left = "the attach takes longer; " + ASK_AGAIN if len(heard) < 3 else "no"
+            reply = Reply(status=Status.FAILURE, message=left)
+            return answers.Answer(status=reply.status, encoded=reply.encode())
+
+        self.patch(room.answers, "to", slowly)
+        asking = asked(askToTheEnd(network, RASPI, {"command": "attach", "id": "1", "wait": 6}, 5))
+        network.sleep(13)
+        self.assertEqual(self.successResultOf(asking).message, "no")
+        self.assertEqual([round(json.loads(raw)["wait"]) for raw in heard], [6, 2, 0])
 
 
 class TokenTests(AskingTestCase):

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from twisted.internet.defer import Deferred
+
 from tests.client.network import US, Answer, Room
 from tests.client.servicecase import BENCH, RASPI, UNO_RULE, MemoryKernel, ServiceCase
 from tests.support import STICK, UNO, asked, changed
@@ -17,7 +19,7 @@ from usbip_server.client.core.servers import Server
 from usbip_server.client.service.peers import Peer
 from usbip_server.device import DeviceState, UsbDevice
 from usbip_server.opcodec import OpStatus
-from usbip_server.policy import LOCAL
+from usbip_server.policy import LOCAL, Principal
 from usbip_server.replies import Status
 
 OTHER = "192.0.2.99"
@@ -67,6 +69,25 @@ class ClaimCase(ServiceCase):
         answer = self.successResultOf(asked(room.answers.to(json.dumps(keys).encode(), Caller(US))))
         self.network.settle()
         return str(answer.status.value)
+
+    def shown(self, busId: str = "1-1.4") -> tuple[str, str | None]:
+        """The board's state, and whose lease it has, as its server says."""
+        raw = json.dumps({"command": "find", "bus": busId, "detail": True}).encode()
+        answer = self.successResultOf(asked(self.raspi.answers.to(raw, Caller(US))))
+        device = json.loads(answer.encoded)["data"]
+        return device["state"], device["lease"] and device["lease"]["owner"]
+
+    def slowly(self) -> Deferred[None]:
+        """The server binds nothing until this fires."""
+        done: Deferred[None] = Deferred()
+        bind = self.raspi.backend.bind
+
+        async def late(*args: Any) -> UsbDevice:
+            await done
+            return await bind(*args)
+
+        self.patch(self.raspi.backend, "bind", late)
+        return done
 
     def there(self, busId: str = "1-1.4") -> UsbDevice:
         """The board, as it is shown by its server."""
@@ -225,10 +246,193 @@ class WaitTests(ClaimCase):
             self.assertIn(said, answer["message"])
 
 
+class PlaceTests(ClaimCase):
+    """
+    The place in a server's queue.
+    """
+
+    def behind(self) -> list[str]:
+        """Somebody else waits too."""
+        told: list[str] = []
+        other = Caller(Principal(OTHER), lambda line: told.append(json.loads(line)["place"]))
+        raw = json.dumps({"command": "attach", "id": "1-1.4", "wait": 600}).encode()
+        asked(self.raspi.answers.to(raw, other))
+        self.network.settle()
+        return told
+
+    def test_doubted(self) -> None:
+        """It is kept while it is not known whether the server is still there."""
+        self.ask("attach", id="1-2")
+        self.taken()
+        answers = self.claim(id="1-1.4", wait=600)
+        told = self.behind()
+        self.raspi.release("1-2")
+        self.network.sleep(3)
+        self.assertEqual(([each["place"] for each in self.program.told], told), ([1], [2]))
+        self.raspi.become("1-1.4", DeviceState.BOUND)
+        self.network.settle()
+        self.assertEqual(answers[0]["status"], "success")
+
+    def test_restarted(self) -> None:
+        """When the server is another one it is asked for anew."""
+        self.taken()
+        answers = self.claim(id="1-1.4", wait=600)
+        self.raspi.restart()
+        self.network.sleep(3)
+        self.raspi.become("1-1.4", DeviceState.BOUND)
+        self.network.settle()
+        self.assertEqual(answers[0]["status"], "success")
+
+    def test_noNews(self) -> None:
+        """Who asks while a server is doubted does not sleep on when it is there."""
+        next(iter(self.parts.links)).doubt()
+        answers = self.claim(id="1-1.4", wait=60)
+        self.network.sleep(1)
+        self.assertEqual(answers[0]["status"], "success")
+
+
+class GoneTests(ClaimCase):
+    """
+    A program goes, or does not hear what it has, and nothing stays bound for it.
+    """
+
+    def free(self) -> None:
+        """The board is nobody's."""
+        self.network.sleep(2)
+        self.assertEqual((self.shown(), self.plugged), (("free", None), []))
+        self.assertEqual(self.parts.wants.save().requests, ())
+
+    def test_untold(self) -> None:
+        """Its server does not tell of the lease."""
+        self.raspi.hush()
+        answers = self.claim(id="1-1.4", lease=CI)
+        self.assertEqual(self.shown(), ("bound", "ci-81"))
+        self.network.sleep(6)
+        self.assertIn("does not tell of the lease", answers[0]["message"])
+        self.free()
+
+    def test_untoldAndGone(self) -> None:
+        """Nor does it hear that the program is gone."""
+        self.raspi.hush()
+        self.claim(id="1-1.4", wait=60, lease=CI)
+        self.program.gone()
+        self.raspi.hush(False)
+        self.free()
+
+    def test_unanswered(self) -> None:
+        """The answer gets lost."""
+        self.raspi.isMute = True
+        answers = self.claim(id="1-1.4", lease=CI)
+        self.raspi.hush()
+        self.raspi.isMute = False
+        self.network.sleep(6)
+        self.assertEqual(answers[0]["status"], "failure")
+        self.free()
+
+    def test_plugging(self) -> None:
+        """It goes while the device is being plugged in: that comes to its end as if it had not
+        waited."""
+        for keys in ({}, {"lease": CI}):
+            self.network.hold = True
+            self.claim(id="1-1.4", wait=60, **keys)
+            self.program.gone()
+            self.raspi.refuse = OpStatus.ERROR
+            self.network.runThreads()
+            self.free()
+            self.program = Program()
+            self.raspi.refuse = None
+
+    def test_binding(self) -> None:
+        """It goes while the server is at the bind."""
+        for keys in ({}, {"lease": CI}):
+            bind = self.slowly()
+            self.claim(id="1-1.4", wait=60, **keys)
+            self.program.gone()
+            self.network.sleep(5)
+            bind.callback(None)
+            self.free()
+            self.program = Program()
+
+    def test_again(self) -> None:
+        """Who asks again at once has it, when that is undone."""
+        bind = self.slowly()
+        self.claim(id="1-1.4", wait=60)
+        self.program.gone()
+        self.program = Program()
+        answers = self.claim(id="1-1.4", wait=60)
+        bind.callback(None)
+        self.network.sleep(7)  # the first one's turn lasts for 5 s
+        self.assertEqual((answers[0]["status"], self.plugged), ("success", ["raspi 1-1.4"]))
+
+    def test_queue(self) -> None:
+        """Whoever has the device is not disturbed by those who waited in vain."""
+        self.taken()
+        for keys in ({}, {"lease": CI}):
+            self.claim(id="1-1.4", wait=60, **keys)
+            self.program.gone()
+            self.network.sleep(2)
+            self.assertEqual(self.shown(), ("in_use", None))
+            self.program = Program()
+
+    def test_same(self) -> None:
+        """What another one has by the same owner stays."""
+        self.taken()
+        answers = [self.claim(id="1-1.4", wait=60, lease=CI) for _ in range(2)]
+        self.raspi.become("1-1.4", DeviceState.BOUND)
+        self.network.sleep(3)
+        self.assertEqual([each[0]["status"] for each in answers], ["success", "success"])
+        self.assertEqual((self.shown(), self.plugged), (("in_use", "ci-81"), ["raspi 1-1.4"]))
+
+    def test_refused(self) -> None:
+        """What cannot be plugged in here does not stay bound there, however it was asked for."""
+        self.raspi.refuse = OpStatus.ERROR
+        for keys in ({}, {"force": True}, {"wait": 5}, {"lease": CI}):
+            self.assertEqual(self.claim(id="1-1.4", **keys)[0]["status"], "failure")
+            self.free()
+            self.network.sleep(5)  # it was their turn
+
+    def test_before(self) -> None:
+        """What was asked for before is still wanted when it is asked for again in vain."""
+        self.ask("attach", id="1-1.4")
+        self.network.sleep(20)
+        self.raspi.forget("1-1.4")
+        self.taken()
+        self.network.sleep(3)
+        self.assertEqual(self.ask("attach", id="1-1.4")["status"], "failure")
+        self.raspi.become("1-1.4", DeviceState.BOUND)
+        self.soon(lambda: self.plugged == ["raspi 1-1.4"])
+
+
 class ForceTests(ClaimCase):
     """
     C{force}.
     """
+
+    def test_here(self) -> None:
+        """What another program here has leased is not taken, also while it is not plugged in;
+        who waits has it afterwards."""
+        self.ask("attach", id="1-1.4", lease=CI)
+        waiting = self.claim(id="1-1.4", force=True, wait=60)
+        self.raspi.refuse = OpStatus.ERROR
+        self.raspi.release("1-1.4")
+        self.network.sleep(1)
+        self.assertEqual((waiting, self.plugged), ([], []))
+        answer = self.ask("attach", id="1-1.4", force=True)
+        self.assertIn("leased by ci-81", answer["message"])
+        self.assertEqual(self.shown(), ("bound", "ci-81"))
+        self.raspi.refuse = None
+        self.ask("detach", id="1-1.4", owner="ci-81")
+        self.network.sleep(1)
+        self.assertEqual(waiting[0]["status"], "success")
+
+    def test_plugging(self) -> None:
+        """Nor while it is just being plugged in."""
+        self.network.hold = True
+        answers = self.claim(id="1-1.4", lease=CI)
+        self.assertIn("leased by", self.claim(id="1-1.4", force=True)[0]["message"])
+        self.network.runThreads()
+        self.network.settle()
+        self.assertEqual((answers[0]["status"], self.shown()), ("success", ("in_use", "ci-81")))
 
     def test_force(self) -> None:
         """It is taken from whoever has it."""
@@ -360,6 +564,43 @@ class LeaseTests(ClaimCase):
         self.assertNotIn("failed", self.words)
         self.ask("detach", id="1-1.4", owner="ci-81")
         self.soon(lambda: self.parts.plugs.of("uno"))
+
+    def test_waits(self) -> None:
+        """What is plugged in here without a lease is not taken from who has attached it, or from
+        a rule, in a moment in which it is lost: it has to be detached."""
+        for text in ("", UNO_RULE):
+            self.reload(text)
+            self.ask("attach", id="1-1.4")
+            answers = self.claim(id="1-1.4", wait=600, lease=CI)
+            self.assertIn("detach it first", self.program.told[-1]["message"])
+            self.network.sleep(20)
+            self.raspi.release("1-1.4")
+            self.network.sleep(3)
+            self.assertEqual((answers, self.plugged), ([], ["raspi 1-1.4"]))
+            self.ask("detach", id="1-1.4")
+            self.network.sleep(1)
+            self.assertEqual((answers[0]["status"], self.shown()[1]), ("success", "ci-81"))
+            self.ask("detach", id="1-1.4", owner="ci-81")
+
+    def test_lost(self) -> None:
+        """Nor as long as somebody else has it, unless by force."""
+        self.ask("attach", id="1-1.4")
+        self.network.sleep(20)
+        self.raspi.forget("1-1.4")
+        self.taken()
+        self.network.sleep(3)
+        self.assertIn("detach it first", self.ask("attach", id="1-1.4", lease=CI)["message"])
+        answer = self.ask("attach", id="1-1.4", lease=CI, force=True)
+        self.assertEqual((answer["status"], self.shown()[1]), ("success", "ci-81"))
+
+    def test_atOnce(self) -> None:
+        """Of two that ask at the same time, one with a lease, one has it."""
+        self.network.hold = True
+        answers = [self.claim(id="1-1.4", **keys) for keys in ({}, {"lease": CI})]
+        self.network.runThreads()
+        self.network.settle()
+        self.assertEqual([each[0]["status"] for each in answers], ["success", "failure"])
+        self.assertEqual(self.shown(), ("in_use", None))
 
     def test_failed(self) -> None:
         """What could not be plugged in is nobody's afterwards."""

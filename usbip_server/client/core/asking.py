@@ -178,7 +178,8 @@ class Conversation(LineReceiver):
         if isinstance(error, ConnectionDone):
             if self._answer is None:
                 return "the connection is lost"
-            return NO_ANSWER + ("" if self._hasSpoken else MAYBE_TLS)
+            isPlain = self.server.tls is None
+            return NO_ANSWER + (MAYBE_TLS if isPlain and not self._hasSpoken else "")
         return reason(error)
 
     def _fail(self, why: str) -> None:
@@ -228,13 +229,17 @@ async def askToTheEnd(
     pending: Callable[[Answer], None] = lambda answer: None,
 ) -> Answer:
     """
-    The same, and again for as long as the server is at it: it gives up at some time.
+    The same, and again for as long as the server is at it: it gives up at some time. What the
+    request says to C{wait} is for all together.
 
     @param seconds: for each answer.
     @param pending: called with each answer that only says so.
     """
+    until = reactor.seconds() + float(request.get("wait") or 0)
     while True:
         answer = await ask(reactor, server, request, seconds, told)
         if not answer.isPending:
             return answer
         pending(answer)
+        if "wait" in request:
+            request = {**request, "wait": max(0.0, until - reactor.seconds())}

@@ -23,8 +23,10 @@ from usbip_server.client.service.localreplies import LocalNotice
 from usbip_server.client.service.localrequests import LocalAttach
 from usbip_server.client.service.lookup import Lookup
 from usbip_server.client.service.news import News
+from usbip_server.client.service.obstacles import Kept, Obstacles
 from usbip_server.client.service.plugging import CannotPlug, Plugging
 from usbip_server.client.service.plugs import Plugs, placeOf
+from usbip_server.client.service.undoing import Undoing
 from usbip_server.client.service.waking import Waking
 from usbip_server.client.service.wanted import Want, Wants, isLeasedBy
 from usbip_server.device import DeviceState
@@ -81,7 +83,9 @@ class Claiming:
         self._orphans = orphans
         self._news = news
         self._save = save
+        self._obstacles = Obstacles(wants, plugs, keeping, news.now)
         self._waking = Waking(reactor, news)
+        self._undoing = Undoing(wants, plugs, keeping, plugging, self.look)
 
     async def attach(self, command: LocalAttach, caller: Caller) -> Found:
         """
@@ -95,85 +99,85 @@ class Claiming:
         beats = LoopingCall(lambda: caller.tell(self._notice("heartbeat")))
         beats.clock = self._reactor
         beats.start(self.heartbeat, now=False)
-        waiting = Deferred.fromCoroutine(self._wait(command, caller, command.wait))
-        caller.whenGone(waiting.cancel)
+        caller.whenGone(self.look)
         try:
-            return await waiting
-        except CancelledError:
-            raise NotDone("the client is gone") from None
+            return await self._wait(command, caller, command.wait)
         finally:
-            caller.forget(waiting.cancel)
+            caller.forget(self.look)
             beats.stop()
+
+    def look(self) -> None:
+        """Something has happened: those who wait look again, in a moment."""
+        self._waking.look()
 
     def leased(self, want: Want, found: Found) -> ShareError:
         """
         Why a device that was leased here is not to be had by others.
         """
-        lease = found.device.lease
-        if lease is None or not isLeasedBy(str(want.owner), found.device):
-            return CannotPlug(f"leased by {want.owner}: {found.device}")
-        left = None if lease.until is None else max(0.0, lease.until - self._news.now())
-        return DeviceLeased(found.device, lease, left)
+        return self._obstacles.leased(want, found)
 
     async def _wait(self, command: LocalAttach, caller: Caller, seconds: float) -> Found:
         until = self._reactor.seconds() + seconds
         said = None
-        while True:
+        while not caller.isGone:
             left = max(0.0, until - self._reactor.seconds())
             try:
                 return await self._attach(command, caller, left)
-            except (DeviceNotFound, Unreachable) as error:
-                if not left:
+            except (DeviceNotFound, Unreachable, Kept) as error:
+                if not left or caller.isGone:
                     raise
                 if said != str(error):
                     said = str(error)
                     caller.tell(self._notice("queued", message=said))
                 await self._waking.something(left)
             except CancelledError:
-                if caller.isGone:
-                    raise
+                pass  # what was waited for is not what is meant any more
+        raise NotDone("the client is gone")
 
     async def _attach(self, command: LocalAttach, caller: Caller, left: float) -> Found:
         """
         @param left: how many seconds it may wait.
         """
-        found = self._lookup.chosen(command, command.host, self._lookup.there(command.host))
-        place = placeOf(found)
+        found = await self._chosen(command)
+        claim = placeOf(found), command.owner
         try:
-            obstacle = self._obstacle(command, found)
-            if obstacle is not None and not left:
+            obstacle = self._obstacles.of(command, found)
+            if obstacle is not None and (not left or isinstance(obstacle, Kept)):
                 raise obstacle
             if obstacle is None and await self._isHere(command, found):
                 return found
-            if not (left or command.lease or command.force):
-                return await self._plugIn(found, None)
-            self._keeping.claimed.append(place)
+            self._keeping.claimed.append(claim)
+            isHad = False
             try:
-                found = await self._claim(command, found, caller, left)
-                return await self._plugIn(found, command.owner)
+                if left or command.lease or command.force:
+                    found = await self._claim(command, found, caller, left)
+                await self._plugIn(found, command.owner)
+                isHad = True
+                return found
             finally:
-                self._keeping.claimed.remove(place)
+                self._keeping.claimed.remove(claim)
                 self._keeping.look()
-        except Unreachable as error:
+                if not isHad:
+                    self._undoing.begin(found, command.owner)
+        except (Unreachable, Kept) as error:
             if left:
                 raise
             raise NotHad(found, error) from error
         except (CannotPlug, DeviceLeased) as error:
             raise NotHad(found, error) from error
 
-    def _obstacle(self, command: LocalAttach, found: Found) -> ShareError | None:
+    async def _chosen(self, command: LocalAttach) -> Found:
         """
-        Why this machine itself does not let a program have a device: another one has it.
+        The device that is meant, when nothing is being undone there any more.
         """
-        plug = self._plugs.at(placeOf(found))
-        want = self._wants.requested(found) if plug is None else plug.want
-        if want is None or want.owner == command.owner or (plug is None and command.force):
-            return None
-        if want.owner is not None and (plug is not None or isLeasedBy(want.owner, found.device)):
-            return self.leased(want, found)
-        if plug is None:
-            return None
-        return CannotPlug("it is plugged in here already, without a lease: detach it first")
+        while True:
+            found = self._now(command)
+            if not self._undoing.isAt(placeOf(found)):
+                return found
+            await self._waking.something(SHOWN)
+
+    def _now(self, command: LocalAttach) -> Found:
+        return self._lookup.chosen(command, command.host, self._lookup.there(command.host))
 
     async def _isHere(self, command: LocalAttach, found: Found) -> bool:
         """
@@ -211,40 +215,56 @@ class Claiming:
             asked["wait"] = left
         if command.lease is not None:
             asked["lease"] = _leaseIn(command)
-        if command.force:
-            asked["force"] = True
+        if command.force and self._obstacles.of(command, found) is None:
+            asked["force"] = True  # not from others here: their lease is waited for
         told = partial(self._told, found, caller)
         turn = Deferred.fromCoroutine(self._plugging.claim(found, asked, told))
-        bound = await self._waking.unless(turn, lambda: bool(left) and self._isOld(command, found))
-        if command.owner is not None:
-            await self._leaseShown(found, command.owner)
+        bound = await self._waking.unless(
+            turn, lambda: bool(left) and (caller.isGone or self._isOld(command, found))
+        )
+        await self._settled(command, bound)
+        if left and caller.isGone:
+            raise NotDone("the client is gone")
         return bound
 
-    async def _leaseShown(self, found: Found, owner: str) -> None:
+    async def _settled(self, command: LocalAttach, bound: Found) -> None:
         """
-        A lease counts as long as its server tells of it: from now on.
+        A lease counts as long as its server tells of it: from now on. And who had the device
+        here is about to lose it.
+
+        @raise ShareError: that does not come to pass.
         """
         until = self._reactor.seconds() + SHOWN
         while True:
-            link = self._links.of(found.server)
-            now = None if link is None else link.inventory.same(found.device)
-            if now is not None and isLeasedBy(owner, now):
+            found: Found | None = bound
+            if command.owner is not None:
+                found = self._shown(bound, command.owner)
+            obstacle = None if found is None else self._obstacles.of(command, found)
+            if found is not None and obstacle is None:
                 return
             if not await self._waking.something(until - self._reactor.seconds()):
-                raise CannotPlug(f"{found.server} does not tell of the lease")
+                raise obstacle or CannotPlug(f"{bound.server} does not tell of the lease")
 
-    async def _plugIn(self, found: Found, owner: str | None) -> Found:
+    def _shown(self, found: Found, owner: str) -> Found | None:
+        link = self._links.of(found.server)
+        now = None if link is None else link.inventory.same(found.device)
+        if now is None or not isLeasedBy(owner, now):
+            return None
+        return msgspec.structs.replace(found, device=now)
+
+    async def _plugIn(self, found: Found, owner: str | None) -> None:
+        before = self._wants.requested(found)
         want = self._want(found, owner)
         try:
             await self._keeping.now(want, found)
         except CannotPlug:
-            if want.requested is not None:
+            if before is not None and before.owner != owner:
+                self._wants.confirm(before)
+            elif before is None and want.requested is not None:
                 self._wants.withdraw(want.name)
-                self._save()
-            if owner is not None:
-                await self._plugging.release(found.server, found.device.busId, owner)
+            self._save()
+            await self._keeping.finished(want.name)
             raise
-        return found
 
     def _want(self, found: Found, owner: str | None) -> Want:
         want = self._wants.request(found, lambda name: self._keeping.isTaken(name, found), owner)
@@ -253,16 +273,22 @@ class Claiming:
 
     def _isOld(self, command: LocalAttach, found: Found) -> bool:
         """
-        Is it another device by now that is meant, or is it plugged in here?
+        Is it another device by now that is meant, or is it plugged in here? While its server is
+        not watched nobody knows.
         """
+        link = self._links.of(found.server)
+        if link is not None and not link.isUp:
+            return False
         try:
-            now = self._lookup.chosen(command, command.host, self._lookup.there(command.host))
+            now = self._now(command)
         except ShareError:
             return True
         stay = placeOf(found), found.device.deviceNumber
-        isSame = (placeOf(now), now.device.deviceNumber) == stay
+        if (placeOf(now), now.device.deviceNumber) != stay:
+            return True
+        obstacle = self._obstacles.of(command, now)
         isHere = self._plugs.at(placeOf(found)) is not None
-        return not isSame or (isHere and self._obstacle(command, found) is None)
+        return isHere and (obstacle is None or isinstance(obstacle, Kept))
 
     def _told(self, found: Found, caller: Caller, notice: Notice) -> None:
         """

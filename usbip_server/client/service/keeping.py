@@ -40,7 +40,7 @@ class Keeping:
     """
     Does it.
 
-    @ivar claimed: where there are devices that are somebody else's to ask for.
+    @ivar claimed: devices that are somebody else's to ask for: where, and for which owner.
     """
 
     _log = Logger()
@@ -59,7 +59,7 @@ class Keeping:
         """
         @param reactor: provides C{IReactorTime}.
         """
-        self.claimed: list[Place] = []
+        self.claimed: list[tuple[Place, str | None]] = []
         self._reactor = reactor
         self._links = links
         self._wants = wants
@@ -238,18 +238,18 @@ class Keeping:
         """
         if self._orphans.mayHave(want):
             return None
-        taken = {plug.place for plug in self._plugs}.union(self.claimed)
+        taken = {plug.place for plug in self._plugs}.union(place for place, _ in self.claimed)
         for found in want.among(self._links.found()):
             place = placeOf(found)
             isTaken = place in taken or self.isBusyAt(place) or not want.mayHave(found.device)
-            if not isTaken and self._isFree(found):
+            if not isTaken and self.isFree(found):
                 return found
         return None
 
-    def _isFree(self, found: Found) -> bool:
-        if self._troubles.isPausing(placeOf(found)):
-            return False
-        return found.device.state in FREEABLE or self._isOurs(found)
+    def isFree(self, found: Found) -> bool:
+        """Is a device to be had at present, as far as is known?"""
+        isOurs = found.device.state in FREEABLE or self._isOurs(found)
+        return isOurs and not self._troubles.isPausing(placeOf(found))
 
     def _isOurs(self, found: Found) -> bool:
         return self._troubles.isOurs(found, self._links.of(found.server))

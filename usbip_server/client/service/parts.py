@@ -244,6 +244,7 @@ class Parts:
         if isNews:
             self.news.happened(word, link.server, message=link.trouble)
         self.keeping.look()
+        self.claiming.look()
 
     def _over(self, plug: Plug) -> None:
         self.keeping.over(plug)

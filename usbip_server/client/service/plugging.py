@@ -13,14 +13,16 @@ from typing import Any
 
 import msgspec
 from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from usbip_server.client.core.answers import Notice, Refused
 from usbip_server.client.core.asking import askToTheEnd
 from usbip_server.client.core.attaching import Attached, Attaching
-from usbip_server.client.core.devices import Found
+from usbip_server.client.core.devices import Found, deviceIn
 from usbip_server.client.core.servers import Server
-from usbip_server.device import DeviceState
+from usbip_server.client.service.wanted import isLeasedBy
+from usbip_server.device import DeviceState, UsbDevice
 from usbip_server.errors import LocalTrouble, ShareError, Unreachable
 from usbip_server.keepalive import KeepAlive
 from usbip_server.opcodec import NotGiven
@@ -31,6 +33,12 @@ NODES_SECONDS = 10.0
 """For nodes to appear, and for threads to have their turn."""
 
 DETACH_SECONDS = 10.0
+
+BIND_SECONDS = 60.0
+"""In which a server has bound a device, or given it up."""
+
+AGAIN = 1.0
+"""Seconds between questions whether it has."""
 
 Result = tuple[Attached, socket.socket]
 
@@ -59,7 +67,7 @@ class Plugging:
         self._reactor = reactor
         self._attaching = attaching
         self._calls = calls
-        self._bound: set[tuple[str, str]] = set()
+        self._bound: set[tuple[str, str, str | None]] = set()
         self._looking = DeferredLock()
 
     async def claim(
@@ -75,14 +83,19 @@ class Plugging:
         @raise Unreachable: its server is not there.
         """
         device = found.device
+        owner = asked["lease"]["owner"] if "lease" in asked else None
+        mine = found.server.name, device.busId, owner
+        if owner is not None or device.state not in (DeviceState.BOUND, DeviceState.IN_USE):
+            self._bound.add(mine)  # it may be from now on, also if there is no answer
         try:
             await self._ask(found.server, "attach", device.busId, told, **asked)
         except Unreachable:
             raise
         except ShareError as error:
+            self._bound.discard(mine)
             raise CannotPlug(str(error)) from error
         if device.state is not DeviceState.BOUND:
-            self._bound.add((found.server.name, device.busId))
+            self._bound.add(mine)
         bound = msgspec.structs.replace(device, state=DeviceState.BOUND, holder=None, lease=None)
         return msgspec.structs.replace(found, device=bound)
 
@@ -109,6 +122,7 @@ class Plugging:
         @raise CannotPlug: that is not possible.
         """
         server, busId = found.server, found.device.busId
+        mine = server.name, busId, owner
         device = found.device
         bind = device.state not in (DeviceState.BOUND, DeviceState.IN_USE)
         isTheirs = device.state is DeviceState.IN_USE or (device.lease and owner is None)
@@ -118,11 +132,14 @@ class Plugging:
             elif bind or isTheirs:  # then the answer says whose it is
                 await self._ask(server, "attach", busId)
                 if bind:
-                    self._bound.add((server.name, busId))
+                    self._bound.add(mine)
             attached, kept = await self._attach(server, busId)
         except (ShareError, NotGiven, TookTooLong, StillOut, RuntimeError) as error:
             raise CannotPlug(_text(error)) from error
-        return attached, kept, (server.name, busId) in self._bound
+        bound = mine in self._bound
+        if owner is not None:
+            self._bound.discard(mine)  # from now on its lease tells
+        return attached, kept, bound
 
     async def pullOut(
         self, server: Server, busId: str, port: int, unbind: bool, owner: str | None = None
@@ -143,15 +160,36 @@ class Plugging:
         Have a server unbind a device. Parameters are those of C{pullOut}.
         """
         try:
-            await self._ask(server, "detach", busId, **_owned(owner))
-            self._bound.discard((server.name, busId))
+            await self._unbind(server, busId, owner)
         except ShareError as error:
-            self._log.warn(
-                "{busId} stays bound at {server}: {error}",
-                busId=busId,
-                server=str(server),
-                error=str(error),
-            )
+            self._staysBound(server, busId, error)
+
+    async def giveBack(self, found: Found, owner: str | None) -> None:
+        """
+        Have a server unbind a device that it has bound for somebody who cannot have it now, or
+        may have: there was no answer. Who else has it by now is not disturbed.
+
+        @param owner: who would have leased it.
+        """
+        server, busId = found.server, found.device.busId
+        if (server.name, busId, owner) not in self._bound:
+            return
+        until = self._reactor.seconds() + BIND_SECONDS
+        while True:
+            try:
+                shown = await self._ask(server, "find", busId, detail=True)
+                if _isFor(owner, deviceIn(server, shown)):
+                    await self._unbind(server, busId, owner)
+                break
+            except ShareError as error:
+                # What it is just at cannot be undone yet.
+                isAtIt = isinstance(error, Refused) and error.status is Status.ERROR
+                if not isAtIt or self._reactor.seconds() >= until:
+                    self._staysBound(server, busId, error)
+                    break
+            await deferLater(self._reactor, AGAIN)
+        if owner is not None:
+            self._bound.discard((server.name, busId, owner))
 
     async def attached(self) -> tuple[Attached, ...]:
         """
@@ -172,11 +210,25 @@ class Plugging:
         busId: str,
         told: Callable[[Notice], None] = lambda notice: None,
         **asked: Any,
-    ) -> None:
+    ) -> Any:
         request = {"command": command, "bus": busId, **asked}
         answer = await askToTheEnd(self._reactor, server, request, self.answerSeconds, told)
         if answer.status is not Status.SUCCESS:
             raise Refused(answer.status, answer.message)
+        return answer.data
+
+    async def _unbind(self, server: Server, busId: str, owner: str | None) -> None:
+        await self._ask(server, "detach", busId, **_owned(owner))
+        self._bound.discard((server.name, busId, owner))
+        self._bound.discard((server.name, busId, None))
+
+    def _staysBound(self, server: Server, busId: str, error: ShareError) -> None:
+        self._log.warn(
+            "{busId} stays bound at {server}: {error}",
+            busId=busId,
+            server=str(server),
+            error=str(error),
+        )
 
     async def _attach(self, server: Server, busId: str) -> Result:
         results: list[Result] = []
@@ -217,6 +269,15 @@ class Plugging:
 
 def _owned(owner: str | None) -> dict[str, Any]:
     return {} if owner is None else {"owner": owner}
+
+
+def _isFor(owner: str | None, device: UsbDevice) -> bool:
+    """
+    Is a device still bound for nobody else?
+    """
+    if owner is not None:
+        return isLeasedBy(owner, device)
+    return device.lease is None and device.state is not DeviceState.IN_USE
 
 
 def _text(error: BaseException) -> str:

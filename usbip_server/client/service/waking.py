@@ -29,7 +29,14 @@ class Waking:
         self._sleeping: list[Event] = []
         self._working: dict[Deferred[Any], Callable[[], bool]] = {}
         self._due: IDelayedCall | None = None
-        news.listen(self._heard)
+        news.listen(lambda item: self.look())
+
+    def look(self) -> None:
+        """Something has happened: let them look again, in a moment."""
+        isAwaited = self._sleeping or self._working
+        if isAwaited and (self._due is None or not self._due.active()):
+            # Others hear of it first.
+            self._due = self._reactor.callLater(0, self._wake)
 
     async def something(self, seconds: float) -> bool:
         """
@@ -58,13 +65,7 @@ class Waking:
         finally:
             del self._working[work]
 
-    def _heard(self, item: object) -> None:
-        isAwaited = self._sleeping or self._working
-        if isAwaited and (self._due is None or not self._due.active()):
-            # Others hear of it first.
-            self._due = self._reactor.callLater(0, self._look)
-
-    def _look(self) -> None:
+    def _wake(self) -> None:
         sleeping, self._sleeping = self._sleeping, []
         for event in sleeping:
             event.happen()
