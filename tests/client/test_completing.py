@@ -4,8 +4,12 @@ Tests of L{usbip_server.client.terminal.completing} and of C{usbipshare completi
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 from click.shell_completion import ShellComplete
 from twisted.trial.unittest import SkipTest
@@ -14,6 +18,23 @@ from tests.childdaemon import EXPORT
 from tests.client.commandcase import CommandCase
 from usbip_server.client.cli import COMMANDS, main
 from usbip_server.client.terminal.exits import Exit
+
+SECONDS = 60
+
+SHELLS = {
+    "bash": (
+        ("--norc",),
+        "source {}; COMP_WORDS=(usbipshare attach ''); COMP_CWORD=2; "
+        'COMPREPLY=(); _usbipshare_completion usbipshare; printf "%s\\n" "${{COMPREPLY[@]}}"',
+    ),
+    "zsh": (
+        ("-f",),
+        "compdef() {{ : }}; _describe() {{ print -l -- ${{(P)3}} }}; source {}; "
+        "words=(usbipshare attach ''); CURRENT=3; _usbipshare_completion",
+    ),
+    "fish": ((), 'source {}; complete -C "usbipshare attach "'),
+}
+"""How each is had to complete C{usbipshare attach}: its options, and a command."""
 
 EVIL = """
 export: off
@@ -98,15 +119,38 @@ class CompletionTests(CommandCase):
 
     def test_shells(self) -> None:
         """Each shell understands what is made for it."""
-        missing = []
-        for shell in ("bash", "zsh", "fish"):
+        for shell in SHELLS:
             script = self.type("completion", shell).stdout
             self.assertIn("_USBIPSHARE_COMPLETE", script)
+            if (program := shutil.which(shell)) is not None:
+                subprocess.run([program, "-n"], input=script.encode(), check=True, timeout=SECONDS)
+        self.type("completion", "cmd", status=Exit.USAGE)
+
+    def test_live(self) -> None:
+        """And completes by it what a server has at that moment."""
+        self.daemon()
+        here = Path(sys.executable).parent
+        environment = {
+            **os.environ,
+            "PATH": f"{here}:{os.environ['PATH']}",
+            "HOME": str(self.folder),
+            "XDG_CONFIG_HOME": str(self.folder),
+        }
+        missing = []
+        for shell, (options, code) in SHELLS.items():
             program = shutil.which(shell)
             if program is None:
                 missing.append(shell)
                 continue
-            subprocess.run([program, "-n"], input=script.encode(), check=True, timeout=60)
-        self.type("completion", "cmd", status=Exit.USAGE)
+            script = self.write(f"usbipshare.{shell}", self.type("completion", shell).stdout)
+            ended = subprocess.run(
+                [program, *options, "-c", code.format(script)],
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=SECONDS,
+            )
+            offered = [re.split("[:\t]", line)[0] for line in ended.stdout.split("\n") if line]
+            self.assertEqual(offered, ["1-1", "1-2"], (shell, ended))
         if missing:
             raise SkipTest(f"not all shells: apt-get install {' '.join(missing)}")
