@@ -120,6 +120,25 @@ class DaemonCase(SynchronousTestCase):
         return ChildDaemon(config, prefix=self.prefix, listen=[self.listen])
 
 
+class ElsewhereCase(DaemonCase):
+    """
+    A server, and clients on another machine, as far as the network goes.
+
+    @ivar elsewhere: that machine.
+    @ivar server: serves requests and USB/IP at their usual ports.
+    """
+
+    backend = "{type: sysfs}"
+    listen = "tcp:5055"
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.elsewhere = guest.Elsewhere()
+        self.elsewhere.__enter__()
+        self.addCleanup(self.elsewhere.__exit__, None, None, None)
+        self.server = self.daemon(self.config(more="export: {listen: ['tcp:3240']}\n"))
+
+
 def leave(listen: str) -> None:
     """
     Have nobody listen at a port: a daemon that was shared by the tests before may still do.

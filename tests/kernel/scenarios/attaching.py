@@ -16,8 +16,10 @@ import time
 from functools import partial
 from pathlib import Path
 
+import msgspec
+
 from tests.certificates import LAB, authority, signed
-from tests.childdaemon import EXPORT, ChildDaemon
+from tests.childdaemon import ChildDaemon
 from tests.kernel import guest
 from tests.kernel.daemoncase import DISK, DaemonCase
 from usbip_server.client.core.attaching import Attached, Attaching
@@ -333,7 +335,8 @@ class AttachingTests(AttachingCase):
 
 class VirtualTests(AttachingCase):
     """
-    Devices of software: there can be many, and their serial ports echo.
+    Devices of software, on another machine as far as the network goes: there can be many, and
+    their serial ports echo.
     """
 
     def setUp(self) -> None:
@@ -341,17 +344,23 @@ class VirtualTests(AttachingCase):
         guest.modprobe("cdc-acm")
         files = f"{self.mktemp()}"
         self.ca, _ = authority(LAB).write(files, "ca")
+        there = guest.Elsewhere()
+        there.__enter__()
+        self.addCleanup(there.__exit__, None, None, None)
         certificate, key = signed("server").write(files, "server")
         devices = [f"{{bus_id: 1-{number}, kind: serial}}" for number in range(1, MANY + 1)]
         self.virtual = ChildDaemon(
             f"backend: {{type: virtual, devices: [{', '.join(devices)}]}}\n"
             "devices: [{match: {id: '*'}, share: always}]\n"
             f"tls: {{certificate: {certificate}, key: {key}}}\n"
-            + EXPORT.replace("]", f", 'tls:{TLS_PORT}:interface=127.0.0.1']")
+            f"export: {{listen: ['tcp:3240', 'tls:{TLS_PORT}']}}\n",
+            prefix=there.prefix,
+            listen=["tcp:5055"],
         )
         self.virtual.__enter__()
         self.addCleanup(self.virtual.__exit__, None, None, None)
-        self.server = Server(name="virtual", host=HOST, exportPort=self.virtual.exportPort)
+        self.virtual.host = there.address
+        self.server = Server(name="virtual", host=there.address)
 
     def echo(self, attached: Attached) -> None:
         """What is said to a port comes back."""
@@ -389,7 +398,9 @@ class VirtualTests(AttachingCase):
 
     def test_tls(self) -> None:
         """With TLS too, whether the kernel encrypts or we carry."""
-        server = Server(name="virtual", host=HOST, exportPort=TLS_PORT, tls=ClientTls(ca=self.ca))
+        server = msgspec.structs.replace(
+            self.server, exportPort=TLS_PORT, tls=ClientTls(ca=self.ca, serverName="localhost")
+        )
         for hasModule, encryption in ((False, Encryption.RELAY), (True, Encryption.KTLS)):
             if hasModule:
                 NO_MODULE.unlink()

@@ -16,7 +16,7 @@ from typing import Any
 from tests.childdaemon import ChildDaemon
 from tests.childservice import REAL, ChildService
 from tests.kernel import guest
-from tests.kernel.daemoncase import DISK, DaemonCase, leave
+from tests.kernel.daemoncase import DISK, ElsewhereCase, leave
 from tests.kernel.scenarios.service import SystemdCase
 
 SERIAL = guest.SERIAL.busId
@@ -36,20 +36,13 @@ timeouts: {attach: 60, server: 20}
 """
 
 
-class ClientServiceTests(DaemonCase):
+class ClientServiceTests(ElsewhereCase):
     """
     A disk by rule, and a serial port by request.
     """
 
-    backend = "{type: sysfs}"
-    listen = "tcp:5055"
-
     def setUp(self) -> None:
         super().setUp()
-        self.elsewhere = guest.Elsewhere()
-        self.elsewhere.__enter__()
-        self.addCleanup(self.elsewhere.__exit__, None, None, None)
-        self.server = self.daemon(self.config(more="export: {listen: ['tcp:3240']}\n"))
         servers = f"servers: {{here: {{host: {self.elsewhere.server}}}}}\n"
         self.service = ChildService(servers + RULES, REAL, self.elsewhere.prefix)
         self.service.__enter__()
@@ -282,4 +275,4 @@ class UnitTests(SystemdCase):
         self.inside("test", "!", "-e", SOCKET)
 
 
-del DaemonCase, SystemdCase  # they are not to be run themselves
+del ElsewhereCase, SystemdCase  # they are not to be run themselves

@@ -14,7 +14,7 @@ from typing import Any
 
 from tests.childdaemon import ChildDaemon
 from tests.kernel import guest
-from tests.kernel.daemoncase import BUS_IDS, DISK, DaemonCase
+from tests.kernel.daemoncase import BUS_IDS, DISK, ElsewhereCase
 
 SERIAL = guest.SERIAL.busId
 
@@ -22,6 +22,9 @@ USBIPSHARE = str(Path(sys.executable).with_name("usbipshare"))
 
 SECONDS = 60.0
 """For a command: an emulated machine needs some to start Python."""
+
+FAST = "2-5"
+"""Where a super speed disk is plugged in."""
 
 LATER = 8.0
 """Seconds until something is plugged in that is waited for."""
@@ -32,20 +35,13 @@ THROUGH = f"10{DISK}"
 NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs")
 
 
-class TypedCase(DaemonCase):
+class TypedCase(ElsewhereCase):
     """
     A server, and somebody at a terminal elsewhere.
     """
 
-    backend = "{type: sysfs}"
-    listen = "tcp:5055"
-
     def setUp(self) -> None:
         super().setUp()
-        self.elsewhere = guest.Elsewhere()
-        self.elsewhere.__enter__()
-        self.addCleanup(self.elsewhere.__exit__, None, None, None)
-        self.server = self.daemon(self.config(more="export: {listen: ['tcp:3240']}\n"))
         self.listsSoon(self.server)
         self.folder = Path(self.mktemp()).absolute()
         self.know(self.elsewhere.server)
@@ -126,6 +122,26 @@ class TypedTests(TypedCase):
             reader.readsOn()
         self.assertEqual(self.used(), before)
         self.assertEqual(self.state(self.server), "in_use")
+
+    def test_fast(self) -> None:
+        """A super speed disk comes at a port for such, and is what it is."""
+        self.addCleanup(self.unplugFast)
+        guest.plugDisk("5", "FAST8", "fast")
+        guest.waitUntil(lambda: FAST in self.listed(self.server), "it is listed")
+        guest.waitBlockDevice(FAST)
+        [disk] = self.told("attach", "FAST8")
+        self.assertEqual(guest.attribute(disk["local_bus_id"], "speed"), "5000")
+        guest.check("cmp", nodeOf(disk, "/dev/sd"), os.environ["USBIPSHARE_GUEST_DISK"])
+        self.done("detach", "FAST8")
+        self.assertEqual(self.used(), [])
+
+    def unplugFast(self) -> None:
+        """Make all as it was: the server lets go of it first."""
+        self.server.ask("detach", id=FAST, force=True)
+        guest.waitUntil(lambda: guest.driverOf(FAST) == "usb", "it is this machine's")
+        guest.forget(FAST)
+        guest.unplug("fast")
+        guest.waitGone(FAST)
 
     def test_refused(self) -> None:
         """What cannot be had is told by the exit code, and why by a line."""

@@ -57,7 +57,7 @@ def everywhere(servers: Sequence[Server], work: Callable[[Server], T]) -> Heard[
             return False
         return True
 
-    _allowManyConnections()
+    allowManyConnections()
     threads = [threading.Thread(target=one, args=(i,), daemon=True) for i in range(len(servers))]
     before = threading.stack_size(STACK)
     try:
@@ -79,7 +79,7 @@ def everywhere(servers: Sequence[Server], work: Callable[[Server], T]) -> Heard[
     return heard
 
 
-def _allowManyConnections() -> None:
+def allowManyConnections() -> None:
     """
     A range of servers can have more than the thousand that are usual.
     """

@@ -4,8 +4,6 @@ Running a coroutine to its end, in a program that has nothing else to do.
 
 from __future__ import annotations
 
-import contextlib
-import resource
 import signal
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
@@ -13,6 +11,7 @@ from typing import Any, TypeVar
 from twisted.internet.defer import Deferred
 
 from usbip_server.client.core.resolving import Resolver
+from usbip_server.client.terminal.everywhere import allowManyConnections
 
 T = TypeVar("T")
 
@@ -64,7 +63,7 @@ def run(work: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
         working.append(done)
         done.addBoth(lambda nothing: soon())
 
-    _allowManyConnections()
+    allowManyConnections()
     others = {*reactor.getDelayedCalls()}
     before = reactor.installNameResolver(Resolver(reactor))
     signals = {number: signal.getsignal(number) for number in SIGNALS}
@@ -81,12 +80,3 @@ def run(work: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
     for error in errors:
         raise error
     return results[0]
-
-
-def _allowManyConnections() -> None:
-    """
-    A range of servers can have more than the thousand that are usual.
-    """
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
