@@ -12,6 +12,8 @@ _SUMMARY = re.compile(r"^(?:PASSED|FAILED)(?: \(([a-zA-Z]+=\d+(?:, [a-zA-Z]+=\d+
 _BAD_COUNTS = ("failures", "errors", "unexpectedSuccesses")
 _GOOD_COUNTS = ("successes", "expectedFailures")
 
+_PANIC = "Kernel panic"
+
 _STAMP = re.compile(r"^\[\s*\d+\.\d+\](?:\[[^\]]*\])? ")
 _COMPLAINT = re.compile(
     r"BUG: |kernel BUG at|\bOops\b|general protection fault|Kernel panic"
@@ -72,6 +74,15 @@ def complaintsOf(console: str) -> list[str]:
     """
     lines = [_STAMP.sub("", line) for line in console.splitlines()]
     return [lines[number] for number in _complaining(lines)]
+
+
+def hasDied(console: str, pattern: str) -> bool:
+    """
+    Has the kernel died, of what was expected?
+
+    @param pattern: a regular expression for a part of a line.
+    """
+    return _PANIC in console and re.search(pattern, console) is not None
 
 
 def excerptOf(console: str) -> list[str]:
