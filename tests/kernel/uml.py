@@ -131,7 +131,8 @@ class _Run:
             # Where it keeps its control socket.
             f"uml_dir={folder}",
             "umid=guest",
-            "con0=fd:0,fd:1",
+            # Not "fd:0" for input: the console would be closed at its end.
+            f"con0={'fd:0' if self._boot.isInteractive else 'null'},fd:1",
             f"ssl1=null,fd:{_TERMINAL_FD}",
             f"ssl2=null,fd:{_NOTES_FD}",
         ]

@@ -23,7 +23,7 @@ _WARNING = re.compile(r"WARNING: ")
 _OURS = re.compile(r"usbip|vhci")
 _WARNING_LINES = 80
 
-# What stands before a warning that is about a client's request, not about usbip: an empty
+# What stands before or after the line of a warning that is about a client's request, not about usbip: an empty
 # one to read where the device wants to be written to (drivers/usb/core/urb.c).
 _CLIENTS_FAULT = "BOGUS control dir"
 
@@ -119,7 +119,7 @@ def _complaining(lines: Sequence[str]) -> Iterator[int]:
             return
         if _COMPLAINT.search(line) or (
             _WARNING.search(line)
-            and _CLIENTS_FAULT not in "".join(lines[max(0, number - 1) : number])
+            and _CLIENTS_FAULT not in "".join(lines[max(0, number - 1) : number + 2])
             and any(_OURS.search(traced) for traced in _traceOf(lines[number:]))
         ):
             yield number

@@ -251,7 +251,10 @@ class UserSpaceTests(DaemonCase):
                 disk = MSCDriver(handle)
                 self.assertEqual(disk.max_lun(), 0)
                 self.assertIn(b"QEMU", disk.inquiry())
-                count, size = disk.read_capacity()
+                # The first command after a reset is answered with "unit attention".
+                count, size = guest.waitUntil(
+                    lambda: [it for it in [disk.read_capacity()] if it[1]], "it has a capacity"
+                )[0]
                 self.assertEqual(count * size, len(content))
                 for first in range(0, count, count // 8):
                     read = disk.read_blocks(first, BLOCKS, size)

@@ -266,7 +266,7 @@ class SysfsTests(Scenarios):
             self.succeeds(daemon.ask("detach", id=TABLET))
         table = guest.DRIVERS_FOLDER / "usbip-host" / "match_busid"
         for port in range(1, 16):
-            table.write_text(f"add 9-{port}")
+            table.write_text(f"add 99-{port}")
         self.succeeds(daemon.ask("attach", id=DISK))  # in the place of the tablet
         self.assertNotIn(TABLET, guest.matchBusIds())
         self.fails(daemon.ask("attach", id=CARD_READER), "all 16 places")
