@@ -23,8 +23,8 @@ _WARNING = re.compile(r"WARNING: ")
 _OURS = re.compile(r"usbip|vhci")
 _WARNING_LINES = 80
 
-# What stands before or after the line of a warning that is about a client's request, not about usbip: an empty
-# one to read where the device wants to be written to (drivers/usb/core/urb.c).
+# What stands in the line before or after a warning that is about a client's request, not about
+# usbip: an empty one to read where the device wants to be written to (drivers/usb/core/urb.c).
 _CLIENTS_FAULT = "BOGUS control dir"
 
 _LINES_BEFORE = 10
