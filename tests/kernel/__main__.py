@@ -5,6 +5,7 @@ C{python -m tests.kernel}: run the scenarios on real kernels.
 from __future__ import annotations
 
 import argparse
+import compileall
 import os
 import sys
 import time
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 
 from twisted.internet import task
 
-from tests.kernel.cache import Cache
+from tests.kernel.cache import PROJECT, Cache
 from tests.kernel.campaign import Campaign, Task
 from tests.kernel.machine import IMachine, IMachineReactor
 from tests.kernel.qemu import Qemu
@@ -99,6 +100,7 @@ async def _run(reactor: IMachineReactor, options: argparse.Namespace, began: flo
     cache = Cache.default()
     table = TimeTable()
     requireTools(_TOOLS[options.machine])
+    _compile()
     machines = _machines(reactor, options, cache, table)
     if options.build:
         print(table)
@@ -121,6 +123,14 @@ async def _run(reactor: IMachineReactor, options: argparse.Namespace, began: flo
     table.add("all", time.monotonic() - began)
     print(f"\n{table}\n\n{tally}", flush=True)
     raise SystemExit(1 if tally.failed or tally == Tally() else 0)
+
+
+def _compile() -> None:
+    """
+    Compile the project's modules: what a guest compiles is lost with it.
+    """
+    for name in ("usbip_server", "twisted", "tests", "benchmarks"):
+        compileall.compile_dir(str(PROJECT / name), quiet=1)
 
 
 def _machines(

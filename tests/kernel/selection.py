@@ -23,7 +23,7 @@ class Job:
     """
     What one boot of a machine is for.
 
-    @ivar name: of the module, or of the test.
+    @ivar name: of the test case, or of the test.
     @ivar tests: what trial runs.
     @ivar death: what the console shows at the end; none for a kernel that has to live.
     """
@@ -50,30 +50,25 @@ def fullName(name: str) -> str:
 
 def jobsFor(machine: IMachine, names: Sequence[str]) -> list[Job]:
     """
-    Distribute what a machine can run over boots: all tests of a name in one boot where a boot is
-    quick, else all tests. A test that the kernel does not survive has a boot of its own.
+    Distribute what a machine can run over boots: the tests of a test case share one where a boot
+    is quick, else all tests do. A test that the kernel does not survive has a boot of its own.
 
     @param names: full names of modules, cases or methods.
     @raise HarnessError: a name is wrong.
     """
     jobs: list[Job] = []
-    together: list[str] = []
-    for name in names:
-        surviving = []
-        for test in _testsOf(name):
-            if not needsOf(test) <= machine.offers:
-                continue
-            death = deathOf(test)
-            if death is None:
-                surviving.append(test.id())
-            else:
-                jobs.append(Job(_shortName(test.id()), (test.id(),), death))
-        if machine.isQuick and surviving:
-            jobs.append(Job(_shortName(name), tuple(surviving)))
-        together += surviving
-    if not machine.isQuick and together:
-        jobs.append(Job("all in one boot", tuple(dict.fromkeys(together))))
-    return jobs
+    boots: dict[str, list[str]] = {}
+    tests = {test.id(): test for name in names for test in _testsOf(name)}
+    for name, test in tests.items():
+        if not needsOf(test) <= machine.offers:
+            continue
+        death = deathOf(test)
+        if death is not None:
+            jobs.append(Job(_shortName(name), (name,), death))
+        else:
+            case = _shortName(name.rpartition(".")[0])
+            boots.setdefault(case if machine.isQuick else "all in one boot", []).append(name)
+    return [*jobs, *(Job(name, tuple(boot)) for name, boot in boots.items())]
 
 
 def unmet(machine: IMachine, names: Sequence[str]) -> set[str]:
@@ -85,7 +80,7 @@ def unmet(machine: IMachine, names: Sequence[str]) -> set[str]:
 
 
 def _shortName(name: str) -> str:
-    return name.removeprefix(f"{SCENARIOS}.")
+    return name.removeprefix(f"{SCENARIOS}.").removeprefix("tests.")
 
 
 def _testsOf(name: str) -> Iterator[unittest.TestCase]:
