@@ -86,7 +86,11 @@ def umlKernel(series: str, cache: Cache) -> tuple[UmlKernel, float | None]:
             requireTools(_PROGRAMS)
             began = time.monotonic()
             log = cache.folder / f"build-{series}.log"
-            _build(series, download(package, version, workshop), workshop, log).rename(folder)
+            made = _make(series, download(package, version, workshop), workshop, log)
+            files = [path for path in sorted(made.rglob("*")) if path.is_file()]
+            listed = {str(path.relative_to(made)): _digestOf(path) for path in files}
+            (made / _LIST).write_text(json.dumps(listed))
+            made.rename(folder)
             took = time.monotonic() - began
     (modules,) = (folder / "lib" / "modules").iterdir()
     return UmlKernel(series, modules.name, folder), took
@@ -105,11 +109,11 @@ def isWhole(folder: Path) -> bool:
         return False
 
 
-def _build(series: str, archive: Path, workshop: Path, log: Path) -> Path:
+def _make(series: str, archive: Path, workshop: Path, log: Path) -> Path:
     """
     Unpack and build.
 
-    @return: the kernel's folder, whole, still in the workshop.
+    @return: the kernel's folder, still in the workshop.
     """
     print(f"building Linux {series} for user-mode Linux, once: minutes. Log: {log}", flush=True)
     package, sources, build, made = (workshop / name for name in ("deb", "src", "build", "made"))
@@ -135,9 +139,6 @@ def _build(series: str, archive: Path, workshop: Path, log: Path) -> Path:
     for link in made.glob("lib/modules/*/*"):
         if link.is_symlink():  # to the sources, which go
             link.unlink()
-    files = [path for path in sorted(made.rglob("*")) if path.is_file()]
-    listed = {str(path.relative_to(made)): _digestOf(path) for path in files}
-    (made / _LIST).write_text(json.dumps(listed))
     return made
 
 
