@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from twisted.internet.defer import Deferred, DeferredSemaphore, gatherResults
+from twisted.internet.defer import Deferred, DeferredSemaphore, FirstError, gatherResults
 
 from tests.kernel.cache import Cache
 from tests.kernel.machine import CONSOLE, DISK_IMAGE, Boot, Ending, IMachine
@@ -96,7 +96,10 @@ class Campaign:
         semaphore = DeferredSemaphore(atOnce)
         ordered = sorted(tasks, key=lambda task: -self._durations.get(task.name, 1e9))
         running = [semaphore.run(self._begin, task, streams) for task in ordered]
-        outcomes: list[Outcome] = await gatherResults(running, consumeErrors=True)
+        try:
+            outcomes: list[Outcome] = await gatherResults(running, consumeErrors=True)
+        except FirstError as error:
+            error.subFailure.raiseException()
         for task, outcome in sorted(
             zip(ordered, outcomes, strict=True), key=lambda pair: pair[0].name
         ):
@@ -134,7 +137,7 @@ class Campaign:
                 sys.stdout.buffer.flush()
 
         trial = [sys.executable, "-m", "twisted.trial"]
-        trial += ["--temp-directory", "/tmp/kernel-trial", *task.job.tests]
+        trial += ["--reporter=timing", "--temp-directory", "/tmp/kernel-trial", *task.job.tests]
         kind = task.machine.kind
         with self._cache.runFolder() as folder:
             boot = Boot(folder, _inGuest(folder, kind, "dumb", trial), emit, self._limit)

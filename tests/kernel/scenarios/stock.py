@@ -75,9 +75,9 @@ class ImportTests(SynchronousTestCase):
     """
 
     def setUp(self) -> None:
+        guest.awaitDevices()  # first: bus 1 is the first one there
         guest.modprobe("usbip-host")
         guest.modprobe("vhci-hcd")
-        guest.awaitDevices()
         self.addCleanup(guest.resetUsb)
 
     def test_disk(self) -> None:
