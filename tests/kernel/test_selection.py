@@ -4,10 +4,12 @@ Tests of L{tests.kernel.selection} and L{tests.kernel.needs}.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.kernel.cache import PROJECT
 from tests.kernel.machine import Boot, Ending
 from tests.kernel.needs import Need, dies, needs
 from tests.kernel.selection import Job, fullName, jobsFor, scenarioModules, unmet
@@ -134,7 +136,7 @@ class JobsTests(SynchronousTestCase):
 
 class NamesTests(SynchronousTestCase):
     """
-    All scenarios, and those of the smoke test.
+    All scenarios, those of the smoke test, and those that the documentation names.
     """
 
     def test_all(self) -> None:
@@ -142,5 +144,11 @@ class NamesTests(SynchronousTestCase):
         Each module of scenarios can be loaded, and each name of the smoke test means something.
         """
         machine = FakeMachine(True, *Need)
-        for name in (*scenarioModules(), *SMOKE):
+        text = Path(PROJECT, "tests", "README.md").read_text()
+        named = re.findall(r"SCENARIO='?([a-zA-Z_. ]*[a-zA-Z_])", text)
+        self.assertNotEqual(named, [])
+        documented = [
+            fullName(name) for names in named for name in names.split() if name != "KERNEL"
+        ]
+        for name in (*scenarioModules(), *SMOKE, *documented):
             self.assertNotEqual(jobsFor(machine, [name]), [], name)
