@@ -86,8 +86,9 @@ def _shortName(name: str) -> str:
 def _testsOf(name: str) -> Iterator[unittest.TestCase]:
     for test in _flat(TestLoader().loadByName(name, recurse=True)):
         if isinstance(test, ErrorHolder):
-            error = test.error
-            raise HarnessError(f"{name} cannot be loaded: {getattr(error, 'value', error)}")
+            # A Failure, or what sys.exc_info() returns.
+            error = test.error[1] if isinstance(test.error, tuple) else test.error.value
+            raise HarnessError(f"{name} cannot be loaded: {error}")
         yield test
 
 

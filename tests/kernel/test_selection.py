@@ -145,7 +145,7 @@ class NamesTests(SynchronousTestCase):
         """
         machine = FakeMachine(True, *Need)
         text = Path(PROJECT, "tests", "README.md").read_text()
-        named = re.findall(r"SCENARIO=(?:'([^']+)'|([^' ]+))", text)
+        named = re.findall(r"SCENARIO=(?:'([^']+)'|([^'\s]+))", text)
         documented = [fullName(name) for pair in named for name in "".join(pair).split()]
         self.assertNotEqual(documented, [])
         for name in (*scenarioModules(), *SMOKE, *documented):
