@@ -183,6 +183,7 @@ class InterruptedTests(ProcessTestCase):
         asked = threading.Event()
 
         def hear(peer: socket.socket) -> None:
+            peer.settimeout(None)  # the client is to be ended by the signal, not by this side
             peer.recv(1)
             asked.set()
             listen(peer)
