@@ -211,7 +211,8 @@ class DaemonTests(AttachingTestCase):
         port is free."""
         _, kept = self.attach(self.server, "1-1")
         self.assertEqual(self.daemon.ask("kick", id="1-1")["status"], "success")
-        self.assertOver(kept)
+        for connection in (kept, self.kernel.connection(0)):
+            self.assertOver(connection)  # where it is relayed, one after the other
         self.assertEqual(self.attaching.attached(), ())
         self.assertFalse(self.attaching.detach(0))
         again, _ = self.attach(self.server, "1-1")

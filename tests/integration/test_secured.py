@@ -5,7 +5,6 @@ A daemon that serves USB/IP over TLS, and clients that come to it over real sock
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import socket
 import ssl
@@ -13,7 +12,7 @@ import struct
 from typing import Any
 
 from tests.certificates import LAB, authority, signed, trusting
-from tests.childdaemon import EXPORT
+from tests.childdaemon import EXPORT, withConstant
 from tests.integration import test_exporting
 from tests.integration.test_exporting import IDLE, LIST, SECONDS, VIRTUAL, importOf
 from tests.protocols.securedcase import hasKtls
@@ -64,10 +63,6 @@ class SecuredTestCase(test_exporting.ExportingTestCase):
         except BaseException:
             below.close()
             raise
-
-    def descriptors(self) -> int:
-        """How many files the daemon has open."""
-        return len(os.listdir(f"/proc/{self.daemon.child.pid}/fd"))
 
 
 class SessionTests(SecuredTestCase, test_exporting.SessionTests):
@@ -207,6 +202,8 @@ class EndTests(SecuredTestCase):
     """
     The daemon's end.
     """
+
+    command = withConstant("usbip_server.daemon", "CLOSING_SECONDS", 0.5)
 
     def end(self, number: int) -> list[Any]:
         """End the daemon while clients have devices, ask for some, or say nothing."""
