@@ -26,7 +26,12 @@ class ReachingTestCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.stack = contextlib.ExitStack()
-        self.addCleanup(self.stack.close)
+        self.addCleanup(self.leave)
+
+    def leave(self) -> object:
+        """End all servers."""
+        self.stack.close()
+        return None
 
     def daemon(
         self, config: str = CONFIG, listen: str = "tcp:0:interface=127.0.0.1"

@@ -94,6 +94,10 @@ class AskingTestCase(ReachingTestCase, TestCase):
 
     timeout = 60
 
+    def leave(self) -> object:
+        """Also close connections meanwhile, which a daemon waits for when it ends."""
+        return deferToThread(self.stack.close)
+
     async def ask(
         self,
         server: Server,

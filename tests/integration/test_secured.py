@@ -144,6 +144,14 @@ class CrowdTests(SecuredTestCase):
         self.assertWorks(port)
         self.assertEqual(self.warnings(), (len(said) + 1) * [NO_TLS])
 
+
+class IdleTests(SecuredTestCase):
+    """
+    Clients that say nothing, and have time for that.
+    """
+
+    command = withConstant("usbip_server.protocols.secured", "HANDSHAKE_SECONDS", 600.0)
+
     def test_idle(self) -> None:
         """Idle connections are in nobody's way, and nothing is left of them."""
         port = self.open()
