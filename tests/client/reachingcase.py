@@ -12,9 +12,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.childdaemon import ChildDaemon
 from usbip_server.client.core.servers import Server
 
-SECONDS = 10.0
+SECONDS = 60.0
 
-SOON = 0.3
+SOON = 0.5
 
 CONFIG = "backend: {type: virtual}\n"
 

@@ -35,7 +35,7 @@ from usbip_server.kernel.vhcirecords import Record, Records
 from usbip_server.opcodec import NotGiven, encodeImport
 from usbip_server.testing import FakeVhci, vhci
 
-SECONDS = 10.0
+SECONDS = 60.0
 
 SUBMIT = struct.Struct(">IIIIIIIIII8s")
 """C{USBIP_CMD_SUBMIT} (C{Documentation/usb/usbip_protocol.rst})."""

@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
@@ -158,8 +158,12 @@ class KeepTests(ServiceTestCase):
             with ChildService(f"servers: {json.dumps(servers)}\n{DISK}") as child:
                 service = cast(ChildService, child)
                 self.until(lambda: service.ask("ports")["data"])
-                found = service.ask("find", serial="DISK1", detail=True)["data"]
-                self.assertIn(found["holder"]["encryption"], ("relay", "ktls"))
+
+                def holder() -> Any:
+                    return service.ask("find", serial="DISK1", detail=True)["data"]["holder"]
+
+                self.until(holder)  # the server tells of it a moment later
+                self.assertIn(holder()["encryption"], ("relay", "ktls"))
 
 
 class StopTests(ServiceTestCase):

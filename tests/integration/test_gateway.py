@@ -38,7 +38,7 @@ if virtualusb.installed:
 
     from tests.usbclient import UsbTransport
 
-SECONDS = 20
+SECONDS = 60.0
 
 VIRTUAL = """
 backend:
