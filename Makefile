@@ -29,7 +29,9 @@ run: $(VENV)/.installed
 	$(BIN)/twistd --nodaemon --pidfile= usbipshare \
 	    $(if $(BACKEND),--backend $(BACKEND)) $(if $(CONFIG),--config $(CONFIG))
 
-test: lint types unit apidocs
+# The parts run side by side: see tests/suite.py.
+test: $(VENV)/.installed-dev
+	MAKE='$(MAKE)' $(BIN)/python -m tests.suite types apidocs lint unit
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check
@@ -41,7 +43,7 @@ types: $(VENV)/.installed-dev
 	    --config-file ../../pyproject.toml jsonfile_backend
 
 unit: $(VENV)/.installed-dev
-	$(BIN)/python -m twisted.trial tests
+	$(BIN)/python -m tests.suite unit
 
 apidocs: $(VENV)/.installed-dev
 	$(BIN)/pydoctor --quiet --html-output=apidocs usbip_server

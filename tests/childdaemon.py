@@ -23,8 +23,23 @@ from tests.watchclient import WatchClient
 EXPORT = "export: {listen: ['tcp:0:interface=127.0.0.1']}\n"
 """USB/IP on a port that is free: L{ChildDaemon.exportPort} tells which."""
 
+TWISTED = (sys.executable, "-m", "twisted")
+"""The command of an ordinary daemon."""
+
 SECONDS = 60.0
 """For whatever it does; a virtual machine without KVM is slow."""
+
+
+def withConstant(module: str, name: str, value: float) -> tuple[str, ...]:
+    """
+    The command of a daemon in which a constant of a module has another value: of deadlines that
+    cannot be configured, and that a test has to wait for.
+    """
+    code = (
+        f"import runpy, {module}; {module}.{name} = {value}; "
+        "runpy.run_module('twisted', run_name='__main__', alter_sys=True)"
+    )
+    return (sys.executable, "-c", code)
 
 
 class ChildDaemon:
@@ -40,7 +55,7 @@ class ChildDaemon:
     def __init__(
         self,
         config: str,
-        command: Sequence[str] = (sys.executable, "-m", "twisted"),
+        command: Sequence[str] = TWISTED,
         prefix: Sequence[str] = (),
         listen: Sequence[str] = ("tcp:0:interface=127.0.0.1",),
     ) -> None:

@@ -6,16 +6,20 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError
+from twisted.internet.interfaces import IDelayedCall
 
 from tests.childcase import ChildTestCase, isThere
 from tests.support import asked
 from usbip_server import childprocess
 from usbip_server.childprocess import OUTPUT, PATH, CannotStart, Finished, find, run
+
+OVER = 1000.0
+"""Seconds that a program may take."""
 
 MUCH = b"x" * 1_000_000
 """More than a pipe takes."""
@@ -45,6 +49,30 @@ class FullReactor:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
 
+class TimedReactor:
+    """
+    The real reactor, but for delays of L{OVER} seconds: those are over when the test says so.
+    """
+
+    def __init__(self) -> None:
+        self._delayed: list[IDelayedCall] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(reactor, name)
+
+    def callLater(self, seconds: float, function: Any, *arguments: Any) -> IDelayedCall:
+        """Call something later."""
+        call: IDelayedCall = reactor.callLater(seconds, function, *arguments)
+        if seconds == OVER:
+            self._delayed.append(call)
+        return call
+
+    def timeIsOver(self) -> None:
+        """End the one such delay."""
+        [call] = self._delayed
+        call.reset(0)
+
+
 class RunTests(ChildTestCase):
     """
     One program, from its start to its end.
@@ -62,6 +90,21 @@ class RunTests(ChildTestCase):
         command = [self.script(text), *arguments]
         pipes = await self.ownPipes()
         finished = await run(reactor, command, data, environment, seconds=seconds)
+        self.assertEqual(openPipes(), pipes)
+        return finished
+
+    async def late(
+        self, text: str, data: bytes = b"", isOver: Callable[[], bool] | None = None
+    ) -> Finished:
+        """Run a script whose time is over when it has made the file C{$D/ready}, or when this is
+        true."""
+        timed = TimedReactor()
+        script = self.script(text)
+        pipes = await self.ownPipes()
+        running = asked(run(timed, [script], data, seconds=OVER))
+        await self.until(isOver or (self.directory / "ready").exists)
+        timed.timeIsOver()
+        finished: Finished = await running
         self.assertEqual(openPipes(), pipes)
         return finished
 
@@ -157,7 +200,7 @@ class RunTests(ChildTestCase):
         """Of one that prints without end the beginning is kept."""
         finished = await self.run_("head -c 3000000 /dev/zero | tr '\\0' x; exit 4")
         self.assertEqual(finished, Finished(4, "x" * OUTPUT))
-        finished = await self.run_("exec yes", seconds=0.3)
+        finished = await self.late("yes | head -c 3000000; touch $D/ready; exec yes")
         self.assertEqual(len(finished.output), OUTPUT - 1)  # without the last line feed
         self.assertTrue(finished.timedOut)
 
@@ -173,26 +216,34 @@ class RunTests(ChildTestCase):
 
     async def test_hanging(self) -> None:
         """One that hangs is told to end when its time is over; its input is not read."""
-        began = reactor.seconds()
-        finished = await self.run_("echo here; exec sleep 1000", MUCH, seconds=0.3)
+        finished = await self.late("echo here; touch $D/ready; exec sleep 1000", MUCH)
         self.assertEqual(finished, Finished(None, "here", signal.SIGTERM, timedOut=True))
+
+    async def test_soon(self) -> None:
+        """That is so when as much time has passed as it was given."""
+        began = reactor.seconds()
+        finished = await self.run_("exec sleep 1000", seconds=0.3)
+        self.assertEqual((finished.signal, finished.timedOut), (signal.SIGTERM, True))
         self.assertGreater(reactor.seconds() - began, 0.29)
 
     async def test_heeding(self) -> None:
         """It may put things in order first."""
-        finished = await self.run_(
-            "sleep 1000 & trap 'kill $!; echo bye; exit 4' TERM; echo here; wait", seconds=1.0
+        finished = await self.late(
+            "sleep 1000 & trap 'kill $!; echo bye; exit 4' TERM; echo here; touch $D/ready; wait"
         )
         self.assertEqual(finished, Finished(4, "here\nbye", timedOut=True))
 
     async def test_notHeeding(self) -> None:
         """One that does not want to end is killed."""
-        finished = await self.run_("trap '' TERM; echo here; exec sleep 1000", seconds=1.0)
+        finished = await self.late("trap '' TERM; echo here; touch $D/ready; exec sleep 1000")
         self.assertEqual(finished, Finished(None, "here", signal.SIGKILL, timedOut=True))
 
-    async def grandchild(self, end: str, seconds: float) -> Finished:
-        """Run a script that leaves a process behind that has all pipes open."""
-        finished = await self.run_(f"sleep 1000 <&0 & echo $!; {end}", MUCH, seconds=seconds)
+    def leaving(self, end: str) -> str:
+        """A script that leaves a process behind that has all pipes open."""
+        return f"sleep 1000 <&0 & echo $!; {end}"
+
+    def assertLeft(self, finished: Finished) -> Finished:
+        """That process is there. It ends with the test."""
         pid = int(finished.output)
         self.killLater(pid)
         self.assertTrue(isThere(pid))
@@ -200,17 +251,22 @@ class RunTests(ChildTestCase):
 
     async def test_grandchild(self) -> None:
         """Others that have its pipes open delay nothing, and nothing of them stays open."""
-        began = reactor.seconds()
-        finished = await self.grandchild("exit 5", 30.0)
+        finished = self.assertLeft(await self.run_(self.leaving("exit 5"), MUCH, seconds=OVER))
         self.assertEqual((finished.status, finished.timedOut), (5, False))
-        self.assertLess(reactor.seconds() - began, 15.0)
-        finished = await self.grandchild("exec sleep 1000", 0.5)
+        late = self.leaving("touch $D/ready; exec sleep 1000")
+        finished = self.assertLeft(await self.late(late, MUCH))
         self.assertEqual((finished.signal, finished.timedOut), (signal.SIGTERM, True))
 
     async def test_endedInTime(self) -> None:
         """One that has ended in time is not late because others have its pipes open."""
-        self.patch(childprocess, "LINGER", 1000.0)
-        finished = await self.grandchild("exit 0", 1.0)
+        self.patch(childprocess, "LINGER", 2 * OVER)
+        ready = self.directory / "ready"
+
+        def hasEnded() -> bool:
+            return ready.exists() and not isThere(int(ready.read_text()))
+
+        late = self.leaving("echo $$ > $D/new; mv $D/new $D/ready; exit 0")
+        finished = self.assertLeft(await self.late(late, MUCH, hasEnded))
         self.assertEqual((finished.status, finished.timedOut), (0, False))
 
     async def test_cancelled(self) -> None:

@@ -21,7 +21,7 @@ from usbip_server.testing.reactor import FakeReactor
 
 HOLDER = Holder(address="127.0.0.1", since=5.0)
 LATER = Holder(address="127.0.0.1", since=6.0)
-SECONDS = 10
+SECONDS = 60.0
 
 
 def connected(family: socket.AddressFamily = socket.AF_INET) -> tuple[socket.socket, socket.socket]:

@@ -512,7 +512,7 @@ class UrlTests(HooksTestCase):
             request.notifyFinish().addErrback(gone.append)
             return NOT_DONE_YET
 
-        await self.unanswered(self.serve(render, timeout=0.2), "no answer within 0.2 s")
+        await self.unanswered(self.serve(render, timeout=0.5), "no answer within 0.5 s")
         await self.until(lambda: len(gone) == 2)
 
     async def test_hangingLater(self) -> None:
@@ -524,7 +524,7 @@ class UrlTests(HooksTestCase):
             request.notifyFinish().addErrback(gone.append)
             return NOT_DONE_YET
 
-        await self.unanswered(self.serve(render, timeout=0.2), "no answer within 0.2 s")
+        await self.unanswered(self.serve(render, timeout=0.5), "no answer within 0.5 s")
         await self.until(lambda: len(gone) == 2)
 
     async def test_endless(self) -> None:

@@ -74,6 +74,7 @@ class TlsTunnel:
     def _serve(self, plain: socket.socket) -> None:
         with plain, contextlib.suppress(OSError):
             below = socket.create_connection(("127.0.0.1", self._target), SECONDS)
-            below.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for end in (plain, below):
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with below:
                 carry(plain, self._context.wrap_socket(below, server_hostname="localhost"))

@@ -28,7 +28,7 @@ from usbip_server.opcodec import (
 )
 from usbip_server.threads import startThread
 
-DEADLINE = 10.0
+DEADLINE = 60.0
 """Seconds for a backend to take a connection."""
 
 SINCE = 1722470400.5

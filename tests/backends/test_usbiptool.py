@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from usbip_server.backends.usbiptool import UsbipToolBackend, explain, makeBackend
-from usbip_server.childprocess import Finished
+from usbip_server.childprocess import ChildProcess, Finished
 from usbip_server.device import DeviceState, UsbDevice
 from usbip_server.errors import (
     DeviceMounted,
@@ -271,10 +271,32 @@ class ChildTests(TestCase):
         """A program that hangs is killed when its time is over."""
         backend, device = await self.started('echo $$ > "$0.pid"; exec sleep 1000')
         with self.assertRaises(OperationTimedOut) as caught:
+            await backend.bind(device, 2.0)
+        # What was left of the two seconds when it was started.
+        self.assertRegex(str(caught.exception), r"has not ended within [12]\.\d s")
+        await self.untilFree(backend)
+
+    async def test_endsAtOnce(self) -> None:
+        """A device is not shown as stuck any more when the program that hung has ended, also if
+        that was noticed while it was being killed."""
+        kill = ChildProcess.kill
+
+        def killAndWait(child: ChildProcess) -> None:
+            child.signal("KILL")
+            transport: Any = child.transport
+            os.waitid(os.P_PID, transport.pid, os.WEXITED | os.WNOWAIT)  # to be reaped at once
+            kill(child)
+
+        self.patch(ChildProcess, "kill", killAndWait)
+        backend, device = await self.started("exec sleep 1000")
+        with self.assertRaises(OperationTimedOut):
             await backend.bind(device, 0.5)
-        self.assertIn("has not ended within 0.5 s", str(caught.exception))
+        await self.untilFree(backend)
+
+    async def untilFree(self, backend: UsbipToolBackend) -> None:
+        """Wait until a device is not shown as stuck any more: then it is free."""
         shown = backend.inventory.get("1-1")
-        while shown is not None and shown.state is DeviceState.ERROR:  # until it is reaped
+        while shown is not None and shown.state is DeviceState.ERROR:
             await self.tick()
             shown = backend.inventory.get("1-1")
         self.assertIs(shown and shown.state, DeviceState.FREE)

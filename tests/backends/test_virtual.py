@@ -29,7 +29,8 @@ if virtualusb.installed:
     from usbip.classes.host.cdc_acm import CDCDriver  # type: ignore[import-untyped]
     from usbip.classes.host.msc import MSCDriver  # type: ignore[import-untyped]
     from usbip.core import NotFound, USBError  # type: ignore[import-untyped]
-    from usbip.transport import USBIP  # type: ignore[import-untyped]
+
+    from tests.usbclient import UsbTransport
 
 T = TypeVar("T")
 
@@ -186,7 +187,7 @@ class ImportTests(TestCase):
 
     async def open(self, busId: str) -> Any:
         """Import a device; it is in use when this returns."""
-        transport = USBIP("127.0.0.1", self.door.port)
+        transport = UsbTransport(self.door.port)
         handle = await self.blocking(lambda: host.open(busid=busId, transport=transport))
         self.addCleanup(handle.close)
         self.assertIs(self.device(busId).state, DeviceState.IN_USE)
@@ -352,7 +353,7 @@ class ImportTests(TestCase):
         """Of several who import a device at the same time one gets it, and only that one is
         told so."""
         await self.bind("1-1")
-        transport = USBIP("127.0.0.1", self.door.port)
+        transport = UsbTransport(self.door.port)
 
         def take() -> bool:
             try:

@@ -34,7 +34,7 @@ DEVICES = [
     {"bus_id": "1-2", "kind": "disk", "size": 1024},
 ]
 
-SECONDS = 10
+SECONDS = 60.0
 """For what is waited for."""
 
 HOLDER = Holder(address="192.0.2.9", since=5.0)

@@ -12,9 +12,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.childdaemon import ChildDaemon
 from usbip_server.client.core.servers import Server
 
-SECONDS = 10.0
+SECONDS = 60.0
 
-SOON = 0.3
+SOON = 0.5
 
 CONFIG = "backend: {type: virtual}\n"
 
@@ -26,7 +26,12 @@ class ReachingTestCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.stack = contextlib.ExitStack()
-        self.addCleanup(self.stack.close)
+        self.addCleanup(self.leave)
+
+    def leave(self) -> object:
+        """End all servers."""
+        self.stack.close()
+        return None
 
     def daemon(
         self, config: str = CONFIG, listen: str = "tcp:0:interface=127.0.0.1"

@@ -16,7 +16,7 @@ from tests.support import UNO
 from usbip_server.client.core.servers import Server
 from usbip_server.opcodec import encodeImport
 
-SECONDS = 10.0
+SECONDS = 60.0
 
 REQUEST, LIST_REQUEST = 40, 8
 """Bytes that a client says."""

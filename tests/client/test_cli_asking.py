@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
+import threading
 
 from tests.childdaemon import EXPORT
 from tests.client.commandcase import CommandCase
-from tests.client.scripted import ScriptedServer
+from tests.client.scripted import SECONDS, ScriptedServer
 from usbip_server.client.terminal.exits import INTERRUPTED, Exit
 from usbip_server.device import UsbDevice
 from usbip_server.opcodec import encodeList
@@ -78,6 +80,29 @@ class ListTests(CommandCase):
             done = self.type("list", "--timeout", "0.2")
         self.assertEqual(len(done.stdout.splitlines()), 3)
         self.assertIn("silent", done.stderr)
+
+    def test_missedSignal(self) -> None:
+        """SIGINT and SIGTERM end a command also if they do not interrupt the system call in which
+        it waits for a server, as they arrive shortly before it or in another thread."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            ended = threading.Event()
+            inTime: list[bool] = []
+
+            def interrupt(
+                peer: socket.socket,
+                number: int = number,
+                ended: threading.Event = ended,
+                inTime: list[bool] = inTime,
+            ) -> None:
+                peer.recv(1)
+                signal.pthread_kill(threading.get_ident(), number)
+                inTime.append(ended.wait(SECONDS))
+
+            with ScriptedServer(interrupt) as silent:
+                self.known("silent", host="127.0.0.1", port=silent.port)
+                done = self.type("list", "--timeout", "600", status=INTERRUPTED)
+                ended.set()
+            self.assertEqual((done.stderr, inTime), ("interrupted\n", [True]))
 
     def test_nobody(self) -> None:
         """If none answers that is an error of its own."""

@@ -17,7 +17,7 @@ from typing import Any
 from tests.certificates import LAB, authority, signed
 from tests.childdaemon import ChildDaemon
 from tests.client.commandcase import VIRTUAL, CommandCase
-from tests.client.scripted import SECONDS, ScriptedServer
+from tests.client.scripted import ScriptedServer
 from tests.client.test_cli_asking import listen
 from usbip_server.client.terminal.exits import INTERRUPTED, Exit
 from usbip_server.device import UsbDevice
@@ -441,14 +441,12 @@ class Plugged:
 
 def giveBackWhenAwaited(daemon: ChildDaemon, busId: str, owner: str) -> None:
     """
-    Detach a device as soon as somebody waits for it: somebody else who does then is the second.
+    Detach a device as soon as somebody waits for it. Its owner is told of that when it asks for
+    the device, which it has already, without waiting.
     """
-    request = {"command": "attach", "id": busId, "wait": SECONDS}
-    place = 0
-    while place != 2:
-        with socket.create_connection(("127.0.0.1", daemon.port), SECONDS) as connection:
-            connection.sendall(json.dumps(request).encode())
-            place = json.loads(connection.makefile("rb").readline())["place"]
+    lease = {"owner": owner, "ttl": 600}
+    while "others wait" not in daemon.ask("attach", id=busId, lease=lease).get("message", ""):
+        pass
     daemon.ask("detach", id=busId, owner=owner)
 
 

@@ -51,7 +51,7 @@ class EverywhereTests(ReachingTestCase):
         servers = [self.full(), here, self.dead(), *others, here]
         began = time.monotonic()
         heard = everywhere(servers, lambda server: devicesOf(server, 1.2))
-        self.assertLess(time.monotonic() - began, 6.0)
+        self.assertLess(time.monotonic() - began, 12.0)  # 13 s if one after the other
         self.assertEqual([server for server, _ in heard.answers], [here, here])
         self.assertEqual([len(found) for _, found in heard.answers], [2, 2])
         names = ["full", "dead", *(10 * ["silent"])]

@@ -82,8 +82,8 @@ class IntroducingTests(ReachingTestCase):
         dripping = self.stack.enter_context(ScriptedServer(drips))
         for server, seconds, why in (
             (self.dead(), SECONDS, "refused"),
-            (self.silent(), SOON, "no answer within 0.3 s"),
-            (dripping.server, SOON, "no answer within 0.3 s"),
+            (self.silent(), SOON, "no answer within 0.5 s"),
+            (dripping.server, SOON, "no answer within 0.5 s"),
             (self.leaving(), SECONDS, "closes without an answer"),
         ):
             error = self.assertRaises(Unreachable, versionOf, server, seconds)

@@ -18,7 +18,7 @@ from tests.certificates import signed, trusting
 from tests.client.scripted import received
 from usbip_server.client.core.relaying import CHUNK, relay, socketPair
 
-SECONDS = 20.0
+SECONDS = 60.0
 
 MUCH = os.urandom(8 * CHUNK)
 """More than all buffers on the way hold."""

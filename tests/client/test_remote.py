@@ -38,7 +38,7 @@ from usbip_server.opcodec import OpStatus, encodeImport, encodeRefusal
 from usbip_server.policy import Grant, Policy, Right
 from usbip_server.settings import Settings
 
-DEADLINE = 10.0
+DEADLINE = 60.0
 SOON = 0.1
 
 CLIENT = Holder(address="192.0.2.7", since=1000.0)

@@ -23,7 +23,7 @@ from usbip_server.errors import LocalTrouble, Unreachable
 from usbip_server.kernel.vhcirecords import Record
 from usbip_server.opcodec import Exported, NotGiven, OpStatus
 
-SECONDS = 10.0
+SECONDS = 60.0
 
 BIND = "usbipd bind --busid"
 

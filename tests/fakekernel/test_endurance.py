@@ -76,11 +76,8 @@ class EnduranceTests(TestCase):
             before = bound.get(busId, 0)
             kernel.unplug(busId)
             kernel.plug(busId, serial=f"S{number % 16 + 1}")
-            for _ in range(2000):
-                if bound.get(busId, 0) > before:
-                    return
+            while bound.get(busId, 0) == before:  # until trial's timeout
                 await deferLater(reactor, 0.001)
-            self.fail(f"{busId} is not bound again in cycle {number}")
 
         for number in range(WARM_UP):
             await cycle(number)

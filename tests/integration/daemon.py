@@ -21,7 +21,7 @@ from twisted.internet.threads import deferToThread
 from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
-PATIENCE = 10.0
+PATIENCE = 60.0
 """Seconds that a client waits for an answer, and a test for the daemon to end."""
 
 TWISTED = ("-m", "twisted", "--log-format=json")
@@ -119,7 +119,7 @@ class DaemonTestCase(TestCase):
     Starts daemons, and leaves none behind.
     """
 
-    timeout = 60
+    timeout = 120
 
     def write(self, text: str | bytes, name: str = "config.yaml") -> str:
         """Write a file for the daemon to read."""

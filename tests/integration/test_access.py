@@ -74,7 +74,7 @@ class AccessTests(SynchronousTestCase):
     def http(self, request: object, token: str | None) -> tuple[int, dict[str, Any]]:
         """Ask over HTTP: the code, and the answer."""
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-        connection = http.client.HTTPConnection("127.0.0.1", self.daemon.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.daemon.port, timeout=60)
         with contextlib.closing(connection):
             connection.request("POST", "/", json.dumps(request), headers)
             response = connection.getresponse()

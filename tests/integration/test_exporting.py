@@ -13,7 +13,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests import serialclient
-from tests.childdaemon import EXPORT, ChildDaemon
+from tests.childdaemon import EXPORT, TWISTED, ChildDaemon, withConstant
 from tests.serialclient import SerialClient
 from tests.watchclient import WatchClient
 from usbip_server.backends import virtualusb
@@ -23,7 +23,8 @@ if virtualusb.installed:
     from usbip import host  # type: ignore[import-untyped]
     from usbip.classes.host.cdc_acm import CDCDriver  # type: ignore[import-untyped]
     from usbip.core import NotFound, USBError  # type: ignore[import-untyped]
-    from usbip.transport import USBIP  # type: ignore[import-untyped]
+
+    from tests.usbclient import UsbTransport
 
 VIRTUAL = (
     EXPORT
@@ -43,7 +44,7 @@ backend:
 )
 
 LIST = bytes.fromhex("0111 8005 00000000")
-SECONDS = 10
+SECONDS = 60
 IDLE = 1000
 SLOW = 50
 
@@ -62,11 +63,12 @@ class ExportingTestCase(SynchronousTestCase):
         skip = "the package usbip is not installed"
 
     config = VIRTUAL
+    command: tuple[str, ...] = TWISTED
 
     def setUp(self) -> None:
         stack = contextlib.ExitStack()
         self.addCleanup(stack.close)
-        self.daemon = stack.enter_context(ChildDaemon(self.config))
+        self.daemon = stack.enter_context(ChildDaemon(self.config, self.command))
         self.watching: WatchClient = stack.enter_context(self.daemon.watch(detail=True))
 
     @property
@@ -76,7 +78,7 @@ class ExportingTestCase(SynchronousTestCase):
 
     def open(self, busId: str = "1-1") -> Any:
         """Import a port."""
-        handle = host.open(busid=busId, transport=USBIP("127.0.0.1", self.port))
+        handle = host.open(busid=busId, transport=UsbTransport(self.port))
         self.addCleanup(handle.close)
         return CDCDriver(handle)
 
@@ -103,6 +105,10 @@ class ExportingTestCase(SynchronousTestCase):
     def connect(self) -> socket.socket:
         """A connection to the export port."""
         return socket.create_connection(("127.0.0.1", self.port), SECONDS)
+
+    def descriptors(self) -> int:
+        """How many files the daemon has open."""
+        return len(os.listdir(f"/proc/{self.daemon.child.pid}/fd"))
 
     def shown(self, busId: str = "1-1") -> Any:
         """A device as it is shown."""
@@ -146,7 +152,7 @@ class SessionTests(ExportingTestCase):
 
     def test_list(self) -> None:
         """Those that can be imported are listed, also those that somebody has."""
-        transport = USBIP("127.0.0.1", self.port)
+        transport = UsbTransport(self.port)
         before = host.list_devices(transport)
         self.assertEqual([device["busid"] for device in before], ["1-1", "1-2"])
         self.assertEqual(before[0]["interfaces"], [(2, 2, 1), (10, 0, 0)])
@@ -266,26 +272,6 @@ class CrowdTests(ExportingTestCase):
     Clients that are none.
     """
 
-    def descriptors(self) -> int:
-        """How many files the daemon has open."""
-        return len(os.listdir(f"/proc/{self.daemon.child.pid}/fd"))
-
-    def test_idle(self) -> None:
-        """A thousand idle connections are in nobody's way, and nothing is left of them."""
-        port = self.open()
-        with contextlib.ExitStack() as crowd:
-            for _ in range(IDLE):
-                crowd.enter_context(self.connect())
-            self.assertEqual(self.said(LIST)[:8], bytes.fromhex("0111 0005 00000000"))
-            self.assertWorks(self.open("1-2"))
-            self.assertWorks(port)
-            self.assertEqual(self.daemon.ask("list")["status"], "success")
-            self.assertGreater(self.descriptors(), IDLE)
-        while self.descriptors() > IDLE / 2:
-            self.said(LIST)
-        self.assertWorks(port)
-        self.assertEqual(self.warnings(), [])
-
     def test_garbage(self) -> None:
         """Garbage, half a request and a request with something behind it are told of once
         each; nothing is left of them, and nobody is disturbed."""
@@ -304,7 +290,39 @@ class CrowdTests(ExportingTestCase):
         self.assertEqual(self.shown("1-2")["state"], "free")
         self.assertEqual(len(self.warnings()), len(bad) + 1)
 
-    def test_slow(self) -> None:
+
+class IdleTests(ExportingTestCase):
+    """
+    Clients that say nothing, and have time for that.
+    """
+
+    command = withConstant("usbip_server.protocols.exporter", "REQUEST_SECONDS", 600.0)
+
+    def test_idle(self) -> None:
+        """A thousand idle connections are in nobody's way, and nothing is left of them."""
+        port = self.open()
+        with contextlib.ExitStack() as crowd:
+            for _ in range(IDLE):
+                crowd.enter_context(self.connect())
+            self.assertEqual(self.said(LIST)[:8], bytes.fromhex("0111 0005 00000000"))
+            self.assertWorks(self.open("1-2"))
+            self.assertWorks(port)
+            self.assertEqual(self.daemon.ask("list")["status"], "success")
+            self.assertGreater(self.descriptors(), IDLE)
+        while self.descriptors() > IDLE / 2:
+            self.said(LIST)
+        self.assertWorks(port)
+        self.assertEqual(self.warnings(), [])
+
+
+class SlowTests(ExportingTestCase):
+    """
+    Clients that do not say a whole request in time, of which there is less than usual.
+    """
+
+    command = withConstant("usbip_server.protocols.exporter", "REQUEST_SECONDS", 3.0)
+
+    def test_cutOff(self) -> None:
         """Whoever does not get as far as a whole request is cut off in the end and told of
         once, also if there are many; nothing is left of them, and nobody is disturbed."""
         port = self.open()
@@ -313,7 +331,7 @@ class CrowdTests(ExportingTestCase):
         with contextlib.ExitStack() as crowd:
             slow = [crowd.enter_context(self.connect()) for _ in range(SLOW)]
             for connection in slow:
-                connection.settimeout(3 * SECONDS)
+                connection.settimeout(SECONDS)
                 connection.sendall(importOf("1-2")[:-1])
             self.assertWorks(port)
             for connection in slow:
@@ -330,6 +348,8 @@ class EndTests(ExportingTestCase):
     """
     The daemon's end. The devices are its own here: sessions end with it.
     """
+
+    command = withConstant("usbip_server.daemon", "CLOSING_SECONDS", 0.5)
 
     def end(self, number: int) -> None:
         """End the daemon while clients have devices, ask for some, or say nothing."""

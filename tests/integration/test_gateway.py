@@ -35,9 +35,10 @@ if virtualusb.installed:
     from usbip import host  # type: ignore[import-untyped]
     from usbip.classes.host.cdc_acm import CDCDriver  # type: ignore[import-untyped]
     from usbip.core import USBError  # type: ignore[import-untyped]
-    from usbip.transport import USBIP  # type: ignore[import-untyped]
 
-SECONDS = 20
+    from tests.usbclient import UsbTransport
+
+SECONDS = 60.0
 
 VIRTUAL = """
 backend:
@@ -101,7 +102,7 @@ class GatewayTestCase(SynchronousTestCase):
 
     def open(self, busId: str) -> Any:
         """Import a port, through the gateway."""
-        handle = host.open(busid=busId, transport=USBIP("127.0.0.1", self.gateway.exportPort))
+        handle = host.open(busid=busId, transport=UsbTransport(self.gateway.exportPort))
         self.addCleanup(handle.close)
         return CDCDriver(handle)
 

@@ -42,11 +42,8 @@ class MemoryTests(DaemonTestCase):
 
     async def untilSaved(self, count: int) -> None:
         """Wait until the file holds so many wishes."""
-        for _ in range(500):
-            if self.state.exists() and len(self.saved()) == count:
-                return
+        while not self.state.exists() or len(self.saved()) != count:
             await deferLater(reactor, 0.01)
-        self.fail(f"still not {count}")
 
     async def test_attached(self) -> None:
         """What was attached is bound again after kill -9, until it is detached."""

@@ -10,7 +10,6 @@ import select
 import signal
 import socket
 import ssl
-import struct
 from typing import Any
 
 from twisted.internet.threads import deferToThread
@@ -24,6 +23,9 @@ TOGGLE = (
     b'{"command":"detach","id":"1-1","keep_alive":true}\n'
 )
 """Two events."""
+
+FIRST = {"owner": "first", "ttl": 600}
+"""A lease."""
 
 CLIENT = """
 import socket, sys
@@ -55,6 +57,14 @@ class WatchingTestCase(DaemonTestCase):
         answer = await ask(port, command="find", id=busId, detail=True)
         lease = answer["data"]["lease"]
         return answer["data"]["state"], lease and lease["owner"]
+
+    async def untilAwaited(self, port: int) -> None:
+        """Wait until somebody waits for the device: its first owner is told so when it asks for
+        it again, without waiting."""
+        message = ""
+        while "others wait" not in message:
+            answer = await ask(port, command="attach", id="1-1", lease=FIRST)
+            message = answer.get("message", "")
 
 
 class SlowTests(WatchingTestCase):
@@ -108,8 +118,7 @@ class KilledTests(WatchingTestCase):
         """One that waits for its turn leaves the queue, and the next has its turn when there is
         one."""
         _, [port] = await self.daemon()
-        lease = {"owner": "first", "ttl": 600}
-        await ask(port, command="attach", id="1-1", lease=lease)
+        await ask(port, command="attach", id="1-1", lease=FIRST)
         second = self.client(
             port, command="attach", id="1-1", wait=60, lease={"owner": "second", "ttl": 60}
         )
@@ -127,14 +136,13 @@ class KilledTests(WatchingTestCase):
     async def test_waitingOverHttp(self) -> None:
         """So it is with one that asks over HTTP."""
         _, [port] = await self.daemon()
-        await ask(port, command="attach", id="1-1", lease={"owner": "first", "ttl": 600})
+        await ask(port, command="attach", id="1-1", lease=FIRST)
         body = json.dumps(
             {"command": "attach", "id": "1-1", "wait": 60, "lease": {"owner": "second", "ttl": 60}}
         )
         head = f"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
         second = self.run_("-c", CLIENT, str(port), head + body)
-        while await deferToThread(lastPlace, port) != 2:
-            pass
+        await self.untilAwaited(port)
         third = self.client(
             port, command="attach", id="1-1", wait=60, lease={"owner": "third", "ttl": 60}
         )
@@ -204,7 +212,7 @@ class StopTests(WatchingTestCase):
         ):
             client.sendall(request)
             await deferToThread(client.recv, 1, socket.MSG_PEEK)
-        received = [deferToThread(readAll, client) for client in (*clients, holder)]
+        received = [deferToThread(readAndClose, client) for client in (*clients, holder)]
         await self.terminate(child)
         lines, events, waiting, held = [await each for each in received]
         self.assertTrue(lines.endswith(b"}\n"))
@@ -212,8 +220,6 @@ class StopTests(WatchingTestCase):
         self.assertIn("stopping", json.loads(waiting.splitlines()[-1])["message"])
         self.assertEqual(held, b"")
         self.assertEqual(self.warnings(child), [])
-        for client in (*clients, holder):
-            client.close()
 
 
 class TlsTests(WatchingTestCase):
@@ -268,15 +274,6 @@ def lazy(port: int) -> socket.socket:
     return client
 
 
-def lastPlace(port: int) -> int:
-    """The place in the queue of one who comes, and goes at once."""
-    with connect(port) as connection:
-        connection.sendall(b'{"command":"attach","id":"1-1","wait":60}')
-        told = json.loads(readLines(connection, 1))
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        return int(told["place"])
-
-
 def toggle(port: int, events: int) -> None:
     """Have so many events happen."""
     with connect(port) as busy:
@@ -293,6 +290,12 @@ def readLines(connection: socket.socket, count: int) -> bytes:
         assert part, received
         received += part
     return received
+
+
+def readAndClose(connection: socket.socket) -> bytes:
+    """Read until the server closes, and close then."""
+    with connection:
+        return readAll(connection)
 
 
 def isCutOff(connection: socket.socket) -> bool:

@@ -188,8 +188,8 @@ class UsbipToolBackend:
         def giveUp() -> None:
             nonlocal late
             late = True
+            done.errback(TookTooLong(busId))  # first: the trouble is set, and then taken back
             child.kill()
-            done.errback(TookTooLong(busId))
 
         child = ChildProcess(self._reactor, ended)
         command = [*self._command, argument, "-b", busId]

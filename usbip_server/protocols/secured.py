@@ -90,6 +90,8 @@ class Secured(Protocol):
         self.factory.exporter.connections.add(self)
         self._deadline = self.factory.reactor.callLater(HANDSHAKE_SECONDS, self._tooSlow)
         try:
+            # The handshake would wait for delayed acknowledgements, of 40 ms each.
+            self.transport.setTcpNoDelay(True)
             self._tls = TlsSocket(
                 self.transport.getHandle(),
                 self.factory.context(),

@@ -258,7 +258,7 @@ class FakeKernel:
         """C{modprobe -r usbip-host}: its devices go back to their drivers."""
         self.loaded = False
         self._table.clear()
-        for busId, device in self._devices.items():
+        for busId, device in tuple(self._devices.items()):
             if device.driver == HOST:
                 self._dropClient(device)
                 device.driver = "usb"
@@ -342,7 +342,9 @@ class FakeKernel:
         if not path.startswith(DEVICES.rstrip("/")):
             raise _error(errno.ENOENT, path)
         assert path == DEVICES.rstrip("/"), path
-        interfaces = [f"{busId}:1.0" for busId, d in self._devices.items() if d.driver == "usb"]
+        interfaces = [
+            f"{busId}:1.0" for busId, d in tuple(self._devices.items()) if d.driver == "usb"
+        ]
         return ["usb1", "1-0:1.0", *self._devices, *interfaces]
 
     def readlink(self, path: str) -> str:
@@ -368,7 +370,7 @@ class FakeKernel:
 
     @contextlib.contextmanager
     def holdDevice(self, bus: int, number: int) -> Iterator[None]:
-        if not any(device.number == number for device in self._devices.values()):
+        if not any(device.number == number for device in tuple(self._devices.values())):
             raise _error(errno.ENOENT, f"/dev/bus/usb/{bus:03d}/{number:03d}")
         yield
 
@@ -378,7 +380,7 @@ class FakeKernel:
         return b"".join(_connection(address, port) for address, port in self._clients)
 
     def mountInfo(self) -> bytes:
-        mounts = [(d, place) for d in self._devices.values() for place in d.places]
+        mounts = [(d, place) for d in tuple(self._devices.values()) for place in d.places]
         lines = (
             f"24 1 8:{device.number} / {place} rw - ext4 /dev/{device.disk}1 rw\n"
             for device, place in mounts
@@ -392,7 +394,7 @@ class FakeKernel:
         return path
 
     def _mounted(self) -> Iterator[_Device]:
-        return (d for d in self._devices.values() if d.places and d.driver == "usb")
+        return (d for d in tuple(self._devices.values()) if d.places and d.driver == "usb")
 
     def ueventSocket(self) -> FakeUevents:
         if not self.announces:

@@ -30,6 +30,9 @@ from usbip_server.yamlfile import ConfigError
 LONGEST = 86400.0
 """Seconds."""
 
+INTERRUPTION = 0.5
+"""Seconds after which a signal is noticed that did not interrupt a system call."""
+
 Offers = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
 
@@ -143,9 +146,9 @@ def ending(show: Show) -> Iterator[None]:
     """
     Say what has gone wrong, and leave with the exit code for it.
     """
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        yield
+        with interruptible():
+            yield
     except (KeyboardInterrupt, click.Abort):
         show.note("interrupted")
         raise SystemExit(INTERRUPTED) from None
@@ -159,8 +162,28 @@ def ending(show: Show) -> Iterator[None]:
         show.note(str(error))
         show.result(status=status, message=str(error))
         raise SystemExit(status) from error
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """
+    Have C{SIGTERM} raise C{KeyboardInterrupt}, as C{SIGINT} does, and either of them at the latest
+    after L{INTERRUPTION} seconds, whatever this thread waits for.
+
+    CPython checks for signals before a system call that blocks, and again when the call has been
+    interrupted or has returned. A signal that arrives after the first check and before the call,
+    or in another thread, does not interrupt the call, and would not be noticed before it returns.
+    So a timer interrupts all calls that take long; Python resumes them.
+    """
+    terminate = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    alarm = signal.signal(signal.SIGALRM, lambda number, frame: None)
+    signal.setitimer(signal.ITIMER_REAL, INTERRUPTION, INTERRUPTION)
+    try:
+        yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, alarm)
+        signal.signal(signal.SIGTERM, terminate)
 
 
 def _status(error: ShareError | NotGiven | ConfigError) -> Exit:
