@@ -1,0 +1,35 @@
+"""
+The process that is a device. Its standard input is the pickled device, and then open for as
+long as the device is to be plugged in.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import sys
+import threading
+
+from tests.kernel.inside.rawgadget.controller import RawGadget
+from tests.kernel.inside.rawgadget.device import RunningDevice
+
+_DRIVER = "dummy_udc"
+
+
+def main(controller: str) -> None:
+    """
+    Be the device that standard input says, until that is closed.
+    """
+    device = pickle.load(sys.stdin.buffer)
+    signal.signal(signal.SIGUSR1, lambda number, frame: None)
+    threading.Thread(target=_endWithParent, daemon=True).start()
+    RunningDevice(device, RawGadget(controller, _DRIVER)).run()
+
+
+def _endWithParent() -> None:
+    sys.stdin.buffer.read()
+    os._exit(0)
+
+
+main(*sys.argv[1:])

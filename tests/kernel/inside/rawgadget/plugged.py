@@ -1,0 +1,94 @@
+"""
+A device of ours, plugged in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import TracebackType
+
+from tests.kernel.cache import PROJECT
+from tests.kernel.inside.command import stop
+from tests.kernel.inside.rawgadget.device import RawDevice
+from tests.kernel.inside.usb import driverOf, waitGone, waitPresent
+from tests.kernel.inside.waiting import waitUntil
+
+_CONTROLLERS = Path("/sys/devices/platform")
+
+
+class PluggedIn:
+    """
+    A device that is plugged in for as long as a C{with} lasts, or until C{unplug}.
+
+    It is a process of its own: that can be killed whatever the device, or the kernel, does.
+
+    @ivar busId: where it is.
+    """
+
+    def __init__(self, device: RawDevice, controller: int) -> None:
+        """
+        @param controller: the number of a controller of C{dummy_hcd} that has no device.
+        """
+        self._device = device
+        self._controller = controller
+
+    def __enter__(self) -> PluggedIn:
+        self._output = tempfile.TemporaryFile()
+        self._child = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "tests.kernel.inside.rawgadget",
+                f"dummy_udc.{self._controller}",
+            ],
+            cwd=PROJECT,
+            stdin=subprocess.PIPE,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            assert self._child.stdin is not None
+            self._child.stdin.write(pickle.dumps(self._device))
+            self._child.stdin.flush()
+            self.busId = waitUntil(self._where, "the device is plugged in")
+            waitPresent(self.busId)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        stop(self._child)
+        with contextlib.suppress(BrokenPipeError):
+            assert self._child.stdin is not None
+            self._child.stdin.close()
+        if hasattr(self, "busId"):
+            waitGone(self.busId)
+
+    def unplug(self) -> None:
+        """Pull it out, and wait until the kernel has seen that."""
+        self.__exit__(None, None, None)
+
+    def log(self) -> list[str]:
+        """
+        What it has been asked so far, and what it has done: a line for each control request.
+        """
+        self._output.seek(0)
+        return self._output.read().decode("utf-8", "replace").splitlines()
+
+    def _where(self) -> str:
+        if self._child.poll() is not None:
+            raise AssertionError(f"the device has ended: {self.log()}")
+        folder = _CONTROLLERS / f"dummy_hcd.{self._controller}"
+        found = (path.name for path in folder.glob("usb*/*-*") if path.name[0].isdigit())
+        return next((name for name in found if ":" not in name and driverOf(name)), "")
