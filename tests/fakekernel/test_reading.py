@@ -95,6 +95,28 @@ class ScannerTests(SynchronousTestCase):
         (glance,) = self.scanner.glances(["1-1"])
         self.assertEqual(glance.interfaces, ("02/02/01", "0a/00/00"))
 
+    def test_manyInterfaces(self) -> None:
+        """Of 300 interface descriptors there are as many interfaces as the kernel makes of them:
+        the first one of each number, and 32 numbers."""
+        self.kernel.plug("1-1", interfaces=())
+        read = self.kernel.read
+        whole = read("bus/usb/devices/1-1/descriptors")
+        for numbers, expected in (
+            (tuple(range(256)) + tuple(range(44)), 32),
+            ((0, 0, 1, 0), 2),
+            ((200, 7), 2),
+        ):
+            interfaces = (
+                bytes((9, 4, number, 0, 0, 255, at // 256, at % 256, 0))
+                for at, number in enumerate(numbers)
+            )
+            descriptors = whole + b"".join(interfaces)
+            first = [f"ff/00/{numbers.index(number):02x}" for number in dict.fromkeys(numbers)]
+            scanner = Scanner(self.kernel, UsbIds([]))
+            self.kernel.read = partial(self.replace, read, descriptors)  # type: ignore[method-assign]
+            (glance,) = scanner.glances(["1-1"])
+            self.assertEqual(glance.interfaces, tuple(first[:expected]))
+
     def test_deviceDescriptor(self) -> None:
         """Class, subclass, protocol, release and the number of configurations are those of the
         device descriptor."""

@@ -37,6 +37,10 @@ _DEVICE, _CONFIGURATION, _INTERFACE = 1, 2, 4
 """C{bDescriptorType} (USB 2.0, table 9-5)."""
 
 
+INTERFACES_AT_MOST = 32
+"""C{USB_MAXINTERFACES} (C{include/linux/usb.h})."""
+
+
 class Strings(msgspec.Struct, frozen=True):
     """
     What a device says of itself.
@@ -300,9 +304,12 @@ def statusOf(system: ISystem, busId: str) -> int | None:
 
 def _interfaces(descriptors: bytes) -> Iterator[str]:
     """
-    The interfaces of the first configuration, in their first setting.
+    The interfaces of the first configuration, in their first setting: those that the kernel
+    makes of it. Of descriptors with the same number it takes the first, and no more than
+    L{INTERFACES_AT_MOST} numbers (C{usb_parse_configuration}, C{drivers/usb/core/config.c}).
     """
     configurations = 0
+    numbers: set[int] = set()
     at = 18
     while at + 2 <= len(descriptors):
         length, kind = descriptors[at], descriptors[at + 1]
@@ -311,6 +318,10 @@ def _interfaces(descriptors: bytes) -> Iterator[str]:
         configurations += kind == _CONFIGURATION
         if configurations > 1:
             return
-        if kind == _INTERFACE and length >= 9 and descriptors[at + 3 : at + 4] == b"\0":
+        isFirst = descriptors[at + 3 : at + 4] == b"\0" and descriptors[at + 2] not in numbers
+        if kind == _INTERFACE and length >= 9 and isFirst:
+            if len(numbers) == INTERFACES_AT_MOST:
+                return
+            numbers.add(descriptors[at + 2])
             yield "/".join(f"{byte:02x}" for byte in descriptors[at + 5 : at + 8])
         at += length
