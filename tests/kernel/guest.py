@@ -29,9 +29,13 @@ from tests.kernel.inside.hotplug import (
     replug,
     unplug,
 )
+from tests.kernel.inside.rawgadget import models
+from tests.kernel.inside.rawgadget.device import RawDevice
+from tests.kernel.inside.rawgadget.plugged import PluggedIn
 from tests.kernel.inside.stockusbipd import StockUsbipd, isListening
 from tests.kernel.inside.uevents import Binding, Uevents
 from tests.kernel.inside.usb import (
+    DEVICES_FOLDER,
     DRIVERS_FOLDER,
     VHCI_FOLDER,
     attribute,
@@ -51,12 +55,14 @@ from tests.kernel.inside.usb import (
     waitImport,
     waitPresent,
 )
+from tests.kernel.inside.usbfs import Locked, UsbNode, isStuck
 from tests.kernel.inside.waiting import DEADLINE, DeadlineMissed, waitUntil
 
 __all__ = [
     "CARD_READER",
     "DEADLINE",
     "DEVICES",
+    "DEVICES_FOLDER",
     "DISK",
     "DRIVERS_FOLDER",
     "HUB",
@@ -70,9 +76,13 @@ __all__ = [
     "DiskReader",
     "Elsewhere",
     "HotplugError",
+    "Locked",
+    "PluggedIn",
+    "RawDevice",
     "SerialGadget",
     "StockUsbipd",
     "Uevents",
+    "UsbNode",
     "attribute",
     "awaitDevices",
     "blockDevice",
@@ -83,7 +93,9 @@ __all__ = [
     "forget",
     "imports",
     "isListening",
+    "isStuck",
     "matchBusIds",
+    "models",
     "modprobe",
     "mountConfigfs",
     "plug",
