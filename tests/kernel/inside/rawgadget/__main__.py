@@ -1,6 +1,6 @@
 """
 The process that is a device. Its standard input is the pickled device, and then open for as
-long as the device is to be plugged in.
+long as the device is to be plugged in. Each further line wakes a device that does not answer.
 """
 
 from __future__ import annotations
@@ -23,12 +23,17 @@ def main(controller: str) -> None:
     """
     device = pickle.load(sys.stdin.buffer)
     signal.signal(signal.SIGUSR1, lambda number, frame: None)
-    threading.Thread(target=_endWithParent, daemon=True).start()
-    RunningDevice(device, RawGadget(controller, _DRIVER)).run()
+    running = RunningDevice(device, RawGadget(controller, _DRIVER))
+    threading.Thread(target=_listen, args=(running,), daemon=True).start()
+    running.run()
 
 
-def _endWithParent() -> None:
-    sys.stdin.buffer.read()
+def _listen(running: RunningDevice) -> None:
+    """
+    Hear what the parent says, until it has nothing to say any more or is gone.
+    """
+    for _ in sys.stdin.buffer:
+        running.wake()
     os._exit(0)
 
 

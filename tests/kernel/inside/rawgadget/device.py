@@ -77,6 +77,9 @@ class RawDevice:
         Ends by an C{OSError} when the device is reset or the host chooses something else.
         """
 
+    def wake(self) -> None:
+        """Answer again from now on, if it did not."""
+
     def _standard(self, setup: Setup) -> Reply:
         if setup.request == _GET_DESCRIPTOR:
             found = self.description.descriptor(setup.value >> 8, setup.value & 0xFF)
@@ -126,6 +129,14 @@ class RunningDevice:
                 if error.errno not in (errno.ESHUTDOWN, errno.EOVERFLOW, errno.EBUSY):
                     raise
                 log(f"{setup} was given up by the host: {error}")
+
+    def wake(self) -> None:
+        """
+        Have a device answer again that did not. What it has left unanswered is stalled.
+        """
+        self._device.wake()
+        with contextlib.suppress(OSError):  # there is nothing
+            self._gadget.stall()
 
     def _state(self, setup: Setup) -> bytes | None:
         """

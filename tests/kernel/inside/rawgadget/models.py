@@ -59,6 +59,37 @@ class Hanging(RawDevice):
         self._hangs = isSetInterface(setup)
         return super().answer(setup)
 
+    def wake(self) -> None:
+        """See L{RawDevice}."""
+        self._hangs = False
+
+
+class Silent(RawDevice):
+    """
+    Answers until a client tells it to be silent, and then no control request any more. The
+    kernel waits five seconds for each answer (C{USB_CTRL_SET_TIMEOUT},
+    C{include/linux/usb.h}).
+    """
+
+    def __init__(self) -> None:
+        super().__init__(_described(9, "SILENT1", Interface(endpoints=(SOURCE, SINK))))
+        self._isSilent = False
+
+    def answer(self, setup: Setup) -> Reply:
+        """See L{RawDevice}."""
+        if self._isSilent:
+            return Refusal.SILENCE
+        return super().answer(setup)
+
+    def special(self, setup: Setup) -> Reply:
+        """See L{RawDevice}: any request that is not a standard one silences it."""
+        self._isSilent = True
+        return bytes(setup.length)
+
+    def wake(self) -> None:
+        """See L{RawDevice}."""
+        self._isSilent = False
+
 
 class Stalling(RawDevice):
     """

@@ -79,6 +79,12 @@ class PluggedIn:
         """Pull it out, and wait until the kernel has seen that."""
         self.__exit__(None, None, None)
 
+    def wake(self) -> None:
+        """Have a device answer again that does not."""
+        assert self._child.stdin is not None
+        self._child.stdin.write(b"\n")
+        self._child.stdin.flush()
+
     def log(self) -> list[str]:
         """
         What it has been asked so far, and what it has done: a line for each control request.
