@@ -91,6 +91,21 @@ class Silent(RawDevice):
         self._isSilent = False
 
 
+class MuteDisk(RawDevice):
+    """
+    A disk that answers all control requests, and no SCSI command: C{usb-storage} waits for the
+    answer to its first C{INQUIRY} (USB Mass Storage Class, Bulk-Only Transport 1.0).
+    """
+
+    def __init__(self) -> None:
+        interface = Interface(triple=(8, 6, 0x50), endpoints=(SOURCE, SINK))
+        super().__init__(_described(10, "MUTE1", interface))
+
+    def special(self, setup: Setup) -> Reply:
+        """See L{RawDevice}: it has one logical unit, and can be reset."""
+        return bytes(setup.length)
+
+
 class Stalling(RawDevice):
     """
     Has interfaces like a disk's, and stalls whatever makes it one: the requests of its class,

@@ -1,0 +1,111 @@
+"""
+A daemon, a device that misbehaves, and one beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.childdaemon import EXPORT, ChildDaemon
+from tests.kernel import guest
+from tests.kernel.daemoncase import DaemonCase
+from tests.kernel.guest import PluggedIn, RawDevice, models
+
+HOST = "127.0.0.1"
+
+BAD, OTHER = 10, 11
+"""The controllers of the device that misbehaves, and of one beside it."""
+
+OUR_BUS_IDS = {f"{2 * controller + 1}-1" for controller in (BAD, OTHER)}
+"""Each controller has two buses, the second one for super speed. See C{setUp}."""
+
+AT_ONCE = 1.8
+"""Seconds: the default of C{timeouts.answer}."""
+
+
+class MisbehavingCase(DaemonCase):
+    """
+    A daemon with the sysfs backend, and the usual timeouts, that also serves USB/IP.
+    """
+
+    backend = "{type: sysfs}"
+    timeouts = "{}"
+
+    def setUp(self) -> None:
+        if not Path("/sys/module/dummy_hcd").exists():
+            guest.modprobe("dummy_hcd", "num=20", "is_super_speed=1")
+        for module in ("raw_gadget", "usbtest", "usbip-host", "vhci-hcd"):
+            guest.modprobe(module)
+        self.addCleanup(leaveNoPlace)
+
+    def config(self, state: str = "{file: null, remember: false}", more: str = "") -> str:
+        return f"backend: {self.backend}\ntimeouts: {self.timeouts}\nstate: {state}\n{EXPORT}{more}"
+
+    def plugged(self, device: RawDevice, controller: int = BAD) -> PluggedIn:
+        """A device that is plugged in until the test ends."""
+        plugged = PluggedIn(device, controller)
+        plugged.__enter__()
+        self.addCleanup(plugged.unplug)
+        return plugged
+
+    def lists(self, daemon: ChildDaemon, *busIds: str) -> None:
+        """These are the devices of ours that it lists before long."""
+        guest.waitUntil(
+            lambda: [each for each in self.listed(daemon) if each in OUR_BUS_IDS] == [*busIds],
+            f"{busIds} are listed",
+        )
+
+    def detail(self, daemon: ChildDaemon, busId: str) -> Any:
+        """All that it says of a device."""
+        return self.succeeds(self.atOnce(daemon, "find", id=busId, detail=True))
+
+    def atOnce(self, daemon: ChildDaemon, command: str, **more: object) -> dict[str, Any]:
+        """The answer to a request, which has to come in time for the oldest of clients."""
+        began = time.monotonic()
+        answer = daemon.ask(command, **more)
+        took = time.monotonic() - began
+        self.assertLess(took, AT_ONCE, (command, more, answer))
+        return answer
+
+    def importable(self, daemon: ChildDaemon) -> str:
+        """What stock C{usbip} says that it can import."""
+        return guest.check("usbip", "--tcp-port", str(daemon.exportPort), "list", "-r", HOST)
+
+    @contextlib.contextmanager
+    def imported(self, daemon: ChildDaemon, busId: str) -> Iterator[str]:
+        """
+        Have stock C{usbip} import a device for as long as a C{with} lasts, or until it is
+        unplugged. Gives the bus id of the imported one.
+        """
+        before = guest.imports()
+        port = str(daemon.exportPort)
+        guest.check("usbip", "--tcp-port", port, "attach", "-r", HOST, "-b", busId)
+
+        def new() -> list[tuple[int, str]]:
+            return [each for each in guest.imports().items() if each[0] not in before]
+
+        ((vhciPort, imported),) = guest.waitUntil(new, f"{busId} is imported")
+        guest.waitPresent(imported)
+        self.assertEqual(self.detail(daemon, busId)["state"], "in_use")
+        try:
+            yield imported
+        finally:
+            guest.run("usbip", "detach", "-p", str(vhciPort))
+            guest.waitGone(imported)
+
+
+def leaveNoPlace() -> None:
+    """
+    Free the places in C{usbip-host}'s table. An entry points at the device that was bound last,
+    which is gone: another one is bound in its place first.
+    """
+    for controller in (BAD, OTHER):
+        if f"{2 * controller + 1}-1" in guest.matchBusIds():
+            with PluggedIn(models.plain(), controller) as plugged:
+                for step in ("usb/unbind", "usbip-host/bind"):
+                    (guest.DRIVERS_FOLDER / step).write_text(plugged.busId)
+                guest.forget(plugged.busId)
