@@ -71,6 +71,16 @@ class MisbehavingCase(DaemonCase):
         self.assertLess(took, AT_ONCE, (command, more, answer))
         return answer
 
+    def attachesSoon(self, daemon: ChildDaemon, serial: str) -> None:
+        """
+        A device can be attached, if not at the first try: that may be told how an earlier one
+        has ended that nobody has heard of yet.
+        """
+        guest.waitUntil(
+            lambda: daemon.ask("attach", serial=serial)["status"] == "success",
+            f"{serial} is attached",
+        )
+
     def importable(self, daemon: ChildDaemon) -> str:
         """What stock C{usbip} says that it can import."""
         return guest.check("usbip", "--tcp-port", str(daemon.exportPort), "list", "-r", HOST)
