@@ -24,7 +24,10 @@ OUR_BUS_IDS = {f"{2 * controller + 1}-1" for controller in (BAD, OTHER)}
 """Each controller has two buses, the second one for super speed. See C{setUp}."""
 
 AT_ONCE = 1.8
-"""Seconds: the default of C{timeouts.answer}."""
+"""Seconds: the default of C{timeouts.answer}. What takes no time has to be answered before."""
+
+IN_TIME = AT_ONCE + 1.0
+"""Seconds until the answer about something that takes longer; the machine may be busy."""
 
 
 class MisbehavingCase(DaemonCase):
