@@ -31,7 +31,7 @@ from tests.kernel.inside.hotplug import (
 )
 from tests.kernel.inside.rawgadget import models
 from tests.kernel.inside.rawgadget.device import RawDevice
-from tests.kernel.inside.rawgadget.plugged import PluggedIn
+from tests.kernel.inside.rawgadget.plugged import PluggedIn, busIdAt
 from tests.kernel.inside.stockusbipd import StockUsbipd, isListening
 from tests.kernel.inside.uevents import Binding, Uevents
 from tests.kernel.inside.usb import (
@@ -86,6 +86,7 @@ __all__ = [
     "attribute",
     "awaitDevices",
     "blockDevice",
+    "busIdAt",
     "check",
     "diskBytes",
     "dmesg",

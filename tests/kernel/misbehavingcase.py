@@ -20,9 +20,6 @@ HOST = "127.0.0.1"
 BAD, OTHER = 10, 11
 """The controllers of the device that misbehaves, and of one beside it."""
 
-OUR_BUS_IDS = {f"{2 * controller + 1}-1" for controller in (BAD, OTHER)}
-"""Each controller has two buses, the second one for super speed. See C{setUp}."""
-
 AT_ONCE = 1.8
 """Seconds: the default of C{timeouts.answer}. What takes no time has to be answered before."""
 
@@ -57,8 +54,9 @@ class MisbehavingCase(DaemonCase):
 
     def lists(self, daemon: ChildDaemon, *busIds: str) -> None:
         """These are the devices of ours that it lists before long."""
+        ours = {guest.busIdAt(controller) for controller in (BAD, OTHER)}
         guest.waitUntil(
-            lambda: [each for each in self.listed(daemon) if each in OUR_BUS_IDS] == [*busIds],
+            lambda: [each for each in self.listed(daemon) if each in ours] == [*busIds],
             f"{busIds} are listed",
         )
 
@@ -117,7 +115,7 @@ def leaveNoPlace() -> None:
     which is gone: another one is bound in its place first.
     """
     for controller in (BAD, OTHER):
-        if f"{2 * controller + 1}-1" in guest.matchBusIds():
+        if guest.busIdAt(controller) in guest.matchBusIds():
             with PluggedIn(models.plain(), controller) as plugged:
                 for step in ("usb/unbind", "usbip-host/bind"):
                     (guest.DRIVERS_FOLDER / step).write_text(plugged.busId)

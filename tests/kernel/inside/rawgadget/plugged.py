@@ -15,10 +15,23 @@ from types import TracebackType
 from tests.kernel.cache import PROJECT
 from tests.kernel.inside.command import stop
 from tests.kernel.inside.rawgadget.device import RawDevice
-from tests.kernel.inside.usb import driverOf, waitGone, waitPresent
+from tests.kernel.inside.usb import driverOf, waitGone
 from tests.kernel.inside.waiting import waitUntil
 
 _CONTROLLERS = Path("/sys/devices/platform")
+
+_HIGH_SPEED = "480"
+
+
+def busIdAt(controller: int) -> str:
+    """
+    Where a high speed device is that is plugged in at a controller of C{dummy_hcd}. Each has a
+    bus for high speed, with one port, and one for super speed if the module was told so.
+    """
+    for speed in (_CONTROLLERS / f"dummy_hcd.{controller}").glob("usb*/speed"):
+        if speed.read_text().strip() == _HIGH_SPEED:
+            return f"{speed.parent.name.removeprefix('usb')}-1"
+    raise AssertionError(f"there is no controller {controller}")
 
 
 class PluggedIn:
@@ -36,6 +49,7 @@ class PluggedIn:
         """
         self._device = device
         self._controller = controller
+        self.busId = busIdAt(controller)
 
     def __enter__(self) -> PluggedIn:
         self._output = tempfile.TemporaryFile()
@@ -55,8 +69,7 @@ class PluggedIn:
             assert self._child.stdin is not None
             self._child.stdin.write(pickle.dumps(self._device))
             self._child.stdin.flush()
-            self.busId = waitUntil(self._where, "the device is plugged in")
-            waitPresent(self.busId)
+            waitUntil(self._isThere, f"{self.busId} is plugged in")
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -72,8 +85,7 @@ class PluggedIn:
         with contextlib.suppress(BrokenPipeError):
             assert self._child.stdin is not None
             self._child.stdin.close()
-        if hasattr(self, "busId"):
-            waitGone(self.busId)
+        waitGone(self.busId)
 
     def unplug(self) -> None:
         """Pull it out, and wait until the kernel has seen that."""
@@ -92,9 +104,7 @@ class PluggedIn:
         self._output.seek(0)
         return self._output.read().decode("utf-8", "replace").splitlines()
 
-    def _where(self) -> str:
+    def _isThere(self) -> bool:
         if self._child.poll() is not None:
             raise AssertionError(f"the device has ended: {self.log()}")
-        folder = _CONTROLLERS / f"dummy_hcd.{self._controller}"
-        found = (path.name for path in folder.glob("usb*/*-*") if path.name[0].isdigit())
-        return next((name for name in found if ":" not in name and driverOf(name)), "")
+        return driverOf(self.busId) is not None
