@@ -31,11 +31,8 @@ _BUS_ID = struct.Struct("32s")
 _DEVICE = struct.Struct(">256s32sIIIHHHBBBBBB")
 _COUNT = struct.Struct(">I")
 
-_PATH_AT_MOST = 255
-"""Bytes, and a NUL."""
-
-_INTERFACES_AT_MOST = 255
-"""Their number is a byte."""
+_PATH_AT_MOST = _INTERFACES_AT_MOST = 255
+"""Bytes, and a NUL; interfaces, whose number is a byte."""
 
 LONGEST_REQUEST = _COMMON.size + _BUS_ID.size
 
