@@ -230,6 +230,20 @@ class OddTests(MisbehavingCase):
             self.givenBack(plugged)
             self.assertEqual(chosen(plugged.busId), ("1", "1"))
 
+    def test_hiddenDisk(self) -> None:
+        """
+        A rule that never shares disks is about a device, too, that is a disk in its second
+        configuration only.
+        """
+        plugged = self.plugged(models.hiddenDisk())
+        guest.waitUntil(lambda: chosen(plugged.busId) == ("2", "1"), "the disk is chosen")
+        self.lists(self.server, plugged.busId, self.other.busId)
+        rule = "devices: [{match: {device_class: storage}, share: never}]\n"
+        self.server.reload(self.config(more=rule))
+        self.lists(self.server, self.other.busId)
+        answer = self.server.ask("attach", id=plugged.busId)
+        self.assertEqual(answer["status"], "not_found", answer)
+
     def test_unprintableSerial(self) -> None:
         """
         Of a serial number with control characters those that can be printed are shown. The

@@ -187,6 +187,17 @@ def twoConfigurations() -> RawDevice:
     return RawDevice(Description(VENDOR, 7, (first, second), serial="TWO1"))
 
 
+def hiddenDisk() -> RawDevice:
+    """
+    A disk in its second configuration. The kernel takes that, as the first interface of the
+    first one is of a vendor's class (C{usb_choose_configuration},
+    C{drivers/usb/core/generic.c}).
+    """
+    first = Configuration((Interface(endpoints=(SOURCE,)),), 1)
+    second = Configuration((Interface(triple=(8, 6, 0x50), endpoints=(SOURCE, SINK)),), 2)
+    return RawDevice(Description(VENDOR, 11, (first, second), serial="HIDDEN1"))
+
+
 class IsochronousSource(RawDevice):
     """
     A webcam's skeleton: setting 0 of its interface has no endpoint, setting 1 one that is

@@ -88,8 +88,9 @@ class PluggedIn:
         waitGone(self.busId)
 
     def unplug(self) -> None:
-        """Pull it out, and wait until the kernel has seen that."""
-        self.__exit__(None, None, None)
+        """Pull it out, unless that has been done, and wait until the kernel has seen that."""
+        if self._child.returncode is None:
+            self.__exit__(None, None, None)
 
     def wake(self) -> None:
         """Have a device answer again that does not."""
