@@ -40,7 +40,8 @@ class MisbehavingCase(DaemonCase):
             guest.modprobe("dummy_hcd", "num=20", "is_super_speed=1")
         for module in ("raw_gadget", "usbtest", "usbip-host", "vhci-hcd"):
             guest.modprobe(module)
-        self.addCleanup(leaveNoPlace)
+        self._plugged: list[PluggedIn] = []
+        self.addCleanup(self._unplugAll)  # the last thing, when there is no daemon any more
 
     def config(self, state: str = "{file: null, remember: false}", more: str = "") -> str:
         return f"backend: {self.backend}\ntimeouts: {self.timeouts}\nstate: {state}\n{EXPORT}{more}"
@@ -49,7 +50,7 @@ class MisbehavingCase(DaemonCase):
         """A device that is plugged in until the test ends."""
         plugged = PluggedIn(device, controller)
         plugged.__enter__()
-        self.addCleanup(plugged.unplug)
+        self._plugged.append(plugged)
         return plugged
 
     def lists(self, daemon: ChildDaemon, *busIds: str) -> None:
@@ -62,15 +63,22 @@ class MisbehavingCase(DaemonCase):
 
     def detail(self, daemon: ChildDaemon, busId: str) -> Any:
         """All that it says of a device."""
-        return self.succeeds(self.atOnce(daemon, "find", id=busId, detail=True))
+        return self.succeeds(daemon.ask("find", id=busId, detail=True))
 
     def atOnce(self, daemon: ChildDaemon, command: str, **more: object) -> dict[str, Any]:
-        """The answer to a request, which has to come in time for the oldest of clients."""
-        began = time.monotonic()
-        answer = daemon.ask(command, **more)
-        took = time.monotonic() - began
-        self.assertLess(took, AT_ONCE, (command, more, answer))
-        return answer
+        """
+        The answer to a request, which has to come in time for the oldest of clients. It is asked
+        up to three times, as the machine may be busy: who waits for a device that hangs does
+        so each time.
+        """
+        times = []
+        for _ in range(3):
+            began = time.monotonic()
+            answer = daemon.ask(command, **more)
+            times.append(time.monotonic() - began)
+            if times[-1] < AT_ONCE:
+                return answer
+        raise AssertionError(f"{command} {more}: {answer} after {times} s")
 
     def attachesSoon(self, daemon: ChildDaemon, serial: str) -> None:
         """
@@ -108,15 +116,26 @@ class MisbehavingCase(DaemonCase):
             guest.run("usbip", "detach", "-p", str(vhciPort))
             guest.waitGone(imported)
 
+    def _unplugAll(self) -> None:
+        for plugged in reversed(self._plugged):
+            if plugged.isIn:
+                leaveNoPlace(plugged.busId)
+                plugged.unplug()
+        for controller in (BAD, OTHER):
+            if guest.busIdAt(controller) in guest.matchBusIds():
+                with PluggedIn(models.plain(), controller) as fresh:
+                    leaveNoPlace(fresh.busId)
 
-def leaveNoPlace() -> None:
+
+def leaveNoPlace(busId: str) -> None:
     """
-    Free the places in C{usbip-host}'s table. An entry points at the device that was bound last,
-    which is gone: another one is bound in its place first.
+    Free a device's place in C{usbip-host}'s table. The entry has to point at the device that is
+    there, so that is bound first: it may point at one that was there before.
     """
-    for controller in (BAD, OTHER):
-        if guest.busIdAt(controller) in guest.matchBusIds():
-            with PluggedIn(models.plain(), controller) as plugged:
-                for step in ("usb/unbind", "usbip-host/bind"):
-                    (guest.DRIVERS_FOLDER / step).write_text(plugged.busId)
-                guest.forget(plugged.busId)
+    if busId not in guest.matchBusIds():
+        return
+    if guest.driverOf(busId) == "usb":
+        for step in ("usb/unbind", "usbip-host/bind"):
+            (guest.DRIVERS_FOLDER / step).write_text(busId)
+    if guest.driverOf(busId) == "usbip-host":
+        guest.forget(busId)

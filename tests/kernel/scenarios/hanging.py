@@ -92,7 +92,8 @@ class HangingTests(HangingCase):
         detach = daemon.ask("detach", serial="HANG1")
         self.assertEqual(detach["status"], "error", detach)
         self.assertIn("still in progress", detach["message"])
-        self.assertEqual(self.detail(daemon, self.bad.busId)["serial"], "HANG1")
+        found = self.succeeds(self.atOnce(daemon, "find", id=self.bad.busId, detail=True))
+        self.assertEqual(found["serial"], "HANG1")
         self.otherIsWell(daemon)
         self.wellAgain(daemon)
 
@@ -174,7 +175,7 @@ class GivenUpTests(HangingCase):
         self.hang()
         self.attachHangs(daemon)
         self.stateSoon(daemon, "error", self.bad.busId)
-        found = self.detail(daemon, self.bad.busId)
+        found = self.succeeds(self.atOnce(daemon, "find", id=self.bad.busId, detail=True))
         self.assertIn("the kernel has not ended the attach within 3 s", found["trouble"])
         self.assertIn("Unplug the device", found["trouble"])
         self.fails(daemon.ask("attach", serial="HANG1"), "Unplug the device")
@@ -218,11 +219,12 @@ class MuteDiskTests(MisbehavingCase):
         guest.modprobe("usb-storage")
         timeout = Path("/sys/module/scsi_mod/parameters/inq_timeout")
         self.addCleanup(timeout.write_text, timeout.read_text())
-        timeout.write_text("6")  # seconds, and there are usually 20
-        disk = self.plugged(models.MuteDisk())
+        timeout.write_text("8")  # seconds, and there are usually 20
         other = self.plugged(models.plain(), OTHER)
         daemon = self.daemon()
+        disk = self.plugged(models.MuteDisk())
         guest.waitPresent(f"{disk.busId}:1.0", "usb-storage")
+        self.lists(daemon, disk.busId, other.busId)
         began = time.monotonic()
         self.fails(daemon.ask("attach", id=disk.busId), "takes longer than 1.8 s and goes on")
         self.assertLess(time.monotonic() - began, IN_TIME)

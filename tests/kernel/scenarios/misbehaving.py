@@ -16,7 +16,7 @@ from typing import Any
 
 from tests.kernel import guest
 from tests.kernel.guest import PluggedIn, RawDevice, UsbNode, models
-from tests.kernel.misbehavingcase import HOST, IN_TIME, OTHER, MisbehavingCase
+from tests.kernel.misbehavingcase import HOST, OTHER, MisbehavingCase
 
 INTERFACES_AT_MOST = 32
 """C{USB_MAXINTERFACES} (C{include/linux/usb.h})."""
@@ -25,10 +25,12 @@ GONE = {errno.ENODEV, errno.EPROTO, errno.ESHUTDOWN, errno.EPIPE, errno.ECONNRES
 """What a transfer fails with whose device is unplugged: at once, or when it is taken back."""
 
 
-class OddTests(MisbehavingCase):
+class BesideCase(MisbehavingCase):
     """
-    Devices that answer, but not as one would like.
+    A device beside the one that misbehaves, which clients can use.
     """
+
+    timeouts = "{answer: 60, bind: 60}"
 
     def setUp(self) -> None:
         super().setUp()
@@ -73,9 +75,15 @@ class OddTests(MisbehavingCase):
         """The client's kernel sees the descriptors that the server's does."""
         self.assertEqual(descriptors(imported), descriptors(plugged.busId))
 
+
+class TransferTests(BesideCase):
+    """
+    Devices that do not do what is asked of them.
+    """
+
     def test_silent(self) -> None:
         """
-        A device that falls silent while a client has it is taken from the client in time. The
+        A device that falls silent while a client has it is taken from the client. The
         reset that ends the session fails then, and the kernel drops the device; plugged in anew
         it can be shared again.
         """
@@ -89,8 +97,7 @@ class OddTests(MisbehavingCase):
                         node.controlIn(0xC0, 1, 0, 0, 1, seconds=0.5)
                     self.assertEqual(caught.exception.errno, errno.ETIMEDOUT)
                 began = time.monotonic()
-                answer = self.server.ask("detach", id=plugged.busId)
-                self.assertLess(time.monotonic() - began, IN_TIME, answer)
+                self.server.ask("detach", id=plugged.busId)  # it may be gone by then
                 guest.waitGone(imported)
                 print(f"\nits client lost it {time.monotonic() - began:.1f} s after the detach")
             guest.waitGone(plugged.busId)
@@ -122,13 +129,12 @@ class OddTests(MisbehavingCase):
         A disk that stalls whatever C{usb-storage} asks of it, at the server and at the client.
         """
         guest.modprobe("usb-storage")
-        with self.beside():
-            plugged = self.attached(models.Stalling((8, 6, 0x50)))
-            self.assertEqual(self.detail(self.server, plugged.busId)["interfaces"], ["08/06/50"])
-            with self.imported(self.server, plugged.busId) as imported:
-                self.sameDescriptors(plugged, imported)
-                guest.waitPresent(f"{imported}:1.0", "usb-storage")
-            self.givenBack(plugged)
+        plugged = self.attached(models.Stalling((8, 6, 0x50)))
+        self.assertEqual(self.detail(self.server, plugged.busId)["interfaces"], ["08/06/50"])
+        with self.imported(self.server, plugged.busId) as imported:
+            self.sameDescriptors(plugged, imported)
+            guest.waitPresent(f"{imported}:1.0", "usb-storage")
+        self.givenBack(plugged)
 
     def stalls(self, transfer: Any) -> None:
         """A transfer fails because the device stalls."""
@@ -165,19 +171,52 @@ class OddTests(MisbehavingCase):
         """
         A device that is pulled out while a client reads from it without a pause.
         """
-        with self.beside():
-            plugged = self.attached(models.Counting())
-            with (
-                self.imported(self.server, plugged.busId) as imported,
-                UsbNode(imported) as node,
-            ):
-                node.claim()
-                with Reader(node) as reader:
-                    reader.readsOn()
-                    plugged.unplug()
-                    self.assertIn(reader.failure().errno, GONE)
-                guest.waitGone(imported)
-            self.lists(self.server, self.other.busId)
+        plugged = self.attached(models.Counting())
+        with (
+            self.imported(self.server, plugged.busId) as imported,
+            UsbNode(imported) as node,
+        ):
+            node.claim()
+            with Reader(node) as reader:
+                reader.readsOn()
+                plugged.unplug()
+                self.assertIn(reader.failure().errno, GONE)
+            guest.waitGone(imported)
+        self.lists(self.server, self.other.busId)
+
+    def test_isochronous(self) -> None:
+        """
+        A device with an isochronous endpoint is imported with all its descriptors, and its
+        setting with the endpoint can be chosen. C{dummy_hcd} does not move isochronous data:
+        the transfer fails at the client with the error that it fails with at the server.
+        """
+        plugged = self.plugged(models.IsochronousSource())
+        with UsbNode(plugged.busId) as node:
+            local = self.isochronousError(node)
+        self.assertEqual(local, errno.EPROTO)
+        plugged.unplug()
+        plugged = self.attached(models.IsochronousSource())
+        with self.imported(self.server, plugged.busId) as imported:
+            self.sameDescriptors(plugged, imported)
+            with UsbNode(imported) as node:
+                self.assertEqual(self.isochronousError(node), local)
+        self.givenBack(plugged)
+
+    def isochronousError(self, node: UsbNode) -> int | None:
+        """The errno that an isochronous transfer fails with."""
+        endpoint = models.IsochronousSource.endpoint
+        node.claim()
+        node.setInterface(0, 1)
+        error: OSError = self.assertRaises(
+            OSError, node.isochronousIn, endpoint.address, endpoint.packet, 8
+        )
+        return error.errno
+
+
+class DescriptorTests(BesideCase):
+    """
+    Devices that say odd things of themselves.
+    """
 
     def test_manyInterfaces(self) -> None:
         """
@@ -216,19 +255,18 @@ class OddTests(MisbehavingCase):
         A client can choose the second configuration of a device; when the device is given back
         it has its first one again.
         """
-        with self.beside():
-            plugged = self.attached(models.twoConfigurations())
-            found = self.detail(self.server, plugged.busId)
-            self.assertEqual(found["interfaces"], ["fe/01/01"])
-            with self.imported(self.server, plugged.busId) as imported:
-                self.sameDescriptors(plugged, imported)
-                self.assertEqual(chosen(imported), ("1", "1"))
-                with UsbNode(imported) as node:
-                    node.setConfiguration(2)
-                self.assertEqual(chosen(imported), ("2", "2"))
-                self.assertEqual(chosen(plugged.busId), ("2", "2"))
-            self.givenBack(plugged)
-            self.assertEqual(chosen(plugged.busId), ("1", "1"))
+        plugged = self.attached(models.twoConfigurations())
+        found = self.detail(self.server, plugged.busId)
+        self.assertEqual(found["interfaces"], ["fe/01/01"])
+        with self.imported(self.server, plugged.busId) as imported:
+            self.sameDescriptors(plugged, imported)
+            self.assertEqual(chosen(imported), ("1", "1"))
+            with UsbNode(imported) as node:
+                node.setConfiguration(2)
+            self.assertEqual(chosen(imported), ("2", "2"))
+            self.assertEqual(chosen(plugged.busId), ("2", "2"))
+        self.givenBack(plugged)
+        self.assertEqual(chosen(plugged.busId), ("1", "1"))
 
     def test_hiddenDisk(self) -> None:
         """
@@ -249,6 +287,11 @@ class OddTests(MisbehavingCase):
         Of a serial number with control characters those that can be printed are shown. The
         client's kernel has it as the server's has.
         """
+        plugged = self.attached(models.plain("\x1b[2J\x07A\tB\nC\x7f\x9b"))
+        with self.imported(self.server, plugged.busId) as imported:
+            paths = [guest.DEVICES_FOLDER / each / "serial" for each in (plugged.busId, imported)]
+            self.assertEqual(paths[0].read_bytes(), paths[1].read_bytes())
+        plugged.unplug()
         self.showsSerial("\x1b[2J\x07A\tB\nC\x7f\x9b", "[2JABC")
         self.showsSerial("\u202eABC\u2028D\u00e9\U0001f600", "ABCD\u00e9\U0001f600")
         self.showsSerial("E\ud800F", "EF")
@@ -277,44 +320,8 @@ class OddTests(MisbehavingCase):
         listed = guest.check(str(command), "list", "--host", f"{HOST}:{self.server.port}")
         self.assertTrue(all(line.isprintable() for line in listed.splitlines()), listed)
         self.assertIn(shown or plugged.busId, listed)
-        with self.imported(self.server, plugged.busId) as imported:
-            self.sameSerial(plugged.busId, imported)
         self.givenBack(plugged)
         plugged.unplug()
-
-    def sameSerial(self, busId: str, imported: str) -> None:
-        """A client's kernel shows the same serial number as the server's."""
-        raw = [(guest.DEVICES_FOLDER / each / "serial") for each in (busId, imported)]
-        texts = [path.read_bytes() if path.exists() else None for path in raw]
-        self.assertEqual(texts[0], texts[1])
-
-    def test_isochronous(self) -> None:
-        """
-        A device with an isochronous endpoint is imported with all its descriptors, and its
-        setting with the endpoint can be chosen. C{dummy_hcd} does not move isochronous data:
-        the transfer fails at the client with the error that it fails with at the server.
-        """
-        plugged = self.plugged(models.IsochronousSource())
-        with UsbNode(plugged.busId) as node:
-            local = self.isochronousError(node)
-        self.assertEqual(local, errno.EPROTO)
-        plugged.unplug()
-        plugged = self.attached(models.IsochronousSource())
-        with self.imported(self.server, plugged.busId) as imported:
-            self.sameDescriptors(plugged, imported)
-            with UsbNode(imported) as node:
-                self.assertEqual(self.isochronousError(node), local)
-        self.givenBack(plugged)
-
-    def isochronousError(self, node: UsbNode) -> int | None:
-        """The errno that an isochronous transfer fails with."""
-        endpoint = models.IsochronousSource.endpoint
-        node.claim()
-        node.setInterface(0, 1)
-        error: OSError = self.assertRaises(
-            OSError, node.isochronousIn, endpoint.address, endpoint.packet, 8
-        )
-        return error.errno
 
 
 class Reader:
@@ -382,4 +389,4 @@ def chosen(busId: str) -> tuple[str | None, str | None]:
     return value, interfaces
 
 
-del MisbehavingCase  # it is not to be run itself
+del MisbehavingCase, BesideCase  # they are not to be run themselves

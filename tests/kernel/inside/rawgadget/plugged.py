@@ -87,9 +87,14 @@ class PluggedIn:
             self._child.stdin.close()
         waitGone(self.busId)
 
+    @property
+    def isIn(self) -> bool:
+        """Has it not been pulled out yet?"""
+        return self._child.returncode is None
+
     def unplug(self) -> None:
         """Pull it out, unless that has been done, and wait until the kernel has seen that."""
-        if self._child.returncode is None:
+        if self.isIn:
             self.__exit__(None, None, None)
 
     def wake(self) -> None:
