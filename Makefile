@@ -2,7 +2,9 @@
 # make run          the daemon in the foreground, on this machine's devices
 #                   (BACKEND=virtual: on virtual ones; CONFIG=file: as the file says)
 # make test         lint, types, unit and integration tests
-# make test-kernel  tests on real kernels, in a virtual machine
+# make test-kernel  tests on real kernels, in user-mode Linux
+# make test-stock   a smaller set on Debian's own kernels, in QEMU
+#                   (both: SCENARIO='stock sharing.SysfsTests', KERNEL=6.1; see tests/README.md)
 # make fuzz         what reads bytes from the network, for ten minutes (FUZZ_SECONDS=60)
 # make benchmark, make benchmark-kernel    see benchmarks/README.md
 # make clean
@@ -14,8 +16,11 @@ BIN := $(VENV)/bin
 BACKEND ?=
 CONFIG ?=
 FUZZ_SECONDS ?= 600
+KERNEL ?=
+SCENARIO ?=
+KERNELS := $(addprefix --kernel ,$(KERNEL))
 
-.PHONY: demo run test lint types unit apidocs test-kernel fuzz benchmark benchmark-kernel clean
+.PHONY: demo run test lint types unit apidocs test-kernel test-stock kernels fuzz benchmark benchmark-kernel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python docs/demo.py
@@ -42,7 +47,15 @@ apidocs: $(VENV)/.installed-dev
 	$(BIN)/pydoctor --quiet --html-output=apidocs usbip_server
 
 test-kernel: $(VENV)/.installed-dev
-	$(BIN)/python -m tests.kernel
+	$(BIN)/python -m tests.kernel $(KERNELS) $(SCENARIO)
+
+# Building and downloading them, which test-kernel and test-stock do when it has to be done.
+kernels: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.kernel --build
+	$(BIN)/python -m tests.kernel --machine qemu --build
+
+test-stock: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.kernel --machine qemu $(KERNELS) $(SCENARIO)
 
 fuzz: $(VENV)/.installed-fuzz
 	$(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS)
@@ -54,7 +67,7 @@ benchmark: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.largetree
 
 benchmark-kernel: $(VENV)/.installed-dev
-	$(BIN)/python -m tests.kernel --kernel 6.1 benchmarks.rivals benchmarks.secured
+	$(BIN)/python -m tests.kernel --jobs 1 --verbose $(KERNELS) benchmarks.rivals benchmarks.secured
 
 clean:
 	rm -rf $(VENV) build dist apidocs _trial_temp* .mypy_cache .ruff_cache *.egg-info

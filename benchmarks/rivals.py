@@ -39,7 +39,7 @@ TYPED = 5
 
 PAIRS = 3
 PASSES = 32
-FAST = "2-5"
+FAST = guest.FAST_DISK.busId
 """A disk that comes as super speed."""
 
 
@@ -93,7 +93,7 @@ class RivalTests(SynchronousTestCase):
 
     def test_attach(self) -> None:
         """C{attach}: the C{usbip bind} program alone, without any server."""
-        for busId in (DISK, "1-3", "1-1"):
+        for busId in (DISK, guest.TABLET.busId, SERIAL):
             self.compare(
                 f"attach of {busId}",
                 partial(self.attach, busId),
@@ -137,7 +137,7 @@ class RivalTests(SynchronousTestCase):
                     began = time.perf_counter()
                     said = way("attach")
                     took.append(time.perf_counter() - began)
-                    self.assertIn("/dev/ttyUSB", said)
+                    self.assertIn(guest.SERIAL_NODES, said)
                     way("detach")
                     guest.waitUntil(lambda: not guest.imports(), "it is pulled out")
                     guest.waitPresent(SERIAL, "usb")
@@ -151,10 +151,10 @@ class RivalTests(SynchronousTestCase):
         """From the kernel's last uevent for a plug until the device is in C{list}."""
         delays = []
         for round in range(ROUNDS):
-            guest.unplug("disk")
+            guest.unplug(guest.DISK)
             guest.waitGone(DISK)
             uevents = System().ueventSocket()
-            plug = threading.Thread(target=partial(guest.plugDisk, serial=f"P{round}"))
+            plug = threading.Thread(target=guest.plug, args=(guest.DISK.withSerial(f"P{round}"),))
             plug.start()
             last = listed = 0.0
             end = time.monotonic() + guest.DEADLINE
@@ -175,9 +175,9 @@ class RivalTests(SynchronousTestCase):
     def test_throughput(self) -> None:
         """C{dd} of a disk that was imported from us: stock C{usbipd}."""
         guest.modprobe("vhci-hcd")
-        guest.plugDisk(port="5", serial="FAST", deviceId="fast")
+        guest.plug(guest.FAST_DISK)
         self.addCleanup(guest.waitGone, FAST)
-        self.addCleanup(guest.unplug, "fast")
+        self.addCleanup(guest.unplug, guest.FAST_DISK)
         guest.waitBlockDevice(FAST)
         self.attach(FAST)
         ours, stock = [], []

@@ -56,9 +56,9 @@ class SecuredTests(SynchronousTestCase):
 
     def test_throughput(self) -> None:
         """C{dd} of an imported disk."""
-        guest.plugDisk(port="5", serial="FAST", deviceId="fast")
+        guest.plug(guest.FAST_DISK)
         self.addCleanup(guest.waitGone, FAST)
-        self.addCleanup(guest.unplug, "fast")
+        self.addCleanup(guest.unplug, guest.FAST_DISK)
         guest.waitBlockDevice(FAST)
         ktls, relay = self.daemon(KTLS), self.daemon(RELAY)
         self.assertEqual(ktls.ask("attach", id=FAST)["status"], "success")

@@ -5,6 +5,11 @@ itself, without a kernel.
 
 from __future__ import annotations
 
+from typing import Any
+
+SECONDS = 10.0
+"""For an answer."""
+
 try:
     from serial_usbipclient.usbip_client import (  # type: ignore[import-not-found, unused-ignore]
         HardwareID,
@@ -16,6 +21,17 @@ except ImportError:  # it needs Python 3.11
     installed = False
 else:
     installed = True
+
+    class _PatientClient(USBIPClient):  # type: ignore[misc, unused-ignore]
+        """
+        Waits longer than a quarter of a second: the servers of a busy machine need more.
+        """
+
+        @staticmethod
+        def readall(size: int, usb: Any, timeout: float = SECONDS) -> bytes:
+            data: bytes = USBIPClient.readall(size, usb, timeout)
+            return data
+
 
 __all__ = ["SerialClient", "USBAttachError", "USBIPValueError", "installed"]
 
@@ -29,7 +45,7 @@ class SerialClient:
         """
         @param port: the server's.
         """
-        self._client = USBIPClient(("127.0.0.1", port))
+        self._client = _PatientClient(("127.0.0.1", port))
         self._which = HardwareID(vendorId, productId)
 
     def busIds(self) -> list[str]:

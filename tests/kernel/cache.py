@@ -17,7 +17,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 class Cache:
     """
-    A folder for unpacked kernels, console logs, and what one run needs while it lasts.
+    A folder for kernels, console logs, and what one run needs while it lasts.
 
     Any number of harnesses may use it at once, and each may be killed at any time.
 
@@ -27,24 +27,40 @@ class Cache:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".gitignore").write_text("*\n")
 
     @classmethod
     def default(cls) -> Cache:
         """
-        The folder in C{USBIPSHARE_KERNEL_CACHE}, else the project's own.
+        The folder in C{USBIPSHARE_KERNEL_CACHE}, else one in the user's cache: a fresh checkout
+        finds the kernels that an earlier one has built.
         """
         chosen = os.environ.get("USBIPSHARE_KERNEL_CACHE")
-        return cls(Path(chosen).resolve() if chosen else PROJECT / ".cache" / "kernels")
+        if chosen:
+            return cls(Path(chosen).resolve())
+        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        return cls(Path(caches).resolve() / "usbipshare" / "kernels")
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, name: str) -> Iterator[None]:
         """
-        While this lasts nobody else is in here.
+        While this lasts nobody else holds the lock of that name.
         """
-        with open(self.folder / "lock", "w") as lock:
+        with open(self.folder / f"{name}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+    @contextmanager
+    def making(self, name: str) -> Iterator[Path]:
+        """
+        A new folder to make something in that is then moved to its place in the cache, gone
+        afterwards. While this lasts nobody else makes what has the same name: what is left of an
+        earlier one was left by a harness that was killed.
+        """
+        with self.locked(name):
+            for leftover in self.folder.glob(f"make-{name}-*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            with tempfile.TemporaryDirectory(prefix=f"make-{name}-", dir=self.folder) as made:
+                yield Path(made)
 
     @contextmanager
     def runFolder(self) -> Iterator[Path]:
@@ -54,7 +70,7 @@ class Cache:
         Those that a killed harness left behind are removed first: a folder is in use as
         long as somebody holds the lock on its file C{in-use}.
         """
-        with self.locked():
+        with self.locked("runs"):
             for stale in self.folder.glob("run-*"):
                 _removeUnlessUsed(stale)
             folder = Path(tempfile.mkdtemp(prefix="run-", dir=self.folder))

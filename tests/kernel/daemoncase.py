@@ -14,7 +14,13 @@ from tests.childdaemon import ChildDaemon
 from tests.kernel import guest
 
 DISK = guest.DISK.busId
-BUS_IDS = ["1-1", "1-2.2", "1-2.4", "1-3", "1-4"]
+SERIAL = guest.SERIAL.busId
+KEYBOARD = guest.KEYBOARD.busId
+TABLET = guest.TABLET.busId
+CARD_READER = guest.CARD_READER.busId
+
+BUS_IDS = [SERIAL, KEYBOARD, DISK, TABLET, CARD_READER]
+"""What a daemon lists, in its order."""
 
 
 class DaemonCase(SynchronousTestCase):

@@ -1,43 +1,135 @@
 """
-The USB devices that the guest is born with.
+The USB devices that a guest is born with, on each kind of machine.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+
+class Kind(enum.Enum):
+    """
+    What a device is.
+    """
+
+    CARD_READER = "card reader"
+    DISK = "disk"
+    HUB = "hub"
+    KEYBOARD = "keyboard"
+    SERIAL = "serial port"
+    TABLET = "tablet"
 
 
 @dataclass(frozen=True, slots=True)
-class EmulatedDevice:
+class Device:
     """
-    A USB device that QEMU emulates.
+    A USB device that can be plugged in.
 
-    @ivar deviceId: QEMU's name of it
-    @ivar driver: QEMU's word for its kind
-    @ivar port: where it sits on the host controller, C{2.4} is the hub's fourth port
-    @ivar vidPid: what it calls itself
-    @ivar serial: its serial number, where this can be chosen
+    @ivar name: unique among the devices of a machine. QEMU's id of it, or the name of the
+        gadget.
+    @ivar kind: what it is.
+    @ivar busId: where it is plugged in. On both kinds of machine a bus with an odd number is
+        high speed, and the next one is the same port at super speed.
+    @ivar vidPid: its vendor and product id, C{0403:6001}.
+    @ivar serial: its serial number, where the machine lets it be chosen.
+    @ivar product: its product string, where the machine lets it be chosen.
     """
 
-    deviceId: str
-    driver: str
-    port: str
+    name: str
+    kind: Kind
+    busId: str
     vidPid: str
     serial: str | None = None
+    product: str | None = None
 
     @property
-    def busId(self) -> str:
+    def bus(self) -> int:
         """
-        The guest's name of it. All of them are on the controller's USB 2 bus.
+        The number of its bus.
         """
-        return f"1-{self.port}"
+        return int(self.busId.partition("-")[0])
+
+    @property
+    def port(self) -> str:
+        """
+        Where it is on its bus: C{2.4} is the fourth port of the hub at the second port.
+        """
+        return self.busId.partition("-")[2]
+
+    @property
+    def isSuper(self) -> bool:
+        """
+        Is it a super speed device?
+        """
+        return self.bus % 2 == 0
+
+    def withSerial(self, serial: str) -> Device:
+        """
+        The same device with another serial number.
+        """
+        return replace(self, serial=serial)
 
 
-SERIAL = EmulatedDevice("serial", "usb-serial", "1", "0403:6001", "QSER1")
-HUB = EmulatedDevice("hub", "usb-hub", "2", "0409:55aa")
-KEYBOARD = EmulatedDevice("keyboard", "usb-kbd", "2.2", "0627:0001")
-DISK = EmulatedDevice("disk", "usb-storage", "2.4", "46f4:0001", "DISK42")
-TABLET = EmulatedDevice("tablet", "usb-tablet", "3", "0627:0001")
-CARD_READER = EmulatedDevice("ccid", "usb-ccid", "4", "08e6:4433")
+def _devices(places: dict[str, str]) -> dict[str, Device]:
+    """
+    @param places: the bus id of each device.
+    """
+    devices = (
+        Device("serial", Kind.SERIAL, places["serial"], "0403:6001", "QSER1", "QEMU USB SERIAL"),
+        Device("keyboard", Kind.KEYBOARD, places["keyboard"], "0627:0001", None, "QEMU Keyboard"),
+        Device("disk", Kind.DISK, places["disk"], "46f4:0001", "DISK42", "QEMU USB HARDDRIVE"),
+        Device("tablet", Kind.TABLET, places["tablet"], "0627:0001", None, "QEMU Tablet"),
+        Device("ccid", Kind.CARD_READER, places["ccid"], "08e6:4433", None, "QEMU CCID"),
+        Device("fast", Kind.DISK, places["fast"], "46f4:0001", "FAST7", "QEMU USB HARDDRIVE"),
+    )
+    return {device.name: device for device in devices}
 
-DEVICES = (SERIAL, HUB, KEYBOARD, DISK, TABLET, CARD_READER)
+
+EMULATED = _devices(
+    {
+        "serial": "1-1",
+        "keyboard": "1-2.2",
+        "disk": "1-2.4",
+        "tablet": "1-3",
+        "ccid": "1-4",
+        "fast": "2-5",
+    }
+) | {"hub": Device("hub", Kind.HUB, "1-2", "0409:55aa")}
+"""QEMU's devices: an xhci controller and a hub."""
+
+CONTROLLERS = 20
+"""The emulated host controllers (C{dummy_hcd}) of user-mode Linux. Each has one port for one
+device and takes two of the kernel's 63 buses; C{vhci_hcd} takes 16."""
+
+GADGETS = _devices(
+    {
+        "serial": "1-1",
+        "keyboard": "3-1",
+        "disk": "5-1",
+        "tablet": "7-1",
+        "ccid": "9-1",
+        "fast": "12-1",
+    }
+)
+"""Gadgets in user-mode Linux: one on each controller. They say of themselves what QEMU's
+devices say, so that a scenario is the same on both."""
+
+BORN_WITH: Sequence[str] = ("serial", "hub", "keyboard", "disk", "tablet", "ccid")
+"""The names of those that are plugged in when a guest starts, in the order in which they are
+plugged in: a device behind the hub comes after it."""
+
+
+def controllerOf(device: Device) -> int:
+    """
+    The number of the controller that a gadget is plugged into: each has two buses.
+    """
+    return (device.bus - 1) // 2
+
+
+def gadgetBusId(controller: int, isSuper: bool = False) -> str:
+    """
+    The bus id of what is plugged into a controller.
+    """
+    return f"{2 * controller + 1 + isSuper}-1"

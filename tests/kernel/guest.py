@@ -16,23 +16,18 @@ import os
 from pathlib import Path
 
 from tests.kernel.cache import PROJECT
-from tests.kernel.devices import CARD_READER, DEVICES, DISK, HUB, KEYBOARD, SERIAL, TABLET
+from tests.kernel.devices import BORN_WITH, Device
 from tests.kernel.inside.command import CommandResult, check, run
 from tests.kernel.inside.diskreader import DiskReader
 from tests.kernel.inside.elsewhere import Elsewhere
-from tests.kernel.inside.gadget import SerialGadget
-from tests.kernel.inside.hotplug import (
-    HotplugError,
-    plug,
-    plugDisk,
-    plugSerial,
-    replug,
-    unplug,
-)
+from tests.kernel.inside.emulated import EmulatedTestbed
+from tests.kernel.inside.gadgetline import GadgetLine
+from tests.kernel.inside.gadgets import GadgetTestbed
 from tests.kernel.inside.rawgadget import models
 from tests.kernel.inside.rawgadget.device import RawDevice
 from tests.kernel.inside.rawgadget.plugged import PluggedIn, busIdAt
 from tests.kernel.inside.stockusbipd import StockUsbipd, isListening
+from tests.kernel.inside.testbed import MACHINE, ITestbed, PlugError
 from tests.kernel.inside.uevents import Binding, Uevents
 from tests.kernel.inside.usb import (
     DEVICES_FOLDER,
@@ -65,21 +60,24 @@ __all__ = [
     "DEVICES_FOLDER",
     "DISK",
     "DRIVERS_FOLDER",
-    "HUB",
+    "FAST_DISK",
     "KEYBOARD",
+    "MACHINE",
     "PROJECT",
     "SERIAL",
+    "SERIAL_NODES",
     "TABLET",
     "Binding",
     "CommandResult",
     "DeadlineMissed",
+    "Device",
     "DiskReader",
     "Elsewhere",
-    "HotplugError",
+    "GadgetLine",
     "Locked",
+    "PlugError",
     "PluggedIn",
     "RawDevice",
-    "SerialGadget",
     "StockUsbipd",
     "Uevents",
     "UsbNode",
@@ -98,12 +96,8 @@ __all__ = [
     "matchBusIds",
     "models",
     "modprobe",
-    "mountConfigfs",
     "plug",
-    "plugDisk",
-    "plugSerial",
     "readBlockDevice",
-    "replug",
     "reset",
     "resetUsb",
     "rmmod",
@@ -119,8 +113,21 @@ __all__ = [
     "waitUntil",
 ]
 
-# Of the host controller and of the devices. There is no udev to load them.
-_USB_MODULES = ("xhci-pci", "usb-storage", "sd_mod", "ftdi_sio", "usbhid")
+_testbed: ITestbed = EmulatedTestbed() if MACHINE == "qemu" else GadgetTestbed()
+
+CARD_READER = _testbed.devices["ccid"]
+DISK = _testbed.devices["disk"]
+FAST_DISK = _testbed.devices["fast"]
+"""At super speed. It is not there at first."""
+KEYBOARD = _testbed.devices["keyboard"]
+SERIAL = _testbed.devices["serial"]
+TABLET = _testbed.devices["tablet"]
+
+SERIAL_NODES = "/dev/ttyUSB" if MACHINE == "qemu" else "/dev/ttyACM"
+"""What the nodes of the serial port begin with: an FTDI converter in QEMU, CDC-ACM else."""
+
+DEVICES = tuple(_testbed.devices[name] for name in BORN_WITH if name in _testbed.devices)
+"""Those that a guest is born with, a hub included."""
 
 
 def modprobe(name: str, *parameters: str) -> None:
@@ -139,30 +146,37 @@ def rmmod(name: str) -> None:
     check("modprobe", "-r", name)
 
 
-def mountConfigfs() -> Path:
+def plug(device: Device, seconds: float = DEADLINE) -> None:
     """
-    Have configfs mounted, for gadgets.
+    Put a device in: one of those that the guest was born with, or another. The kernel learns of
+    it a moment later. A disk has the content of the image.
+
+    @raise PlugError: its name or its place is in use.
     """
-    folder = Path("/sys/kernel/config")
-    modprobe("configfs")
-    if not os.path.ismount(folder):
-        check("mount", "-t", "configfs", "none", str(folder))
-    return folder
+    _testbed.plug(device, seconds)
+
+
+def unplug(device: Device, seconds: float = DEADLINE) -> None:
+    """
+    Pull a device out. The kernel learns of it a moment later.
+
+    @raise PlugError: it is not plugged in.
+    """
+    _testbed.unplug(device.name, seconds)
 
 
 def awaitDevices() -> None:
     """
     Load the drivers of the devices that the guest was born with, and wait until all of
-    them are there, with the disk and the serial converter ready for use.
+    them are there, with the disk and the serial port ready for use.
 
     The modules of USB/IP are the test's own business: C{modprobe("usbip-host")}.
     """
-    for module in _USB_MODULES:
-        modprobe(module)
+    _testbed.begin()
     for device in DEVICES:
         waitPresent(device.busId)
     waitBlockDevice(DISK.busId)
-    waitUntil(lambda: ttyDevice(SERIAL.busId), "the serial converter has a tty")
+    waitUntil(lambda: ttyDevice(SERIAL.busId), "the serial port has a tty")
 
 
 def diskBytes() -> bytes:
@@ -196,10 +210,10 @@ def resetUsb() -> None:
         if vidPid(device.busId) != device.vidPid or (
             device.serial is not None and attribute(device.busId, "serial") != device.serial
         ):
-            with contextlib.suppress(HotplugError):
-                unplug(device.deviceId)
+            with contextlib.suppress(PlugError):
+                unplug(device)
             waitGone(device.busId)
-            replug(device.deviceId)
+            plug(device)
     awaitDevices()
 
 

@@ -1,9 +1,9 @@
 #!/bin/sh
-# Process 1 of the guest, on the host's own file system: makes it a usable system, runs the
-# command it was given, tells the host how that ended, and switches the machine off.
+# Process 1 of a guest, on the computer's own file system: makes it a usable system, runs the
+# command it was given, tells the harness how that ended, and switches the machine off.
 
 set -e
-. /run/settings # sets KERNEL, RELEASE, PROJECT, TERMINAL, and the command as $@
+. /run/settings # sets MODULES, RELEASE, PROJECT, TERMINAL, NOTES, and the command as $@
 
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
@@ -20,9 +20,9 @@ busybox ip link set lo up
 
 # The kernel's modules where everybody looks for them.
 mkdir -p "/lib/modules/$RELEASE"
-mount --bind "$KERNEL/lib/modules/$RELEASE" "/lib/modules/$RELEASE"
+mount --bind "$MODULES" "/lib/modules/$RELEASE"
 
-# Prints the device node of the virtio-serial port of that name, once it is there.
+# Prints the device node of QEMU's virtio-serial port of that name, once it is there.
 port() {
     while :; do
         for entry in /sys/class/virtio-ports/*; do
@@ -35,17 +35,24 @@ port() {
     done
 }
 
-# The port takes one at a time: a test's leftover may still be about to close it.
+# QEMU's port takes one writer at a time: a test's leftover may still be about to close it.
 tell() {
-    until printf '%s\n' "$1" 2>/dev/null >"$monitor"; do
+    until printf '%s\n' "$1" 2>/dev/null >"$NOTES"; do
         sleep 0.1
     done
 }
 
-monitor=$(port usbipshare.monitor)
+if [ -z "$NOTES" ]; then
+    NOTES=$(port usbipshare.monitor)
+fi
 if [ -z "$TERMINAL" ]; then
     TERMINAL=$(port usbipshare.trial)
 fi
+for line in "$TERMINAL" "$NOTES"; do
+    case $line in
+        /dev/ttyS[1-9]) stty -F "$line" raw -echo ;; # user-mode Linux: nothing but bytes
+    esac
+done
 
 cd "$PROJECT"
 tell '{"type":"booted"}'
@@ -55,7 +62,7 @@ exec 3<>"$TERMINAL"
 tell "{\"type\":\"finished\",\"status\":$status}"
 
 echo o >/proc/sysrq-trigger
-# No program can be started any more: 9p goes first.
+# No program can be started any more: in QEMU the root file system goes first.
 while :; do
     :
 done

@@ -5,39 +5,35 @@ What the guest's kernel starts from: busybox, a script, and the modules that rea
 from __future__ import annotations
 
 import lzma
-import shlex
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.kernel.kernels import Kernel
+from tests.kernel.stockkernel import StockKernel
 from tests.kernel.tools import output, tool
 from tests.kernel.trouble import HarnessError
 
 # In the order they go in. What they need comes with them.
 _MODULES = ("virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay")
 
-_INIT = Path(__file__).with_name("init.sh")
+_INIT = Path(__file__).with_name("qemu-init.sh")
 
 
-def buildInitrd(
-    kernel: Kernel, settings: Mapping[str, str | Path], command: Sequence[str], folder: Path
-) -> Path:
+def buildInitrd(kernel: StockKernel, settings: str, folder: Path) -> Path:
     """
     Make the initial RAM disk.
 
-    @param settings: variables for C{init.sh} and C{guest.sh}.
-    @param command: what C{guest.sh} runs.
+    @param settings: what C{qemu-init.sh} and C{guest.sh} source.
     @param folder: where to put it.
     """
     tree = folder / "initrd"
+    shutil.rmtree(tree, ignore_errors=True)
     for name in ("bin", "modules", "host", "writable", "root"):
         (tree / name).mkdir(parents=True)
     shutil.copy(tool("busybox"), tree / "bin" / "busybox")
     shutil.copy(_INIT, tree / "init")
     (tree / "init").chmod(0o755)
-    (tree / "settings").write_text(settingsScript(settings, command))
+    (tree / "settings").write_text(settings)
     for number, module in enumerate(_moduleFiles(kernel)):
         target = tree / "modules" / f"{number:02}-{module.name.partition('.')[0]}.ko"
         target.write_bytes(_readModule(module))
@@ -54,15 +50,7 @@ def buildInitrd(
     return initrd
 
 
-def settingsScript(settings: Mapping[str, str | Path], command: Sequence[str]) -> str:
-    """
-    A piece of shell that sets variables, and the positional parameters to a command.
-    """
-    lines = [f"{name}={shlex.quote(str(value))}" for name, value in settings.items()]
-    return "\n".join([*lines, f"set -- {shlex.join(command)}", ""])
-
-
-def _moduleFiles(kernel: Kernel) -> list[Path]:
+def _moduleFiles(kernel: StockKernel) -> list[Path]:
     """
     The files to insert, in order. A module that is built in has none.
     """

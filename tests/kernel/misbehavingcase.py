@@ -14,6 +14,7 @@ from tests.childdaemon import EXPORT, ChildDaemon
 from tests.kernel import guest
 from tests.kernel.daemoncase import DaemonCase
 from tests.kernel.guest import PluggedIn, RawDevice, models
+from tests.kernel.needs import Need, needs
 
 HOST = "127.0.0.1"
 
@@ -27,6 +28,7 @@ IN_TIME = AT_ONCE + 1.0
 """Seconds until the answer about something that takes longer; the machine may be busy."""
 
 
+@needs(Need.GADGETS)
 class MisbehavingCase(DaemonCase):
     """
     A daemon with the sysfs backend, and the usual timeouts, that also serves USB/IP.

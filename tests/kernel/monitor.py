@@ -18,9 +18,19 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.protocols.basic import LineOnlyReceiver
 from twisted.python.failure import Failure
 
-from tests.kernel.devices import EmulatedDevice
+from tests.kernel.devices import Device, Kind
 
 _UNPLUG_SECONDS = 30.0
+
+_DRIVERS = {
+    Kind.CARD_READER: "usb-ccid",
+    Kind.DISK: "usb-storage",
+    Kind.HUB: "usb-hub",
+    Kind.KEYBOARD: "usb-kbd",
+    Kind.SERIAL: "usb-serial",
+    Kind.TABLET: "usb-tablet",
+}
+"""QEMU's words for them."""
 
 
 class MonitorError(Exception):
@@ -61,23 +71,23 @@ class Monitor(LineOnlyReceiver):
         self.transport.write(json.dumps(message).encode("utf-8") + b"\n")
         return await answer
 
-    async def unplug(self, deviceId: str) -> None:
+    async def unplug(self, name: str) -> None:
         """
         Pull a device out; returns when it is out.
 
         @raise MonitorError: there is none of that name, or it does not go.
         """
         deleted: Deferred[None] = Deferred()
-        self._deletions[deviceId] = deleted
+        self._deletions[name] = deleted
         try:
-            await self.execute("device_del", {"id": deviceId})
+            await self.execute("device_del", {"id": name})
             await deleted.addTimeout(
-                _UNPLUG_SECONDS, self._clock, lambda result, seconds: _fail(deviceId)
+                _UNPLUG_SECONDS, self._clock, lambda result, seconds: _fail(name)
             )
         finally:
-            self._deletions.pop(deviceId, None)
+            self._deletions.pop(name, None)
 
-    async def plug(self, device: EmulatedDevice) -> None:
+    async def plug(self, device: Device) -> None:
         """
         Put a device in.
 
@@ -88,7 +98,7 @@ class Monitor(LineOnlyReceiver):
         """
         properties = deviceProperties(device)
         backing = f"plugged{next(self._numbers)}"
-        if device.driver == "usb-storage":
+        if device.kind is Kind.DISK:
             # QEMU throws a drive away together with its device.
             added = await self.execute(
                 "human-monitor-command", {"command-line": f"drive_add 0 {driveOptions(backing)}"}
@@ -96,7 +106,7 @@ class Monitor(LineOnlyReceiver):
             if added.strip() != "OK":
                 raise MonitorError(added.strip())
             properties["drive"] = backing
-        elif device.driver == "usb-serial":
+        elif device.kind is Kind.SERIAL:
             await self.execute("chardev-add", {"id": backing, "backend": _NULL_BACKEND})
             properties["chardev"] = backing
         await self.execute("device_add", properties)
@@ -137,8 +147,8 @@ class Monitor(LineOnlyReceiver):
 _NULL_BACKEND = {"type": "null", "data": {}}
 
 
-def _fail(deviceId: str) -> None:
-    raise MonitorError(f"{deviceId} was not unplugged within {_UNPLUG_SECONDS:.0f} s")
+def _fail(name: str) -> None:
+    raise MonitorError(f"{name} was not unplugged within {_UNPLUG_SECONDS:.0f} s")
 
 
 def ignoreRefusal(failure: Failure) -> None:
@@ -148,19 +158,19 @@ def ignoreRefusal(failure: Failure) -> None:
     failure.trap(MonitorError)
 
 
-def deviceProperties(device: EmulatedDevice) -> dict[str, object]:
+def deviceProperties(device: Device) -> dict[str, object]:
     """
     What QEMU is told of a device, but for what stands behind it.
     """
     properties: dict[str, object] = {
-        "driver": device.driver,
-        "id": device.deviceId,
+        "driver": _DRIVERS[device.kind],
+        "id": device.name,
         "bus": "xhci.0",
         "port": device.port,
     }
-    if device.serial is not None:
+    if device.serial is not None and device.kind in (Kind.DISK, Kind.SERIAL):
         properties["serial"] = device.serial
-    if device.driver == "usb-serial":
+    if device.kind is Kind.SERIAL:
         properties["always-plugged"] = True
     return properties
 

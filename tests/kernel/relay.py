@@ -14,7 +14,6 @@ from twisted.logger import Logger
 from twisted.protocols.basic import LineOnlyReceiver
 from twisted.python.failure import Failure
 
-from tests.kernel.devices import EmulatedDevice
 from tests.kernel.monitor import Monitor, MonitorError
 from tests.kernel.requests import Answer, Booted, Finished, Note, Plug, Request, Unplug
 
@@ -73,14 +72,7 @@ class GuestRelay(LineOnlyReceiver):
         self._answer(request.number, self._monitor.unplug(request.device))
 
     def _plug(self, request: Plug) -> None:
-        device = EmulatedDevice(
-            deviceId=request.device,
-            driver=request.driver,
-            port=request.port,
-            vidPid="",
-            serial=request.serial,
-        )
-        self._answer(request.number, self._monitor.plug(device))
+        self._answer(request.number, self._monitor.plug(request.device))
 
     def _answer(self, number: int, work: Coroutine[Deferred[Any], Any, None]) -> None:
         async def answer() -> None:

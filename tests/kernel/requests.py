@@ -1,10 +1,13 @@
 """
-What guest and host say to each other over the virtio-serial port, one JSON object a line.
+What guest and host say to each other, one JSON object a line: over a virtio-serial port of QEMU;
+in user-mode Linux only the notes, over a serial line.
 """
 
 from __future__ import annotations
 
 import msgspec
+
+from tests.kernel.devices import Device
 
 # The names of the virtio-serial ports. guest.sh knows them too.
 MONITOR_PORT = "usbipshare.monitor"
@@ -44,17 +47,11 @@ class Plug(msgspec.Struct, frozen=True, tag="plug"):
     Put a device in. Answered when QEMU has it; the guest's kernel needs a while longer.
 
     @ivar number: comes back in the answer.
-    @ivar device: QEMU's name of it, not in use.
-    @ivar driver: C{usb-storage}, C{usb-serial}, C{usb-kbd}...
-    @ivar port: a free port.
-    @ivar serial: its serial number.
+    @ivar device: what, and where. Neither its name nor its port may be in use.
     """
 
     number: int
-    device: str
-    driver: str
-    port: str
-    serial: str | None = None
+    device: Device
 
 
 class Answer(msgspec.Struct, frozen=True):

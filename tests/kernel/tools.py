@@ -5,8 +5,11 @@ The programs of the host that the harness needs.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from tests.kernel.trouble import HarnessError
@@ -15,29 +18,59 @@ from tests.kernel.trouble import HarnessError
 PACKAGES = {
     "apt-cache": "apt",
     "apt-get": "apt",
+    "bc": "bc",
+    "bison": "bison",
     "busybox": "busybox-static",
     "cpio": "cpio",
     "depmod": "kmod",
     "dpkg": "dpkg",
+    "flex": "flex",
+    "gcc": "gcc libc6-dev",
+    "make": "make",
     "modprobe": "kmod",
+    "prlimit": "util-linux",
     "qemu-system-x86_64": "qemu-system-x86",
     "setpriv": "util-linux",
+    "tar": "tar",
+    "unshare": "util-linux",
+    "xz": "xz-utils",
 }
+
+CANDIDATE = re.compile(r"^\s*Candidate: (\d\S*)$", re.MULTILINE)
+"""The newest version, in what C{apt-cache policy} says of a package."""
 
 
 def tool(name: str) -> str:
     """
     Where a program is.
 
-    An ordinary user's PATH on Debian lacks the sbin folders, where depmod is.
-
-    @raise HarnessError: it is not installed; names the package.
+    @raise HarnessError: it is not installed; says how to install it.
     """
-    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
-    found = shutil.which(name, path=path)
+    found = _find(name)
     if found is None:
-        raise HarnessError(f"{name} is missing: install the Debian package {PACKAGES[name]}")
-    return found
+        requireTools([name])
+    return str(found)
+
+
+def requireTools(names: Iterable[str]) -> None:
+    """
+    Check that programs are installed.
+
+    @raise HarnessError: some are not; has the command that installs all of them.
+    """
+    missing = [name for name in names if _find(name) is None]
+    if missing:
+        packages = " ".join(dict.fromkeys(PACKAGES[name] for name in missing))
+        raise HarnessError(
+            f"programs are missing: {', '.join(missing)}. Install them with\n"
+            f"  apt-get install --no-install-recommends {packages}"
+        )
+
+
+def _find(name: str) -> str | None:
+    # An ordinary user's PATH on Debian lacks the sbin folders, where depmod is.
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+    return shutil.which(name, path=path)
 
 
 def output(name: str, *arguments: str | Path, folder: Path | None = None) -> str:
@@ -58,3 +91,36 @@ def output(name: str, *arguments: str | Path, folder: Path | None = None) -> str
     if finished.returncode != 0:
         raise HarnessError(f"{name} {arguments[0]} failed: {finished.stderr.strip()}")
     return finished.stdout
+
+
+def known(pattern: re.Pattern[str], question: str, package: str) -> str:
+    """
+    What apt's lists say of a package.
+
+    @param pattern: with one group, which is returned.
+    @param question: C{depends} or C{policy}.
+    @raise HarnessError: they do not know it.
+    """
+    with suppress(HarnessError):  # E: No packages found
+        found = pattern.search(output("apt-cache", question, package))
+        if found is not None:
+            return found[1]
+    raise HarnessError(f"apt knows no candidate for {package}: run apt-get update")
+
+
+def download(package: str, version: str, folder: Path) -> Path:
+    """
+    Download a package.
+
+    @return: the file.
+    @raise HarnessError: apt could not do it.
+    """
+    # apt's own user cannot write to the folder, and warns about that.
+    sandbox = ["-o", "APT::Sandbox::User=root"] if os.geteuid() == 0 else []
+    print(f"downloading {package} {version}", flush=True)
+    try:
+        output("apt-get", *sandbox, "download", f"{package}={version}", folder=folder)
+    except HarnessError as error:
+        raise HarnessError(f"{error}\nif it is not found: run apt-get update") from None
+    (archive,) = folder.glob("*.deb")
+    return archive

@@ -12,6 +12,8 @@ _SUMMARY = re.compile(r"^(?:PASSED|FAILED)(?: \(([a-zA-Z]+=\d+(?:, [a-zA-Z]+=\d+
 _BAD_COUNTS = ("failures", "errors", "unexpectedSuccesses")
 _GOOD_COUNTS = ("successes", "expectedFailures")
 
+_PANIC = "Kernel panic"
+
 _STAMP = re.compile(r"^\[\s*\d+\.\d+\](?:\[[^\]]*\])? ")
 _COMPLAINT = re.compile(
     r"BUG: |kernel BUG at|\bOops\b|general protection fault|Kernel panic"
@@ -21,8 +23,8 @@ _WARNING = re.compile(r"WARNING: ")
 _OURS = re.compile(r"usbip|vhci")
 _WARNING_LINES = 80
 
-# What stands before a warning that is about a client's request, not about usbip: an empty
-# one to read where the device wants to be written to (drivers/usb/core/urb.c).
+# What stands in the line before or after a warning that is about a client's request, not about
+# usbip: an empty one to read where the device wants to be written to (drivers/usb/core/urb.c).
 _CLIENTS_FAULT = "BOGUS control dir"
 
 _LINES_BEFORE = 10
@@ -74,6 +76,15 @@ def complaintsOf(console: str) -> list[str]:
     return [lines[number] for number in _complaining(lines)]
 
 
+def hasDied(console: str, pattern: str) -> bool:
+    """
+    Has the kernel died, of what was expected?
+
+    @param pattern: a regular expression for a part of a line.
+    """
+    return _PANIC in console and re.search(pattern, console) is not None
+
+
 def excerptOf(console: str) -> list[str]:
     """
     The part of a console worth showing: the first complaint and its trace. Else, of a guest
@@ -108,7 +119,7 @@ def _complaining(lines: Sequence[str]) -> Iterator[int]:
             return
         if _COMPLAINT.search(line) or (
             _WARNING.search(line)
-            and _CLIENTS_FAULT not in "".join(lines[max(0, number - 1) : number])
+            and _CLIENTS_FAULT not in "".join(lines[max(0, number - 1) : number + 2])
             and any(_OURS.search(traced) for traced in _traceOf(lines[number:]))
         ):
             yield number

@@ -136,7 +136,7 @@ class AttachingTests(AttachingCase):
         cannot be had disturbs nothing."""
         self.addCleanup(self.unplugFast)  # when the daemon has ended
         daemon = self.daemon()
-        guest.plugDisk("5", "FAST7", "fast")
+        guest.plug(guest.FAST_DISK)
         fast = str(guest.waitUntil(lambda: self.busIdOf("FAST7"), "the fast disk is there"))
         guest.waitBlockDevice(fast)
         for busId in (SERIAL, DISK, fast):
@@ -199,7 +199,7 @@ class AttachingTests(AttachingCase):
         busId = self.busIdOf("FAST7")
         if busId is not None:
             guest.forget(busId)
-            guest.unplug("fast")
+            guest.unplug(guest.FAST_DISK)
             guest.waitGone(busId)
 
     def test_beside(self) -> None:
@@ -250,7 +250,9 @@ class AttachingTests(AttachingCase):
             attached, kept = self.attaching.attach(self.server, SERIAL, guest.DEADLINE)
             took.append(time.monotonic() - began)
             with kept:
-                self.assertTrue(any("ttyUSB" in node for node in attached.nodes), attached)
+                self.assertTrue(
+                    any(guest.SERIAL_NODES in node for node in attached.nodes), attached
+                )
                 self.assertTrue(self.attaching.detach(attached.port))
                 self.assertTrue(isOver(kept))
         self.assertEqual(self.used(), [])
@@ -281,11 +283,11 @@ class AttachingTests(AttachingCase):
         daemon = self.daemon()
         self.succeeds(daemon.ask("attach", id=DISK))
         attached, kept = self.take(DISK)
-        guest.unplug("disk")
+        guest.unplug(guest.DISK)
         self.assertTrue(isOver(kept))
         self.gone(attached)
         self.assertRaises(NotGiven, self.take, DISK)
-        guest.replug("disk")
+        guest.plug(guest.DISK)
         guest.waitBlockDevice(DISK)
         self.succeeds(daemon.ask("attach", id=DISK))
         ports = []

@@ -19,7 +19,8 @@ from usbip.transport import USBIP  # type: ignore[import-untyped]
 from tests import serialclient
 from tests.childdaemon import EXPORT
 from tests.kernel import guest
-from tests.kernel.daemoncase import BUS_IDS, DISK, DaemonCase
+from tests.kernel.daemoncase import BUS_IDS, DISK, SERIAL, DaemonCase
+from tests.kernel.needs import Need, needs
 from tests.serialclient import SerialClient
 
 HOST = "127.0.0.1"
@@ -167,7 +168,7 @@ class ProgramTests(ClientCase):
     def test_attach(self) -> None:
         """An attach and a detach with nc and curl."""
         attach = guest.check(
-            "nc", "-N", HOST, self.port, stdin='{"command":"attach","bus":"1-2.4"}'
+            "nc", "-N", HOST, self.port, stdin=json.dumps({"command": "attach", "bus": DISK})
         )
         self.assertEqual(json.loads(attach)["status"], "success")
         self.assertEqual(guest.driverOf(DISK), "usbip-host")
@@ -214,28 +215,29 @@ class UserSpaceTests(DaemonCase):
         self.succeeds(self.served.ask("detach", id=busId))
         self.assertEqual(self.state(self.served, busId), "free")
 
+    @needs(Need.GADGETS)
     def test_serialPort(self) -> None:
         """serial-usbipclient writes to a serial port, and reads what it answers."""
         if not serialclient.installed:
             self.skipTest("pip install serial-usbipclient")
-        with guest.SerialGadget() as gadget:
+        vendor, product = (int(number, 16) for number in guest.SERIAL.vidPid.split(":"))
+        with guest.GadgetLine(guest.SERIAL) as line:
 
             def use(port: int) -> None:
-                client = SerialClient(port, gadget.vendorId, gadget.productId)
-                self.assertEqual(client.busIds(), [gadget.busId])
+                client = SerialClient(port, vendor, product)
+                self.assertEqual(client.busIds(), [SERIAL])
                 client.attach()
-                self.stateSoon(self.served, "in_use", gadget.busId)
-                gadget.open()
+                self.stateSoon(self.served, "in_use", SERIAL)
+                line.open()
                 for number in range(20):
-                    line = b"ping %d\r\n" % number
-                    self.assertEqual(client.write(line), len(line))
-                    self.assertEqual(gadget.read(len(line)), line)
-                    gadget.write(line.upper())
-                    self.assertEqual(client.read(), line.upper())
+                    text = b"ping %d\r\n" % number
+                    self.assertEqual(client.write(text), len(text))
+                    self.assertEqual(line.read(len(text)), text)
+                    line.write(text.upper())
+                    self.assertEqual(client.read(), text.upper())
                 client.close()
 
-            guest.waitUntil(lambda: gadget.busId in self.listed(self.served), "it is listed")
-            self.compare(gadget.busId, use)
+            self.compare(SERIAL, use)
 
     def test_disk(self) -> None:
         """usbip 0.7 reads a disk's true bytes."""
@@ -249,7 +251,10 @@ class UserSpaceTests(DaemonCase):
                 disk = MSCDriver(handle)
                 self.assertEqual(disk.max_lun(), 0)
                 self.assertIn(b"QEMU", disk.inquiry())
-                count, size = disk.read_capacity()
+                # The first command after a reset is answered with "unit attention".
+                count, size = guest.waitUntil(
+                    lambda: [it for it in [disk.read_capacity()] if it[1]], "it has a capacity"
+                )[0]
                 self.assertEqual(count * size, len(content))
                 for first in range(0, count, count // 8):
                     read = disk.read_blocks(first, BLOCKS, size)

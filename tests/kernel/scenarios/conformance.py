@@ -42,11 +42,11 @@ class RealKernel(KernelExportConformance):
             guest.waitImport()
 
     async def unplug(self, device: UsbDevice) -> None:
-        await deferToThread(guest.unplug, guest.DISK.deviceId)
+        await deferToThread(guest.unplug, guest.DISK)
         await deferToThread(guest.waitGone, device.busId)
 
     async def plug(self, device: UsbDevice) -> None:
-        await deferToThread(guest.replug, guest.DISK.deviceId)
+        await deferToThread(guest.plug, guest.DISK)
         await deferToThread(guest.waitPresent, device.busId)
 
 

@@ -63,7 +63,7 @@ class DesiredTests(DaemonCase):
 
         with guest.Uevents() as uevents:
             delays = [
-                self.replug(uevents, device.deviceId, device.busId)
+                self.replug(uevents, device)
                 for _ in range(ROUNDS)
                 for device in guest.DEVICES
                 if device.busId in BUS_IDS
@@ -78,12 +78,12 @@ class DesiredTests(DaemonCase):
             for busId in (SERIAL, DISK):
                 self.succeeds(daemon.ask("detach", id=busId))
             before = len(uevents.bindings(SERIAL))
-            guest.unplug("serial")
+            guest.unplug(guest.SERIAL)
             guest.waitGone(SERIAL)
-            guest.replug("serial")
+            guest.plug(guest.SERIAL)
             guest.waitPresent(SERIAL)
             self.assertEqual(guest.driverOf(DISK), "usb")
-            self.replug(uevents, "disk", DISK)
+            self.replug(uevents, guest.DISK)
             found = [binding.driver for binding in uevents.bindings(SERIAL)[before:]]
             self.assertEqual(found, ["usb"])
             self.assertEqual(self.state(daemon, SERIAL), "free")
@@ -92,10 +92,10 @@ class DesiredTests(DaemonCase):
         with daemon.watch(id="disk") as watcher:
             _, imported = self.importDisk()
             watcher.told("imported", DISK)
-            guest.unplug("disk")
+            guest.unplug(guest.DISK)
             guest.waitGone(imported)
             watcher.told("removed", DISK)
-            guest.replug("disk")
+            guest.plug(guest.DISK)
             watcher.told("bound", DISK)
             port, imported = self.importDisk()
             watcher.told("imported", DISK)
@@ -108,11 +108,11 @@ class DesiredTests(DaemonCase):
             )
 
         daemon.kill()
-        for deviceId, busId in (("disk", DISK), ("tablet", TABLET), ("serial", SERIAL)):
-            guest.unplug(deviceId)
-            guest.waitGone(busId)
-            guest.replug(deviceId)
-            guest.waitPresent(busId)
+        for device in (guest.DISK, guest.TABLET, guest.SERIAL):
+            guest.unplug(device)
+            guest.waitGone(device.busId)
+            guest.plug(device)
+            guest.waitPresent(device.busId)
         daemon.start()
         for busId in (DISK, TABLET):
             guest.waitPresent(busId, "usbip-host")
@@ -126,16 +126,17 @@ class DesiredTests(DaemonCase):
         self.assertEqual(held, "127.0.0.1")
         self.assertEqual([event for event in noted if event["event"] == "failed"], [])
 
-    def replug(self, uevents: guest.Uevents, deviceId: str, busId: str) -> float:
+    def replug(self, uevents: guest.Uevents, device: guest.Device) -> float:
         """
         Unplug a device, plug it in, and wait until it is bound.
 
         @return: how many seconds after the kernel's own driver had it.
         """
+        busId = device.busId
         before = len(uevents.bindings(busId))
-        guest.unplug(deviceId)
+        guest.unplug(device)
         guest.waitGone(busId)
-        guest.replug(deviceId)
+        guest.plug(device)
 
         def bound() -> list[guest.Binding]:
             new = uevents.bindings(busId)[before:]
@@ -205,7 +206,7 @@ class DesiredTests(DaemonCase):
         daemon = self.shared()
         mkfs(self.partition())
         self.addCleanup(guest.waitGone, DISK)
-        self.addCleanup(guest.unplug, "disk")  # it has another content now
+        self.addCleanup(guest.unplug, guest.DISK)  # it has another content now
 
         with mounted(self.partition()) as place:
             answer = daemon.ask("attach", id=DISK)

@@ -21,6 +21,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.certificates import LAB, authority, signed, trusting
 from tests.kernel import guest
 from tests.kernel.inside.tlsimport import OK, OP_ENABLE_KTLS, TlsImport
+from tests.kernel.needs import Need, needs
 from tests.kernel.scenarios.sharing import unloadHost
 
 DISK = guest.DISK.busId
@@ -67,6 +68,7 @@ MASKED = (
 )
 
 
+@needs(Need.SYSTEMD)
 class SystemdCase(SynchronousTestCase):
     """
     A systemd of its own, in its own process namespace, with udev.
@@ -248,9 +250,9 @@ class ServiceTests(SystemdCase):
 
         self.systemctl("stop", UNIT)
         self.assertEqual((self.show("ActiveState"), self.show("Result")), ("inactive", "success"))
-        guest.unplug("disk")
+        guest.unplug(guest.DISK)
         guest.waitGone(DISK)
-        guest.replug("disk")
+        guest.plug(guest.DISK)
         guest.waitPresent(DISK)
         self.systemctl("start", UNIT)
         guest.waitPresent(DISK, "usbip-host")

@@ -14,7 +14,15 @@ from typing import Any
 
 from tests.childdaemon import ChildDaemon
 from tests.kernel import guest
-from tests.kernel.daemoncase import BUS_IDS, DISK, DaemonCase
+from tests.kernel.daemoncase import (
+    BUS_IDS,
+    CARD_READER,
+    DISK,
+    KEYBOARD,
+    SERIAL,
+    TABLET,
+    DaemonCase,
+)
 
 HOST = "127.0.0.1"
 SUDOERS = "nobody ALL=(root) NOPASSWD: /usr/sbin/usbip bind -b *, /usr/sbin/usbip unbind -b *\n"
@@ -81,24 +89,24 @@ class Scenarios(SharingCase):
         """
         daemon = self.shared()
         for busId, criteria in (
-            ("1-1", {"id": "1-1"}),
-            (DISK, {"id": "1-2.4*"}),
-            ("1-1", {"id": "0403:6001"}),
-            ("1-4", {"id": "08E6:*"}),
+            (SERIAL, {"id": SERIAL}),
+            (DISK, {"id": f"{DISK}*"}),
+            (SERIAL, {"id": "0403:6001"}),
+            (CARD_READER, {"id": "08E6:*"}),
             (DISK, {"bus": DISK}),
-            ("1-1", {"bus": "1", "first": True}),
-            ("1-1", {"bus": 1, "serial": "QSER1"}),
+            (SERIAL, {"bus": "1", "first": True}),
+            (SERIAL, {"bus": 1, "serial": "QSER1"}),
             (DISK, {"serial": "DISK42"}),
             (DISK, {"serial": "DISK*"}),
-            ("1-1", {"desc": "ft232"}),
+            (SERIAL, {"desc": "ft232"}),
             (DISK, {"desc": "*HARDDRIVE"}),
-            ("1-2.2", {"id": "0627:0001", "first": True}),
+            (KEYBOARD, {"id": "0627:0001", "first": True}),
         ):
             found = self.succeeds(daemon.ask("find", **criteria))
             self.assertEqual(found["bus_id"], busId, criteria)
         several = daemon.ask("find", desc="QEMU")
         self.assertEqual(several["status"], "multiple_matches")
-        for busId in ("1-2.2", DISK, "1-3"):
+        for busId in (KEYBOARD, DISK, TABLET):
             self.assertIn(busId, several["message"])
         self.assertEqual(daemon.ask("find", serial="NONE")["status"], "not_found")
         without = [d["bus_id"] for d in self.succeeds(daemon.ask("list")) if d["serial"] is None]
@@ -130,9 +138,9 @@ class Scenarios(SharingCase):
         """
         daemon = self.shared()
         self.succeeds(daemon.ask("attach", id=DISK))
-        guest.unplug("disk")
+        guest.unplug(guest.DISK)
         self.listsSoon(daemon, without=DISK)
-        guest.plugDisk(serial="DISK43")
+        guest.plug(guest.DISK.withSerial("DISK43"))
         self.listsSoon(daemon)
         self.succeeds(daemon.ask("attach", serial="DISK43"))
         self.assertEqual(self.state(daemon), "bound")
@@ -149,11 +157,11 @@ class Scenarios(SharingCase):
                 target=lambda heard=answers: heard.append(daemon.ask("attach", id=DISK))
             )
             attach.start()
-            guest.unplug("disk")
+            guest.unplug(guest.DISK)
             attach.join(guest.DEADLINE)
             self.assertIn(answers[0]["status"], ("success", "failure", "not_found"))
             self.listsSoon(daemon, without=DISK)
-            guest.plugDisk(serial=serial)
+            guest.plug(guest.DISK.withSerial(serial))
             self.listsSoon(daemon)
         self.succeeds(daemon.ask("attach", id=DISK))
 
@@ -254,15 +262,15 @@ class SysfsTests(Scenarios):
         unloadHost()
         daemon = self.daemon()
         for _ in range(2):
-            self.succeeds(daemon.ask("attach", id="1-3"))
-            self.succeeds(daemon.ask("detach", id="1-3"))
+            self.succeeds(daemon.ask("attach", id=TABLET))
+            self.succeeds(daemon.ask("detach", id=TABLET))
         table = guest.DRIVERS_FOLDER / "usbip-host" / "match_busid"
         for port in range(1, 16):
-            table.write_text(f"add 9-{port}")
-        self.succeeds(daemon.ask("attach", id=DISK))  # in the place of 1-3
-        self.assertNotIn("1-3", guest.matchBusIds())
-        self.fails(daemon.ask("attach", id="1-4"), "all 16 places")
-        self.assertEqual(guest.driverOf("1-4"), "usb")
+            table.write_text(f"add 99-{port}")
+        self.succeeds(daemon.ask("attach", id=DISK))  # in the place of the tablet
+        self.assertNotIn(TABLET, guest.matchBusIds())
+        self.fails(daemon.ask("attach", id=CARD_READER), "all 16 places")
+        self.assertEqual(guest.driverOf(CARD_READER), "usb")
         self.succeeds(daemon.ask("detach", id=DISK))
         unloadHost()
 

@@ -23,7 +23,7 @@ USBIPSHARE = str(Path(sys.executable).with_name("usbipshare"))
 SECONDS = 60.0
 """For a command: an emulated machine needs some to start Python."""
 
-FAST = "2-5"
+FAST = guest.FAST_DISK.busId
 """Where a super speed disk is plugged in."""
 
 LATER = 8.0
@@ -91,7 +91,7 @@ class TypedTests(TypedCase):
         node = nodeOf(disk, "/dev/sd")
         guest.check("cmp", node, os.environ["USBIPSHARE_GUEST_DISK"])
         nodes = self.done("attach", SERIAL, "--host", "lab").split()
-        self.assertRegex(nodes[-1], r"^/dev/ttyUSB\d$")
+        self.assertRegex(nodes[-1], rf"^{guest.SERIAL_NODES}\d$")
         shown = guest.check("usbip", "port")
         for busId in (DISK, SERIAL):
             self.assertIn(f"usbip://{self.elsewhere.server}:3240/{busId}", shown)
@@ -126,7 +126,7 @@ class TypedTests(TypedCase):
     def test_fast(self) -> None:
         """A super speed disk comes at a port for such, and is what it is."""
         self.addCleanup(self.unplugFast)
-        guest.plugDisk("5", "FAST8", "fast")
+        guest.plug(guest.FAST_DISK.withSerial("FAST8"))
         guest.waitUntil(lambda: FAST in self.listed(self.server), "it is listed")
         guest.waitBlockDevice(FAST)
         [disk] = self.told("attach", "FAST8")
@@ -140,14 +140,14 @@ class TypedTests(TypedCase):
         self.server.ask("detach", id=FAST, force=True)
         guest.waitUntil(lambda: guest.driverOf(FAST) == "usb", "it is this machine's")
         guest.forget(FAST)
-        guest.unplug("fast")
+        guest.unplug(guest.FAST_DISK)
         guest.waitGone(FAST)
 
     def test_refused(self) -> None:
         """What cannot be had is told by the exit code, and why by a line."""
         for words, status, text in (
             (("attach", "NOSUCH"), 3, "NOSUCH"),
-            (("attach", "QEMU"), 4, "1-2.4"),
+            (("attach", "QEMU"), 4, DISK),
             (("attach", DISK, "--host", "10.55.32.9", "--timeout", "1"), 6, "10.55.32.9"),
         ):
             ended = self.type(*words)
@@ -173,9 +173,9 @@ class TypedTests(TypedCase):
 
     def test_wait(self) -> None:
         """A device that is not there yet is waited for."""
-        guest.unplug("disk")
+        guest.unplug(guest.DISK)
         guest.waitGone(DISK)
-        later = threading.Timer(LATER, guest.replug, ("disk",))
+        later = threading.Timer(LATER, guest.plug, (guest.DISK,))
         later.start()
         self.addCleanup(later.join)
         [disk] = self.told("attach", "--serial", "DISK42", "--wait", "50")
@@ -216,10 +216,10 @@ class GatewayTests(TypedCase):
         self.assertTrueBytes(nodeOf(disk, "/dev/sd"))
         self.assertEqual(self.state(self.server), "in_use")
         self.assertEqual(self.state(self.gateway, THROUGH), "in_use")
-        guest.unplug("disk")
+        guest.unplug(guest.DISK)
         guest.waitUntil(lambda: not self.used(), "it is gone here")
         guest.waitUntil(lambda: THROUGH not in self.listed(self.gateway), "and at the gateway")
-        guest.replug("disk")
+        guest.plug(guest.DISK)
         guest.waitUntil(lambda: THROUGH in self.listed(self.gateway), "it is there again")
         self.succeeds(self.gateway.ask("attach", id=THROUGH))
         guest.check("usbip", "attach", "-r", self.elsewhere.address, "-b", THROUGH)

@@ -37,16 +37,16 @@ class Scenarios(DaemonCase):
         daemon = self.shared()
         with daemon.watch() as watcher:
             before = watcher.answer["seq"]
-            guest.unplug("disk")
+            guest.unplug(guest.DISK)
             watcher.told("removed", DISK)
-            guest.plugDisk(serial="DISK43")
+            guest.plug(guest.DISK.withSerial("DISK43"))
             added = watcher.told("added", DISK)
             self.assertEqual(added["data"]["serial"], "DISK43")
             guest.waitBlockDevice(DISK)
             delays = [delay for _ in range(ROUNDS) for delay in self.session(daemon, watcher)]
-            guest.unplug("disk")
+            guest.unplug(guest.DISK)
             watcher.told("removed", DISK)
-            guest.replug("disk")
+            guest.plug(guest.DISK)
             watcher.told("added", DISK)
             told = watcher.events
             self.assertEqual(

@@ -1,10 +1,10 @@
 #!/bin/busybox sh
-# The guest's /init. Makes the host's root file system, read-only over 9p and with a writable
+# The /init of a guest in QEMU. Makes the host's root file system, read-only over 9p and with a writable
 # layer in memory on top, the guest's own, and goes on there with guest.sh.
 
 busybox=/bin/busybox
 set -e
-trap '$busybox echo "init.sh failed"; $busybox poweroff -f' EXIT
+trap '$busybox echo "qemu-init.sh failed"; $busybox poweroff -f' EXIT
 
 for module in /modules/*.ko; do
     $busybox insmod "$module"

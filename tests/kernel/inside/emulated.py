@@ -1,5 +1,5 @@
 """
-Plugging and unplugging, from inside.
+QEMU's devices, plugged and unplugged from inside: the guest asks the harness, which asks QEMU.
 """
 
 from __future__ import annotations
@@ -15,75 +15,47 @@ from pathlib import Path
 
 import msgspec
 
-from tests.kernel.devices import DEVICES, DISK, SERIAL
-from tests.kernel.inside.waiting import DEADLINE, DeadlineMissed
+from tests.kernel.devices import EMULATED, Device
+from tests.kernel.inside.command import check
+from tests.kernel.inside.testbed import PlugError
+from tests.kernel.inside.waiting import DeadlineMissed
 from tests.kernel.requests import MONITOR_PORT, Answer, Plug, Request, Unplug
 
 _PORTS = Path("/sys/class/virtio-ports")
 _PAUSE = 0.02
 
+# Of the host controller and of the devices. There is no udev to load them.
+_MODULES = ("xhci-pci", "usb-storage", "sd_mod", "ftdi_sio", "usbhid")
+
 _lock = threading.Lock()
 _numbers = itertools.count(int.from_bytes(os.urandom(4), "big"))
 
 
-class HotplugError(Exception):
+class EmulatedTestbed:
     """
-    QEMU refused. The message is QEMU's own.
+    An L{tests.kernel.inside.testbed.ITestbed}.
     """
 
+    devices = EMULATED
 
-def unplug(deviceId: str, seconds: float = DEADLINE) -> None:
-    """
-    Pull a device out. The guest's kernel learns of it a moment later.
+    def begin(self) -> None:
+        """
+        Load the drivers: the devices are there.
+        """
+        for module in _MODULES:
+            check("modprobe", module)
 
-    Blocks until the host has answered. Any thread may call this, and any process.
+    def plug(self, device: Device, seconds: float) -> None:
+        """
+        See L{tests.kernel.inside.testbed.ITestbed.plug}.
+        """
+        _ask(Plug(next(_numbers), device), seconds)
 
-    @param deviceId: C{disk}, C{serial}..., see L{tests.kernel.devices}.
-    """
-    _ask(Unplug(next(_numbers), deviceId), seconds)
-
-
-def replug(deviceId: str, seconds: float = DEADLINE) -> None:
-    """
-    Put one of the devices that the guest was born with back where it was.
-    """
-    (device,) = (device for device in DEVICES if device.deviceId == deviceId)
-    plug(deviceId, device.driver, device.port, device.serial, seconds)
-
-
-def plugDisk(
-    port: str = DISK.port, serial: str = "DISK42", deviceId: str = "disk", seconds: float = DEADLINE
-) -> None:
-    """
-    Put a disk in. It has the content of the image, whatever was written to an earlier one.
-
-    At a port of the controller itself, 5 to 8, it comes as super speed: C{2-5}.
-    """
-    plug(deviceId, "usb-storage", port, serial, seconds)
-
-
-def plugSerial(
-    port: str = SERIAL.port,
-    serial: str = "QSER1",
-    deviceId: str = "serial",
-    seconds: float = DEADLINE,
-) -> None:
-    """
-    Put a serial converter in.
-    """
-    plug(deviceId, "usb-serial", port, serial, seconds)
-
-
-def plug(
-    deviceId: str, driver: str, port: str, serial: str | None = None, seconds: float = DEADLINE
-) -> None:
-    """
-    Put any device in that QEMU knows.
-
-    @param deviceId: a name for L{unplug}, not in use.
-    @param driver: QEMU's word for its kind.
-    """
-    _ask(Plug(next(_numbers), deviceId, driver, port, serial), seconds)
+    def unplug(self, name: str, seconds: float) -> None:
+        """
+        See L{tests.kernel.inside.testbed.ITestbed.unplug}.
+        """
+        _ask(Unplug(next(_numbers), name), seconds)
 
 
 def _ask(request: Request, seconds: float) -> None:
@@ -96,7 +68,7 @@ def _ask(request: Request, seconds: float) -> None:
         finally:
             os.close(port)
     if answer.error is not None:
-        raise HotplugError(answer.error)
+        raise PlugError(answer.error)
 
 
 def _open(end: float) -> int:

@@ -1,0 +1,235 @@
+"""
+Running jobs on machines, several at a time, and what comes of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from twisted.internet.defer import Deferred, DeferredSemaphore, FirstError, gatherResults
+
+from tests.kernel.cache import Cache
+from tests.kernel.machine import CONSOLE, DISK_IMAGE, Boot, Ending, IMachine
+from tests.kernel.selection import Job
+from tests.kernel.verdict import Tally, complaintsOf, excerptOf, hasDied, tallyOf
+from tests.timetable import TimeTable
+
+_DISK_BYTES = 4 << 20
+
+_DURATIONS = "seconds.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """
+    A job and where it runs.
+    """
+
+    machine: IMachine
+    job: Job
+
+    @property
+    def name(self) -> str:
+        """
+        For people, and for the files of logs.
+        """
+        kernel = self.machine.kernel
+        return f"{self.machine.kind} {kernel.series} {self.job.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """
+    What came of a task.
+
+    @ivar troubles: what went wrong besides tests that failed.
+    @ivar report: what to show of it.
+    """
+
+    tally: Tally
+    troubles: tuple[str, ...]
+    seconds: float
+    report: str = field(repr=False)
+
+    @property
+    def isGood(self) -> bool:
+        """
+        Has everything passed?
+        """
+        return not self.tally.failed and not self.troubles
+
+
+class Campaign:
+    """
+    All that is to be run in one go.
+    """
+
+    def __init__(self, cache: Cache, limit: float, isVerbose: bool) -> None:
+        """
+        @param limit: seconds for each boot and all its tests.
+        @param isVerbose: show the output of tests that passed, too.
+        """
+        self._cache = cache
+        self._limit = limit
+        self._isVerbose = isVerbose
+        self._durations = self._read()
+
+    async def run(self, tasks: Sequence[Task], atOnce: int, table: TimeTable) -> Tally:
+        """
+        Run it all. The longest of the last time begin first, so that none is left over at the
+        end.
+
+        @param atOnce: how many machines run at the same time.
+        @param table: gets a row for each task.
+        @return: the tests, and one more that failed for each task that went wrong otherwise.
+        @raise SystemExit: it was interrupted.
+        """
+        streams = len(tasks) == 1
+        semaphore = DeferredSemaphore(atOnce)
+        ordered = sorted(tasks, key=lambda task: -self._durations.get(task.name, 1e9))
+        running = [semaphore.run(self._begin, task, streams) for task in ordered]
+        try:
+            outcomes: list[Outcome] = await gatherResults(running, consumeErrors=True)
+        except FirstError as error:
+            error.subFailure.raiseException()
+        for task, outcome in sorted(
+            zip(ordered, outcomes, strict=True), key=lambda pair: pair[0].name
+        ):
+            table.add(task.name, outcome.seconds)
+            self._durations[task.name] = round(outcome.seconds, 1)
+        self._write()
+        if not streams:
+            for task, outcome in zip(ordered, outcomes, strict=True):
+                if not outcome.isGood:
+                    print(f"\n{task.name}\n{'=' * len(task.name)}\n{outcome.report}")
+        total = Tally()
+        for outcome in outcomes:
+            total += outcome.tally + Tally(failed=1 if outcome.troubles else 0)
+        return total
+
+    async def shell(self, machine: IMachine, command: Sequence[str]) -> None:
+        """
+        A shell in a guest.
+        """
+        terminal = os.environ.get("TERM", "dumb")
+        with self._cache.runFolder() as folder:
+            inside = _inGuest(folder, machine.kind, terminal, command)
+            await machine.run(Boot(folder, inside, _ignore, None, True))
+
+    def _begin(self, task: Task, streams: bool) -> Deferred[Outcome]:
+        return Deferred.fromCoroutine(self._one(task, streams))
+
+    async def _one(self, task: Task, streams: bool) -> Outcome:
+        output = bytearray()
+
+        def emit(data: bytes) -> None:
+            output.extend(data)
+            if streams:
+                sys.stdout.buffer.write(data)
+                sys.stdout.buffer.flush()
+
+        trial = [sys.executable, "-m", "twisted.trial"]
+        trial += ["--reporter=timing", "--temp-directory", "/tmp/kernel-trial", *task.job.tests]
+        kind = task.machine.kind
+        with self._cache.runFolder() as folder:
+            boot = Boot(folder, _inGuest(folder, kind, "dumb", trial), emit, self._limit)
+            ending = await task.machine.run(boot)
+            console = (folder / CONSOLE).read_text("utf-8", "replace")
+            logs = self._cache.folder / "logs"
+            logs.mkdir(exist_ok=True)
+            stem = task.name.replace(" ", "-")
+            kept = logs / f"{stem}.console"
+            shutil.copy(folder / CONSOLE, kept)
+            (logs / f"{stem}.output").write_bytes(output)
+        if ending.interrupted:
+            raise SystemExit(130)
+        outcome = _judge(task.job, ending, output.decode("utf-8", "replace"), console, kept)
+        word = "passed" if outcome.isGood else "FAILED"
+        print(
+            f"{word}: {task.name}: {outcome.tally}, {outcome.seconds:.1f} s "
+            f"(booted after {_duration(ending.bootSeconds)})",
+            flush=True,
+        )
+        if streams:
+            print("\n".join(f"FAILED: {trouble}" for trouble in outcome.troubles), flush=True)
+        elif self._isVerbose and outcome.isGood:
+            print(outcome.report, flush=True)
+        return outcome
+
+    def _read(self) -> dict[str, float]:
+        """
+        How long each task took the last time.
+        """
+        with contextlib.suppress(OSError, ValueError):
+            read: dict[str, float] = json.loads((self._cache.folder / _DURATIONS).read_bytes())
+            return read
+        return {}
+
+    def _write(self) -> None:
+        path = self._cache.folder / _DURATIONS
+        with self._cache.locked("seconds"):
+            new = path.with_suffix(".new")
+            new.write_text(json.dumps(self._read() | self._durations))
+            new.rename(path)
+
+
+def _inGuest(folder: Path, kind: str, terminal: str, command: Sequence[str]) -> list[str]:
+    """
+    A command with the environment that it has in the guest.
+
+    @param folder: of the boot: gets the content of the disks.
+    """
+    disk = folder / DISK_IMAGE
+    disk.write_bytes(random.Random(42).randbytes(_DISK_BYTES))
+    environment = {
+        "HOME": "/run/home",
+        "LANG": "C.UTF-8",
+        "PATH": f"{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin"
+        ":/usr/sbin:/usr/bin:/sbin:/bin",
+        "PYTHONUNBUFFERED": "1",
+        "TERM": terminal,
+        "USBIPSHARE_GUEST_DISK": str(disk),
+        "USBIPSHARE_GUEST_MACHINE": kind,
+    }
+    return ["env", "-i", *(f"{key}={value}" for key, value in environment.items()), *command]
+
+
+def _judge(job: Job, ending: Ending, output: str, console: str, kept: Path) -> Outcome:
+    if job.death is not None and not ending.timedOut and hasDied(console, job.death):
+        # It died of the test's last step: trial could not say that it has passed.
+        return Outcome(Tally(passed=1), (), ending.seconds, output)
+    tally = tallyOf(output)
+    troubles = [f"the kernel complained: {line}" for line in complaintsOf(console)]
+    if job.death is not None:
+        troubles.append(f"the kernel should have died, with {job.death!r} on its console")
+    if ending.timedOut:
+        troubles.append("the guest had not ended at its deadline")
+    elif ending.status is None:
+        troubles.append("the guest died before its tests had ended")
+    report = output
+    if troubles:
+        report += f"\nthe console, all of it in {kept}:\n" + "\n".join(excerptOf(console))
+    elif tally == Tally():
+        troubles.append("no test ran")
+    elif ending.status != 0 and not tally.failed:
+        troubles.append(f"trial ended with status {ending.status}")
+    report += "".join(f"\nFAILED: {trouble}" for trouble in troubles)
+    return Outcome(tally, tuple(troubles), ending.seconds, report)
+
+
+def _ignore(data: bytes) -> None:
+    """
+    A shell writes to the terminal itself.
+    """
+
+
+def _duration(seconds: float | None) -> str:
+    return "never" if seconds is None else f"{seconds:.1f} s"

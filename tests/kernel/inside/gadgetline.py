@@ -1,0 +1,86 @@
+"""
+The end of a serial gadget's line that is not USB.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import termios
+import tty
+from pathlib import Path
+from types import TracebackType
+
+from tests.kernel.devices import Device
+from tests.kernel.inside.waiting import DEADLINE, DeadlineMissed
+
+_FUNCTION = "/sys/kernel/config/usb_gadget/{name}/functions/acm.0/port_num"
+
+
+class GadgetLine:
+    """
+    What a serial device's own program would read and write, for as long as a C{with} lasts.
+    """
+
+    def __init__(self, device: Device) -> None:
+        """
+        @param device: a serial port that is plugged in, a gadget.
+        """
+        number = Path(_FUNCTION.format(name=device.name)).read_text().strip()
+        self._node = Path(f"/dev/ttyGS{number}")
+        self._line: int | None = None
+
+    def __enter__(self) -> GadgetLine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def open(self) -> None:
+        """
+        Have a line to whoever has configured it. It is dead as soon as another one does.
+        """
+        self.close()
+        self._line = os.open(self._node, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+        tty.setraw(self._line)
+
+    def close(self) -> None:
+        """
+        Close it, without a wait for what nobody reads.
+        """
+        if self._line is not None:
+            with contextlib.suppress(termios.error):  # it is dead
+                termios.tcflush(self._line, termios.TCIOFLUSH)
+            os.close(self._line)
+            self._line = None
+
+    def read(self, size: int) -> bytes:
+        """
+        What came from the USB side.
+
+        @raise DeadlineMissed: it is less.
+        @raise EOFError: the line is dead.
+        """
+        assert self._line is not None
+        found = b""
+        while len(found) < size:
+            if not select.select([self._line], [], [], DEADLINE)[0]:
+                raise DeadlineMissed(f"of {size} bytes only {found!r} came")
+            more = os.read(self._line, size - len(found))
+            if not more:
+                raise EOFError(f"of {size} bytes only {found!r} came")
+            found += more
+        return found
+
+    def write(self, data: bytes) -> None:
+        """
+        Send something to the USB side. A few bytes: what does not fit is an error.
+        """
+        assert self._line is not None
+        assert os.write(self._line, data) == len(data)

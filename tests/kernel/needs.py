@@ -1,0 +1,86 @@
+"""
+What a scenario needs of the machine that it runs in.
+
+A scenario that says nothing runs on both kinds of machine. One that needs something runs where
+that is offered:
+
+    @needs(Need.STOCK_KERNEL)
+    class AutoloadTests(SynchronousTestCase): ...
+
+A scenario that the kernel is expected not to survive says what the console shows then. It is
+run in a machine of its own:
+
+    @dies("NULL pointer dereference")
+    def test_rebindNeverBound(self) -> None: ...
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_NEEDS = "kernelNeeds"
+_DIES = "kernelDies"
+
+
+class Need(enum.Enum):
+    """
+    Something that not every kind of machine has.
+    """
+
+    FTDI = "an FTDI serial converter"
+    GADGETS = "USB gadgets that a test makes and changes"
+    HUB = "a USB hub"
+    SMP = "two processors"
+    STOCK_KERNEL = "a Debian kernel as it is packaged"
+    SYSTEMD = "systemd as it is installed"
+
+
+def needs(*wanted: Need) -> Callable[[T], T]:
+    """
+    Decorate a test case or a test method that needs something.
+    """
+
+    def decorate(decorated: T) -> T:
+        setattr(decorated, _NEEDS, frozenset(wanted) | getattr(decorated, _NEEDS, frozenset()))
+        return decorated
+
+    return decorate
+
+
+def dies(pattern: str) -> Callable[[T], T]:
+    """
+    Decorate a test method whose last step kills the kernel.
+
+    @param pattern: a regular expression that the console has to match afterwards.
+    """
+
+    def decorate(decorated: T) -> T:
+        setattr(decorated, _DIES, pattern)
+        return decorated
+
+    return decorate
+
+
+def needsOf(test: object) -> frozenset[Need]:
+    """
+    What a test needs: its case and its method together.
+    """
+    needed: frozenset[Need] = getattr(test, _NEEDS, frozenset())
+    more: frozenset[Need] = getattr(_methodOf(test), _NEEDS, frozenset())
+    return needed | more
+
+
+def deathOf(test: object) -> str | None:
+    """
+    What the console shows when the kernel has died of a test; none if it must not.
+    """
+    pattern: str | None = getattr(_methodOf(test), _DIES, None)
+    return pattern
+
+
+def _methodOf(test: object) -> object:
+    return getattr(test, str(getattr(test, "_testMethodName", "")), None)

@@ -1,0 +1,99 @@
+"""
+Which tests run on which machine, and which of them share a boot.
+"""
+
+from __future__ import annotations
+
+import unittest
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from twisted.trial.runner import ErrorHolder, TestLoader
+
+from tests.kernel.machine import IMachine
+from tests.kernel.needs import deathOf, needsOf
+from tests.kernel.trouble import HarnessError
+
+SCENARIOS = "tests.kernel.scenarios"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """
+    What one boot of a machine is for.
+
+    @ivar name: of the test case, or of the test.
+    @ivar tests: what trial runs.
+    @ivar death: what the console shows at the end; none for a kernel that has to live.
+    """
+
+    name: str
+    tests: tuple[str, ...]
+    death: str | None = None
+
+
+def scenarioModules() -> list[str]:
+    """
+    The names of all modules of scenarios.
+    """
+    modules = sorted((Path(__file__).parent / "scenarios").glob("[!_]*.py"))
+    return [f"{SCENARIOS}.{module.stem}" for module in modules]
+
+
+def fullName(name: str) -> str:
+    """
+    C{stock}, C{stock.ImportTests} or C{stock.ImportTests.test_disk} written out.
+    """
+    return name if name.startswith(("tests.", "benchmarks.")) else f"{SCENARIOS}.{name}"
+
+
+def jobsFor(machine: IMachine, names: Sequence[str]) -> list[Job]:
+    """
+    Distribute what a machine can run over boots: the tests of a test case share one where a boot
+    is quick, else all tests do. A test that the kernel does not survive has a boot of its own.
+
+    @param names: full names of modules, cases or methods.
+    @raise HarnessError: a name is wrong.
+    """
+    jobs: list[Job] = []
+    boots: dict[str, list[str]] = {}
+    tests = {test.id(): test for name in names for test in _testsOf(name)}
+    for name, test in tests.items():
+        if not needsOf(test) <= machine.offers:
+            continue
+        death = deathOf(test)
+        if death is not None:
+            jobs.append(Job(_shortName(name), (name,), death))
+        else:
+            case = _shortName(name.rpartition(".")[0])
+            boots.setdefault(case if machine.isQuick else "all in one boot", []).append(name)
+    return [*jobs, *(Job(name, tuple(boot)) for name, boot in boots.items())]
+
+
+def unmet(machine: IMachine, names: Sequence[str]) -> set[str]:
+    """
+    The needs of these tests that a machine does not meet, in words.
+    """
+    tests = (test for name in names for test in _testsOf(name))
+    return {need.value for test in tests for need in needsOf(test) - machine.offers}
+
+
+def _shortName(name: str) -> str:
+    return name.removeprefix(f"{SCENARIOS}.").removeprefix("tests.")
+
+
+def _testsOf(name: str) -> Iterator[unittest.TestCase]:
+    for test in _flat(TestLoader().loadByName(name, recurse=True)):
+        if isinstance(test, ErrorHolder):
+            error = test.error
+            raise HarnessError(f"{name} cannot be loaded: {getattr(error, 'value', error)}")
+        yield test
+
+
+def _flat(suite: unittest.TestSuite | unittest.TestCase) -> Iterator[unittest.TestCase]:
+    if isinstance(suite, unittest.TestSuite):
+        for inner in suite:
+            yield from _flat(inner)
+    else:
+        yield suite

@@ -1,0 +1,154 @@
+"""
+Tests of L{tests.kernel.selection} and L{tests.kernel.needs}.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.kernel.cache import PROJECT
+from tests.kernel.machine import Boot, Ending
+from tests.kernel.needs import Need, dies, needs
+from tests.kernel.selection import Job, fullName, jobsFor, scenarioModules, unmet
+from tests.kernel.smoke import SMOKE
+from tests.kernel.trouble import HarnessError
+from tests.kernel.umlkernel import UmlKernel
+
+_EXAMPLES = f"{__name__}.Examples"
+
+
+class Examples:
+    """
+    Scenarios to choose from. They are not run here.
+    """
+
+    class PlainTests(SynchronousTestCase):
+        """Needs nothing."""
+
+        def test_plain(self) -> None:
+            """Needs nothing."""
+
+        @needs(Need.HUB)
+        def test_hub(self) -> None:
+            """Needs a hub."""
+
+        @dies("its last words")
+        def test_death(self) -> None:
+            """Kills the kernel."""
+
+    @needs(Need.SYSTEMD)
+    class SystemdTests(SynchronousTestCase):
+        """Needs systemd."""
+
+        @needs(Need.HUB)
+        def test_both(self) -> None:
+            """Needs a hub besides."""
+
+
+class FakeMachine:
+    """
+    A machine that never boots.
+    """
+
+    kind = "fake"
+
+    def __init__(self, isQuick: bool, *offers: Need) -> None:
+        self.isQuick = isQuick
+        self.offers = frozenset(offers)
+        self.kernel = UmlKernel("6.1", "6.1.1", Path("/nonexistent"))
+
+    async def run(self, boot: Boot) -> Ending:
+        raise NotImplementedError
+
+
+_PLAIN = f"{_EXAMPLES}.PlainTests"
+_SYSTEMD = f"{_EXAMPLES}.SystemdTests"
+_NAMES = (_PLAIN, _SYSTEMD)
+
+
+class JobsTests(SynchronousTestCase):
+    """
+    Which test runs where, and together with which.
+    """
+
+    def jobs(self, isQuick: bool, *offers: Need) -> dict[str, Job]:
+        """
+        The jobs for a machine, by name.
+        """
+        jobs = jobsFor(FakeMachine(isQuick, *offers), _NAMES)
+        return {job.name.rpartition("Examples.")[2]: job for job in jobs}
+
+    def test_needs(self) -> None:
+        """
+        A test whose needs are not met is left out; those of its case count as its own.
+        """
+        plain, hub, both = (
+            f"{_PLAIN}.test_plain",
+            f"{_PLAIN}.test_hub",
+            f"{_SYSTEMD}.test_both",
+        )
+        for offers, wanted in (
+            ((), {plain}),
+            ((Need.HUB,), {plain, hub}),
+            ((Need.SYSTEMD,), {plain}),
+            ((Need.HUB, Need.SYSTEMD), {plain, hub, both}),
+        ):
+            jobs = self.jobs(False, *offers)
+            self.assertEqual(set(jobs["all in one boot"].tests), wanted)
+
+    def test_boots(self) -> None:
+        """
+        Where a boot is quick each test case has one.
+        """
+        jobs = self.jobs(True, Need.HUB, Need.SYSTEMD)
+        self.assertEqual(
+            {name: len(job.tests) for name, job in jobs.items()},
+            {"PlainTests": 2, "SystemdTests": 1, "PlainTests.test_death": 1},
+        )
+
+    def test_death(self) -> None:
+        """
+        A test that kills the kernel has a boot of its own, which knows what the console shows.
+        """
+        for isQuick in (True, False):
+            job = self.jobs(isQuick)["PlainTests.test_death"]
+            self.assertEqual(job.tests, (f"{_PLAIN}.test_death",))
+            self.assertEqual(job.death, "its last words")
+
+    def test_unmet(self) -> None:
+        """
+        What a machine does not have is named.
+        """
+        self.assertEqual(
+            unmet(FakeMachine(True, Need.HUB), [_SYSTEMD]), {"systemd as it is installed"}
+        )
+
+    def test_unknown(self) -> None:
+        """
+        A name that is none is an error that says which.
+        """
+        error = self.assertRaises(HarnessError, jobsFor, FakeMachine(True), [fullName("nothing")])
+        self.assertIn("tests.kernel.scenarios.nothing", str(error))
+
+
+class NamesTests(SynchronousTestCase):
+    """
+    All scenarios, those of the smoke test, and those that the documentation names.
+    """
+
+    def test_all(self) -> None:
+        """
+        Each module of scenarios can be loaded, and each name of the smoke test means something.
+        """
+        machine = FakeMachine(True, *Need)
+        text = Path(PROJECT, "tests", "README.md").read_text()
+        named = re.findall(r"SCENARIO='?([a-zA-Z_. ]*[a-zA-Z_])", text)
+        self.assertNotEqual(named, [])
+        documented = [
+            fullName(name) for names in named for name in names.split() if name != "KERNEL"
+        ]
+        for name in (*scenarioModules(), *SMOKE, *documented):
+            self.assertNotEqual(jobsFor(machine, [name]), [], name)
