@@ -17,6 +17,9 @@ from tests.kernel import guest
 from tests.kernel.guest import models
 from tests.kernel.misbehavingcase import HOST, IN_TIME, OTHER, MisbehavingCase
 
+GET_MAX_LUN = 0xFE
+"""C{US_BULK_GET_MAX_LUN} (C{include/linux/usb/storage.h})."""
+
 STOP = 5.0
 """Seconds: the default of C{timeouts.stop}."""
 
@@ -223,8 +226,11 @@ class MuteDiskTests(MisbehavingCase):
         other = self.plugged(models.plain(), OTHER)
         daemon = self.daemon()
         disk = self.plugged(models.MuteDisk())
-        guest.waitPresent(f"{disk.busId}:1.0", "usb-storage")
         self.lists(daemon, disk.busId, other.busId)
+        guest.waitUntil(
+            lambda: any(f"request={GET_MAX_LUN}," in line for line in disk.log()),
+            "usb-storage asks how many units there are, and INQUIRY is next",
+        )
         began = time.monotonic()
         self.fails(daemon.ask("attach", id=disk.busId), "takes longer than 1.8 s and goes on")
         self.assertLess(time.monotonic() - began, IN_TIME)
