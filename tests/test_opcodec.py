@@ -205,6 +205,15 @@ class EncodingTests(SynchronousTestCase):
         )
         self.assertEqual(encodeList([BOARD, bare]), expected)
 
+    def test_manyInterfaces(self) -> None:
+        """A device with more interfaces than a list can tell of does not spoil it for others."""
+        crowded = changed(BOARD, interfaces=300 * ("ff/01/02",))
+        encoded = encodeList([crowded, BOARD])
+        self.assertEqual(encoded[12 + 311], 255)
+        rest = encoded[12 + 312 :]
+        self.assertEqual(rest[: 255 * 4], 255 * bytes.fromhex("ff010200"))
+        self.assertEqual(rest[255 * 4 :], DESCRIBED + bytes.fromhex("02020100 0a000000"))
+
     def test_empty(self) -> None:
         """A list of nothing."""
         self.assertEqual(encodeList([]), bytes.fromhex("0111 0005 00000000 00000000"))

@@ -121,7 +121,10 @@ class UsbDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     @ivar release: C{bcdDevice}.
     @ivar configurations: C{bNumConfigurations}.
     @ivar path: where the system has it, for people.
-    @ivar interfaces: class, subclass and protocol of each interface, C{"08/06/50"}.
+    @ivar interfaces: class, subclass and protocol of each interface of the first
+        configuration, C{"08/06/50"}.
+    @ivar classes: the same of all configurations and settings, each once, as far as that is
+        known: a client can choose.
     @ivar driver: the kernel driver that has the device (not its interfaces): C{"usb"},
         C{"usbip-host"}, or C{None}.
     @ivar holder: who has imported it, when C{state} is L{DeviceState.IN_USE}.
@@ -148,6 +151,7 @@ class UsbDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     configurations: int = 1
     path: str | None = None
     interfaces: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
     driver: str | None = None
     state: DeviceState = DeviceState.FREE
     holder: Holder | None = None

@@ -31,8 +31,8 @@ _BUS_ID = struct.Struct("32s")
 _DEVICE = struct.Struct(">256s32sIIIHHHBBBBBB")
 _COUNT = struct.Struct(">I")
 
-_PATH_AT_MOST = 255
-"""Bytes, and a NUL."""
+_PATH_AT_MOST = _INTERFACES_AT_MOST = 255
+"""Bytes, and a NUL; interfaces, whose number is a byte."""
 
 LONGEST_REQUEST = _COMMON.size + _BUS_ID.size
 
@@ -218,12 +218,13 @@ def _described(device: UsbDevice) -> bytes:
         int(device.protocol, 16),
         0,
         device.configurations,
-        len(device.interfaces),
+        len(device.interfaces[:_INTERFACES_AT_MOST]),
     )
 
 
 def _interfaces(device: UsbDevice) -> bytes:
-    return b"".join(bytes.fromhex(triple.replace("/", "")) + b"\0" for triple in device.interfaces)
+    triples = device.interfaces[:_INTERFACES_AT_MOST]
+    return b"".join(bytes.fromhex(triple.replace("/", "")) + b"\0" for triple in triples)
 
 
 def encodeRequest(request: ListRequest | ImportRequest) -> bytes:

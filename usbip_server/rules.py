@@ -121,7 +121,7 @@ class Match(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     Which devices are meant: all that is given has to match. The others as in requests.
 
     @ivar device_class: one of L{CLASSES}, or C{"03"} or C{"03/01/01"}; matches the
-        device's class and those of its interfaces.
+        device's class and those of its interfaces, in whichever configuration and setting.
     """
 
     id: str = NOT_SAID
@@ -142,7 +142,7 @@ class Match(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     def meets(self, device: UsbDevice) -> bool:
         """Is this one of those that are meant?"""
         if self.device_class is not None:
-            codes = (device.deviceClass, *device.interfaces)
+            codes = (device.deviceClass, *device.interfaces, *device.classes)
             if not any(f"{code}/".startswith(f"{self._code}/") for code in codes):
                 return False
         return bool(matching(self, (device,)))

@@ -16,6 +16,7 @@ from usbip_server.kernel.scan import Scanner, Strings
 from usbip_server.kernel.system import System
 from usbip_server.kernel.uevents import Uevents, deviceOf
 from usbip_server.kernel.usbids import UsbIds, parse
+from usbip_server.rules import Match
 from usbip_server.testing import FakeKernel, FakeReactor
 
 # As Linux 6.1 sends them.
@@ -94,6 +95,46 @@ class ScannerTests(SynchronousTestCase):
         self.kernel.plug("1-1", interfaces=((2, 2, 1), (10, 0, 0)))
         (glance,) = self.scanner.glances(["1-1"])
         self.assertEqual(glance.interfaces, ("02/02/01", "0a/00/00"))
+
+    def test_manyInterfaces(self) -> None:
+        """Of 300 interface descriptors there are as many interfaces as the kernel makes of them:
+        the first one of each number, and 32 numbers."""
+        self.kernel.plug("1-1", interfaces=())
+        read = self.kernel.read
+        whole = read("bus/usb/devices/1-1/descriptors")
+        for numbers, expected in (
+            (tuple(range(256)) + tuple(range(44)), 32),
+            ((0, 0, 1, 0), 2),
+            ((200, 7), 2),
+        ):
+            interfaces = (
+                bytes((9, 4, number, 0, 0, 255, at // 256, at % 256, 0))
+                for at, number in enumerate(numbers)
+            )
+            descriptors = whole + b"".join(interfaces)
+            first = [f"ff/00/{numbers.index(number):02x}" for number in dict.fromkeys(numbers)]
+            scanner = Scanner(self.kernel, UsbIds([]))
+            self.kernel.read = partial(self.replace, read, descriptors)  # type: ignore[method-assign]
+            (glance,) = scanner.glances(["1-1"])
+            self.assertEqual(glance.interfaces, tuple(first[:expected]))
+
+    def test_classes(self) -> None:
+        """The classes are those of all configurations and settings, each once; the interfaces
+        are those of the first configuration in their first setting."""
+        self.kernel.plug("1-1", interfaces=((2, 2, 1), (10, 0, 0)))
+        read = self.kernel.read
+        second = bytes((9, 2, 45, 0, 2, 2, 0, 0x80, 50))
+        settings = (
+            bytes((9, 4, 0, setting, 0, *triple, 0))
+            for setting, triple in enumerate(((255, 0, 0), (8, 6, 80), (2, 2, 1)))
+        )
+        whole = read("bus/usb/devices/1-1/descriptors") + second + b"".join(settings)
+        self.kernel.read = partial(self.replace, read, whole)  # type: ignore[method-assign]
+        (glance,) = self.scanner.glances(["1-1"])
+        self.assertEqual(glance.interfaces, ("02/02/01", "0a/00/00"))
+        self.assertEqual(glance.classes, ("02/02/01", "0a/00/00", "ff/00/00", "08/06/50"))
+        device = self.scanner.device(glance, Strings(), None)
+        self.assertTrue(Match(device_class="storage").meets(device))
 
     def test_deviceDescriptor(self) -> None:
         """Class, subclass, protocol, release and the number of configurations are those of the

@@ -23,10 +23,14 @@ from tests.kernel.inside.elsewhere import Elsewhere
 from tests.kernel.inside.emulated import EmulatedTestbed
 from tests.kernel.inside.gadgetline import GadgetLine
 from tests.kernel.inside.gadgets import GadgetTestbed
+from tests.kernel.inside.rawgadget import models
+from tests.kernel.inside.rawgadget.device import RawDevice
+from tests.kernel.inside.rawgadget.plugged import PluggedIn, busIdAt
 from tests.kernel.inside.stockusbipd import StockUsbipd, isListening
 from tests.kernel.inside.testbed import MACHINE, ITestbed, PlugError
 from tests.kernel.inside.uevents import Binding, Uevents
 from tests.kernel.inside.usb import (
+    DEVICES_FOLDER,
     DRIVERS_FOLDER,
     VHCI_FOLDER,
     attribute,
@@ -46,12 +50,14 @@ from tests.kernel.inside.usb import (
     waitImport,
     waitPresent,
 )
+from tests.kernel.inside.usbfs import Locked, UsbNode, isStuck
 from tests.kernel.inside.waiting import DEADLINE, DeadlineMissed, waitUntil
 
 __all__ = [
     "CARD_READER",
     "DEADLINE",
     "DEVICES",
+    "DEVICES_FOLDER",
     "DISK",
     "DRIVERS_FOLDER",
     "FAST_DISK",
@@ -68,12 +74,17 @@ __all__ = [
     "DiskReader",
     "Elsewhere",
     "GadgetLine",
+    "Locked",
     "PlugError",
+    "PluggedIn",
+    "RawDevice",
     "StockUsbipd",
     "Uevents",
+    "UsbNode",
     "attribute",
     "awaitDevices",
     "blockDevice",
+    "busIdAt",
     "check",
     "diskBytes",
     "dmesg",
@@ -81,7 +92,9 @@ __all__ = [
     "forget",
     "imports",
     "isListening",
+    "isStuck",
     "matchBusIds",
+    "models",
     "modprobe",
     "plug",
     "readBlockDevice",

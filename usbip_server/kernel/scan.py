@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import posixpath
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Set
+from collections.abc import Callable, Hashable, Iterable, Set
 
 import msgspec
 from twisted.logger import Logger
@@ -20,6 +20,7 @@ from twisted.logger import Logger
 from usbip_server.device import HUB_CLASS, DeviceState, Holder, UsbDevice, isBusId
 from usbip_server.kernel.sessions import Sessions
 from usbip_server.kernel.system import ISystem
+from usbip_server.kernel.usbdescriptors import DEVICE, interfacesOf
 from usbip_server.kernel.usbids import UsbIds
 
 DEVICES = "bus/usb/devices"
@@ -32,9 +33,6 @@ STATE_OF = {1: DeviceState.BOUND, 2: DeviceState.IN_USE, 3: DeviceState.ERROR}
 
 GONE = {errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ENOTDIR}
 """What reading an attribute fails with when the device is not there any more."""
-
-_DEVICE, _CONFIGURATION, _INTERFACE = 1, 2, 4
-"""C{bDescriptorType} (USB 2.0, table 9-5)."""
 
 
 class Strings(msgspec.Struct, frozen=True):
@@ -63,6 +61,7 @@ class Glance(msgspec.Struct, frozen=True, kw_only=True):
     configurations: int
     path: str
     interfaces: tuple[str, ...]
+    classes: tuple[str, ...]
     speed: str
     driver: str | None
     status: int | None
@@ -173,6 +172,7 @@ class Scanner:
             configurations=glance.configurations,
             path=glance.path,
             interfaces=glance.interfaces,
+            classes=glance.classes,
             driver=glance.driver,
             state=state,
             holder=holder if state is DeviceState.IN_USE else None,
@@ -223,11 +223,12 @@ class Scanner:
         @return: C{None} for what is not to be listed: hubs, imported devices.
         """
         descriptors = self._read(busId, "descriptors")
-        if len(descriptors) < 18 or descriptors[1] != _DEVICE:
+        if len(descriptors) < 18 or descriptors[1] != DEVICE:
             return None
         deviceClass, subclass, protocol = (f"{byte:02x}" for byte in descriptors[4:7])
         if deviceClass == HUB_CLASS or isImported(self._system, busId):
             return None
+        interfaces = interfacesOf(descriptors)
         return Glance(
             busId=busId,
             deviceNumber=number,
@@ -239,7 +240,8 @@ class Scanner:
             release=int.from_bytes(descriptors[12:14], "little"),
             configurations=descriptors[17],
             path=pathOf(self._system, busId),
-            interfaces=tuple(_interfaces(descriptors)),
+            interfaces=interfaces.first,
+            classes=interfaces.classes,
             speed=self._read(busId, "speed").decode("ascii", "replace").strip(),
             driver=None,
             status=None,
@@ -296,21 +298,3 @@ def statusOf(system: ISystem, busId: str) -> int | None:
         return int(system.read(f"{DEVICES}/{busId}/usbip_status"))
     except (OSError, ValueError):
         return None
-
-
-def _interfaces(descriptors: bytes) -> Iterator[str]:
-    """
-    The interfaces of the first configuration, in their first setting.
-    """
-    configurations = 0
-    at = 18
-    while at + 2 <= len(descriptors):
-        length, kind = descriptors[at], descriptors[at + 1]
-        if length < 2:
-            return
-        configurations += kind == _CONFIGURATION
-        if configurations > 1:
-            return
-        if kind == _INTERFACE and length >= 9 and descriptors[at + 3 : at + 4] == b"\0":
-            yield "/".join(f"{byte:02x}" for byte in descriptors[at + 5 : at + 8])
-        at += length

@@ -1,0 +1,116 @@
+"""
+A device of ours, plugged in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import TracebackType
+
+from tests.kernel.cache import PROJECT
+from tests.kernel.inside.command import stop
+from tests.kernel.inside.rawgadget.device import RawDevice
+from tests.kernel.inside.usb import driverOf, waitGone
+from tests.kernel.inside.waiting import waitUntil
+
+_CONTROLLERS = Path("/sys/devices/platform")
+
+_HIGH_SPEED = "480"
+
+
+def busIdAt(controller: int) -> str:
+    """
+    Where a high speed device is that is plugged in at a controller of C{dummy_hcd}. Each has a
+    bus for high speed, with one port, and one for super speed if the module was told so.
+    """
+    for speed in (_CONTROLLERS / f"dummy_hcd.{controller}").glob("usb*/speed"):
+        if speed.read_text().strip() == _HIGH_SPEED:
+            return f"{speed.parent.name.removeprefix('usb')}-1"
+    raise AssertionError(f"there is no controller {controller}")
+
+
+class PluggedIn:
+    """
+    A device that is plugged in for as long as a C{with} lasts, or until C{unplug}.
+
+    It is a process of its own: that can be killed whatever the device, or the kernel, does.
+
+    @ivar busId: where it is.
+    """
+
+    def __init__(self, device: RawDevice, controller: int) -> None:
+        """
+        @param controller: the number of a controller of C{dummy_hcd} that has no device.
+        """
+        self._device = device
+        self._controller = controller
+        self.busId = busIdAt(controller)
+
+    def __enter__(self) -> PluggedIn:
+        self._output = tempfile.TemporaryFile()
+        self._child = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "tests.kernel.inside.rawgadget",
+                f"dummy_udc.{self._controller}",
+            ],
+            cwd=PROJECT,
+            stdin=subprocess.PIPE,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            assert self._child.stdin is not None
+            self._child.stdin.write(pickle.dumps(self._device))
+            self._child.stdin.flush()
+            waitUntil(self._isThere, f"{self.busId} is plugged in")
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        stop(self._child)
+        with contextlib.suppress(BrokenPipeError):
+            assert self._child.stdin is not None
+            self._child.stdin.close()
+        waitGone(self.busId)
+
+    @property
+    def isIn(self) -> bool:
+        """Has it not been pulled out yet?"""
+        return self._child.returncode is None
+
+    def unplug(self) -> None:
+        """Pull it out, unless that has been done, and wait until the kernel has seen that."""
+        if self.isIn:
+            self.__exit__(None, None, None)
+
+    def wake(self) -> None:
+        """Have a device answer again that does not."""
+        assert self._child.stdin is not None
+        self._child.stdin.write(b"\n")
+        self._child.stdin.flush()
+
+    def log(self) -> list[str]:
+        """
+        What it has been asked so far, and what it has done: a line for each control request.
+        """
+        self._output.seek(0)
+        return self._output.read().decode("utf-8", "replace").splitlines()
+
+    def _isThere(self) -> bool:
+        if self._child.poll() is not None:
+            raise AssertionError(f"the device has ended: {self.log()}")
+        return driverOf(self.busId) is not None

@@ -1,0 +1,231 @@
+"""
+USB transfers of our own, through C{/dev/bus/usb}.
+
+Numbers and structures are those of C{include/uapi/linux/usbdevice_fs.h}, on a machine of 64
+bits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+from tests.kernel.cache import PROJECT
+from tests.kernel.inside.command import stop
+from tests.kernel.inside.ioctl import Buffer, buffer, ioctl
+from tests.kernel.inside.usb import attribute
+from tests.kernel.inside.waiting import waitUntil
+
+_CONTROL, _BULK = 0xC0185500, 0xC0185502
+_SET_INTERFACE, _SET_CONFIGURATION = 0x80085504, 0x80045505
+_SUBMIT, _REAP = 0x8038550A, 0x4008550C
+_CLAIM, _IOCTL = 0x8004550F, 0xC0105512
+"""C{USBDEVFS_CONTROL} and so on."""
+
+_TYPE_ISOCHRONOUS, _AS_SOON_AS_POSSIBLE = 0, 2
+"""C{USBDEVFS_URB_TYPE_ISO}, C{USBDEVFS_URB_ISO_ASAP}."""
+
+_CONTROL_TRANSFER = struct.Struct("@BBHHHIP")
+_BULK_TRANSFER = struct.Struct("@IIIP")
+_DRIVER_IOCTL = struct.Struct("@iiP")
+_URB = struct.Struct("@BBiIPiiiiiIP")
+_PACKET = struct.Struct("@III")
+
+_USBTEST_PARAMETER = struct.Struct("@IIIIIxxxxqq")
+_USBTEST_REQUEST = 0xC0005564 | _USBTEST_PARAMETER.size << 16
+"""C{struct usbtest_param_64} and C{USBTEST_REQUEST_64} (C{drivers/usb/misc/usbtest.c})."""
+
+_TEST_CONTROL_QUEUE = 10
+
+
+class Packet(NamedTuple):
+    """
+    What became of a packet of an isochronous transfer.
+
+    @ivar length: how much came.
+    @ivar status: 0, or minus an errno.
+    """
+
+    length: int
+    status: int
+
+
+class UsbNode:
+    """
+    A device's node, open for as long as a C{with} lasts.
+    """
+
+    def __init__(self, busId: str) -> None:
+        bus, device = (int(str(attribute(busId, name))) for name in ("busnum", "devnum"))
+        self._path = f"/dev/bus/usb/{bus:03}/{device:03}"
+
+    def __enter__(self) -> UsbNode:
+        self._file = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        os.close(self._file)
+
+    def claim(self, interface: int = 0) -> None:
+        """Have an interface for ourselves. No driver may have it."""
+        ioctl(self._file, _CLAIM, buffer(struct.pack("I", interface)))
+
+    def setInterface(self, interface: int, alternate: int) -> None:
+        """Choose a setting of an interface that is claimed."""
+        ioctl(self._file, _SET_INTERFACE, buffer(struct.pack("II", interface, alternate)))
+
+    def setConfiguration(self, value: int) -> None:
+        """Choose a configuration. No interface may be claimed."""
+        ioctl(self._file, _SET_CONFIGURATION, buffer(struct.pack("I", value)))
+
+    def controlIn(
+        self, kind: int, request: int, value: int, index: int, length: int, seconds: float = 5.0
+    ) -> bytes:
+        """
+        A control transfer that reads.
+
+        @param kind: C{bmRequestType}, with bit 7 set.
+        """
+        data = buffer(bytes(length))
+        setup = kind, request, value, index, length
+        argument = _CONTROL_TRANSFER.pack(*setup, int(seconds * 1000), ctypes.addressof(data))
+        count = ioctl(self._file, _CONTROL, buffer(argument))
+        return data.raw[:count]
+
+    def bulkIn(self, endpoint: int, length: int, seconds: float = 30.0) -> bytes:
+        """A bulk transfer that reads."""
+        data = buffer(bytes(length))
+        count = self._bulk(endpoint, data, length, seconds)
+        return data.raw[:count]
+
+    def bulkOut(self, endpoint: int, data: bytes, seconds: float = 30.0) -> int:
+        """A bulk transfer that writes; returns how much."""
+        return self._bulk(endpoint, buffer(data), len(data), seconds)
+
+    def isochronousIn(self, endpoint: int, packet: int, count: int) -> tuple[Packet, ...]:
+        """
+        An isochronous transfer that reads.
+
+        @param packet: size of a packet.
+        @param count: how many.
+        @raise OSError: of the transfer as a whole.
+        """
+        data = buffer(bytes(packet * count))
+        # type, endpoint, status, flags, buffer, its length, how much came, first frame,
+        # packets, errors, signal, context
+        head = _URB.pack(
+            _TYPE_ISOCHRONOUS,
+            endpoint,
+            0,
+            _AS_SOON_AS_POSSIBLE,
+            ctypes.addressof(data),
+            len(data),
+            0,
+            0,
+            count,
+            0,
+            0,
+            0,
+        )
+        urb = buffer(head + _PACKET.pack(packet, 0, 0) * count)
+        ioctl(self._file, _SUBMIT, urb)
+        ioctl(self._file, _REAP, buffer(bytes(8)))
+        status = _URB.unpack_from(urb)[2]
+        if status != 0:
+            raise OSError(-status, os.strerror(-status))
+        packets = (
+            _PACKET.unpack_from(urb, _URB.size + number * _PACKET.size) for number in range(count)
+        )
+        return tuple(
+            Packet(length, ctypes.c_int32(outcome).value) for _, length, outcome in packets
+        )
+
+    def testControlQueue(self) -> None:
+        """
+        Have the driver C{usbtest} send control requests to the device.
+
+        @raise OSError: the device has not answered as it should.
+        """
+        parameter = _USBTEST_PARAMETER.pack(_TEST_CONTROL_QUEUE, 1, 64, 0, 1, 0, 0)
+        inner = buffer(parameter)
+        number = _USBTEST_REQUEST - (1 << 32)  # it is declared as an int
+        argument = _DRIVER_IOCTL.pack(0, number, ctypes.addressof(inner))
+        ioctl(self._file, _IOCTL, buffer(argument))
+
+    def _bulk(self, endpoint: int, data: Buffer, length: int, seconds: float) -> int:
+        argument = _BULK_TRANSFER.pack(
+            endpoint, length, int(seconds * 1000), ctypes.addressof(data)
+        )
+        return ioctl(self._file, _BULK, buffer(argument))
+
+
+class Locked:
+    """
+    A process that holds the lock of a device that never answers
+    (L{tests.kernel.inside.rawgadget.models.Hanging}), from the beginning of a C{with} until the
+    device is unplugged. Nothing else ends it.
+    """
+
+    def __init__(self, busId: str) -> None:
+        self._busId = busId
+
+    def __enter__(self) -> Locked:
+        self._child = subprocess.Popen([sys.executable, "-m", __name__, self._busId], cwd=PROJECT)
+        waitUntil(self._waits, f"{self._busId} hangs")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        stop(self._child)
+
+    def _waits(self) -> bool:
+        if self._child.poll() is not None:
+            raise AssertionError(f"{self._busId} answers")
+        return isStuck(self._child.pid)
+
+
+def isStuck(process: int) -> bool:
+    """
+    Does any thread of a process wait in the kernel, in such a way that no signal ends it?
+
+    That is state C{D} of C{/proc/PID/task/TID/stat}, twice in a row: a moment of it is nothing.
+    """
+    return bool(_stuck(process) & _stuck(process))
+
+
+def _stuck(process: int) -> set[str]:
+    found = set()
+    for stat in Path("/proc", str(process), "task").glob("*/stat"):
+        try:
+            state = stat.read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if state == "D":
+            found.add(stat.parent.name)
+    return found
+
+
+def main(busId: str) -> None:
+    """Wait for the device's answer, in a process of its own."""
+    with UsbNode(busId) as node, contextlib.suppress(OSError):  # it is unplugged
+        node.testControlQueue()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

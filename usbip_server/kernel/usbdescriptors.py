@@ -1,0 +1,62 @@
+"""
+What sysfs shows in C{descriptors}: the device descriptor, then each configuration with all that
+belongs to it (USB 2.0, section 9.6), as the device has sent them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+DEVICE, CONFIGURATION, INTERFACE = 1, 2, 4
+"""C{bDescriptorType} (USB 2.0, table 9-5)."""
+
+INTERFACES_AT_MOST = 32
+"""C{USB_MAXINTERFACES} (C{include/linux/usb.h})."""
+
+_DEVICE_SIZE = 18
+
+
+class Interfaces(NamedTuple):
+    """
+    Class, subclass and protocol of interfaces, C{"08/06/50"}.
+
+    @ivar first: those that the kernel makes of the first configuration, in their first setting.
+        Of descriptors with the same number it takes the first, and no more than
+        L{INTERFACES_AT_MOST} numbers (C{usb_parse_configuration}, C{drivers/usb/core/config.c}).
+    @ivar classes: those of all configurations and settings, each once: whoever has the device
+        can choose.
+    """
+
+    first: tuple[str, ...]
+    classes: tuple[str, ...]
+
+
+def interfacesOf(descriptors: bytes) -> Interfaces:
+    """
+    What interfaces a device has. Descriptors that are cut off, or lie about their length, are
+    as far as they go.
+    """
+    configurations = 0
+    first: dict[int, str] = {}
+    classes: dict[str, None] = {}
+    for kind, body in _walk(descriptors):
+        configurations += kind == CONFIGURATION
+        if kind != INTERFACE or len(body) < 9:
+            continue
+        triple = "/".join(f"{byte:02x}" for byte in body[5:8])
+        classes[triple] = None
+        number, setting = body[2:4]
+        if configurations < 2 and setting == 0 and len(first) < INTERFACES_AT_MOST:
+            first.setdefault(number, triple)
+    return Interfaces(tuple(first.values()), tuple(classes))
+
+
+def _walk(descriptors: bytes) -> Iterator[tuple[int, bytes]]:
+    """
+    The type of each descriptor behind the device's, and its bytes.
+    """
+    at = _DEVICE_SIZE
+    while at + 2 <= len(descriptors) and descriptors[at] >= 2:
+        yield descriptors[at + 1], descriptors[at : at + descriptors[at]]
+        at += descriptors[at]
