@@ -13,7 +13,6 @@ there is a table of durations, and in the last line the number of tests.
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.timetable import TimeTable
+from tests.trialcounts import Counts, countsOf
 
 PROJECT = Path(__file__).parents[1]
 
@@ -31,27 +31,6 @@ UNIT = "unit"
 MODULES_AT_ONCE = 4
 """Of the unit and integration tests, in one process: enough for the start of Python not to
 matter, and few enough for all cores to be busy until the end."""
-
-_SUMMARY = re.compile(r"^(?:PASSED|FAILED)(?: \((\w+=\d+(?:, \w+=\d+)*)\))?$", re.MULTILINE)
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """
-    Numbers of tests.
-    """
-
-    passed: int = 0
-    failed: int = 0
-    skipped: int = 0
-
-    def __add__(self, other: Counts) -> Counts:
-        return Counts(
-            self.passed + other.passed, self.failed + other.failed, self.skipped + other.skipped
-        )
-
-    def __str__(self) -> str:
-        return f"{self.passed} passed, {self.failed} failed, {self.skipped} skipped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,23 +73,6 @@ class Outcome:
         ending = "passed" if self.status == 0 else f"FAILED with exit status {self.status}"
         heading = f"{self.task.name}: {ending}"
         return f"{heading}\n{'=' * len(heading)}\n{self.output.rstrip()}\n"
-
-
-def countsOf(output: str) -> Counts:
-    """
-    Read trial's last summary, C{FAILED (skips=1, failures=2, successes=3)}.
-
-    @return: zeros if there is none.
-    """
-    summaries = _SUMMARY.findall(output)
-    if not summaries:
-        return Counts()
-    numbers = {name: int(number) for name, number in re.findall(r"(\w+)=(\d+)", summaries[-1])}
-    return Counts(
-        passed=numbers.get("successes", 0) + numbers.get("expectedFailures", 0),
-        failed=sum(numbers.get(name, 0) for name in ("failures", "errors", "unexpectedSuccesses")),
-        skipped=numbers.get("skips", 0),
-    )
 
 
 def modules() -> list[str]:

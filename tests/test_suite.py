@@ -9,7 +9,8 @@ import sys
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.suite import Counts, Outcome, Task, countsOf, modules, runAll, timesOf, trialTasks
+from tests.suite import Outcome, Task, modules, runAll, timesOf, trialTasks
+from tests.trialcounts import Counts, countsOf
 
 
 def command(code: str, *arguments: str) -> tuple[str, ...]:

@@ -24,8 +24,8 @@ from tests.kernel.tools import requireTools
 from tests.kernel.trouble import HarnessError
 from tests.kernel.uml import UserModeLinux
 from tests.kernel.umlkernel import SERIES, umlKernel
-from tests.kernel.verdict import Tally
 from tests.timetable import TimeTable
+from tests.trialcounts import Counts
 
 # Seconds for a boot and all its tests.
 _LIMITS = {"uml": 300.0, "qemu": 1500.0}
@@ -119,10 +119,10 @@ async def _run(reactor: IMachineReactor, options: argparse.Namespace, began: flo
         wanting = ", ".join(sorted(unmet(machines[0], _names(machines[0], options.scenario))))
         raise HarnessError(f"{machines[0].kind} does not have what is needed: {wanting}")
     atOnce = options.jobs or _MACHINES_PER_CPU[options.machine] * (os.cpu_count() or 1)
-    tally = await campaign.run(tasks, atOnce, table)
+    counts = await campaign.run(tasks, atOnce, table)
     table.add("all", time.monotonic() - began)
-    print(f"\n{table}\n\n{tally}", flush=True)
-    raise SystemExit(1 if tally.failed or tally == Tally() else 0)
+    print(f"\n{table}\n\n{counts}", flush=True)
+    raise SystemExit(1 if counts.failed or counts == Counts() else 0)
 
 
 def _compile() -> None:

@@ -19,8 +19,9 @@ from twisted.internet.defer import Deferred, DeferredSemaphore, FirstError, gath
 from tests.kernel.cache import Cache
 from tests.kernel.machine import CONSOLE, DISK_IMAGE, Boot, Ending, IMachine
 from tests.kernel.selection import Job
-from tests.kernel.verdict import Tally, complaintsOf, excerptOf, hasDied, tallyOf
+from tests.kernel.verdict import complaintsOf, excerptOf, hasDied
 from tests.timetable import TimeTable
+from tests.trialcounts import Counts, countsOf
 
 _DISK_BYTES = 4 << 20
 
@@ -54,7 +55,7 @@ class Outcome:
     @ivar report: what to show of it.
     """
 
-    tally: Tally
+    counts: Counts
     troubles: tuple[str, ...]
     seconds: float
     report: str = field(repr=False)
@@ -64,7 +65,7 @@ class Outcome:
         """
         Has everything passed?
         """
-        return not self.tally.failed and not self.troubles
+        return not self.counts.failed and not self.troubles
 
 
 class Campaign:
@@ -82,7 +83,7 @@ class Campaign:
         self._isVerbose = isVerbose
         self._durations = self._read()
 
-    async def run(self, tasks: Sequence[Task], atOnce: int, table: TimeTable) -> Tally:
+    async def run(self, tasks: Sequence[Task], atOnce: int, table: TimeTable) -> Counts:
         """
         Run it all. The longest of the last time begin first, so that none is left over at the
         end.
@@ -110,9 +111,9 @@ class Campaign:
             for task, outcome in zip(ordered, outcomes, strict=True):
                 if not outcome.isGood:
                     print(f"\n{task.name}\n{'=' * len(task.name)}\n{outcome.report}")
-        total = Tally()
+        total = Counts()
         for outcome in outcomes:
-            total += outcome.tally + Tally(failed=1 if outcome.troubles else 0)
+            total += outcome.counts + Counts(failed=1 if outcome.troubles else 0)
         return total
 
     async def shell(self, machine: IMachine, command: Sequence[str]) -> None:
@@ -128,33 +129,31 @@ class Campaign:
         return Deferred.fromCoroutine(self._one(task, streams))
 
     async def _one(self, task: Task, streams: bool) -> Outcome:
-        output = bytearray()
-
-        def emit(data: bytes) -> None:
-            output.extend(data)
-            if streams:
-                sys.stdout.buffer.write(data)
-                sys.stdout.buffer.flush()
-
+        logs = self._cache.folder / "logs"
+        logs.mkdir(exist_ok=True)
+        log = logs / f"{task.name.replace(' ', '-')}.output"
+        kept = log.with_suffix(".console")
         trial = [sys.executable, "-m", "twisted.trial"]
         trial += ["--reporter=timing", "--temp-directory", "/tmp/kernel-trial", *task.job.tests]
         kind = task.machine.kind
-        with self._cache.runFolder() as folder:
+        with self._cache.runFolder() as folder, log.open("wb", buffering=0) as written:
+
+            def emit(data: bytes) -> None:
+                written.write(data)
+                if streams:
+                    sys.stdout.buffer.write(data)
+                    sys.stdout.buffer.flush()
+
             boot = Boot(folder, _inGuest(folder, kind, "dumb", trial), emit, self._limit)
             ending = await task.machine.run(boot)
-            console = (folder / CONSOLE).read_text("utf-8", "replace")
-            logs = self._cache.folder / "logs"
-            logs.mkdir(exist_ok=True)
-            stem = task.name.replace(" ", "-")
-            kept = logs / f"{stem}.console"
             shutil.copy(folder / CONSOLE, kept)
-            (logs / f"{stem}.output").write_bytes(output)
         if ending.interrupted:
             raise SystemExit(130)
-        outcome = _judge(task.job, ending, output.decode("utf-8", "replace"), console, kept)
+        output, console = (path.read_text("utf-8", "replace") for path in (log, kept))
+        outcome = _judge(task.job, ending, output, console, kept)
         word = "passed" if outcome.isGood else "FAILED"
         print(
-            f"{word}: {task.name}: {outcome.tally}, {outcome.seconds:.1f} s "
+            f"{word}: {task.name}: {outcome.counts}, {outcome.seconds:.1f} s "
             f"(booted after {_duration(ending.bootSeconds)})",
             flush=True,
         )
@@ -205,8 +204,8 @@ def _inGuest(folder: Path, kind: str, terminal: str, command: Sequence[str]) -> 
 def _judge(job: Job, ending: Ending, output: str, console: str, kept: Path) -> Outcome:
     if job.death is not None and not ending.timedOut and hasDied(console, job.death):
         # It died of the test's last step: trial could not say that it has passed.
-        return Outcome(Tally(passed=1), (), ending.seconds, output)
-    tally = tallyOf(output)
+        return Outcome(Counts(passed=1), (), ending.seconds, output)
+    counts = countsOf(output)
     troubles = [f"the kernel complained: {line}" for line in complaintsOf(console)]
     if job.death is not None:
         troubles.append(f"the kernel should have died, with {job.death!r} on its console")
@@ -217,12 +216,12 @@ def _judge(job: Job, ending: Ending, output: str, console: str, kept: Path) -> O
     report = output
     if troubles:
         report += f"\nthe console, all of it in {kept}:\n" + "\n".join(excerptOf(console))
-    elif tally == Tally():
+    elif counts == Counts():
         troubles.append("no test ran")
-    elif ending.status != 0 and not tally.failed:
+    elif ending.status != 0 and not counts.failed:
         troubles.append(f"trial ended with status {ending.status}")
     report += "".join(f"\nFAILED: {trouble}" for trouble in troubles)
-    return Outcome(tally, tuple(troubles), ending.seconds, report)
+    return Outcome(counts, tuple(troubles), ending.seconds, report)
 
 
 def _ignore(data: bytes) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.kernel.verdict import Tally, complaintsOf, excerptOf, tallyOf
+from tests.kernel.verdict import complaintsOf, excerptOf, hasDied
 
 _WARNING = """\
 [   12.300000] ------------[ cut here ]------------
@@ -19,49 +19,6 @@ _WARNING = """\
 [   12.300007] ---[ end trace 0000000000000000 ]---
 [   12.300008] usbip-host 1-1: device reset
 """
-
-
-class TallyTests(SynchronousTestCase):
-    """
-    Reading what trial prints.
-    """
-
-    def test_passed(self) -> None:
-        """
-        Tests that passed are counted.
-        """
-        self.assertEqual(Tally(7, 0), tallyOf("Ran 7 tests in 1s\n\nPASSED (successes=7)\n"))
-
-    def test_failed(self) -> None:
-        """
-        A failure, an error and a success that was not expected are failed; a failure that
-        was expected is passed; a skipped test is neither.
-        """
-        summary = (
-            "FAILED (skips=1, expectedFailures=2, failures=4, errors=8, "
-            "unexpectedSuccesses=16, successes=32)\n"
-        )
-        self.assertEqual(Tally(34, 28), tallyOf(summary))
-
-    def test_nothing(self) -> None:
-        """
-        No test, no summary, and output that was cut off count as nothing.
-        """
-        for output in ("PASSED\n", "", "PASSED (succ", "PASSED (skips=3)\n"):
-            self.assertEqual(Tally(), tallyOf(output))
-
-    def test_last(self) -> None:
-        """
-        What a test itself prints is not taken for the summary.
-        """
-        output = "PASSED (successes=9)\nFAILED (errors=1)\n"
-        self.assertEqual(Tally(0, 1), tallyOf(output))
-
-    def test_sum(self) -> None:
-        """
-        Tallies add up, and print as the last line.
-        """
-        self.assertEqual("4 passed, 6 failed", str(Tally(1, 2) + Tally(3, 4)))
 
 
 class ComplaintTests(SynchronousTestCase):
@@ -103,6 +60,15 @@ class ComplaintTests(SynchronousTestCase):
         told = warning.replace("WARNING", f"{said}\n[   12.300001] WARNING")
         self.assertEqual([], complaintsOf(told))
         self.assertEqual(1, len(complaintsOf(told + warning)))
+
+    def test_death(self) -> None:
+        """
+        A kernel has died of what was expected if it has panicked and shows it.
+        """
+        console = "[    1.500000] BUG: failure at here.c:1\n[    1.5] Kernel panic - not syncing\n"
+        self.assertTrue(hasDied(console, r"BUG: failure at here\.c"))
+        self.assertFalse(hasDied(console, "there"))
+        self.assertFalse(hasDied("BUG: failure at here.c:1\n", "here"))
 
     def test_ourOwnPanic(self) -> None:
         """

@@ -1,16 +1,11 @@
 """
-What to think of a guest: how many of its tests passed, and did its kernel complain.
+What a console says of its kernel: has it complained, has it died?
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-
-_SUMMARY = re.compile(r"^(?:PASSED|FAILED)(?: \(([a-zA-Z]+=\d+(?:, [a-zA-Z]+=\d+)*)\))?\r?$", re.M)
-_BAD_COUNTS = ("failures", "errors", "unexpectedSuccesses")
-_GOOD_COUNTS = ("successes", "expectedFailures")
 
 _PANIC = "Kernel panic"
 
@@ -32,38 +27,6 @@ _LINES_AFTER = 50
 
 # The harness makes a guest that does not end panic in this way.
 _OUR_OWN_PANIC = "NMI received for unknown reason"
-
-
-@dataclass(frozen=True, slots=True)
-class Tally:
-    """
-    How many tests passed and how many did not. A skipped one is neither.
-    """
-
-    passed: int = 0
-    failed: int = 0
-
-    def __add__(self, other: Tally) -> Tally:
-        return Tally(self.passed + other.passed, self.failed + other.failed)
-
-    def __str__(self) -> str:
-        return f"{self.passed} passed, {self.failed} failed"
-
-
-def tallyOf(output: str) -> Tally:
-    """
-    Read trial's last summary, C{FAILED (skips=1, failures=2, successes=3)}.
-
-    @return: zeros if there is none.
-    """
-    summaries = _SUMMARY.findall(output)
-    if not summaries or not summaries[-1]:
-        return Tally()
-    counts = {name: int(count) for name, count in re.findall(r"(\w+)=(\d+)", summaries[-1])}
-    return Tally(
-        passed=sum(counts.get(name, 0) for name in _GOOD_COUNTS),
-        failed=sum(counts.get(name, 0) for name in _BAD_COUNTS),
-    )
 
 
 def complaintsOf(console: str) -> list[str]:

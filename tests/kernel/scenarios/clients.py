@@ -9,7 +9,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from usbip import host  # type: ignore[import-untyped]
@@ -19,7 +19,7 @@ from usbip.transport import USBIP  # type: ignore[import-untyped]
 from tests import serialclient
 from tests.childdaemon import EXPORT
 from tests.kernel import guest
-from tests.kernel.daemoncase import BUS_IDS, DISK, SERIAL, DaemonCase
+from tests.kernel.daemoncase import DISK, SERIAL, DaemonCase
 from tests.kernel.needs import Need, needs
 from tests.serialclient import SerialClient
 
@@ -34,10 +34,10 @@ BLOCKS = 64
 """Of a disk, to read at once."""
 
 
-class ClientCase(DaemonCase):
+class UsbRemoteTests(DaemonCase):
     """
-    A daemon on the default port, as usb-remote takes another only from its configuration;
-    and a child that serves beside it.
+    usb-remote 2.3.2, the field's most used client. The daemon is on the default port, as it takes
+    another only from its configuration.
     """
 
     backend = "{type: sysfs}"
@@ -45,29 +45,16 @@ class ClientCase(DaemonCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.port = str(self.shared().port)
+        self.shared()
+        server = guest.StockUsbipd()
+        server.__enter__()
+        self.addCleanup(server.__exit__, None, None, None)
 
     def serving(self, *command: str, **environment: str) -> None:
         """Have a program running until the test ends."""
         child = subprocess.Popen(command, env={**os.environ, **environment})
         self.addCleanup(child.wait, guest.DEADLINE)
         self.addCleanup(child.terminate)
-
-    def busIds(self, answer: str | bytes) -> list[str]:
-        """The bus ids in the answer to a C{list}."""
-        return [device["bus_id"] for device in json.loads(answer)["data"]]
-
-
-class UsbRemoteTests(ClientCase):
-    """
-    usb-remote 2.3.2, the field's most used client.
-    """
-
-    def setUp(self) -> None:
-        super().setUp()
-        server = guest.StockUsbipd()
-        server.__enter__()
-        self.addCleanup(server.__exit__, None, None, None)
 
     def usbRemote(self, *arguments: str) -> str:
         """
@@ -76,18 +63,6 @@ class UsbRemoteTests(ClientCase):
         command = [sys.executable, "-m", "usb_remote", *arguments, "--host", HOST]
         result = guest.run(*command, seconds=120)
         return result.out + result.err
-
-    def test_list(self) -> None:
-        """Its list shows all devices."""
-        said = self.usbRemote("list")
-        for busId in BUS_IDS:
-            self.assertIn(f"bus={busId}", said)
-
-    def test_find(self) -> None:
-        """It finds one device, and hears when there are several or none."""
-        self.assertIn(f"bus={DISK}", self.usbRemote("find", "--serial", "DISK42"))
-        self.assertIn("Narrow the criteria", self.usbRemote("find", "--desc", "QEMU"))
-        self.assertIn("No matching device found", self.usbRemote("find", "--desc", "Toaster"))
 
     def test_attach(self) -> None:
         """It attaches a disk, reads its true bytes, and detaches it."""
@@ -131,57 +106,6 @@ class UsbRemoteTests(ClientCase):
                 _, imported = guest.waitImport()
                 guest.waitBlockDevice(imported)
         guest.waitBlockDevice(DISK)
-
-
-class ProgramTests(ClientCase):
-    """
-    The tools that everybody has.
-    """
-
-    LIST = '{"command":"list"}'
-
-    def answers(self, command: Sequence[str], stdin: str = "") -> None:
-        """A command prints all devices, and ends."""
-        self.assertEqual(self.busIds(guest.check(*command, stdin=stdin)), BUS_IDS)
-
-    def test_netcat(self) -> None:
-        """OpenBSD nc, with and without a line feed, with and without -N."""
-        for options in ((), ("-N",)):
-            for end in ("\n", "", "\r\n"):
-                self.answers(["nc", *options, HOST, self.port], self.LIST + end)
-
-    def test_socat(self) -> None:
-        """socat."""
-        self.answers(["socat", "-", f"TCP:{HOST}:{self.port}"], self.LIST + "\n")
-        self.answers(["socat", "-t2", "-", f"TCP:{HOST}:{self.port}"], self.LIST)
-
-    def test_curl(self) -> None:
-        """curl."""
-        self.answers(["curl", "-sS", "-X", "POST", f"http://{HOST}:{self.port}", "-d", self.LIST])
-
-    def test_curlThroughSocat(self) -> None:
-        """curl through a bridge that socat makes of port 8080."""
-        self.serving("socat", "TCP-LISTEN:8080,fork,reuseaddr", f"TCP:{HOST}:{self.port}")
-        guest.waitUntil(lambda: guest.isListening(8080), "socat listens")
-        self.answers(["curl", "-sS", "-X", "POST", "http://localhost:8080", "-d", self.LIST])
-
-    def test_attach(self) -> None:
-        """An attach and a detach with nc and curl."""
-        attach = guest.check(
-            "nc", "-N", HOST, self.port, stdin=json.dumps({"command": "attach", "bus": DISK})
-        )
-        self.assertEqual(json.loads(attach)["status"], "success")
-        self.assertEqual(guest.driverOf(DISK), "usbip-host")
-        detach = '{"command":"detach","serial":"DISK42"}'
-        said = guest.check("curl", "-sS", f"http://{HOST}:{self.port}/", "-d", detach)
-        self.assertEqual(json.loads(said)["status"], "success")
-        self.assertEqual(guest.driverOf(DISK), "usb")
-
-    def test_python(self) -> None:
-        """A plain socket: one request with a line feed, one recv(4096)."""
-        with socket.create_connection((HOST, int(self.port)), guest.DEADLINE) as connection:
-            connection.sendall(b'{"command":"list"}\n')
-            self.assertEqual(self.busIds(connection.recv(4096)), BUS_IDS)
 
 
 class UserSpaceTests(DaemonCase):
@@ -263,4 +187,4 @@ class UserSpaceTests(DaemonCase):
         self.compare(DISK, use)
 
 
-del ClientCase, DaemonCase  # they are not to be run themselves
+del DaemonCase  # it is not to be run itself
