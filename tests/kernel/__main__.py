@@ -28,7 +28,7 @@ from tests.timetable import TimeTable
 from tests.trialcounts import Counts
 
 # Seconds for a boot and all its tests.
-_LIMITS = {"uml": 300.0, "qemu": 1500.0}
+_LIMITS = {"uml": 600.0, "qemu": 2400.0}
 
 _TOOLS = {
     "uml": ("busybox", "prlimit", "setpriv", "unshare"),

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 # Generous: the guest may be emulated, and the machine below it busy.
-DEADLINE = 60.0
+DEADLINE = 180.0
 
 _PAUSE = 0.02
 

@@ -237,6 +237,41 @@ class AttachingTests(AttachingCase):
                 self.assertEqual(error.status, status)
             self.giveBack(attached)
 
+    def test_vanished(self) -> None:
+        """A server on another machine vanishes, without a word: the port is free before long,
+        whether somebody was just reading or not."""
+        config = self.config(more=f"devices: [{{match: {{id: {DISK}}}, share: always}}]\n")
+        for isReading in (False, True):
+            with (
+                guest.Elsewhere() as there,
+                ChildDaemon(config, prefix=there.prefix, listen=["tcp:0"]),
+            ):
+                server = Server(name="there", host=there.address)
+                guest.waitUntil(partial(listDevices, server, guest.DEADLINE), "it has the disk")
+                attached, kept = self.take(DISK, server)
+                node = self.compare(attached)
+                reader = guest.DiskReader(node, guest.diskBytes(), Path.cwd())
+                with reader if isReading else contextlib.nullcontext():
+                    if isReading:
+                        reader.readsOn()
+                    there.vanish()
+                    began = time.monotonic()
+                    self.assertTrue(isOver(kept, 1000 * VANISHED))
+                    took = time.monotonic() - began
+                    self.gone(attached)
+                print(
+                    f"\na server that {'is read from' if isReading else 'is idle'} "
+                    f"vanishes: seen after {took:.1f} s",
+                    end="",
+                )
+            guest.resetUsb()
+
+
+class EnduranceTests(AttachingCase):
+    """
+    From our daemon, again and again.
+    """
+
     def test_cycles(self) -> None:
         """Devices are attached and detached again and again, as quickly as can be; no port, no
         note and no descriptor is left."""
@@ -304,35 +339,6 @@ class AttachingTests(AttachingCase):
         self.compare(attached)
         self.giveBack(attached)
         guest.waitUntil(lambda: self.used() == [], "all ports are free")
-
-    def test_vanished(self) -> None:
-        """A server on another machine vanishes, without a word: the port is free before long,
-        whether somebody was just reading or not."""
-        config = self.config(more=f"devices: [{{match: {{id: {DISK}}}, share: always}}]\n")
-        for isReading in (False, True):
-            with (
-                guest.Elsewhere() as there,
-                ChildDaemon(config, prefix=there.prefix, listen=["tcp:0"]),
-            ):
-                server = Server(name="there", host=there.address)
-                guest.waitUntil(partial(listDevices, server, guest.DEADLINE), "it has the disk")
-                attached, kept = self.take(DISK, server)
-                node = self.compare(attached)
-                reader = guest.DiskReader(node, guest.diskBytes(), Path.cwd())
-                with reader if isReading else contextlib.nullcontext():
-                    if isReading:
-                        reader.readsOn()
-                    there.vanish()
-                    began = time.monotonic()
-                    self.assertTrue(isOver(kept, 1000 * VANISHED))
-                    took = time.monotonic() - began
-                    self.gone(attached)
-                print(
-                    f"\na server that {'is read from' if isReading else 'is idle'} "
-                    f"vanishes: seen after {took:.1f} s",
-                    end="",
-                )
-            guest.resetUsb()
 
 
 class VirtualTests(AttachingCase):
