@@ -229,16 +229,18 @@ class FakeVhci:
         """
         C{attach_store}: the half of the ports that a number is in does not matter, but the speed.
         """
-        if not re.fullmatch(r"([0-9]+ ){3}[0-9]+", text):
+        found = re.match(r"\s*([0-9]+)\s+([0-9]+)\s+([0-9]+)\s+([0-9]+)", text)
+        if found is None:  # sscanf() looks no further
             raise _error(errno.EINVAL, path)
-        number, descriptor, deviceId, speed = map(int, text.split())
+        number, descriptor, deviceId, speed = map(int, found.groups())
         if not 1 <= speed <= SUPER or number >= len(self._ports):
             raise _error(errno.EINVAL, path)
         base = number - number % (2 * self._each)
         port = self._ports[base + self._each * (speed == SUPER) + number % self._each]
-        if port.state != FREE:
-            raise _error(errno.EBUSY, path)
         connection = referenceTo(descriptor, path)
+        if port.state != FREE:
+            connection.close()
+            raise _error(errno.EBUSY, path)
         if port.lingering:
             connection.close()
             self._dead = "the hub's worker waits for itself (D12)"
@@ -249,6 +251,7 @@ class FakeVhci:
         self._enumerate(port)
 
     def _detach(self, text: str, path: str) -> None:
+        text = text.removesuffix("\n")
         if not text.isdecimal() or int(text) >= len(self._ports):
             raise _error(errno.EINVAL, path)
         port = self._ports[int(text)]

@@ -1,0 +1,73 @@
+"""
+What C{vhci_hcd} does, on real kernels.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.kernel import guest
+from tests.kernel.vhcifacts import FREE, HIGH, SUPER, VHCI, VhciFacts
+from usbip_server.kernel.system import System
+
+DEVICES = {HIGH: guest.KEYBOARD, SUPER: guest.FAST_DISK}
+"""By their speed."""
+
+
+class VhciTests(VhciFacts, SynchronousTestCase):
+    """
+    The facts of L{VhciFacts}: the server is this machine's C{usbip-host}.
+    """
+
+    def setUp(self) -> None:
+        guest.awaitDevices()
+        guest.modprobe("usbip-host")
+        guest.modprobe("vhci-hcd")
+        self.system = System()
+        self.busId = ""
+        self.addCleanup(guest.resetUsb)
+
+    def serve(self, speed: int) -> tuple[socket.socket, int]:
+        device = DEVICES[speed]
+        self.busId = device.busId
+        if speed == SUPER:
+            guest.plug(device)
+            self.addCleanup(guest.waitGone, device.busId)
+            self.addCleanup(guest.unplug, device)
+        guest.waitPresent(device.busId)
+        ours, server = socket.socketpair()
+        self.addCleanup(ours.close)
+        self.addCleanup(guest.forget, device.busId)
+        self.addCleanup(self._detach)
+        guest.check("usbip", "bind", "-b", device.busId)
+        with server:
+            self._write("usbip_sockfd", str(server.fileno()))
+        bus, number = (int(str(guest.attribute(device.busId, n))) for n in ("busnum", "devnum"))
+        return ours, bus << 16 | number
+
+    def _detach(self) -> None:
+        """
+        Free all ports, and wait until what was there is gone: D12.
+        """
+        for number, line in enumerate(self.lines()):
+            _, _, state, *_, busId = line.split()
+            if int(state) != FREE:
+                self.system.write(f"{VHCI}/detach", str(number).encode())
+                if busId != "0-0":
+                    guest.waitGone(busId)
+        self.until(self.hasEndedAtServer, "the server's device is available")
+
+    def endAtServer(self) -> None:
+        self._write("usbip_sockfd", "-1")
+
+    def hasEndedAtServer(self) -> bool:
+        return guest.usbipStatus(self.busId) == 1
+
+    def until(self, condition: Callable[[], object], what: str) -> None:
+        guest.waitUntil(condition, what, 20.0)
+
+    def _write(self, name: str, text: str) -> None:
+        self.system.write(f"bus/usb/devices/{self.busId}/{name}", text.encode())
