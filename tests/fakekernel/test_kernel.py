@@ -127,13 +127,3 @@ class DeadlyTests(FakeMachine, facts.DeadlyFacts, SynchronousTestCase):
     def assertDies(self, act: Callable[[], object]) -> None:
         self.assertRaises(KernelBug, act)
         self.assertRaises(KernelBug, self.kernel.list, facts.DEVICES)  # it stays dead
-
-    def test_rebindReplugged(self) -> None:
-        """
-        D3: C{rebind} of a bus id whose device was unplugged and replugged. A real kernel may
-        survive it: the new device may be where the freed one was.
-        """
-        self.bind()
-        self.unplug()
-        self.plug()
-        self.assertDies(lambda: self.write(f"usbip-host/rebind={self.busId}"))

@@ -377,7 +377,7 @@ class VhciFactsTests(VhciFacts, SynchronousTestCase):
 
     def setUp(self) -> None:
         self.system = self.kernel = FakeVhci(controllers=8, ports=15)
-        self.kernel.enumerating = 3
+        self.kernel.enumerating = self.kernel.appearing = 3
         self.addCleanup(self.kernel.close)
 
     def serve(self, speed: int) -> tuple[socket.socket, int]:

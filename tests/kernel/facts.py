@@ -201,7 +201,7 @@ class Machine(Base):
 
     def heard(self, uevents: UeventSocket) -> list[str]:
         """What has been announced of the device since the last call."""
-        said = []
+        said: list[str] = []
         while True:
             try:
                 message, sender = uevents.recvfrom(8192)
@@ -745,6 +745,14 @@ class DeadlyFacts(Machine):
         self.bind()
         self.unbind()
         self.unplug()
+        self.assertDies(lambda: self.write(f"usbip-host/rebind={self.busId}"))
+
+    @dies(BAD_REBIND)
+    def test_rebindReplugged(self) -> None:
+        """D3: C{rebind} of a bus id whose bound device was unplugged, and then replugged."""
+        self.bind()
+        self.unplug()
+        self.plug()
         self.assertDies(lambda: self.write(f"usbip-host/rebind={self.busId}"))
 
     @dies(BAD_UNLOAD)

@@ -191,7 +191,7 @@ class VhciFacts(Base):
         Sections 4 and 5: a high speed device is imported over a socket of a pair. While the kernel
         makes its acquaintance the state is 5 and the other fields of the line are zero; then the
         state is 6 and the line has the device, and the descriptor as it was in the process that
-        wrote it. The device has a folder below its hub.
+        wrote it. The device gets a folder below that of its hub, which may be a moment later.
         """
         self.attachAt(HIGH)
 
@@ -207,6 +207,7 @@ class VhciFacts(Base):
         self.assertEqual(self.line(number)[2:], ["005", *EMPTY.split()])
         busId = self.assertUsed(number, speed)
         folder = self.folder(busId, number)
+        self.until(lambda: self.isThere(folder), "the device has a folder")
         self.until(lambda: f"{busId}:1.0" in self.system.directories(folder), "it has an interface")
         mbit = 5000 if speed == SUPER else 480
         self.assertEqual(int(self.system.read(f"{folder}/speed")), mbit)
@@ -300,17 +301,15 @@ class VhciFacts(Base):
         number = self.imported()
         busId = self.assertUsed(number, HIGH)
         folder = self.folder(busId, number)
+        self.until(lambda: self.isThere(folder), "the device has a folder")
         self.endAtServer()
         self.until(lambda: self.state(number) == FREE, "the port is free")
         self.until(lambda: not self.isThere(folder), "the device is gone")
 
     def isThere(self, folder: str) -> bool:
         """Is there such a folder?"""
-        try:
-            self.system.list(folder)
-        except FileNotFoundError:
-            return False
-        return True
+        hub, _, busId = folder.rpartition("/")
+        return busId in self.system.directories(hub)
 
     def test_kept(self) -> None:
         """

@@ -19,7 +19,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.kernel import facts, guest
 from usbip_server.keepalive import KeepAlive
 from usbip_server.kernel.sessions import USBIPD_PORT
-from usbip_server.kernel.system import System
+from usbip_server.kernel.system import ISystem, System
 
 DEVICE = guest.KEYBOARD
 OTHER = guest.SERIAL
@@ -121,7 +121,7 @@ class RealMachine(facts.Machine):
         guest.waitUntil(condition, what, 20.0)
 
 
-def deviceId(system: System, busId: str) -> int:
+def deviceId(system: ISystem, busId: str) -> int:
     """
     The number of a device in the URBs of USB/IP.
     """
@@ -132,7 +132,7 @@ def deviceId(system: System, busId: str) -> int:
 NUMBERS = ("busnum", "devnum")
 
 
-def attachHere(system: System, device: guest.Device, speed: int) -> str:
+def attachHere(system: ISystem, device: guest.Device, speed: int) -> str:
     """
     Import a device that is bound here, over a pair of sockets.
 
@@ -145,7 +145,7 @@ def attachHere(system: System, device: guest.Device, speed: int) -> str:
         return attachAt(system, client, deviceId(system, device.busId), speed)
 
 
-def attachAt(system: System, client: socket.socket, number: int, speed: int = HIGH) -> str:
+def attachAt(system: ISystem, client: socket.socket, number: int, speed: int = HIGH) -> str:
     """
     Import a device over a connection that its server has, and wait until its drivers have it.
 
@@ -243,7 +243,7 @@ class SessionTests(RealMachine, facts.SessionFacts, SynchronousTestCase):
             self.assertTrue(self.hasInterface())
             self.assertSays(self.leaveHere)
             self.assertTrue(self.hasInterface())
-        self.assertSays(self.unplug, "unbind", "remove :1.0", "remove")
+        self.assertSays(self.unplug, "remove :1.0", "unbind", "remove")
 
     def importHere(self) -> None:
         """Import the bound device on this machine, and wait until its drivers have it."""

@@ -4,17 +4,30 @@ What C{vhci_hcd} does, on real kernels.
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from collections.abc import Callable
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.kernel import guest
-from tests.kernel.vhcifacts import FREE, HIGH, SUPER, VHCI, VhciFacts
+from tests.kernel.vhcifacts import FREE, HIGH, SUPER, USED, VHCI, VhciFacts
 from usbip_server.kernel.system import System
 
 DEVICES = {HIGH: guest.KEYBOARD, SUPER: guest.FAST_DISK}
 """By their speed."""
+
+SUPER_PLUS = 6
+"""C{USB_SPEED_SUPER_PLUS}."""
+
+
+def isSuperPlusKnown() -> bool:
+    """
+    Does C{vhci_hcd} know of speeds above 5 Gbit/s?
+    """
+    version = os.uname().release.split(".")
+    return (int(version[0]), int(version[1])) >= (6, 12)
 
 
 class VhciTests(VhciFacts, SynchronousTestCase):
@@ -29,6 +42,28 @@ class VhciTests(VhciFacts, SynchronousTestCase):
         self.system = System()
         self.busId = ""
         self.addCleanup(guest.resetUsb)
+
+    def test_superPlus(self) -> None:
+        """
+        Section 4: Linux 6.1 refuses the speed of C{USB_SPEED_SUPER_PLUS} with EINVAL, and says
+        5000 of its fast hubs. Linux 6.12 takes it, for a port of the same hub, of which it says
+        10000.
+        """
+        ours, deviceId = self.serve(SUPER)
+        line = f"0 {ours.fileno()} {deviceId} {SUPER_PLUS}"
+        number = self.firstOf("ss")
+        if isSuperPlusKnown():
+            self.attach(line)
+            self.until(lambda: self.state(number) == USED, "the port has a device")
+            self.assertEqual(self.line(number)[3], "006")
+        else:
+            self.refused(errno.EINVAL, self.attach, line)
+        speeds = {
+            self.system.read(f"{VHCI}/{name}/speed")
+            for name in self.system.directories(VHCI)
+            if name.startswith("usb")
+        }
+        self.assertEqual(speeds, {b"480\n", b"10000\n" if isSuperPlusKnown() else b"5000\n"})
 
     def serve(self, speed: int) -> tuple[socket.socket, int]:
         device = DEVICES[speed]
