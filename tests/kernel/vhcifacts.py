@@ -112,25 +112,38 @@ class VhciFacts(Base):
         """
         Import a device over a socket of a pair, whose descriptor is closed afterwards.
 
-        @param port: what is written; by default the first of the right kind.
-        @return: the number of the port that it is at.
+        @param port: the port; by default the first of the right kind.
+        @return: the port.
         """
-        ours, deviceId = self.serve(speed)
-        first = self.firstOf("ss" if speed == SUPER else "hs")
+        ours, self.deviceId = self.serve(speed)
+        if port is None:
+            port = self.firstOf("ss" if speed == SUPER else "hs")
         with ours:
             self.descriptor = ours.fileno()
-            written = first if port is None else port
-            self.attach(f"{written} {self.descriptor} {deviceId} {speed}")
-        self.deviceId = deviceId
-        return first
+            self.attach(f"{port} {self.descriptor} {self.deviceId} {speed}")
+        return port
+
+    def settled(self, number: int) -> str:
+        """
+        Wait until a port has a device, and the device its interface: what is detached before that
+        may keep the kernel from using the port for a while.
+
+        @return: the folder of the device.
+        """
+        self.until(lambda: self.state(number) == USED, "the port has a device")
+        busId = self.line(number)[-1]
+        folder = self.folder(busId, number)
+        self.until(lambda: self.isThere(folder), "the device has a folder")
+        self.until(lambda: f"{busId}:1.0" in self.system.directories(folder), "it has an interface")
+        return folder
 
     def assertUsed(self, number: int, speed: int) -> str:
         """
         Assert that a port comes to have the device.
 
-        @return: its bus id.
+        @return: its folder.
         """
-        self.until(lambda: self.state(number) == USED, "the port has a device")
+        folder = self.settled(number)
         fields = self.line(number)
         hub = "ss" if speed == SUPER else "hs"
         self.assertEqual(
@@ -140,7 +153,8 @@ class VhciFacts(Base):
                 *(f"{self.deviceId:08x}", f"{self.descriptor:06}"),
             ],
         )
-        return fields[-1]
+        self.assertEqual(fields[-1], folder.rpartition("/")[2])
+        return folder
 
     def folder(self, busId: str, number: int) -> str:
         """The folder of the device at a port."""
@@ -205,10 +219,7 @@ class VhciFacts(Base):
         """Import a device, and look at all that there is of it."""
         number = self.imported(speed)
         self.assertEqual(self.line(number)[2:], ["005", *EMPTY.split()])
-        busId = self.assertUsed(number, speed)
-        folder = self.folder(busId, number)
-        self.until(lambda: self.isThere(folder), "the device has a folder")
-        self.until(lambda: f"{busId}:1.0" in self.system.directories(folder), "it has an interface")
+        folder = self.assertUsed(number, speed)
         mbit = 5000 if speed == SUPER else 480
         self.assertEqual(int(self.system.read(f"{folder}/speed")), mbit)
         self.assertFalse(self.hasEndedAtServer())
@@ -222,9 +233,8 @@ class VhciFacts(Base):
         Section 4: it is the speed that tells the hub: a super speed device that is written to port
         0, of the high speed hub, is at the same place of the super speed hub.
         """
-        number = self.imported(SUPER, port=0)
-        self.assertNotEqual(number, 0)
-        self.assertUsed(number, SUPER)
+        self.imported(SUPER, 0)
+        self.assertUsed(self.firstOf("ss"), SUPER)
         self.assertEqual(self.state(0), FREE)
 
     def test_busy(self) -> None:
@@ -280,15 +290,17 @@ class VhciFacts(Base):
         ours, deviceId = self.serve(HIGH)
         with ours:
             self.attach(f" 0  {ours.fileno()} {deviceId} {HIGH} 7\n")
-        self.until(lambda: self.state(0) == USED, "the port has a device")
+        self.settled(0)
         self.detach("0\n")
         self.until(lambda: self.state(0) == FREE, "the port is free")
 
     def test_detachEarly(self) -> None:
         """
-        Section 4: a device can be detached while the kernel makes its acquaintance.
+        Section 4: a device can be detached while the kernel makes its acquaintance. (A real kernel
+        may need long before it uses the port again: this is one that no other test uses.)
         """
-        number = self.imported()
+        slow = [number for number, line in enumerate(self.lines()) if line.startswith("hs ")]
+        number = self.imported(HIGH, slow[-1])
         self.assertEqual(self.state(number), INITIALISING)
         self.detach(str(number))
         self.until(lambda: self.state(number) == FREE, "the port is free")
@@ -299,9 +311,7 @@ class VhciFacts(Base):
         Section 4: when the server ends the session the port is free and the device gone.
         """
         number = self.imported()
-        busId = self.assertUsed(number, HIGH)
-        folder = self.folder(busId, number)
-        self.until(lambda: self.isThere(folder), "the device has a folder")
+        folder = self.assertUsed(number, HIGH)
         self.endAtServer()
         self.until(lambda: self.state(number) == FREE, "the port is free")
         self.until(lambda: not self.isThere(folder), "the device is gone")
@@ -319,7 +329,7 @@ class VhciFacts(Base):
         self.addCleanup(ours.close)
         ours.settimeout(10)
         self.attach(f"0 {ours.fileno()} {deviceId} {HIGH}")
-        self.until(lambda: self.state(0) == USED, "the port has a device")
+        self.settled(0)
         self.detach("0")
         self.until(lambda: self.state(0) == FREE, "the port is free")
         self.until(self.hasEndedAtServer, "the server is told")

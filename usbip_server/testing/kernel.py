@@ -288,6 +288,11 @@ class FakeKernel:
                 self._attach(busId, entry.device)
         self.loaded = False
 
+    def close(self) -> None:
+        """Close the connections of all sessions."""
+        for device in self._devices.values():
+            self._dropClient(device)
+
     # ISystem
 
     def read(self, path: str) -> bytes:
