@@ -199,8 +199,12 @@ class Machine(Base):
             self.until(isComplete, f"{expected} is announced")
         self.assertEqual(heard, [*expected])
 
-    def heard(self, uevents: UeventSocket) -> list[str]:
-        """What has been announced of the device since the last call."""
+    def heard(self, uevents: UeventSocket, of: str = "") -> list[str]:
+        """
+        What has been announced since the last call.
+
+        @param of: the bus id; by default that of the device.
+        """
         said: list[str] = []
         while True:
             try:
@@ -213,7 +217,7 @@ class Machine(Base):
             self.assertEqual((header, end), ("{ACTION}@{DEVPATH}".format(**fields), ""))
             name = fields["DEVPATH"].rpartition("/")[2]
             busId, colon, number = name.partition(":")
-            isOurs = busId == self.busId and fields["SUBSYSTEM"] == "usb"
+            isOurs = busId == (of or self.busId) and fields["SUBSYSTEM"] == "usb"
             if not isOurs or fields["ACTION"] == "change":
                 continue
             kind = "usb_interface" if colon else "usb_device"

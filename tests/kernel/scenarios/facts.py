@@ -234,8 +234,7 @@ class SessionTests(RealMachine, facts.SessionFacts, SynchronousTestCase):
         """
         Section 2: what is announced of a device that a client imports: it has an interface from
         then on, which is made anew for each later client, and which has no driver. Nothing is
-        announced when the client leaves. The client's kernel announces a device that is plugged
-        in, and one that is unplugged.
+        announced when the client leaves.
         """
         self.bind()
         for changes in (["add :1.0"], ["remove :1.0", "add :1.0"]):
@@ -244,6 +243,20 @@ class SessionTests(RealMachine, facts.SessionFacts, SynchronousTestCase):
             self.assertSays(self.leaveHere)
             self.assertTrue(self.hasInterface())
         self.assertSays(self.unplug, "remove :1.0", "unbind", "remove")
+
+    def test_importedThere(self) -> None:
+        """
+        Section 2: at the client an imported device is announced as one that is plugged in, and
+        that is unplugged.
+        """
+        self.bind()
+        uevents = self.system.ueventSocket()
+        self.addCleanup(uevents.close)
+        self.importHere()
+        self.leaveHere()
+        plugged = ["add", "add :1.0", "bind :1.0", "bind usb"]
+        unplugged = ["unbind :1.0", "remove :1.0", "unbind", "remove"]
+        self.assertEqual(self.heard(uevents, self.imported), plugged + unplugged)
 
     def importHere(self) -> None:
         """Import the bound device on this machine, and wait until its drivers have it."""
@@ -282,8 +295,11 @@ class SessionTests(RealMachine, facts.SessionFacts, SynchronousTestCase):
         self.system.write("bus/usb/drivers_probe", self.busId.encode())
         self.assertEqual((self.driver(), self.table()), ("usb", [self.busId]))
 
-    def test_noOwner(self) -> None:
-        """Section 3: C{EPOLLRDHUP} alone tells the end of a session, and nothing of its data."""
+    def test_endTold(self) -> None:
+        """
+        Section 2: C{EPOLLRDHUP} of a copy of the descriptor tells the end of a session, and not
+        that data come.
+        """
         self.bind()
         server, client = self.pair()
         self.hand(str(server.fileno()))
