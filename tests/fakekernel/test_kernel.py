@@ -12,7 +12,7 @@ from collections.abc import Callable
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from tests.kernel import facts
+from tests.kernel import facts, sessionfacts
 from usbip_server.kernel.system import ISystem
 from usbip_server.testing import FakeKernel, KernelBug
 
@@ -81,9 +81,9 @@ class UsbipHostTests(FakeMachine, facts.UsbipHostFacts, SynchronousTestCase):
         self.assertEqual(self.kernel.driver(self.busId), "usbip-host")
 
 
-class SessionTests(FakeMachine, facts.SessionFacts, SynchronousTestCase):
+class SessionTests(FakeMachine, sessionfacts.SessionFacts, SynchronousTestCase):
     """
-    The facts of L{facts.SessionFacts}.
+    The facts of L{sessionfacts.SessionFacts}.
     """
 
     def test_resetting(self) -> None:
@@ -107,9 +107,9 @@ class SessionTests(FakeMachine, facts.SessionFacts, SynchronousTestCase):
         self.assertEqual(client.recv(1), b"")
 
 
-class ConnectionTests(FakeMachine, facts.ConnectionFacts, SynchronousTestCase):
+class ConnectionTests(FakeMachine, sessionfacts.ConnectionFacts, SynchronousTestCase):
     """
-    The facts of L{facts.ConnectionFacts}.
+    The facts of L{sessionfacts.ConnectionFacts}.
     """
 
     def importDevice(self) -> None:
