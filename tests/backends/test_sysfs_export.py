@@ -38,7 +38,7 @@ class ExportTests(SysfsCase):
 
     def tearDown(self) -> None:
         super().tearDown()
-        self.kernel.unload()  # no connection is left open
+        self.kernel.close()
 
     def connect(self) -> tuple[socket.socket, socket.socket]:
         """Our end of a connection, and the client's."""

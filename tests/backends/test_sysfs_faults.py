@@ -205,7 +205,7 @@ class SysfsFaultTests(SysfsCase):
         self.successResultOf(self.bind("1-1"))
         steps = len(self.kernel.reads)
         self.successResultOf(self.unbind("1-1"))
-        for way in ("unplug", "unload"):
+        for way in ("unload", "unplug"):  # the other way round would be D3
             for step in range(1, steps):
                 self.vanish(way, step)
 

@@ -7,22 +7,26 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections.abc import Callable
 
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
+from tests.kernel.vhcifacts import VhciFacts
 from usbip_server.errors import LocalTrouble
 from usbip_server.kernel.system import ISystem, System
 from usbip_server.kernel.vhci import Port, PortState, Vhci
 from usbip_server.testing import FakeVhci, KernelBug
 
-ATTACH = "devices/platform/vhci_hcd.0/attach"
 DETACH = "devices/platform/vhci_hcd.0/detach"
 
 FULL, HIGH, SUPER, SUPER_PLUS = 2, 3, 5, 6
 """C{enum usb_device_speed}."""
 
 DEVICE_ID = 0x00020003
+
+LOOKS = 10
+"""How often to look for something: nothing happens but by somebody's looking."""
 
 MEASURED = """\
 hub port sta spd dev      sockfd local_busid
@@ -342,42 +346,18 @@ class MadeTreeTests(SynchronousTestCase):
 
 class FakeVhciTests(VhciTestCase):
     """
-    The fake itself.
+    What a test can do to L{FakeVhci}.
     """
 
     def test_interface(self) -> None:
         """It provides what the real one does."""
         self.assertTrue(verifyObject(ISystem, self.kernel))
 
-    def refused(self, number: int, path: str, text: str) -> None:
-        """What is written is refused."""
-        error = self.assertRaises(OSError, self.kernel.write, path, text.encode())
-        self.assertEqual(error.errno, number)
-
-    def test_numbers(self) -> None:
-        """As in the real one it is the speed that tells the hub, and not the number."""
-        ours, _ = self.connection()
-        self.kernel.write(ATTACH, f"0 {ours.fileno()} 1 {SUPER}".encode())
-        self.assertEqual(self.kernel.used(), {3: "4-1"})
-
-    def test_errors(self) -> None:
-        """What the real one refuses is refused, in the same way."""
-        ours, _ = self.connection()
-        datagram = socket.socket(type=socket.SOCK_DGRAM)
-        self.addCleanup(datagram.close)
-        descriptor = ours.fileno()
-        for text in (
-            *(f"0 {descriptor} 1 0", f"0 {descriptor} 1 6", f"12 {descriptor} 1 2"),
-            *("0 9999 1 2", f"0 {descriptor} 1", f"-1 {descriptor} 1 2"),
-            f"0 {datagram.fileno()} 1 2",
-        ):
-            self.refused(errno.EINVAL, ATTACH, text)
-        self.kernel.write(ATTACH, f"0 {descriptor} 1 2".encode())
-        self.refused(errno.EBUSY, ATTACH, f"0 {descriptor} 1 2")
-        for text in ("1", "12", "abc", "-1"):
-            self.refused(errno.EINVAL, DETACH, text)
+    def test_unloaded(self) -> None:
+        """A kernel without the module has none of its files."""
         self.kernel.loaded = False
-        self.refused(errno.ENOENT, DETACH, "0")
+        error = self.assertRaises(OSError, self.kernel.write, DETACH, b"0")
+        self.assertEqual(error.errno, errno.ENOENT)
 
     def test_deadLock(self) -> None:
         """D12: to use a port whose old device is still there dead-locks it for good."""
@@ -388,3 +368,33 @@ class FakeVhciTests(VhciTestCase):
         ours, _ = self.connection()
         self.assertRaises(KernelBug, self.vhci.attach, port, ours.fileno(), 1, FULL)
         self.assertRaises(KernelBug, self.vhci.ports)
+
+
+class VhciFactsTests(VhciFacts, SynchronousTestCase):
+    """
+    L{FakeVhci} does what C{vhci_hcd} does in a real kernel.
+    """
+
+    def setUp(self) -> None:
+        self.system = self.kernel = FakeVhci(controllers=8, ports=15)
+        self.kernel.enumerating = self.kernel.appearing = 3
+        self.addCleanup(self.kernel.close)
+
+    def serve(self, speed: int) -> tuple[socket.socket, int]:
+        ours, self.server = socket.socketpair()
+        self.addCleanup(ours.close)
+        self.addCleanup(self.server.close)
+        self.server.setblocking(False)
+        return ours, DEVICE_ID
+
+    def endAtServer(self) -> None:
+        self.server.close()
+
+    def hasEndedAtServer(self) -> bool:
+        try:
+            return self.server.recv(1) == b""
+        except BlockingIOError:
+            return False
+
+    def until(self, condition: Callable[[], object], what: str) -> None:
+        self.assertTrue(any(condition() for _ in range(LOOKS)), what)

@@ -22,13 +22,19 @@ from typing import NoReturn
 import msgspec
 from zope.interface import implementer
 
-from usbip_server.device import busOrder
+from usbip_server.device import HUB_CLASS, busOrder
 from usbip_server.kernel.system import ISystem
 
 DEVICES = "bus/usb/devices/"
 DRIVERS = "bus/usb/drivers/"
 BLOCK = "class/block/"
 HOST = "usbip-host"
+
+NAME_BYTES = 32
+"""C{BUSID_SIZE} (C{drivers/usb/usbip/stub.h}): of a name in the table, with a NUL at its end."""
+
+DEVICE_CLASS_AT = 4
+"""Where C{bDeviceClass} is in a device descriptor (USB 2.0, 9.6.1)."""
 
 
 class KernelBug(Exception):
@@ -50,6 +56,12 @@ class _Device(msgspec.Struct, kw_only=True):
     places: list[str] = msgspec.field(default_factory=list)
     resetting: int = 0
     forbidding: int = 0
+    holds: int = 0
+
+    @property
+    def isHub(self) -> bool:
+        """Is it a hub?"""
+        return self.descriptors[DEVICE_CLASS_AT] == int(HUB_CLASS, 16)
 
     @property
     def disk(self) -> str:
@@ -59,12 +71,14 @@ class _Device(msgspec.Struct, kw_only=True):
 
 class _Entry(msgspec.Struct):
     """
-    One of C{match_busid}'s: C{state} as in C{drivers/usb/usbip/stub.h}; C{number} is the
-    device that its pointer points to.
+    An entry of C{match_busid}.
+
+    @ivar state: as in C{drivers/usb/usbip/stub.h}.
+    @ivar device: what its pointer points to, be it there or freed.
     """
 
     state: str = "added"
-    number: int | None = None
+    device: _Device | None = None
 
 
 class FakeUevents:
@@ -168,18 +182,21 @@ class FakeKernel:
             driver=driver,
         )
         self._say("add", busId)
-        self._say("add", busId, ":1.0")
-        self._say("bind", busId, ":1.0")
-        if driver:
-            self._say("bind", busId)
+        if driver == "usb":
+            self._sayConfigured(busId)
+        elif driver:
+            self._say("bind", busId, driver=driver)
 
     def unplug(self, busId: str) -> None:
         """Pull it out."""
         device = self._devices[busId]
         if device.driver == HOST:
             self._leaveHost(busId, device)
+        elif device.driver == "usb":
+            self._sayDeconfigured(busId)
         del self._devices[busId]
-        self._say("unbind", busId)
+        if device.driver is not None:
+            self._say("unbind", busId)
         self._say("remove", busId)
         self.revive(busId)
 
@@ -255,14 +272,26 @@ class FakeKernel:
         return list(self._table)
 
     def unload(self) -> None:
-        """C{modprobe -r usbip-host}: its devices go back to their drivers."""
-        self.loaded = False
-        self._table.clear()
+        """
+        C{modprobe -r usbip-host}: its devices go back to their drivers, and so does what was
+        unbound and has none (C{stub_device_rebind}, C{drivers/usb/usbip/stub_main.c}).
+        """
+        self._alive()
         for busId, device in tuple(self._devices.items()):
             if device.driver == HOST:
-                self._dropClient(device)
-                device.driver = "usb"
-                self._say("bind", busId)
+                self._leaveHost(busId, device)
+                device.driver = None
+                self._say("unbind", busId)
+        table, self._table = self._table, {}
+        for busId, entry in table.items():
+            if entry.device is not None:
+                self._attach(busId, entry.device)
+        self.loaded = False
+
+    def close(self) -> None:
+        """Close the connections of all sessions."""
+        for device in tuple(self._devices.values()):
+            self._dropClient(device)
 
     # ISystem
 
@@ -305,7 +334,7 @@ class FakeKernel:
         if self.refuse:
             raise _error(self.refuse, path)
         if path.startswith(DEVICES):
-            self._writeSocket(path, text.strip())
+            self._writeSocket(path, text)
             return
         driver, _, attribute = path.removeprefix(DRIVERS).partition("/")
         if driver == HOST:
@@ -370,9 +399,15 @@ class FakeKernel:
 
     @contextlib.contextmanager
     def holdDevice(self, bus: int, number: int) -> Iterator[None]:
-        if not any(device.number == number for device in tuple(self._devices.values())):
+        found = [device for device in tuple(self._devices.values()) if device.number == number]
+        if not found:
             raise _error(errno.ENOENT, f"/dev/bus/usb/{bus:03d}/{number:03d}")
-        yield
+        (device,) = found
+        device.holds += 1
+        try:
+            yield
+        finally:
+            device.holds -= 1
 
     def connections(self) -> bytes:
         self._alive()
@@ -406,11 +441,13 @@ class FakeKernel:
 
     def _match(self, text: str) -> None:
         verb, _, name = text.partition(" ")
-        if not name or len(name) >= 32 or verb not in ("add", "del"):
+        if not name or len(name) >= NAME_BYTES or verb not in ("add", "del"):
             raise _error(errno.EINVAL, "match_busid")
         entry = self._table.get(name)
         if verb == "del":
-            if entry is not None and entry.state == "bound":
+            if entry is None:
+                raise _error(errno.ENODEV, "match_busid")
+            if entry.state == "bound":
                 entry.state = "poisoned"
         elif entry is None:
             if len(self._table) >= self._slots:
@@ -423,12 +460,15 @@ class FakeKernel:
             raise _error(errno.EBUSY, "bind")
         if driver == HOST:
             entry = self._table.get(busId)
-            if entry is None or entry.state != "added":
+            if entry is None or entry.state != "added" or device.isHub:
                 raise _error(errno.ENODEV, "bind")
-            entry.state, entry.number, device.status = "bound", device.number, 1
+            entry.state, entry.device, device.status = "bound", device, 1
             device.forbidding = self.forbidding
         device.driver = driver
-        self._say("bind", busId)
+        if driver == HOST:
+            self._say("bind", busId, driver=HOST)
+        else:
+            self._sayConfigured(busId)
 
     def _unbind(self, driver: str, busId: str) -> None:
         device = self._device(busId)
@@ -440,6 +480,8 @@ class FakeKernel:
                 raise _error(errno.ENODEV, "unbind")
         if driver == HOST:
             self._leaveHost(busId, device)
+        else:
+            self._sayDeconfigured(busId)
         device.driver = None
         self._say("unbind", busId)
 
@@ -455,12 +497,16 @@ class FakeKernel:
         if device.forbidding:
             device.forbidding -= 1
             raise _error(errno.EACCES, path)
-        if not re.fullmatch(r"-?[0-9]+", text) or device.status != (2 if text == "-1" else 1):
+        found = re.match(r"\s*(-?[0-9]+)", text)  # sscanf() looks no further
+        if found is None:
             raise _error(errno.EINVAL, path)
-        if text == "-1":
+        number = int(found[1])
+        if device.status != (2 if number == -1 else 1):
+            raise _error(errno.EINVAL, path)
+        if number == -1:
             self._endSession(device)
             return
-        device.connection = referenceTo(int(text), path)
+        device.connection = referenceTo(number, path)
         device.status = 2
 
     def _endSession(self, device: _Device) -> None:
@@ -487,17 +533,27 @@ class FakeKernel:
             device.connection = None
 
     def _rebind(self, busId: str) -> None:
+        if len(busId) >= NAME_BYTES:
+            raise _error(errno.EINVAL, "rebind")
         entry = self._table.get(busId)
         if entry is None:
             raise _error(errno.ENODEV, "rebind")
-        if entry.number is None:
+        if entry.device is None:
             self._die("NULL pointer dereference in do_rebind (D2)")
-        device = self._devices.get(busId)
-        if device is None or device.number != entry.number:
-            self._die("use after free in do_rebind (D3)")
+        self._attach(busId, entry.device)
         del self._table[busId]
-        if device.driver is None:
+
+    def _attach(self, busId: str, device: _Device) -> None:
+        """
+        C{do_rebind}, which calls C{device_attach}: give what an entry points to to the driver
+        C{usb} if it has none.
+        """
+        if self._devices.get(busId) is not device:
+            if not device.holds:
+                self._die("use after free in do_rebind (D3)")
+        elif device.driver is None:
             device.driver = "usb"
+            self._sayConfigured(busId)
 
     def _needHost(self, path: str) -> None:
         if not self.loaded:
@@ -516,7 +572,18 @@ class FakeKernel:
         self._dead = how
         raise KernelBug(how)
 
-    def _say(self, action: str, busId: str, interface: str = "") -> None:
+    def _sayConfigured(self, busId: str) -> None:
+        """The driver C{usb} has a device and makes its interface."""
+        self._say("add", busId, ":1.0")
+        self._say("bind", busId, ":1.0")
+        self._say("bind", busId, driver="usb")
+
+    def _sayDeconfigured(self, busId: str) -> None:
+        """It gives it up."""
+        self._say("unbind", busId, ":1.0")
+        self._say("remove", busId, ":1.0")
+
+    def _say(self, action: str, busId: str, interface: str = "", driver: str = "") -> None:
         self._sequence += 1
         if self.uevents is None:
             return
@@ -528,6 +595,7 @@ class FakeKernel:
             "DEVPATH": path,
             "SUBSYSTEM": "usb",
             "DEVTYPE": kind,
+            **({"DRIVER": driver} if driver else {}),
             "SEQNUM": str(self._sequence),
         }
         lines = [f"{action}@{path}", *(f"{key}={value}" for key, value in fields.items())]

@@ -63,6 +63,8 @@ class _Port(msgspec.Struct, kw_only=True):
     """
     @ivar busId: of the device that is there now, or is just being taken away.
     @ivar enumerating: how often the status is still read until the device is known.
+    @ivar appearing: how often the hub's folder is still looked at until that of a device which
+        is known is there.
     @ivar probing: how often the device is still looked at until its drivers have it.
     @ivar lingering: how often a device that is gone is still to be seen.
     """
@@ -78,13 +80,14 @@ class _Port(msgspec.Struct, kw_only=True):
     connection: socket.socket | None = None
     files: Files = {}
     enumerating: int = 0
+    appearing: int = 0
     probing: int = 0
     lingering: int = 0
 
     @property
     def isThere(self) -> bool:
         """Is its device's folder there?"""
-        return self.state == USED or self.lingering > 0
+        return (self.state == USED and not self.appearing) or self.lingering > 0
 
 
 @implementer(ISystem)
@@ -95,6 +98,8 @@ class FakeVhci:
     @ivar refuse: the errno that every write fails with, C{0} for none.
     @ivar becomes: what is in the folder of the device that is plugged in next.
     @ivar enumerating: how often the status is read before a new device has its bus id.
+    @ivar appearing: how often the folder of a hub is looked at before a new device, which has its
+        bus id by then, has a folder in it.
     @ivar probing: how often a new device is looked at before there is anything below its
         interfaces.
     @ivar lingering: how often a device that is gone is still seen, and what is plugged in at
@@ -112,6 +117,7 @@ class FakeVhci:
         self.refuse = 0
         self.becomes: Files = SERIAL_PORT
         self.enumerating = 0
+        self.appearing = 0
         self.probing = 0
         self.lingering = 0
         self.writes: list[tuple[str, str]] = []
@@ -229,26 +235,30 @@ class FakeVhci:
         """
         C{attach_store}: the half of the ports that a number is in does not matter, but the speed.
         """
-        if not re.fullmatch(r"([0-9]+ ){3}[0-9]+", text):
+        found = re.match(r"\s*([0-9]+)\s+([0-9]+)\s+([0-9]+)\s+([0-9]+)", text)
+        if found is None:  # sscanf() looks no further
             raise _error(errno.EINVAL, path)
-        number, descriptor, deviceId, speed = map(int, text.split())
+        number, descriptor, deviceId, speed = map(int, found.groups())
         if not 1 <= speed <= SUPER or number >= len(self._ports):
             raise _error(errno.EINVAL, path)
         base = number - number % (2 * self._each)
         port = self._ports[base + self._each * (speed == SUPER) + number % self._each]
-        if port.state != FREE:
-            raise _error(errno.EBUSY, path)
         connection = referenceTo(descriptor, path)
+        if port.state != FREE:
+            connection.close()
+            raise _error(errno.EBUSY, path)
         if port.lingering:
             connection.close()
             self._dead = "the hub's worker waits for itself (D12)"
             self._alive()
         port.state, port.speed, port.deviceId = INITIALISING, speed, deviceId
         port.connection, port.descriptor, port.files = connection, descriptor, self.becomes
-        port.enumerating, port.probing = self.enumerating, self.probing
+        port.enumerating, port.appearing = self.enumerating, self.appearing
+        port.probing = self.probing
         self._enumerate(port)
 
     def _detach(self, text: str, path: str) -> None:
+        text = text.removesuffix("\n")
         if not text.isdecimal() or int(text) >= len(self._ports):
             raise _error(errno.EINVAL, path)
         port = self._ports[int(text)]
@@ -264,7 +274,7 @@ class FakeVhci:
             with port.connection, contextlib.suppress(OSError):  # its other end is gone
                 port.connection.shutdown(socket.SHUT_RDWR)
             port.connection = None
-        port.lingering = self.lingering if port.state == USED else 0
+        port.lingering = self.lingering if port.isThere else 0
         port.state = FREE
 
     def _notice(self) -> None:
@@ -320,6 +330,8 @@ class FakeVhci:
         for port in self._ports:
             if path == self._hub(port):
                 port.lingering = max(0, port.lingering - 1)
+                if port.state == USED:
+                    port.appearing = max(0, port.appearing - 1)
             elif path == f"{self._hub(port)}/{port.busId}":
                 port.probing = max(0, port.probing - 1)
 

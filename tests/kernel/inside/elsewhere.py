@@ -17,11 +17,13 @@ class Elsewhere:
     A network namespace that is reached by a pair of veth devices, for as long as a C{with}
     lasts. Kernel and file system are the guest's own: its vhci is ours.
 
+    @cvar name: of the namespace.
     @cvar server: what we are called there.
     @cvar address: what it is called here.
     @cvar prefix: what a command begins with that is to run there.
     """
 
+    name = _NAME
     server = "10.55.32.1"
     address = "10.55.32.2"
     prefix = ("nsenter", f"--net=/run/netns/{_NAME}")

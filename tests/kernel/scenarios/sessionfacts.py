@@ -1,0 +1,311 @@
+"""
+What C{usbip-host} does during the sessions of clients, on real kernels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import select
+import socket
+import struct
+import subprocess
+import sys
+import threading
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.kernel import guest, sessionfacts
+from tests.kernel.facts import DEVICES
+from tests.kernel.scenarios.facts import (
+    CMD_SUBMIT,
+    DEVICE,
+    HIGH,
+    RealMachine,
+    attachAt,
+    attachHere,
+    detachAll,
+    deviceId,
+)
+from usbip_server.keepalive import KeepAlive
+from usbip_server.kernel.sessions import USBIPD_PORT
+
+SILENCE = 5.0
+"""Seconds in which nothing happens, where nothing is to happen."""
+
+CLONE_NEWNET = 0x40000000
+"""C{include/uapi/linux/sched.h}."""
+
+
+class SessionTests(RealMachine, sessionfacts.SessionFacts, SynchronousTestCase):
+    """
+    The facts of L{sessionfacts.SessionFacts}, and those that need a real process or a real network.
+    """
+
+    def test_beginWhileReset(self) -> None:
+        """
+        Section 3: a session that is to begin while the device is being reset is not refused: the
+        writer waits until the reset is over. (C{event_handler} in
+        C{drivers/usb/usbip/usbip_event.c} holds the lock that C{usbip_sockfd_store} takes.)
+        """
+        self.bind()
+        self.begin()
+        resets = guest.dmesg().count("reset high-speed")
+        self.hand("-1")
+        guest.waitUntil(lambda: guest.dmesg().count("reset high-speed") > resets, "it is reset")
+        client = self.begin()
+        self.assertEqual(self.status(), 2)
+        client.setblocking(False)
+        self.assertRaises(BlockingIOError, client.recv, 1)
+
+    def test_notPolled(self) -> None:
+        """
+        Section 2: a program that polls C{usbip_status} is not told that it changes.
+        """
+        self.bind()
+        with open(f"/sys/{DEVICES}/{self.busId}/usbip_status") as file:
+            file.read()
+            poll = select.poll()
+            poll.register(file, select.POLLPRI | select.POLLERR)
+            poll.poll(0)
+            before = poll.poll(0)
+            self.leave(self.begin())
+            self.until(lambda: self.status() == 1, "the device is available")
+            self.assertEqual(poll.poll(0), before)
+
+    def test_processEnds(self) -> None:
+        """
+        Section 3: a session survives the process that began it, which was killed at once. A
+        device that is imported in this way is usable.
+        """
+        self.bind()
+        server, client = self.pair()
+        path = f"/sys/{DEVICES}/{self.busId}/usbip_sockfd"
+        program = (
+            "import os, sys; open(sys.argv[1], 'w').write(sys.argv[2]); os.kill(os.getpid(), 9)"
+        )
+        ended = subprocess.run(
+            [sys.executable, "-c", program, path, str(server.fileno())],
+            pass_fds=[server.fileno()],
+            check=False,
+        )
+        self.assertEqual(ended.returncode, -9)
+        server.close()
+        self.assertEqual(self.status(), 2)
+        busId = attachAt(self.system, client, deviceId(self.system, self.busId))
+        client.close()
+        self.assertEqual(guest.attribute(busId, "product"), DEVICE.product)
+        self.assertEqual(self.status(), 2)
+
+    def test_imported(self) -> None:
+        """
+        Section 2: what is announced of a device that a client imports: it has an interface from
+        then on, which is made anew for each later client, and which has no driver. Nothing is
+        announced when the client leaves.
+        """
+        self.bind()
+        for changes in (["add :1.0"], ["remove :1.0", "add :1.0"]):
+            self.assertSays(self.importHere, *changes)
+            self.assertTrue(self.hasInterface())
+            self.assertSays(self.leaveHere)
+            self.assertTrue(self.hasInterface())
+        self.assertSays(self.unplug, "remove :1.0", "unbind", "remove")
+
+    def test_importedThere(self) -> None:
+        """
+        Section 2: at the client an imported device is announced as one that is plugged in, and
+        that is unplugged.
+        """
+        self.bind()
+        uevents = self.system.ueventSocket()
+        self.addCleanup(uevents.close)
+        self.importHere()
+        self.leaveHere()
+        plugged = ["add", "add :1.0", "bind :1.0", "bind usb"]
+        unplugged = ["unbind :1.0", "remove :1.0", "unbind", "remove"]
+        self.assertEqual(self.heard(uevents, self.imported), plugged + unplugged)
+
+    def importHere(self) -> None:
+        """Import the bound device on this machine, and wait until its drivers have it."""
+        self.imported = attachHere(self.system, DEVICE, HIGH)
+
+    def leaveHere(self) -> None:
+        """Detach it, and wait until the device is available again."""
+        detachAll()
+        guest.waitGone(self.imported)
+        self.until(lambda: self.status() == 1, "the device is available")
+
+    def test_stockTool(self) -> None:
+        """
+        Sections 1 and 6: stock C{usbip} unbinds what was bound by writes of our own, during a
+        session too, and frees the entry; what it has bound we unbind.
+        """
+        for isUsed in (False, True):
+            self.bind()
+            client = self.begin() if isUsed else None
+            guest.check("usbip", "unbind", "-b", self.busId)
+            self.assertEqual((self.driver(), self.table()), ("usb", []))
+            if client is not None:
+                self.assertEqual(client.recv(1), b"")
+        guest.check("usbip", "bind", "-b", self.busId)
+        self.assertEqual((self.status(), self.table()), (1, [self.busId]))
+        self.unbind()
+        self.assertEqual((self.driver(), self.table()), ("usb", [self.busId]))
+        guest.check("usbip", "bind", "-b", self.busId)
+        guest.check("usbip", "unbind", "-b", self.busId)
+        self.assertEqual(self.table(), [])
+
+    def test_driversProbe(self) -> None:
+        """Section 1: C{drivers_probe} restores a device though its entry is still there."""
+        self.bind()
+        self.write(f"usbip-host/unbind={self.busId}")
+        self.system.write("bus/usb/drivers_probe", self.busId.encode())
+        self.assertEqual((self.driver(), self.table()), ("usb", [self.busId]))
+
+    def test_endTold(self) -> None:
+        """
+        Section 2: C{EPOLLRDHUP} of a copy of the descriptor tells the end of a session, and not
+        that data come.
+        """
+        self.bind()
+        server, client = self.pair()
+        self.hand(str(server.fileno()))
+        with select.epoll() as epoll:
+            epoll.register(server, select.EPOLLRDHUP)
+            busId = attachAt(self.system, client, deviceId(self.system, self.busId))
+            client.close()
+            self.assertEqual(epoll.poll(0), [])
+            detachAll()
+            self.assertTrue(epoll.poll(20))
+        guest.waitGone(busId)
+
+
+class VanishingTests(RealMachine, SynchronousTestCase):
+    """
+    Section 6, D9: a client that cannot be reached any more.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.elsewhere = guest.Elsewhere()
+        self.elsewhere.__enter__()
+        self.addCleanup(self.elsewhere.__exit__, None, None, None)
+        self.bind()
+        self.client = socketElsewhere(self.elsewhere)
+        self.addCleanup(self.client.close)
+        with socket.create_server((self.elsewhere.server, USBIPD_PORT)) as listening:
+            self.client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            self.client.connect((self.elsewhere.server, USBIPD_PORT))
+            self.server, _ = listening.accept()
+        self.addCleanup(self.server.close)
+        self.hand(str(self.server.fileno()))
+
+    def test_forEver(self) -> None:
+        """
+        D9: nobody notices that a client has vanished while nothing is to be sent. C{-1} frees the
+        device, though the client cannot be told.
+        """
+        self.elsewhere.vanish()
+        with select.epoll() as epoll:
+            epoll.register(self.server, select.EPOLLRDHUP)
+            self.assertEqual(epoll.poll(SILENCE), [])
+        self.assertEqual(self.status(), 2)
+        self.hand("-1")
+        self.until(lambda: self.status() == 1, "the device is available")
+
+    def test_unbind(self) -> None:
+        """Section 6: nor does a vanished client hold up an unbind."""
+        self.elsewhere.vanish()
+        self.unbind()
+        self.assertEqual(self.driver(), "usb")
+
+    def test_keepAlive(self) -> None:
+        """
+        Section 6: keepalive options that are set after the hand-over work: the connection ends,
+        and the device is free.
+        """
+        KeepAlive(idle=1, interval=1, count=1, userTimeout=1).apply(self.server)
+        self.assertIsFreed()
+
+    def test_userTimeout(self) -> None:
+        """
+        Section 6: while something is to be sent, the option that works is C{TCP_USER_TIMEOUT},
+        also if it is set after the hand-over.
+        """
+        self.server.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1500)
+        self.askInVain()
+        self.assertIsFreed()
+
+    def test_keepAliveAlone(self) -> None:
+        """
+        Section 6: while something is to be sent, keepalive options alone do not help.
+        """
+        self.server.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT):
+            self.server.setsockopt(socket.IPPROTO_TCP, option, 1)
+        self.askInVain()
+        self.elsewhere.vanish()
+        with select.epoll() as epoll:
+            epoll.register(self.server, select.EPOLLRDHUP)
+            self.assertEqual(epoll.poll(SILENCE), [])
+        self.assertEqual(self.status(), 2)
+        self.hand("-1")
+        self.until(lambda: self.status() == 1, "the device is available")
+
+    def askInVain(self) -> None:
+        """
+        Ask for descriptors until the answers fill all buffers: the client does not read them.
+        """
+        number = deviceId(self.system, self.busId)
+        request = b"\x80\x06\0\x01\0\0\x12\0"
+        self.client.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            for sequence in range(1, 2000):
+                basic = struct.pack(">5I", CMD_SUBMIT, sequence, number, 1, 0)
+                self.client.send(basic + struct.pack(">I4i8s", 0, 18, 0, 0, 0, request))
+        guest.waitUntil(lambda: self.elsewhere.unsent() > 0, "the client's buffer is full")
+
+    def assertIsFreed(self) -> None:
+        """The client vanishes, and its device is freed."""
+        self.elsewhere.vanish()
+        with select.epoll() as epoll:
+            epoll.register(self.server, select.EPOLLRDHUP)
+            self.assertTrue(epoll.poll(20))
+        self.until(lambda: self.status() == 1, "the device is available")
+
+
+def socketElsewhere(elsewhere: guest.Elsewhere) -> socket.socket:
+    """
+    A TCP socket in another network namespace: a socket stays in that of the thread that makes it.
+    """
+    made: list[socket.socket] = []
+
+    def make() -> None:
+        with open(f"/run/netns/{elsewhere.name}") as namespace:
+            if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), "setns")
+        made.append(socket.socket())
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    thread.join()
+    (only,) = made
+    return only
+
+
+class ConnectionTests(RealMachine, sessionfacts.ConnectionFacts, SynchronousTestCase):
+    """
+    The facts of L{sessionfacts.ConnectionFacts}.
+    """
+
+    def importDevice(self) -> None:
+        with socket.create_server(("127.0.0.1", USBIPD_PORT)) as listening:
+            address = ("127.0.0.1", USBIPD_PORT)
+            self.client = socket.create_connection(address, source_address=(self.address, 0))
+            self.addCleanup(self.client.close)
+            ours, _ = listening.accept()
+        with ours:
+            self.hand(str(ours.fileno()))
+
+    def releaseDevice(self) -> None:
+        self.client.close()

@@ -1,0 +1,228 @@
+"""
+What C{usbip-host} does during the sessions of clients, whichever kernel it is in: more facts, like
+those of L{tests.kernel.facts}.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+
+from tests.kernel.facts import DEVICES, Machine
+from usbip_server.kernel.sessions import USBIPD_PORT, established
+
+
+class SessionFacts(Machine):
+    """
+    C{usbip_sockfd} and C{usbip_status}: sections 3, 5 and 6.
+    """
+
+    def test_begin(self) -> None:
+        """
+        Section 3: a session begins with the descriptor of a stream socket, of which the kernel
+        keeps a reference of its own: to close the descriptor does not disturb the session.
+        Section 5: a socket of a pair will do. While there is a session another is refused.
+        """
+        self.bind()
+        client = self.begin()
+        self.assertEqual(self.status(), 2)
+        other, _ = self.pair()
+        self.refusedSocket(errno.EINVAL, str(other.fileno()))
+        client.setblocking(False)
+        self.assertRaises(BlockingIOError, client.recv, 1)
+        self.assertEqual(self.status(), 2)
+
+    def test_refused(self) -> None:
+        """
+        Section 3: what is no socket of this process, or none of a stream, is refused with EINVAL,
+        as is what is no number, and no reference is kept. What is not bound does not have the
+        attribute.
+        """
+        self.refusedSocket(errno.ENOENT, "-1")
+        self.bind()
+        datagrams, _ = self.pair(socket.SOCK_DGRAM)
+        udp = socket.socket(type=socket.SOCK_DGRAM)
+        self.addCleanup(udp.close)
+        before = os.listdir("/proc/self/fd")
+        with open(os.devnull) as file:
+            numbers = (datagrams.fileno(), udp.fileno(), file.fileno(), 12345, -2)
+            for text in (*map(str, numbers), "x", "", "-", " \n"):
+                # A write of nothing does not reach the driver.
+                if text:
+                    self.refusedSocket(errno.EINVAL, text)
+        self.assertEqual(os.listdir("/proc/self/fd"), before)
+        self.assertEqual(self.status(), 1)
+
+    def test_tolerated(self) -> None:
+        """
+        Section 3: blanks before the number are skipped, and what follows it is not looked at.
+        """
+        self.bind()
+        ours, _ = self.pair()
+        self.hand(f" {ours.fileno()}x\n")
+        self.assertEqual(self.status(), 2)
+
+    def test_end(self) -> None:
+        """
+        Sections 3 and 6: C{-1} ends a session. The device is reset then: for a moment its status
+        is still 2. Without a session C{-1} is refused.
+        """
+        self.bind()
+        self.refusedSocket(errno.EINVAL, "-1")
+        client = self.begin()
+        self.hand("-1\n")
+        self.assertEqual(self.status(), 2)
+        self.until(lambda: self.status() == 1, "the device is available")
+        self.assertEqual(client.recv(1), b"")
+        self.refusedSocket(errno.EINVAL, "-1")
+        self.begin()
+        self.assertEqual(self.status(), 2)
+
+    def test_beginAfterEnd(self) -> None:
+        """
+        Section 3: a session that follows upon another is refused with EINVAL for as long as the
+        reset has not begun. (Once it has begun, a real kernel lets the writer wait until it is
+        over, and the session begins.)
+        """
+        self.bind()
+        self.begin()
+        self.hand("-1")
+        other, client = self.pair()
+        client.setblocking(False)
+        try:
+            self.hand(str(other.fileno()))
+        except OSError as error:
+            self.assertEqual(error.errno, errno.EINVAL)
+            self.until(lambda: self.status() == 1, "the device is available")
+            self.hand(str(other.fileno()))
+        self.assertEqual(self.status(), 2)
+        self.assertRaises(BlockingIOError, client.recv, 1)
+
+    def test_clientLeaves(self) -> None:
+        """
+        Section 3: when the client closes its end, the status is 1 after the reset. The other end
+        of ours is shut down even where a copy of the descriptor is kept, which is then at its
+        end.
+        """
+        self.bind()
+        ours, client = self.pair()
+        ours.settimeout(10)
+        self.hand(str(ours.fileno()))
+        self.leave(client)
+        self.assertEqual(self.status(), 2)
+        self.until(lambda: self.status() == 1, "the device is available")
+        self.assertEqual(ours.recv(1), b"")
+
+    def test_shutDown(self) -> None:
+        """
+        Section 3: whatever ends a session, the kernel shuts the connection down, though we keep
+        a copy of the descriptor.
+        """
+        for end in (
+            lambda client: self.hand("-1"),
+            self.breakSession,
+            lambda client: self.write(f"usbip-host/unbind={self.busId}"),
+            lambda client: self.unload(),
+            lambda client: self.unplug(),
+        ):
+            self.load()
+            if self.driver() == "usb":
+                self.take()
+            if self.driver() is None:
+                self.write(f"usbip-host/match_busid=add {self.busId}")
+                self.write(f"usbip-host/bind={self.busId}")
+            elif self.status() != 1:
+                self.until(lambda: self.status() in (1, 3), "the device is reset")
+                self.write(f"usbip-host/unbind={self.busId}", f"usbip-host/bind={self.busId}")
+            ours, client = self.pair()
+            self.hand(str(ours.fileno()))
+            client.settimeout(10)
+            end(client)
+            self.assertEqual(client.recv(1), b"")
+            ours.close()
+
+    def test_broken(self) -> None:
+        """
+        Section 2: a device that C{usbip-host} cannot go on with has the status 3: sessions are
+        refused, there is none to be ended, and only unbinding and binding it helps.
+        """
+        self.bind()
+        client = self.begin()
+        self.breakSession(client)
+        self.until(lambda: self.status() == 3, "the device has the status of an error")
+        self.assertEqual(client.recv(1), b"")
+        self.refusedSocket(errno.EINVAL, "-1")
+        ours, _ = self.pair()
+        self.refusedSocket(errno.EINVAL, str(ours.fileno()))
+        self.write(f"usbip-host/unbind={self.busId}", f"usbip-host/bind={self.busId}")
+        self.assertEqual(self.status(), 1)
+
+    def test_unplugWhileUsed(self) -> None:
+        """
+        Section 6: a device that is unplugged during a session is gone, its client is dropped, and
+        its entry stays.
+        """
+        self.bind()
+        client = self.begin()
+        self.unplug()
+        self.assertEqual(client.recv(1), b"")
+        self.assertNotIn(self.busId, self.system.list(DEVICES))
+        self.assertEqual(self.table(), [self.busId])
+        self.assertEqual(self.assertRaises(OSError, self.status).errno, errno.ENOENT)
+
+    def test_unbindWhileUsed(self) -> None:
+        """
+        Section 6: a device can be unbound during a session: its client is dropped. There is no
+        session when it is bound again.
+        """
+        self.bind()
+        client = self.begin()
+        self.unbind()
+        self.assertEqual((self.driver(), client.recv(1)), ("usb", b""))
+        self.take()
+        self.write(f"usbip-host/bind={self.busId}")
+        self.assertEqual(self.status(), 1)
+
+
+class ConnectionFacts(Machine):
+    """
+    The kernel's list of TCP connections.
+    """
+
+    address = "127.0.0.9"
+
+    def importDevice(self) -> None:
+        """Import the bound device, as a client at L{address}."""
+        raise NotImplementedError
+
+    def releaseDevice(self) -> None:
+        """End that client's session at the client."""
+        raise NotImplementedError
+
+    def clients(self) -> list[str]:
+        """Who is connected to our port of USB/IP."""
+        return [each.remote for each in established(self.system.connections(), USBIPD_PORT)]
+
+    def test_connection(self) -> None:
+        """
+        Section 3: the connection of a session is in the list of TCP connections for as long as
+        the session lasts.
+        """
+        self.bind()
+        self.assertEqual(self.clients(), [])
+        self.importDevice()
+        self.assertEqual((self.status(), self.clients()), (2, [self.address]))
+        self.releaseDevice()
+        self.until(lambda: self.status() == 1, "the device is available")
+        self.until(lambda: not self.clients(), "the connection is gone")
+
+    def test_connectionUnbound(self) -> None:
+        """
+        Section 3: the connection of a device that is unbound is gone from the list.
+        """
+        self.bind()
+        self.importDevice()
+        self.assertEqual(self.clients(), [self.address])
+        self.unbind()
+        self.until(lambda: not self.clients(), "the connection is gone")

@@ -1,0 +1,337 @@
+"""
+What C{vhci_hcd} does, whichever kernel it is in: each test shows one fact of the real kernel and
+of L{usbip_server.testing.FakeVhci}.
+
+C{tests.fakekernel.test_vhci} runs this class on the kernel in memory,
+C{tests.kernel.scenarios.vhcifacts} on real ones.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from usbip_server.kernel.system import ISystem
+
+if TYPE_CHECKING:
+    from twisted.trial.unittest import SynchronousTestCase as Base
+else:
+    Base = object
+
+VHCI = "devices/platform/vhci_hcd.0"
+
+LOW, HIGH, SUPER = 1, 3, 5
+"""C{enum usb_device_speed}."""
+
+FREE, INITIALISING, USED = 4, 5, 6
+"""C{VDEV_ST_NULL}, C{VDEV_ST_NOTASSIGNED} and C{VDEV_ST_USED} (C{include/uapi/linux/usbip.h})."""
+
+HEADER = "hub port sta spd dev      sockfd local_busid"
+EMPTY = "000 00000000 000000 0-0"
+"""What the line of a port ends with that has no device, or none yet."""
+
+
+class VhciFacts(Base):
+    """
+    Mix this into a C{twisted.trial.unittest.SynchronousTestCase}. The methods below that only
+    raise say what happens to the machine. Each test begins with C{vhci_hcd} loaded and all ports
+    free.
+
+    @ivar system: the kernel.
+    """
+
+    system: ISystem
+
+    def serve(self, speed: int) -> tuple[socket.socket, int]:
+        """
+        Have a server give out a device, once a test.
+
+        @param speed: L{HIGH} or L{SUPER}.
+        @return: the client's end of the connection, a socket of a pair, and the number of the
+            device.
+        """
+        raise NotImplementedError
+
+    def endAtServer(self) -> None:
+        """Have the server end the session."""
+        raise NotImplementedError
+
+    def hasEndedAtServer(self) -> bool:
+        """Does the server know that the session has ended?"""
+        raise NotImplementedError
+
+    def until(self, condition: Callable[[], object], what: str) -> None:
+        """Wait until something is true; fail if it does not become true."""
+        raise NotImplementedError
+
+    def lines(self) -> list[str]:
+        """The lines of all ports."""
+        found: list[str] = []
+        total = int(self.system.read(f"{VHCI}/nports"))
+        controller = 0
+        while len(found) < total:
+            name = f"status.{controller}" if controller else "status"
+            header, *lines = self.system.read(f"{VHCI}/{name}").decode().splitlines()
+            self.assertEqual(header, HEADER)
+            found += lines
+            controller += 1
+        return found
+
+    def line(self, number: int) -> list[str]:
+        """The fields of a port's line."""
+        return self.lines()[number].split()
+
+    def state(self, number: int) -> int:
+        """The state of a port."""
+        return int(self.line(number)[2])
+
+    def firstOf(self, hub: str) -> int:
+        """The number of the first port of a kind of hub, C{hs} or C{ss}."""
+        return next(
+            number for number, line in enumerate(self.lines()) if line.startswith(f"{hub} ")
+        )
+
+    def attach(self, text: str) -> None:
+        """Write to C{attach}."""
+        self.system.write(f"{VHCI}/attach", text.encode())
+
+    def detach(self, text: str) -> None:
+        """Write to C{detach}."""
+        self.system.write(f"{VHCI}/detach", text.encode())
+
+    def refused(self, number: int, act: Callable[[str], None], *texts: str) -> None:
+        """What is written is refused with an errno."""
+        for text in texts:
+            error = self.assertRaises(OSError, act, text)
+            self.assertEqual(errno.errorcode[error.errno], errno.errorcode[number], text)
+
+    def imported(self, speed: int = HIGH, port: int | None = None) -> int:
+        """
+        Import a device over a socket of a pair, whose descriptor is closed afterwards.
+
+        @param port: the port; by default the first of the right kind.
+        @return: the port.
+        """
+        ours, self.deviceId = self.serve(speed)
+        if port is None:
+            port = self.firstOf("ss" if speed == SUPER else "hs")
+        with ours:
+            self.descriptor = ours.fileno()
+            self.attach(f"{port} {self.descriptor} {self.deviceId} {speed}")
+        return port
+
+    def settled(self, number: int) -> str:
+        """
+        Wait until a port has a device, and the device its interface: what is detached before that
+        may keep the kernel from using the port for a while.
+
+        @return: the folder of the device.
+        """
+        self.until(lambda: self.state(number) == USED, "the port has a device")
+        busId = self.line(number)[-1]
+        folder = self.folder(busId, number)
+        self.until(lambda: self.isThere(folder), "the device has a folder")
+        self.until(lambda: f"{busId}:1.0" in self.system.directories(folder), "it has an interface")
+        return folder
+
+    def assertUsed(self, number: int, speed: int) -> str:
+        """
+        Assert that a port comes to have the device.
+
+        @return: its folder.
+        """
+        folder = self.settled(number)
+        fields = self.line(number)
+        hub = "ss" if speed == SUPER else "hs"
+        self.assertEqual(
+            fields[:-1],
+            [
+                *(hub, f"{number:04}", "006", f"{speed:03}"),
+                *(f"{self.deviceId:08x}", f"{self.descriptor:06}"),
+            ],
+        )
+        self.assertEqual(fields[-1], folder.rpartition("/")[2])
+        return folder
+
+    def folder(self, busId: str, number: int) -> str:
+        """The folder of the device at a port."""
+        controller = number // (len(self.lines()) // self.controllers())
+        bus = busId.partition("-")[0]
+        return f"devices/platform/vhci_hcd.{controller}/usb{bus}/{busId}"
+
+    def controllers(self) -> int:
+        """How many controllers there are: each has a file."""
+        names = self.system.list(VHCI)
+        return sum(re.fullmatch(r"status(\.[1-9][0-9]*)?", name) is not None for name in names)
+
+    def test_ports(self) -> None:
+        """
+        Section 4: the first controller's folder has C{attach}, C{detach}, C{nports}, and a status
+        file for each controller, with a line for each port, first those of the high speed hub,
+        then as many of the super speed hub.
+        """
+        self.assertLessEqual({"attach", "detach", "nports", "status"}, {*self.system.list(VHCI)})
+        lines = self.lines()
+        each = len(lines) // self.controllers() // 2
+        self.assertEqual(
+            lines,
+            [
+                f"{'ss' if number // each % 2 else 'hs'}  {number:04} 004 {EMPTY}"
+                for number in range(len(lines))
+            ],
+        )
+
+    def test_hubs(self) -> None:
+        """
+        Section 4: each controller has two hubs, whose folders tell their speeds: 480, and 5000 or
+        more. (Linux 6.1 says 5000, Linux 6.12 10000.)
+        """
+        for controller in range(self.controllers()):
+            folder = f"devices/platform/vhci_hcd.{controller}"
+            hubs = [
+                f"{folder}/{name}"
+                for name in self.system.directories(folder)
+                if re.fullmatch("usb[0-9]+", name)
+            ]
+            slow, fast = sorted(int(self.system.read(f"{hub}/speed")) for hub in hubs)
+            self.assertEqual(slow, 480)
+            self.assertIn(fast, (5000, 10000))
+
+    def test_attachHigh(self) -> None:
+        """
+        Sections 4 and 5: a high speed device is imported over a socket of a pair. While the kernel
+        makes its acquaintance the state is 5 and the other fields of the line are zero; then the
+        state is 6 and the line has the device, and the descriptor as it was in the process that
+        wrote it. The device gets a folder below that of its hub, which may be a moment later.
+        """
+        self.attachAt(HIGH)
+
+    def test_attachSuper(self) -> None:
+        """
+        Sections 4 and 5: a super speed device is imported in the same way.
+        """
+        self.attachAt(SUPER)
+
+    def attachAt(self, speed: int) -> None:
+        """Import a device, and look at all that there is of it."""
+        number = self.imported(speed)
+        self.assertEqual(self.line(number)[2:], ["005", *EMPTY.split()])
+        folder = self.assertUsed(number, speed)
+        mbit = 5000 if speed == SUPER else 480
+        self.assertEqual(int(self.system.read(f"{folder}/speed")), mbit)
+        self.assertFalse(self.hasEndedAtServer())
+        self.detach(str(number))
+        self.until(lambda: self.state(number) == FREE, "the port is free")
+        self.assertEqual(self.line(number)[2:], ["004", *EMPTY.split()])
+        self.until(self.hasEndedAtServer, "the server is told")
+
+    def test_speedTellsHub(self) -> None:
+        """
+        Section 4: it is the speed that tells the hub: a super speed device that is written to port
+        0, of the high speed hub, is at the same place of the super speed hub.
+        """
+        self.imported(SUPER, 0)
+        self.assertUsed(self.firstOf("ss"), SUPER)
+        self.assertEqual(self.state(0), FREE)
+
+    def test_busy(self) -> None:
+        """
+        Section 4: a port that has a device is refused with EBUSY, also while the device is not
+        known yet; a bad descriptor is refused with EINVAL all the same.
+        """
+        number = self.imported()
+        other = socket.socket()
+        self.addCleanup(other.close)
+        self.assertEqual(self.state(number), INITIALISING)
+        line = f"{number} {other.fileno()} 1 {HIGH}"
+        self.refused(errno.EBUSY, self.attach, line)
+        self.assertUsed(number, HIGH)
+        self.refused(errno.EBUSY, self.attach, line)
+        self.refused(errno.EINVAL, self.attach, f"{number} 9999 1 {HIGH}")
+
+    def test_attachRefused(self) -> None:
+        """
+        Section 4: EINVAL for a speed or a port that there is not, fewer than four numbers, a
+        negative port, and what is no stream socket.
+        """
+        stream, datagrams = socket.socket(), socket.socket(type=socket.SOCK_DGRAM)
+        self.addCleanup(stream.close)
+        self.addCleanup(datagrams.close)
+        with open("/dev/null") as file:
+            self.refused(
+                errno.EINVAL,
+                self.attach,
+                f"0 {stream.fileno()} 1 0",
+                f"0 {stream.fileno()} 1 7",
+                f"{len(self.lines())} {stream.fileno()} 1 {LOW}",
+                f"0 {stream.fileno()} 1",
+                f"-1 {stream.fileno()} 1 {LOW}",
+                "x",
+                f"0 9999 1 {LOW}",
+                f"0 {datagrams.fileno()} 1 {LOW}",
+                f"0 {file.fileno()} 1 {LOW}",
+            )
+
+    def test_detachRefused(self) -> None:
+        """
+        Section 4: EINVAL for a port that is free, that there is not, and for what is no number.
+        """
+        texts = ("0", str(len(self.lines())), "abc", "-1", "0 1", " 0")
+        self.refused(errno.EINVAL, self.detach, *texts)
+
+    def test_tolerated(self) -> None:
+        """
+        Section 4: a line feed after the numbers is tolerated, and so is more after those of
+        C{attach}.
+        """
+        ours, deviceId = self.serve(HIGH)
+        with ours:
+            self.attach(f" 0  {ours.fileno()} {deviceId} {HIGH} 7\n")
+        self.settled(0)
+        self.detach("0\n")
+        self.until(lambda: self.state(0) == FREE, "the port is free")
+
+    def test_detachEarly(self) -> None:
+        """
+        Section 4: a device can be detached while the kernel makes its acquaintance. (A real kernel
+        may need long before it uses the port again: this is one that no other test uses.)
+        """
+        slow = [number for number, line in enumerate(self.lines()) if line.startswith("hs ")]
+        number = self.imported(HIGH, slow[-1])
+        self.assertEqual(self.state(number), INITIALISING)
+        self.detach(str(number))
+        self.until(lambda: self.state(number) == FREE, "the port is free")
+        self.until(self.hasEndedAtServer, "the server is told")
+
+    def test_serverEnds(self) -> None:
+        """
+        Section 4: when the server ends the session the port is free and the device gone.
+        """
+        number = self.imported()
+        folder = self.assertUsed(number, HIGH)
+        self.endAtServer()
+        self.until(lambda: self.state(number) == FREE, "the port is free")
+        self.until(lambda: not self.isThere(folder), "the device is gone")
+
+    def isThere(self, folder: str) -> bool:
+        """Is there such a folder?"""
+        hub, _, busId = folder.rpartition("/")
+        return busId in self.system.directories(hub)
+
+    def test_kept(self) -> None:
+        """
+        Section 4: a copy of the descriptor that we keep is at its end when the session is.
+        """
+        ours, deviceId = self.serve(HIGH)
+        self.addCleanup(ours.close)
+        ours.settimeout(10)
+        self.attach(f"0 {ours.fileno()} {deviceId} {HIGH}")
+        self.settled(0)
+        self.detach("0")
+        self.until(lambda: self.state(0) == FREE, "the port is free")
+        self.until(self.hasEndedAtServer, "the server is told")
+        while ours.recv(4096):
+            pass
