@@ -371,7 +371,9 @@ class FakeKernel:
         if not path.startswith(DEVICES.rstrip("/")):
             raise _error(errno.ENOENT, path)
         assert path == DEVICES.rstrip("/"), path
-        interfaces = [f"{busId}:1.0" for busId, d in self._devices.items() if d.driver == "usb"]
+        interfaces = [
+            f"{busId}:1.0" for busId, d in tuple(self._devices.items()) if d.driver == "usb"
+        ]
         return ["usb1", "1-0:1.0", *self._devices, *interfaces]
 
     def readlink(self, path: str) -> str:
@@ -397,7 +399,7 @@ class FakeKernel:
 
     @contextlib.contextmanager
     def holdDevice(self, bus: int, number: int) -> Iterator[None]:
-        found = [device for device in self._devices.values() if device.number == number]
+        found = [d for d in tuple(self._devices.values()) if d.number == number]
         if not found:
             raise _error(errno.ENOENT, f"/dev/bus/usb/{bus:03d}/{number:03d}")
         (device,) = found
@@ -413,7 +415,7 @@ class FakeKernel:
         return b"".join(_connection(address, port) for address, port in self._clients)
 
     def mountInfo(self) -> bytes:
-        mounts = [(d, place) for d in self._devices.values() for place in d.places]
+        mounts = [(d, place) for d in tuple(self._devices.values()) for place in d.places]
         lines = (
             f"24 1 8:{device.number} / {place} rw - ext4 /dev/{device.disk}1 rw\n"
             for device, place in mounts
@@ -427,7 +429,8 @@ class FakeKernel:
         return path
 
     def _mounted(self) -> Iterator[_Device]:
-        return (d for d in self._devices.values() if d.places and d.driver == "usb")
+        devices = tuple(self._devices.values())  # a test may unplug one meanwhile
+        return (d for d in devices if d.places and d.driver == "usb")
 
     def ueventSocket(self) -> FakeUevents:
         if not self.announces:
