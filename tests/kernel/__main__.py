@@ -22,7 +22,7 @@ from tests.kernel.smoke import SMOKE
 from tests.kernel.stockkernel import fetchKernel
 from tests.kernel.tools import requireTools
 from tests.kernel.trouble import HarnessError
-from tests.kernel.uml import UserModeLinux
+from tests.kernel.uml import Processors, UserModeLinux
 from tests.kernel.umlkernel import SERIES, umlKernel
 from tests.timetable import TimeTable
 from tests.trialcounts import Counts
@@ -31,7 +31,7 @@ from tests.trialcounts import Counts
 _LIMITS = {"uml": 600.0, "qemu": 2400.0}
 
 _TOOLS = {
-    "uml": ("busybox", "prlimit", "setpriv", "unshare"),
+    "uml": ("busybox", "prlimit", "setpriv", "taskset", "unshare"),
     "qemu": ("busybox", "cpio", "depmod", "dpkg", "modprobe", "qemu-system-x86_64", "setpriv"),
 }
 
@@ -140,12 +140,13 @@ def _machines(
     A machine for each kernel; kernels that are missing are built or downloaded first.
     """
     machines: list[IMachine] = []
+    processors = Processors()
     for series in options.kernel or SERIES:
         if options.machine == "qemu":
             machines.append(Qemu(reactor, fetchKernel(series, cache)))
         else:
             kernel, took = umlKernel(series, cache)
-            machines.append(UserModeLinux(reactor, kernel))
+            machines.append(UserModeLinux(reactor, kernel, processors))
             if took is not None:
                 table.add(f"building Linux {kernel.release}", took)
     return machines

@@ -32,6 +32,7 @@ PACKAGES = {
     "qemu-system-x86_64": "qemu-system-x86",
     "setpriv": "util-linux",
     "tar": "tar",
+    "taskset": "util-linux",
     "unshare": "util-linux",
     "xz": "xz-utils",
 }

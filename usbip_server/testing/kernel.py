@@ -277,7 +277,7 @@ class FakeKernel:
         unbound and has none (C{stub_device_rebind}, C{drivers/usb/usbip/stub_main.c}).
         """
         self._alive()
-        for busId, device in tuple(self._devices.items()):
+        for busId, device in self._devices.items():
             if device.driver == HOST:
                 self._leaveHost(busId, device)
                 device.driver = None
@@ -290,7 +290,7 @@ class FakeKernel:
 
     def close(self) -> None:
         """Close the connections of all sessions."""
-        for device in tuple(self._devices.values()):
+        for device in self._devices.values():
             self._dropClient(device)
 
     # ISystem
@@ -399,7 +399,7 @@ class FakeKernel:
 
     @contextlib.contextmanager
     def holdDevice(self, bus: int, number: int) -> Iterator[None]:
-        found = [device for device in tuple(self._devices.values()) if device.number == number]
+        found = [d for d in tuple(self._devices.values()) if d.number == number]
         if not found:
             raise _error(errno.ENOENT, f"/dev/bus/usb/{bus:03d}/{number:03d}")
         (device,) = found
@@ -429,7 +429,8 @@ class FakeKernel:
         return path
 
     def _mounted(self) -> Iterator[_Device]:
-        return (d for d in tuple(self._devices.values()) if d.places and d.driver == "usb")
+        devices = tuple(self._devices.values())  # a test may unplug one meanwhile
+        return (d for d in devices if d.places and d.driver == "usb")
 
     def ueventSocket(self) -> FakeUevents:
         if not self.announces:
