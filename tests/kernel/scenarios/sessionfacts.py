@@ -128,6 +128,11 @@ class SessionTests(RealMachine, sessionfacts.SessionFacts, SynchronousTestCase):
     def importHere(self) -> None:
         """Import the bound device on this machine, and wait until its drivers have it."""
         self.imported = attachHere(self.system, DEVICE, HIGH)
+        # Of a device that is gone while it is probed no "bind" is announced.
+        folder = guest.DEVICES_FOLDER / self.imported
+        guest.waitUntil(
+            lambda: [*folder.glob("*:*/0003:*/hidraw/hidraw*")], "its keyboard can be opened"
+        )
 
     def leaveHere(self) -> None:
         """Detach it, and wait until the device is available again."""
