@@ -5,11 +5,16 @@ Somebody who reads a disk all the time.
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from types import TracebackType
 
 from tests.kernel.inside.command import check
 from tests.kernel.inside.waiting import waitUntil
+
+
+# Seconds between two passes: what a test waits for meanwhile needs the processor, too.
+_PAUSE = 0.2
 
 
 class DiskReader:
@@ -66,5 +71,6 @@ class DiskReader:
                 if self._copy.read_bytes() != self._wanted:
                     raise AssertionError(f"{self._node} has something else on it")
                 self._passes += 1
+                time.sleep(_PAUSE)
         except AssertionError as error:
             self._trouble = str(error)

@@ -11,7 +11,7 @@ from typing import TypeVar
 # Generous: the guest may be emulated, and the machine below it busy.
 DEADLINE = 180.0
 
-_PAUSE = 0.02
+_PAUSE = 0.05
 
 T = TypeVar("T")
 
