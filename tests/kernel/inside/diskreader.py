@@ -12,7 +12,6 @@ from types import TracebackType
 from tests.kernel.inside.command import check
 from tests.kernel.inside.waiting import waitUntil
 
-
 # Seconds between two passes: what a test waits for meanwhile needs the processor, too.
 _PAUSE = 0.2
 
