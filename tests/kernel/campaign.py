@@ -105,8 +105,6 @@ class Campaign:
             zip(ordered, outcomes, strict=True), key=lambda pair: pair[0].name
         ):
             table.add(task.name, outcome.seconds)
-            self._durations[task.name] = round(outcome.seconds, 1)
-        self._write()
         if not streams:
             for task, outcome in zip(ordered, outcomes, strict=True):
                 if not outcome.isGood:
@@ -151,6 +149,7 @@ class Campaign:
             raise SystemExit(130)
         output, console = (path.read_text("utf-8", "replace") for path in (log, kept))
         outcome = _judge(task.job, ending, output, console, kept)
+        self._remember(task.name, outcome.seconds)
         word = "passed" if outcome.isGood else "FAILED"
         print(
             f"{word}: {task.name}: {outcome.counts}, {outcome.seconds:.1f} s "
@@ -172,11 +171,11 @@ class Campaign:
             return read
         return {}
 
-    def _write(self) -> None:
+    def _remember(self, name: str, seconds: float) -> None:
         path = self._cache.folder / _DURATIONS
         with self._cache.locked("seconds"):
             new = path.with_suffix(".new")
-            new.write_text(json.dumps(self._read() | self._durations))
+            new.write_text(json.dumps(self._read() | {name: round(seconds, 1)}))
             new.rename(path)
 
 
