@@ -142,7 +142,9 @@ class Campaign:
                     sys.stdout.buffer.write(data)
                     sys.stdout.buffer.flush()
 
-            boot = Boot(folder, _inGuest(folder, kind, "dumb", trial), emit, self._limit)
+            command = _inGuest(folder, kind, "dumb", trial)
+            isFatal = task.job.death is not None
+            boot = Boot(folder, command, emit, self._limit, isFatal=isFatal)
             ending = await task.machine.run(boot)
             shutil.copy(folder / CONSOLE, kept)
         if ending.interrupted:

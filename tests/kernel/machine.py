@@ -65,6 +65,7 @@ class Boot:
     @ivar emit: called with what that prints.
     @ivar limit: seconds until all must be over; none for no limit.
     @ivar isInteractive: the command is a shell at the terminal of the harness.
+    @ivar isFatal: the command ends with what kills a kernel.
     """
 
     folder: Path
@@ -72,6 +73,7 @@ class Boot:
     emit: Callable[[bytes], None]
     limit: float | None
     isInteractive: bool = False
+    isFatal: bool = False
 
 
 class IKernel(Protocol):

@@ -46,10 +46,14 @@ _KERNEL_OPTIONS = (
     "ssl=null",
     "oops=panic",
     "panic=-1",
-    # Memory that was freed is overwritten: a kernel that uses it dies instead of going on.
-    "slub_debug=P",
     "log_buf_len=4M",
 )
+
+
+# Memory that was freed is overwritten: a kernel that uses it dies, and does not go on by chance.
+# Only where it has to die: usbip-host itself reads a request after it was freed when a client
+# takes it back (stub_recv_cmd_unlink, drivers/usb/usbip/stub_rx.c), which is harmless without.
+_POISON = "slub_debug=P"
 
 
 class Processors:
@@ -160,6 +164,7 @@ class _Run:
         folder = self._boot.folder
         options = [
             *_KERNEL_OPTIONS,
+            *([_POISON] if self._boot.isFatal else []),
             f"init={_INIT}",
             f"RUN_FOLDER={folder}",
             # Where it keeps its control socket.
