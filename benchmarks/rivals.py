@@ -1,6 +1,6 @@
 """
-The daemon against what people have today, on the same devices in the same boot of a virtual
-machine. Run it with C{python -m tests.kernel benchmarks.rivals}; it prints its figures and
+The daemon against what people have today, on the same devices in the same boot of
+user-mode Linux. Run it with C{python -m tests.kernel benchmarks.rivals}; it prints its figures and
 asserts none.
 """
 

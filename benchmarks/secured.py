@@ -1,6 +1,6 @@
 """
 USB/IP over TLS: encrypted by the kernel against encrypted by the daemon, and against plain, on
-the same disk in the same boot of a virtual machine. Run it with C{python -m tests.kernel
+the same disk in the same boot of user-mode Linux. Run it with C{python -m tests.kernel
 benchmarks.secured}; it prints its figures and asserts none.
 """
 
