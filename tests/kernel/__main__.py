@@ -7,7 +7,6 @@ from __future__ import annotations
 import argparse
 import compileall
 import os
-import sys
 import time
 from collections.abc import Sequence
 
@@ -43,11 +42,19 @@ def main() -> None:
     """
     Entry point.
     """
-    options = _parser().parse_args()
+    task.react(run, (_parser().parse_args(), time.monotonic()))
+
+
+async def run(reactor: IMachineReactor, options: argparse.Namespace, began: float) -> None:
+    """
+    Do what the command line says.
+
+    @raise SystemExit: with the exit status, or with what the user can put right.
+    """
     try:
-        task.react(_run, (options, time.monotonic()))
+        await _run(reactor, options, began)
     except HarnessError as error:
-        sys.exit(str(error))
+        raise SystemExit(str(error)) from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -94,9 +101,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 async def _run(reactor: IMachineReactor, options: argparse.Namespace, began: float) -> None:
-    """
-    @raise SystemExit: with the exit status.
-    """
     cache = Cache.default()
     table = TimeTable()
     requireTools(_TOOLS[options.machine])

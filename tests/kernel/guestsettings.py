@@ -19,7 +19,7 @@ def settingsScript(kernel: IKernel, boot: Boot, terminal: str, notes: str) -> st
     command that it runs.
 
     @param terminal: the device that the command writes to; empty to look for QEMU's.
-    @param notes: likewise, where the guest says how far it is.
+    @param notes: the device on which the guest says how far it is; empty to look for QEMU's.
     """
     settings: dict[str, str | Path] = {
         "MODULES": kernel.modules,

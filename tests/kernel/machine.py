@@ -143,7 +143,7 @@ class GuestProcess(ProcessProtocol):
 
     def gone(self) -> Deferred[None]:
         """
-        Fires when it is gone; for each caller anew.
+        A new Deferred that fires when it is gone.
         """
         waiting: Deferred[None] = Deferred()
         self._gone.append(waiting)

@@ -4,7 +4,10 @@ Tests of L{tests.kernel.selection} and L{tests.kernel.needs}.
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -150,3 +153,26 @@ class NamesTests(SynchronousTestCase):
         self.assertNotEqual(documented, [])
         for name in (*scenarioModules(), *SMOKE, *documented):
             self.assertNotEqual(jobsFor(machine, [name]), [], name)
+
+
+class CommandTests(SynchronousTestCase):
+    """
+    The command C{python -m tests.kernel}.
+    """
+
+    def test_mistake(self) -> None:
+        """
+        A mistake of the user is one sentence and exit status 1, without a traceback.
+        """
+        environment = {**os.environ, "USBIPSHARE_KERNEL_CACHE": self.mktemp(), "PATH": "/nowhere"}
+        ended = subprocess.run(
+            [sys.executable, "-m", "tests.kernel", "stock"],
+            cwd=PROJECT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        self.assertEqual(ended.returncode, 1, ended)
+        self.assertIn("apt-get install --no-install-recommends", ended.stderr)
+        self.assertNotIn("Traceback", ended.stderr)

@@ -24,8 +24,8 @@ class Interfaces(NamedTuple):
     @ivar first: those that the kernel makes of the first configuration, in their first setting.
         Of descriptors with the same number it takes the first, and no more than
         L{INTERFACES_AT_MOST} numbers (C{usb_parse_configuration}, C{drivers/usb/core/config.c}).
-    @ivar classes: those of all configurations and settings, each once: whoever has the device
-        can choose.
+    @ivar classes: those of all configurations and settings, each once: a client that
+        imports the device can choose another configuration.
     """
 
     first: tuple[str, ...]

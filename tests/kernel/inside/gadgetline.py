@@ -44,7 +44,8 @@ class GadgetLine:
 
     def open(self) -> None:
         """
-        Have a line to whoever has configured it. It is dead as soon as another one does.
+        Open the line to the host that has configured the device. It is dead as soon as another
+        host configures the device.
         """
         self.close()
         self._line = os.open(self._node, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)

@@ -84,8 +84,8 @@ class TransferTests(BesideCase):
     def test_silent(self) -> None:
         """
         A device that falls silent while a client has it is taken from the client. The
-        reset that ends the session fails then, and the kernel drops the device; plugged in anew
-        it can be shared again.
+        reset that ends the session fails then, and the kernel drops the device. It can be
+        shared again after a replug.
         """
         with self.beside():
             plugged = self.attached(models.Silent())

@@ -99,9 +99,9 @@ class SessionTests(RealMachine, sessionfacts.SessionFacts, SynchronousTestCase):
 
     def test_imported(self) -> None:
         """
-        Section 2: what is announced of a device that a client imports: it has an interface from
-        then on, which is made anew for each later client, and which has no driver. Nothing is
-        announced when the client leaves.
+        Section 2: what is announced of a device that a client imports. It has an interface from
+        then on, without a driver, which is removed and added again for each later client. Nothing
+        is announced when the client leaves.
         """
         self.bind()
         for changes in (["add :1.0"], ["remove :1.0", "add :1.0"]):

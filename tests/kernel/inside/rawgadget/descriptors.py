@@ -116,7 +116,8 @@ class Description:
 
     @ivar triple: class, subclass and protocol; zeros: its interfaces say it.
     @ivar release: C{bcdDevice}
-    @ivar serial: its serial number; C{None}: it has none. Likewise the other strings.
+    @ivar serial: its serial number; C{None} for a device without one. The same holds for the other
+        strings.
     """
 
     vendorId: int
