@@ -22,12 +22,14 @@ class DeadlineMissed(AssertionError):
     """
 
 
-def waitUntil(condition: Callable[[], T], what: str, seconds: float = DEADLINE) -> T:
+def waitUntil(
+    condition: Callable[[], T], what: str | Callable[[], str], seconds: float = DEADLINE
+) -> T:
     """
     Look again and again until there is something.
 
     @param condition: cheap, and true in the end.
-    @param what: the same in words, for the complaint.
+    @param what: the same in words, for the message of the error; called if it is a function.
     @return: the first true thing that C{condition} returns.
     @raise DeadlineMissed: it took too long.
     """
@@ -38,5 +40,6 @@ def waitUntil(condition: Callable[[], T], what: str, seconds: float = DEADLINE) 
         if found:
             return found
         if late:
-            raise DeadlineMissed(f"not within {seconds:.0f} s: {what}")
+            text = what if isinstance(what, str) else what()
+            raise DeadlineMissed(f"not within {seconds:.0f} s: {text}")
         time.sleep(_PAUSE)
