@@ -22,9 +22,8 @@ from tests.certificates import LAB, Identity, authority, signed, trusting
 from tests.tlswire import TlsWire
 from usbip_server import certificates
 from usbip_server.caller import principalOf
-from usbip_server.certificates import CIPHERS, Certificates, Credentials, read
-from usbip_server.errors import InvalidOption
-from usbip_server.settings import Tls
+from usbip_server.certificates import CIPHERS, Certificates, Credentials, Tls, read
+from usbip_server.limits import InvalidOption
 
 SERVER = signed("localhost")
 

@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from usbip_server.backends.options import convert
 from usbip_server.backends.virtual import Options
 from usbip_server.config import Config, Export, Source, load, wrongOption
-from usbip_server.errors import InvalidOption
+from usbip_server.limits import InvalidOption
 from usbip_server.rules import Occasion, Share
 from usbip_server.settings import OnStop
 from usbip_server.statepath import statePath

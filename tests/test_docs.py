@@ -51,6 +51,7 @@ from tests.support import PromptBackend, asked
 from usbip_server import audit
 from usbip_server.backends import sysfs, usbiptool, virtual
 from usbip_server.caller import Caller
+from usbip_server.certificates import Tls
 from usbip_server.client.cli import COMMANDS as TYPED
 from usbip_server.client.core.servers import ClientTls
 from usbip_server.client.core.settings import ClientFile
@@ -78,7 +79,6 @@ from usbip_server.opcodec import OpStatus
 from usbip_server.policy import Grant, Openness, Policy, Principal, Right, Who, several
 from usbip_server.replies import Status
 from usbip_server.rules import CLASSES, Hook, Match, Occasion, Rule, Share
-from usbip_server.settings import Tls
 from usbip_server.sharing import Sharing
 
 

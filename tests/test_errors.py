@@ -14,12 +14,11 @@ from usbip_server.device import Holder
 from usbip_server.errors import (
     NAMED_AT_MOST,
     DeviceInUse,
-    InvalidOption,
     OperationFailed,
     SeveralMatch,
     ShareError,
-    invalid,
 )
+from usbip_server.limits import InvalidOption, invalid
 
 
 class SeveralMatchTests(SynchronousTestCase):

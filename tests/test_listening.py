@@ -26,9 +26,8 @@ from zope.interface.verify import verifyObject
 
 from tests.certificates import signed, trusting
 from usbip_server import listening
-from usbip_server.certificates import Certificates, read
+from usbip_server.certificates import Certificates, Tls, read
 from usbip_server.listening import BACKLOG, EveryInterface, OverTls, explain, serverEndpoint
-from usbip_server.settings import Tls
 
 
 class Greeting(Protocol):

@@ -11,7 +11,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.support import ALICE, UNO, asked, changed
 from usbip_server.device import Holder
 from usbip_server.errors import OperationFailed
-from usbip_server.operation import Event, Operation
+from usbip_server.operation import Event
+from usbip_server.operations import Operation
 
 
 class EventTests(SynchronousTestCase):

@@ -24,8 +24,8 @@ from zope.interface.verify import verifyObject
 
 from tests.certificates import LAB, authority, signed
 from usbip_server import places, tap
-from usbip_server.errors import InvalidOption
 from usbip_server.interfaces import IUsbBackend, IUsbBackendMaker
+from usbip_server.limits import InvalidOption
 from usbip_server.listening import Deaf, serverEndpoint
 from usbip_server.protocols.exporter import ExporterFactory
 from usbip_server.protocols.firstbyte import FirstByteFactory

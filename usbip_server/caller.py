@@ -10,11 +10,11 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from cryptography import x509
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress, ISSLTransport
 from twisted.logger import Logger
 
+from usbip_server.certificates import certificateName
 from usbip_server.policy import LOCAL, Principal
 
 UNKNOWN = "unknown"
@@ -113,11 +113,3 @@ def principalOf(transport: Any) -> Principal:
             )
             return Principal(LOCAL, uid=UCRED.unpack(raw)[1])
     return principal
-
-
-def certificateName(certificate: x509.Certificate) -> str | None:
-    """
-    Whom a certificate names: the common name of its subject.
-    """
-    names = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
-    return str(names[0].value) if names else None

@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
@@ -22,11 +23,39 @@ from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 
-from usbip_server.caller import certificateName
-from usbip_server.errors import InvalidOption
+from usbip_server.limits import InvalidOption
 from usbip_server.protocols.handshake import reasonOf
 from usbip_server.protocols.ktls import OP_ENABLE_KTLS as OP_ENABLE_KTLS
-from usbip_server.settings import Tls
+
+
+class Tls(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    rename={
+        "clientCa": "client_ca",
+        "requireClientCertificate": "require_client_certificate",
+    },
+):
+    """
+    What places that listen with TLS show, and ask for. All are files in PEM.
+
+    @ivar certificate: the server's, and those between it and its CA.
+    @ivar key: the key of the first; C{None}: it is in the same file.
+    @ivar clientCa: whose certificates clients may show.
+    @ivar requireClientCertificate: they have to show one.
+    """
+
+    certificate: str
+    key: str | None = None
+    clientCa: str | None = None
+    requireClientCertificate: bool = False
+
+    def __post_init__(self) -> None:
+        if self.requireClientCertificate and self.clientCa is None:
+            raise ValueError("`require_client_certificate` needs `client_ca`: whose?")
+
 
 CIPHERS = ":".join(
     (
@@ -215,3 +244,11 @@ def _wrong(option: str, reason: str) -> InvalidOption:
 
 
 _log = Logger()
+
+
+def certificateName(certificate: x509.Certificate) -> str | None:
+    """
+    Whom a certificate names: the common name of its subject.
+    """
+    names = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
+    return str(names[0].value) if names else None

@@ -36,8 +36,7 @@ from usbip_server.errors import (
     StillWorking,
 )
 from usbip_server.keeper import Keeper
-from usbip_server.operation import Settle
-from usbip_server.operations import Operations
+from usbip_server.operations import Operations, Settle
 from usbip_server.policy import Principal
 from usbip_server.rules import Rules, Share
 from usbip_server.waiting import Queue

@@ -13,12 +13,12 @@ from typing import Any
 
 import msgspec
 
-from usbip_server.errors import InvalidOption
+from usbip_server.certificates import Tls
 from usbip_server.keepalive import KeepAlive
-from usbip_server.limits import Limits, Timeouts
+from usbip_server.limits import InvalidOption, Limits, Timeouts
 from usbip_server.policy import Openness, Policy, Right, Who
 from usbip_server.rules import Hook, Occasion, Rule, Share
-from usbip_server.settings import OnStop, Settings, Tls
+from usbip_server.settings import OnStop, Settings
 from usbip_server.yamlfile import ConfigError, YamlFile, textOf
 
 HOST_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")

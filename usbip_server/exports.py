@@ -21,8 +21,7 @@ from usbip_server.handoff import Carrier, Handoff, Handoffs, requireSilence
 from usbip_server.interfaces import IUsbBackend
 from usbip_server.inventory import Change, ChangeKind
 from usbip_server.keeper import Keeper
-from usbip_server.operation import Operation
-from usbip_server.operations import Operations
+from usbip_server.operations import Operation, Operations
 from usbip_server.policy import Principal, Right, sameHost
 from usbip_server.rules import Rules, Share
 from usbip_server.wishes import Wishes

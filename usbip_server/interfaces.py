@@ -128,6 +128,6 @@ class IUsbBackendMaker(Interface):
 
         @param options: what C{backend:} in the configuration holds beside C{type}.
         @param reactor: the reactor to use.
-        @raise usbip_server.errors.InvalidOption: an option is wrong; its path begins at
+        @raise usbip_server.limits.InvalidOption: an option is wrong; its path begins at
             C{options}.
         """

@@ -4,6 +4,8 @@ How much and how long: what the configuration's C{limits} and C{timeouts} say.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
@@ -54,3 +56,58 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     bind: Seconds = 30.0
     heartbeat: Seconds = 15.0
     stop: Seconds = 5.0
+
+
+class InvalidOption(Exception):
+    """
+    An option in the configuration is wrong; not a L{ShareError}, as no client sees it.
+
+    @ivar path: the keys that lead to it, C{("backend", "root")}.
+    @ivar reason: what is wrong with it.
+    """
+
+    def __init__(self, path: Sequence[str | int], reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = tuple(path)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{'.'.join(map(str, self.path))}: {self.reason}"
+
+
+WORDS = {
+    "object": "a mapping",
+    "array": "a list",
+    "str": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "null": "nothing",
+    "date": "a date",
+    "datetime": "a date and time",
+    "bytes": "binary data",
+}
+"""What msgspec calls by their names in JSON and Python, as people who write YAML call it."""
+
+
+_NAMES = re.compile(rf"`((?:{'|'.join(WORDS)})(?: \| (?:{'|'.join(WORDS)}))*)`")
+
+
+def invalid(error: msgspec.ValidationError) -> InvalidOption:
+    """
+    Take msgspec's C{reason - at `$.a.b[0]`} apart. This is for what stands in YAML.
+    """
+    reason, _, where = str(error).partition(" - at `$")
+    steps = where.rstrip("`").replace("[", ".").replace("]", "").split(".")
+    path: list[str | int] = [int(step) if step.isdigit() else step for step in steps if step]
+    for told in ("Object contains unknown field `", "Object missing required field `"):
+        if reason.startswith(told):
+            path.append(reason.removeprefix(told).rstrip("`"))
+            return InvalidOption(path, "unknown key" if "unknown" in told else "is missing")
+    if reason.startswith("Expected `"):
+        reason = _NAMES.sub(_worded, reason)
+    return InvalidOption(path, reason[:1].lower() + reason[1:])
+
+
+def _worded(names: re.Match[str]) -> str:
+    return " or ".join(WORDS[name] for name in names[1].split(" | "))

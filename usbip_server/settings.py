@@ -22,35 +22,6 @@ class OnStop(enum.Enum):
     UNBIND = "unbind"
 
 
-class Tls(
-    msgspec.Struct,
-    frozen=True,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    rename={
-        "clientCa": "client_ca",
-        "requireClientCertificate": "require_client_certificate",
-    },
-):
-    """
-    What places that listen with TLS show, and ask for. All are files in PEM.
-
-    @ivar certificate: the server's, and those between it and its CA.
-    @ivar key: the key of the first; C{None}: it is in the same file.
-    @ivar clientCa: whose certificates clients may show.
-    @ivar requireClientCertificate: they have to show one.
-    """
-
-    certificate: str
-    key: str | None = None
-    clientCa: str | None = None
-    requireClientCertificate: bool = False
-
-    def __post_init__(self) -> None:
-        if self.requireClientCertificate and self.clientCa is None:
-            raise ValueError("`require_client_certificate` needs `client_ca`: whose?")
-
-
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """
     @ivar devices: what is said of devices; the first rule that matches counts.

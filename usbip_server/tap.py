@@ -27,8 +27,8 @@ from usbip_server.config import (
 )
 from usbip_server.daemon import Daemon
 from usbip_server.descriptors import affordable
-from usbip_server.errors import InvalidOption
 from usbip_server.interfaces import IUsbBackend, IUsbBackendMaker
+from usbip_server.limits import InvalidOption
 from usbip_server.listening import Deaf
 from usbip_server.places import Place, Places, Purpose, Wrong
 from usbip_server.protocols.exporter import ExporterFactory

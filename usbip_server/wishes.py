@@ -14,7 +14,7 @@ from twisted.logger import Logger
 from usbip_server.caller import Caller
 from usbip_server.device import Lease, UsbDevice
 from usbip_server.errors import ShareError
-from usbip_server.operation import Settle
+from usbip_server.operations import Settle
 from usbip_server.state import State, Wish
 
 RECONNECT = 30.0

@@ -12,7 +12,7 @@ import msgspec
 import yaml
 from yaml.reader import ReaderError
 
-from usbip_server.errors import InvalidOption, invalid
+from usbip_server.limits import InvalidOption, invalid
 
 T = TypeVar("T")
 

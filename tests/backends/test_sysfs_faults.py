@@ -12,13 +12,8 @@ from twisted.internet.defer import Deferred
 from tests.backends.sysfscase import SysfsCase
 from usbip_server.backends.sysfs import makeBackend
 from usbip_server.device import DeviceState, UsbDevice
-from usbip_server.errors import (
-    DeviceInUse,
-    DeviceMounted,
-    InvalidOption,
-    OperationFailed,
-    OperationTimedOut,
-)
+from usbip_server.errors import DeviceInUse, DeviceMounted, OperationFailed, OperationTimedOut
+from usbip_server.limits import InvalidOption
 
 
 class SysfsFaultTests(SysfsCase):

@@ -19,15 +19,11 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from usbip_server.backends.usbiptool import UsbipToolBackend, explain, makeBackend
 from usbip_server.childprocess import ChildProcess, Finished
 from usbip_server.device import DeviceState, UsbDevice
-from usbip_server.errors import (
-    DeviceMounted,
-    InvalidOption,
-    OperationFailed,
-    OperationTimedOut,
-)
+from usbip_server.errors import DeviceMounted, OperationFailed, OperationTimedOut
 from usbip_server.interfaces import IUsbBackend
 from usbip_server.kernel.machine import Machine
 from usbip_server.kernel.usbids import UsbIds
+from usbip_server.limits import InvalidOption
 from usbip_server.testing import (
     FakeKernel,
     KernelConformance,

@@ -20,9 +20,10 @@ from tests.backends.door import SINCE, Door
 from usbip_server.backends import virtualusb
 from usbip_server.backends.virtual import VirtualBackend, makeBackend
 from usbip_server.device import DeviceState, Holder, UsbDevice
-from usbip_server.errors import DeviceInUse, InvalidOption, OperationFailed, OperationTimedOut
+from usbip_server.errors import DeviceInUse, OperationFailed, OperationTimedOut
 from usbip_server.interfaces import IUsbBackend
 from usbip_server.inventory import Change
+from usbip_server.limits import InvalidOption
 
 if virtualusb.installed:
     from usbip import USBDevice, host  # type: ignore[import-untyped]

@@ -18,8 +18,8 @@ from usbip_server.backends.options import convert
 from usbip_server.client.core.servers import ClientTls, Server
 from usbip_server.client.remote.hosts import Host, Options, hostsIn
 from usbip_server.device import Lease
-from usbip_server.errors import InvalidOption
 from usbip_server.interfaces import IUsbBackend, IUsbBackendMaker
+from usbip_server.limits import InvalidOption
 
 
 def hosts(*said: Any) -> tuple[Host, ...]:

@@ -31,7 +31,7 @@ from tests.support import (
     asked,
     changed,
 )
-from usbip_server.certificates import read
+from usbip_server.certificates import Tls, read
 from usbip_server.device import DeviceState, Holder, UsbDevice
 from usbip_server.keepalive import KeepAlive
 from usbip_server.policy import Policy
@@ -39,7 +39,7 @@ from usbip_server.protocols.exporter import ExporterFactory
 from usbip_server.protocols.ktls import OP_ENABLE_KTLS
 from usbip_server.protocols.secured import Secured, SecuredFactory
 from usbip_server.rules import Rule
-from usbip_server.settings import Settings, Tls
+from usbip_server.settings import Settings
 from usbip_server.sharing import Sharing
 from usbip_server.testing.reactor import FakeReactor
 

@@ -18,14 +18,14 @@ from tests.certificates import LAB, authority, signed, trusting
 from tests.support import EVERYBODY, PatientBackend, PromptBackend, asked, threeWays
 from tests.tlswire import TlsWire
 from usbip_server.answers import Answers
-from usbip_server.certificates import Certificates, read
+from usbip_server.certificates import Certificates, Tls, read
 from usbip_server.limits import Limits, Timeouts
 from usbip_server.policy import Grant, Policy, Who
 from usbip_server.protocols.firstbyte import FirstByteFactory
 from usbip_server.protocols.halfclose import LINGER
 from usbip_server.protocols.lines import JsonLines
 from usbip_server.protocols.web import WebFactory
-from usbip_server.settings import Settings, Tls
+from usbip_server.settings import Settings
 from usbip_server.sharing import Sharing
 
 LIST = b'{"command":"list"}'

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from usbip_server.errors import invalid
+from usbip_server.limits import invalid
 
 T = TypeVar("T")
 

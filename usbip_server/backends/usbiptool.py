@@ -21,12 +21,13 @@ from zope.interface import implementer
 from usbip_server.backends.options import convert
 from usbip_server.childprocess import PATH, CannotStart, ChildProcess, Finished
 from usbip_server.device import Holder, Traffic, UsbDevice
-from usbip_server.errors import InvalidOption, OperationFailed, OperationTimedOut
+from usbip_server.errors import OperationFailed, OperationTimedOut
 from usbip_server.interfaces import IUsbBackend
 from usbip_server.kernel.machine import Machine
 from usbip_server.kernel.refusals import NotPermitted
 from usbip_server.kernel.scan import USBIP_HOST
 from usbip_server.kernel.system import System
+from usbip_server.limits import InvalidOption
 from usbip_server.threads import TookTooLong
 
 

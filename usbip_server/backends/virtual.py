@@ -19,9 +19,10 @@ from zope.interface import implementer
 from usbip_server.backends import virtualusb
 from usbip_server.backends.options import convert
 from usbip_server.device import DeviceState, Holder, Traffic, UsbDevice, isBusId
-from usbip_server.errors import DeviceInUse, InvalidOption, OperationFailed, OperationTimedOut
+from usbip_server.errors import DeviceInUse, OperationFailed, OperationTimedOut
 from usbip_server.interfaces import IUsbBackend
 from usbip_server.inventory import Inventory
+from usbip_server.limits import InvalidOption
 from usbip_server.threads import BlockingCalls, StillOut, TookTooLong
 
 Hex = Annotated[str, msgspec.Meta(pattern="^[0-9a-fA-F]{4}$")]

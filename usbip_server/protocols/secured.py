@@ -21,7 +21,8 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from usbip_server.caller import certificateName, principalAt
+from usbip_server.caller import principalAt
+from usbip_server.certificates import certificateName
 from usbip_server.device import Encryption
 from usbip_server.errors import InvalidRequest
 from usbip_server.handoff import Carrier, NotEncrypted

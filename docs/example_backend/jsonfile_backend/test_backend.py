@@ -14,8 +14,8 @@ from twisted.trial.unittest import TestCase
 
 from jsonfile_backend.backend import makeBackend
 from usbip_server.device import UsbDevice
-from usbip_server.errors import InvalidOption
 from usbip_server.interfaces import IUsbBackend
+from usbip_server.limits import InvalidOption
 from usbip_server.testing import NoExportConformance
 
 

@@ -19,7 +19,7 @@ from usbip_server.client.core.servers import (
 )
 from usbip_server.client.core.trust import WrongTls, require
 from usbip_server.commands import LONGEST_TOKEN
-from usbip_server.errors import InvalidOption
+from usbip_server.limits import InvalidOption
 
 Text = Annotated[str, msgspec.Meta(min_length=1)]
 

@@ -22,8 +22,7 @@ import msgspec
 
 from usbip_server.client.core.options import ServerOptions, Text
 from usbip_server.client.core.servers import EXPORT_PORT, Server, serverAt, serversIn
-from usbip_server.errors import InvalidOption
-from usbip_server.limits import Seconds
+from usbip_server.limits import InvalidOption, Seconds
 from usbip_server.yamlfile import Choices, ConfigError, YamlFile, textOf
 
 T = TypeVar("T")

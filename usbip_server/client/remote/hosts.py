@@ -15,7 +15,7 @@ import msgspec
 from usbip_server.client.core.options import ServerOptions, Text
 from usbip_server.client.core.servers import Server, serverAt
 from usbip_server.device import UsbDevice, busOrder
-from usbip_server.errors import InvalidOption
+from usbip_server.limits import InvalidOption
 
 BUSES = 100
 """How far apart the ranges of two servers are: a bus there has a number below that."""
