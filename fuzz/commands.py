@@ -10,10 +10,10 @@ import re
 import msgspec
 
 from tests.documents import documents
-from usbip_server.answers import refusal
-from usbip_server.commands import COMMANDS, Request, decode
-from usbip_server.errors import InvalidRequest
-from usbip_server.matching import CRITERIA, describe, given
+from usbip_server.model.errors import InvalidRequest
+from usbip_server.model.requests import COMMANDS, Request, decode
+from usbip_server.model.selector import CRITERIA, describe, given
+from usbip_server.protocols.interfaces import refusal
 
 LONGEST_MESSAGE = 1000
 

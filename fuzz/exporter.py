@@ -10,8 +10,8 @@ from fuzz import opcodec
 from fuzz.cutting import cut
 from fuzz.memory import BOUND, Memory, SocketTransport, daemon
 from tests.support import Wire
-from usbip_server.keepalive import KeepAlive
-from usbip_server.opcodec import OpStatus, encodeImport, encodeList, encodeRefusal
+from usbip_server.model.usbip import OpStatus, encodeImport, encodeList, encodeRefusal
+from usbip_server.net.keepalive import KeepAlive
 from usbip_server.protocols.exporter import Exporter, ExporterFactory
 
 IMPORT = opcodec.IMPORT + BOUND.busId.encode().ljust(32, b"\0")

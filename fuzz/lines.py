@@ -10,9 +10,9 @@ from fuzz import framing
 from fuzz.cutting import cut
 from fuzz.memory import daemon
 from tests.support import ALICE, Wire
-from usbip_server.answers import Answers
-from usbip_server.protocols.lines import JsonLines
-from usbip_server.replies import Status
+from usbip_server.model.replies import Status
+from usbip_server.protocols.lines import CommandProtocol
+from usbip_server.server.responder import Responder
 
 SEEDS = framing.SEEDS
 
@@ -37,8 +37,8 @@ def heard(pieces: list[bytes]) -> bytes:
     What a client hears that says this and closes its side, and goes when no more comes.
     """
     with daemon() as memory:
-        lines = JsonLines(
-            Answers(memory.sharing), ALICE, memory.limits, memory.timeouts, memory.reactor
+        lines = CommandProtocol(
+            Responder(memory.sharing), ALICE, memory.limits, memory.timeouts, memory.reactor
         )
         wire = Wire(lines)
         wire.send(*pieces)

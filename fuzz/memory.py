@@ -21,10 +21,10 @@ from tests.support import (
     asked,
     changed,
 )
-from usbip_server.device import DeviceState
-from usbip_server.limits import Limits, Timeouts
-from usbip_server.settings import Settings
-from usbip_server.sharing import Sharing
+from usbip_server.model.device import DeviceState
+from usbip_server.model.options import Limits, Timeouts
+from usbip_server.server.config import Settings
+from usbip_server.server.core import Sharing
 from usbip_server.testing.reactor import FakeReactor
 
 BOUND = changed(DEVICES[0], state=DeviceState.BOUND)

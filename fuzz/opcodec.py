@@ -4,7 +4,7 @@ Requests of USB/IP.
 
 from __future__ import annotations
 
-from usbip_server.opcodec import (
+from usbip_server.model.usbip import (
     LONGEST_REQUEST,
     ImportRequest,
     ListRequest,

@@ -7,7 +7,7 @@ from __future__ import annotations
 from twisted.web.http import parse_qs
 
 from fuzz.commands import checkCommand, checkRefusal
-from usbip_server.errors import InvalidRequest
+from usbip_server.model.errors import InvalidRequest
 from usbip_server.protocols.sse import asked
 
 SEEDS = (

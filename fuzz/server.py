@@ -7,8 +7,8 @@ from __future__ import annotations
 import msgspec
 
 from tests.support import UNO, changed
-from usbip_server.device import UsbDevice
-from usbip_server.opcodec import (
+from usbip_server.model.device import UsbDevice
+from usbip_server.model.usbip import (
     SPEED_OF,
     Exported,
     NotGiven,

@@ -12,11 +12,11 @@ from typing import Any
 import click
 
 from tests.childdaemon import ChildDaemon
-from usbip_server.client.cli import COMMANDS, main
-from usbip_server.client.core.settings import load
-from usbip_server.client.terminal.exits import Exit
-from usbip_server.tokens import PREFIX
-from usbip_server.yamlfile import ConfigError
+from usbip_server.client.cli.exitcodes import Exit
+from usbip_server.client.cli.main import COMMANDS, main
+from usbip_server.client.config import load
+from usbip_server.model.tokens import PREFIX
+from usbip_server.runtime.yamlfile import ConfigError
 
 RESULT = {"status", "devices", "errors", "message"}
 """Keys of what is printed."""

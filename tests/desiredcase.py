@@ -13,16 +13,16 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support import ALICE, BOB, EVERYBODY, UNO, PatientBackend, PromptBackend, asked, changed
-from usbip_server.caller import Caller
-from usbip_server.commands import Command, WatchDevices, decode
-from usbip_server.device import DeviceState, Holder, UsbDevice
-from usbip_server.limits import Timeouts
-from usbip_server.policy import LOCAL, Principal
-from usbip_server.replies import Devices
-from usbip_server.rules import Match, Rule, Share
-from usbip_server.settings import Settings
-from usbip_server.sharing import Sharing
-from usbip_server.state import State
+from usbip_server.model.device import DeviceState, Holder, UsbDevice
+from usbip_server.model.options import Timeouts
+from usbip_server.model.policy import LOCAL, Principal
+from usbip_server.model.replies import Devices
+from usbip_server.model.requests import Command, WatchDevices, decode
+from usbip_server.model.rules import Match, Rule, Share
+from usbip_server.net.caller import Caller
+from usbip_server.server.config import Settings
+from usbip_server.server.core import Sharing
+from usbip_server.server.devices.desired import State
 from usbip_server.testing.reactor import FakeReactor
 
 EPOCH = 1_700_000_000.0

@@ -20,11 +20,11 @@ from tests.childdaemon import EXPORT, ChildDaemon
 from tests.clientexamples import checkPrinted, checkTyped, isPrinted
 from tests.documents import KINDS, ROOT, Document
 from tests.examples import Stage
-from usbip_server.audit import Entry
-from usbip_server.commands import decode
-from usbip_server.device import UsbDevice
-from usbip_server.inventory import ChangeKind
-from usbip_server.replies import encodeDevices
+from usbip_server.model.device import UsbDevice
+from usbip_server.model.inventory import ChangeKind
+from usbip_server.model.replies import encodeDevices
+from usbip_server.model.requests import decode
+from usbip_server.server.access.audit import Entry
 from usbip_server.tap import Options
 
 if TYPE_CHECKING:

@@ -24,16 +24,17 @@ from twisted.internet.task import Clock
 from tests.childdaemon import SECONDS, ChildDaemon
 from tests.documents import Block
 from tests.support import ALICE, EVERYBODY, PatientBackend, PromptBackend, Wire, asked, changed
-from usbip_server.answers import Answer, Answers
-from usbip_server.caller import Caller
-from usbip_server.device import DeviceState, Holder, UsbDevice
-from usbip_server.errors import OperationFailed
-from usbip_server.limits import Limits, Timeouts
-from usbip_server.policy import Grant, Policy, Principal, Right
-from usbip_server.protocols.lines import JsonLines
-from usbip_server.rules import Match, Rule
-from usbip_server.settings import Settings
-from usbip_server.sharing import Sharing
+from usbip_server.model.device import DeviceState, Holder, UsbDevice
+from usbip_server.model.errors import OperationFailed
+from usbip_server.model.options import Limits, Timeouts
+from usbip_server.model.policy import Grant, Policy, Principal, Right
+from usbip_server.model.rules import Match, Rule
+from usbip_server.net.caller import Caller
+from usbip_server.protocols.interfaces import Response
+from usbip_server.protocols.lines import CommandProtocol
+from usbip_server.server.config import Settings
+from usbip_server.server.core import Sharing
+from usbip_server.server.responder import Responder
 
 HOST = "127.0.0.1"
 
@@ -267,7 +268,7 @@ class MemoryConnection:
     A connection to a daemon that is none.
     """
 
-    def __init__(self, protocol: JsonLines) -> None:
+    def __init__(self, protocol: CommandProtocol) -> None:
         self._wire = Wire(protocol)
         self._seen = 0
 
@@ -295,13 +296,13 @@ class Rehearsal:
         self._backend = PromptBackend([ECHO, DISK])
         settings = Settings(access=access, devices=rules)
         sharing = Sharing(self._backend, self._clock, settings, now=self._now)
-        self._answers = Answers(sharing)
+        self._answers = Responder(sharing)
         asked(sharing.start())
 
     def connect(self) -> MemoryConnection:
         principal = Principal(HOST)
         return MemoryConnection(
-            JsonLines(self._answers, principal, Limits(), Timeouts(), self._clock)
+            CommandProtocol(self._answers, principal, Limits(), Timeouts(), self._clock)
         )
 
     def happen(self, what: str) -> None:
@@ -363,17 +364,17 @@ REHEARSED = {"slow": _succeed, "slow-refused": _fail, "stuck": _nothing, "starti
 """What no real daemon does on demand, and what happens after the first answer."""
 
 
-def rehearse(circumstance: str, requests: Sequence[bytes]) -> Iterator[Answer]:
+def rehearse(circumstance: str, requests: Sequence[bytes]) -> Iterator[Response]:
     """
     Send requests to what is a daemon but for the network and the time.
     """
     clock: Any = Clock()
     backend = SlowBackend([DISK], started=circumstance != "starting")
     sharing = Sharing(backend, clock, Settings(access=EVERYBODY))
-    answers = Answers(sharing)
+    answers = Responder(sharing)
     asked(sharing.start())
     for number, request in enumerate(requests):
-        answered: list[Answer] = []
+        answered: list[Response] = []
         asked(answers.to(request, Caller(ALICE))).addCallback(answered.append)
         clock.advance(Timeouts().answer)
         yield answered[0]

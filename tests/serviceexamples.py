@@ -18,10 +18,10 @@ from tests.documents import Block
 from tests.examples import Stage
 from tests.exchanges import play
 from usbip_server.client.service.config import ServiceFile
-from usbip_server.client.service.localrequests import decode
-from usbip_server.client.service.news import Word
-from usbip_server.inventory import ChangeKind
-from usbip_server.yamlfile import ConfigError
+from usbip_server.client.service.devices.events import Word
+from usbip_server.client.service.messages import decode
+from usbip_server.model.inventory import ChangeKind
+from usbip_server.runtime.yamlfile import ConfigError
 
 SOCKET = "/run/usbipshare/client.sock"
 """Where it is in documents."""

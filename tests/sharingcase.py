@@ -1,5 +1,5 @@
 """
-A L{usbip_server.sharing.Sharing} whose backend waits to be told, for its tests.
+A L{usbip_server.server.core.Sharing} whose backend waits to be told, for its tests.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support import ALICE, EVERYBODY, PatientBackend, asked
-from usbip_server.caller import Caller
-from usbip_server.commands import AttachDevice, DetachDevice, Request
-from usbip_server.device import UsbDevice
-from usbip_server.errors import (
+from usbip_server.model.device import UsbDevice
+from usbip_server.model.errors import (
     ShareError,
 )
-from usbip_server.limits import Timeouts
-from usbip_server.policy import Principal
-from usbip_server.replies import Devices
-from usbip_server.settings import Settings
-from usbip_server.sharing import Sharing
+from usbip_server.model.options import Timeouts
+from usbip_server.model.policy import Principal
+from usbip_server.model.replies import Devices
+from usbip_server.model.requests import AttachDevice, DetachDevice, Request
+from usbip_server.net.caller import Caller
+from usbip_server.server.config import Settings
+from usbip_server.server.core import Sharing
 
 ATTACH = AttachDevice(id="1-1.4")
 DETACH = DetachDevice(id="1-1.4")

@@ -17,10 +17,10 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from usbip_server.device import DeviceState, Holder, Traffic, UsbDevice
 from usbip_server.interfaces import IUsbBackend
-from usbip_server.inventory import Inventory
-from usbip_server.policy import Openness, Principal
+from usbip_server.model.device import DeviceState, Holder, Traffic, UsbDevice
+from usbip_server.model.inventory import Inventory
+from usbip_server.model.policy import AccessPreset, Principal
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ EPOCH = 1_700_000_000.0
 ALICE = Principal("192.0.2.7")
 BOB = Principal("192.0.2.8")
 
-EVERYBODY = Openness.OPEN.policy
+EVERYBODY = AccessPreset.OPEN.policy
 """For tests that are not about access."""
 
 UNO = UsbDevice(

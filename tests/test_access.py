@@ -13,8 +13,16 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.desiredcase import Client, DesiredTestCase
 from tests.support import DEVICES, MOUSE, STICK, UNO, asked, changed
-from usbip_server.access import LOOKING, Access, Rights, rightOf, rightsOf
-from usbip_server.commands import (
+from usbip_server.model.device import DeviceState
+from usbip_server.model.errors import (
+    BackendUnavailable,
+    DeviceLeased,
+    DeviceNotFound,
+    NotAllowed,
+    SeveralMatch,
+)
+from usbip_server.model.policy import LOCAL, AccessPreset, Grant, Policy, Principal, Right, Who
+from usbip_server.model.requests import (
     COMMANDS,
     AttachDevice,
     Command,
@@ -26,19 +34,11 @@ from usbip_server.commands import (
     RenewLease,
     WatchDevices,
 )
-from usbip_server.device import DeviceState
-from usbip_server.errors import (
-    BackendUnavailable,
-    DeviceLeased,
-    DeviceNotFound,
-    NotAllowed,
-    SeveralMatch,
-)
-from usbip_server.handoff import Carrier
-from usbip_server.patience import FREE
-from usbip_server.policy import LOCAL, Grant, Openness, Policy, Principal, Right, Who
-from usbip_server.rules import Match, Rule
-from usbip_server.tokens import hashOf
+from usbip_server.model.rules import Match, Rule
+from usbip_server.model.tokens import hashOf
+from usbip_server.net.handover import SessionSocket
+from usbip_server.server.access.authorizer import LOOKING, Authorizer, Rights, rightOf, rightsOf
+from usbip_server.server.access.ratelimit import FREE
 
 OURS = Principal("192.168.1.5")
 STRANGER = Principal("203.0.113.9")
@@ -164,7 +164,7 @@ class IdentifyTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.seconds = 1000.0
         policy = Policy(principals={"lab": LAB, "ci": CI})
-        self.access = Access(policy, lambda: self.seconds)
+        self.access = Authorizer(policy, lambda: self.seconds)
 
     def test_none(self) -> None:
         """Whoever shows none is who they are."""
@@ -181,7 +181,7 @@ class IdentifyTests(SynchronousTestCase):
         """A wrong one is refused, even where none was needed: nobody is to think that it
         works; and it stands in no message."""
         for token in ("usbip_guessed", "", "\ud800", TOKEN + " "):
-            access = Access(Policy(principals={"ci": CI}), lambda: 0.0)
+            access = Authorizer(Policy(principals={"ci": CI}), lambda: 0.0)
             with self.assertRaises(NotAllowed) as caught:
                 access.identify(OURS, token)
             self.assertIn("the token that 192.168.1.5 shows is not known", str(caught.exception))
@@ -214,7 +214,7 @@ class IdentifyTests(SynchronousTestCase):
             allow=(Grant(who="ci"),),
             deny=deny,
         )
-        access = Access(policy, lambda: 0.0)
+        access = Authorizer(policy, lambda: 0.0)
         rights = access.of(access.identify(OURS, TOKEN))
         self.assertTrue(rights.may(Right.ATTACH, UNO))
         self.assertFalse(rights.may(Right.DETACH, UNO))
@@ -223,7 +223,7 @@ class IdentifyTests(SynchronousTestCase):
         """What was begun with a token is over for it when the configuration has another for
         the same principal."""
         allow = (Grant(who="ci"),)
-        access = Access(Policy(principals={"ci": CI}, allow=allow), lambda: 0.0)
+        access = Authorizer(Policy(principals={"ci": CI}, allow=allow), lambda: 0.0)
         principal = access.identify(OURS, TOKEN)
         self.assertTrue(access.of(principal).may(Right.WATCH, UNO))
         access.become(Policy(principals={"ci": Who(token=hashOf("another"))}, allow=allow))
@@ -234,7 +234,7 @@ class IdentifyTests(SynchronousTestCase):
         come by leave nothing behind."""
         self.assertIs(self.access.of(OURS), self.access.of(Principal("192.168.1.5")))
         before = self.access.of(OURS)
-        self.access.become(Openness.OPEN.policy)
+        self.access.become(AccessPreset.OPEN.policy)
         self.assertIsNot(self.access.of(OURS), before)
         for number in range(10_000):
             self.access.of(Principal(f"10.0.{number // 256}.{number % 256}"))
@@ -246,9 +246,9 @@ class DefaultTests(SynchronousTestCase):
     Where the configuration says nothing, or a word.
     """
 
-    def access(self, openness: Openness, address: str) -> bool:
+    def access(self, openness: AccessPreset, address: str) -> bool:
         """May somebody at an address do everything? Else nothing."""
-        mine = Access(openness.policy, lambda: 0.0).of(Principal(address))
+        mine = Authorizer(openness.policy, lambda: 0.0).of(Principal(address))
         may = {mine.may(right, UNO) for right in Right}
         self.assertEqual(len(may), 1)
         return may.pop()
@@ -259,24 +259,24 @@ class DefaultTests(SynchronousTestCase):
             *("10.1.2.3", "172.16.0.1", "172.31.255.254", "192.168.0.1", "169.254.1.1"),
             *("127.0.0.1", "127.1.2.3", "::1", "fe80::1", "fe80::1%eth0", "fd00::1", LOCAL),
         ):
-            self.assertTrue(self.access(Openness.PRIVATE, address), address)
+            self.assertTrue(self.access(AccessPreset.PRIVATE, address), address)
         for address in (
             *("8.8.8.8", "172.32.0.1", "192.0.2.1", "100.64.0.1", "11.0.0.0", "0.0.0.0"),
             *("2001:db8::1", "2a00::1", "::", "ff02::1", "not an address", ""),
         ):
-            self.assertFalse(self.access(Openness.PRIVATE, address), address)
+            self.assertFalse(self.access(AccessPreset.PRIVATE, address), address)
 
     def test_local(self) -> None:
         """Only this machine."""
         for address in ("127.0.0.1", "::1", LOCAL):
-            self.assertTrue(self.access(Openness.LOCAL, address), address)
+            self.assertTrue(self.access(AccessPreset.LOCAL, address), address)
         for address in ("192.168.0.1", "fe80::1", "8.8.8.8"):
-            self.assertFalse(self.access(Openness.LOCAL, address), address)
+            self.assertFalse(self.access(AccessPreset.LOCAL, address), address)
 
     def test_open(self) -> None:
         """Everybody."""
         for address in ("8.8.8.8", "2a00::1", "127.0.0.1", LOCAL):
-            self.assertTrue(self.access(Openness.OPEN, address), address)
+            self.assertTrue(self.access(AccessPreset.OPEN, address), address)
 
 
 class AccessTestCase(DesiredTestCase):
@@ -367,10 +367,10 @@ class LookingTests(AccessTestCase):
         _, stream = self.sharing.watch(WatchDevices(), self.client())
         told: list[str] = []
         stream.begin(lambda event, line: told.append(event.device.busId))
-        self.sharing.apply(self.settings(access=Openness.LOCAL.policy))
+        self.sharing.apply(self.settings(access=AccessPreset.LOCAL.policy))
         self.plug(UNO)
         self.assertEqual(told, [])
-        self.sharing.apply(self.settings(access=Openness.OPEN.policy))
+        self.sharing.apply(self.settings(access=AccessPreset.OPEN.policy))
         self.plug(STICK)
         self.assertEqual({*told}, {STICK.busId})
 
@@ -546,7 +546,7 @@ class ImportTests(AccessTestCase):
         for end in (ours, theirs):
             end.setblocking(False)
             self.addCleanup(end.close)
-        carrier = Carrier(given=ours, connection=ours)
+        carrier = SessionSocket(given=ours, connection=ours)
         return asked(self.sharing.handOver(busId, self.client(principal), carrier, lambda: None))
 
     def test_allowed(self) -> None:
@@ -569,7 +569,7 @@ class ImportTests(AccessTestCase):
     def test_leased(self) -> None:
         """A lease that was asked for on this machine is for imports from it, by whichever of
         its addresses."""
-        self.sharing.apply(self.settings(access=Openness.OPEN.policy))
+        self.sharing.apply(self.settings(access=AccessPreset.OPEN.policy))
         for asks, imports in ((LOCAL, "127.0.0.1"), ("127.0.0.1", "::1"), ("::1", "127.0.0.2")):
             client = self.client(Principal(asks))
             self.done("attach", client, lease={"owner": "me", "ttl": 600})
@@ -586,7 +586,7 @@ class StartTests(AccessTestCase):
     def test_default(self) -> None:
         """That it is by default, and what that means; for other words too; a policy of its
         own needs no words."""
-        for openness in Openness:
+        for openness in AccessPreset:
             self.logged.clear()
             self.restart(access=openness.policy)
             [line] = [formatEvent(event) for event in self.logged if "meaning" in event]
@@ -597,6 +597,6 @@ class StartTests(AccessTestCase):
 
     def test_reload(self) -> None:
         """Again when it changes."""
-        self.sharing.apply(self.settings(access=Openness.PRIVATE.policy))
-        self.sharing.apply(self.settings(access=Openness.PRIVATE.policy))
+        self.sharing.apply(self.settings(access=AccessPreset.PRIVATE.policy))
+        self.sharing.apply(self.settings(access=AccessPreset.PRIVATE.policy))
         self.assertEqual(len([event for event in self.logged if "meaning" in event]), 1)

@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.answers}.
+Tests of L{usbip_server.server.responder}.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support import ALICE, DEVICES, EVERYBODY, UNO, PatientBackend, PromptBackend, asked
-from usbip_server import answers as answers_
-from usbip_server.answers import Answer, Answers, refusal
-from usbip_server.caller import Caller
-from usbip_server.errors import DeviceInUse
-from usbip_server.replies import Devices, Measure, Status, encodeDevices
-from usbip_server.settings import Settings
-from usbip_server.sharing import Sharing
+from usbip_server.model.errors import DeviceInUse
+from usbip_server.model.replies import Devices, Measure, Status, encodeDevices
+from usbip_server.net.caller import Caller
+from usbip_server.protocols.interfaces import Response, refusal
+from usbip_server.server import responder
+from usbip_server.server.config import Settings
+from usbip_server.server.core import Sharing
+from usbip_server.server.responder import Responder
 
 ATTACH = b'{"command":"attach","id":"1-1.4"%s}'
 LIST = b'{"command":"list"}'
@@ -35,12 +36,12 @@ class AnswersTests(SynchronousTestCase):
         self.backend = backend
         sharing = Sharing(backend, Clock(), Settings(access=EVERYBODY))
         asked(sharing.start())
-        self.answers = Answers(sharing)
+        self.answers = Responder(sharing)
 
-    def to(self, raw: bytes) -> Answer:
+    def to(self, raw: bytes) -> Response:
         """The answer to a request."""
         answer = self.successResultOf(asked(self.answers.to(raw, Caller(ALICE))))
-        assert isinstance(answer, Answer)
+        assert isinstance(answer, Response)
         return answer
 
     def test_success(self) -> None:
@@ -94,7 +95,7 @@ class AnswersTests(SynchronousTestCase):
             made.append(detail)
             return encodeDevices(devices, detail, traffic)
 
-        self.patch(answers_, "encodeDevices", encode)
+        self.patch(responder, "encodeDevices", encode)
         detail = b'{"command":"list","detail":true}'
         first = [self.to(raw).encoded for raw in (LIST, detail, LIST, detail)]
         self.assertEqual(made, [False, True])

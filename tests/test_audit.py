@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.audit}.
+Tests of L{usbip_server.server.access.audit}.
 """
 
 from __future__ import annotations
@@ -13,19 +13,8 @@ from twisted.logger import LogLevel, capturedLogs, formatEvent, textFileLogObser
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support import ALICE, UNO, changed
-from usbip_server.audit import ASKED, CHANGING, RESULT_OF, Audit
-from usbip_server.commands import (
-    AttachDevice,
-    DetachDevice,
-    FindDevice,
-    KickClient,
-    LeaseRequest,
-    ListDevices,
-    RenewLease,
-    WatchDevices,
-)
-from usbip_server.device import Lease
-from usbip_server.errors import (
+from usbip_server.model.device import Lease
+from usbip_server.model.errors import (
     BackendUnavailable,
     DeviceAwaited,
     DeviceInUse,
@@ -43,7 +32,18 @@ from usbip_server.errors import (
     SnapshotNeeded,
     StillWorking,
 )
-from usbip_server.policy import LOCAL, Principal, Right
+from usbip_server.model.policy import LOCAL, Principal, Right
+from usbip_server.model.requests import (
+    AttachDevice,
+    DetachDevice,
+    FindDevice,
+    KickClient,
+    LeaseRequest,
+    ListDevices,
+    RenewLease,
+    WatchDevices,
+)
+from usbip_server.server.access.audit import ASKED, CHANGING, RESULT_OF, Audit
 
 SECRET = "usbip_secret"
 

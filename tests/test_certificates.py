@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.certificates}: with real handshakes, and no network.
+Tests of L{usbip_server.net.certificates}: with real handshakes, and no network.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from zope.interface.verify import verifyObject
 
 from tests.certificates import LAB, Identity, authority, signed, trusting
 from tests.tlswire import TlsWire
-from usbip_server import certificates
-from usbip_server.caller import principalOf
-from usbip_server.certificates import CIPHERS, Certificates, Credentials, Tls, read
-from usbip_server.limits import InvalidOption
+from usbip_server.model.options import InvalidOption
+from usbip_server.net import certificates
+from usbip_server.net.caller import principalOf
+from usbip_server.net.certificates import CIPHERS, Certificates, Credentials, Tls, read
 
 SERVER = signed("localhost")
 

@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.childprocess}, with real child processes that misbehave.
+Tests of L{usbip_server.runtime.process}, with real child processes that misbehave.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from twisted.internet.interfaces import IDelayedCall
 
 from tests.childcase import ChildTestCase, isThere
 from tests.support import asked
-from usbip_server import childprocess
-from usbip_server.childprocess import OUTPUT, PATH, CannotStart, Finished, find, run
+from usbip_server.runtime import process
+from usbip_server.runtime.process import OUTPUT, PATH, CannotStart, Finished, find, run
 
 OVER = 1000.0
 """Seconds that a program may take."""
@@ -259,7 +259,7 @@ class RunTests(ChildTestCase):
 
     async def test_endedInTime(self) -> None:
         """One that has ended in time is not late because others have its pipes open."""
-        self.patch(childprocess, "LINGER", 2 * OVER)
+        self.patch(process, "LINGER", 2 * OVER)
         ready = self.directory / "ready"
 
         def hasEnded() -> bool:

@@ -1,6 +1,6 @@
 """
-Tests of L{usbip_server.claims} and L{usbip_server.wishes}: who may have a device, and for
-how long.
+Tests of L{usbip_server.server.allocation} and L{usbip_server.server.devices.desired}: who may
+have a device, and for how long.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from msgspec.structs import astuple, replace
 
 from tests.desiredcase import ALWAYS, EPOCH, Client, DesiredTestCase
 from tests.support import ALICE, BOB, STICK, UNO, PatientBackend
-from usbip_server.device import DeviceState, Lease, Traffic
-from usbip_server.errors import (
+from usbip_server.model.device import DeviceState, Lease, Traffic
+from usbip_server.model.errors import (
     DeviceInUse,
     DeviceLeased,
     InvalidRequest,
@@ -19,8 +19,7 @@ from usbip_server.errors import (
     OperationFailed,
     StillWorking,
 )
-from usbip_server.state import State
-from usbip_server.wishes import RECONNECT
+from usbip_server.server.devices.desired import RECONNECT, State
 
 FREE, BOUND, IN_USE = DeviceState.FREE, DeviceState.BOUND, DeviceState.IN_USE
 CI = {"owner": "ci-job-81", "ttl": 600}

@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.commands}.
+Tests of L{usbip_server.model.requests}.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from usbip_server.commands import (
+from usbip_server.model.errors import InvalidRequest
+from usbip_server.model.requests import (
     COMMANDS,
     AttachDevice,
     DetachDevice,
@@ -19,8 +20,7 @@ from usbip_server.commands import (
     Request,
     decode,
 )
-from usbip_server.errors import InvalidRequest
-from usbip_server.matching import CRITERIA, LONGEST_CRITERION, describe, given
+from usbip_server.model.selector import CRITERIA, LONGEST_CRITERION, describe, given
 
 
 def subclasses(kind: type[Any]) -> set[type[Any]]:

@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.config}.
+Tests of L{usbip_server.server.config}.
 """
 
 from __future__ import annotations
@@ -9,14 +9,12 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from usbip_server.backends.options import convert
 from usbip_server.backends.virtual import Options
-from usbip_server.config import Config, Export, Source, load, wrongOption
-from usbip_server.limits import InvalidOption
-from usbip_server.rules import Occasion, Share
-from usbip_server.settings import OnStop
-from usbip_server.statepath import statePath
-from usbip_server.yamlfile import ConfigError
+from usbip_server.model.options import InvalidOption, convert
+from usbip_server.model.rules import Occasion, Share
+from usbip_server.runtime.statefile import statePath
+from usbip_server.runtime.yamlfile import ConfigError
+from usbip_server.server.config import Config, Export, OnStop, Source, load, wrongOption
 
 SHARES = (Share.ALWAYS, Share.NEVER)
 RIGHT_SHARES = "3: devices.0.share: invalid enum value 'allways': it is one of always, on_import,"

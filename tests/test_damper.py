@@ -1,13 +1,13 @@
 """
-Tests of L{usbip_server.damper}: devices that are plugged in again and again.
+Tests of L{usbip_server.server.devices.view}: devices that are plugged in again and again.
 """
 
 from __future__ import annotations
 
 from tests.desiredcase import ALWAYS, DesiredTestCase
 from tests.support import STICK, UNO
-from usbip_server.damper import FIRST_PAUSE, LONGEST_PAUSE, OFTEN, WINDOW
-from usbip_server.device import DeviceState
+from usbip_server.model.device import DeviceState
+from usbip_server.server.devices.view import FIRST_PAUSE, LONGEST_PAUSE, OFTEN, WINDOW
 
 FREE, BOUND, ERROR = DeviceState.FREE, DeviceState.BOUND, DeviceState.ERROR
 

@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.descriptors}.
+Tests of L{usbip_server.runtime.service}.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import resource
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
-from usbip_server.descriptors import SPARE, affordable
+from usbip_server.runtime.service import SPARE, affordable
 
 INFINITE = resource.RLIM_INFINITY
 

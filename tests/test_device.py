@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.device}.
+Tests of L{usbip_server.model.device}.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import random
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support import MOUSE, UNO, changed
-from usbip_server.device import UsbDevice, busOrder, isBusId
+from usbip_server.model.device import UsbDevice, busOrder, isBusId
 
 
 class BusIdTests(SynchronousTestCase):

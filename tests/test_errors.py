@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.errors}.
+Tests of L{usbip_server.model.errors}.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import msgspec
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support import STICK, UNO, changed, manyDevices
-from usbip_server.device import Holder
-from usbip_server.errors import (
+from usbip_server.model.device import Holder
+from usbip_server.model.errors import (
     NAMED_AT_MOST,
     DeviceInUse,
     OperationFailed,
     SeveralMatch,
     ShareError,
 )
-from usbip_server.limits import InvalidOption, invalid
+from usbip_server.model.options import InvalidOption, invalid
 
 
 class SeveralMatchTests(SynchronousTestCase):

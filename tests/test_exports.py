@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.exports}: who may import a device.
+Tests of L{usbip_server.server.exports}: who may import a device.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from tests.support import (
     asked,
     changed,
 )
-from usbip_server.device import DeviceState, Encryption, Holder, UsbDevice
-from usbip_server.errors import (
+from usbip_server.model.device import DeviceState, Encryption, Holder, UsbDevice
+from usbip_server.model.errors import (
     BackendUnavailable,
     DeviceInUse,
     DeviceLeased,
@@ -33,10 +33,10 @@ from usbip_server.errors import (
     OperationTimedOut,
     StillWorking,
 )
-from usbip_server.exports import AFTERWARDS, EXPORT_SECONDS, JUST_FREED, LOOK_AGAIN
-from usbip_server.handoff import Carrier
-from usbip_server.policy import LOCAL, Principal
-from usbip_server.rules import Hook, Match, Occasion, Rule, Share
+from usbip_server.model.policy import LOCAL, Principal
+from usbip_server.model.rules import Hook, Match, Occasion, Rule, Share
+from usbip_server.net.handover import SessionSocket
+from usbip_server.server.exports import AFTERWARDS, EXPORT_SECONDS, JUST_FREED, LOOK_AGAIN
 
 FREE, BOUND, IN_USE = DeviceState.FREE, DeviceState.BOUND, DeviceState.IN_USE
 
@@ -44,9 +44,9 @@ ON_IMPORT = Rule(match=Match(bus="*"), share=Share.ON_IMPORT)
 LENT = Rule(match=Match(bus="*"), share=Share.ON_IMPORT, unbind_released=True)
 
 
-def plain(connection: socket.socket) -> Carrier:
+def plain(connection: socket.socket) -> SessionSocket:
     """A connection as it is."""
-    return Carrier(given=connection, connection=connection)
+    return SessionSocket(given=connection, connection=connection)
 
 
 def held(principal: Principal, since: float) -> Holder:
@@ -658,7 +658,7 @@ class CarrierTests(ExportsTestCase):
         self.addCleanup(globalLogPublisher.removeObserver, observer)
         self.start(ALWAYS)
 
-    def asks(self, carrier: Carrier) -> Deferred[UsbDevice]:
+    def asks(self, carrier: SessionSocket) -> Deferred[UsbDevice]:
         """A client wants the device over this."""
         return asked(self.sharing.handOver(UNO.busId, Client(BOB), carrier, lambda: None))
 
@@ -668,7 +668,7 @@ class CarrierTests(ExportsTestCase):
         client, server = self.connect()
         ours, theirs = socket.socketpair()
         self.addCleanup(ours.close)
-        carrier = Carrier(given=theirs, connection=server, encryption=Encryption.RELAY)
+        carrier = SessionSocket(given=theirs, connection=server, encryption=Encryption.RELAY)
         device = self.successResultOf(self.asks(carrier))
         assert device.holder is not None
         self.assertIs(device.holder.encryption, Encryption.RELAY)
@@ -689,7 +689,7 @@ class CarrierTests(ExportsTestCase):
             (Encryption.RELAY, "relay"),
         ):
             client, server = self.connect()
-            carrier = Carrier(given=server, connection=server, encryption=encryption)
+            carrier = SessionSocket(given=server, connection=server, encryption=encryption)
             self.successResultOf(self.asks(carrier))
             said = map(formatEvent, self.logged)
             lines = [line for line in said if line.startswith(f"{BOB.address} has")]

@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.feed}.
+Tests of L{usbip_server.server.devices.events}.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublish
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support import DEVICES, EPOCH, MOUSE, STICK, UNO, changed, everything
-from usbip_server.commands import WatchDevices
-from usbip_server.device import DeviceState, Holder, Lease, Traffic, UsbDevice
-from usbip_server.errors import SnapshotNeeded
-from usbip_server.feed import Event, Feed
-from usbip_server.history import Stream
-from usbip_server.inventory import Change, ChangeKind, Inventory
+from usbip_server.model.device import DeviceState, Holder, Lease, Traffic, UsbDevice
+from usbip_server.model.errors import SnapshotNeeded
+from usbip_server.model.inventory import Change, ChangeKind, Inventory
+from usbip_server.model.requests import WatchDevices
+from usbip_server.runtime.eventlog import Subscription
+from usbip_server.server.devices.events import DeviceEvents, Event
 
 BOUND, IN_USE = DeviceState.BOUND, DeviceState.IN_USE
 FIRST = 1_000
@@ -34,7 +34,7 @@ class FeedTestCase(SynchronousTestCase):
         self.time = EPOCH
         self.inventory = Inventory(FIRST - 3)
         self.inventory.replace(DEVICES)
-        self.feed = Feed(self.inventory, lambda: self.time, self.keep)
+        self.feed = DeviceEvents(self.inventory, lambda: self.time, self.keep)
         self.heard: list[int] = []
 
     def listen(self, event: Event) -> None:
@@ -158,7 +158,7 @@ class FeedTests(FeedTestCase):
         traffic = Traffic(bytesIn=48, bytesOut=4096)
         self.inventory = Inventory(FIRST - 3)
         self.inventory.replace(DEVICES)
-        Feed(self.inventory, lambda: self.time, self.keep, lambda device: traffic)
+        DeviceEvents(self.inventory, lambda: self.time, self.keep, lambda device: traffic)
         holder = Holder(address="192.0.2.7", since=EPOCH)
         self.become(UNO, state=BOUND)
         self.become(UNO, state=IN_USE, holder=holder)
@@ -222,11 +222,11 @@ class StreamTests(FeedTestCase):
     What one watcher is told.
     """
 
-    def watch(self, **request: Any) -> Stream[Event]:
+    def watch(self, **request: Any) -> Subscription[Event]:
         """What somebody is to be told."""
         return self.feed.watch(WatchDevices(**request), everything)[1]
 
-    def begin(self, stream: Stream[Event]) -> list[int]:
+    def begin(self, stream: Subscription[Event]) -> list[int]:
         """Have it begin to tell the listener; the numbers of what comes first."""
         return [e.change.seq for e, _ in stream.begin(lambda event, line: self.listen(event))]
 

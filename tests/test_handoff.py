@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.handoff}: with real connections.
+Tests of L{usbip_server.server.sessions}: with real connections.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests.support import STICK, UNO, changed
-from usbip_server.device import Holder, Traffic, UsbDevice
-from usbip_server.errors import InvalidRequest
-from usbip_server.handoff import Handoff, Handoffs, requireSilence
-from usbip_server.keepalive import KeepAlive
+from usbip_server.model.device import Holder, Traffic, UsbDevice
+from usbip_server.model.errors import InvalidRequest
+from usbip_server.net.handover import requireSilence
+from usbip_server.net.keepalive import KeepAlive
+from usbip_server.server.sessions import Session, SessionTable
 from usbip_server.testing.reactor import FakeReactor
 
 HOLDER = Holder(address="127.0.0.1", since=5.0)
@@ -40,7 +41,7 @@ def reset(connection: socket.socket) -> None:
     connection.close()
 
 
-class Session:
+class ImportingClient:
     """
     A client that has a device: what it was given, and what it sends.
 
@@ -51,7 +52,7 @@ class Session:
 
     def __init__(
         self,
-        handoffs: Handoffs,
+        handoffs: SessionTable,
         device: UsbDevice = UNO,
         holder: Holder = HOLDER,
         ended: Callable[[], None] = lambda: None,
@@ -60,7 +61,7 @@ class Session:
         self.client, self.server = connected()
         self._ended = ended
         self.kept = self.server.dup()
-        handoffs.add(Handoff(device, self.kept, holder, self._over))
+        handoffs.add(Session(device, self.kept, holder, self._over))
 
     def _over(self) -> None:
         self.ended += 1
@@ -80,7 +81,7 @@ class HandoffsTestCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.reactor = FakeReactor()
-        self.handoffs = Handoffs(self.reactor)
+        self.handoffs = SessionTable(self.reactor)
         self.addCleanup(self.handoffs.stop)
 
     def begin(
@@ -88,9 +89,9 @@ class HandoffsTestCase(SynchronousTestCase):
         device: UsbDevice = UNO,
         holder: Holder = HOLDER,
         ended: Callable[[], None] = lambda: None,
-    ) -> Session:
+    ) -> ImportingClient:
         """A session."""
-        session = Session(self.handoffs, device, holder, ended)
+        session = ImportingClient(self.handoffs, device, holder, ended)
         self.addCleanup(session.close)
         return session
 
@@ -104,7 +105,7 @@ class EndTests(HandoffsTestCase):
     The end of a session is seen.
     """
 
-    def assertEnds(self, session: Session, end: Callable[[], object]) -> None:
+    def assertEnds(self, session: ImportingClient, end: Callable[[], object]) -> None:
         """It ends by that, and not before; that is told once."""
         self.reactor.deliver()
         self.assertEqual(session.ended, 0)
@@ -191,7 +192,7 @@ class EndTests(HandoffsTestCase):
 
     def test_beginsInEnding(self) -> None:
         """A session may begin while one is told of its end."""
-        begun: list[Session] = []
+        begun: list[ImportingClient] = []
         session = self.begin(ended=lambda: begun.append(self.begin(UNO, LATER)))
         session.client.close()
         self.reactor.deliver()
@@ -291,7 +292,7 @@ class TrafficTests(HandoffsTestCase):
         """Of a connection that is none of TCP it is not known."""
         client, server = socket.socketpair()
         self.addCleanup(client.close)
-        self.handoffs.add(Handoff(UNO, server, HOLDER, lambda: None))
+        self.handoffs.add(Session(UNO, server, HOLDER, lambda: None))
         self.assertIsNone(self.traffic())
         client.close()
         self.reactor.deliver()
@@ -392,10 +393,10 @@ class ReactorTests(TestCase):
 
     async def test_ends(self) -> None:
         """The end of a session wakes it; traffic does not."""
-        handoffs = Handoffs(reactor)
+        handoffs = SessionTable(reactor)
         self.addCleanup(handoffs.stop)
         ended: Deferred[None] = Deferred()
-        session = Session(handoffs, ended=lambda: ended.callback(None))
+        session = ImportingClient(handoffs, ended=lambda: ended.callback(None))
         self.addCleanup(session.close)
         woken: list[None] = []
         turned: Deferred[None] = Deferred()

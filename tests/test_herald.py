@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.herald}: hooks are told what happens, and asked.
+Tests of L{usbip_server.server.devices.hooks}: hooks are told what happens, and asked.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from twisted.internet.defer import Deferred
 
 from tests.desiredcase import DesiredTestCase
 from tests.support import STICK, UNO, PatientBackend
-from usbip_server.device import DeviceState
-from usbip_server.errors import OperationFailed
-from usbip_server.hooks import Hooks
-from usbip_server.rules import Hook, Match, Occasion, Rule, Share
+from usbip_server.model.device import DeviceState
+from usbip_server.model.errors import OperationFailed
+from usbip_server.model.rules import Hook, Match, Occasion, Rule, Share
+from usbip_server.runtime.hookrunner import HookRunner
 
 EVERYTHING = Hook(
     events=tuple(occasion for occasion in Occasion if occasion is not Occasion.BEFORE_BIND),
@@ -25,7 +25,7 @@ GATE = Hook(events=(Occasion.BEFORE_BIND,), command=("gate",))
 
 class HeraldTests(DesiredTestCase):
     """
-    What reaches hooks. (That they are run is tested with L{Hooks}.)
+    What reaches hooks. (That they are run is tested with L{HookRunner}.)
     """
 
     devices = (UNO, STICK)
@@ -35,8 +35,8 @@ class HeraldTests(DesiredTestCase):
         self.called: list[tuple[str, str, dict[str, Any]]] = []
         self.asked: list[dict[str, Any]] = []
         self.answer: Deferred[str | None] = Deferred()
-        self.patch(Hooks, "call", self.call)
-        self.patch(Hooks, "ask", self.gate)
+        self.patch(HookRunner, "call", self.call)
+        self.patch(HookRunner, "ask", self.gate)
 
     def call(self, hook: Hook, busId: str, body: bytes) -> None:
         """In place of a program."""

@@ -1,6 +1,6 @@
 """
-Tests of L{usbip_server.hooks} and L{usbip_server.httppost}, with real child processes and a
-real web server.
+Tests of L{usbip_server.runtime.hookrunner} and L{usbip_server.runtime.webhook}, with real child
+processes and a real web server.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from twisted.web.server import NOT_DONE_YET, Request, Site
 
 from tests.childcase import ChildTestCase, isThere
 from tests.support import asked
-from usbip_server.hooks import LINE, LOGGED_LINES, Hooks, environment, lines
-from usbip_server.httppost import ANSWER
-from usbip_server.rules import Hook, Occasion
+from usbip_server.model.rules import Hook, Occasion
+from usbip_server.runtime.hookrunner import LINE, LOGGED_LINES, HookRunner, environment, lines
+from usbip_server.runtime.webhook import ANSWER
 
 BODY = b'{"event":"bound","data":{"bus_id":"1-1.4"}}'
 
@@ -44,9 +44,9 @@ class HooksTestCase(ChildTestCase):
         self.addCleanup(globalLogPublisher.removeObserver, observer)
         self.hooks = self.makeHooks()
 
-    def makeHooks(self, most: int = 8, waiting: int = 1000) -> Hooks:
+    def makeHooks(self, most: int = 8, waiting: int = 1000) -> HookRunner:
         """Those that are stopped when the test is over."""
-        hooks = Hooks(reactor, most, waiting)
+        hooks = HookRunner(reactor, most, waiting)
         self.addCleanup(lambda: asked(hooks.stop(0)))
         return hooks
 
@@ -59,7 +59,8 @@ class HooksTestCase(ChildTestCase):
         return [
             formatEvent(event)
             for event in self.events
-            if event["log_level"] is level and event["log_namespace"].endswith("hooks.Hooks")
+            if event["log_level"] is level
+            and event["log_namespace"].endswith("hookrunner.HookRunner")
         ]
 
     @property
@@ -176,7 +177,7 @@ class CommandTests(HooksTestCase):
         async def fail(*arguments: object) -> None:
             raise ZeroDivisionError
 
-        self.patch(Hooks, "_execute", fail)
+        self.patch(HookRunner, "_execute", fail)
         hook = self.command("exit 0")
         self.hooks.call(hook, "1-1", BODY)
         reason = await self.hooks.ask(hook, "1-1", BODY)

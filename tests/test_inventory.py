@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.inventory}.
+Tests of L{usbip_server.model.inventory}.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from itertools import pairwise
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support import DEVICES, MOUSE, STICK, UNO, changed
-from usbip_server.device import DeviceState, Holder, Lease, UsbDevice
-from usbip_server.inventory import Change, ChangeKind, Inventory
+from usbip_server.model.device import DeviceState, Holder, Lease, UsbDevice
+from usbip_server.model.inventory import Change, ChangeKind, Inventory
 
 
 class InventoryTests(SynchronousTestCase):

@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.keeper}: devices are kept as they are wanted.
+Tests of L{usbip_server.server.devices.reconciler}: devices are kept as they are wanted.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from itertools import pairwise
 
 from tests.desiredcase import ALWAYS, NEVER, DesiredTestCase
 from tests.support import EVERYBODY, STICK, UNO, PatientBackend, asked, changed
-from usbip_server.device import DeviceState
-from usbip_server.errors import DeviceMounted, DeviceNotFound, OperationFailed
-from usbip_server.keeper import LONGEST_PAUSE, NO_DRIVER
-from usbip_server.rules import Match, Rule, Share
-from usbip_server.settings import OnStop, Settings
+from usbip_server.model.device import DeviceState
+from usbip_server.model.errors import DeviceMounted, DeviceNotFound, OperationFailed
+from usbip_server.model.rules import Match, Rule, Share
+from usbip_server.server.config import OnStop, Settings
+from usbip_server.server.devices.reconciler import LONGEST_PAUSE, NO_DRIVER
 
 FREE, BOUND, IN_USE = DeviceState.FREE, DeviceState.BOUND, DeviceState.IN_USE
 UNOS = Rule(match=Match(id="2341:0043"), name="uno", share=Share.ALWAYS)

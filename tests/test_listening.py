@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.listening}.
+Tests of L{usbip_server.net.endpoints}.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
 from tests.certificates import signed, trusting
-from usbip_server import listening
-from usbip_server.certificates import Certificates, Tls, read
-from usbip_server.listening import BACKLOG, EveryInterface, OverTls, explain, serverEndpoint
+from usbip_server.net import endpoints
+from usbip_server.net.certificates import Certificates, Tls, read
+from usbip_server.net.endpoints import BACKLOG, EveryInterface, OverTls, explain, serverEndpoint
 
 
 class Greeting(Protocol):
@@ -106,7 +106,7 @@ class RealTests(TestCase):
 
     async def test_withoutIpv6(self) -> None:
         """Where the kernel has no IPv6 it takes IPv4."""
-        made = listening._listener
+        made = endpoints._listener
 
         for number in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
 
@@ -117,7 +117,7 @@ class RealTests(TestCase):
                     raise OSError(number, os.strerror(number))
                 return made(family, port, backlog)
 
-            self.patch(listening, "_listener", noIpv6)
+            self.patch(endpoints, "_listener", noIpv6)
             port = await self.listen("tcp:0")
             said = await self.greeted(TCP4ClientEndpoint(reactor, "127.0.0.1", port))
             self.assertEqual(said, b"127.0.0.1")

@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.matching}.
+Tests of L{usbip_server.model.selector}.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support import DEVICES, MOUSE, STICK, UNO, changed
-from usbip_server.commands import FindDevice
-from usbip_server.device import UsbDevice
-from usbip_server.errors import DeviceNotFound, SeveralMatch
-from usbip_server.matching import matching, select
+from usbip_server.model.device import UsbDevice
+from usbip_server.model.errors import DeviceNotFound, SeveralMatch
+from usbip_server.model.requests import FindDevice
+from usbip_server.model.selector import matching, select
 
 TWELFTH = UsbDevice(
     busId="12-1",

@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.notify}.
+Tests of L{usbip_server.runtime.service}.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import tempfile
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from usbip_server.notify import notify
+from usbip_server.runtime.service import notify
 
 
 class NotifyTests(SynchronousTestCase):

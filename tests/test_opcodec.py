@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.opcodec}.
+Tests of L{usbip_server.model.usbip}.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support import UNO, changed
-from usbip_server.backends import virtualusb
-from usbip_server.opcodec import (
+from usbip_server.backends import softdevice
+from usbip_server.model.usbip import (
     LONGEST_REQUEST,
     SPEED_OF,
     ImportRequest,
@@ -27,7 +27,7 @@ from usbip_server.opcodec import (
     encodeRefusal,
 )
 
-if virtualusb.installed:
+if softdevice.installed:
     from usbip import protocol  # type: ignore[import-untyped]
 
 FUZZ = settings(max_examples=500, deadline=None, database=None)
@@ -255,7 +255,7 @@ class OtherClientTests(SynchronousTestCase):
     What a client that others wrote says and understands.
     """
 
-    if not virtualusb.installed:
+    if not softdevice.installed:
         skip = "the package usbip is not installed"
 
     def setUp(self) -> None:

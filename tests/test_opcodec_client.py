@@ -1,5 +1,5 @@
 """
-The client's half of L{usbip_server.opcodec}.
+The client's half of L{usbip_server.model.usbip}.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support import MOUSE, STICK, UNO, changed
-from usbip_server.opcodec import (
+from usbip_server.model.usbip import (
     IMPORT_REPLY,
     REPLY_HEAD,
     Exported,

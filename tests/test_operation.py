@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.operation}.
+Tests of L{usbip_server.runtime.latch}.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support import ALICE, UNO, asked, changed
-from usbip_server.device import Holder
-from usbip_server.errors import OperationFailed
-from usbip_server.operation import Event
-from usbip_server.operations import Operation
+from usbip_server.model.device import Holder
+from usbip_server.model.errors import OperationFailed
+from usbip_server.runtime.latch import Latch
+from usbip_server.server.devices.operations import Operation
 
 
 class EventTests(SynchronousTestCase):
@@ -22,7 +22,7 @@ class EventTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.clock = Clock()
-        self.event = Event(self.clock)
+        self.event = Latch(self.clock)
 
     def test_happens(self) -> None:
         """All who wait go on when it happens."""
@@ -83,7 +83,7 @@ class OperationTests(SynchronousTestCase):
     """
 
     def setUp(self) -> None:
-        self.operation = Operation("attach", UNO, ALICE, Event(Clock()))
+        self.operation = Operation("attach", UNO, ALICE, Latch(Clock()))
 
     def test_isAbout(self) -> None:
         """It is about the very device, in whichever state, and not another at its place."""

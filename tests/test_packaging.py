@@ -19,12 +19,12 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from tests.backends.sysfscase import SysfsCase
 from usbip_server.backends import sysfs, usbiptool, virtual
-from usbip_server.certificates import Tls
-from usbip_server.client.core.servers import ClientTls
-from usbip_server.client.remote import hosts as remotehosts
-from usbip_server.config import Config, Source
-from usbip_server.policy import Grant, Policy, Who
-from usbip_server.rules import Hook, Match, Occasion, Rule
+from usbip_server.backends.remote import config as remotehosts
+from usbip_server.client.servers import ClientTls
+from usbip_server.model.policy import Grant, Policy, Who
+from usbip_server.model.rules import Hook, Match, Occasion, Rule
+from usbip_server.net.certificates import Tls
+from usbip_server.server.config import Config, Source
 
 PROJECT = Path(__file__).parent.parent
 SECONDS = 120

@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.patience}.
+Tests of L{usbip_server.server.access.ratelimit}.
 """
 
 from __future__ import annotations
@@ -9,11 +9,17 @@ import re
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from usbip_server.access import Access
-from usbip_server.errors import NotAllowed
-from usbip_server.patience import FORGIVEN, FREE, LONGEST, REMEMBERED, Patience
-from usbip_server.policy import LOCAL, Openness, Policy, Principal, Who
-from usbip_server.tokens import hashOf
+from usbip_server.model.errors import NotAllowed
+from usbip_server.model.policy import LOCAL, AccessPreset, Policy, Principal, Who
+from usbip_server.model.tokens import hashOf
+from usbip_server.server.access.authorizer import Authorizer
+from usbip_server.server.access.ratelimit import (
+    FORGIVEN,
+    FREE,
+    LONGEST,
+    REMEMBERED,
+    TokenRateLimiter,
+)
 
 GUESSER = Principal("203.0.113.9")
 TOKEN = "usbip_0123456789abcdef"
@@ -27,7 +33,7 @@ class PatienceTestCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.clock.advance(1_700_000_000)
-        self.patience = Patience(self.clock.seconds)
+        self.patience = TokenRateLimiter(self.clock.seconds)
 
     def fail_(self, times: int, peer: Principal = GUESSER) -> None:
         """Show wrong tokens, without regard to pauses."""
@@ -130,7 +136,7 @@ class WhoTests(PatienceTestCase):
     def together(self, *peers: Principal) -> None:
         """They wait together: whatever one shows counts for all."""
         for guesser in peers:
-            patience = self.patience = Patience(self.clock.seconds)
+            patience = self.patience = TokenRateLimiter(self.clock.seconds)
             for _ in range(FREE + 1):
                 patience.failed(guesser)
             self.assertEqual([self.isPaused(peer) for peer in peers], [True] * len(peers), guesser)
@@ -138,7 +144,7 @@ class WhoTests(PatienceTestCase):
     def apart(self, *peers: Principal) -> None:
         """None waits for what another has shown."""
         for guesser in peers:
-            self.patience = Patience(self.clock.seconds)
+            self.patience = TokenRateLimiter(self.clock.seconds)
             self.fail_(FREE + 1, guesser)
             paused = [peer for peer in peers if self.isPaused(peer)]
             self.assertEqual(paused, [guesser])
@@ -193,7 +199,7 @@ class TokenTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         policy = Policy(principals={"ci": Who(token=hashOf(TOKEN))})
-        self.access = Access(policy, self.clock.seconds)
+        self.access = Authorizer(policy, self.clock.seconds)
         for _ in range(FREE + 1):
             self.assertRaises(NotAllowed, self.access.identify, GUESSER, "usbip_guessed")
 
@@ -223,7 +229,7 @@ class TokenTests(SynchronousTestCase):
 
     def test_reload(self) -> None:
         """Another configuration changes nothing of that."""
-        self.access.become(Openness.OPEN.policy)
+        self.access.become(AccessPreset.OPEN.policy)
         error = self.assertRaises(NotAllowed, self.try_, TOKEN)
         self.assertIn("again in 1 s", str(error))
 

@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.policy}: what the configuration says of who may do what.
+Tests of L{usbip_server.model.policy}: what the configuration says of who may do what.
 """
 
 from __future__ import annotations
@@ -7,12 +7,11 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support import MOUSE, STICK, UNO
-from usbip_server.config import Source
-from usbip_server.policy import (
+from usbip_server.model.policy import (
     BUILT_IN,
     LOCAL,
+    AccessPreset,
     Grant,
-    Openness,
     Policy,
     Principal,
     Right,
@@ -21,10 +20,10 @@ from usbip_server.policy import (
     several,
     within,
 )
-from usbip_server.rules import Match
-from usbip_server.settings import Settings
-from usbip_server.tokens import hashOf
-from usbip_server.yamlfile import ConfigError
+from usbip_server.model.rules import Match
+from usbip_server.model.tokens import hashOf
+from usbip_server.runtime.yamlfile import ConfigError
+from usbip_server.server.config import Settings, Source
 
 HASH = hashOf("usbip_x", "0" * 32)
 OTHER = hashOf("usbip_y", "0" * 32)
@@ -302,9 +301,9 @@ class PolicyTests(SynchronousTestCase):
     def test_words(self) -> None:
         """Each word is a policy of one rule."""
         for openness, names in (
-            (Openness.OPEN, {"anyone"}),
-            (Openness.PRIVATE, {"private"}),
-            (Openness.LOCAL, {"local"}),
+            (AccessPreset.OPEN, {"anyone"}),
+            (AccessPreset.PRIVATE, {"private"}),
+            (AccessPreset.LOCAL, {"local"}),
         ):
             [grant] = openness.policy.allow
             self.assertEqual({*several(grant.who)}, names)
@@ -319,8 +318,8 @@ class FileTests(SynchronousTestCase):
 
     def test_default(self) -> None:
         """Nothing, or a word."""
-        self.assertEqual(Source("c.yaml", "").config().settings.access, Openness.PRIVATE.policy)
-        for openness in Openness:
+        self.assertEqual(Source("c.yaml", "").config().settings.access, AccessPreset.PRIVATE.policy)
+        for openness in AccessPreset:
             self.assertEqual(policyOf(f"  {openness.value}"), openness.policy)
 
     def test_empty(self) -> None:

@@ -16,8 +16,8 @@ from tests.desiredcase import (
     MemoryStateFile,
 )
 from tests.support import BOB, STICK, UNO, PatientBackend, PromptBackend, asked, changed
-from usbip_server.device import DeviceState, Lease, UsbDevice
-from usbip_server.errors import (
+from usbip_server.model.device import DeviceState, Lease, UsbDevice
+from usbip_server.model.errors import (
     DeviceInUse,
     DeviceLeased,
     DeviceNotFound,
@@ -25,11 +25,11 @@ from usbip_server.errors import (
     OperationFailed,
     StillWorking,
 )
-from usbip_server.herald import Herald
-from usbip_server.rules import Match, Rule
-from usbip_server.settings import OnStop
-from usbip_server.sharing import Sharing
-from usbip_server.state import State, Wish
+from usbip_server.model.rules import Match, Rule
+from usbip_server.server.config import OnStop
+from usbip_server.server.core import Sharing
+from usbip_server.server.devices.desired import DesiredDevice, State
+from usbip_server.server.devices.hooks import HookDispatcher
 
 FREE, BOUND, IN_USE = DeviceState.FREE, DeviceState.BOUND, DeviceState.IN_USE
 TWIN = changed(UNO, busId="1-3", deviceNumber=9)
@@ -299,7 +299,7 @@ class GivingBackTests(PatientTestCase):
         """The same failure is told once, however often it is tried."""
         self.start(ALWAYS)
         failed: list[str] = []
-        self.patch(Herald, "failed", lambda _, device, why: failed.append(why))
+        self.patch(HookDispatcher, "failed", lambda _, device, why: failed.append(why))
         for _ in range(4):
             self.fails()
             self.sleep(64)
@@ -330,7 +330,7 @@ class StartTests(PatientTestCase):
 
     def begin(self, lease: Lease) -> None:
         """Start with a lease in the file, on a device that is bound; it takes a while."""
-        wish = Wish(
+        wish = DesiredDevice(
             vendorId=UNO.vendorId,
             productId=UNO.productId,
             serial=UNO.serial,

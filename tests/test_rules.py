@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.rules}.
+Tests of L{usbip_server.model.rules}.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ import msgspec
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support import MOUSE, STICK, UNO, changed
-from usbip_server.inventory import ChangeKind
-from usbip_server.rules import (
+from usbip_server.model.inventory import ChangeKind
+from usbip_server.model.rules import (
     CLASSES,
     LONGEST_NAME,
     NO_RULE,

@@ -1,14 +1,13 @@
 """
-Tests of L{usbip_server.sharing}: what is done, and how it goes wrong.
+Tests of L{usbip_server.server.core}: what is done, and how it goes wrong.
 """
 
 from __future__ import annotations
 
 from tests.sharingcase import ATTACH, DETACH, SharingTestCase
 from tests.support import ALICE, BOB, MOUSE, STICK, UNO, changed
-from usbip_server.commands import AttachDevice, DetachDevice, FindDevice, ListDevices
-from usbip_server.device import DeviceState, Holder
-from usbip_server.errors import (
+from usbip_server.model.device import DeviceState, Holder
+from usbip_server.model.errors import (
     BackendUnavailable,
     DeviceInUse,
     DeviceNotFound,
@@ -17,6 +16,7 @@ from usbip_server.errors import (
     SeveralMatch,
     StillWorking,
 )
+from usbip_server.model.requests import AttachDevice, DetachDevice, FindDevice, ListDevices
 
 
 class QuestionTests(SharingTestCase):

@@ -1,21 +1,21 @@
 """
-Tests of L{usbip_server.sharing}: what takes its time, the start and the end.
+Tests of L{usbip_server.server.core}: what takes its time, the start and the end.
 """
 
 from __future__ import annotations
 
 from tests.sharingcase import ATTACH, DETACH, SharingTestCase
 from tests.support import ALICE, BOB, EVERYBODY, UNO, PatientBackend, asked, changed
-from usbip_server.commands import AttachDevice, FindDevice, ListDevices
-from usbip_server.device import DeviceState
-from usbip_server.errors import (
+from usbip_server.model.device import DeviceState
+from usbip_server.model.errors import (
     BackendUnavailable,
     OperationFailed,
     StillWorking,
 )
-from usbip_server.policy import Principal
-from usbip_server.settings import Settings
-from usbip_server.sharing import Sharing
+from usbip_server.model.policy import Principal
+from usbip_server.model.requests import AttachDevice, FindDevice, ListDevices
+from usbip_server.server.config import Settings
+from usbip_server.server.core import Sharing
 
 
 class AnswerTimeTests(SharingTestCase):

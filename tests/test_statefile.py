@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.statefile}.
+Tests of L{usbip_server.runtime.statefile}.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from twisted.internet.defer import Deferred
 from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
 
-from usbip_server.device import Lease
-from usbip_server.state import State, Wish
-from usbip_server.statefile import StateFile
+from usbip_server.model.device import Lease
+from usbip_server.runtime.statefile import StateFile
+from usbip_server.server.devices.desired import DesiredDevice, State
 from usbip_server.testing import FakeReactor
 
 KILLS = 50
@@ -33,14 +33,15 @@ KILLS = 50
 SAVING = """
 import os, sys
 from tests.test_statefile import stateOf
-from usbip_server.statefile import StateFile
+from usbip_server.runtime.statefile import StateFile
+from usbip_server.server.devices.desired import State
 from usbip_server.testing import FakeReactor
 
 while sys.stdin.readline():
     child = os.fork()
     if child == 0:
         reactor = FakeReactor()
-        file = StateFile(sys.argv[1], reactor, reactor.spawn)
+        file = StateFile(sys.argv[1], State, reactor, reactor.spawn)
         wishes = file.open().wishes
         number = int(wishes[0].serial) if wishes else 0
         while True:
@@ -55,10 +56,11 @@ is saved."""
 
 HOLDING = """
 import sys
-from usbip_server.statefile import StateFile
+from usbip_server.runtime.statefile import StateFile
+from usbip_server.server.devices.desired import State
 from usbip_server.testing import FakeReactor
 
-file = StateFile(sys.argv[1], FakeReactor())
+file = StateFile(sys.argv[1], State, FakeReactor())
 file.open()
 print("open", flush=True)
 sys.stdin.read()
@@ -67,7 +69,9 @@ sys.stdin.read()
 
 def stateOf(number: int) -> State:
     """A state that is long, and damaged if not all of it has the same number."""
-    wish = Wish(vendorId="2341", productId="0043", serial=str(number), busId="1-1.4", kept=True)
+    wish = DesiredDevice(
+        vendorId="2341", productId="0043", serial=str(number), busId="1-1.4", kept=True
+    )
     return State(wishes=(wish,) * 100)
 
 
@@ -85,9 +89,9 @@ class Fixture(SynchronousTestCase):
         self.addCleanup(capture.__exit__, None, None, None)
         self.file = self.fileAt(self.path)
 
-    def fileAt(self, path: str) -> StateFile:
+    def fileAt(self, path: str) -> StateFile[State]:
         """A state file."""
-        return StateFile(path, self.reactor, self.reactor.spawn)
+        return StateFile(path, State, self.reactor, self.reactor.spawn)
 
     def put(self, content: bytes) -> None:
         """Put a file at the place."""
@@ -104,7 +108,7 @@ class Fixture(SynchronousTestCase):
         """What is in the directory."""
         return sorted(os.listdir(self.directory))
 
-    def close(self, file: StateFile | None = None) -> Deferred[None]:
+    def close(self, file: StateFile[State] | None = None) -> Deferred[None]:
         """Close, waiting for five seconds at the most."""
         return Deferred.fromCoroutine((file or self.file).close(5))
 
@@ -134,7 +138,9 @@ class KeepingTests(Fixture):
     def test_kept(self) -> None:
         """What was saved last is found by the next daemon."""
         lease = Lease(owner="ci", address="192.0.2.7", until=1.5)
-        wish = Wish(vendorId="2341", productId="0043", serial=None, busId="1-1.4", lease=lease)
+        wish = DesiredDevice(
+            vendorId="2341", productId="0043", serial=None, busId="1-1.4", lease=lease
+        )
         self.assertEqual(self.file.open(), State())
         for state in (stateOf(1), State(wishes=(wish,)), State()):
             self.file.save(state)
@@ -596,11 +602,11 @@ class RealThreadTests(TestCase):
     async def test_many(self) -> None:
         """A thousand states in a row, and the last is kept."""
         path = self.mktemp()
-        file = StateFile(path, reactor)
+        file = StateFile(path, State, reactor)
         file.open()
         for number in range(1000):
             file.save(stateOf(number))
         await file.close(60)
-        again = StateFile(path, reactor)
+        again = StateFile(path, State, reactor)
         self.assertEqual(again.open(), stateOf(999))
         await again.close(60)

@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.tap} and L{usbip_server.daemon}.
+Tests of L{usbip_server.tap} and L{usbip_server.server.service}.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from tests.certificates import LAB, authority, signed
-from usbip_server import places, tap
+from usbip_server import tap
 from usbip_server.interfaces import IUsbBackend, IUsbBackendMaker
-from usbip_server.limits import InvalidOption
-from usbip_server.listening import Deaf, serverEndpoint
+from usbip_server.model.options import InvalidOption
+from usbip_server.net import endpoints as places
+from usbip_server.net.endpoints import CannotListen, serverEndpoint
 from usbip_server.protocols.exporter import ExporterFactory
-from usbip_server.protocols.firstbyte import FirstByteFactory
-from usbip_server.protocols.secured import SecuredFactory
+from usbip_server.protocols.exporter_tls import SecuredFactory
+from usbip_server.protocols.multiplexer import FirstByteFactory
 from usbip_server.tap import Options, assemble, makeService
 
 VIRTUAL = "export: off\nbackend: {type: virtual, devices: [{bus_id: 1-1}]}\n"
@@ -125,7 +126,7 @@ class OptionsTests(CommandLineCase):
         """What is remembered is kept in a file. Who tries things with virtual devices, and has no
         configuration, leaves none behind."""
         noted: list[str] = []
-        self.patch(tap, "StateFile", lambda path, reactor: noted.append(path))
+        self.patch(tap, "StateFile", lambda path, kind, reactor: noted.append(path))
         self.patch(os, "environ", {**os.environ, "STATE_DIRECTORY": "/nowhere"})
         parsed("--backend", "virtual")
         self.assertEqual(noted, [])
@@ -298,7 +299,7 @@ class ServiceTests(CommandLineCase):
             port = taken.getsockname()[1]
             for place in (f"tcp:{port}", f"tcp:{port}:interface=127.0.0.1"):
                 service = makeService(parsed("-b", "virtual", "-l", place))
-                with self.assertRaises(Deaf) as caught:
+                with self.assertRaises(CannotListen) as caught:
                     service.privilegedStartService()
                 self.assertIn(
                     f"cannot listen on {place}: Address already in use", str(caught.exception)
@@ -313,7 +314,7 @@ class ServiceTests(CommandLineCase):
             place = f"tcp:{taken.getsockname()[1]}:interface=127.0.0.1"
             here = "tcp:0:interface=127.0.0.1"
             service = makeService(parsed("-b", "virtual", "-l", here, "--export", place))
-            with self.assertRaises(Deaf) as caught:
+            with self.assertRaises(CannotListen) as caught:
                 service.privilegedStartService()
         message = str(caught.exception)
         self.assertIn(f"cannot listen on {place}: Address already in use", message)
@@ -348,7 +349,7 @@ class ServiceTests(CommandLineCase):
             place = f"tls:{taken.getsockname()[1]}:interface=127.0.0.1"
             here = "tcp:0:interface=127.0.0.1"
             service = makeService(parsed("-c", path, "-l", here, "--export", place))
-            with self.assertRaises(Deaf) as caught:
+            with self.assertRaises(CannotListen) as caught:
                 service.privilegedStartService()
         message = str(caught.exception)
         self.assertIn(f"cannot listen on {place}: Address already in use. Something", message)

@@ -10,8 +10,8 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from usbip_server.runtime.threads import BlockingCalls, StillOut, TookTooLong
 from usbip_server.testing import FakeReactor
-from usbip_server.threads import BlockingCalls, StillOut, TookTooLong
 
 
 class BlockingCallTests(SynchronousTestCase):

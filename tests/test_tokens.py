@@ -1,12 +1,12 @@
 """
-Tests of L{usbip_server.tokens}.
+Tests of L{usbip_server.model.tokens}.
 """
 
 from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from usbip_server.tokens import PREFIX, hashOf, isHashOf, newToken, requireHash
+from usbip_server.model.tokens import PREFIX, hashOf, isHashOf, newToken, requireHash
 
 SALT = "00112233445566778899aabbccddeeff"
 

@@ -1,12 +1,13 @@
 """
-Tests of L{usbip_server.versions}.
+Tests of L{usbip_server.client.cli.diagnostics}.
 """
 
 from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from usbip_server.versions import OURS, PRODUCT, isOlder, versionIn
+from usbip_server import PRODUCT, __version__
+from usbip_server.client.cli.diagnostics import isOlder, versionIn
 
 
 class VersionTests(SynchronousTestCase):
@@ -17,7 +18,7 @@ class VersionTests(SynchronousTestCase):
     def test_header(self) -> None:
         """Of what a server calls itself only our own name counts, wherever it stands."""
         for header, version in (
-            (PRODUCT, OURS),
+            (PRODUCT, __version__),
             ("usbipshare/1.2", "1.2"),
             ("nginx/1.27 usbipshare/1.2 (Debian)", "1.2"),
             ("nginx/1.27.1", None),

@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.waiting}: the queue of those who wait for a device.
+Tests of L{usbip_server.server.queue}: the queue of those who wait for a device.
 """
 
 from __future__ import annotations
@@ -8,9 +8,8 @@ from twisted.internet.defer import Deferred
 
 from tests.desiredcase import Client, DesiredTestCase
 from tests.support import ALICE, BOB, STICK, UNO, asked
-from usbip_server.claims import BUSY_PAUSE
-from usbip_server.device import DeviceState
-from usbip_server.errors import (
+from usbip_server.model.device import DeviceState
+from usbip_server.model.errors import (
     BackendUnavailable,
     DeviceAwaited,
     DeviceInUse,
@@ -19,9 +18,10 @@ from usbip_server.errors import (
     NotDone,
     SeveralMatch,
 )
-from usbip_server.policy import Principal
-from usbip_server.replies import Devices
-from usbip_server.waiting import TURN
+from usbip_server.model.policy import Principal
+from usbip_server.model.replies import Devices
+from usbip_server.server.allocation import BUSY_PAUSE
+from usbip_server.server.queue import TURN
 
 FREE, BOUND, IN_USE = DeviceState.FREE, DeviceState.BOUND, DeviceState.IN_USE
 CAROL = Principal("192.0.2.9")

@@ -10,7 +10,7 @@ from typing import Any
 
 from zope.interface import Attribute, Interface
 
-from usbip_server.device import Holder, Traffic, UsbDevice
+from usbip_server.model.device import Holder, Traffic, UsbDevice
 
 
 class IUsbBackend(Interface):
@@ -22,7 +22,7 @@ class IUsbBackend(Interface):
 
     inventory = Attribute(
         """
-        The devices known now (L{usbip_server.inventory.Inventory}), in bus order, kept
+        The devices known now (L{usbip_server.model.inventory.Inventory}), in bus order, kept
         current by the backend from C{start} to C{stop}. No hubs, and no devices that this
         machine has itself imported from another server.
         """
@@ -56,11 +56,11 @@ class IUsbBackend(Interface):
         @param deadline: seconds after which this ends, whatever the device does.
         @param evenMounted: bind it even if it is a disk that this machine uses itself.
         @return: the device after it, as the inventory has it then.
-        @raise usbip_server.errors.DeviceMounted: it is such a disk.
-        @raise usbip_server.errors.DeviceInUse: a client has imported it.
-        @raise usbip_server.errors.OperationTimedOut: it did not end within the deadline;
+        @raise usbip_server.model.errors.DeviceMounted: it is such a disk.
+        @raise usbip_server.model.errors.DeviceInUse: a client has imported it.
+        @raise usbip_server.model.errors.OperationTimedOut: it did not end within the deadline;
             the device's state is C{error} until it does.
-        @raise usbip_server.errors.OperationFailed: anything else; the message says what
+        @raise usbip_server.model.errors.OperationFailed: anything else; the message says what
             to do.
         """
 
@@ -95,10 +95,10 @@ class IUsbBackend(Interface):
 
         @param holder: whose connection it is; shown until the session has ended.
         @return: the device after it, as the inventory has it then.
-        @raise usbip_server.errors.DeviceInUse: another client has it, or had it until now and
+        @raise usbip_server.model.errors.DeviceInUse: another client has it, or had it until now and
             it is not ready yet.
-        @raise usbip_server.errors.OperationTimedOut: as with C{bind}.
-        @raise usbip_server.errors.OperationFailed: it is not bound, or anything else.
+        @raise usbip_server.model.errors.OperationTimedOut: as with C{bind}.
+        @raise usbip_server.model.errors.OperationFailed: it is not bound, or anything else.
         """
 
     async def look(device: UsbDevice) -> None:
@@ -128,6 +128,6 @@ class IUsbBackendMaker(Interface):
 
         @param options: what C{backend:} in the configuration holds beside C{type}.
         @param reactor: the reactor to use.
-        @raise usbip_server.limits.InvalidOption: an option is wrong; its path begins at
+        @raise usbip_server.model.options.InvalidOption: an option is wrong; its path begins at
             C{options}.
         """

@@ -16,31 +16,30 @@ from twisted.python.usage import Options as CommandLine
 from zope.interface.exceptions import Invalid
 from zope.interface.verify import verifyObject
 
-from usbip_server.answers import Answers
-from usbip_server.certificates import Certificates, Credentials, read
-from usbip_server.config import (
+from usbip_server import __version__
+from usbip_server.interfaces import IUsbBackend, IUsbBackendMaker
+from usbip_server.model.options import InvalidOption
+from usbip_server.net.certificates import Certificates, Credentials, read
+from usbip_server.net.endpoints import CannotListen, Listener, Listeners, Purpose, Wrong
+from usbip_server.protocols.exporter import ExporterFactory
+from usbip_server.protocols.exporter_tls import SecuredFactory
+from usbip_server.protocols.lines import CommandProtocol
+from usbip_server.protocols.multiplexer import FirstByteFactory
+from usbip_server.protocols.web import WebFactory
+from usbip_server.runtime.service import affordable
+from usbip_server.runtime.statefile import StateFile, statePath
+from usbip_server.runtime.yamlfile import ConfigError
+from usbip_server.server.config import (
     Config,
     Export,
     Source,
     load,
     wrongOption,
 )
-from usbip_server.daemon import Daemon
-from usbip_server.descriptors import affordable
-from usbip_server.interfaces import IUsbBackend, IUsbBackendMaker
-from usbip_server.limits import InvalidOption
-from usbip_server.listening import Deaf
-from usbip_server.places import Place, Places, Purpose, Wrong
-from usbip_server.protocols.exporter import ExporterFactory
-from usbip_server.protocols.firstbyte import FirstByteFactory
-from usbip_server.protocols.lines import JsonLines
-from usbip_server.protocols.secured import SecuredFactory
-from usbip_server.protocols.web import WebFactory
-from usbip_server.sharing import Sharing
-from usbip_server.statefile import StateFile
-from usbip_server.statepath import statePath
-from usbip_server.versions import OURS
-from usbip_server.yamlfile import ConfigError
+from usbip_server.server.core import Sharing
+from usbip_server.server.devices.desired import State
+from usbip_server.server.responder import Responder
+from usbip_server.server.service import Daemon
 
 _log = Logger()
 
@@ -91,7 +90,7 @@ class Options(CommandLine):
         """
         Show the version and exit.
         """
-        print(f"usbipshare {OURS}")
+        print(f"usbipshare {__version__}")
         sys.exit(0)
 
     def getUsage(self, width: int | None = None) -> str:
@@ -141,12 +140,12 @@ def assemble(options: Options, reactor: Any) -> Daemon:
     # Virtual devices without a configuration are to try things with: nothing is left behind.
     isTrial = options["backend"] == "virtual" and not options["config"]
     path = statePath(None if isTrial else config.state.file, os.environ, os.geteuid() == 0)
-    stateFile = None if path is None else StateFile(path, reactor)
+    stateFile = None if path is None else StateFile(path, State, reactor)
     sharing = Sharing(backend, reactor, config.settings, stateFile)
-    answers = Answers(sharing)
+    answers = Responder(sharing)
     web = WebFactory(answers, config.http.hosts, config.limits, config.timeouts, reactor)
     factory = FirstByteFactory(
-        lambda principal: JsonLines(answers, principal, web.limits, web.timeouts, reactor),
+        lambda principal: CommandProtocol(answers, principal, web.limits, web.timeouts, reactor),
         web.makeChannel,
         _affordable(config, places),
         reactor,
@@ -203,10 +202,10 @@ class Reload:
             before = parts.certificates.become(credentials)
             try:
                 await daemon.listenOn(places)
-            except Deaf:
+            except CannotListen:
                 parts.certificates.become(before)
                 raise
-        except (ConfigError, Deaf) as error:
+        except (ConfigError, CannotListen) as error:
             _log.error("nothing is changed: {error}", error=str(error))
             return
         for key in ("backend", "state.file"):
@@ -234,11 +233,11 @@ def _credentials(source: Source, config: Config) -> Credentials | None:
 
 def _places(
     options: Options, source: Source, config: Config, reactor: Any, certificates: Certificates
-) -> list[Place]:
+) -> list[Listener]:
     """
     Where to serve what: as the command line says, or else the file.
     """
-    places = Places(reactor, None if config.tls is None else certificates)
+    places = Listeners(reactor, None if config.tls is None else certificates)
     exports = [text for text in options["export"] if text != "off"]
     inFile = config.export.listen if isinstance(config.export, Export) else ()
 
@@ -307,7 +306,7 @@ def _wrongBackend(
     return wrongOption(source, InvalidOption(path, reason))
 
 
-def _affordable(config: Config, places: Sequence[Place]) -> int:
+def _affordable(config: Config, places: Sequence[Listener]) -> int:
     """
     How many connections there can be of each kind: requests, and imports to be, of which
     one over TLS takes two files, C{ssl}'s and Twisted's.

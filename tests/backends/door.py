@@ -14,10 +14,10 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import blockingCallFromThread
 
-from usbip_server.device import Holder, UsbDevice
-from usbip_server.errors import OperationFailed
 from usbip_server.interfaces import IUsbBackend
-from usbip_server.opcodec import (
+from usbip_server.model.device import Holder, UsbDevice
+from usbip_server.model.errors import OperationFailed
+from usbip_server.model.usbip import (
     LONGEST_REQUEST,
     ImportRequest,
     NotUsbIp,
@@ -26,7 +26,7 @@ from usbip_server.opcodec import (
     encodeImport,
     encodeRefusal,
 )
-from usbip_server.threads import startThread
+from usbip_server.runtime.threads import startThread
 
 DEADLINE = 60.0
 """Seconds for a backend to take a connection."""

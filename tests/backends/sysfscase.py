@@ -7,12 +7,12 @@ from __future__ import annotations
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
+from usbip_server.backends.local import Machine
 from usbip_server.backends.sysfs import SysfsBackend
-from usbip_server.device import UsbDevice
-from usbip_server.errors import OperationFailed, ShareError
 from usbip_server.kernel import usbip_sockfd
-from usbip_server.kernel.machine import Machine
 from usbip_server.kernel.usbids import UsbIds
+from usbip_server.model.device import UsbDevice
+from usbip_server.model.errors import OperationFailed, ShareError
 from usbip_server.testing import FakeKernel, FakeReactor
 
 

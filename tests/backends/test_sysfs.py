@@ -7,11 +7,11 @@ from __future__ import annotations
 from twisted.internet import reactor
 from twisted.trial.unittest import TestCase
 
+from usbip_server.backends.local import Machine
 from usbip_server.backends.sysfs import SysfsBackend
-from usbip_server.device import UsbDevice
 from usbip_server.interfaces import IUsbBackend
-from usbip_server.kernel.machine import Machine
 from usbip_server.kernel.usbids import UsbIds
+from usbip_server.model.device import UsbDevice
 from usbip_server.testing import FakeKernel, HangingDeviceConformance, KernelExportConformance
 
 

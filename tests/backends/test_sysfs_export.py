@@ -13,9 +13,9 @@ from collections.abc import Callable
 from twisted.internet.defer import Deferred
 
 from tests.backends.sysfscase import SysfsCase
-from usbip_server.device import DeviceState, Holder, UsbDevice
-from usbip_server.errors import DeviceInUse, OperationTimedOut
 from usbip_server.kernel import usbip_sockfd
+from usbip_server.model.device import DeviceState, Holder, UsbDevice
+from usbip_server.model.errors import DeviceInUse, OperationTimedOut
 
 SOCKET = "bus/usb/devices/1-1/usbip_sockfd"
 

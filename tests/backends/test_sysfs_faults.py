@@ -11,9 +11,9 @@ from twisted.internet.defer import Deferred
 
 from tests.backends.sysfscase import SysfsCase
 from usbip_server.backends.sysfs import makeBackend
-from usbip_server.device import DeviceState, UsbDevice
-from usbip_server.errors import DeviceInUse, DeviceMounted, OperationFailed, OperationTimedOut
-from usbip_server.limits import InvalidOption
+from usbip_server.model.device import DeviceState, UsbDevice
+from usbip_server.model.errors import DeviceInUse, DeviceMounted, OperationFailed, OperationTimedOut
+from usbip_server.model.options import InvalidOption
 
 
 class SysfsFaultTests(SysfsCase):

@@ -8,8 +8,8 @@ import errno
 from collections.abc import Callable
 
 from tests.backends.sysfscase import SysfsCase
-from usbip_server.device import DeviceState
-from usbip_server.errors import OperationTimedOut
+from usbip_server.model.device import DeviceState
+from usbip_server.model.errors import OperationTimedOut
 
 SOCKET = "bus/usb/devices/1-1/usbip_sockfd"
 STATUS = "bus/usb/devices/1-1/usbip_status"

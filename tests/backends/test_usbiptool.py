@@ -16,14 +16,14 @@ from twisted.internet.error import ProcessDone, ProcessTerminated
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from usbip_server.backends.local import Machine
 from usbip_server.backends.usbiptool import UsbipToolBackend, explain, makeBackend
-from usbip_server.childprocess import ChildProcess, Finished
-from usbip_server.device import DeviceState, UsbDevice
-from usbip_server.errors import DeviceMounted, OperationFailed, OperationTimedOut
 from usbip_server.interfaces import IUsbBackend
-from usbip_server.kernel.machine import Machine
 from usbip_server.kernel.usbids import UsbIds
-from usbip_server.limits import InvalidOption
+from usbip_server.model.device import DeviceState, UsbDevice
+from usbip_server.model.errors import DeviceMounted, OperationFailed, OperationTimedOut
+from usbip_server.model.options import InvalidOption
+from usbip_server.runtime.process import ChildProcess, Finished
 from usbip_server.testing import (
     FakeKernel,
     KernelConformance,

@@ -17,15 +17,15 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
 from tests.backends.door import SINCE, Door
-from usbip_server.backends import virtualusb
+from usbip_server.backends import softdevice
 from usbip_server.backends.virtual import VirtualBackend, makeBackend
-from usbip_server.device import DeviceState, Holder, UsbDevice
-from usbip_server.errors import DeviceInUse, OperationFailed, OperationTimedOut
 from usbip_server.interfaces import IUsbBackend
-from usbip_server.inventory import Change
-from usbip_server.limits import InvalidOption
+from usbip_server.model.device import DeviceState, Holder, UsbDevice
+from usbip_server.model.errors import DeviceInUse, OperationFailed, OperationTimedOut
+from usbip_server.model.inventory import Change
+from usbip_server.model.options import InvalidOption
 
-if virtualusb.installed:
+if softdevice.installed:
     from usbip import USBDevice, host  # type: ignore[import-untyped]
     from usbip.classes.host.cdc_acm import CDCDriver  # type: ignore[import-untyped]
     from usbip.classes.host.msc import MSCDriver  # type: ignore[import-untyped]
@@ -95,7 +95,7 @@ class OptionTests(SynchronousTestCase):
 
     def test_withoutExtra(self) -> None:
         """Where the package that makes real devices is not installed, the others can be had."""
-        self.patch(virtualusb, "installed", False)
+        self.patch(softdevice, "installed", False)
         makeBackend({"devices": [{"bus_id": "1-1"}]}, reactor)
         with self.assertRaises(InvalidOption) as caught:
             makeBackend({"devices": [{"bus_id": "1-1", "kind": "disk"}]}, reactor)
@@ -166,7 +166,7 @@ class ImportTests(TestCase):
     backend: VirtualBackend
     door: Door
 
-    if not virtualusb.installed:
+    if not softdevice.installed:
         skip = "the package usbip is not installed"
 
     async def setUp(self) -> None:  # type: ignore[override]

@@ -11,13 +11,13 @@ from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
 from tests.backends.door import Door
-from usbip_server.backends import virtualusb
+from usbip_server.backends import softdevice
 from usbip_server.backends.virtual import VirtualBackend, makeBackend
-from usbip_server.device import UsbDevice
 from usbip_server.interfaces import IUsbBackend
+from usbip_server.model.device import UsbDevice
 from usbip_server.testing import ExportConformance
 
-if virtualusb.installed:
+if softdevice.installed:
     from usbip import protocol  # type: ignore[import-untyped]
 
 
@@ -29,7 +29,7 @@ class VirtualConformanceTests(ExportConformance, TestCase):
     backend: VirtualBackend
     door: Door
 
-    if not virtualusb.installed:
+    if not softdevice.installed:
         skip = "the package usbip is not installed"
 
     async def makeBackend(self) -> IUsbBackend:

@@ -17,13 +17,13 @@ from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
 from tests.backends.door import untilShutDown
-from usbip_server.backends import virtualusb
+from usbip_server.backends import softdevice
 from usbip_server.backends.virtual import makeBackend
-from usbip_server.device import DeviceState, Holder, UsbDevice
-from usbip_server.errors import DeviceInUse, OperationFailed, OperationTimedOut
-from usbip_server.inventory import Change
+from usbip_server.model.device import DeviceState, Holder, UsbDevice
+from usbip_server.model.errors import DeviceInUse, OperationFailed, OperationTimedOut
+from usbip_server.model.inventory import Change
 
-if virtualusb.installed:
+if softdevice.installed:
     from usbip import USBDevice  # type: ignore[import-untyped]
     from usbip.classes.host.cdc_acm import CDCDriver  # type: ignore[import-untyped]
     from usbip.classes.host.msc import MSCDriver  # type: ignore[import-untyped]
@@ -52,7 +52,7 @@ class ExportCase(TestCase):
 
     timeout = 60
 
-    if not virtualusb.installed:
+    if not softdevice.installed:
         skip = "the package usbip is not installed"
 
     async def setUp(self) -> None:  # type: ignore[override]

@@ -14,8 +14,8 @@ from click.testing import CliRunner, Result
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.childdaemon import EXPORT, ChildDaemon
-from usbip_server.client.cli import main
-from usbip_server.client.terminal.machine import Machine
+from usbip_server.client.cli.context import Machine
+from usbip_server.client.cli.main import main
 from usbip_server.testing import FakeVhci
 
 VIRTUAL = f"backend: {{type: virtual}}\n{EXPORT}"

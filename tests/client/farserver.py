@@ -8,18 +8,18 @@ from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall, IListeningPort
 
-from usbip_server.answers import Answers
-from usbip_server.client.core.servers import Server
-from usbip_server.client.remote.hosts import Host
+from usbip_server.backends.remote.config import Host
+from usbip_server.client.servers import Server
 from usbip_server.interfaces import IUsbBackend
-from usbip_server.keepalive import KeepAlive
-from usbip_server.limits import Limits
+from usbip_server.model.options import Limits
+from usbip_server.net.keepalive import KeepAlive
 from usbip_server.protocols.exporter import ExporterFactory
-from usbip_server.protocols.firstbyte import FirstByteFactory
-from usbip_server.protocols.lines import JsonLines
+from usbip_server.protocols.lines import CommandProtocol
+from usbip_server.protocols.multiplexer import FirstByteFactory
 from usbip_server.protocols.web import WebFactory
-from usbip_server.settings import Settings
-from usbip_server.sharing import Sharing
+from usbip_server.server.config import Settings
+from usbip_server.server.core import Sharing
+from usbip_server.server.responder import Responder
 
 MOST = 100
 """Connections at a time."""
@@ -61,10 +61,12 @@ class FarServer:
     def __init__(self, backend: IUsbBackend, reactor: Any, settings: Settings) -> None:
         self._reactor = reactor = Lent(reactor)
         self._sharing = Sharing(backend, reactor, settings)
-        answers = Answers(self._sharing)
+        answers = Responder(self._sharing)
         web = WebFactory(answers, (), Limits(), settings.timeouts, reactor)
         self._factory = FirstByteFactory(
-            lambda principal: JsonLines(answers, principal, Limits(), settings.timeouts, reactor),
+            lambda principal: CommandProtocol(
+                answers, principal, Limits(), settings.timeouts, reactor
+            ),
             web.makeChannel,
             MOST,
             reactor,

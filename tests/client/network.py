@@ -17,18 +17,18 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from tests.support import EPOCH, EVERYBODY, MemoryTransport, PromptBackend, asked, changed
-from usbip_server.answers import Answers
-from usbip_server.client.core.importing import Imported
-from usbip_server.client.core.resolving import Resolver
-from usbip_server.client.core.servers import Server
-from usbip_server.device import DeviceState, Encryption, Holder, UsbDevice
-from usbip_server.errors import DeviceInUse, Unreachable
-from usbip_server.limits import Limits, Timeouts
-from usbip_server.opcodec import NotGiven, OpStatus, decodeImport, encodeImport
-from usbip_server.policy import Principal
-from usbip_server.protocols.lines import JsonLines
-from usbip_server.settings import Settings
-from usbip_server.sharing import Sharing
+from usbip_server.client.imports import Imported
+from usbip_server.client.servers import Server
+from usbip_server.model.device import DeviceState, Encryption, Holder, UsbDevice
+from usbip_server.model.errors import DeviceInUse, Unreachable
+from usbip_server.model.options import Limits, Timeouts
+from usbip_server.model.policy import Principal
+from usbip_server.model.usbip import NotGiven, OpStatus, decodeImport, encodeImport
+from usbip_server.net.resolver import Resolver
+from usbip_server.protocols.lines import CommandProtocol
+from usbip_server.server.config import Settings
+from usbip_server.server.core import Sharing
+from usbip_server.server.responder import Responder
 from usbip_server.testing.reactor import FakeReactor
 
 US = Principal("192.0.2.200")
@@ -102,7 +102,7 @@ class Room:
         settings = Settings(access=EVERYBODY)
         now = self._network.now
         self._sharing = Sharing(self.backend, self._network, settings, now=now)
-        self.answers = Answers(self._sharing)
+        self.answers = Responder(self._sharing)
         asked(self._sharing.start())
 
     @property
@@ -117,7 +117,7 @@ class Room:
 
     def accept(self, protocol: Any) -> None:
         """Somebody connects, and is let."""
-        lines = JsonLines(self.answers, US, Limits(), Timeouts(), self._network)
+        lines = CommandProtocol(self.answers, US, Limits(), Timeouts(), self._network)
         self._pipes.append(Pipe(protocol, lines))
 
     def hush(self, isMute: bool = True) -> None:
@@ -332,7 +332,7 @@ class Network(FakeReactor):
         return attempt
 
     def importDevice(self, server: Server, busId: str, *args: Any) -> Imported:
-        """In place of L{usbip_server.client.core.importing.importDevice}."""
+        """In place of L{usbip_server.client.imports.importDevice}."""
         return self.rooms[server.host].importDevice(server, busId)
 
     def settle(self) -> None:

@@ -10,7 +10,7 @@ import socket
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.childdaemon import ChildDaemon
-from usbip_server.client.core.servers import Server
+from usbip_server.client.servers import Server
 
 SECONDS = 60.0
 

@@ -13,15 +13,15 @@ from twisted.trial.unittest import TestCase
 
 from tests.client.farserver import FarServer
 from tests.support import EVERYBODY
-from usbip_server.backends import virtualusb
+from usbip_server.backends import softdevice
+from usbip_server.backends.remote.backend import RemoteBackend
 from usbip_server.backends.virtual import Options, VirtualBackend, VirtualDevice
-from usbip_server.client.remote.backend import RemoteBackend
-from usbip_server.device import UsbDevice
 from usbip_server.interfaces import IUsbBackend
-from usbip_server.limits import Timeouts
-from usbip_server.settings import Settings
+from usbip_server.model.device import UsbDevice
+from usbip_server.model.options import Timeouts
+from usbip_server.server.config import Settings
 
-if virtualusb.installed:
+if softdevice.installed:
     from usbip import protocol  # type: ignore[import-untyped]
 
 DEVICES = (
@@ -73,7 +73,7 @@ class RemoteCase(TestCase):
     devices: tuple[VirtualDevice, ...] = DEVICES
     settings = SETTINGS
 
-    if not virtualusb.installed:
+    if not softdevice.installed:
         skip = "the package usbip is not installed"
 
     async def makeBackend(self) -> IUsbBackend:

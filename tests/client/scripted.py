@@ -13,8 +13,8 @@ from functools import partial
 from types import TracebackType
 
 from tests.support import UNO
-from usbip_server.client.core.servers import Server
-from usbip_server.opcodec import encodeImport
+from usbip_server.client.servers import Server
+from usbip_server.model.usbip import encodeImport
 
 SECONDS = 60.0
 

@@ -14,17 +14,17 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.client.network import Network, Room
 from tests.support import STICK, UNO, asked, changed
-from usbip_server.answers import Answer
-from usbip_server.caller import Caller
-from usbip_server.client.core import attaching
-from usbip_server.client.core.attaching import Attaching
+from usbip_server.client import attach
+from usbip_server.client.attach import Attaching
+from usbip_server.client.service.authorization import Peer
 from usbip_server.client.service.config import ServiceFile
-from usbip_server.client.service.parts import Kernel, Parts
-from usbip_server.client.service.peers import Peer
-from usbip_server.client.service.plugs import Plug
-from usbip_server.client.service.wanted import Requests
-from usbip_server.history import Told
-from usbip_server.policy import LOCAL
+from usbip_server.client.service.core import Core, Kernel
+from usbip_server.client.service.devices.attachments import Attachment
+from usbip_server.client.service.devices.desired import Requests
+from usbip_server.model.policy import LOCAL
+from usbip_server.net.caller import Caller
+from usbip_server.protocols.interfaces import Response
+from usbip_server.runtime.eventlog import Told
 from usbip_server.testing import FakeVhci
 
 RASPI, BENCH = "192.0.2.1", "192.0.2.2"
@@ -56,7 +56,7 @@ class MemoryKernel(Kernel):
     One that takes no time.
     """
 
-    def attaching(self) -> Attaching:
+    def attach(self) -> Attaching:
         clock = Turned()
 
         def relay(*args: object) -> None:
@@ -96,7 +96,7 @@ class ServiceCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.network = Network()
         self.addCleanup(self.network.close)
-        self.patch(attaching, "importDevice", self.network.importDevice)
+        self.patch(attach, "importDevice", self.network.importDevice)
         self.raspi = self.network.room(RASPI, UNO, changed(STICK, speed="480"))
         self.bench = self.network.room(BENCH)
         self.vhci = FakeVhci()
@@ -107,7 +107,7 @@ class ServiceCase(SynchronousTestCase):
         for name in ("ttyUSB0", "sda", "sda1", "sg0"):
             (self.folder / "dev" / name).touch()
 
-    def begin(self, text: str = UNO_RULE, settled: bool = True) -> Parts:
+    def begin(self, text: str = UNO_RULE, settled: bool = True) -> Core:
         """
         The service starts.
 
@@ -117,7 +117,7 @@ class ServiceCase(SynchronousTestCase):
         kernel = MemoryKernel(
             self.vhci, str(self.folder / "dev"), str(self.folder / "records"), self.network.spawn
         )
-        self.parts = Parts(
+        self.parts = Core(
             self.network,
             kernel,
             config,
@@ -167,7 +167,7 @@ class ServiceCase(SynchronousTestCase):
         """What is plugged in: server and bus id."""
         return sorted(f"{plug.server} {plug.device.busId}" for plug in self.parts.plugs)
 
-    def plug(self, name: str = "uno") -> Plug:
+    def plug(self, name: str = "uno") -> Attachment:
         """What a rule has."""
         plug = self.parts.plugs.of(name)
         assert plug is not None, self.plugged
@@ -202,14 +202,14 @@ class ServiceCase(SynchronousTestCase):
         value: dict[str, Any] = json.loads(answer.encoded)
         return value
 
-    def asking(self, command: str, caller: Caller = ROOT, **keys: object) -> list[Answer]:
+    def asking(self, command: str, caller: Caller = ROOT, **keys: object) -> list[Response]:
         """Ask; what is answered is in here as soon as it is."""
-        answers: list[Answer] = []
+        answers: list[Response] = []
         raw = json.dumps({"command": command, **keys}).encode()
         asked(self.parts.api.to(raw, caller)).addCallback(answers.append)
         return answers
 
-    def streamed(self, answer: Answer) -> list[dict[str, Any]]:
+    def streamed(self, answer: Response) -> list[dict[str, Any]]:
         """What comes behind an answer, as it comes."""
         lines: list[dict[str, Any]] = []
         assert answer.stream is not None

@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import globalLogBeginner, jsonFileLogObserver
 
 from usbip_server.client.service.config import load
-from usbip_server.client.service.parts import Kernel
+from usbip_server.client.service.core import Kernel
 from usbip_server.client.service.tap import assemble
 from usbip_server.testing import FakeVhci
 from usbip_server.testing.vhci import Files

@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.client.terminal.appearing}.
+Tests of L{usbip_server.client.cli.discovery}.
 """
 
 from __future__ import annotations
@@ -9,21 +9,19 @@ import json
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support import STICK, UNO
-from usbip_server.client.core.choosing import SeveralFound
-from usbip_server.client.core.devices import Found, foundIn
-from usbip_server.client.core.servers import Server
-from usbip_server.client.terminal import appearing as module
-from usbip_server.client.terminal.appearing import appearing
-from usbip_server.client.terminal.picking import meant
-from usbip_server.client.terminal.survey import Survey
-from usbip_server.device import UsbDevice
-from usbip_server.errors import DeviceNotFound
-from usbip_server.replies import encodeDevices
+from usbip_server.client.cli import discovery
+from usbip_server.client.cli.discovery import DiscoveryResult, appearing
+from usbip_server.client.devices import RemoteDevice, foundIn
+from usbip_server.client.selection import SeveralFound, meant
+from usbip_server.client.servers import Server
+from usbip_server.model.device import UsbDevice
+from usbip_server.model.errors import DeviceNotFound
+from usbip_server.model.replies import encodeDevices
 
 RASPI = Server(name="raspi", host="192.0.2.1")
 
 
-def found(device: UsbDevice) -> Found:
+def found(device: UsbDevice) -> RemoteDevice:
     """A device of a server's."""
     [each] = foundIn(RASPI, json.loads(bytes(encodeDevices(device, detail=True))))
     return each
@@ -38,14 +36,16 @@ class AppearingTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.asked = 0
-        self.patch(module, "AGAIN", 0.001)
+        self.patch(discovery, "AGAIN", 0.001)
 
-    def appears(self, *surveys: Survey, word: str = "uno", patience: float = 10.0) -> Found:
+    def appears(
+        self, *surveys: DiscoveryResult, word: str = "uno", patience: float = 10.0
+    ) -> RemoteDevice:
         """What comes, of servers that say this one after the other."""
         which = meant(word, False)
         assert which is not None
 
-        def survey() -> Survey:
+        def survey() -> DiscoveryResult:
             self.asked += 1
             return surveys[min(self.asked, len(surveys)) - 1]
 
@@ -55,24 +55,27 @@ class AppearingTests(SynchronousTestCase):
 
     def test_there(self) -> None:
         """It may be there when it is asked for."""
-        there = Survey(found=(found(STICK), found(UNO)), answered=(RASPI,))
+        there = DiscoveryResult(found=(found(STICK), found(UNO)), answered=(RASPI,))
         self.assertEqual(self.appears(there).device.busId, UNO.busId)
         self.assertEqual(self.asked, 1)
 
     def test_comes(self) -> None:
         """Or it comes, be it that nobody answers at first."""
-        nobody, nothing = Survey(), Survey(answered=(RASPI,), found=(found(STICK),))
-        there = Survey(found=(found(STICK), found(UNO)), answered=(RASPI,))
+        nobody, nothing = (
+            DiscoveryResult(),
+            DiscoveryResult(answered=(RASPI,), found=(found(STICK),)),
+        )
+        there = DiscoveryResult(found=(found(STICK), found(UNO)), answered=(RASPI,))
         self.assertEqual(self.appears(nobody, nothing, there).device.busId, UNO.busId)
         self.assertEqual(self.asked, 3)
 
     def test_several(self) -> None:
         """Several are not one."""
-        both = Survey(found=(found(STICK), found(UNO)), answered=(RASPI,))
+        both = DiscoveryResult(found=(found(STICK), found(UNO)), answered=(RASPI,))
         self.assertRaises(SeveralFound, self.appears, both, word="1-*")
 
     def test_never(self) -> None:
         """It may not come at all."""
-        error = self.assertRaises(DeviceNotFound, self.appears, Survey(), patience=0.4)
+        error = self.assertRaises(DeviceNotFound, self.appears, DiscoveryResult(), patience=0.4)
         self.assertIn("none has come within 0 s", str(error))
         self.assertGreater(self.asked, 1)

@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.client.core.asking}, with a server in memory.
+Tests of L{usbip_server.client.conversation}, with a server in memory.
 """
 
 from __future__ import annotations
@@ -17,12 +17,18 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.client.network import Network
 from tests.support import MemoryTransport, Wire, asked, threeWays
-from usbip_server import answers
-from usbip_server.client.core.answers import LONGEST_LINE, Answer, Notice, Refused
-from usbip_server.client.core.asking import SILENCE, Conversation, askToTheEnd
-from usbip_server.client.core.servers import Server
-from usbip_server.errors import ASK_AGAIN, Unreachable
-from usbip_server.replies import Reply, Status
+from usbip_server.client.conversation import SILENCE, Conversation, askToTheEnd
+from usbip_server.client.servers import Server
+from usbip_server.model.errors import ASK_AGAIN, Unreachable
+from usbip_server.model.replies import (
+    LONGEST_LINE,
+    ReceivedNotice,
+    ReceivedReply,
+    Refused,
+    Reply,
+    Status,
+)
+from usbip_server.protocols.interfaces import Response
 
 RASPI = Server(name="raspi", host="192.0.2.1", port=5056)
 
@@ -42,7 +48,7 @@ class AskingTestCase(SynchronousTestCase):
         self.clock = Clock()
         self.conversation = Conversation(self.server, self.clock)
         self.wire = Wire(self.conversation, MemoryTransport())
-        self.told: list[Notice] = []
+        self.told: list[ReceivedNotice] = []
         self.addCleanup(lambda: self.assertEqual(self.clock.getDelayedCalls(), []))
         self.addCleanup(self.end)
 
@@ -52,11 +58,11 @@ class AskingTestCase(SynchronousTestCase):
             self.conversation.close()
             self.wire.turn()
 
-    def ask(self, request: dict[str, Any] = LIST, seconds: float = 3) -> Deferred[Answer]:
+    def ask(self, request: dict[str, Any] = LIST, seconds: float = 3) -> Deferred[ReceivedReply]:
         """Ask something."""
         return asked(self.conversation.ask(request, seconds, self.told.append))
 
-    def answered(self) -> Deferred[Answer]:
+    def answered(self) -> Deferred[ReceivedReply]:
         """Ask something, and answer."""
         asking = self.ask()
         self.wire.send(DONE)
@@ -66,7 +72,7 @@ class AskingTestCase(SynchronousTestCase):
         """What the server has got."""
         return [json.loads(line) for line in self.wire.received.splitlines()]
 
-    def unreachable(self, asking: Deferred[Answer]) -> str:
+    def unreachable(self, asking: Deferred[ReceivedReply]) -> str:
         """It comes to nothing: why, behind the server's name."""
         error = self.failureResultOf(asking, Unreachable).value
         name, _, reason = str(error).partition(": ")
@@ -85,7 +91,7 @@ class AskingTests(AskingTestCase):
             asking = self.ask()
             self.wire.send(*segments)
             answer = self.successResultOf(asking)
-            self.assertEqual(answer, Answer(status=Status.SUCCESS, data=[]), name)
+            self.assertEqual(answer, ReceivedReply(status=Status.SUCCESS, data=[]), name)
         self.assertEqual(self.said(), 3 * [{"command": "list", "keep_alive": True}])
         self.assertFalse(self.wire.ended)
 
@@ -159,12 +165,12 @@ class AgainTests(SynchronousTestCase):
         heard: list[bytes] = []
         room = network.room(RASPI.host)
 
-        async def slowly(raw: bytes, *others: object) -> answers.Answer:
+        async def slowly(raw: bytes, *others: object) -> Response:
             heard.append(raw)
             await deferLater(network, 4)
             left = "the attach takes longer; " + ASK_AGAIN if len(heard) < 3 else "no"
             reply = Reply(status=Status.FAILURE, message=left)
-            return answers.Answer(status=reply.status, encoded=reply.encode())
+            return Response(status=reply.status, encoded=reply.encode())
 
         self.patch(room.answers, "to", slowly)
         asking = asked(askToTheEnd(network, RASPI, {"command": "attach", "id": "1", "wait": 6}, 5))
@@ -271,14 +277,14 @@ class WatchTests(AskingTestCase):
 
     def watch(
         self, line: bytes = BEGUN, more: dict[str, Any] | None = None, silence: float = SILENCE
-    ) -> Deferred[Answer]:
+    ) -> Deferred[ReceivedReply]:
         """Begin, with this answer."""
         watching = self.conversation.watch(more or {}, 3, self.tell, silence)
         begun = asked(watching)
         self.wire.send(line)
         return begun
 
-    def tell(self, notice: Notice) -> None:
+    def tell(self, notice: ReceivedNotice) -> None:
         """What is told can make no sense."""
         if notice["event"] == "nonsense":
             raise Unreachable("raspi (192.0.2.1:5056): nonsense")

@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.client.core.attaching}: real servers, and a kernel in memory.
+Tests of L{usbip_server.client.attach}: real servers, and a kernel in memory.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from tests.certificates import LAB, authority, signed
 from tests.childdaemon import EXPORT, ChildDaemon
 from tests.client.scripted import GIVEN, ScriptedServer, connections, received, says
 from tests.support import UNO, changed
-from usbip_server.backends import virtualusb
-from usbip_server.client.core.attaching import DISK, FREED, NODES, SETTLED, Attached, Attaching
-from usbip_server.client.core.relaying import relay
-from usbip_server.client.core.servers import ClientTls, Server
-from usbip_server.device import Encryption
-from usbip_server.errors import LocalTrouble, Unreachable
-from usbip_server.kernel.nodes import Nodes
-from usbip_server.kernel.vhci import Vhci
-from usbip_server.kernel.vhcirecords import Record, Records
-from usbip_server.opcodec import NotGiven, encodeImport
+from usbip_server.backends import softdevice
+from usbip_server.client.attach import DISK, FREED, NODES, SETTLED, Attached, Attaching
+from usbip_server.client.blockingrelay import relay
+from usbip_server.client.servers import ClientTls, Server
+from usbip_server.kernel.vhci.devnodes import Nodes
+from usbip_server.kernel.vhci.ports import Vhci
+from usbip_server.kernel.vhci.records import Record, Records
+from usbip_server.model.device import Encryption
+from usbip_server.model.errors import LocalTrouble, Unreachable
+from usbip_server.model.usbip import NotGiven, encodeImport
 from usbip_server.testing import FakeVhci, vhci
 
 SECONDS = 60.0
@@ -143,7 +143,7 @@ class DaemonTests(AttachingTestCase):
     A daemon's virtual devices.
     """
 
-    if not virtualusb.installed:
+    if not softdevice.installed:
         skip = "the package usbip is not installed"
 
     encryptions: tuple[Encryption, ...] = (Encryption.NONE,)

@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.client.cli}, of C{usbipshare token}, and of the manual page.
+Tests of L{usbip_server.client.cli.main}, of C{usbipshare token}, and of the manual page.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from click.testing import CliRunner
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from tests.clientexamples import commandCalled, optionsOf
-from usbip_server.client import commands
-from usbip_server.client.cli import COMMANDS, main
-from usbip_server.client.terminal.exits import INTERRUPTED, Exit
-from usbip_server.config import Source
-from usbip_server.policy import BUILT_IN, Policy, several
-from usbip_server.rules import LONGEST_NAME
-from usbip_server.tokens import PREFIX, hashOf, isHashOf
+from usbip_server.client.cli import commands
+from usbip_server.client.cli.exitcodes import INTERRUPTED, Exit
+from usbip_server.client.cli.main import COMMANDS, main
+from usbip_server.model.policy import BUILT_IN, Policy, several
+from usbip_server.model.rules import LONGEST_NAME
+from usbip_server.model.tokens import PREFIX, hashOf, isHashOf
+from usbip_server.server.config import Source
 
 SECONDS = 60
 
@@ -40,7 +40,7 @@ class LoadingTests(SynchronousTestCase):
         """No command loads Twisted, nor what is for TLS only; but for the one that follows
         servers, and where it is Twisted's logger, the one that looks at the kernel."""
         for command in {*COMMANDS} - {"watch", "doctor"}:
-            code = f"import sys, usbip_server.client.commands.{command}; print(*sys.modules)"
+            code = f"import sys, usbip_server.client.cli.commands.{command}; print(*sys.modules)"
             loaded = subprocess.run(
                 [sys.executable, "-c", code], check=True, capture_output=True, text=True
             ).stdout.split()

@@ -13,9 +13,9 @@ import threading
 from tests.childdaemon import EXPORT
 from tests.client.commandcase import CommandCase
 from tests.client.scripted import SECONDS, ScriptedServer
-from usbip_server.client.terminal.exits import INTERRUPTED, Exit
-from usbip_server.device import UsbDevice
-from usbip_server.opcodec import encodeList
+from usbip_server.client.cli.exitcodes import INTERRUPTED, Exit
+from usbip_server.model.device import UsbDevice
+from usbip_server.model.usbip import encodeList
 
 LAMP = "export: off\nbackend: {type: virtual, devices: [{bus_id: 1-1, product: Blinking Lamp}]}\n"
 

@@ -19,10 +19,10 @@ from tests.childdaemon import ChildDaemon
 from tests.client.commandcase import VIRTUAL, CommandCase
 from tests.client.scripted import ScriptedServer
 from tests.client.test_cli_asking import listen
-from usbip_server.client.terminal.exits import INTERRUPTED, Exit
-from usbip_server.device import UsbDevice
-from usbip_server.kernel.vhcirecords import Record, Records
-from usbip_server.opcodec import OpStatus, encodeList, encodeRefusal
+from usbip_server.client.cli.exitcodes import INTERRUPTED, Exit
+from usbip_server.kernel.vhci.records import Record, Records
+from usbip_server.model.device import UsbDevice
+from usbip_server.model.usbip import OpStatus, encodeList, encodeRefusal
 
 STICK = UsbDevice(
     busId="3-2", vendorId="0781", productId="5581", description="any", deviceNumber=7, speed="480"

@@ -15,13 +15,13 @@ import msgspec
 from tests.childdaemon import EXPORT
 from tests.client.commandcase import VIRTUAL, CommandCase
 from tests.client.scripted import LIST_REQUEST, ScriptedServer, says
-from usbip_server.client.core.attaching import Attached
-from usbip_server.client.terminal.checks import Check, compared, plugged, thisMachine
-from usbip_server.client.terminal.exits import Exit
-from usbip_server.kernel import slots
-from usbip_server.kernel.vhci import Vhci
-from usbip_server.kernel.vhcirecords import Record
-from usbip_server.versions import OURS
+from usbip_server import __version__
+from usbip_server.client.attach import Attached
+from usbip_server.client.cli.diagnostics import Check, compared, plugged, thisMachine
+from usbip_server.client.cli.exitcodes import Exit
+from usbip_server.kernel import usbip_host
+from usbip_server.kernel.vhci.ports import Vhci
+from usbip_server.kernel.vhci.records import Record
 
 
 class DoctorTests(CommandCase):
@@ -47,7 +47,7 @@ class DoctorTests(CommandCase):
         self.assertTrue(all(line.startswith("ok ") for line in lines), done.stdout)
         found = self.checks()
         self.assertIn("2 devices", found["raspi: requests"]["found"])
-        self.assertEqual(found["raspi: version"]["found"], f"usbipshare {OURS}, as here")
+        self.assertEqual(found["raspi: version"]["found"], f"usbipshare {__version__}, as here")
         self.assertIn("0 devices can be imported", found["raspi: USB/IP"]["found"])
         self.assertIn("6 of 6 for USB 3", found["free ports"]["found"])
 
@@ -102,7 +102,7 @@ class DoctorTests(CommandCase):
             found = self.checks(Exit.UNREACHABLE)
         update = "there: pip install --upgrade usbipshare"
         self.assertWrong(found["old: version"], "does not say which, so it is older", update)
-        self.assertWrong(found["older: version"], f"0.0.9 there, and {OURS} here", update)
+        self.assertWrong(found["older: version"], f"0.0.9 there, and {__version__} here", update)
         usbip = "usbip 0.1.8"
         needed = "it speaks USB/IP 0x0106, and 0x0111 is needed"
         self.assertWrong(found["old: USB/IP"], needed, usbip)
@@ -130,7 +130,7 @@ class DoctorTests(CommandCase):
 
     def test_slots(self) -> None:
         """A machine that shares devices itself: how many places its kernel has left."""
-        for taken, ok in ((3, True), (slots.SLOTS, False)):
+        for taken, ok in ((3, True), (usbip_host.SLOTS, False)):
             system = _Sharing(taken)
             (check,) = [it for it in self.local(system) if it.what == "usbip-host"]
             self.assertEqual(check.ok, ok)

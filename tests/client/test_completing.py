@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.client.terminal.completing} and of C{usbipshare completion}.
+Tests of L{usbip_server.client.cli.completion} and of C{usbipshare completion}.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from twisted.trial.unittest import SkipTest
 
 from tests.childdaemon import EXPORT
 from tests.client.commandcase import CommandCase
-from usbip_server.client.cli import COMMANDS, main
-from usbip_server.client.terminal.exits import Exit
+from usbip_server.client.cli.exitcodes import Exit
+from usbip_server.client.cli.main import COMMANDS, main
 
 SECONDS = 60
 

@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.client.core.devices}.
+Tests of L{usbip_server.client.devices}.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support import DEVICES, EPOCH, MOUSE, UNO, changed
-from usbip_server.client.core.devices import deviceIn, foundIn
-from usbip_server.client.core.servers import Server
-from usbip_server.device import DeviceState, Encryption, Holder, Lease, UsbDevice
-from usbip_server.errors import Unreachable
-from usbip_server.replies import encodeDevices
+from usbip_server.client.devices import deviceIn, foundIn
+from usbip_server.client.servers import Server
+from usbip_server.model.device import DeviceState, Encryption, Holder, Lease, UsbDevice
+from usbip_server.model.errors import Unreachable
+from usbip_server.model.replies import encodeDevices
 
 RASPI = Server(name="raspi", host="192.0.2.1")
 

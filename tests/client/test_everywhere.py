@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.client.terminal.everywhere}, and of the lists that are asked for there.
+Tests of L{usbip_server.client.cli.discovery}, and of the lists that are asked for there.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ import threading
 import time
 
 from tests.client.reachingcase import CONFIG, SECONDS, ReachingTestCase
-from usbip_server.client.core.answers import Refused
-from usbip_server.client.core.servers import Server
-from usbip_server.client.terminal.asking import devicesOf
-from usbip_server.client.terminal.everywhere import everywhere
+from usbip_server.client.blocking import devicesOf
+from usbip_server.client.cli.discovery import everywhere
+from usbip_server.client.servers import Server
+from usbip_server.model.replies import Refused
 
 
 class DevicesTests(ReachingTestCase):

@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.client.terminal.exits}.
+Tests of L{usbip_server.client.cli.exitcodes}.
 """
 
 from __future__ import annotations
@@ -7,10 +7,9 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support import UNO
-from usbip_server.client.core.answers import Refused
-from usbip_server.client.core.choosing import SeveralFound, Wanted
-from usbip_server.client.terminal.exits import EXIT_AFTER, WORD_OF, Exit, exitFor
-from usbip_server.errors import (
+from usbip_server.client.cli.exitcodes import EXIT_AFTER, WORD_OF, Exit, exitFor
+from usbip_server.client.selection import Selector, SeveralFound
+from usbip_server.model.errors import (
     DeviceInUse,
     DeviceNotFound,
     LocalTrouble,
@@ -18,7 +17,7 @@ from usbip_server.errors import (
     ShareError,
     Unreachable,
 )
-from usbip_server.replies import Status
+from usbip_server.model.replies import Refused, Status
 
 
 class ExitTests(SynchronousTestCase):
@@ -39,7 +38,7 @@ class ExitTests(SynchronousTestCase):
         """So does each error."""
         for error, status in (
             (DeviceNotFound(""), Exit.NOT_FOUND),
-            (SeveralFound(Wanted(word="x"), ()), Exit.SEVERAL),
+            (SeveralFound(Selector(word="x"), ()), Exit.SEVERAL),
             (Refused(Status.NOT_FOUND, ""), Exit.NOT_FOUND),
             (Refused(Status.ERROR, ""), Exit.REFUSED),
             (DeviceInUse(UNO), Exit.REFUSED),

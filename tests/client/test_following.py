@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.client.core.following} and L{usbip_server.client.terminal.appearing}.
+Tests of L{usbip_server.client.watch} and L{usbip_server.client.cli.discovery}.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.client.network import Network
 from tests.client.scripted import SECONDS, ScriptedServer
 from tests.support import UNO
-from usbip_server.client.core.answers import Answer, Notice
-from usbip_server.client.core.backoff import BackOff, Pauses
-from usbip_server.client.core.following import Following
-from usbip_server.client.core.servers import Server
-from usbip_server.client.terminal.running import run
-from usbip_server.device import UsbDevice
-from usbip_server.errors import Unreachable
-from usbip_server.replies import encodeDevices
+from usbip_server.client.cli.commands.watch import run
+from usbip_server.client.servers import Server
+from usbip_server.client.watch import Following
+from usbip_server.model.device import UsbDevice
+from usbip_server.model.errors import Unreachable
+from usbip_server.model.replies import ReceivedNotice, ReceivedReply, encodeDevices
+from usbip_server.runtime.backoff import BackOff, Pauses
 
 TIME = "2026-11-25T17:56:00.123Z"
 HOST = "192.0.2.1"
@@ -34,7 +33,7 @@ def raw(device: UsbDevice) -> Any:
     return json.loads(bytes(encodeDevices(device, detail=True)))
 
 
-def event(kind: str, seq: int, device: UsbDevice = UNO) -> Notice:
+def event(kind: str, seq: int, device: UsbDevice = UNO) -> ReceivedNotice:
     """Something that happens."""
     return {"event": kind, "seq": seq, "time": TIME, "data": raw(device)}
 
@@ -92,10 +91,10 @@ class FollowingTests(SynchronousTestCase):
                 if text in self.raises:
                     raise self.raises.pop(text)
 
-            def begun(server: Server, answer: Answer) -> None:
+            def begun(server: Server, answer: ReceivedReply) -> None:
                 hear("goes on" if answer.data is None else f"begun {len(answer.data)}")
 
-            def told(server: Server, notice: Notice) -> None:
+            def told(server: Server, notice: ReceivedNotice) -> None:
                 hear(f"{notice['event']} {notice['seq']}")
 
             def lost(server: Server, error: Exception) -> None:

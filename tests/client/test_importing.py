@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.client.core.importing}.
+Tests of L{usbip_server.client.imports}.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from tests.client.scripted import (
     says,
 )
 from tests.support import MOUSE, UNO, changed
-from usbip_server.client.core import importing
-from usbip_server.client.core.importing import importDevice, listDevices
-from usbip_server.client.core.servers import ClientTls, Server
-from usbip_server.device import Encryption
-from usbip_server.errors import Unreachable
-from usbip_server.opcodec import NotGiven, OpStatus, encodeImport, encodeList, encodeRefusal
+from usbip_server.client import imports
+from usbip_server.client.imports import importDevice, listDevices
+from usbip_server.client.servers import ClientTls, Server
+from usbip_server.model.device import Encryption
+from usbip_server.model.errors import Unreachable
+from usbip_server.model.usbip import NotGiven, OpStatus, encodeImport, encodeList, encodeRefusal
 
 SECONDS = 60.0
 
@@ -220,7 +220,7 @@ class ListTests(ImportingTestCase):
 
     def test_dead(self) -> None:
         """A machine that is not there is given up when its share of the time is over."""
-        self.patch(importing, "shareOf", lambda seconds: SOON)
+        self.patch(imports, "shareOf", lambda seconds: SOON)
         with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
             crowd = self.fill(full)
             server = Server(name="raspi", host="127.0.0.1", exportPort=full.getsockname()[1])

@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.client.terminal.introducing}: over real connections, with real daemons.
+Tests of L{usbip_server.client.cli.diagnostics}: over real connections, with real daemons.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import msgspec
 
 from tests.client.reachingcase import CONFIG, SECONDS, SOON, ReachingTestCase
 from tests.client.scripted import Play, ScriptedServer, received
-from usbip_server.client.core.servers import Server
-from usbip_server.client.terminal.introducing import versionOf
-from usbip_server.errors import Unreachable
-from usbip_server.versions import OURS
+from usbip_server import __version__
+from usbip_server.client.cli.diagnostics import versionOf
+from usbip_server.client.servers import Server
+from usbip_server.model.errors import Unreachable
 
 REQUEST = b"HEAD / HTTP/1.0\r\n\r\n"
 
@@ -35,7 +35,7 @@ class IntroducingTests(ReachingTestCase):
         daemon = self.daemon("access: {principals: {}, allow: []}\n" + CONFIG)
         for token in (None, "usbip_wrong"):
             server = Server(name="here", host="127.0.0.1", port=daemon.port, token=token)
-            self.assertEqual(versionOf(server, SECONDS), OURS)
+            self.assertEqual(versionOf(server, SECONDS), __version__)
 
     def test_token(self) -> None:
         """A token does not go along: it is not needed."""

@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.client.terminal.picking}.
+Tests of L{usbip_server.client.selection}.
 """
 
 from __future__ import annotations
@@ -7,11 +7,10 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support import DEVICES, MOUSE, STICK, UNO
-from usbip_server.client.core.choosing import SeveralFound
-from usbip_server.client.core.devices import Found
-from usbip_server.client.core.servers import serverAt
-from usbip_server.client.terminal.picking import Meant, meant
-from usbip_server.errors import DeviceNotFound
+from usbip_server.client.devices import RemoteDevice
+from usbip_server.client.selection import Selection, SeveralFound, meant
+from usbip_server.client.servers import serverAt
+from usbip_server.model.errors import DeviceNotFound
 
 
 class PickingTests(SynchronousTestCase):
@@ -19,9 +18,9 @@ class PickingTests(SynchronousTestCase):
     A word, criteria, or both.
     """
 
-    found = tuple(Found(server=serverAt("raspi"), device=each, raw={}) for each in DEVICES)
+    found = tuple(RemoteDevice(server=serverAt("raspi"), device=each, raw={}) for each in DEVICES)
 
-    def typed(self, word: str | None = None, first: bool = False, **criteria: str) -> Meant:
+    def typed(self, word: str | None = None, first: bool = False, **criteria: str) -> Selection:
         """What was typed."""
         which = meant(word, first, **criteria)
         assert which is not None

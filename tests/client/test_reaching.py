@@ -1,6 +1,6 @@
 """
 Tests of reaching a server at all, over real connections and with real daemons: as the services do
-it, L{usbip_server.client.core.asking}, and as commands do, L{usbip_server.client.terminal.asking}.
+it, L{usbip_server.client.conversation}, and as commands do, L{usbip_server.client.blocking}.
 """
 
 from __future__ import annotations
@@ -23,13 +23,12 @@ from zope.interface import implementer
 from tests.certificates import LAB, authority, signed
 from tests.client.reachingcase import CONFIG, SECONDS, SOON, ReachingTestCase
 from tests.client.scripted import ScriptedServer
-from usbip_server.client.core.answers import Answer, Notice
-from usbip_server.client.core.asking import ask, converse
-from usbip_server.client.core.reaching import shareOf
-from usbip_server.client.core.servers import ClientTls, Server
-from usbip_server.client.terminal import asking
-from usbip_server.errors import Unreachable
-from usbip_server.replies import Status
+from usbip_server.client import blocking as asking
+from usbip_server.client.blocking import shareOf
+from usbip_server.client.conversation import ask, converse
+from usbip_server.client.servers import ClientTls, Server
+from usbip_server.model.errors import Unreachable
+from usbip_server.model.replies import ReceivedNotice, ReceivedReply, Status
 
 reactor: Any = installed
 
@@ -103,8 +102,8 @@ class AskingTestCase(ReachingTestCase, TestCase):
         server: Server,
         request: dict[str, Any],
         seconds: float,
-        told: Callable[[Notice], None] = lambda notice: None,
-    ) -> Answer:
+        told: Callable[[ReceivedNotice], None] = lambda notice: None,
+    ) -> ReceivedReply:
         """Ask a server."""
         return await ask(reactor, server, request, seconds, told)
 
@@ -124,7 +123,7 @@ class CommandsMixin:
     Asking as commands do.
     """
 
-    async def ask(self, *args: Any) -> Answer:
+    async def ask(self, *args: Any) -> ReceivedReply:
         """Ask a server."""
         return await deferToThread(asking.ask, *args)
 
@@ -159,10 +158,10 @@ class ReachingTests(AskingTestCase):
         """A conversation goes on: what happens is told while the same connection is used."""
         daemon = self.daemon()
         server = Server(name="here", host="127.0.0.1", port=daemon.port)
-        told: list[Notice] = []
+        told: list[ReceivedNotice] = []
         heard: Deferred[None] = Deferred()
 
-        def tell(notice: Notice) -> None:
+        def tell(notice: ReceivedNotice) -> None:
             told.append(notice)
             if notice["event"] == "bound" and not heard.called:
                 heard.callback(None)
@@ -186,7 +185,7 @@ class ReachingTests(AskingTestCase):
         """Whoever waits is told how it goes, and has the time that it takes."""
         daemon = self.daemon()
         server = Server(name="here", host="127.0.0.1", port=daemon.port)
-        told: list[Notice] = []
+        told: list[ReceivedNotice] = []
         request = {"command": "attach", "id": "9-9", "wait": 1.0}
         answer = await self.ask(server, request, SECONDS, told.append)
         self.assertEqual(answer.status, Status.NOT_FOUND)

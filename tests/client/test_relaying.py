@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.client.core.relaying}.
+Tests of L{usbip_server.client.blockingrelay}.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from tests.certificates import signed, trusting
 from tests.client.scripted import received
-from usbip_server.client.core.relaying import CHUNK, relay, socketPair
+from usbip_server.client.blockingrelay import CHUNK, relay, socketPair
 
 SECONDS = 60.0
 

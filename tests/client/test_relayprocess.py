@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.client.terminal.relayprocess}.
+Tests of L{usbip_server.client.cli.relayprocess}.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import threading
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.certificates import signed, trusting
-from usbip_server.client.core.relaying import socketPair
-from usbip_server.client.terminal.relayprocess import RelayProcess
+from usbip_server.client.blockingrelay import socketPair
+from usbip_server.client.cli.relayprocess import RelayProcess
 
 SECONDS = 60.0
 

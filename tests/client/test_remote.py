@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.client.remote.backend}: a gateway to servers in this process, over real
+Tests of L{usbip_server.backends.remote.backend}: a gateway to servers in this process, over real
 connections.
 """
 
@@ -20,23 +20,23 @@ from tests.client.farserver import FarServer
 from tests.client.remotecase import DEVICES, SETTINGS, HesitantBackend, RemoteCase
 from tests.client.scripted import Play, ScriptedServer, says
 from tests.support import EVERYBODY
-from usbip_server.backends import virtualusb
+from usbip_server.backends import softdevice
+from usbip_server.backends.remote import backend as remote
+from usbip_server.backends.remote.backend import RemoteBackend
+from usbip_server.backends.remote.config import Host
 from usbip_server.backends.virtual import VirtualDevice
-from usbip_server.client.core.servers import Server
-from usbip_server.client.remote import backend as remote
-from usbip_server.client.remote.backend import RemoteBackend
-from usbip_server.client.remote.hosts import Host
-from usbip_server.device import DeviceState, Holder, UsbDevice
-from usbip_server.errors import (
+from usbip_server.client.servers import Server
+from usbip_server.model.device import DeviceState, Holder, UsbDevice
+from usbip_server.model.errors import (
     DeviceInUse,
     OperationFailed,
     OperationTimedOut,
 )
-from usbip_server.inventory import ChangeKind
-from usbip_server.limits import Timeouts
-from usbip_server.opcodec import OpStatus, encodeImport, encodeRefusal
-from usbip_server.policy import Grant, Policy, Right
-from usbip_server.settings import Settings
+from usbip_server.model.inventory import ChangeKind
+from usbip_server.model.options import Timeouts
+from usbip_server.model.policy import Grant, Policy, Right
+from usbip_server.model.usbip import OpStatus, encodeImport, encodeRefusal
+from usbip_server.server.config import Settings
 
 DEADLINE = 60.0
 SOON = 0.1
@@ -338,7 +338,7 @@ class SeveralTests(TestCase):
 
     timeout = 30
 
-    if not virtualusb.installed:
+    if not softdevice.installed:
         skip = "the package usbip is not installed"
 
     async def make(self) -> None:

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from tests.backends.door import Door
 from tests.client.remotecase import RemoteCase, there
-from usbip_server.device import UsbDevice
 from usbip_server.interfaces import IUsbBackend
+from usbip_server.model.device import UsbDevice
 from usbip_server.testing import ExportConformance, HangingDeviceConformance
 
 

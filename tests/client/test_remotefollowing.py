@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.client.remote.following}, with a server that says what it is told to.
+Tests of L{usbip_server.backends.remote.watch}, with a server that says what it is told to.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from twisted.trial.unittest import TestCase
 
 from tests.client.scripted import Play, ScriptedServer
 from tests.support import MOUSE, UNO, changed
-from usbip_server.client.remote.following import RemoteFollowing
-from usbip_server.device import DeviceState, Holder, Traffic, UsbDevice
-from usbip_server.replies import Notice, Reply, Status, encodeDevices, holderFields
+from usbip_server.backends.remote.watch import RemoteFollowing
+from usbip_server.model.device import DeviceState, Holder, Traffic, UsbDevice
+from usbip_server.model.replies import Notice, Reply, Status, encodeDevices, holderFields
 
 WHEN = "2026-11-25T17:56:00.123Z"
 HOLDER = Holder(address="192.0.2.8", since=1.5)

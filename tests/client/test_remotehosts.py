@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.client.remote.hosts}.
+Tests of L{usbip_server.backends.remote.config}.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from zope.interface.verify import verifyObject
 
 from tests.certificates import LAB, authority, signed
 from tests.support import UNO, changed
-from usbip_server.backends.options import convert
-from usbip_server.client.core.servers import ClientTls, Server
-from usbip_server.client.remote.hosts import Host, Options, hostsIn
-from usbip_server.device import Lease
+from usbip_server.backends.remote.config import Host, Options, hostsIn
+from usbip_server.client.servers import ClientTls, Server
 from usbip_server.interfaces import IUsbBackend, IUsbBackendMaker
-from usbip_server.limits import InvalidOption
+from usbip_server.model.device import Lease
+from usbip_server.model.options import InvalidOption, convert
 
 
 def hosts(*said: Any) -> tuple[Host, ...]:

@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.client.remote.relay}.
+Tests of L{usbip_server.net.relay}.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from zope.interface.verify import verifyObject
 
 from tests.certificates import signed, trusting
 from tests.protocols.securedcase import connected
-from usbip_server.client.remote.relay import CHUNK, RemoteRelay
-from usbip_server.device import Traffic
+from usbip_server.model.device import Traffic
+from usbip_server.net.relay import RELAY_CHUNK, RemoteRelay
 from usbip_server.testing.reactor import FakeReactor
 
-MUCH = os.urandom(128 * CHUNK)
+MUCH = os.urandom(128 * RELAY_CHUNK)
 """More than all buffers on the way hold."""
 
 ROUNDS = 20000
@@ -80,7 +80,7 @@ class RelayTests(SynchronousTestCase):
     def read(self, end: socket.socket) -> bytes:
         """What there is now."""
         try:
-            return end.recv(CHUNK)
+            return end.recv(RELAY_CHUNK)
         except (BlockingIOError, ssl.SSLWantReadError):
             return b""
 
@@ -93,7 +93,7 @@ class RelayTests(SynchronousTestCase):
         sent = 0
         for _ in range(1000):
             try:
-                sent += end.send(data[sent : sent + CHUNK])
+                sent += end.send(data[sent : sent + RELAY_CHUNK])
             except (BlockingIOError, ssl.SSLWantWriteError):
                 self.reactor.deliver()
         return sent
@@ -129,7 +129,7 @@ class RelayTests(SynchronousTestCase):
             sent = self.fill(sender, MUCH)
             self.assertLess(sent, len(MUCH))
             grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-            self.assertLess(grown, 8 * CHUNK // 1024)
+            self.assertLess(grown, 8 * RELAY_CHUNK // 1024)
             reader.send(b"back")
             self.assertEqual(self.received(sender, 4), b"back")
             came = self.received(reader, sent)  # OpenSSL may have begun with a bit more
@@ -173,7 +173,7 @@ class RelayTests(SynchronousTestCase):
 
         def check() -> bool:
             try:
-                return end.recv(CHUNK) == b""
+                return end.recv(RELAY_CHUNK) == b""
             except (BlockingIOError, ssl.SSLWantReadError):
                 return False
             except OSError:

@@ -1,12 +1,12 @@
 """
-Tests of L{usbip_server.client.core.servers}.
+Tests of L{usbip_server.client.servers}.
 """
 
 from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from usbip_server.client.core.servers import MOST, Server, serverAt, serversIn
+from usbip_server.client.servers import MOST, Server, serverAt, serversIn
 
 
 class NamedTests(SynchronousTestCase):

@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.client.service.socketapi}: what programs ask, and are answered.
+Tests of L{usbip_server.client.service.responder}: what programs ask, and are answered.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from tests.client.network import Answer
 from tests.client.servicecase import BENCH, RASPI, ServiceCase
 from tests.documentcase import DETAILS, FIELDS
 from tests.support import STICK, UNO, Wire, asked, changed
-from usbip_server.caller import Caller
-from usbip_server.client.core.devices import Found
-from usbip_server.client.service.localrequests import LocalWatch
-from usbip_server.client.service.peers import Peer
-from usbip_server.client.service.plugs import placeOf
-from usbip_server.device import DeviceState
-from usbip_server.opcodec import OpStatus
-from usbip_server.policy import LOCAL
-from usbip_server.replies import Status
+from usbip_server.client.devices import RemoteDevice
+from usbip_server.client.service.authorization import Peer
+from usbip_server.client.service.devices.attachments import placeOf
+from usbip_server.client.service.messages import LocalWatch
+from usbip_server.model.device import DeviceState
+from usbip_server.model.policy import LOCAL
+from usbip_server.model.replies import Status
+from usbip_server.model.usbip import OpStatus
+from usbip_server.net.caller import Caller
 
 STRANGER = Caller(Peer(LOCAL, uid=1234, gids=(1234, 1235)))
 
@@ -274,7 +274,7 @@ class AttachTests(ApiCase):
         self.assertIn(f"{other} 1-1.4", self.plugged)
         self.assertEqual(len(self.plugged), 2)
 
-    def found(self, name: str) -> Found:
+    def found(self, name: str) -> RemoteDevice:
         """A server's board."""
         [found] = [each for each in self.parts.links.found() if placeOf(each) == (name, "1-1.4")]
         return found

@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.client.service.claiming}: devices that programs wait for, lease, or take
+Tests of L{usbip_server.client.service.acquisition}: devices that programs wait for, lease, or take
 from somebody; and those that others have plugged in.
 """
 
@@ -13,14 +13,14 @@ from twisted.internet.defer import Deferred
 from tests.client.network import US, Answer, Room
 from tests.client.servicecase import BENCH, RASPI, UNO_RULE, MemoryKernel, ServiceCase
 from tests.support import STICK, UNO, asked, changed
-from usbip_server.caller import Caller
-from usbip_server.client.core.attaching import Attached
-from usbip_server.client.core.servers import Server
-from usbip_server.client.service.peers import Peer
-from usbip_server.device import DeviceState, UsbDevice
-from usbip_server.opcodec import OpStatus
-from usbip_server.policy import LOCAL, Principal
-from usbip_server.replies import Status
+from usbip_server.client.attach import Attached
+from usbip_server.client.servers import Server
+from usbip_server.client.service.authorization import Peer
+from usbip_server.model.device import DeviceState, UsbDevice
+from usbip_server.model.policy import LOCAL, Principal
+from usbip_server.model.replies import Status
+from usbip_server.model.usbip import OpStatus
+from usbip_server.net.caller import Caller
 
 OTHER = "192.0.2.99"
 

@@ -13,9 +13,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.certificates import LAB, authority, signed
 from tests.test_packaging import PROJECT, keysOf
-from usbip_server.client.core.choosing import Wanted
-from usbip_server.client.core.servers import ClientTls
-from usbip_server.client.core.settings import Entry
+from usbip_server.client.config import Entry
+from usbip_server.client.selection import Selector
+from usbip_server.client.servers import ClientTls
 from usbip_server.client.service.config import (
     ClientHook,
     DeviceRule,
@@ -26,7 +26,7 @@ from usbip_server.client.service.config import (
     SocketConfig,
     load,
 )
-from usbip_server.yamlfile import ConfigError
+from usbip_server.runtime.yamlfile import ConfigError
 
 TOKEN_FILE = re.compile(r"^ *token_file:.*\n", re.MULTILINE)
 
@@ -51,10 +51,10 @@ class GoodTests(SynchronousTestCase):
     def test_criteria(self) -> None:
         """Which device is meant: by criteria, by a word, or by its server's name for it."""
         for said, wanted in (
-            ("serial: X, id: '2341:*'", Wanted(serial="X", id="2341:*")),
-            ("bus: 1", Wanted(bus=1)),
-            ("word: Laser", Wanted(word="Laser")),
-            ("symlink: false", Wanted(id="it")),
+            ("serial: X, id: '2341:*'", Selector(serial="X", id="2341:*")),
+            ("bus: 1", Selector(bus=1)),
+            ("word: Laser", Selector(word="Laser")),
+            ("symlink: false", Selector(id="it")),
         ):
             (rule,) = config(f"devices: [{{name: it, {said}}}]").devices
             self.assertEqual(rule.wanted, wanted)
@@ -166,7 +166,7 @@ class ExampleTests(SynchronousTestCase):
         signed("bench").write(folder, "bench")
         here = servers.replace("/etc/usbipshare", str(Path(folder).absolute()))
         found = config(TOKEN_FILE.sub("", here) + devices)
-        self.assertEqual(found.devices[0].wanted, Wanted(id="scratch-disk"))
+        self.assertEqual(found.devices[0].wanted, Selector(id="scratch-disk"))
         for kind, text in (
             (Entry, servers),
             (ClientTls, servers),

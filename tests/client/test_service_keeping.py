@@ -1,6 +1,6 @@
 """
-Tests of L{usbip_server.client.service.keeping}, and of the parts that it works with: servers, a
-network and a kernel in memory.
+Tests of L{usbip_server.client.service.devices.reconciler}, and of the parts that it works with:
+servers, a network and a kernel in memory.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from itertools import pairwise
 from tests.client.network import Answer
 from tests.client.servicecase import BENCH, RASPI, SERVERS, UNO_RULE, ServiceCase
 from tests.support import STICK, UNO, changed
-from usbip_server.client.core import attaching
-from usbip_server.device import DeviceState
-from usbip_server.opcodec import OpStatus
+from usbip_server.client import attach
+from usbip_server.model.device import DeviceState
+from usbip_server.model.usbip import OpStatus
 from usbip_server.testing import vhci
 
 PROMISED = 2.0
@@ -228,7 +228,7 @@ class FailureTests(ServiceCase):
             moments.append(self.network.seconds())
             return refused(*args)  # type: ignore[arg-type]
 
-        self.patch(attaching, "importDevice", tried)
+        self.patch(attach, "importDevice", tried)
         self.begin()
         self.network.sleep(130)
         pauses = [round(b - a, 1) for a, b in pairwise(moments)]

@@ -1,6 +1,5 @@
 """
-Tests of L{usbip_server.client.service.link}, L{usbip_server.client.service.links} and
-L{usbip_server.client.core.backoff}.
+Tests of L{usbip_server.client.service.devices.servers} and L{usbip_server.runtime.backoff}.
 """
 
 from __future__ import annotations
@@ -11,12 +10,11 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.client.network import Answer, Network, Room
 from tests.support import DEVICES, STICK, UNO, changed
-from usbip_server.client.core.backoff import BackOff, Pauses
-from usbip_server.client.core.servers import Server
-from usbip_server.client.service.link import Link
-from usbip_server.client.service.links import Links
-from usbip_server.device import Lease
-from usbip_server.inventory import Change
+from usbip_server.client.servers import Server
+from usbip_server.client.service.devices.servers import ServerConnection, ServerPool
+from usbip_server.model.device import Lease
+from usbip_server.model.inventory import Change
+from usbip_server.runtime.backoff import BackOff, Pauses
 
 HOST = "192.0.2.1"
 RASPI = Server(name="raspi", host=HOST)
@@ -62,17 +60,17 @@ class LinksTestCase(SynchronousTestCase):
         self.room: Room = self.network.room(HOST, *DEVICES)
         self.heard: list[tuple[str, str]] = []
         self.turns: list[bool] = []
-        self.links = Links(self.network, self.changed, self.turned, lambda: 1.0)
+        self.links = ServerPool(self.network, self.changed, self.turned, lambda: 1.0)
         self.addCleanup(self.links.stop)
 
-    def changed(self, link: Link, changes: tuple[Change, ...]) -> None:
+    def changed(self, link: ServerConnection, changes: tuple[Change, ...]) -> None:
         self.heard += [(change.kind.value, change.device.busId) for change in changes]
 
-    def turned(self, link: Link, isNews: bool) -> None:
+    def turned(self, link: ServerConnection, isNews: bool) -> None:
         if isNews:
             self.turns.append(link.isUp)
 
-    def begin(self, longest: float = 1.5, isSought: bool = False) -> Link:
+    def begin(self, longest: float = 1.5, isSought: bool = False) -> ServerConnection:
         """Watch it."""
         backOff = BackOff(longest=longest)
         self.links.become([RASPI], backOff, 5.0, lambda server: isSought)

@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.client.core.settings}.
+Tests of L{usbip_server.client.config}.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.certificates import LAB, authority, signed
-from usbip_server.client.core.servers import MOST, ClientTls, Server
-from usbip_server.client.core.settings import ClientSettings, find, load
-from usbip_server.yamlfile import ConfigError
+from usbip_server.client.config import ClientSettings, find, load
+from usbip_server.client.servers import MOST, ClientTls, Server
+from usbip_server.runtime.yamlfile import ConfigError
 
 TOKEN = "usbip_0123456789abcdef"
 

@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.client.terminal.show} and L{usbip_server.client.terminal.tables}.
+Tests of L{usbip_server.client.cli.output} and L{usbip_server.client.cli.tables}.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support import UNO, changed
-from usbip_server.client.core.devices import Found
-from usbip_server.client.core.servers import serverAt
-from usbip_server.client.terminal.exits import Exit
-from usbip_server.client.terminal.show import Show, plain
-from usbip_server.client.terminal.tables import devicesTable, deviceTable, whoHas
-from usbip_server.device import DeviceState, Holder, Lease, UsbDevice
+from usbip_server.client.cli.exitcodes import Exit
+from usbip_server.client.cli.output import Show, plain
+from usbip_server.client.cli.tables import devicesTable, deviceTable, whoHas
+from usbip_server.client.devices import RemoteDevice
+from usbip_server.client.servers import serverAt
+from usbip_server.model.device import DeviceState, Holder, Lease, UsbDevice
 
 
 class Terminal(io.StringIO):
@@ -30,9 +30,9 @@ class Terminal(io.StringIO):
         return True
 
 
-def found(device: UsbDevice = UNO) -> Found:
+def found(device: UsbDevice = UNO) -> RemoteDevice:
     """A device at a server."""
-    return Found(server=serverAt("raspi"), device=device, raw={})
+    return RemoteDevice(server=serverAt("raspi"), device=device, raw={})
 
 
 class ShowTestCase(SynchronousTestCase):

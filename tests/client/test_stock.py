@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.client.terminal.stock}; for those with Windows see
+Tests of L{usbip_server.client.cli.stockusbipd}; for those with Windows see
 L{tests.client.test_usbipdwin}.
 """
 
@@ -8,11 +8,10 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support import UNO, changed
-from usbip_server.client.core.choosing import Wanted
-from usbip_server.client.core.servers import Server
-from usbip_server.client.terminal.picking import Meant
-from usbip_server.client.terminal.stock import binding, remedy, unlisted
-from usbip_server.opcodec import NotGiven, OpStatus
+from usbip_server.client.cli.stockusbipd import binding, remedy, unlisted
+from usbip_server.client.selection import Selection, Selector
+from usbip_server.client.servers import Server
+from usbip_server.model.usbip import NotGiven, OpStatus
 
 LINUX = "/sys/devices/pci0000:00/usb1/1-1/1-1.4"
 WINDOWS = "USB\\VID_2341&PID_0043\\75330303035351F0A1C1"
@@ -54,10 +53,10 @@ class RemedyTests(SynchronousTestCase):
     def test_typed(self) -> None:
         """A bus id is known where one was typed."""
         for word, criteria, busId in (
-            (Wanted(word="2-4"), None, "2-4"),
-            (Wanted(word="uno"), Wanted(bus="2-4"), "2-4"),
-            (None, Wanted(id="2-4", serial="1"), "2-4"),
-            (Wanted(word="2341:0043"), Wanted(bus=2), None),
-            (None, Wanted(bus="2-*"), None),
+            (Selector(word="2-4"), None, "2-4"),
+            (Selector(word="uno"), Selector(bus="2-4"), "2-4"),
+            (None, Selector(id="2-4", serial="1"), "2-4"),
+            (Selector(word="2341:0043"), Selector(bus=2), None),
+            (None, Selector(bus="2-*"), None),
         ):
-            self.assertEqual(Meant(word=word, criteria=criteria).busId, busId)
+            self.assertEqual(Selection(word=word, criteria=criteria).busId, busId)

@@ -15,13 +15,13 @@ from tests.client.scripted import ScriptedServer, connections, received
 from tests.client.test_attaching import AttachingTestCase
 from tests.client.test_cli_asking import listen
 from tests.client.usbipdwin import BOARD, CAMERA, DRIVE, UsbipdWin, WindowsDevice
-from usbip_server.client.core.importing import importDevice, listDevices
-from usbip_server.client.core.servers import Server
-from usbip_server.client.terminal.exits import Exit
-from usbip_server.device import Encryption
-from usbip_server.errors import LocalTrouble, Unreachable
-from usbip_server.kernel.vhcirecords import Record
-from usbip_server.opcodec import Exported, NotGiven, OpStatus
+from usbip_server.client.cli.exitcodes import Exit
+from usbip_server.client.imports import importDevice, listDevices
+from usbip_server.client.servers import Server
+from usbip_server.kernel.vhci.records import Record
+from usbip_server.model.device import Encryption
+from usbip_server.model.errors import LocalTrouble, Unreachable
+from usbip_server.model.usbip import Exported, NotGiven, OpStatus
 
 SECONDS = 60.0
 

@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from tests.client.scripted import SECONDS, received
-from usbip_server.opcodec import OpStatus
+from usbip_server.model.usbip import OpStatus
 
 VERSION = 0x0111
 

@@ -15,16 +15,16 @@ from twisted.internet.task import Clock, deferLater
 from twisted.trial.unittest import TestCase
 
 from tests.desiredcase import MemoryStateFile
+from usbip_server.backends.local import Machine
 from usbip_server.backends.sysfs import SysfsBackend
-from usbip_server.caller import Caller
-from usbip_server.commands import WatchDevices
-from usbip_server.kernel.machine import Machine
 from usbip_server.kernel.usbids import UsbIds
-from usbip_server.limits import Limits
-from usbip_server.policy import LOCAL, Principal
-from usbip_server.rules import Match, Rule, Share
-from usbip_server.settings import Settings
-from usbip_server.sharing import Sharing
+from usbip_server.model.options import Limits
+from usbip_server.model.policy import LOCAL, Principal
+from usbip_server.model.requests import WatchDevices
+from usbip_server.model.rules import Match, Rule, Share
+from usbip_server.net.caller import Caller
+from usbip_server.server.config import Settings
+from usbip_server.server.core import Sharing
 from usbip_server.testing import FakeKernel
 
 CYCLES = 1000

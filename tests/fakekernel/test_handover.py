@@ -9,8 +9,8 @@ from collections.abc import Hashable, Set
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from usbip_server.device import Holder
-from usbip_server.kernel.sessions import Connection, Sessions, connectionOf
+from usbip_server.kernel.importers import Connection, Sessions, connectionOf
+from usbip_server.model.device import Holder
 from usbip_server.testing import FakeKernel
 
 FIRST, SECOND = ("1-1", 2), ("1-2", 3)

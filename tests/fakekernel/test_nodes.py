@@ -8,8 +8,8 @@ import os
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from usbip_server.kernel.nodes import Nodes
 from usbip_server.kernel.system import System
+from usbip_server.kernel.vhci.devnodes import Nodes
 
 DEVICE = "devices/platform/vhci_hcd.0/usb3/3-1"
 BLOCK = "3-1:1.0/host2/target2:0:0/2:0:0:0/block/sda"

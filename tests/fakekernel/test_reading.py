@@ -11,12 +11,12 @@ from functools import partial
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from usbip_server.device import DeviceState
 from usbip_server.kernel.scan import Scanner, Strings
 from usbip_server.kernel.system import System
 from usbip_server.kernel.uevents import Uevents, deviceOf
 from usbip_server.kernel.usbids import UsbIds, parse
-from usbip_server.rules import Match
+from usbip_server.model.device import DeviceState
+from usbip_server.model.rules import Match
 from usbip_server.testing import FakeKernel, FakeReactor
 
 # As Linux 6.1 sends them.

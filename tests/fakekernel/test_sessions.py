@@ -11,15 +11,15 @@ import sys
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from usbip_server.device import DeviceState, Holder, UsbDevice
-from usbip_server.inventory import Change, ChangeKind, Inventory
+from usbip_server.kernel.importers import Connection, established
+from usbip_server.kernel.monitor import TICK, KernelWatch
 from usbip_server.kernel.scan import Scanner
-from usbip_server.kernel.sessions import Connection, established
 from usbip_server.kernel.system import CONNECTIONS, System
 from usbip_server.kernel.usbids import UsbIds
-from usbip_server.kernel.watch import TICK, KernelWatch
+from usbip_server.model.device import DeviceState, Holder, UsbDevice
+from usbip_server.model.inventory import Change, ChangeKind, Inventory
+from usbip_server.runtime.threads import BlockingCalls
 from usbip_server.testing import FakeKernel, FakeReactor
-from usbip_server.threads import BlockingCalls
 
 # As Linux 6.1 prints them on a little-endian machine.
 HEAD = b"  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"  # noqa: E501

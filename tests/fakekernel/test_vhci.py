@@ -13,9 +13,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from tests.kernel.vhcifacts import VhciFacts
-from usbip_server.errors import LocalTrouble
 from usbip_server.kernel.system import ISystem, System
-from usbip_server.kernel.vhci import Port, PortState, Vhci
+from usbip_server.kernel.vhci.ports import Port, PortState, Vhci
+from usbip_server.model.errors import LocalTrouble
 from usbip_server.testing import FakeVhci, KernelBug
 
 DETACH = "devices/platform/vhci_hcd.0/detach"

@@ -9,7 +9,7 @@ import stat
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from usbip_server.kernel.vhcirecords import Record, Records
+from usbip_server.kernel.vhci.records import Record, Records
 
 RASPI = Record(host="raspi", service="3240", busId="1-1.4")
 

@@ -10,14 +10,14 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from usbip_server.device import DeviceState, UsbDevice
-from usbip_server.inventory import Inventory
+from usbip_server.kernel.monitor import KernelWatch
 from usbip_server.kernel.scan import Scanner
 from usbip_server.kernel.strings import SECONDS
 from usbip_server.kernel.usbids import UsbIds
-from usbip_server.kernel.watch import KernelWatch
+from usbip_server.model.device import DeviceState, UsbDevice
+from usbip_server.model.inventory import Inventory
+from usbip_server.runtime.threads import BlockingCalls
 from usbip_server.testing import FakeKernel, FakeReactor
-from usbip_server.threads import BlockingCalls
 
 
 class WatchTests(SynchronousTestCase):

@@ -17,7 +17,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.childdaemon import ChildDaemon
-from usbip_server.tokens import hashOf, newToken
+from usbip_server.model.tokens import hashOf, newToken
 
 TOKEN = newToken()
 LIST = bytes.fromhex("0111 8005 00000000")

@@ -21,8 +21,8 @@ from typing import IO, Any
 from tests.client.commandcase import CommandCase
 from tests.client.scripted import ScriptedServer
 from tests.client.test_cli_asking import listen
-from usbip_server.client.terminal.exits import INTERRUPTED, Exit
-from usbip_server.client.terminal.output import FAILED
+from usbip_server.client.cli.exitcodes import INTERRUPTED, Exit
+from usbip_server.client.cli.output import FAILED
 
 SECONDS = 60.0
 

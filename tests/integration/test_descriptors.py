@@ -13,7 +13,7 @@ from collections.abc import Callable
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.childdaemon import ChildDaemon
-from usbip_server.descriptors import SPARE
+from usbip_server.runtime.service import SPARE
 
 DESCRIPTORS = 150
 CONNECTIONS = 300

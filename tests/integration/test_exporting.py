@@ -16,10 +16,10 @@ from tests import serialclient
 from tests.childdaemon import EXPORT, TWISTED, ChildDaemon, withConstant
 from tests.serialclient import SerialClient
 from tests.watchclient import WatchClient
-from usbip_server.backends import virtualusb
-from usbip_server.opcodec import OpStatus, encodeRefusal
+from usbip_server.backends import softdevice
+from usbip_server.model.usbip import OpStatus, encodeRefusal
 
-if virtualusb.installed:
+if softdevice.installed:
     from usbip import host  # type: ignore[import-untyped]
     from usbip.classes.host.cdc_acm import CDCDriver  # type: ignore[import-untyped]
     from usbip.core import NotFound, USBError  # type: ignore[import-untyped]
@@ -59,7 +59,7 @@ class ExportingTestCase(SynchronousTestCase):
     A daemon with serial ports that send back what they receive.
     """
 
-    if not virtualusb.installed:
+    if not softdevice.installed:
         skip = "the package usbip is not installed"
 
     config = VIRTUAL
@@ -349,7 +349,7 @@ class EndTests(ExportingTestCase):
     The daemon's end. The devices are its own here: sessions end with it.
     """
 
-    command = withConstant("usbip_server.daemon", "CLOSING_SECONDS", 0.5)
+    command = withConstant("usbip_server.server.service", "CLOSING_SECONDS", 0.5)
 
     def end(self, number: int) -> None:
         """End the daemon while clients have devices, ask for some, or say nothing."""

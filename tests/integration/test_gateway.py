@@ -19,8 +19,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.certificates import LAB, authority, signed, trusting
 from tests.childdaemon import EXPORT, ChildDaemon
 from tests.watchclient import WatchClient
-from usbip_server.backends import virtualusb
-from usbip_server.opcodec import (
+from usbip_server.backends import softdevice
+from usbip_server.model.tokens import hashOf, newToken
+from usbip_server.model.usbip import (
     IMPORT_REPLY,
     Exported,
     ImportRequest,
@@ -29,9 +30,8 @@ from usbip_server.opcodec import (
     encodeRefusal,
     encodeRequest,
 )
-from usbip_server.tokens import hashOf, newToken
 
-if virtualusb.installed:
+if softdevice.installed:
     from usbip import host  # type: ignore[import-untyped]
     from usbip.classes.host.cdc_acm import CDCDriver  # type: ignore[import-untyped]
     from usbip.core import USBError  # type: ignore[import-untyped]
@@ -65,7 +65,7 @@ class GatewayTestCase(SynchronousTestCase):
     Two servers, each with two serial ports that send back what they receive; and a gateway.
     """
 
-    if not virtualusb.installed:
+    if not softdevice.installed:
         skip = "the package usbip is not installed"
 
     def setUp(self) -> None:

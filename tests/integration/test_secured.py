@@ -17,7 +17,7 @@ from tests.integration import test_exporting
 from tests.integration.test_exporting import IDLE, LIST, SECONDS, VIRTUAL, importOf
 from tests.protocols.securedcase import hasKtls
 from tests.tlstunnel import TlsTunnel
-from usbip_server.opcodec import OpStatus, encodeRefusal
+from usbip_server.model.usbip import OpStatus, encodeRefusal
 
 NO_TLS = "{principal}: no TLS: {reason}"
 
@@ -150,7 +150,7 @@ class IdleTests(SecuredTestCase):
     Clients that say nothing, and have time for that.
     """
 
-    command = withConstant("usbip_server.protocols.secured", "HANDSHAKE_SECONDS", 600.0)
+    command = withConstant("usbip_server.protocols.exporter_tls", "HANDSHAKE_SECONDS", 600.0)
 
     def test_idle(self) -> None:
         """Idle connections are in nobody's way, and nothing is left of them."""
@@ -211,7 +211,7 @@ class EndTests(SecuredTestCase):
     The daemon's end.
     """
 
-    command = withConstant("usbip_server.daemon", "CLOSING_SECONDS", 0.5)
+    command = withConstant("usbip_server.server.service", "CLOSING_SECONDS", 0.5)
 
     def end(self, number: int) -> list[Any]:
         """End the daemon while clients have devices, ask for some, or say nothing."""

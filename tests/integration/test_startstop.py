@@ -30,10 +30,11 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.plugin import IPlugin
 from zope.interface import implementer
-from usbip_server.device import UsbDevice
-from usbip_server.errors import InvalidOption, OperationFailed
+from usbip_server.model.device import UsbDevice
+from usbip_server.model.errors import OperationFailed
+from usbip_server.model.options import InvalidOption
 from usbip_server.interfaces import IUsbBackend, IUsbBackendMaker
-from usbip_server.inventory import Inventory
+from usbip_server.model.inventory import Inventory
 
 @implementer(IUsbBackend)
 class Slow:

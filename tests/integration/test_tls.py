@@ -21,7 +21,7 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from tests.certificates import LAB, Identity, authority, signed, trusting
 from tests.childdaemon import ChildDaemon
-from usbip_server.opcodec import encodeList
+from usbip_server.model.usbip import encodeList
 
 SECONDS = 60.0
 

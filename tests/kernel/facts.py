@@ -19,8 +19,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tests.kernel.needs import dies
-from usbip_server.device import busOrder
 from usbip_server.kernel.system import ISystem, UeventSocket
+from usbip_server.model.device import busOrder
 
 if TYPE_CHECKING:
     from twisted.trial.unittest import SynchronousTestCase as Base

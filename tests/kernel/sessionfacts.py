@@ -10,7 +10,7 @@ import os
 import socket
 
 from tests.kernel.facts import DEVICES, Machine
-from usbip_server.kernel.sessions import USBIPD_PORT, established
+from usbip_server.kernel.importers import USBIPD_PORT, established
 
 
 class SessionFacts(Machine):

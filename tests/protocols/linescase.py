@@ -19,13 +19,13 @@ from tests.support import (
     asked,
     changed,
 )
-from usbip_server.answers import Answers
-from usbip_server.device import UsbDevice
-from usbip_server.limits import Limits, Timeouts
-from usbip_server.policy import Principal
-from usbip_server.protocols.lines import JsonLines
-from usbip_server.settings import Settings
-from usbip_server.sharing import Sharing
+from usbip_server.model.device import UsbDevice
+from usbip_server.model.options import Limits, Timeouts
+from usbip_server.model.policy import Principal
+from usbip_server.protocols.lines import CommandProtocol
+from usbip_server.server.config import Settings
+from usbip_server.server.core import Sharing
+from usbip_server.server.responder import Responder
 
 LIST = b'{"command":"list"}'
 KEEP = b'{"command":"list","keep_alive":true}'
@@ -61,8 +61,8 @@ class LinesTestCase(SynchronousTestCase):
         self, principal: Principal = ALICE, transport: MemoryTransport | None = None
     ) -> Wire:
         """One more connection, to the same daemon."""
-        answers = Answers(self.sharing)
-        lines = JsonLines(answers, principal, self.limits, self.timeouts, self.clock)
+        answers = Responder(self.sharing)
+        lines = CommandProtocol(answers, principal, self.limits, self.timeouts, self.clock)
         return Wire(lines, transport)
 
     def stopped(self) -> Deferred[None]:

@@ -31,16 +31,16 @@ from tests.support import (
     asked,
     changed,
 )
-from usbip_server.certificates import Tls, read
-from usbip_server.device import DeviceState, Holder, UsbDevice
-from usbip_server.keepalive import KeepAlive
-from usbip_server.policy import Policy
+from usbip_server.model.device import DeviceState, Holder, UsbDevice
+from usbip_server.model.policy import Policy
+from usbip_server.model.rules import Rule
+from usbip_server.net.certificates import Tls, read
+from usbip_server.net.keepalive import KeepAlive
+from usbip_server.net.ktls import OP_ENABLE_KTLS
 from usbip_server.protocols.exporter import ExporterFactory
-from usbip_server.protocols.ktls import OP_ENABLE_KTLS
-from usbip_server.protocols.secured import Secured, SecuredFactory
-from usbip_server.rules import Rule
-from usbip_server.settings import Settings
-from usbip_server.sharing import Sharing
+from usbip_server.protocols.exporter_tls import Secured, SecuredFactory
+from usbip_server.server.config import Settings
+from usbip_server.server.core import Sharing
 from usbip_server.testing.reactor import FakeReactor
 
 ADDRESS = IPv4Address("TCP", "192.0.2.8", 40000)
@@ -339,7 +339,8 @@ class SecuredTestCase(SynchronousTestCase):
         return [
             formatEvent(event)
             for event in self.logged
-            if event["log_level"] is level and ".protocols." in event["log_namespace"]
+            if event["log_level"] is level
+            and {"protocols", "net"} & set(event["log_namespace"].split("."))
         ]
 
     def leave(self) -> None:

@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.protocols.firstbyte}.
+Tests of L{usbip_server.protocols.multiplexer}.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from tests.support import (
     asked,
     threeWays,
 )
-from usbip_server.answers import Answers
-from usbip_server.caller import principalAt
-from usbip_server.limits import Limits, Timeouts
-from usbip_server.policy import Principal
-from usbip_server.protocols.firstbyte import TURNED_AWAY, FirstByteFactory
-from usbip_server.protocols.halfclose import LINGER
-from usbip_server.protocols.lines import JsonLines
+from usbip_server.model.options import Limits, Timeouts
+from usbip_server.model.policy import Principal
+from usbip_server.net.caller import principalAt
+from usbip_server.net.halfclose import LINGER
+from usbip_server.protocols.lines import CommandProtocol
+from usbip_server.protocols.multiplexer import TURNED_AWAY, FirstByteFactory
 from usbip_server.protocols.web import WebFactory
-from usbip_server.settings import Settings
-from usbip_server.sharing import Sharing
+from usbip_server.server.config import Settings
+from usbip_server.server.core import Sharing
+from usbip_server.server.responder import Responder
 
 LIST = b'{"command":"list"}'
 KEEP = b'{"command":"list","keep_alive":true}'
@@ -63,9 +63,9 @@ class FirstByteTestCase(SynchronousTestCase):
         limits, timeouts = Limits(), Timeouts()
         sharing = Sharing(backend, self.clock, Settings(access=EVERYBODY, timeouts=timeouts))
         asked(sharing.start())
-        answers = Answers(sharing)
+        answers = Responder(sharing)
         self.factory = FirstByteFactory(
-            lambda who: JsonLines(answers, who, limits, timeouts, self.clock),
+            lambda who: CommandProtocol(answers, who, limits, timeouts, self.clock),
             WebFactory(answers, (), limits, timeouts, self.clock).makeChannel,
             self.most,
             self.clock,

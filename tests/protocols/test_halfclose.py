@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.protocols.halfclose}.
+Tests of L{usbip_server.net.halfclose}.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import directlyProvides, providedBy
 
 from tests.support import MemoryTransport
-from usbip_server.protocols.halfclose import closeOurSide
+from usbip_server.net.halfclose import closeOurSide
 
 
 class CloseOurSideTests(SynchronousTestCase):

@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.protocols.handshake}, and of the control port over TLS: with real
+Tests of L{usbip_server.protocols.multiplexer}, and of the control port over TLS: with real
 handshakes, and no network.
 """
 
@@ -17,16 +17,16 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.certificates import LAB, authority, signed, trusting
 from tests.support import EVERYBODY, PatientBackend, PromptBackend, asked, threeWays
 from tests.tlswire import TlsWire
-from usbip_server.answers import Answers
-from usbip_server.certificates import Certificates, Tls, read
-from usbip_server.limits import Limits, Timeouts
-from usbip_server.policy import Grant, Policy, Who
-from usbip_server.protocols.firstbyte import FirstByteFactory
-from usbip_server.protocols.halfclose import LINGER
-from usbip_server.protocols.lines import JsonLines
+from usbip_server.model.options import Limits, Timeouts
+from usbip_server.model.policy import Grant, Policy, Who
+from usbip_server.net.certificates import Certificates, Tls, read
+from usbip_server.net.halfclose import LINGER
+from usbip_server.protocols.lines import CommandProtocol
+from usbip_server.protocols.multiplexer import FirstByteFactory
 from usbip_server.protocols.web import WebFactory
-from usbip_server.settings import Settings
-from usbip_server.sharing import Sharing
+from usbip_server.server.config import Settings
+from usbip_server.server.core import Sharing
+from usbip_server.server.responder import Responder
 
 LIST = b'{"command":"list"}'
 KEEP = b'{"command":"list","keep_alive":true}\n'
@@ -68,9 +68,9 @@ class TlsCase(SynchronousTestCase):
         limits, timeouts = Limits(), Timeouts(request=SECONDS)
         sharing = Sharing(backend, self.clock, Settings(access=self.access, timeouts=timeouts))
         asked(sharing.start())
-        answers = Answers(sharing)
+        answers = Responder(sharing)
         self.factory = FirstByteFactory(
-            lambda who: JsonLines(answers, who, limits, timeouts, self.clock),
+            lambda who: CommandProtocol(answers, who, limits, timeouts, self.clock),
             WebFactory(answers, (), limits, timeouts, self.clock).makeChannel,
             self.most,
             self.clock,

@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.protocols.keepalive}.
+Tests of L{usbip_server.net.keepalive}.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import directlyProvides
 
-from usbip_server.protocols.keepalive import ASK_AGAIN, StillThere, watchOver
+from usbip_server.net.liveness import ASK_AGAIN, LivenessProbe, watchOver
 
 
 class SocketTransport(StringTransport):
@@ -91,7 +91,7 @@ class StillThereTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.said = 0
-        self.stillThere = StillThere(self.say, self.clock)
+        self.stillThere = LivenessProbe(self.say, self.clock)
 
     def say(self) -> None:
         """Say something."""

@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.protocols.ktls}.
+Tests of L{usbip_server.net.ktls}.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import cast
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from usbip_server.protocols.ktls import INFO, missing
+from usbip_server.net.ktls import INFO, missing
 
 SENDING, RECEIVING = 1, 2
 TLS_1_2, TLS_1_3 = 0x0303, 0x0304

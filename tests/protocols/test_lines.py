@@ -10,9 +10,9 @@ from twisted.internet.testing import StringTransport
 
 from tests.protocols.linescase import ATTACH, FIND, KEEP, LIST, TRICKY, LinesTestCase
 from tests.support import threeWays
-from usbip_server.looking import Looking
+from usbip_server.net.halfclose import LINGER
 from usbip_server.protocols.framing import ObjectEnds
-from usbip_server.protocols.halfclose import LINGER
+from usbip_server.server.dispatcher import Looking
 
 
 class FramingTests(LinesTestCase):

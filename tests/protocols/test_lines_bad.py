@@ -8,7 +8,7 @@ import random
 
 from tests.protocols.linescase import FIND, LIST, TRICKY, LinesTestCase
 from tests.support import DEVICES
-from usbip_server.limits import Limits
+from usbip_server.model.options import Limits
 
 
 class BadInputTests(LinesTestCase):

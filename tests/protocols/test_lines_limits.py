@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 from tests.protocols.linescase import ATTACH, KEEP, LIST, LinesTestCase
 from tests.support import Wire
-from usbip_server.limits import Timeouts
+from usbip_server.model.options import Timeouts
+from usbip_server.net.halfclose import LINGER
 from usbip_server.protocols.framing import LINES_AT_ONCE, ObjectEnds
-from usbip_server.protocols.halfclose import LINGER
 
 
 class LengthTests(LinesTestCase):

@@ -10,9 +10,9 @@ from typing import Any
 
 from tests.protocols.linescase import FIND, KEEP, LIST, LinesTestCase
 from tests.support import BOB, UNO, PatientBackend, Wire, threeWays
-from usbip_server.device import DeviceState, Holder
-from usbip_server.errors import OperationFailed
-from usbip_server.protocols.keepalive import ASK_AGAIN
+from usbip_server.model.device import DeviceState, Holder
+from usbip_server.model.errors import OperationFailed
+from usbip_server.net.liveness import ASK_AGAIN
 
 BOUND, IN_USE = DeviceState.BOUND, DeviceState.IN_USE
 

@@ -23,10 +23,10 @@ from tests.support import (
     changed,
     threeWays,
 )
-from usbip_server.device import DeviceState, Holder
-from usbip_server.limits import Limits
-from usbip_server.protocols.halfclose import LINGER
-from usbip_server.protocols.keepalive import ASK_AGAIN
+from usbip_server.model.device import DeviceState, Holder
+from usbip_server.model.options import Limits
+from usbip_server.net.halfclose import LINGER
+from usbip_server.net.liveness import ASK_AGAIN
 from usbip_server.protocols.watcher import PATIENCE
 
 WATCH = b'{"command":"watch"}'

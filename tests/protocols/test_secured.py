@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.protocols.secured}: until a device is given away.
+Tests of L{usbip_server.protocols.exporter_tls}: until a device is given away.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from tests.protocols.securedcase import (
     openFiles,
 )
 from tests.support import PatientBackend, Wire, threeWays
-from usbip_server.errors import OperationFailed
-from usbip_server.opcodec import OpStatus, encodeList, encodeRefusal
-from usbip_server.policy import Grant, Policy, Right, Who
-from usbip_server.protocols.secured import HANDSHAKE_SECONDS
+from usbip_server.model.errors import OperationFailed
+from usbip_server.model.policy import Grant, Policy, Right, Who
+from usbip_server.model.usbip import OpStatus, encodeList, encodeRefusal
+from usbip_server.protocols.exporter_tls import HANDSHAKE_SECONDS
 
 
 def clientHello() -> bytes:

@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.protocols.secured} and what it is made with: USB traffic over TLS.
+Tests of L{usbip_server.protocols.exporter_tls} and what it is made with: USB traffic over TLS.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from tests.protocols.securedcase import (
     openFiles,
 )
 from tests.support import UNO, PatientBackend
-from usbip_server.device import DeviceState, Encryption, Holder
-from usbip_server.keepalive import KeepAlive
-from usbip_server.opcodec import OpStatus, encodeImport, encodeRefusal
-from usbip_server.protocols.tlsrelay import CHUNK
-from usbip_server.protocols.tlssocket import CLOSING_SECONDS, TlsSocket
+from usbip_server.model.device import DeviceState, Encryption, Holder
+from usbip_server.model.usbip import OpStatus, encodeImport, encodeRefusal
+from usbip_server.net.keepalive import KeepAlive
+from usbip_server.net.relay import CHUNK
+from usbip_server.net.tlssocket import CLOSING_SECONDS, TlsSocket
 
 MUCH = 4 * 1024 * 1024
 SOME = random.Random(42).randbytes(MUCH)

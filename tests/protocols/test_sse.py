@@ -7,11 +7,11 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support import EPOCH, UNO
-from usbip_server.commands import WatchDevices
-from usbip_server.errors import InvalidRequest
-from usbip_server.feed import Event
-from usbip_server.inventory import Change, ChangeKind
+from usbip_server.model.errors import InvalidRequest
+from usbip_server.model.inventory import Change, ChangeKind
+from usbip_server.model.requests import WatchDevices
 from usbip_server.protocols.sse import RECONNECT, asked, beat, frame, snapshot
+from usbip_server.server.devices.events import Event
 
 
 class AskedTests(SynchronousTestCase):

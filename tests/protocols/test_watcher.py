@@ -11,12 +11,12 @@ from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support import ALICE, CONGESTION, EPOCH, UNO, MemoryTransport, changed, everything
-from usbip_server.commands import WatchDevices
-from usbip_server.device import DeviceState
-from usbip_server.feed import Feed
-from usbip_server.history import Told
-from usbip_server.inventory import Inventory
+from usbip_server.model.device import DeviceState
+from usbip_server.model.inventory import Inventory
+from usbip_server.model.requests import WatchDevices
 from usbip_server.protocols.watcher import PATIENCE, Watcher
+from usbip_server.runtime.eventlog import Told
+from usbip_server.server.devices.events import DeviceEvents
 
 MOST = 10_000
 """Bytes that may wait."""
@@ -33,7 +33,7 @@ class WatcherTests(SynchronousTestCase):
         self.clock = Clock()
         self.inventory = Inventory()
         self.inventory.replace([UNO])
-        self.feed = Feed(self.inventory, lambda: EPOCH, 100_000)
+        self.feed = DeviceEvents(self.inventory, lambda: EPOCH, 100_000)
         self.begin = self.feed.seq
         capture = capturedLogs()
         self.logged = capture.__enter__()

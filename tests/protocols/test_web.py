@@ -6,11 +6,11 @@ from __future__ import annotations
 
 from tests.protocols.webcase import ATTACH, LIST, WebTestCase, get, post, responses
 from tests.support import UNO, PatientBackend
-from usbip_server.errors import DeviceInUse
-from usbip_server.looking import Looking
-from usbip_server.protocols.httpcodes import CODE_OF
-from usbip_server.replies import Status
-from usbip_server.versions import PRODUCT
+from usbip_server import PRODUCT
+from usbip_server.model.errors import DeviceInUse
+from usbip_server.model.replies import Status
+from usbip_server.protocols.web import CODE_OF
+from usbip_server.server.dispatcher import Looking
 
 
 class CommandTests(WebTestCase):

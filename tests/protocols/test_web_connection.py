@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from tests.protocols.webcase import ATTACH, LIST, WebTestCase, get, post, responses
 from tests.support import PatientBackend, threeWays
-from usbip_server.limits import Timeouts
-from usbip_server.protocols.halfclose import LINGER
+from usbip_server.model.options import Timeouts
+from usbip_server.net.halfclose import LINGER
 
 
 class ConnectionTests(WebTestCase):

@@ -9,9 +9,9 @@ from typing import Any
 
 from tests.protocols.webcase import ATTACH, Response, WebTestCase, get, post, responses
 from tests.support import CONGESTION, MOUSE, UNO, PatientBackend, Wire, threeWays
-from usbip_server.device import DeviceState
-from usbip_server.limits import Limits
-from usbip_server.protocols.halfclose import LINGER
+from usbip_server.model.device import DeviceState
+from usbip_server.model.options import Limits
+from usbip_server.net.halfclose import LINGER
 from usbip_server.protocols.watcher import PATIENCE
 
 BOUND, FREE = DeviceState.BOUND, DeviceState.FREE

@@ -21,12 +21,12 @@ from tests.support import (
     changed,
     threeWays,
 )
-from usbip_server.answers import Answers
-from usbip_server.device import UsbDevice
-from usbip_server.limits import Limits, Timeouts
+from usbip_server.model.device import UsbDevice
+from usbip_server.model.options import Limits, Timeouts
 from usbip_server.protocols.web import WebFactory
-from usbip_server.settings import Settings
-from usbip_server.sharing import Sharing
+from usbip_server.server.config import Settings
+from usbip_server.server.core import Sharing
+from usbip_server.server.responder import Responder
 
 LIST = b'{"command":"list"}'
 ATTACH = b'{"command":"attach","id":"1-1.4"}'
@@ -110,7 +110,7 @@ class WebTestCase(SynchronousTestCase):
 
     def another(self) -> Wire:
         """One more connection, to the same daemon."""
-        answers = Answers(self.sharing)
+        answers = Responder(self.sharing)
         factory = WebFactory(answers, self.hosts, self.limits, self.timeouts, self.clock)
         return Wire(factory.makeChannel(ALICE))
 

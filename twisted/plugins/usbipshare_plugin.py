@@ -4,7 +4,7 @@ What C{twistd} and C{backend: {type: ...}} find of usbipshare.
 
 from twisted.application.service import ServiceMaker
 
-from usbip_server.backends.maker import BackendMaker
+from usbip_server.backends.plugin import BackendMaker
 
 usbipshare = ServiceMaker(
     "usbipshare",
@@ -33,6 +33,6 @@ virtual = BackendMaker(
 
 remote = BackendMaker(
     "remote",
-    "usbip_server.client.remote.backend",
+    "usbip_server.backends.remote.backend",
     "other servers' devices: a gateway to them",
 )

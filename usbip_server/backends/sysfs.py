@@ -15,13 +15,13 @@ from typing import Annotated, Any
 import msgspec
 from zope.interface import implementer
 
-from usbip_server.backends.options import convert
-from usbip_server.device import DeviceState, Holder, Traffic, UsbDevice
-from usbip_server.errors import OperationFailed
+from usbip_server.backends.local import Machine
 from usbip_server.interfaces import IUsbBackend
-from usbip_server.kernel.machine import Machine
-from usbip_server.kernel.refusals import TableFull
+from usbip_server.kernel.errors import TableFull
 from usbip_server.kernel.system import System
+from usbip_server.model.device import DeviceState, Holder, Traffic, UsbDevice
+from usbip_server.model.errors import OperationFailed
+from usbip_server.model.options import convert
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -18,17 +18,16 @@ import msgspec
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
-from usbip_server.backends.options import convert
-from usbip_server.childprocess import PATH, CannotStart, ChildProcess, Finished
-from usbip_server.device import Holder, Traffic, UsbDevice
-from usbip_server.errors import OperationFailed, OperationTimedOut
+from usbip_server.backends.local import Machine
 from usbip_server.interfaces import IUsbBackend
-from usbip_server.kernel.machine import Machine
-from usbip_server.kernel.refusals import NotPermitted
+from usbip_server.kernel.errors import NotPermitted
 from usbip_server.kernel.scan import USBIP_HOST
 from usbip_server.kernel.system import System
-from usbip_server.limits import InvalidOption
-from usbip_server.threads import TookTooLong
+from usbip_server.model.device import Holder, Traffic, UsbDevice
+from usbip_server.model.errors import OperationFailed, OperationTimedOut
+from usbip_server.model.options import InvalidOption, convert
+from usbip_server.runtime.process import PATH, CannotStart, ChildProcess, Finished
+from usbip_server.runtime.threads import TookTooLong
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

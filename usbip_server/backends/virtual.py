@@ -16,14 +16,13 @@ from typing import Annotated, Any, Literal
 import msgspec
 from zope.interface import implementer
 
-from usbip_server.backends import virtualusb
-from usbip_server.backends.options import convert
-from usbip_server.device import DeviceState, Holder, Traffic, UsbDevice, isBusId
-from usbip_server.errors import DeviceInUse, OperationFailed, OperationTimedOut
+from usbip_server.backends import softdevice
 from usbip_server.interfaces import IUsbBackend
-from usbip_server.inventory import Inventory
-from usbip_server.limits import InvalidOption
-from usbip_server.threads import BlockingCalls, StillOut, TookTooLong
+from usbip_server.model.device import DeviceState, Holder, Traffic, UsbDevice, isBusId
+from usbip_server.model.errors import DeviceInUse, OperationFailed, OperationTimedOut
+from usbip_server.model.inventory import Inventory
+from usbip_server.model.options import InvalidOption, convert
+from usbip_server.runtime.threads import BlockingCalls, StillOut, TookTooLong
 
 Hex = Annotated[str, msgspec.Meta(pattern="^[0-9a-fA-F]{4}$")]
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=126)]
@@ -95,7 +94,7 @@ def makeBackend(options: Mapping[str, Any], reactor: Any) -> VirtualBackend:
         seen.add(device.bus_id)
         for key in ("manufacturer", "product", "serial"):
             _checkText(("devices", index, key), getattr(device, key) or "")
-        if device.kind != "inert" and not virtualusb.installed:
+        if device.kind != "inert" and not softdevice.installed:
             raise InvalidOption(
                 ("devices", index, "kind"),
                 f"{device.kind!r} needs an extra: pip install 'usbipshare[virtual]'",
@@ -124,7 +123,7 @@ class VirtualBackend:
         self.inventory = Inventory()
         self._declared = {device.bus_id: device for device in options.devices}
         self._numbers = itertools.count(2)
-        self._soft: dict[str, virtualusb.SoftDevice] = {}
+        self._soft: dict[str, softdevice.SoftDevice] = {}
         self._reactor = reactor
         self._calls = BlockingCalls(reactor)
 
@@ -158,7 +157,7 @@ class VirtualBackend:
             driver="usb",
         )
         if declared.kind != "inert":
-            usb = virtualusb.makeDevice(
+            usb = softdevice.makeDevice(
                 declared.vendor_id,
                 declared.product_id,
                 declared.size * 1024 if declared.kind == "disk" else None,
@@ -176,7 +175,7 @@ class VirtualBackend:
                 configurations=told.bNumConfigurations,
                 interfaces=tuple(bytes(three).hex("/") for three in usb.interface_triples()),
             )
-            self._soft[busId] = virtualusb.SoftDevice(
+            self._soft[busId] = softdevice.SoftDevice(
                 usb, self._reactor, lambda: self._follow(busId)
             )
         self._put(device)
@@ -247,7 +246,7 @@ class VirtualBackend:
     def traffic(self, device: UsbDevice) -> Traffic | None:
         return None  # whoever has the connection counts
 
-    def _importable(self, device: UsbDevice) -> virtualusb.SoftDevice:
+    def _importable(self, device: UsbDevice) -> softdevice.SoftDevice:
         """
         @raise OperationFailed: it cannot be imported now.
         """
@@ -261,7 +260,7 @@ class VirtualBackend:
         return soft
 
     async def _untilEnded(
-        self, device: UsbDevice, former: virtualusb.Session, deadline: float
+        self, device: UsbDevice, former: softdevice.Session, deadline: float
     ) -> None:
         """
         @raise DeviceInUse: the session of a client that the device was taken from goes on.

@@ -17,11 +17,11 @@ from collections.abc import Callable, Hashable, Iterable, Set
 import msgspec
 from twisted.logger import Logger
 
-from usbip_server.device import HUB_CLASS, DeviceState, Holder, UsbDevice, isBusId
-from usbip_server.kernel.sessions import Sessions
+from usbip_server.kernel.importers import Sessions
 from usbip_server.kernel.system import ISystem
 from usbip_server.kernel.usbdescriptors import DEVICE, interfacesOf
 from usbip_server.kernel.usbids import UsbIds
+from usbip_server.model.device import HUB_CLASS, DeviceState, Holder, UsbDevice, isBusId
 
 DEVICES = "bus/usb/devices"
 

@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 
 from usbip_server.kernel.scan import Glance, Scanner, Strings
-from usbip_server.threads import BlockingCalls, TookTooLong
+from usbip_server.runtime.threads import BlockingCalls, TookTooLong
 
 Stay = tuple[str, int]
 """Bus id and device number."""

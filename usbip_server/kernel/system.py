@@ -47,7 +47,7 @@ class ISystem(Interface):
     Files below C{/sys}, and the few other things the kernel is asked for.
 
     All calls but C{ueventSocket} can block, some for ever: make them in a thread of their
-    own (L{usbip_server.threads}). Paths are relative to C{/sys}. Errors are
+    own (L{usbip_server.runtime.threads}). Paths are relative to C{/sys}. Errors are
     C{OSError}.
     """
 
@@ -91,7 +91,7 @@ class ISystem(Interface):
     def connections() -> bytes:
         """
         This machine's TCP connections, as the kernel prints them: see
-        L{usbip_server.kernel.sessions.established}.
+        L{usbip_server.kernel.importers.established}.
         """
 
     def mountInfo() -> bytes:

@@ -16,8 +16,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from usbip_server.device import isBusId
 from usbip_server.kernel.system import UeventSocket
+from usbip_server.model.device import isBusId
 
 LARGEST = 8192
 """Bytes; the kernel makes none larger than C{UEVENT_BUFFER_SIZE}, 2048, and a header."""

@@ -1,19 +1,6 @@
 """
-Binding devices to the kernel's C{usbip-host} driver, and unbinding them.
-
-Wrong orders of writes here are kernel bugs that take down USB until the next boot
-(measured on Linux 6.1; C{drivers/usb/usbip/stub_main.c}):
-
-  1. C{rebind} of a device that is bound destroys its table entry: the next unbind or
-     unplug is a C{BUG}.
-  2. C{rebind} of a bus id that was added and never bound follows a null pointer.
-  3. C{rebind} of a bus id whose device was unplugged since follows a freed pointer.
-  4. C{del} of a device that is bound leaves an entry that refuses every later bind.
-
-So C{del} is not written at all, and C{rebind} is written in one place, L{UsbipHost.reclaim},
-which cannot be reached without a L{_Slot}. There is a slot only for a device that we have
-bound ourselves (not 2), with the driver that is loaded now, and that has not been reported
-gone since; while it is reclaimed its device can be neither bound (not 1) nor freed (not 3).
+How many of the places that C{usbip-host} has for bus ids are taken: there are few, and they are
+not given back by themselves.
 """
 
 from __future__ import annotations
@@ -26,10 +13,9 @@ from collections import defaultdict
 import msgspec
 from twisted.logger import Logger
 
-from usbip_server.device import HUB_CLASS, DeviceState, UsbDevice, busOrder
-from usbip_server.errors import DeviceInUse, DeviceMounted, OperationFailed
+from usbip_server.kernel.errors import SLOTS as SLOTS
+from usbip_server.kernel.errors import TableFull, explained, requireSame
 from usbip_server.kernel.mounts import usesOf
-from usbip_server.kernel.refusals import SLOTS, TableFull, explained, requireSame
 from usbip_server.kernel.scan import (
     DEVICES,
     GONE,
@@ -40,6 +26,19 @@ from usbip_server.kernel.scan import (
     statusOf,
 )
 from usbip_server.kernel.system import ISystem
+from usbip_server.model.device import HUB_CLASS, DeviceState, UsbDevice, busOrder
+from usbip_server.model.errors import DeviceInUse, DeviceMounted, OperationFailed
+
+
+def taken(system: ISystem) -> int | None:
+    """
+    How many; C{None} where the driver is not loaded.
+    """
+    try:
+        return len(system.read(TABLE).split())
+    except OSError:
+        return None
+
 
 DRIVERS = "bus/usb/drivers"
 TABLE = f"{DRIVERS}/{USBIP_HOST}/match_busid"

@@ -8,12 +8,12 @@ from __future__ import annotations
 import errno
 import threading
 
-from usbip_server.device import DeviceState, UsbDevice
-from usbip_server.errors import DeviceInUse, OperationFailed
-from usbip_server.kernel.refusals import explained, requireSame
+from usbip_server.kernel.errors import explained, requireSame
 from usbip_server.kernel.scan import DEVICES, GONE, STATE_OF, USBIP_HOST, driverOf, statusOf
 from usbip_server.kernel.system import ISystem
 from usbip_server.kernel.usbip_host import UsbipHost
+from usbip_server.model.device import DeviceState, UsbDevice
+from usbip_server.model.errors import DeviceInUse, OperationFailed
 
 RESET_SECONDS = 0.02
 """Between looks whether the device has been reset, which the end of a session begins with."""
@@ -92,7 +92,7 @@ class UsbipSockfd:
         End the session of the client that has a device; it can be imported anew then.
 
         @param abandoned: set when nobody waits for that any more.
-        @raise usbip_server.kernel.refusals.NotPermitted: the session goes on.
+        @raise usbip_server.kernel.errors.NotPermitted: the session goes on.
         @raise OperationFailed: see its message.
         """
         busId = device.busId

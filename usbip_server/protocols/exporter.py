@@ -1,7 +1,7 @@
 """
 USB/IP: which devices can be imported, and the import of one.
 
-A conversation (L{usbip_server.opcodec} has the bytes)::
+A conversation (L{usbip_server.model.usbip} has the bytes)::
 
     client: OP_REQ_DEVLIST
     server: OP_REP_DEVLIST, closes
@@ -26,8 +26,7 @@ from twisted.logger import Logger
 from twisted.protocols.policies import TimeoutMixin
 from twisted.python.failure import Failure
 
-from usbip_server.caller import Caller, principalAt, principalOf
-from usbip_server.errors import (
+from usbip_server.model.errors import (
     BackendUnavailable,
     DeviceAwaited,
     DeviceInUse,
@@ -43,9 +42,8 @@ from usbip_server.errors import (
     SnapshotNeeded,
     StillWorking,
 )
-from usbip_server.handoff import Carrier, NotEncrypted, requireSilence
-from usbip_server.keepalive import KeepAlive
-from usbip_server.opcodec import (
+from usbip_server.model.policy import Principal
+from usbip_server.model.usbip import (
     ImportRequest,
     ListRequest,
     NotUsbIp,
@@ -55,8 +53,10 @@ from usbip_server.opcodec import (
     encodeList,
     encodeRefusal,
 )
-from usbip_server.policy import Principal
-from usbip_server.sharing import Sharing
+from usbip_server.net.caller import Caller, principalAt, principalOf
+from usbip_server.net.handover import NotEncrypted, SessionSocket, requireSilence
+from usbip_server.net.keepalive import KeepAlive
+from usbip_server.protocols.interfaces import IImportHandler
 
 REQUEST_SECONDS = 10.0
 """For a client to say what it wants."""
@@ -88,7 +88,9 @@ class Exporter(Protocol, TimeoutMixin):
     transport: Any
     _log = Logger()
 
-    def __init__(self, principal: Principal, carry: Callable[[], Carrier] | None = None) -> None:
+    def __init__(
+        self, principal: Principal, carry: Callable[[], SessionSocket] | None = None
+    ) -> None:
         """
         @param carry: makes what carries USB traffic; C{None}: that is the connection as it is.
         """
@@ -152,7 +154,7 @@ class Exporter(Protocol, TimeoutMixin):
 
     async def _list(self, request: ListRequest) -> None:
         try:
-            devices = await self.factory.sharing.importable(self._caller.principal)
+            devices = await self.factory.handler.importable(self._caller.principal)
         except ShareError:
             devices = ()  # there is no status for this
         self._answer(encodeList(devices))
@@ -172,7 +174,7 @@ class Exporter(Protocol, TimeoutMixin):
             self._answer(encodeRefusal(OpStatus.NA))
             return
         try:
-            device = await self.factory.sharing.handOver(
+            device = await self.factory.handler.handOver(
                 request.busId, self._caller, carrier, self._ended
             )
         except BaseException as error:
@@ -188,7 +190,7 @@ class Exporter(Protocol, TimeoutMixin):
             self.transport.write(encodeImport(device))
             carrier.begin()
 
-    def _checked(self) -> Carrier:
+    def _checked(self) -> SessionSocket:
         assert self._carry is not None, "there is no connection yet"
         carrier = self._carry()
         try:
@@ -199,9 +201,9 @@ class Exporter(Protocol, TimeoutMixin):
             raise
         return carrier
 
-    def _plain(self) -> Carrier:
+    def _plain(self) -> SessionSocket:
         connection = self.transport.getHandle()
-        return Carrier(given=connection, connection=connection)
+        return SessionSocket(given=connection, connection=connection)
 
     def _ended(self) -> None:
         """
@@ -242,12 +244,12 @@ class ExporterFactory(Factory):
     _log = Logger()
 
     def __init__(
-        self, sharing: Sharing, keepAlive: KeepAlive, most: int, clock: IReactorTime
+        self, handler: IImportHandler, keepAlive: KeepAlive, most: int, clock: IReactorTime
     ) -> None:
         """
         @param most: how many there may be at a time.
         """
-        self.sharing = sharing
+        self.handler = handler
         self.keepAlive = keepAlive
         self.most = most
         self.clock = clock
@@ -273,7 +275,9 @@ class ExporterFactory(Factory):
         self._full = False
         return True
 
-    def make(self, principal: Principal, carry: Callable[[], Carrier] | None = None) -> Exporter:
+    def make(
+        self, principal: Principal, carry: Callable[[], SessionSocket] | None = None
+    ) -> Exporter:
         """
         Make the protocol for a connection, whatever it comes over.
 

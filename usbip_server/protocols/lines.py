@@ -29,22 +29,22 @@ from twisted.protocols.policies import TimeoutMixin
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from usbip_server.answers import Answer, Answering, refusal
-from usbip_server.caller import Caller
-from usbip_server.history import Stream
-from usbip_server.limits import Limits, Timeouts
-from usbip_server.policy import Principal
+from usbip_server.model.options import Limits, Timeouts
+from usbip_server.model.policy import Principal
+from usbip_server.net.caller import Caller
+from usbip_server.net.halfclose import LINGER, closeOurSide
+from usbip_server.net.liveness import LivenessProbe, watchOver
 from usbip_server.protocols.framing import ObjectEnds, someLines
-from usbip_server.protocols.halfclose import LINGER, closeOurSide
-from usbip_server.protocols.keepalive import StillThere, watchOver
+from usbip_server.protocols.interfaces import IResponder, Response, refusal
 from usbip_server.protocols.watcher import Watcher
+from usbip_server.runtime.eventlog import Subscription
 
 READ_AT_ONCE = 2**16
 """Bytes that may come beyond a request that is complete, before it is taken out."""
 
 
 @implementer(IHalfCloseableProtocol)
-class JsonLines(LineReceiver, TimeoutMixin):
+class CommandProtocol(LineReceiver, TimeoutMixin):
     """
     One connection. Requests are answered one after another, in their order.
     """
@@ -54,7 +54,7 @@ class JsonLines(LineReceiver, TimeoutMixin):
 
     def __init__(
         self,
-        answers: Answering,
+        answers: IResponder,
         principal: Principal,
         limits: Limits,
         timeouts: Timeouts,
@@ -68,7 +68,7 @@ class JsonLines(LineReceiver, TimeoutMixin):
         self._limits = limits
         self._timeouts = timeouts
         self._watcher: Watcher | None = None
-        self._stillThere = StillThere(lambda: self._tell(answers.heartbeat()), clock)
+        self._stillThere = LivenessProbe(lambda: self._tell(answers.heartbeat()), clock)
         self._ends = ObjectEnds()
         self._requests: deque[bytes] = deque()
         self._unsplit = b""  # has come, and waits for an answer that is under way
@@ -247,7 +247,7 @@ class JsonLines(LineReceiver, TimeoutMixin):
         if self._answering:
             self._wait()
 
-    def _answered(self, answer: Answer) -> None:
+    def _answered(self, answer: Response) -> None:
         self._answering = False
         self._stillThere.end()
         if self._closing:
@@ -277,7 +277,7 @@ class JsonLines(LineReceiver, TimeoutMixin):
     def _giveTime(self) -> None:
         self.setTimeout(None if self._caller.isHeld else self._timeouts.request)
 
-    def _watch(self, stream: Stream[Any]) -> None:
+    def _watch(self, stream: Subscription[Any]) -> None:
         """
         From now on the client is told what happens, and not listened to any more.
         """

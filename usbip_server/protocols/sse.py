@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from usbip_server.commands import WatchDevices, shown, watching
-from usbip_server.errors import InvalidRequest
-from usbip_server.history import Told
+from usbip_server.model.errors import InvalidRequest
+from usbip_server.model.requests import WatchDevices, shown, watching
+from usbip_server.runtime.eventlog import Told
 
 RECONNECT = b"retry: 2000\n\n"
 """Milliseconds after which a browser comes back."""

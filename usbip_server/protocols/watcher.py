@@ -13,9 +13,9 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from usbip_server.history import Stream, Told
-from usbip_server.policy import Principal
-from usbip_server.protocols.keepalive import StillThere
+from usbip_server.model.policy import Principal
+from usbip_server.net.liveness import LivenessProbe
+from usbip_server.runtime.eventlog import Subscription, Told
 
 PATIENCE = 1.0
 """Seconds that too much may wait: much can happen at once, before the reactor writes again."""
@@ -34,7 +34,7 @@ class Watcher:
         self,
         out: Any,
         abort: Callable[[], None],
-        stream: Stream[Any],
+        stream: Subscription[Any],
         frame: Callable[[Told, bytes], bytes],
         beat: Callable[[], bytes],
         principal: Principal,
@@ -66,7 +66,7 @@ class Watcher:
         @param heartbeat: seconds between signs of life.
         """
         self._clock = clock
-        self._stillThere = StillThere(self.beat, clock)
+        self._stillThere = LivenessProbe(self.beat, clock)
         self._out.registerProducer(self, True)
         self._beats.clock = clock
         self._beats.start(heartbeat, now=False)

@@ -20,20 +20,20 @@ from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel, HTTPFactory, Request
 from zope.interface import implementer
 
-from usbip_server.answers import Answer, Answering, refusal
-from usbip_server.caller import Caller
-from usbip_server.commands import WatchDevices
-from usbip_server.errors import InvalidRequest, NotAllowed
-from usbip_server.history import Stream
-from usbip_server.limits import Limits, Timeouts
-from usbip_server.policy import Principal
+from usbip_server import PRODUCT
+from usbip_server.model.errors import InvalidRequest, NotAllowed
+from usbip_server.model.options import Limits, Timeouts
+from usbip_server.model.policy import Principal
+from usbip_server.model.replies import Status
+from usbip_server.model.requests import WatchDevices
+from usbip_server.net.caller import Caller
+from usbip_server.net.halfclose import LINGER, closeOurSide
+from usbip_server.net.liveness import watchOver
 from usbip_server.protocols import sse
-from usbip_server.protocols.admission import Admission
-from usbip_server.protocols.halfclose import LINGER, closeOurSide
-from usbip_server.protocols.httpcodes import bearerToken, codeOf
-from usbip_server.protocols.keepalive import watchOver
+from usbip_server.protocols.interfaces import IResponder, Response, refusal
+from usbip_server.protocols.origins import Admission
 from usbip_server.protocols.watcher import Watcher
-from usbip_server.versions import PRODUCT
+from usbip_server.runtime.eventlog import Subscription
 
 HINT = b"""\
 usbipshare shares the USB devices of this machine. Ask it with a POST:
@@ -150,7 +150,7 @@ class WebRequest(Request):
     def _token(self) -> str | None:
         return bearerToken(self.getHeader(b"authorization"))
 
-    def _send(self, code: int, answer: Answer) -> None:
+    def _send(self, code: int, answer: Response) -> None:
         self._sendBytes(code, b"application/json", answer.encoded)
 
     def _sendBytes(self, code: int, kind: bytes, body: bytes) -> None:
@@ -180,7 +180,7 @@ class WebChannel(HTTPChannel):
     _closing = False  # our side is closed
     _halfClosed = False  # the client's side is closed
 
-    def watch(self, request: WebRequest, stream: Stream[Any]) -> None:
+    def watch(self, request: WebRequest, stream: Subscription[Any]) -> None:
         """
         Tell what happens, as long as the client listens.
         """
@@ -275,7 +275,7 @@ class WebFactory(HTTPFactory):
 
     def __init__(
         self,
-        answers: Answering,
+        answers: IResponder,
         hosts: Collection[str],
         limits: Limits,
         timeouts: Timeouts,
@@ -309,3 +309,29 @@ class WebFactory(HTTPFactory):
         channel = cast(WebChannel, self.buildProtocol(None))
         channel.caller = Caller(principal, hold=channel.hold)
         return channel
+
+
+CODE_OF = {
+    Status.SUCCESS: 200,
+    Status.ERROR: 400,
+    Status.NOT_FOUND: 404,
+    Status.MULTIPLE_MATCHES: 409,
+    Status.FAILURE: 502,
+}
+
+
+def codeOf(answer: Response) -> int:
+    """
+    The HTTP status (RFC 9110, 15) that goes with an answer.
+    """
+    if answer.broken:
+        return 500
+    return 403 if answer.forbidden else CODE_OF[answer.status]
+
+
+def bearerToken(authorization: bytes | None) -> str | None:
+    """
+    The token in an C{Authorization} header (RFC 6750, 2.1); C{None} if there is none.
+    """
+    kind, _, token = (authorization or b"").strip().partition(b" ")
+    return token.strip().decode("latin-1") if kind.lower() == b"bearer" else None

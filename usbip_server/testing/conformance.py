@@ -14,10 +14,10 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from zope.interface.verify import verifyObject
 
-from usbip_server.device import DeviceState, Holder, Traffic, UsbDevice, busOrder, isBusId
-from usbip_server.errors import DeviceInUse, OperationFailed, OperationTimedOut
 from usbip_server.interfaces import IUsbBackend
-from usbip_server.inventory import Change, ChangeKind
+from usbip_server.model.device import DeviceState, Holder, Traffic, UsbDevice, busOrder, isBusId
+from usbip_server.model.errors import DeviceInUse, OperationFailed, OperationTimedOut
+from usbip_server.model.inventory import Change, ChangeKind
 
 if TYPE_CHECKING:
     from twisted.trial.unittest import TestCase as Base

@@ -22,8 +22,8 @@ from typing import NoReturn
 import msgspec
 from zope.interface import implementer
 
-from usbip_server.device import HUB_CLASS, busOrder
 from usbip_server.kernel.system import ISystem
+from usbip_server.model.device import HUB_CLASS, busOrder
 
 DEVICES = "bus/usb/devices/"
 DRIVERS = "bus/usb/drivers/"

@@ -28,7 +28,7 @@ class FakeReactor(Clock):
         self.writers: list[IWriteDescriptor] = []
 
     def spawn(self, function: Callable[[], None]) -> None:
-        """For L{usbip_server.threads.BlockingCalls}: run now, or hold back."""
+        """For L{usbip_server.runtime.threads.BlockingCalls}: run now, or hold back."""
         if self.hold:
             self.threads.append(function)
         else:

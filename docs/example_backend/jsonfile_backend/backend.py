@@ -21,11 +21,11 @@ import msgspec
 from twisted.internet.task import LoopingCall
 from zope.interface import implementer
 
-from usbip_server.backends.options import convert
-from usbip_server.device import DeviceState, Holder, Traffic, UsbDevice, isBusId
-from usbip_server.errors import DeviceInUse, OperationFailed
 from usbip_server.interfaces import IUsbBackend
-from usbip_server.inventory import Inventory
+from usbip_server.model.device import DeviceState, Holder, Traffic, UsbDevice, isBusId
+from usbip_server.model.errors import DeviceInUse, OperationFailed
+from usbip_server.model.inventory import Inventory
+from usbip_server.model.options import convert
 
 Hex = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{4}$")]
 Text = Annotated[str, msgspec.Meta(min_length=1)]
@@ -65,7 +65,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 def makeBackend(options: Mapping[str, Any], reactor: Any) -> JsonFileBackend:
     """
-    What L{usbip_server.backends.maker.BackendMaker} calls.
+    What L{usbip_server.backends.plugin.BackendMaker} calls.
     """
     chosen = convert(options, Options)  # unknown keys and wrong types end here
     return JsonFileBackend(Path(chosen.file), chosen.interval, reactor)

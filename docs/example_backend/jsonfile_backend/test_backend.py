@@ -13,9 +13,9 @@ from twisted.internet import reactor
 from twisted.trial.unittest import TestCase
 
 from jsonfile_backend.backend import makeBackend
-from usbip_server.device import UsbDevice
 from usbip_server.interfaces import IUsbBackend
-from usbip_server.limits import InvalidOption
+from usbip_server.model.device import UsbDevice
+from usbip_server.model.options import InvalidOption
 from usbip_server.testing import NoExportConformance
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import runpy
 
-from usbip_server import certificates
+from usbip_server.net import certificates
 
 
 def main() -> None:

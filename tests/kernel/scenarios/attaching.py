@@ -22,17 +22,17 @@ from tests.certificates import LAB, authority, signed
 from tests.childdaemon import ChildDaemon
 from tests.kernel import guest
 from tests.kernel.daemoncase import DISK, DaemonCase
-from usbip_server.client.core.attaching import Attached, Attaching
-from usbip_server.client.core.importing import listDevices
-from usbip_server.client.core.relaying import relay
-from usbip_server.client.core.servers import ClientTls, Server
-from usbip_server.device import Encryption
-from usbip_server.errors import LocalTrouble
-from usbip_server.kernel.nodes import Nodes
+from usbip_server.client.attach import Attached, Attaching
+from usbip_server.client.blockingrelay import relay
+from usbip_server.client.imports import listDevices
+from usbip_server.client.servers import ClientTls, Server
 from usbip_server.kernel.system import System
-from usbip_server.kernel.vhci import Port, PortState, Vhci
-from usbip_server.kernel.vhcirecords import FOLDER, Record, Records
-from usbip_server.opcodec import NotGiven, OpStatus
+from usbip_server.kernel.vhci.devnodes import Nodes
+from usbip_server.kernel.vhci.ports import Port, PortState, Vhci
+from usbip_server.kernel.vhci.records import FOLDER, Record, Records
+from usbip_server.model.device import Encryption
+from usbip_server.model.errors import LocalTrouble
+from usbip_server.model.usbip import NotGiven, OpStatus
 
 SERIAL = guest.SERIAL.busId
 

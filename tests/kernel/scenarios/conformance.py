@@ -10,8 +10,8 @@ from twisted.trial.unittest import TestCase
 
 from tests.kernel import guest
 from usbip_server.backends import sysfs, usbiptool
-from usbip_server.device import UsbDevice
 from usbip_server.interfaces import IUsbBackend
+from usbip_server.model.device import UsbDevice
 from usbip_server.testing import KernelExportConformance
 
 

@@ -27,8 +27,8 @@ from tests.kernel.scenarios.facts import (
     detachAll,
     deviceId,
 )
-from usbip_server.keepalive import KeepAlive
-from usbip_server.kernel.sessions import USBIPD_PORT
+from usbip_server.kernel.importers import USBIPD_PORT
+from usbip_server.net.keepalive import KeepAlive
 
 SILENCE = 5.0
 """Seconds in which nothing happens, where nothing is to happen."""

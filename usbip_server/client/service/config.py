@@ -14,16 +14,16 @@ from typing import Annotated
 
 import msgspec
 
-from usbip_server.client.core.backoff import BackOff
-from usbip_server.client.core.choosing import Wanted
-from usbip_server.client.core.settings import ClientSettings, Entry, ServersFile
-from usbip_server.device import isBusId
-from usbip_server.keepalive import KeepAlive
-from usbip_server.limits import Limits, Seconds
-from usbip_server.listening import UNIX_PATH
-from usbip_server.matching import CRITERIA, given
-from usbip_server.rules import LONGEST_NAME, NAME, NOT_SAID, Recipient
-from usbip_server.yamlfile import textOf
+from usbip_server.client.config import ClientSettings, Entry, ServersFile
+from usbip_server.client.selection import Selector
+from usbip_server.model.device import isBusId
+from usbip_server.model.options import Limits, Seconds
+from usbip_server.model.rules import LONGEST_NAME, NAME, UNSET, Recipient
+from usbip_server.model.selector import CRITERIA, given
+from usbip_server.net.endpoints import UNIX_PATH
+from usbip_server.net.keepalive import KeepAlive
+from usbip_server.runtime.backoff import BackOff
+from usbip_server.runtime.yamlfile import textOf
 
 Id = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 2)]
 
@@ -79,11 +79,11 @@ class DeviceRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """
 
     name: str
-    word: str = NOT_SAID
-    id: str = NOT_SAID
-    bus: str | int = NOT_SAID
-    serial: str = NOT_SAID
-    desc: str = NOT_SAID
+    word: str = UNSET
+    id: str = UNSET
+    bus: str | int = UNSET
+    serial: str = UNSET
+    desc: str = UNSET
     servers: tuple[str, ...] = ()
     symlink: bool = True
     hooks: tuple[ClientHook, ...] = ()
@@ -99,12 +99,12 @@ class DeviceRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         self.wanted  # noqa: B018 - made, to see whether it can be
 
     @property
-    def wanted(self) -> Wanted:
+    def wanted(self) -> Selector:
         """Which device is meant."""
         if self.word is not None:
-            return Wanted(word=self.word)
+            return Selector(word=self.word)
         criteria = given(self, CRITERIA)
-        return Wanted(**criteria) if criteria else Wanted(id=self.name)
+        return Selector(**criteria) if criteria else Selector(id=self.name)
 
 
 class SocketConfig(

@@ -12,18 +12,17 @@ from typing import Any
 from twisted.logger import Logger
 from twisted.python.usage import Options as CommandLine
 
-from usbip_server.client.core.resolving import Resolver
-from usbip_server.client.core.settings import ClientSettings
-from usbip_server.client.service.clientservice import ClientService
+from usbip_server import __version__
+from usbip_server.client.config import ClientSettings
 from usbip_server.client.service.config import ServiceConfig, load
-from usbip_server.client.service.parts import Kernel, Parts
-from usbip_server.client.service.wanted import Requests
+from usbip_server.client.service.core import Core, Kernel
+from usbip_server.client.service.devices.desired import Requests
+from usbip_server.client.service.service import ClientService
 from usbip_server.kernel.system import System
-from usbip_server.listening import Deaf
-from usbip_server.statefile import KeptFile
-from usbip_server.statepath import statePath
-from usbip_server.versions import OURS
-from usbip_server.yamlfile import ConfigError
+from usbip_server.net.endpoints import CannotListen
+from usbip_server.net.resolver import Resolver
+from usbip_server.runtime.statefile import StateFile, statePath
+from usbip_server.runtime.yamlfile import ConfigError
 
 _log = Logger()
 
@@ -52,7 +51,7 @@ class Options(CommandLine):
         """
         Show the version and exit.
         """
-        print(f"usbipshare {OURS}")
+        print(f"usbipshare {__version__}")
         sys.exit(0)
 
     def postOptions(self) -> None:
@@ -91,8 +90,8 @@ def assemble(path: str, reactor: Any, kernel: Kernel) -> ClientService:
     """
     config, settings = _read(path)
     state = statePath(config.state.file, os.environ, os.geteuid() == 0, STATE)
-    stateFile = None if state is None else KeptFile(state, Requests, reactor)
-    parts = Parts(reactor, kernel, config, settings, stateFile)
+    stateFile = None if state is None else StateFile(state, Requests, reactor)
+    parts = Core(reactor, kernel, config, settings, stateFile)
     return ClientService(parts, reactor, Reload(path))
 
 
@@ -113,10 +112,10 @@ class Reload:
             config, settings = _read(self._path)
             try:
                 await service.listenAt(config.socket)
-            except Deaf:
+            except CannotListen:
                 await service.listenAt(before.socket)
                 raise
-        except (ConfigError, Deaf) as error:
+        except (ConfigError, CannotListen) as error:
             _log.error("nothing is changed: {error}", error=str(error))
             return
         if attrgetter("state.file")(config) != attrgetter("state.file")(before):

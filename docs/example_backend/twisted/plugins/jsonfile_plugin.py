@@ -3,7 +3,7 @@ How Twisted finds the backend. There is no C{__init__.py} in this folder nor in 
 above: that would hide Twisted itself.
 """
 
-from usbip_server.backends.maker import BackendMaker
+from usbip_server.backends.plugin import BackendMaker
 
 jsonfile = BackendMaker(
     "jsonfile",

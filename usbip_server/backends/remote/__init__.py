@@ -1,0 +1,3 @@
+"""
+A backend for the devices of other servers: the gateway.
+"""

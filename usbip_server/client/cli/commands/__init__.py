@@ -1,0 +1,3 @@
+"""
+The subcommands of C{usbipshare}, one a file.
+"""

@@ -1,0 +1,124 @@
+"""
+TLS with a server as Twisted speaks it, by pyOpenSSL.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+from OpenSSL import SSL, crypto
+from service_identity import VerificationError
+from twisted.internet.defer import CancelledError
+from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.error import (
+    ConnectingCancelledError,
+    ConnectionLost,
+    DNSLookupError,
+    TimeoutError,
+)
+from twisted.internet.interfaces import IOpenSSLClientConnectionCreator, IStreamClientEndpoint
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.ssl import (
+    Certificate,
+    TLSVersion,
+    optionsForClientTLS,
+    trustRootFromCertificates,
+)
+
+from usbip_server.client.blocking import unreachable
+from usbip_server.client.servers import ClientTls, Server
+from usbip_server.client.tls import OTHER_NAME, certificatesIn, keyOf, meaningOf, nameOf
+
+TLS_ERRORS = (SSL.Error, VerificationError)
+"""What a connection ends with that has not come to TLS."""
+
+
+def creatorFor(host: str, tls: ClientTls) -> IOpenSSLClientConnectionCreator:
+    """
+    For requests.
+
+    @raise WrongTls: a file cannot be read, or makes no sense.
+    """
+    root = None
+    if tls.ca is not None:
+        authorities = [Certificate(_inOpenSsl(each)) for each in certificatesIn("ca", tls.ca)]
+        root = trustRootFromCertificates(authorities)
+    more: dict[str, Any] = {"raiseMinimumTo": TLSVersion.TLSv1_2}
+    if tls.certificate is not None:
+        chain = certificatesIn("certificate", tls.certificate)
+        more["certificate"], *more["extraCertChain"] = map(_inOpenSsl, chain)
+        more["privateKey"] = crypto.PKey.from_cryptography_key(keyOf(tls, chain[0]))
+    return optionsForClientTLS(nameOf(host, tls), trustRoot=root, extraCertificateOptions=more)
+
+
+def reasonOf(error: BaseException) -> str:
+    """
+    Why there is no TLS, for a person.
+    """
+    if isinstance(error, VerificationError):
+        return OTHER_NAME
+    if isinstance(error, SSL.Error) and error.args and isinstance(error.args[0], list):
+        reasons = [str(entry[-1]) for entry in error.args[0] if entry[-1]]
+        return "; ".join(map(meaningOf, reasons)) or str(error)
+    return str(error)
+
+
+_inOpenSsl = crypto.X509.from_cryptography
+
+
+P = TypeVar("P", bound=Protocol)
+
+
+async def connect(reactor: Any, server: Server, seconds: float, make: Callable[[], P]) -> P:
+    """
+    Connect to a server.
+
+    @param seconds: how long that may take.
+    @param make: makes the protocol.
+    @raise Unreachable: it cannot be reached. Whether it is who it should be is known only when
+        it is asked something.
+    """
+    try:
+        endpoint: IStreamClientEndpoint = HostnameEndpoint(
+            reactor, server.host, server.port, timeout=seconds
+        )
+        if server.tls is not None:
+            endpoint = wrapClientTLS(creatorFor(server.host, server.tls), endpoint)
+    except ValueError as error:
+        raise unreachable(server, str(error)) from error
+    late = f"no connection within {seconds:g} s"
+    factory = Factory.forProtocol(make)
+    factory.noisy = False
+    connecting = endpoint.connect(factory)
+    giveUp = reactor.callLater(seconds, connecting.cancel)
+    try:
+        return cast(P, await connecting)
+    except (CancelledError, ConnectingCancelledError) as error:
+        if giveUp.active():  # whoever waits for it does not any more
+            raise CancelledError from error
+        raise unreachable(server, late) from error
+    except TimeoutError as error:
+        raise unreachable(server, late) from error
+    except Exception as error:
+        raise unreachable(server, reason(error) if giveUp.active() else late) from error
+    finally:
+        if giveUp.active():
+            giveUp.cancel()
+
+
+def reason(error: BaseException | None) -> str:
+    """
+    What has gone wrong with a connection, less what is for programmers.
+    """
+    if isinstance(error, DNSLookupError):
+        return "there is no machine of this name"
+    if isinstance(error, ConnectionLost):
+        return "the connection breaks"
+    if isinstance(error, TLS_ERRORS):
+        return reasonOf(error)
+    number = getattr(error, "osError", None)
+    if isinstance(number, int):
+        return os.strerror(number)
+    return str(error).rstrip(".") or type(error).__name__

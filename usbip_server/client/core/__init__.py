@@ -1,3 +1,0 @@
-"""
-What finds devices at their servers, fetches them and plugs them in.
-"""

@@ -1,3 +1,0 @@
-"""
-A backend: the devices of other servers.
-"""

@@ -1,0 +1,3 @@
+"""
+The devices that the client service attaches, and how it keeps them attached.
+"""

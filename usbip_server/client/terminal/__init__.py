@@ -1,3 +1,0 @@
-"""
-What commands are made of.
-"""

@@ -1,0 +1,3 @@
+"""
+vhci_hcd, the virtual host controller that imported devices appear at.
+"""

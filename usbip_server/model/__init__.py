@@ -1,0 +1,3 @@
+"""
+Values and pure functions: devices, requests, replies, rules. No I/O, no reactor.
+"""

@@ -1,0 +1,3 @@
+"""
+Sockets, endpoints and TLS; nothing here knows of USB.
+"""

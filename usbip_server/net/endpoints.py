@@ -1,0 +1,358 @@
+"""
+Where to listen: Twisted's endpoint descriptions, with two additions.
+
+C{tcp:5055} without an interface listens on every interface, IPv4 and IPv6 both, on one
+socket. C{tls:5056} is the same with TLS.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import ipaddress
+import os
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import (
+    IListeningPort,
+    IOpenSSLServerConnectionCreator,
+    IProtocolFactory,
+    IStreamServerEndpoint,
+)
+from twisted.internet.protocol import Factory
+from twisted.protocols.tls import TLSMemoryBIOFactory
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+BACKLOG = 1024
+"""Connections that wait to be accepted; the kernel takes no more than its somaxconn."""
+
+OWN_KINDS = ("tcp", "tcp6", "ssl", "unix")
+"""Those of Twisted itself, whose parts we know."""
+
+UNIX_PATH = 107
+"""Bytes in the path of a unix socket (unix(7), C{sun_path}, less the NUL)."""
+
+
+def serverEndpoint(
+    reactor: Any, description: str, certificates: IOpenSSLServerConnectionCreator | None = None
+) -> IStreamServerEndpoint:
+    """
+    Make an endpoint.
+
+    @param certificates: for C{tls:}; C{None}: there are none.
+    @raise ValueError: the description is not one.
+    """
+    kind, colon, rest = description.partition(":")
+    if kind != "tls":
+        return _endpoint(reactor, description, description)
+    if certificates is None:
+        raise ValueError(f'"{description}" needs a certificate: see `tls` in docs/config.md')
+    return OverTls(reactor, _endpoint(reactor, f"tcp{colon}{rest}", description), certificates)
+
+
+def _endpoint(reactor: Any, description: str, shown: str) -> IStreamServerEndpoint:
+    """
+    @param shown: the description, for messages.
+    """
+    kind, *arguments = description.split(":")
+    plain = [argument for argument in arguments if "=" not in argument]
+    named = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    if kind == "tcp" and len(plain) < 2 and "interface" not in named:
+        given = {"port": plain[0], **named} if plain else named
+        return _everyInterface(reactor, shown, given)
+    try:
+        endpoint: IStreamServerEndpoint = serverFromString(reactor, _withBacklog(description))
+        if kind in OWN_KINDS:
+            _check(serverFromString(Examiner(mayOmit=kind == "ssl"), description))
+    except Exception as error:  # a parser may raise what it likes
+        hint = ""
+        if isinstance(error, TypeError) and "::" in description:
+            hint = r" (the colons of an IPv6 address need backslashes: interface=\:\:1)"
+        reason = f"{shown!r} is not an endpoint description: {error}{hint}"
+        raise ValueError(reason) from None
+    return endpoint
+
+
+def _check(endpoint: IStreamServerEndpoint) -> None:
+    """
+    @param endpoint: one that was made for an L{Examiner}.
+    @raise ValueError: it could never listen.
+    """
+    failures: list[Failure] = []
+    endpoint.listen(Factory()).addErrback(failures.append)
+    for failure in failures:
+        failure.raiseException()
+
+
+class Examiner:
+    """
+    Stands in for a reactor, so that an endpoint tells what it would ask of one: looks at
+    that, and does not listen.
+    """
+
+    def __init__(self, mayOmit: bool) -> None:
+        """
+        @param mayOmit: may the interface be empty?
+        """
+        self._mayOmit = mayOmit
+
+    def listenTCP(self, port: int, factory: object, backlog: int, interface: str) -> None:
+        """See C{twisted.internet.interfaces.IReactorTCP}."""
+        _port(str(port))
+        if interface or not self._mayOmit:
+            try:
+                ipaddress.ip_address(interface)
+            except ValueError:
+                raise ValueError(f"{interface!r} is not an IP address") from None
+
+    def listenSSL(
+        self, port: int, factory: object, contextFactory: object, backlog: int, interface: str
+    ) -> None:
+        """See C{twisted.internet.interfaces.IReactorSSL}."""
+        self.listenTCP(port, factory, backlog, interface)
+
+    def listenUNIX(
+        self, address: str, factory: object, backlog: int, mode: int, wantPID: bool
+    ) -> None:
+        """See C{twisted.internet.interfaces.IReactorUNIX}."""
+        if not 0 < len(os.fsencode(address)) <= UNIX_PATH:
+            raise ValueError(f"{address!r} is not a path of 1 to {UNIX_PATH} bytes")
+
+
+def _withBacklog(description: str) -> str:
+    """
+    Twisted's own 50 are few when everybody comes at once: those that find no room try
+    again after a second, and old clients give up after two.
+    """
+    if description.partition(":")[0] in OWN_KINDS and "backlog=" not in description:
+        return f"{description}:backlog={BACKLOG}"
+    return description
+
+
+def _everyInterface(reactor: Any, shown: str, given: dict[str, str]) -> EveryInterface:
+    if not {"port"} <= given.keys() <= {"port", "backlog"}:
+        kind = shown.partition(":")[0]
+        raise ValueError(
+            f"{shown!r} is not an endpoint description, such as {kind}:5055 or "
+            f"{kind}:5055:interface=127.0.0.1"
+        )
+    backlog = given.get("backlog", str(BACKLOG))
+    if not (backlog.isascii() and backlog.isdigit()):
+        raise ValueError(f"{backlog!r} is not a backlog: a number")
+    return EveryInterface(reactor, _port(given["port"]), int(backlog))
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) < 65536):
+        raise ValueError(f"{text!r} is not a port: a number from 0 to 65535")
+    return int(text)
+
+
+@implementer(IStreamServerEndpoint)
+class EveryInterface:
+    """
+    A TCP port on every interface.
+    """
+
+    def __init__(self, reactor: Any, port: int, backlog: int = BACKLOG) -> None:
+        self._reactor = reactor
+        self._port = port
+        self._backlog = backlog
+
+    def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
+        """
+        Listen; without IPv6 where the kernel has none.
+        """
+        try:
+            try:
+                made = _listener(socket.AF_INET6, self._port, self._backlog)
+            except OSError as error:
+                if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                    raise
+                made = _listener(socket.AF_INET, self._port, self._backlog)
+        except OSError as error:
+            return fail(CannotListenError("", self._port, error))
+        with made:
+            return succeed(self._reactor.adoptStreamPort(made.fileno(), made.family, factory))
+
+
+@implementer(IStreamServerEndpoint)
+class OverTls:
+    """
+    TLS over another endpoint.
+
+    @ivar below: that, for who speaks TLS without Twisted.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        below: IStreamServerEndpoint,
+        certificates: IOpenSSLServerConnectionCreator,
+    ) -> None:
+        self._reactor = reactor
+        self.below = below
+        self._certificates = certificates
+
+    def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
+        """
+        Listen.
+        """
+        return self.below.listen(
+            TLSMemoryBIOFactory(self._certificates, False, factory, self._reactor)
+        )
+
+
+def _listener(family: socket.AddressFamily, port: int, backlog: int) -> socket.socket:
+    dual = family == socket.AF_INET6
+    made = socket.create_server(("", port), family=family, backlog=backlog, dualstack_ipv6=dual)
+    made.setblocking(False)
+    return made
+
+
+class CannotListen(SystemExit, Exception):
+    """
+    The daemon cannot listen, is of no use, and has to say so to whoever starts it.
+
+    C{SystemExit} ends the process with the message and without a traceback; an
+    C{Exception} is what C{twistd} hands to the process that waits for it to become a
+    daemon, and that would otherwise wait for ever.
+    """
+
+
+_TAKEN = (
+    "Something else listens there: another usbipshare or a usb-remote server? See it with: ss -ltnp"
+)
+
+_TAKEN_EXPORT = (
+    "Something else listens there, most likely a stock usbipd, which is not needed any more: "
+    "systemctl disable --now usbipd (or: pkill usbipd). To keep it set `export: off`. Another "
+    "usbipshare? See it with: ss -ltnp"
+)
+
+_ON_UNIX = {
+    errno.EADDRINUSE: "There is a file of this name that is no socket of ours: remove it",
+    errno.EACCES: "Who runs it has to be allowed to write in that folder",
+    errno.ENOENT: "That folder is not there, and cannot be made",
+}
+
+_LOCKED = "Another daemon listens there"
+
+
+def explain(description: str, error: BaseException, isExport: bool = False) -> str:
+    """
+    Why listening failed, and what to do.
+
+    @param isExport: was it for USB/IP, without TLS?
+    """
+    cause = getattr(error, "socketError", error)
+    number = getattr(cause, "errno", None)
+    text = os.strerror(number) if isinstance(number, int) else str(cause)
+    advices = {
+        errno.EADDRINUSE: _TAKEN_EXPORT if isExport else _TAKEN,
+        errno.EACCES: "Ports below 1024 need root or CAP_NET_BIND_SERVICE",
+        errno.EADDRNOTAVAIL: "This machine does not have that address",
+    }
+    if description.startswith("unix:"):
+        advices = _ON_UNIX
+    advice = advices.get(number or 0, _LOCKED if "acquire lock" in text else "")
+    return f"cannot listen on {description}: {text}. {advice}".rstrip(". ") + "."
+
+
+class Purpose(enum.Enum):
+    """
+    What is served. Requests may come over TLS too: their connections are Twisted's in any
+    case.
+    """
+
+    REQUESTS = "requests"
+    EXPORT = "USB/IP"
+    SECURED_EXPORT = "USB/IP over TLS"
+
+
+class Listener(NamedTuple):
+    """
+    Where something is served.
+
+    @ivar description: for messages.
+    """
+
+    description: str
+    endpoint: IStreamServerEndpoint
+    purpose: Purpose
+
+    @property
+    def name(self) -> tuple[str, Purpose]:
+        """What tells it from others."""
+        return self.description, self.purpose
+
+
+Wrong = Callable[[int, str], Exception]
+"""Makes an error of which description is wrong, and why."""
+
+
+class Listeners:
+    """
+    Makes them of descriptions.
+    """
+
+    def __init__(self, reactor: Any, certificates: IOpenSSLServerConnectionCreator | None) -> None:
+        """
+        @param certificates: for C{tls:}; C{None}: there are none.
+        """
+        self._reactor = reactor
+        self._certificates = certificates
+
+    def requests(self, descriptions: Sequence[str], wrong: Wrong) -> list[Listener]:
+        """
+        For requests.
+
+        @raise Exception: that which C{wrong} makes.
+        """
+        return self._made(self._forRequests, descriptions, wrong)
+
+    def export(self, descriptions: Sequence[str], wrong: Wrong) -> list[Listener]:
+        """
+        For USB/IP.
+
+        @raise Exception: likewise.
+        """
+        return self._made(self._forExport, descriptions, wrong)
+
+    def _made(
+        self, make: Callable[[str], Listener], descriptions: Sequence[str], wrong: Wrong
+    ) -> list[Listener]:
+        made = []
+        for index, description in enumerate(descriptions):
+            try:
+                made.append(make(description))
+            except ValueError as error:
+                raise wrong(index, str(error)) from None
+        return made
+
+    def _forRequests(self, description: str) -> Listener:
+        return Listener(description, self._endpoint(description), Purpose.REQUESTS)
+
+    def _forExport(self, description: str) -> Listener:
+        """
+        With C{tls:} it is the standard library that speaks TLS: Twisted has the encrypted
+        bytes in its own memory, and the kernel has to have the connection.
+        """
+        if description.partition(":")[0] == "ssl":
+            raise ValueError(
+                "USB/IP cannot be served with `ssl:`, for the kernel would send it in plain: "
+                "use `tls:`, as in tls:3241, with the `tls` block of docs/config.md"
+            )
+        endpoint = self._endpoint(description)
+        if isinstance(endpoint, OverTls):
+            return Listener(description, endpoint.below, Purpose.SECURED_EXPORT)
+        return Listener(description, endpoint, Purpose.EXPORT)
+
+    def _endpoint(self, description: str) -> IStreamServerEndpoint:
+        return serverEndpoint(self._reactor, description, self._certificates)

@@ -1,0 +1,98 @@
+"""
+What protocols ask of the application: L{IResponder} for JSON requests, L{IImportHandler} for
+USB/IP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgspec
+
+from usbip_server.model.device import UsbDevice
+from usbip_server.model.policy import Principal
+from usbip_server.model.replies import Reply, Status
+from usbip_server.model.requests import WatchDevices
+from usbip_server.net.caller import Caller
+from usbip_server.net.handover import SessionSocket
+from usbip_server.runtime.eventlog import Subscription
+
+
+class Response(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    What a protocol has to send, and what becomes of the connection.
+
+    @ivar status: for a protocol that has status codes of its own.
+    @ivar encoded: the JSON, with a line feed.
+    @ivar keepAlive: may the next request follow on this connection?
+    @ivar forbidden: it is refused because of who asks.
+    @ivar broken: there is a bug here; nothing more is to be trusted on this connection.
+    @ivar stream: what is to follow the answer, without end.
+    """
+
+    status: Status
+    encoded: bytes
+    keepAlive: bool = False
+    forbidden: bool = False
+    broken: bool = False
+    stream: Subscription[Any] | None = None
+
+
+class IResponder(Protocol):
+    """
+    Turns the bytes of a JSON request into the bytes of its reply.
+    """
+
+    async def to(self, raw: bytes, caller: Caller, token: str | None = None) -> Response:
+        """
+        Answer one request. Never fails: an error is a reply too.
+
+        @param token: the token of the request if there is none in C{raw}, such as that of an
+            HTTP header.
+        """
+
+    def atOnce(self, raw: bytes, caller: Caller) -> Response | None:
+        """
+        Answer a request that needs no waiting.
+
+        @return: C{None} if the request has to wait: call C{to}.
+        """
+
+    async def watch(self, command: WatchDevices, caller: Caller) -> Response:
+        """Answer a request to watch that did not come as JSON, such as C{GET /events}."""
+
+    def heartbeat(self) -> bytes:
+        """The line to send to a client that waits or watches, with the number of the last event."""
+
+
+class IImportHandler(Protocol):
+    """
+    Decides which devices a USB/IP client can import, and hands its connection to one.
+    """
+
+    async def importable(self, principal: Principal) -> tuple[UsbDevice, ...]:
+        """
+        The devices that a principal may import, including those in use by somebody else.
+
+        @raise BackendUnavailable: the devices are not known at present.
+        """
+
+    async def handOver(
+        self, busId: str, caller: Caller, carrier: SessionSocket, ended: Callable[[], None]
+    ) -> UsbDevice:
+        """
+        Hand a connection to a device; USB traffic goes over it from then on.
+
+        @param carrier: the socket for the device, and the client's connection.
+        @param ended: called when the session has ended.
+        @raise ShareError: the device cannot be imported now by this client.
+        """
+
+
+def refusal(message: str, broken: bool = False) -> Response:
+    """
+    The C{error} for what never became a request.
+    """
+    reply = Reply(status=Status.ERROR, message=message)
+    return Response(status=reply.status, encoded=reply.encode(), broken=broken)

@@ -1,0 +1,215 @@
+"""
+Programs that others have written: run without a shell and without our environment, until a
+deadline, and listened to up to a bound.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+from twisted.internet.error import ConnectionDone, ProcessExitedAlready
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.protocol import ProcessProtocol
+from twisted.python.failure import Failure
+
+from usbip_server.runtime.latch import Latch
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Where programs are looked for, and their own search path."""
+
+OUTPUT = 16 * 1024
+"""Bytes of a program's output that are kept; the rest is read and thrown away."""
+
+GRACE = 1.0
+"""Seconds between telling a program to end and killing it."""
+
+LINGER = 0.2
+"""Seconds after a program's end in which its last output is read. Longer is not waited for
+others that have its pipes open."""
+
+_NOT_EXECUTED = "Upon execvpe "
+"""What the output begins with when C{exec} fails in the child (twisted.internet.process,
+C{_BaseProcess._fork})."""
+
+
+class CannotStart(Exception):
+    """
+    A program cannot be started.
+
+    @ivar program: its name, as it was given.
+    @ivar reason: what is the matter.
+    """
+
+    def __init__(self, program: str, reason: str) -> None:
+        super().__init__(program, reason)
+        self.program = program
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.program!r} cannot be started: {self.reason}"
+
+
+class Finished(msgspec.Struct, frozen=True):
+    """
+    What a child process has left behind.
+
+    @ivar status: its exit status; C{None} if a signal ended it, or nothing could.
+    @ivar output: what it printed on either stream, up to L{OUTPUT} bytes.
+    @ivar signal: the number of the signal that ended it.
+    @ivar timedOut: was it told to end, as its time was over?
+    """
+
+    status: int | None
+    output: str
+    signal: int | None = None
+    timedOut: bool = False
+
+
+class ChildProcess(ProcessProtocol):
+    """
+    A program while it runs.
+    """
+
+    def __init__(self, reactor: Any, ended: Callable[[Finished], None], data: bytes = b"") -> None:
+        """
+        @param reactor: provides C{IReactorProcess} and C{IReactorTime}.
+        @param ended: called when it has ended, once.
+        @param data: its standard input, which is closed after that.
+        """
+        self._reactor = reactor
+        self._ended = ended
+        self._data = data
+        self._output = b""
+        self._reason: BaseException | None = None
+        self._linger: IDelayedCall | None = None
+
+    def start(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+        """
+        Start it.
+
+        @param command: the program, with an absolute path, and its arguments.
+        @param environment: what it gets besides C{PATH} and C{LC_ALL}.
+        @raise CannotStart: the system refuses.
+        """
+        whole = {"PATH": PATH, "LC_ALL": "C", **(environment or {})}
+        try:
+            self._reactor.spawnProcess(self, command[0], list(command), whole, "/")
+        except (OSError, TypeError, ValueError) as error:  # the latter: a zero byte
+            raise CannotStart(command[0], str(error)) from error
+
+    @property
+    def isRunning(self) -> bool:
+        """Has it not ended, as far as we know?"""
+        return self._reason is None
+
+    def finished(self, timedOut: bool = False) -> Finished:
+        """What is known of it."""
+        return Finished(
+            getattr(self._reason, "exitCode", None),
+            self._output.decode("utf-8", "replace").strip(),
+            getattr(self._reason, "signal", None),
+            timedOut,
+        )
+
+    def signal(self, name: str) -> None:
+        """Send it a signal, as far as we may: it may be root's."""
+        with contextlib.suppress(ProcessExitedAlready, OSError):
+            self.transport.signalProcess(name)  # type: ignore[union-attr]
+
+    def kill(self) -> None:
+        """End it, as far as it lets us: it may be root's, or stuck in the kernel."""
+        self.signal("KILL")
+        self._closePipes()
+
+    def connectionMade(self) -> None:
+        self.transport.write(self._data)  # type: ignore[union-attr]
+        self.transport.closeStdin()  # type: ignore[union-attr]
+
+    def outReceived(self, data: bytes) -> None:
+        if len(self._output) < OUTPUT:
+            self._output = (self._output + data)[:OUTPUT]
+
+    errReceived = outReceived
+
+    def processExited(self, reason: Failure) -> None:
+        self._reason = reason.value
+        self._linger = self._reactor.callLater(LINGER, self._closePipes)
+
+    def processEnded(self, reason: Failure) -> None:
+        self._reason = reason.value
+        if self._linger is not None and self._linger.active():
+            self._linger.cancel()
+        self._ended(self.finished())
+
+    def _closePipes(self) -> None:
+        # The transport's loseConnection would wait until all of the input is written.
+        pipes = self.transport.pipes  # type: ignore[union-attr]
+        for pipe in tuple(pipes.values()):
+            pipe.connectionLost(Failure(ConnectionDone()))
+
+
+async def run(
+    reactor: Any,
+    command: Sequence[str],
+    data: bytes = b"",
+    environment: Mapping[str, str] | None = None,
+    *,
+    seconds: float,
+) -> Finished:
+    """
+    Run a program in the root directory, until it ends.
+
+    When its time is over it gets C{SIGTERM}, and L{GRACE} seconds later C{SIGKILL}; then
+    nothing is waited for any longer. Who cancels this kills it at once.
+
+    @param reactor: provides C{IReactorProcess} and C{IReactorTime}.
+    @param command: the program and its arguments; see L{find}.
+    @param data: its standard input, which is closed after that. It need not read it.
+    @param environment: what it gets besides C{PATH} and C{LC_ALL}.
+    @param seconds: how long it may take.
+    @raise CannotStart: it is not there, or may not be executed.
+    """
+    over = Latch(reactor)
+    child = ChildProcess(reactor, lambda finished: over.happen(), data)
+    child.start([find(command[0]), *command[1:]], environment)
+    timedOut = False
+    try:
+        if not await over.within(seconds):
+            timedOut = child.isRunning
+            if timedOut:
+                child.signal("TERM")
+                await over.within(GRACE)
+            child.kill()
+            await over.within(LINGER)
+    except BaseException:
+        child.kill()
+        raise
+    finished = child.finished(timedOut)
+    if finished.status == 1 and finished.output.startswith(_NOT_EXECUTED):
+        raise CannotStart(command[0], finished.output.splitlines()[-1])
+    return finished
+
+
+def find(program: str) -> str:
+    """
+    Where a program is.
+
+    @param program: its absolute path, or a name to be looked for in L{PATH}.
+    @raise CannotStart: it is nowhere, or may not be executed.
+    """
+    path = shutil.which(program, path=PATH)
+    if not os.path.isabs(program):
+        if os.path.dirname(program):
+            raise CannotStart(program, "give its whole path, or nothing but its name")
+        if path is None:
+            raise CannotStart(program, f"there is no such program in {PATH}")
+    elif path is None:
+        if os.path.exists(program):
+            raise CannotStart(program, "it may not be executed")
+        raise CannotStart(program, "there is no such program")
+    return path

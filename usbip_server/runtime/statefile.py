@@ -1,0 +1,325 @@
+"""
+The file that what clients have asked for is kept in, for the next start.
+
+Whatever happens to the daemon or to the machine, there is the old state or the new one in
+it: a new one is written beside it, and takes its place when it is on the disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import stat
+import tempfile
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+import msgspec
+from twisted.internet.defer import Deferred, TimeoutError
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from usbip_server.runtime.threads import Spawn, startThread
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+FORGETFUL = "what is attached is not remembered across a restart"
+
+_ADVICE = {
+    errno.EACCES: "Let the daemon's user write in {directory}, or set state.file to another place",
+    errno.EPERM: "Let the daemon's user write in {directory}, or set state.file to another place",
+    errno.EROFS: (
+        "{directory} is read-only: set state.file to another place; in a systemd unit with "
+        "ProtectSystem= set StateDirectory= or ReadWritePaths="
+    ),
+    errno.ENOSPC: "Make room on the file system of {directory}",
+    errno.EDQUOT: "Make room on the file system of {directory}",
+}
+
+
+class _Head(msgspec.Struct):
+    """
+    What tells one kind of state file from the next.
+    """
+
+    version: int
+
+
+class _NotOurs(Exception):
+    """
+    There is something at the place that must not be replaced, or another daemon has it.
+    """
+
+
+class StateFile(Generic[S]):
+    """
+    A state that is kept in a file; in memory only where that is not possible.
+
+    What is written is written in a thread: a disk may be slow, a server of files may be gone.
+    """
+
+    _log = Logger()
+
+    def __init__(self, path: str, kind: type[S], reactor: Any, spawn: Spawn = startThread) -> None:
+        """
+        @param path: where. The directory is made if it is missing.
+        @param kind: of state: has a C{version}, and defaults for everything.
+        @param reactor: provides C{IReactorTime} and C{IReactorFromThreads}.
+        """
+        self._path = path
+        self._kind = kind
+        self._reactor = reactor
+        self._spawn = spawn
+        self._lock: int | None = None  # a descriptor
+        self._isOff = False  # nothing is written any more
+        self._unsaved: S | None = None
+        self._isWriting = False
+        self._complaints: set[str] = set()
+        self._idle: list[Deferred[None]] = []
+
+    def open(self) -> S:
+        """
+        Take possession of the file, and read it. Blocks.
+
+        @return: what was saved the last time; an empty state if there was none, or if it
+            cannot be read: the log says why.
+        """
+        try:
+            self._path = os.path.realpath(self._path)  # the link stays, its target is replaced
+            self._claim()
+        except _NotOurs as error:
+            self._isOff = True
+            self._log.warn("{error}: {so}", error=error, so=FORGETFUL)
+            return self._kind()
+        except OSError as error:
+            self._complain(error)
+            return self._kind()
+        try:
+            return _read(self._path, self._kind)
+        except FileNotFoundError:
+            return self._kind()
+        except (OSError, ValueError, msgspec.MsgspecError, RecursionError) as error:
+            reason = error
+        try:
+            self._setAside(reason)
+        except OSError as error:
+            self._complain(error)
+        return self._kind()
+
+    def save(self, state: S) -> None:
+        """
+        Have a state written; returns at once. What could not be written is tried again the
+        next time. Of several that come while one is being written, the last is written.
+        """
+        if self._isOff:
+            return
+        self._unsaved = state
+        if not self._isWriting:
+            self._write()
+
+    async def close(self, seconds: float) -> None:
+        """
+        Save no more, and let another daemon have the file.
+
+        @param seconds: how long to wait until what was saved is on the disk.
+        """
+        if self._unsaved is not None and not self._isWriting and not self._isOff:
+            self._write()
+        self._isOff = True
+        if self._isWriting:
+            done: Deferred[None] = Deferred()
+            self._idle.append(done)
+            done.addTimeout(seconds, self._reactor)
+            try:
+                await done
+            except TimeoutError:
+                self._log.warn(
+                    "{path} could not be written within {seconds:g} s: what was attached and "
+                    "detached last may not be remembered",
+                    path=self._path,
+                    seconds=seconds,
+                )
+                return  # it may still be written: the lock is kept as long as we live
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _write(self) -> None:
+        assert self._unsaved is not None
+        self._isWriting = True
+        try:
+            self._spawn(partial(self._inThread, self._unsaved))
+        except RuntimeError as error:  # no more threads
+            self._wrote(self._unsaved, Failure(error))
+
+    def _inThread(self, state: S) -> None:
+        failure = None
+        try:
+            if self._lock is None:
+                self._claim()
+                if os.path.lexists(self._path):
+                    self._setAside("it could not be read when the daemon started")
+            _replace(self._path, _encode(state))
+        except BaseException:
+            failure = Failure()
+        self._reactor.callFromThread(self._wrote, state, failure)
+
+    def _wrote(self, state: S, failure: Failure | None) -> None:
+        self._isWriting = False
+        if failure is None:
+            if self._complaints:
+                self._complaints.clear()
+                self._log.info("{path} is written again", path=self._path)
+        elif failure.check(_NotOurs):
+            self._isOff = True
+            self._unsaved = None
+            self._log.warn("{error}: {so}", error=failure.value, so=FORGETFUL)
+        elif isinstance(failure.value, OSError | RuntimeError):
+            self._complain(failure.value)
+        else:
+            self._log.failure("cannot write the state", failure)
+        if self._unsaved is not state and self._unsaved is not None:
+            self._write()
+            return
+        if failure is None:
+            self._unsaved = None
+        idle, self._idle = self._idle, []
+        for done in idle:
+            done.callback(None)
+
+    def _claim(self) -> None:
+        """
+        Make the directory, lock the file, and remove what a daemon that was killed has
+        left behind.
+
+        @raise _NotOurs: it is not to be touched.
+        @raise OSError: that is not possible.
+        """
+        directory, name = os.path.split(self._path)
+        try:
+            kind = os.stat(self._path).st_mode
+            if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+                raise _NotOurs(f"{self._path} is no regular file")
+            if stat.S_ISDIR(kind) and os.listdir(self._path):
+                raise _NotOurs(f"{self._path} is a directory with something in it")
+        except FileNotFoundError:
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+        flags = os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        lock = os.open(f"{self._path}.lock", flags, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(lock)
+            if isinstance(error, BlockingIOError):
+                raise _NotOurs(f"another daemon has {self._path}") from None
+            raise
+        self._lock = lock
+        with contextlib.suppress(OSError):
+            for other in os.listdir(directory):
+                if re.fullmatch(rf"{re.escape(name)}\.[a-z0-9_]{{8}}\.new", other):
+                    os.unlink(os.path.join(directory, other))
+
+    def _setAside(self, reason: object) -> None:
+        """
+        Begin anew, but let nothing be lost that somebody may still want.
+
+        @raise OSError: that is not possible.
+        """
+        aside = f"{self._path}.damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+        os.rename(self._path, aside)
+        self._log.warn(
+            "{path} cannot be used ({reason}) and is now {aside}: what was attached before is "
+            "forgotten",
+            path=self._path,
+            reason=reason,
+            aside=aside,
+        )
+
+    def _complain(self, error: Exception) -> None:
+        """
+        Say what is wrong, once, until it has been right again.
+        """
+        number = getattr(error, "errno", None) or 0
+        because = os.strerror(number) if number else str(error)
+        if because in self._complaints:
+            return
+        self._complaints.add(because)
+        advice = _ADVICE.get(number, "Look after {directory}, or set state.file to another place")
+        self._log.warn(
+            "cannot keep {path} ({because}): {so}. {advice}",
+            path=self._path,
+            because=because,
+            so=FORGETFUL,
+            advice=advice.format(directory=os.path.dirname(self._path)),
+        )
+
+
+def _read(path: str, kind: type[S]) -> S:
+    """
+    @raise OSError: there is none, or it cannot be read.
+    @raise ValueError: it is damaged.
+    @raise msgspec.MsgspecError: likewise.
+    """
+    with open(path, encoding="utf-8") as file:
+        text = file.read()
+    version = msgspec.json.decode(text, type=_Head).version
+    known = msgspec.convert(kind(), _Head, from_attributes=True).version
+    if version != known:
+        raise ValueError(f"its version is {version}; this daemon knows {known}")
+    return msgspec.json.decode(text, type=kind)
+
+
+def _encode(state: msgspec.Struct) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(state), indent=2) + b"\n"
+
+
+def _replace(path: str, data: bytes) -> None:
+    """
+    Put a file in the place of another.
+
+    @raise OSError: that is not possible; the old one is there as it was.
+    """
+    directory, name = os.path.split(path)
+    descriptor, beside = tempfile.mkstemp(".new", f"{name}.", directory)  # its mode is 0600
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(beside, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(beside)
+        raise
+    # The name is not on the disk before the directory is.
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def statePath(
+    file: str | None, environment: Mapping[str, str], isRoot: bool, name: str = "state.json"
+) -> str | None:
+    """
+    Where the state file is.
+
+    @param file: as configured; C{"auto"} is systemd's C{StateDirectory=} (systemd.exec(5)),
+        root's place for such things (file-hierarchy(7)), or the user's (XDG Base Directory).
+    @param name: what it is called there.
+    """
+    if file != "auto":
+        return file
+    folder = environment.get("STATE_DIRECTORY", "").partition(":")[0]
+    if not folder and isRoot:
+        folder = "/var/lib/usbipshare"
+    if not folder:
+        home = environment.get("HOME") or "/"
+        folder = f"{environment.get('XDG_STATE_HOME') or f'{home}/.local/state'}/usbipshare"
+    return f"{folder}/{name}"

@@ -1,0 +1,168 @@
+"""
+Files in YAML that people write: where in them each key stands, and what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgspec
+import yaml
+from yaml.reader import ReaderError
+
+from usbip_server.model.options import InvalidOption, invalid
+
+T = TypeVar("T")
+
+Path = tuple[str | int, ...]
+
+Choices = Mapping[str, type[enum.Enum]]
+"""What can stand at a key, by the key."""
+
+
+class ConfigError(Exception):
+    """
+    The file is wrong. The text says where and why: C{file:line: key: reason}.
+    """
+
+
+class YamlFile:
+    """
+    A file, and where in it each key stands.
+
+    @ivar data: what it says, unchecked: an empty mapping if it says nothing.
+    """
+
+    def __init__(self, name: str, text: str) -> None:
+        """
+        @param name: the file's name, for messages.
+        @raise ConfigError: it is not YAML, or says a key twice.
+        """
+        self._name = name
+        self._lines: dict[Path, int] = {(): 1}
+        try:
+            node = yaml.compose(text, Loader=yaml.SafeLoader)
+            data = None if node is None else self._take(node, ())
+            self.data = {} if data is None else data
+        except ReaderError as error:
+            line = text.count("\n", 0, error.position) + 1
+            raise ConfigError(f"{name}:{line}: this is not YAML: {error.reason}") from None
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            line = mark.line + 1 if mark else 1
+            problem = getattr(error, "problem", None) or str(error)
+            raise ConfigError(f"{name}:{line}: this is not YAML: {problem}") from None
+        except RecursionError:
+            raise ConfigError(f"{name}:1: it is nested too deeply") from None
+
+    def checked(self, kind: type[T], choices: Choices | None = None) -> T:
+        """
+        What it says, as a C{msgspec.Struct}.
+
+        @raise ConfigError: something in it is wrong.
+        """
+        if not isinstance(self.data, dict):
+            raise self.error((), "the file has to be a mapping, `key: value` on each line")
+        try:
+            return msgspec.convert(self.data, kind)
+        except msgspec.ValidationError as error:
+            wrong = invalid(error)
+            raise self.error(wrong.path, wrong.reason + _choices(wrong, choices or {})) from None
+
+    def checkEach(self, path: Path, kind: Any) -> None:
+        """
+        Check the values of a mapping, each by itself: msgspec does not say at which of its keys
+        something is wrong.
+
+        @param path: where it is; if there is none all is well.
+        @raise ConfigError: one is wrong.
+        """
+        mapping = self.data
+        for step in path:
+            mapping = mapping.get(step) if isinstance(mapping, dict) else None
+        for name, value in mapping.items() if isinstance(mapping, dict) else ():
+            try:
+                msgspec.convert(value, kind)
+            except msgspec.ValidationError as error:
+                wrong = invalid(error)
+                raise self.error((*path, name, *wrong.path), wrong.reason) from None
+
+    def error(self, path: Path, reason: str) -> ConfigError:
+        """
+        The error for what stands at C{path}, or would.
+        """
+        known = path
+        while known not in self._lines:
+            known = known[:-1]
+        key = ".".join(map(str, path))
+        what = f"{key}: {reason}" if key else reason
+        return ConfigError(f"{self._name}:{self._lines[known]}: {what}")
+
+    def _take(self, node: yaml.Node, path: Path) -> Any:
+        """
+        Make plain data of a node, and note where its parts stand.
+        """
+        self._lines.setdefault(path, node.start_mark.line + 1)
+        if isinstance(node, yaml.SequenceNode):
+            return [self._take(part, (*path, index)) for index, part in enumerate(node.value)]
+        if not isinstance(node, yaml.MappingNode):
+            return _scalar(node)
+        mapping: dict[str, Any] = {}
+        for keyNode, valueNode in node.value:
+            key = _scalar(keyNode) if isinstance(keyNode, yaml.ScalarNode) else None
+            line = keyNode.start_mark.line + 1
+            if not isinstance(key, str):
+                raise ConfigError(
+                    f"{self._name}:{line}: a key has to be a word ("
+                    "YAML takes on, off, yes and no for true and false: put them in quotes)"
+                )
+            if key in mapping:
+                raise ConfigError(
+                    f"{self._name}:{line}: {'.'.join(map(str, (*path, key)))}: stands here twice"
+                )
+            self._lines[(*path, key)] = line
+            mapping[key] = self._take(valueNode, (*path, key))
+        return mapping
+
+
+def textOf(path: str) -> str:
+    """
+    What is in a file.
+
+    @raise ConfigError: it cannot be read.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}:1: it is not UTF-8") from None
+
+
+def _choices(wrong: InvalidOption, choices: Choices) -> str:
+    """
+    What there is to choose from, where something else stands.
+    """
+    key = next((step for step in reversed(wrong.path) if isinstance(step, str)), "")
+    if key not in choices or "enum value" not in wrong.reason:
+        return ""
+    return f": it is one of {', '.join(choice.value for choice in choices[key])}"
+
+
+def _scalar(node: yaml.Node) -> Any:
+    loader = yaml.SafeLoader("")
+    try:
+        return loader.construct_object(node)
+    except yaml.YAMLError:
+        raise
+    except Exception:  # each type has its own; 2026-99-99 looks like a date
+        kind = node.tag.rpartition(":")[2]
+        raise yaml.MarkedYAMLError(
+            problem=f"{node.value!r} is no {kind}: if it is text, put it in quotes",
+            problem_mark=node.start_mark,
+        ) from None
+    finally:
+        loader.dispose()

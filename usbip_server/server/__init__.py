@@ -1,0 +1,3 @@
+"""
+The device-sharing application: what C{twistd usbipshare} runs.
+"""

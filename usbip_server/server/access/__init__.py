@@ -1,0 +1,3 @@
+"""
+Who may do what: authorization, rate limits for wrong tokens, the audit log.
+"""

@@ -1,0 +1,204 @@
+"""
+What the configuration says that can change while the daemon runs.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from usbip_server.model.options import InvalidOption, Limits, Timeouts
+from usbip_server.model.policy import AccessPreset, Policy, Right, Who
+from usbip_server.model.rules import Hook, Occasion, Rule, Share
+from usbip_server.net.certificates import Tls
+from usbip_server.net.keepalive import KeepAlive
+from usbip_server.runtime.yamlfile import ConfigError, YamlFile, textOf
+
+
+class OnStop(enum.Enum):
+    """
+    What becomes of the devices that the daemon has bound when it stops.
+    """
+
+    KEEP = "keep"
+    UNBIND = "unbind"
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    @ivar devices: what is said of devices; the first rule that matches counts.
+    @ivar hooks: whom to tell of all devices.
+    @ivar access: who may do what.
+    @ivar remember: bind what a client has attached again when it is plugged in anew.
+    @ivar onStop: what becomes of what is bound.
+    """
+
+    devices: tuple[Rule, ...] = ()
+    hooks: tuple[Hook, ...] = ()
+    access: Policy = AccessPreset.PRIVATE.policy
+    limits: Limits = Limits()
+    timeouts: Timeouts = Timeouts()
+    remember: bool = True
+    onStop: OnStop = OnStop.KEEP
+
+
+HOST_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
+"""As it can stand in a C{Host} header, less the port. A name in another script stands there
+as its punycode."""
+
+
+CHOICES: dict[str, type[enum.Enum]] = {
+    "share": Share,
+    "events": Occasion,
+    "on_stop": OnStop,
+    "access": AccessPreset,
+    "commands": Right,
+}
+"""What can stand at a key, by the key."""
+
+
+class Http(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """
+    @ivar hosts: names that HTTP clients may call this machine by, besides its own.
+    """
+
+    hosts: tuple[str, ...] = ()
+
+
+class Export(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    rename={"requireKtls": "require_ktls"},
+):
+    """
+    @ivar listen: Twisted endpoint descriptions of the port that devices are imported from.
+    @ivar keepalive: how it is noticed that a client has vanished.
+    @ivar requireKtls: give no device to a TLS connection that the kernel cannot encrypt.
+    """
+
+    listen: tuple[str, ...] = ("tcp:3240",)
+    keepalive: KeepAlive = KeepAlive()
+    requireKtls: bool = False
+
+
+class Memory(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """
+    @ivar file: where it is kept what clients have asked for; C{None}: nowhere.
+    @ivar remember: is what was attached bound again when it is plugged in anew?
+    """
+
+    file: str | None = "auto"
+    remember: bool = True
+
+
+class Config(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    rename={"onStop": "on_stop"},
+):
+    """
+    A configuration.
+
+    @ivar listen: Twisted endpoint descriptions of the control port.
+    @ivar backend: C{type}, and that type's own options.
+    @ivar export: serving USB/IP; C{False}: a stock C{usbipd} does that.
+    @ivar access: who may do what.
+    @ivar tls: what places to listen at with TLS need.
+    @ivar devices: what is said of devices; the first rule that matches counts.
+    @ivar hooks: whom to tell of all devices.
+    @ivar state: what is remembered.
+    @ivar onStop: what becomes of bound devices when the daemon stops.
+    """
+
+    listen: tuple[str, ...] = ("tcp:5055",)
+    backend: dict[str, Any] = msgspec.field(default_factory=lambda: {"type": "sysfs"})
+    export: Export | bool = Export()
+    access: Policy | AccessPreset = AccessPreset.PRIVATE
+    tls: Tls | None = None
+    devices: tuple[Rule, ...] = ()
+    hooks: tuple[Hook, ...] = ()
+    state: Memory = Memory()
+    onStop: OnStop = OnStop.KEEP
+    http: Http = Http()
+    limits: Limits = Limits()
+    timeouts: Timeouts = Timeouts()
+
+    @property
+    def backendType(self) -> str:
+        """Which backend."""
+        return str(self.backend["type"])
+
+    @property
+    def backendOptions(self) -> Mapping[str, Any]:
+        """Its own options."""
+        return {key: value for key, value in self.backend.items() if key != "type"}
+
+    @property
+    def settings(self) -> Settings:
+        """What can change while the daemon runs."""
+        return Settings(
+            devices=self.devices,
+            hooks=self.hooks,
+            access=self.access.policy if isinstance(self.access, AccessPreset) else self.access,
+            limits=self.limits,
+            timeouts=self.timeouts,
+            remember=self.state.remember,
+            onStop=self.onStop,
+        )
+
+
+class Source(YamlFile):
+    """
+    A configuration file, and where in it each key stands.
+    """
+
+    def config(self) -> Config:
+        """
+        Check it.
+
+        @raise ConfigError: something in it is wrong.
+        """
+        self.checkEach(("access", "principals"), Who)
+        config = self.checked(Config, CHOICES)
+        if not isinstance(config.backend.get("type"), str):
+            raise self.error(("backend", "type"), "is missing: say which backend, as sysfs")
+        if not config.listen:
+            raise self.error(("listen",), "nowhere to listen: leave the key out for tcp:5055")
+        if config.export is True:
+            raise self.error(
+                ("export",), "is `off`, or a mapping: leave it out for {listen: [tcp:3240]}"
+            )
+        if isinstance(config.export, Export) and not config.export.listen:
+            raise self.error(("export", "listen"), "nowhere to listen: `export: off` is for that")
+        for index, host in enumerate(config.http.hosts):
+            if not HOST_NAME.fullmatch(host):
+                raise self.error(
+                    ("http", "hosts", index),
+                    f"{host!r} is not a host name: letters, digits, '-', '.' and '_' only, "
+                    "as in usb.lab.example.com",
+                )
+        return config
+
+
+def load(path: str) -> Source:
+    """
+    Read a file.
+
+    @raise ConfigError: it cannot be read.
+    """
+    return Source(path, textOf(path))
+
+
+def wrongOption(source: Source, error: InvalidOption) -> ConfigError:
+    """
+    The error for an option of the backend.
+    """
+    return source.error(("backend", *error.path), error.reason)
