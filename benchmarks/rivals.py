@@ -21,8 +21,8 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.childdaemon import EXPORT, ChildDaemon
 from tests.kernel import guest
+from tests.support.childdaemon import EXPORT, ChildDaemon
 from usbip_server.kernel.system import System
 from usbip_server.kernel.uevents import deviceOf
 

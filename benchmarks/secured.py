@@ -15,10 +15,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from benchmarks.procfs import cpuSeconds
 from benchmarks.rivals import FAST, HOST, rates, speedOf
-from tests.certificates import signed, trusting
-from tests.childdaemon import ChildDaemon
 from tests.kernel import guest
 from tests.kernel.inside.tlsimport import OP_ENABLE_KTLS, TlsImport
+from tests.support.certificates import signed, trusting
+from tests.support.childdaemon import ChildDaemon
 
 KTLS = (sys.executable, "-m", "twisted")
 RELAY = (sys.executable, "-m", "tests.kernel.inside.withoutktls")

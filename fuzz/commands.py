@@ -9,7 +9,7 @@ import re
 
 import msgspec
 
-from tests.documents import documents
+from tests.docs.documents import documents
 from usbip_server.model.errors import InvalidRequest
 from usbip_server.model.requests import COMMANDS, Request, decode
 from usbip_server.model.selector import CRITERIA, describe, given

@@ -9,7 +9,7 @@ from twisted.internet.address import IPv4Address
 from fuzz import opcodec
 from fuzz.cutting import cut
 from fuzz.memory import BOUND, Memory, SocketTransport, daemon
-from tests.support import Wire
+from tests.support.fixtures import Wire
 from usbip_server.model.usbip import OpStatus, encodeImport, encodeList, encodeRefusal
 from usbip_server.net.keepalive import KeepAlive
 from usbip_server.protocols.exporter import Exporter, ExporterFactory

@@ -9,7 +9,7 @@ import json
 from fuzz import framing
 from fuzz.cutting import cut
 from fuzz.memory import daemon
-from tests.support import ALICE, Wire
+from tests.support.fixtures import ALICE, Wire
 from usbip_server.model.replies import Status
 from usbip_server.protocols.lines import CommandProtocol
 from usbip_server.server.responder import Responder

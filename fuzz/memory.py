@@ -11,7 +11,7 @@ from typing import cast
 
 from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogPublisher
 
-from tests.support import (
+from tests.support.fixtures import (
     ALICE,
     DEVICES,
     EVERYBODY,

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import msgspec
 
-from tests.support import UNO, changed
+from tests.support.fixtures import UNO, changed
 from usbip_server.model.device import UsbDevice
 from usbip_server.model.usbip import (
     SPEED_OF,

@@ -21,8 +21,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.timetable import TimeTable
-from tests.trialcounts import Counts, countsOf
+from tests.support.timetable import TimeTable
+from tests.support.trialcounts import Counts, countsOf
 
 PROJECT = Path(__file__).parents[1]
 

@@ -22,7 +22,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from tests.certificates import LAB, authority, signed
+from tests.support.certificates import LAB, authority, signed
 from usbip_server import tap
 from usbip_server.interfaces import IUsbBackend, IUsbBackendMaker
 from usbip_server.model.options import InvalidOption

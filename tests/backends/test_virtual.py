@@ -16,7 +16,7 @@ from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
-from tests.backends.door import SINCE, Door
+from tests.support.importclient import SINCE, Door
 from usbip_server.backends import softdevice
 from usbip_server.backends.virtual import VirtualBackend, makeBackend
 from usbip_server.interfaces import IUsbBackend
@@ -31,7 +31,7 @@ if softdevice.installed:
     from usbip.classes.host.msc import MSCDriver  # type: ignore[import-untyped]
     from usbip.core import NotFound, USBError  # type: ignore[import-untyped]
 
-    from tests.usbclient import UsbTransport
+    from tests.support.usbclient import UsbTransport
 
 T = TypeVar("T")
 

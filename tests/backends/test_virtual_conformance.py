@@ -10,7 +10,7 @@ from twisted.internet import reactor
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
-from tests.backends.door import Door
+from tests.support.importclient import Door
 from usbip_server.backends import softdevice
 from usbip_server.backends.virtual import VirtualBackend, makeBackend
 from usbip_server.interfaces import IUsbBackend

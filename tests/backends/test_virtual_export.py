@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
-from tests.backends.door import untilShutDown
+from tests.support.importclient import untilShutDown
 from usbip_server.backends import softdevice
 from usbip_server.backends.virtual import makeBackend
 from usbip_server.model.device import DeviceState, Holder, UsbDevice

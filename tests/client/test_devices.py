@@ -9,7 +9,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.support import DEVICES, EPOCH, MOUSE, UNO, changed
+from tests.support.fixtures import DEVICES, EPOCH, MOUSE, UNO, changed
 from usbip_server.client.devices import deviceIn, foundIn
 from usbip_server.client.servers import Server
 from usbip_server.model.device import DeviceState, Encryption, Holder, Lease, UsbDevice

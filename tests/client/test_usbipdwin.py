@@ -10,11 +10,11 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.client.commandcase import CommandCase
-from tests.client.scripted import ScriptedServer, connections, received
-from tests.client.test_attaching import AttachingTestCase
-from tests.client.test_cli_asking import listen
+from tests.client.cli.commandcase import CommandCase
+from tests.client.cli.test_asking import listen
+from tests.client.test_attach import AttachingTestCase
 from tests.client.usbipdwin import BOARD, CAMERA, DRIVE, UsbipdWin, WindowsDevice
+from tests.support.scriptedserver import ScriptedServer, connections, received
 from usbip_server.client.cli.exitcodes import Exit
 from usbip_server.client.imports import importDevice, listDevices
 from usbip_server.client.servers import Server

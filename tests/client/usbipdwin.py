@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from tests.client.scripted import SECONDS, received
+from tests.support.scriptedserver import SECONDS, received
 from usbip_server.model.usbip import OpStatus
 
 VERSION = 0x0111
@@ -116,7 +116,7 @@ CAMERA = WindowsDevice(
 
 class UsbipdWin:
     """
-    Such a machine: what a L{tests.client.scripted.ScriptedServer} plays.
+    Such a machine: what a L{tests.support.scriptedserver.ScriptedServer} plays.
 
     @ivar devices: what is plugged in there.
     @ivar stays: bus ids of devices that are not to be had, and the status that says so.

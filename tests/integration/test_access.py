@@ -16,7 +16,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.childdaemon import ChildDaemon
+from tests.support.childdaemon import ChildDaemon
 from usbip_server.model.tokens import hashOf, newToken
 
 TOKEN = newToken()

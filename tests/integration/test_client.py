@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from tests.client.commandcase import CommandCase
-from tests.client.scripted import ScriptedServer
-from tests.client.test_cli_asking import listen
+from tests.client.cli.commandcase import CommandCase
+from tests.client.cli.test_asking import listen
+from tests.support.scriptedserver import ScriptedServer
 from usbip_server.client.cli.exitcodes import INTERRUPTED, Exit
 from usbip_server.client.cli.output import FAILED
 

@@ -20,9 +20,9 @@ from typing import Any, cast
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-from tests.certificates import LAB, authority, signed
-from tests.childdaemon import EXPORT, SECONDS, ChildDaemon
-from tests.childservice import ChildService, serversOf
+from tests.support.certificates import LAB, authority, signed
+from tests.support.childdaemon import EXPORT, SECONDS, ChildDaemon
+from tests.support.childservice import ChildService, serversOf
 
 VIRTUAL = f"backend: {{type: virtual}}\n{EXPORT}"
 
@@ -197,7 +197,7 @@ class StopTests(ServiceTestCase):
         """Where another one listens it does not start, and says so."""
         service = self.service()
         again = subprocess.run(
-            [sys.executable, "-m", "tests.client.servicechild", "--config", service._file],
+            [sys.executable, "-m", "tests.client.service.servicechild", "--config", service._file],
             capture_output=True,
             text=True,
             timeout=SECONDS,

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.childdaemon import ChildDaemon
+from tests.support.childdaemon import ChildDaemon
 from usbip_server.runtime.service import SPARE
 
 DESCRIPTORS = 150

@@ -12,10 +12,10 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests import serialclient
-from tests.childdaemon import EXPORT, TWISTED, ChildDaemon, withConstant
-from tests.serialclient import SerialClient
-from tests.watchclient import WatchClient
+from tests.support import serialclient
+from tests.support.childdaemon import EXPORT, TWISTED, ChildDaemon, withConstant
+from tests.support.serialclient import SerialClient
+from tests.support.watchclient import WatchClient
 from usbip_server.backends import softdevice
 from usbip_server.model.usbip import OpStatus, encodeRefusal
 
@@ -24,7 +24,7 @@ if softdevice.installed:
     from usbip.classes.host.cdc_acm import CDCDriver  # type: ignore[import-untyped]
     from usbip.core import NotFound, USBError  # type: ignore[import-untyped]
 
-    from tests.usbclient import UsbTransport
+    from tests.support.usbclient import UsbTransport
 
 VIRTUAL = (
     EXPORT

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-from tests.childdaemon import SECONDS, ChildDaemon
+from tests.support.childdaemon import SECONDS, ChildDaemon
 
 HOST = "127.0.0.1"
 

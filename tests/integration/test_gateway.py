@@ -16,9 +16,9 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.certificates import LAB, authority, signed, trusting
-from tests.childdaemon import EXPORT, ChildDaemon
-from tests.watchclient import WatchClient
+from tests.support.certificates import LAB, authority, signed, trusting
+from tests.support.childdaemon import EXPORT, ChildDaemon
+from tests.support.watchclient import WatchClient
 from usbip_server.backends import softdevice
 from usbip_server.model.tokens import hashOf, newToken
 from usbip_server.model.usbip import (
@@ -36,7 +36,7 @@ if softdevice.installed:
     from usbip.classes.host.cdc_acm import CDCDriver  # type: ignore[import-untyped]
     from usbip.core import USBError  # type: ignore[import-untyped]
 
-    from tests.usbclient import UsbTransport
+    from tests.support.usbclient import UsbTransport
 
 SECONDS = 60.0
 

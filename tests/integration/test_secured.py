@@ -11,12 +11,12 @@ import ssl
 import struct
 from typing import Any
 
-from tests.certificates import LAB, authority, signed, trusting
-from tests.childdaemon import EXPORT, withConstant
 from tests.integration import test_exporting
 from tests.integration.test_exporting import IDLE, LIST, SECONDS, VIRTUAL, importOf
 from tests.protocols.securedcase import hasKtls
-from tests.tlstunnel import TlsTunnel
+from tests.support.certificates import LAB, authority, signed, trusting
+from tests.support.childdaemon import EXPORT, withConstant
+from tests.support.tlstunnel import TlsTunnel
 from usbip_server.model.usbip import OpStatus, encodeRefusal
 
 NO_TLS = "{principal}: no TLS: {reason}"

@@ -19,8 +19,8 @@ from typing import Any
 from cryptography.hazmat.primitives.serialization import Encoding
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-from tests.certificates import LAB, Identity, authority, signed, trusting
-from tests.childdaemon import ChildDaemon
+from tests.support.certificates import LAB, Identity, authority, signed, trusting
+from tests.support.childdaemon import ChildDaemon
 from usbip_server.model.usbip import encodeList
 
 SECONDS = 60.0

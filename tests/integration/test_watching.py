@@ -15,8 +15,8 @@ from typing import Any
 from twisted.internet.threads import deferToThread
 
 from tests.integration.daemon import INERT, PATIENCE, Child, DaemonTestCase, ask, connect, readAll
-from tests.test_listening import certificate
-from tests.watchclient import WatchClient
+from tests.net.test_endpoints import certificate
+from tests.support.watchclient import WatchClient
 
 TOGGLE = (
     b'{"command":"attach","id":"1-1","keep_alive":true}\n'

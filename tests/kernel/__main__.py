@@ -23,8 +23,8 @@ from tests.kernel.tools import requireTools
 from tests.kernel.trouble import HarnessError
 from tests.kernel.uml import Processors, UserModeLinux
 from tests.kernel.umlkernel import SERIES, umlKernel
-from tests.timetable import TimeTable
-from tests.trialcounts import Counts
+from tests.support.timetable import TimeTable
+from tests.support.trialcounts import Counts
 
 # Seconds for a boot and all its tests.
 _LIMITS = {"uml": 600.0, "qemu": 2400.0}

@@ -20,8 +20,8 @@ from tests.kernel.cache import Cache
 from tests.kernel.machine import CONSOLE, DISK_IMAGE, Boot, Ending, IMachine
 from tests.kernel.selection import Job
 from tests.kernel.verdict import complaintsOf, excerptOf, hasDied
-from tests.timetable import TimeTable
-from tests.trialcounts import Counts, countsOf
+from tests.support.timetable import TimeTable
+from tests.support.trialcounts import Counts, countsOf
 
 _DISK_BYTES = 4 << 20
 

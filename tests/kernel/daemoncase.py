@@ -10,8 +10,8 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.childdaemon import ChildDaemon
 from tests.kernel import guest
+from tests.support.childdaemon import ChildDaemon
 
 DISK = guest.DISK.busId
 SERIAL = guest.SERIAL.busId

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.childdaemon import EXPORT, ChildDaemon
 from tests.kernel import guest
 from tests.kernel.daemoncase import DaemonCase
 from tests.kernel.guest import PluggedIn, RawDevice, models
 from tests.kernel.needs import Need, needs
+from tests.support.childdaemon import EXPORT, ChildDaemon
 
 HOST = "127.0.0.1"
 

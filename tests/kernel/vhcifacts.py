@@ -2,7 +2,7 @@
 What C{vhci_hcd} does, whichever kernel it is in: each test shows one fact of the real kernel and
 of L{usbip_server.testing.FakeVhci}.
 
-C{tests.fakekernel.test_vhci} runs this class on the kernel in memory,
+C{tests.fakekernel.test_vhci_ports} runs this class on the kernel in memory,
 C{tests.kernel.scenarios.vhcifacts} on real ones.
 """
 

@@ -8,7 +8,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.support import (
+from tests.support.fixtures import (
     ALICE,
     EPOCH,
     EVERYBODY,

@@ -19,8 +19,8 @@ from twisted.internet.address import IPv4Address
 from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.certificates import LAB, authority, signed, trusting
-from tests.support import (
+from tests.support.certificates import LAB, authority, signed, trusting
+from tests.support.fixtures import (
     EVERYBODY,
     STICK,
     UNO,

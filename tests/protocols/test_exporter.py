@@ -16,7 +16,7 @@ from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, global
 from twisted.trial.unittest import SynchronousTestCase
 
 import usbip_server.testing  # noqa: F401 - its errors are none that a client could be told
-from tests.support import (
+from tests.support.fixtures import (
     EVERYBODY,
     STICK,
     UNO,

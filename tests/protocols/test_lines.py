@@ -9,7 +9,7 @@ import json
 from twisted.internet.testing import StringTransport
 
 from tests.protocols.linescase import ATTACH, FIND, KEEP, LIST, TRICKY, LinesTestCase
-from tests.support import threeWays
+from tests.support.fixtures import threeWays
 from usbip_server.net.halfclose import LINGER
 from usbip_server.protocols.framing import ObjectEnds
 from usbip_server.server.dispatcher import Looking

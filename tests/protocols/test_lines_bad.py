@@ -7,7 +7,7 @@ from __future__ import annotations
 import random
 
 from tests.protocols.linescase import FIND, LIST, TRICKY, LinesTestCase
-from tests.support import DEVICES
+from tests.support.fixtures import DEVICES
 from usbip_server.model.options import Limits
 
 

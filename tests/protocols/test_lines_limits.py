@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from tests.protocols.linescase import ATTACH, KEEP, LIST, LinesTestCase
-from tests.support import Wire
+from tests.support.fixtures import Wire
 from usbip_server.model.options import Timeouts
 from usbip_server.net.halfclose import LINGER
 from usbip_server.protocols.framing import LINES_AT_ONCE, ObjectEnds

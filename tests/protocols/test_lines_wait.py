@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 from tests.protocols.linescase import FIND, KEEP, LIST, LinesTestCase
-from tests.support import BOB, UNO, PatientBackend, Wire, threeWays
+from tests.support.fixtures import BOB, UNO, PatientBackend, Wire, threeWays
 from usbip_server.model.device import DeviceState, Holder
 from usbip_server.model.errors import OperationFailed
 from usbip_server.net.liveness import ASK_AGAIN

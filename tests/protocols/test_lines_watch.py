@@ -11,7 +11,7 @@ from twisted.internet.interfaces import ISSLTransport
 from zope.interface import implementer
 
 from tests.protocols.linescase import ATTACH, KEEP, LIST, LinesTestCase
-from tests.support import (
+from tests.support.fixtures import (
     DEVICES,
     EPOCH,
     MOUSE,

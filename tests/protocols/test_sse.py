@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.support import EPOCH, UNO
+from tests.support.fixtures import EPOCH, UNO
 from usbip_server.model.errors import InvalidRequest
 from usbip_server.model.inventory import Change, ChangeKind
 from usbip_server.model.requests import WatchDevices

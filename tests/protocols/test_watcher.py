@@ -10,7 +10,15 @@ from twisted.internet.task import Clock
 from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.support import ALICE, CONGESTION, EPOCH, UNO, MemoryTransport, changed, everything
+from tests.support.fixtures import (
+    ALICE,
+    CONGESTION,
+    EPOCH,
+    UNO,
+    MemoryTransport,
+    changed,
+    everything,
+)
 from usbip_server.model.device import DeviceState
 from usbip_server.model.inventory import Inventory
 from usbip_server.model.requests import WatchDevices

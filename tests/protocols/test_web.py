@@ -5,7 +5,7 @@ Tests of L{usbip_server.protocols.web}: what is asked, and how much.
 from __future__ import annotations
 
 from tests.protocols.webcase import ATTACH, LIST, WebTestCase, get, post, responses
-from tests.support import UNO, PatientBackend
+from tests.support.fixtures import UNO, PatientBackend
 from usbip_server import PRODUCT
 from usbip_server.model.errors import DeviceInUse
 from usbip_server.model.replies import Status

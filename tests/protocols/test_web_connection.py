@@ -5,7 +5,7 @@ Tests of L{usbip_server.protocols.web}: how long a connection lasts.
 from __future__ import annotations
 
 from tests.protocols.webcase import ATTACH, LIST, WebTestCase, get, post, responses
-from tests.support import PatientBackend, threeWays
+from tests.support.fixtures import PatientBackend, threeWays
 from usbip_server.model.options import Timeouts
 from usbip_server.net.halfclose import LINGER
 

@@ -8,7 +8,7 @@ import json
 from typing import Any
 
 from tests.protocols.webcase import ATTACH, Response, WebTestCase, get, post, responses
-from tests.support import CONGESTION, MOUSE, UNO, PatientBackend, Wire, threeWays
+from tests.support.fixtures import CONGESTION, MOUSE, UNO, PatientBackend, Wire, threeWays
 from usbip_server.model.device import DeviceState
 from usbip_server.model.options import Limits
 from usbip_server.net.halfclose import LINGER

@@ -10,7 +10,7 @@ from typing import Any
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.support import (
+from tests.support.fixtures import (
     ALICE,
     EPOCH,
     EVERYBODY,

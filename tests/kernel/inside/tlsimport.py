@@ -13,7 +13,7 @@ import threading
 
 from tests.kernel.inside.usb import VHCI_FOLDER
 from tests.kernel.inside.waiting import DEADLINE
-from tests.tlstunnel import carry
+from tests.support.tlstunnel import carry
 from usbip_server.net.ktls import missing
 
 OK = 0

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import msgspec
 
-from tests.certificates import LAB, authority, signed
-from tests.childdaemon import ChildDaemon
 from tests.kernel import guest
 from tests.kernel.daemoncase import DISK, DaemonCase
+from tests.support.certificates import LAB, authority, signed
+from tests.support.childdaemon import ChildDaemon
 from usbip_server.client.attach import Attached, Attaching
 from usbip_server.client.blockingrelay import relay
 from usbip_server.client.imports import listDevices

@@ -16,12 +16,12 @@ from usbip import host  # type: ignore[import-untyped]
 from usbip.classes.host.msc import MSCDriver  # type: ignore[import-untyped]
 from usbip.transport import USBIP  # type: ignore[import-untyped]
 
-from tests import serialclient
-from tests.childdaemon import EXPORT
 from tests.kernel import guest
 from tests.kernel.daemoncase import DISK, SERIAL, DaemonCase
 from tests.kernel.needs import Need, needs
-from tests.serialclient import SerialClient
+from tests.support import serialclient
+from tests.support.childdaemon import EXPORT
+from tests.support.serialclient import SerialClient
 
 HOST = "127.0.0.1"
 

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.childdaemon import ChildDaemon
-from tests.childservice import REAL, ChildService
 from tests.kernel import guest
 from tests.kernel.daemoncase import DISK, ElsewhereCase, leave
 from tests.kernel.scenarios.service import SystemdCase
+from tests.support.childdaemon import ChildDaemon
+from tests.support.childservice import REAL, ChildService
 
 SERIAL = guest.SERIAL.busId
 

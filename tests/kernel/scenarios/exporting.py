@@ -17,9 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.childdaemon import ChildDaemon
 from tests.kernel import guest
 from tests.kernel.daemoncase import DISK, DaemonCase
+from tests.support.childdaemon import ChildDaemon
 
 SERIAL = guest.SERIAL.busId
 TABLET = guest.TABLET.busId

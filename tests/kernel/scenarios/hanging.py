@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.childdaemon import ChildDaemon
 from tests.kernel import guest
 from tests.kernel.guest import models
 from tests.kernel.misbehavingcase import HOST, IN_TIME, OTHER, MisbehavingCase
+from tests.support.childdaemon import ChildDaemon
 
 GET_MAX_LUN = 0xFE
 """C{US_BULK_GET_MAX_LUN} (C{include/linux/usb/storage.h})."""

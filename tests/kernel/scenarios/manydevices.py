@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from tests.childdaemon import ChildDaemon
 from tests.kernel import guest
 from tests.kernel.daemoncase import BUS_IDS, CARD_READER, DISK, SERIAL, DaemonCase
 from tests.kernel.devices import CONTROLLERS, Kind, gadgetBusId
 from tests.kernel.needs import Need, needs
+from tests.support.childdaemon import ChildDaemon
 
 PLACES = 16
 """C{MAX_BUSID} (C{drivers/usb/usbip/stub.h})."""

@@ -13,12 +13,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.certificates import LAB, authority, signed, trusting
-from tests.childdaemon import ChildDaemon
 from tests.kernel import guest
 from tests.kernel.daemoncase import DISK, DaemonCase
 from tests.kernel.inside.tlsimport import OK, OP_ENABLE_KTLS, TlsImport
-from tests.protocols.test_secured_sessions import KtlsTests as InProcessTests  # noqa: F401 - run
+from tests.protocols.test_exporter_tls_sessions import KtlsTests as InProcessTests  # noqa: F401 - run
+from tests.support.certificates import LAB, authority, signed, trusting
+from tests.support.childdaemon import ChildDaemon
 
 HOST = "127.0.0.1"
 PORT = 3241

@@ -18,11 +18,11 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.certificates import LAB, authority, signed, trusting
 from tests.kernel import guest
 from tests.kernel.inside.tlsimport import OK, OP_ENABLE_KTLS, TlsImport
 from tests.kernel.needs import Need, needs
 from tests.kernel.scenarios.sharing import unloadHost
+from tests.support.certificates import LAB, authority, signed, trusting
 
 DISK = guest.DISK.busId
 SERIAL = guest.SERIAL.busId

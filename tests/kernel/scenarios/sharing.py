@@ -12,7 +12,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from tests.childdaemon import ChildDaemon
 from tests.kernel import guest
 from tests.kernel.daemoncase import (
     BUS_IDS,
@@ -23,6 +22,7 @@ from tests.kernel.daemoncase import (
     TABLET,
     DaemonCase,
 )
+from tests.support.childdaemon import ChildDaemon
 
 HOST = "127.0.0.1"
 SUDOERS = "nobody ALL=(root) NOPASSWD: /usr/sbin/usbip bind -b *, /usr/sbin/usbip unbind -b *\n"

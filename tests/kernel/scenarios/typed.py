@@ -12,9 +12,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from tests.childdaemon import ChildDaemon
 from tests.kernel import guest
 from tests.kernel.daemoncase import BUS_IDS, DISK, ElsewhereCase
+from tests.support.childdaemon import ChildDaemon
 
 SERIAL = guest.SERIAL.busId
 

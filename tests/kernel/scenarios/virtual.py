@@ -10,8 +10,8 @@ import time
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.childdaemon import EXPORT, ChildDaemon
 from tests.kernel import guest
+from tests.support.childdaemon import EXPORT, ChildDaemon
 
 
 class VirtualTests(SynchronousTestCase):

@@ -10,10 +10,10 @@ import time
 from datetime import datetime
 from typing import Any
 
-from tests.childdaemon import ChildDaemon
 from tests.kernel import guest
 from tests.kernel.daemoncase import DISK, DaemonCase
-from tests.watchclient import WatchClient
+from tests.support.childdaemon import ChildDaemon
+from tests.support.watchclient import WatchClient
 
 HOST = "127.0.0.1"
 ROUNDS = 3

@@ -1,0 +1,433 @@
+"""
+Tests of L{usbip_server.backends.remote.backend}: a gateway to servers in this process, over real
+connections.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThread
+from twisted.logger import capturedLogs
+from twisted.trial.unittest import TestCase
+
+from tests.backends.remote.remotecase import DEVICES, SETTINGS, HesitantBackend, RemoteCase
+from tests.support.fixtures import EVERYBODY
+from tests.support.remoteserver import FarServer
+from tests.support.scriptedserver import Play, ScriptedServer, says
+from usbip_server.backends import softdevice
+from usbip_server.backends.remote import backend as remote
+from usbip_server.backends.remote.backend import RemoteBackend
+from usbip_server.backends.remote.config import Host
+from usbip_server.backends.virtual import VirtualDevice
+from usbip_server.client.servers import Server
+from usbip_server.model.device import DeviceState, Holder, UsbDevice
+from usbip_server.model.errors import (
+    DeviceInUse,
+    OperationFailed,
+    OperationTimedOut,
+)
+from usbip_server.model.inventory import ChangeKind
+from usbip_server.model.options import Timeouts
+from usbip_server.model.policy import Grant, Policy, Right
+from usbip_server.model.usbip import OpStatus, encodeImport, encodeRefusal
+from usbip_server.server.config import Settings
+
+DEADLINE = 60.0
+SOON = 0.1
+
+CLIENT = Holder(address="192.0.2.7", since=1000.0)
+
+
+class RemoteTestCase(RemoteCase):
+    """
+    A gateway that has started.
+    """
+
+    timeout = 30
+
+    async def started(self, *more: Host) -> UsbDevice:
+        """
+        Start it.
+
+        @param more: servers besides.
+        @return: the first device.
+        """
+        await self.makeBackend()
+        self.backend = RemoteBackend(reactor, [*self.hosts(), *more], lambda: 0.0)
+        self.addCleanup(self.backend.stop)
+        await self.backend.start()
+        return self.shown[0]
+
+    def hosts(self) -> list[Host]:
+        """Which servers it knows."""
+        return [self.server.host()]
+
+    @property
+    def shown(self) -> tuple[UsbDevice, ...]:
+        """The devices it has."""
+        return self.backend.inventory.snapshot.devices
+
+    async def until(self, condition: Any) -> None:
+        """Wait until something is so."""
+        while not condition():
+            await deferLater(reactor, 0.01)
+
+    async def failure(self, kind: type[Exception], awaitable: Any) -> str:
+        """What is said when something fails."""
+        try:
+            result = await awaitable
+        except kind as error:
+            return str(error)
+        self.fail(f"it went well: {result}")
+
+    def connect(self) -> tuple[socket.socket, socket.socket]:
+        """A client has connected: our end, and the client's."""
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            client = socket.create_connection(listening.getsockname())
+            ours, _ = listening.accept()
+        for end in (ours, client):
+            end.setblocking(False)
+            self.addCleanup(end.close)
+        return ours, client
+
+    async def exported(self, device: UsbDevice) -> tuple[UsbDevice, socket.socket]:
+        """A device that a client has, and the client's connection."""
+        bound = await self.backend.bind(device, DEADLINE)
+        ours, client = self.connect()
+        return await self.backend.export(bound, ours, CLIENT, DEADLINE), client
+
+    async def untilShutDown(self, client: socket.socket) -> None:
+        """Wait until a client hears that its session has ended."""
+
+        def isShutDown() -> bool:
+            try:
+                return client.recv(4096) == b""
+            except BlockingIOError:
+                return False
+            except ConnectionError:
+                return True
+
+        await self.until(isShutDown)
+
+
+class DevicesTests(RemoteTestCase):
+    """
+    What a gateway shows.
+    """
+
+    devices = (*DEVICES, VirtualDevice(bus_id="100-1"), VirtualDevice(bus_id="100-2"))
+
+    async def test_shown(self) -> None:
+        """A device has another bus number here, and its server's name in its description; all
+        else is as it is there. What has no room here is left out, with one warning for each
+        bus."""
+        with capturedLogs() as events:
+            await self.started()
+            await self.unplug(self.shown[1])
+            await self.plug(self.shown[1])
+            await self.until(lambda: self.shown[1].deviceNumber > 5)
+        self.assertEqual(
+            [(device.busId, device.description, device.path) for device in self.shown],
+            [("101-1", "Port at far", "far:1-1"), ("101-2.3", "Disk at far", "far:1-2.3")],
+        )
+        there_ = self.far.inventory.get("1-1")
+        here = self.shown[0]
+        assert there_ is not None
+        for name in ("serial", "deviceNumber", "product", "speed", "interfaces", "driver", "state"):
+            self.assertEqual(getattr(here, name), getattr(there_, name), name)
+        left = [each["bus"] for each in events if "is left out" in each["log_format"]]
+        self.assertEqual(left, ["100"])
+
+    async def test_exported(self) -> None:
+        """What only an import tells of a device is known as long as a client has it: above all
+        the numbers by which its own machine knows it in USB traffic."""
+        device = await self.started()
+        exported, _ = await self.exported(device)
+        there_ = self.far.inventory.get("1-1")
+        assert there_ is not None
+        self.assertEqual(exported.numbers, (1, there_.deviceNumber))
+        self.assertEqual((exported.release, exported.subclass), (there_.release, there_.subclass))
+        self.assertEqual(encodeImport(exported)[296:304].hex(), f"00000001{2:08x}")
+        released = await self.backend.release(exported, DEADLINE)
+        self.assertIsNone(released.numbers)
+
+    async def test_holder(self) -> None:
+        """Changes are told once, with who has the device, though its server says that it is
+        the gateway."""
+        device = await self.started()
+        heard: list[Any] = []
+        self.backend.inventory.subscribe(heard.extend)
+        _, client = await self.exported(device)
+        client.close()
+        await self.until(lambda: heard and heard[-1].kind is ChangeKind.RELEASED)
+        self.assertEqual(
+            [change.kind for change in heard],
+            [ChangeKind.BOUND, ChangeKind.IMPORTED, ChangeKind.RELEASED],
+        )
+        self.assertEqual(heard[1].device.holder, CLIENT)
+        self.assertEqual(heard[2].before.holder, CLIENT)
+
+    async def test_traffic(self) -> None:
+        """What a session has moved is counted here; of one that is not ours it is what the
+        server has told."""
+        device = await self.started()
+        exported, client = await self.exported(device)
+        client.send(b"the beginning of something")
+        client.shutdown(socket.SHUT_WR)
+        await self.untilShutDown(client)
+        traffic = self.backend.traffic(exported)
+        self.assertEqual(traffic and traffic.bytesIn, 26)
+        await self.until(lambda: self.shown[0].state is DeviceState.BOUND)
+        self.assertEqual(self.backend.traffic(self.shown[0]), traffic)
+        await self.importFrom(self.server.exportPort, "1-1")
+        await self.until(lambda: self.shown[0].state is DeviceState.IN_USE)
+        traffic = self.backend.traffic(self.shown[0])
+        self.assertEqual(traffic and traffic.bytesIn, 40)
+        self.assertEqual(str(self.shown[0].holder and self.shown[0].holder.address), "127.0.0.1")
+
+
+class OperationsTests(RemoteTestCase):
+    """
+    What a gateway has others do.
+    """
+
+    async def test_slow(self) -> None:
+        """An operation that takes longer than an answer of its server's may is waited for: it
+        is asked again how it goes."""
+        device = await self.started()
+        await self.hang(device)
+        binding = self.backend.bind(device, DEADLINE)
+        later(4 * SETTINGS.timeouts.answer, lambda: self.revive(device))
+        self.assertIs((await binding).state, DeviceState.BOUND)
+        # Twice, if it has ended just before it was asked again: that changes nothing there.
+        self.assertLessEqual(self.far.binds, 2)
+
+    async def test_late(self) -> None:
+        """One that was given up and has ended after all is undone."""
+        device = await self.started()
+        await self.hang(device)
+        await self.failure(OperationTimedOut, self.backend.bind(device, SOON))
+        self.assertIs(self.shown[0].state, DeviceState.ERROR)
+        await self.revive(device)
+        await self.until(lambda: self.shown[0].state is DeviceState.FREE)
+        now = self.far.inventory.get("1-1")
+        self.assertIs(now and now.state, DeviceState.FREE)
+
+    async def test_lateAndWanted(self) -> None:
+        """But not if it is wanted by then."""
+        device = await self.started()
+        await self.hang(device)
+        await self.failure(OperationTimedOut, self.backend.bind(device, SOON))
+        later(SOON, lambda: self.revive(device))
+        bound = await self.backend.bind(device, DEADLINE)
+        await deferLater(reactor, SOON)
+        self.assertEqual((bound.state, self.shown[0]), (DeviceState.BOUND, bound))
+
+    async def test_unreachable(self) -> None:
+        """When the server goes away meanwhile the operation fails, and the devices are gone."""
+        device = await self.started()
+        await self.hang(device)
+        later(SOON, self.server.cutOff)
+        said = await self.failure(OperationFailed, self.backend.bind(device, DEADLINE))
+        self.assertIn("far (127.0.0.1:", said)
+        await self.until(lambda: not self.shown or self.backend.inventory.trouble is None)
+        await self.revive(device)
+
+    async def test_stopped(self) -> None:
+        """When the gateway stops nothing is waited for, and sessions end."""
+        device = await self.started()
+        exported, client = await self.exported(self.shown[1])
+        await self.hang(device)
+        later(SOON, self.backend.stop)
+        said = await self.failure(OperationFailed, self.backend.bind(device, DEADLINE))
+        self.assertIn("is stopping", said)
+        await self.untilShutDown(client)
+        await self.backend.look(exported)
+        await self.revive(device)
+
+
+class ForbiddenTests(RemoteTestCase):
+    """
+    A server that lets itself be looked at only.
+    """
+
+    settings = Settings(
+        access=Policy(
+            allow=EVERYBODY.allow,
+            deny=(Grant(who="anyone", commands=Right.ATTACH),),
+        ),
+        timeouts=Timeouts(answer=0.05),
+    )
+
+    async def test_attach(self) -> None:
+        """What it says is passed on."""
+        device = await self.started()
+        said = await self.failure(OperationFailed, self.backend.bind(device, DEADLINE))
+        self.assertIn("101-1 (Port at far): its server says: 127.0.0.1 may not attach", said)
+
+
+class ExportTests(RemoteTestCase):
+    """
+    A server whose export port says what it is told to.
+    """
+
+    async def refused(self, play: Play, kind: type[Exception], deadline: float) -> str:
+        """A client gets nothing, and its connection is as it was: why."""
+        scripted = ScriptedServer(play)
+        scripted.__enter__()
+        self.addCleanup(deferToThread, scripted.__exit__, None, None, None)
+        self.scripted = scripted
+        device = await self.started()
+        bound = await self.backend.bind(device, DEADLINE)
+        ours, client = self.connect()
+        said = await self.failure(kind, self.backend.export(bound, ours, CLIENT, deadline))
+        self.assertEqual(self.shown[0], bound)
+        self.assertRaises(BlockingIOError, client.recv, 1)
+        return said
+
+    def hosts(self) -> list[Host]:
+        server = Server(
+            name="far",
+            host="127.0.0.1",
+            port=self.server.port,
+            exportPort=self.scripted.port,
+        )
+        return [Host(server=server, bus=100)]
+
+    async def test_busy(self) -> None:
+        """One that says that somebody else has the device is believed."""
+        said = await self.refused(says(encodeRefusal(OpStatus.DEV_BUSY)), DeviceInUse, DEADLINE)
+        self.assertIn("in use", said)
+
+    async def test_none(self) -> None:
+        """One that does not give it away does not."""
+        said = await self.refused(says(encodeRefusal(OpStatus.NODEV)), OperationFailed, DEADLINE)
+        self.assertIn("cannot export 101-1", said)
+
+    async def test_nonsense(self) -> None:
+        """One that speaks something else is named."""
+        said = await self.refused(says(b"SSH-2.0-OpenSSH_9.2"), OperationFailed, DEADLINE)
+        self.assertIn(f"far (127.0.0.1:{self.scripted.port}): ", said)
+
+    async def test_silent(self) -> None:
+        """One that does not answer is given up in time."""
+
+        said = await self.refused(isSilent, OperationTimedOut, 0.3)
+        self.assertIn("has not given it to us within 0.3 s", said)
+
+    async def test_lying(self) -> None:
+        """One that says yes without giving it is found out: it is still not in use there."""
+        there_ = HesitantBackend(DEVICES)
+        await there_.start()
+        device = there_.inventory.get("1-1")
+        assert device is not None
+        said = await self.refused(says(encodeImport(device)), OperationFailed, DEADLINE)
+        self.assertIn("was taken away again at once", said)
+
+
+class SeveralTests(TestCase):
+    """
+    A gateway to two servers.
+    """
+
+    timeout = 30
+
+    if not softdevice.installed:
+        skip = "the package usbip is not installed"
+
+    async def make(self) -> None:
+        """Not started."""
+        self.servers = [await self.serve() for _ in range(2)]
+        hosts = [
+            server.host(bus, name)
+            for server, bus, name in zip(
+                self.servers, (100, 200), ("kitchen", "cellar"), strict=True
+            )
+        ]
+        self.backend = RemoteBackend(reactor, hosts, lambda: 0.0)
+        self.addCleanup(self.backend.stop)
+
+    async def serve(self, port: int = 0) -> FarServer:
+        """Another server."""
+        server = FarServer(HesitantBackend(DEVICES), reactor, SETTINGS)
+        self.addCleanup(server.stop)
+        await server.start(port)
+        return server
+
+    @property
+    def busIds(self) -> list[str]:
+        """The devices there are."""
+        return [device.busId for device in self.backend.inventory.snapshot.devices]
+
+    async def until(self, *busIds: str) -> None:
+        """Wait until these are the devices there are."""
+        while self.busIds != [*busIds]:
+            await deferLater(reactor, 0.01)
+
+    async def test_both(self) -> None:
+        """All devices of both are there when it has started."""
+        await self.make()
+        await self.backend.start()
+        self.assertEqual(self.busIds, ["101-1", "101-2.3", "201-1", "201-2.3"])
+
+    async def test_oneGone(self) -> None:
+        """Those of one that is not there are not; when it is there, they are, and so again when
+        it comes back."""
+        await self.make()
+        kitchen, _ = self.servers
+        await kitchen.stop()
+        await self.backend.start()
+        self.assertEqual(self.busIds, ["201-1", "201-2.3"])
+        self.assertIsNone(self.backend.inventory.trouble)
+        for _ in range(2):
+            again = await self.serve(kitchen.port)
+            await self.until("101-1", "101-2.3", "201-1", "201-2.3")
+            await again.stop()
+            await self.until("201-1", "201-2.3")
+
+    async def test_noneThere(self) -> None:
+        """When none is there, it is told of each why; and no longer when one is."""
+        await self.make()
+        for server in self.servers:
+            await server.stop()
+        await self.backend.start()
+        self.assertEqual(self.busIds, [])
+        self.assertRegex(
+            str(self.backend.inventory.trouble),
+            r"\Ano server is there: kitchen \(.*\): Connection refused; "
+            r"cellar \(.*\): Connection refused\Z",
+        )
+        await self.serve(self.servers[1].port)
+        await self.until("201-1", "201-2.3")
+        self.assertIsNone(self.backend.inventory.trouble)
+
+    async def test_silent(self) -> None:
+        """One that takes its time does not keep the gateway from starting."""
+        await self.make()
+        self.patch(remote, "FIRST_SECONDS", SOON)
+        scripted = ScriptedServer(isSilent)
+        scripted.__enter__()
+        self.addCleanup(deferToThread, scripted.__exit__, None, None, None)
+        slow = Host(server=scripted.server, bus=300)
+        backend = RemoteBackend(reactor, [slow], lambda: 0.0)
+        self.addCleanup(backend.stop)
+        await backend.start()
+        self.assertRegex(str(backend.inventory.trouble), "raspi .*: it has not answered yet")
+
+
+def isSilent(connection: socket.socket) -> None:
+    """A server that only listens."""
+    while connection.recv(4096):
+        pass
+
+
+def later(seconds: float, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Have something done while a test waits for something else."""
+    clock: Any = reactor
+    clock.callLater(seconds, lambda: Deferred.fromCoroutine(work()))

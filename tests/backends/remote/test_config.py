@@ -1,0 +1,151 @@
+"""
+Tests of L{usbip_server.backends.remote.config}.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.testing import MemoryReactorClock
+from twisted.plugin import getPlugins
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface.verify import verifyObject
+
+from tests.support.certificates import LAB, authority, signed
+from tests.support.fixtures import UNO, changed
+from usbip_server.backends.remote.config import Host, Options, hostsIn
+from usbip_server.client.servers import ClientTls, Server
+from usbip_server.interfaces import IUsbBackend, IUsbBackendMaker
+from usbip_server.model.device import Lease
+from usbip_server.model.options import InvalidOption, convert
+
+
+def hosts(*said: Any) -> tuple[Host, ...]:
+    """What comes of it."""
+    return hostsIn(convert({"hosts": list(said)}, Options))
+
+
+class OptionsTests(SynchronousTestCase):
+    """
+    What the configuration says.
+    """
+
+    def assertWrong(self, path: str, reason: str, *said: Any) -> None:
+        """It is refused; where and why is told."""
+        error = self.assertRaises(InvalidOption, hosts, *said)
+        self.assertEqual(".".join(map(str, error.path)), path)
+        self.assertIn(reason, error.reason)
+
+    def test_names(self) -> None:
+        """A name or an address is enough; each server has a range of a hundred buses."""
+        self.assertEqual(
+            hosts("raspi3", "192.0.2.7:5056", "::1"),
+            (
+                Host(server=Server(name="raspi3", host="raspi3"), bus=100),
+                Host(server=Server(name="192.0.2.7:5056", host="192.0.2.7", port=5056), bus=200),
+                Host(server=Server(name="::1", host="::1"), bus=300),
+            ),
+        )
+
+    def test_atLength(self) -> None:
+        """All that there is to say of a server."""
+        folder = self.mktemp()
+        authority(LAB).write(folder, "ca")
+        certificate, key = signed("gate").write(folder, "gate")
+        tls = {"ca": f"{folder}/ca.pem", "certificate": certificate, "key": key}
+        said = {
+            "host": "192.0.2.7",
+            "name": "attic",
+            "port": 5056,
+            "export_port": 3241,
+            "token": "usbip_x",
+            "tls": {**tls, "server_name": "attic.example.org"},
+            "bus": 0,
+        }
+        [host] = hosts(said)
+        server = Server(
+            name="attic",
+            host="192.0.2.7",
+            port=5056,
+            exportPort=3241,
+            token="usbip_x",
+            tls=ClientTls(**tls, serverName="attic.example.org"),
+        )
+        self.assertEqual(host, Host(server=server, bus=0))
+
+    def test_tokenFile(self) -> None:
+        """The token can be in a file of its own."""
+        path = Path(self.mktemp())
+        path.write_text("usbip_x\n")
+        [host] = hosts({"host": "raspi3", "token_file": str(path)})
+        self.assertEqual(host.server.token, "usbip_x")
+        path.write_text("\n")
+        where = "hosts.0.token_file"
+        said = {"host": "raspi3", "token_file": str(path)}
+        self.assertWrong(where, f"{path} holds no token", said)
+        self.assertWrong("hosts.0", "`token` or `token_file`", {**said, "token": "usbip_x"})
+        missing = "/nowhere cannot be read: No such file"
+        self.assertWrong(where, missing, {**said, "token_file": "/nowhere"})
+
+    def test_wrong(self) -> None:
+        """What cannot be meant is refused."""
+        self.assertWrong("hosts", "length")
+        self.assertWrong("hosts.1", "is no server", "raspi3", "a b")
+        self.assertWrong("hosts.0", "is no port", "raspi3:70000")
+        self.assertWrong("hosts.0.host", "is no server", {"host": "a b"})
+        self.assertWrong("hosts.0.host", "a port goes into `port`", {"host": "raspi3:5056"})
+        self.assertWrong("hosts.0.host", "is missing", {"name": "raspi3"})
+        self.assertWrong("hosts.0.hots", "unknown key", {"host": "raspi3", "hots": 1})
+        self.assertWrong("hosts.0.bus", "<= 65000", {"host": "raspi3", "bus": 65001})
+        self.assertWrong("hosts.1", "stands here twice", "raspi3", "raspi3")
+        for key in ("ca", "certificate"):
+            said = {"host": "raspi3", "tls": {key: "/nowhere.pem"}}
+            self.assertWrong(f"hosts.0.tls.{key}", "/nowhere.pem cannot be read: No such", said)
+
+    def test_apart(self) -> None:
+        """No two servers have a bus in common."""
+        for bus in (1, 100, 199):
+            self.assertWrong("hosts.1", "are those of a", "a", {"host": "b", "bus": bus})
+        self.assertEqual([host.bus for host in hosts("a", {"host": "b", "bus": 0})], [100, 0])
+
+    def test_plugin(self) -> None:
+        """C{backend: {type: remote}} finds it, and making it touches nothing."""
+        [maker] = [each for each in getPlugins(IUsbBackendMaker) if each.name == "remote"]
+        reactor = MemoryReactorClock()
+        backend = maker.makeBackend({"hosts": ["raspi3"]}, reactor)
+        verifyObject(IUsbBackend, backend)
+        self.assertEqual((reactor.tcpClients, reactor.getDelayedCalls()), ([], []))
+        self.assertRaises(InvalidOption, maker.makeBackend, {}, reactor)
+
+
+class HostTests(SynchronousTestCase):
+    """
+    What devices are called.
+    """
+
+    host = Host(server=Server(name="raspi3", host="raspi3"), bus=300)
+
+    def test_busIds(self) -> None:
+        """A bus id is that of the other server with the number of its range added."""
+        for there, here in (("1-1.4", "301-1.4"), ("99-2", "399-2")):
+            self.assertEqual(self.host.busIdHere(there), here)
+            self.assertEqual(self.host.busIdThere(here), there)
+        self.assertIsNone(self.host.busIdHere("100-1"))
+        for here in ("300-1", "400-1", "1-1", "299-1"):
+            self.assertIsNone(self.host.busIdThere(here))
+
+    def test_here(self) -> None:
+        """A device is shown with its server's name, by which it can be found; its name and its
+        lease there are none here."""
+        lease = Lease(owner="ci", address="192.0.2.8")
+        there = changed(UNO, name="uno", lease=lease)
+        self.assertEqual(
+            self.host.here(there, "301-1.4"),
+            changed(
+                UNO,
+                busId="301-1.4",
+                description="Arduino SA Uno R3 (CDC ACM) at raspi3",
+                path="raspi3:1-1.4",
+            ),
+        )

@@ -1,0 +1,226 @@
+"""
+Tests of L{usbip_server.backends.remote.watch}, with a server that says what it is told to.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Sequence
+
+import msgspec
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThread
+from twisted.logger import capturedLogs
+from twisted.trial.unittest import TestCase
+
+from tests.support.fixtures import MOUSE, UNO, changed
+from tests.support.scriptedserver import Play, ScriptedServer
+from usbip_server.backends.remote.watch import RemoteFollowing
+from usbip_server.model.device import DeviceState, Holder, Traffic, UsbDevice
+from usbip_server.model.replies import Notice, Reply, Status, encodeDevices, holderFields
+
+WHEN = "2026-11-25T17:56:00.123Z"
+HOLDER = Holder(address="192.0.2.8", since=1.5)
+MOVED = Traffic(bytesIn=40, bytesOut=320)
+
+BOUND = changed(UNO, state=DeviceState.BOUND)
+HELD = changed(UNO, state=DeviceState.IN_USE, holder=HOLDER)
+
+
+def snapshot(seq: int, *devices: UsbDevice) -> bytes:
+    """The answer to C{watch}."""
+    data = encodeDevices(tuple(devices), True)
+    return Reply(status=Status.SUCCESS, seq=seq, data=data).encode()
+
+
+def event(kind: str, seq: int, device: UsbDevice, moved: Traffic | None = None) -> bytes:
+    """An event."""
+    return Notice(
+        event=kind,
+        seq=seq,
+        time=WHEN,
+        data=encodeDevices(device, True),
+        holder=None if moved is None else holderFields(HOLDER, moved),
+    ).encode()
+
+
+def tells(*lines: bytes, stays: bool = True) -> Play:
+    """A server that tells this to whoever watches, and goes on listening, or closes."""
+
+    def play(connection: socket.socket) -> None:
+        request = connection.makefile("rb").readline()
+        assert json.loads(request)["command"] == "watch"
+        for line in lines:
+            connection.sendall(line)
+        while stays and connection.recv(4096):
+            pass
+
+    return play
+
+
+class FollowingTestCase(TestCase):
+    """
+    Follows a server for a while.
+    """
+
+    timeout = 20
+
+    async def follow(self, play: Play, turns: int = 1) -> RemoteFollowing:
+        """
+        Follow one.
+
+        @param turns: until something has been told so many times.
+        """
+        server = ScriptedServer(play)
+        server.__enter__()
+        self.addCleanup(deferToThread, server.__exit__, None, None, None)
+        told: list[str | None] = []
+        self.told = told
+        enough: Deferred[None] = Deferred()
+
+        def changed_(busId: str | None) -> None:
+            told.append(busId)
+            if len(told) == turns:
+                enough.callback(None)
+
+        following = RemoteFollowing(server.server, reactor, changed_, lambda: 0.0)
+        self.addCleanup(following.stop)
+        following.start()
+        await enough
+        return following
+
+    def devices(self, following: RemoteFollowing) -> Sequence[UsbDevice]:
+        """Those that are known."""
+        return [known.device for known in following.known.values()]
+
+
+class FollowingTests(FollowingTestCase):
+    """
+    What is known of a server's devices.
+    """
+
+    async def test_snapshot(self) -> None:
+        """All that the server has is known at once, with all that it tells of it."""
+        following = await self.follow(tells(snapshot(10, UNO, MOUSE)))
+        self.assertEqual(self.told, [None])
+        self.assertIsNone(following.trouble)
+        self.assertEqual(self.devices(following), [UNO, MOUSE])
+
+    async def test_events(self) -> None:
+        """And then what becomes of each."""
+        following = await self.follow(
+            tells(
+                snapshot(10, UNO),
+                event("bound", 11, BOUND),
+                event("added", 12, MOUSE),
+                event("removed", 13, BOUND),
+            ),
+            turns=4,
+        )
+        self.assertEqual(self.told, [None, "1-1.4", "2-10", "1-1.4"])
+        self.assertEqual(self.devices(following), [MOUSE])
+
+    async def test_order(self) -> None:
+        """What is older than what is known already does not count, wherever it comes from:
+        what an answer has shown is not undone by events from before that."""
+        following = await self.follow(
+            tells(snapshot(10, UNO, MOUSE), event("removed", 9, UNO), event("removed", 11, MOUSE)),
+            turns=2,
+        )
+        self.assertEqual(self.devices(following), [UNO])
+        bound = msgspec.json.decode(encodeDevices(BOUND, True))
+        following.learn("1-1.4", 15, bound)
+        following.learn("1-1.4", 14, None)
+        self.assertEqual(self.devices(following), [BOUND])
+        following.learn("1-1.4", 16, None)
+        following.learn("1-1.4", 15, bound)
+        self.assertEqual(self.devices(following), [])
+
+    async def test_traffic(self) -> None:
+        """What a holder has moved is known when it was told, until there is another one."""
+        following = await self.follow(
+            tells(
+                snapshot(10, BOUND),
+                event("imported", 11, HELD, Traffic(bytesIn=0, bytesOut=0)),
+                event("released", 12, BOUND, MOVED),
+                event("changed", 13, BOUND),
+            ),
+            turns=4,
+        )
+        self.assertEqual(following.known["1-1.4"].traffic, MOVED)
+        other = changed(HELD, holder=Holder(address="192.0.2.9", since=2.5))
+        following.learn("1-1.4", 14, msgspec.json.decode(encodeDevices(other, True)))
+        self.assertIsNone(following.known["1-1.4"].traffic)
+
+    async def test_unknown(self) -> None:
+        """Events and keys that are not known are left out."""
+        more = {"event": "polished", "seq": 11, "time": WHEN, "data": {"bus_id": "1-1"}}
+        beat = {"event": "heartbeat", "seq": 11, "time": WHEN, "shine": 7}
+        following = await self.follow(
+            tells(
+                snapshot(10, UNO),
+                *(json.dumps(line).encode() + b"\n" for line in (more, beat)),
+                event("bound", 12, BOUND),
+            ),
+            turns=2,
+        )
+        self.assertEqual(self.devices(following), [BOUND])
+
+
+class TroubleTests(FollowingTestCase):
+    """
+    Servers that are not there, or make no sense.
+    """
+
+    async def trouble(self, *lines: bytes, turns: int = 1) -> str:
+        """What is the matter, after the server's name and address."""
+        with capturedLogs() as events:
+            following = await self.follow(tells(*lines), turns)
+        following.stop()
+        self.assertEqual(following.known, {})
+        assert following.trouble is not None
+        warnings = [each["reason"] for each in events if each["log_level"].name == "warn"]
+        self.assertEqual(warnings, [following.trouble])
+        name, _, why = following.trouble.partition("): ")
+        self.assertRegex(name, r"^raspi \(127\.0\.0\.1:\d+$")
+        return why
+
+    async def test_refused(self) -> None:
+        """One that does not let us says why."""
+        refusal = Reply(status=Status.ERROR, message="you may not").encode()
+        self.assertEqual(await self.trouble(refusal), "you may not")
+
+    async def test_nonsense(self) -> None:
+        """One whose answers make no sense is none."""
+        for line in (
+            b"SSH-2.0-OpenSSH_9.2\n",
+            b'{"status":"success","data":[]}\n',
+            b'{"status":"success","seq":1,"data":{}}\n',
+            b'{"status":"success","seq":1,"data":[{"bus_id":"usb1"}]}\n',
+            b'{"status":"success","seq":1,"data":[7]}\n',
+        ):
+            self.assertTrue(await self.trouble(line), line)
+
+    async def test_nonsenseLater(self) -> None:
+        """So is one that begins well."""
+        for notice in ({}, {"data": {"bus_id": "1-1"}}, {"data": None}, {"seq": "x"}):
+            line = json.dumps({"event": "bound", "seq": 11, **notice}).encode() + b"\n"
+            why = await self.trouble(snapshot(10, UNO), line, turns=2)
+            self.assertTrue(why.startswith("its answer is not understood"), why)
+
+    async def test_again(self) -> None:
+        """One that is lost is tried again, until it is there."""
+        came: list[int] = []
+
+        def play(connection: socket.socket) -> None:
+            came.append(len(came))
+            if len(came) != 2:
+                tells(snapshot(len(came), UNO), stays=len(came) > 1)(connection)
+
+        following = await self.follow(play, turns=4)
+        # There, lost, refused, there.
+        self.assertEqual(self.told, [None] * 4)
+        self.assertIsNone(following.trouble)
+        self.assertEqual(self.devices(following), [UNO])

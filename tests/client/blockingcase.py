@@ -1,0 +1,59 @@
+"""
+Servers on loopback, to be reached over real connections.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.support.childdaemon import ChildDaemon
+from usbip_server.client.servers import Server
+
+SECONDS = 60.0
+
+SOON = 0.5
+
+CONFIG = "backend: {type: virtual}\n"
+
+
+class ReachingTestCase(SynchronousTestCase):
+    """
+    Servers on loopback.
+    """
+
+    def setUp(self) -> None:
+        self.stack = contextlib.ExitStack()
+        self.addCleanup(self.leave)
+
+    def leave(self) -> object:
+        """End all servers."""
+        self.stack.close()
+        return None
+
+    def daemon(
+        self, config: str = CONFIG, listen: str = "tcp:0:interface=127.0.0.1"
+    ) -> ChildDaemon:
+        """A daemon, until the test is over."""
+        return self.stack.enter_context(ChildDaemon(config, listen=[listen]))
+
+    def silent(self) -> Server:
+        """A server that takes connections, and says nothing."""
+        listening = self.stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        return Server(name="silent", host="127.0.0.1", port=listening.getsockname()[1])
+
+    def dead(self) -> Server:
+        """A machine that has no server."""
+        with socket.create_server(("127.0.0.1", 0)) as closed:
+            return Server(name="dead", host="127.0.0.1", port=closed.getsockname()[1])
+
+    def full(self) -> Server:
+        """A machine that does not answer at all."""
+        full = self.stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):
+            client = self.stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(full.getsockname())
+        return Server(name="full", host="127.0.0.1", port=full.getsockname()[1])

@@ -1,0 +1,116 @@
+"""
+Typing commands, with servers to ask and a kernel in memory to plug devices into.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+from click.testing import CliRunner, Result
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.support.childdaemon import EXPORT, ChildDaemon
+from usbip_server.client.cli.context import Machine
+from usbip_server.client.cli.main import main
+from usbip_server.testing import FakeVhci
+
+VIRTUAL = f"backend: {{type: virtual}}\n{EXPORT}"
+"""A daemon with the two standard virtual devices, that can be imported."""
+
+
+class CommandCase(SynchronousTestCase):
+    """
+    What is typed, and what comes of it.
+
+    @ivar folder: for files of the test's.
+    @ivar environment: the variables that commands see.
+    @ivar kernel: what they plug devices into.
+    """
+
+    def setUp(self) -> None:
+        self.folder = Path(self.mktemp()).absolute()
+        (self.folder / "usbipshare").mkdir(parents=True)
+        self.environment = {"XDG_CONFIG_HOME": str(self.folder)}
+        self.kernel = FakeVhci()
+        self.addCleanup(self.kernel.close)
+        self.servers: dict[str, dict[str, Any]] = {}
+
+    def daemon(self, name: str = "raspi", config: str = VIRTUAL, **more: Any) -> ChildDaemon:
+        """
+        A daemon, as long as the test lasts, which the file of servers names.
+
+        @param more: what the file says of it besides.
+        """
+        stack = contextlib.ExitStack()
+        self.addCleanup(stack.close)
+        daemon = stack.enter_context(ChildDaemon(config))
+        ports = {"port": daemon.port}
+        if "export: off" not in config:
+            ports["export_port"] = daemon.exportPort
+        self.known(name, host="127.0.0.1", **ports, **more)
+        return daemon
+
+    def known(self, name: str, **entry: Any) -> None:
+        """Name a server in the file of servers."""
+        self.servers[name] = entry
+        self.write("usbipshare/client.yaml", json.dumps({"servers": self.servers}))
+
+    def write(self, name: str, text: str, mode: int = 0o600) -> Path:
+        """Write a file."""
+        path = self.folder / name
+        path.write_text(text)
+        path.chmod(mode)
+        return path
+
+    def nobody(self) -> int:
+        """A port where nobody listens."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port: int = listener.getsockname()[1]
+        return port
+
+    def machine(self, isTerminal: bool = False) -> Machine:
+        """
+        Where commands are typed.
+
+        @param isTerminal: is there somebody who can be asked?
+        """
+        return Machine(
+            system=self.kernel,
+            environment=self.environment,
+            etc=str(self.folder / "etc"),
+            nodes=str(self.folder / "dev"),
+            records=str(self.folder / "records"),
+            isTerminal=isTerminal,
+        )
+
+    def type(
+        self,
+        *arguments: str,
+        given: str | None = None,
+        status: int = 0,
+        isTerminal: bool = False,
+    ) -> Result:
+        """
+        What a command says, in C{stdout} and C{stderr}.
+
+        @param given: on standard input.
+        @param status: the exit status that is expected.
+        @param isTerminal: is there somebody who can be asked?
+        """
+        done = CliRunner().invoke(
+            main, arguments, input=given, prog_name="usbipshare", obj=self.machine(isTerminal)
+        )
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        self.assertEqual(done.exit_code, status, done.output)
+        return done
+
+    def json(self, *arguments: str, status: int = 0) -> dict[str, Any]:
+        """What it says in JSON."""
+        said: dict[str, Any] = json.loads(self.type(*arguments, "--json", status=status).stdout)
+        self.assertLessEqual({"status", "devices", "errors", "message"}, {*said})
+        return said

@@ -1,0 +1,328 @@
+"""
+Commands that ask servers: C{list}, C{find}, C{status}, C{kick}, C{renew}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+
+from tests.client.cli.commandcase import CommandCase
+from tests.support.childdaemon import EXPORT
+from tests.support.scriptedserver import SECONDS, ScriptedServer
+from usbip_server.client.cli.exitcodes import INTERRUPTED, Exit
+from usbip_server.model.device import UsbDevice
+from usbip_server.model.usbip import encodeList
+
+LAMP = "export: off\nbackend: {type: virtual, devices: [{bus_id: 1-1, product: Blinking Lamp}]}\n"
+
+EVIL = 'export: off\nbackend: {type: virtual, devices: [{bus_id: 1-1, product: "\\e[31mred"}]}\n'
+
+NAMED = (
+    f"{EXPORT}backend: {{type: virtual}}\n"
+    "devices: [{match: {serial: DISK1}, name: scratch-disk}]\n"
+)
+
+
+def listen(connection: socket.socket) -> None:
+    """What a server does that never answers."""
+    while connection.recv(4096):
+        pass
+
+
+class ListTests(CommandCase):
+    """
+    C{usbipshare list}.
+    """
+
+    def test_table(self) -> None:
+        """The devices of all servers are in one table, in the order of the servers."""
+        self.daemon("raspi")
+        self.daemon("bench", LAMP)
+        head, *lines = self.type("list").stdout.splitlines()
+        self.assertEqual(
+            head.split(),
+            ["SERVER", "BUS", "ID", "NAME", "ID", "SERIAL", "DESCRIPTION", "STATE", "WHO"],
+        )
+        self.assertEqual([line.split()[0] for line in lines], ["raspi", "raspi", "bench"])
+        self.assertIn("usbipshare Small Disk", lines[1])
+        self.assertIn("Blinking Lamp", lines[2])
+        self.assertEqual(lines, [line.rstrip() for line in lines])
+
+    def test_json(self) -> None:
+        """A program gets everything that servers tell, and who has told it."""
+        self.daemon("raspi")
+        said = self.json("list")
+        self.assertEqual((said["status"], said["errors"], said["message"]), ("success", [], None))
+        echo, disk = said["devices"]
+        self.assertEqual((echo["server"], echo["bus_id"]), ("raspi", "1-1"))
+        self.assertEqual((disk["serial"], disk["state"]), ("DISK1", "free"))
+
+    def test_dead(self) -> None:
+        """A server that does not answer is told of, and costs nothing else."""
+        self.daemon("raspi")
+        self.known("gone", host="127.0.0.1", port=self.nobody(), export_port=self.nobody())
+        done = self.type("list")
+        self.assertEqual(len(done.stdout.splitlines()), 3)
+        self.assertRegex(done.stderr, r"\Agone .*: .*[Rr]efused.*\n\Z")
+        said = self.json("list")
+        [error] = said["errors"]
+        self.assertEqual((said["status"], error["server"]), ("success", "gone"))
+
+    def test_slow(self) -> None:
+        """One that says nothing is given up after its time."""
+        self.daemon("raspi")
+        with ScriptedServer(listen) as silent:
+            self.known("silent", host="127.0.0.1", port=silent.port)
+            done = self.type("list", "--timeout", "0.2")
+        self.assertEqual(len(done.stdout.splitlines()), 3)
+        self.assertIn("silent", done.stderr)
+
+    def test_missedSignal(self) -> None:
+        """SIGINT and SIGTERM end a command also if they do not interrupt the system call in which
+        it waits for a server, as they arrive shortly before it or in another thread."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            ended = threading.Event()
+            inTime: list[bool] = []
+
+            def interrupt(
+                peer: socket.socket,
+                number: int = number,
+                ended: threading.Event = ended,
+                inTime: list[bool] = inTime,
+            ) -> None:
+                peer.recv(1)
+                signal.pthread_kill(threading.get_ident(), number)
+                inTime.append(ended.wait(SECONDS))
+
+            with ScriptedServer(interrupt) as silent:
+                self.known("silent", host="127.0.0.1", port=silent.port)
+                done = self.type("list", "--timeout", "600", status=INTERRUPTED)
+                ended.set()
+            self.assertEqual((done.stderr, inTime), ("interrupted\n", [True]))
+
+    def test_nobody(self) -> None:
+        """If none answers that is an error of its own."""
+        for name in ("gone", "away"):
+            self.known(name, host="127.0.0.1", port=self.nobody(), export_port=self.nobody())
+        done = self.type("list", status=Exit.UNREACHABLE)
+        self.assertEqual(done.stdout, "")
+        self.assertEqual(done.stderr.splitlines()[-1], "none of 2 servers answers")
+        said = self.json("list", status=Exit.UNREACHABLE)
+        self.assertEqual(said["status"], "unreachable")
+        self.assertEqual([each["server"] for each in said["errors"]], ["gone", "away"])
+
+    def test_sudo(self) -> None:
+        """Who has called it with sudo is told why the servers are not those that he has named."""
+        self.environment |= {"SUDO_USER": "alice", "USBIPSHARE_HOSTS": f"127.0.0.1:{self.nobody()}"}
+        done = self.type("list", status=Exit.UNREACHABLE)
+        self.assertIn("say --host, or have /etc/usbipshare/client.yaml", done.stderr)
+
+    def test_range(self) -> None:
+        """Of a range it is told how many of its addresses do not answer, in one line."""
+        daemon = self.daemon("raspi")
+        self.known("lab", range="127.0.0.1-127.0.0.3", port=daemon.port, export_port=self.nobody())
+        done = self.type("list", "--host", "lab")
+        self.assertEqual(done.stderr, "lab: 2 of its 3 addresses do not answer\n")
+        self.assertIn("127.0.0.1", done.stdout)
+
+    def test_hosts(self) -> None:
+        """Servers are named on the command line, or in the environment."""
+        there = f"127.0.0.1:{self.daemon('raspi').port}"
+        self.known("gone", host="127.0.0.1", port=self.nobody())
+        for arguments, hosts in (
+            (("--host", "raspi"), ""),
+            (("--host", there), ""),
+            (("--host", "raspi", "--host", "raspi"), "gone"),
+            ((), f" {there},"),
+        ):
+            self.environment["USBIPSHARE_HOSTS"] = hosts
+            done = self.type("list", *arguments)
+            self.assertEqual((len(done.stdout.splitlines()), done.stderr), (3, ""))
+
+    def test_criteria(self) -> None:
+        """It can be shortened to what matches; that none does is no error."""
+        self.daemon("raspi", NAMED)
+        for arguments, busIds in (
+            (("--desc", "disk"), ["1-2"]),
+            (("scratch-disk",), ["1-2"]),
+            (("1209:*",), ["1-1", "1-2"]),
+            (("usbipshare", "--serial", "ECHO*"), ["1-1"]),
+            (("nothing",), []),
+        ):
+            devices = self.json("list", *arguments)["devices"]
+            self.assertEqual([device["bus_id"] for device in devices], busIds)
+
+    def test_harmless(self) -> None:
+        """What a device calls itself gives no orders to the terminal."""
+        self.daemon("raspi", EVIL)
+        self.assertIn("\N{REPLACEMENT CHARACTER}[31mred", self.type("list").stdout)
+        for arguments in (("list",), ("find", "1-1"), ("list", "--json")):
+            self.assertNotIn("\x1b", self.type(*arguments).stdout)
+
+    def test_stock(self) -> None:
+        """A stock usbipd is listed with what it tells."""
+        device = UsbDevice(busId="3-2", vendorId="0781", productId="5581", description="any")
+        self.daemon("raspi")
+        with ScriptedServer(lambda peer: peer.sendall(encodeList([device]))) as usbipd:
+            self.known("old", host="127.0.0.1", port=self.nobody(), export_port=usbipd.port)
+            self.known("windows", host="127.0.0.1", export_port=usbipd.port, stock=True)
+            said = self.json("list")
+            self.assertEqual(said["errors"], [])
+            _, _, *stock = said["devices"]
+            for each, name in zip(stock, ("old", "windows"), strict=True):
+                self.assertEqual((each["server"], each["bus_id"]), (name, "3-2"))
+                self.assertEqual((each["vendor_id"], each["state"]), ("0781", "bound"))
+
+    def test_config(self) -> None:
+        """A file that is wrong is said to be, and where; that is a mistake in usage."""
+        self.write("usbipshare/client.yaml", "servers:\n  raspi: {prot: 5055}\n")
+        done = self.type("list", status=Exit.USAGE)
+        self.assertRegex(done.stderr, r"client.yaml:2: servers.raspi.prot: unknown key\n\Z")
+        other = self.write("other.yaml", "servers: {}\n")
+        self.type("list", "--config", str(other), "--host", "a b", status=Exit.USAGE)
+
+    def test_tls(self) -> None:
+        """So it is with a certificate that is not there: no server is asked."""
+        with ScriptedServer(listen) as silent:
+            self.known("a", host="127.0.0.1", port=silent.port)
+            self.known("b", tls={"ca": "no.pem"})
+            for arguments in (("list",), ("list", "--host", "a"), ("doctor",)):
+                done = self.type(*arguments, status=Exit.USAGE)
+                self.assertIn("servers.b.tls.ca: ", done.stderr)
+                self.assertIn("no.pem cannot be read: No such file", done.stderr)
+        self.assertEqual(silent.heard, [])
+
+    def test_readable(self) -> None:
+        """Who has a token in a file that others can read is warned."""
+        self.daemon("raspi", token="secret")
+        os.chmod(self.folder / "usbipshare/client.yaml", 0o644)
+        done = self.type("list", status=Exit.REFUSED)  # nobody knows that token
+        self.assertIn("warning: others can read the token in", done.stderr)
+        self.assertNotIn("secret", done.output)
+
+
+class FindTests(CommandCase):
+    """
+    C{usbipshare find}.
+    """
+
+    def test_words(self) -> None:
+        """A word is a name, a bus id, ids, a serial number or a part of the description."""
+        self.daemon("raspi", NAMED)
+        for word in ("scratch-disk", "1-2", "1209:d15c", "DISK1", "small disk"):
+            [device] = self.json("find", word)["devices"]
+            self.assertEqual((device["bus_id"], device["name"]), ("1-2", "scratch-disk"))
+        said = self.type("find", "--bus", "1", "--desc", "disk").stdout
+        self.assertRegex(said, r"\Aserver +raspi \(127.0.0.1:\d+\)\n")
+        self.assertRegex(said, r"\nserial +DISK1\n")
+
+    def test_none(self) -> None:
+        """That there is none is an error, and so is that several are."""
+        self.daemon("raspi")
+        done = self.type("find", "nothing", status=Exit.NOT_FOUND)
+        self.assertEqual(done.stderr, "no device matches 'nothing'\n")
+        said = self.json("find", "usbipshare", status=Exit.SEVERAL)
+        self.assertEqual(said["status"], "multiple_matches")
+        self.assertEqual([device["bus_id"] for device in said["devices"]], ["1-1", "1-2"])
+        done = self.type("find", "usbipshare", status=Exit.SEVERAL)
+        self.assertIn("2 devices match 'usbipshare': narrow it down, or say --first", done.stderr)
+        self.assertIn("DISK1", done.stderr)
+        [device] = self.json("find", "usbipshare", "--first")["devices"]
+        self.assertEqual(device["bus_id"], "1-1")
+
+    def test_question(self) -> None:
+        """On a terminal it is asked which one is meant."""
+        self.daemon("raspi")
+        done = self.type("find", "usbipshare", given="7\n2\n", isTerminal=True)
+        self.assertIn("DISK1", done.stdout)
+        self.assertRegex(done.stderr, r"\n1 +raspi +1-1 ")
+        self.assertIn("Which one", done.stderr)
+
+    def test_noAnswer(self) -> None:
+        """Who does not answer has changed their mind."""
+        self.daemon("raspi")
+        self.type("find", "usbipshare", given="", isTerminal=True, status=INTERRUPTED)
+
+    def test_nothingSaid(self) -> None:
+        """Without a word nor criteria, or with an empty one, nothing is asked of anybody."""
+        for arguments in ((), ("",), ("--serial", " "), ("--first",)):
+            done = self.type("find", *arguments, status=Exit.USAGE)
+            self.assertIn("Usage: usbipshare find", done.stderr)
+
+
+class StatusTests(CommandCase):
+    """
+    C{usbipshare status}.
+    """
+
+    def test_status(self) -> None:
+        """Each server has a line; that one does not answer is no failure."""
+        daemon = self.daemon("raspi")
+        self.known("gone", host="127.0.0.1", port=self.nobody(), export_port=self.nobody())
+        daemon.ask("attach", id="1-1")
+        done = self.type("status")
+        _, raspi, gone = done.stdout.splitlines()
+        self.assertRegex(raspi, r"\Araspi +127.0.0.1:\d+ +usbipshare +2 +0 +\d+ ms\Z")
+        self.assertRegex(gone, r"\Agone +127.0.0.1:\d+ +no answer ")
+        said = self.json("status")
+        there, away = said["servers"]
+        self.assertEqual((there["reachable"], there["devices"], there["in_use"]), (True, 2, 0))
+        self.assertEqual((away["reachable"], away["devices"], away["kind"]), (False, None, None))
+        self.assertEqual(len(said["errors"]), 1)
+
+    def test_nobody(self) -> None:
+        """That none answers is one."""
+        self.known("gone", host="127.0.0.1", port=self.nobody(), export_port=self.nobody())
+        self.assertEqual(self.json("status", status=Exit.UNREACHABLE)["status"], "unreachable")
+
+
+class OthersTests(CommandCase):
+    """
+    C{usbipshare kick}, C{usbipshare renew}.
+    """
+
+    def test_lease(self) -> None:
+        """Who has leased a device can have it for longer, and kick for it; others cannot."""
+        daemon = self.daemon("raspi")
+        daemon.ask("attach", id="1-2", lease={"owner": "ci", "ttl": 100})
+        said = self.type("renew", "DISK1", "--lease", "ci", "--ttl", "5000").stdout
+        self.assertRegex(said, r"\A1-2 \(usbipshare Small Disk\) at raspi: leased by ci until ")
+        [device] = self.json("renew", "DISK1", "--lease", "ci")["devices"]
+        self.assertEqual(device["lease"]["ttl"], 5000)
+        done = self.type("renew", "DISK1", "--lease", "others", status=Exit.REFUSED)
+        self.assertIn("raspi: leased by ci (127.0.0.1) for", done.stderr)
+        self.type("kick", "DISK1", status=Exit.REFUSED)
+        self.assertIn("nobody has it now", self.type("kick", "1-2", "--lease", "ci").stdout)
+        self.type("kick", "DISK1", "--force")
+        told = self.json("renew", "ECHO1", "--lease", "ci", status=Exit.REFUSED)
+        self.assertEqual(told["status"], "failure")
+        self.assertIn("nobody has leased", told["message"])
+
+    def test_owner(self) -> None:
+        """To renew needs somebody to do it for."""
+        self.assertIn("--lease", self.type("renew", "x", status=Exit.USAGE).stderr)
+
+    def test_stock(self) -> None:
+        """A stock usbipd can be asked for none of that."""
+        device = UsbDevice(busId="3-2", vendorId="0781", productId="5581", description="any")
+        with ScriptedServer(lambda peer: peer.sendall(encodeList([device]))) as usbipd:
+            self.known("old", host="127.0.0.1", port=self.nobody(), export_port=usbipd.port)
+            for command in (("kick", "3-2"), ("renew", "3-2", "--lease", "ci")):
+                done = self.type(*command, status=Exit.REFUSED)
+                self.assertIn("at old: a stock usbipd can be asked for a list", done.stderr)
+
+
+class ShapeTests(CommandCase):
+    """
+    JSON, whatever happens.
+    """
+
+    def test_usage(self) -> None:
+        """Also what is wrong with the file comes as JSON."""
+        self.write("usbipshare/client.yaml", "servers: [raspi]\n")
+        said = json.loads(self.type("list", "--json", status=Exit.USAGE).stdout)
+        self.assertEqual((said["status"], said["devices"]), ("usage", []))

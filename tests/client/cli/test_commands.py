@@ -1,0 +1,277 @@
+"""
+Tests of L{usbip_server.client.cli.main}, of C{usbipshare token}, and of the manual page.
+"""
+
+from __future__ import annotations
+
+import json
+import pkgutil
+import re
+import shutil
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+
+import click
+from click.testing import CliRunner
+from twisted.trial.unittest import SkipTest, SynchronousTestCase
+
+from tests.docs.clientexamples import commandCalled, optionsOf
+from usbip_server.client.cli import commands
+from usbip_server.client.cli.exitcodes import INTERRUPTED, Exit
+from usbip_server.client.cli.main import COMMANDS, main
+from usbip_server.model.policy import BUILT_IN, Policy, several
+from usbip_server.model.rules import LONGEST_NAME
+from usbip_server.model.tokens import PREFIX, hashOf, isHashOf
+from usbip_server.server.config import Source
+
+SECONDS = 60
+
+TOKEN = "usbip_0123456789abcdef"
+
+
+class LoadingTests(SynchronousTestCase):
+    """
+    What a command costs before it does anything.
+    """
+
+    def test_noTwisted(self) -> None:
+        """No command loads Twisted, nor what is for TLS only; but for the one that follows
+        servers, and where it is Twisted's logger, the one that looks at the kernel."""
+        for command in {*COMMANDS} - {"watch", "doctor"}:
+            code = f"import sys, usbip_server.client.cli.commands.{command}; print(*sys.modules)"
+            loaded = subprocess.run(
+                [sys.executable, "-c", code], check=True, capture_output=True, text=True
+            ).stdout.split()
+            heavy = {"twisted", "OpenSSL", "cryptography", "asyncio"}
+            self.assertEqual(heavy.intersection(loaded), set(), command)
+
+
+class CommandLineTestCase(SynchronousTestCase):
+    """
+    What is typed, and what comes of it.
+    """
+
+    def type(self, *arguments: str, given: bytes | None = None, status: int = 0) -> str:
+        """
+        What is printed.
+
+        @param given: on standard input.
+        @param status: the exit status that is expected.
+        """
+        done = CliRunner().invoke(main, arguments, input=given, prog_name="usbipshare")
+        self.assertEqual(done.exit_code, status, done.output)
+        return done.output
+
+
+class HelpTests(CommandLineTestCase):
+    """
+    Whoever is at a loss.
+    """
+
+    def test_help(self) -> None:
+        """The help names the commands; each has one of its own, with examples, and says something
+        of each option."""
+        for option in ("-h", "--help"):
+            said = self.type(option)
+            for name in COMMANDS:
+                self.assertRegex(said, rf"\n  {name} +[A-Z][^.]+\.\n")
+                told = self.type(name, option)
+                self.assertRegex(told, rf"\AUsage: usbipshare {name} \[OPTIONS\]")
+                self.assertIn(f"\n    usbipshare {name}", told.replace("sudo ", ""))
+        for name in COMMANDS:
+            for parameter in commandCalled(name).params:
+                if isinstance(parameter, click.Option):
+                    self.assertTrue(parameter.help, f"{name} {parameter.name}")
+
+    def test_modules(self) -> None:
+        """Each command has its module, and each module is a command."""
+        there = {module.name for module in pkgutil.iter_modules(commands.__path__)}
+        self.assertEqual(there, {*COMMANDS})
+        for name in COMMANDS:
+            self.assertEqual(commandCalled(name).name, name)
+
+    def test_version(self) -> None:
+        """The version is told as the daemon tells it."""
+        self.assertRegex(self.type("--version"), r"\Ausbipshare \d+\.\d+\S*\n\Z")
+
+    def test_mistakes(self) -> None:
+        """What makes no sense is said to make none, with exit status 2."""
+        for arguments, said in (
+            (("tokken",), "No such command 'tokken'"),
+            (("--verbose",), "No such option"),
+            (("token", "a", "b"), "unexpected extra argument"),
+            (("token", "--hash"), "No such option"),
+        ):
+            self.assertIn(said, self.type(*arguments, status=2))
+
+
+class TokenTests(CommandLineTestCase):
+    """
+    C{usbipshare token}.
+    """
+
+    def made(self, *arguments: str) -> tuple[str, Policy]:
+        """The token, and what the daemon makes of what is to be pasted."""
+        said = self.type("token", *arguments)
+        _, token, _, configuration = said.split("\n\n")
+        access = Source("pasted", configuration).config().access
+        assert isinstance(access, Policy)
+        return token, access
+
+    def test_token(self) -> None:
+        """One part is for its owner, and the other for the daemon, which takes it as it is."""
+        token, access = self.made("ci")
+        self.assertTrue(token.startswith(PREFIX))
+        [kept] = several(access.principals["ci"].token)
+        self.assertTrue(isHashOf(kept, token))
+
+    def test_shownOnce(self) -> None:
+        """It is said to be shown once, and it is."""
+        said = self.type("token", "ci")
+        self.assertIn("The token of ci, which is not shown again:", said)
+        self.assertEqual(said.count(PREFIX), 1)
+
+    def test_others(self) -> None:
+        """Each is another one."""
+        self.assertNotEqual(self.made("ci")[0], self.made("ci")[0])
+
+    def test_nameless(self) -> None:
+        """A name can be put in later."""
+        _, access = self.made()
+        self.assertEqual([*access.principals], ["somebody"])
+
+    def test_names(self) -> None:
+        """Whatever the name is, the daemon reads the same."""
+        for name in (
+            *("ci", "build-01", "CI_2", "_x", "no", "On", "NULL", "~", "1", "1e3", "0x1f", "a b"),
+            *("a: b", "#a", "it's", '"', "\\", "{a}", "[", "&a", "*a", "!a", "-", "- a", "?", "%"),
+            *("Jürgen", "機械", "😀", "2026-01-01", "<<", "=", ".nan", "😀" * LONGEST_NAME),
+        ):
+            self.assertEqual([*self.made("--", name)[1].principals], [name])
+
+    def test_wrongNames(self) -> None:
+        """A name that nobody can have or read is refused, and no token is made."""
+        for name in (*BUILT_IN, "", " ", "a\nb", "a\tb", "\x1b[31m", "\u2028", "\ud800", "a" * 65):
+            said = self.type("token", "--", name, status=2)
+            self.assertIn("Invalid value for '[NAME]'", said)
+            self.assertNotIn(PREFIX, said)
+
+    def test_json(self) -> None:
+        """A program gets JSON and nothing else."""
+        made = json.loads(self.type("token", "--json"))
+        self.assertEqual(made.keys(), {"token", "hash"})
+        self.assertTrue(isHashOf(made["hash"], made["token"]))
+
+
+class CheckTests(CommandLineTestCase):
+    """
+    C{usbipshare token --check}.
+    """
+
+    kept = hashOf(TOKEN)
+
+    def test_same(self) -> None:
+        """A token comes by standard input, with or without the end of the line."""
+        for given in (TOKEN, TOKEN + "\n", f"  {TOKEN}\r\n"):
+            said = self.type("token", "--check", self.kept, given=given.encode())
+            self.assertEqual(said, "it is this token\n")
+
+    def test_another(self) -> None:
+        """Another one, or what is none, is told by the exit status; it is not repeated."""
+        for given in (b"usbip_guessed", b"", b"usbip_\xff\xed\xa0\x80", b"x" * 100_000):
+            said = self.type("token", "--check", self.kept, given=given, status=1)
+            self.assertEqual(said, "it is another token\n")
+
+    def test_noHash(self) -> None:
+        """What is no hash, as a shell leaves it if it was not quoted, is refused."""
+        for kept in ("sha256", "", TOKEN, self.kept.upper(), self.kept + "\n"):
+            said = self.type("token", "--check", kept, status=2)
+            self.assertIn("in single quotes", said)
+            self.assertNotIn(TOKEN, said)
+
+    def test_alone(self) -> None:
+        """Nothing is made besides."""
+        for more in ("ci", "--json"):
+            said = self.type("token", "--check", self.kept, more, status=2)
+            self.assertIn("--check stands alone", said)
+
+
+class ManualTests(SynchronousTestCase):
+    """
+    The manual page.
+    """
+
+    def setUp(self) -> None:
+        self.page = resources.files("usbip_server.data").joinpath("usbipshare.1")
+        self.text = self.page.read_text()
+
+    def section(self, title: str) -> str:
+        """A section, without its title."""
+        return self.text.partition(f".Sh {title}\n")[2].partition("\n.Sh ")[0]
+
+    def options(self, text: str) -> set[str]:
+        """The options that are explained."""
+        return {f"-{name}" for name in re.findall(r"^\.It Fl (-[\w-]+)", text, re.MULTILINE)}
+
+    def test_commands(self) -> None:
+        """Each command is there, and each of its options, and no others."""
+        said = self.section("COMMANDS")
+        self.assertEqual(re.findall(r"^\.It Cm (\w+)$", said, re.MULTILINE), [*COMMANDS])
+        common = self.options(self.section("WHICH DEVICE") + self.section("WHICH SERVERS"))
+        self.assertEqual(common, optionsOf("list"))
+        for name in COMMANDS:
+            own = self.options(said.partition(f".It Cm {name}\n")[2].partition("\n.It Cm ")[0])
+            self.assertEqual(own, optionsOf(name) - common, name)
+
+    def test_synopsis(self) -> None:
+        """So is how each is called."""
+        calls = self.section("SYNOPSIS").split(".Nm\n")[1:]
+        self.assertEqual([call.split()[1] for call in calls], [*COMMANDS])
+        common = optionsOf("list")
+        for name, call in zip(COMMANDS, calls, strict=True):
+            shown = {f"-{option}" for option in re.findall(r"Fl (-[\w-]+)", call)}
+            self.assertEqual(shown - {"--json"}, optionsOf(name) - common, name)
+
+    def test_exits(self) -> None:
+        """So is each exit code."""
+        codes = re.findall(r"^\.It (\d+)$", self.section("EXIT STATUS"), re.MULTILINE)
+        self.assertEqual(codes, [*(str(each.value) for each in Exit), str(INTERRUPTED)])
+
+    def test_format(self) -> None:
+        """It can be shown."""
+        groff = shutil.which("groff")
+        if groff is None:
+            raise SkipTest("apt-get install groff")
+        done = subprocess.run(
+            [groff, "-mandoc", "-ww", "-z", "-Tutf8", "-"],
+            input=self.text,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=True,
+        )
+        self.assertEqual(done.stderr, "")
+
+
+class InstalledTests(SynchronousTestCase):
+    """
+    The command as it is installed.
+    """
+
+    def test_script(self) -> None:
+        """It is there beside Python, and works in whatever locale."""
+        script = Path(sys.executable).parent / "usbipshare"
+        done = subprocess.run(
+            [script, "token", "--json"],
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=True,
+            cwd="/",
+            env={"PATH": "/usr/bin:/bin", "LC_ALL": "C"},
+        )
+        made = json.loads(done.stdout)
+        self.assertTrue(isHashOf(made["hash"], made["token"]))
+        self.assertEqual(done.stderr, "")

@@ -1,0 +1,94 @@
+"""
+Tests of L{usbip_server.client.cli.diagnostics}: over real connections, with real daemons.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+import msgspec
+
+from tests.client.blockingcase import CONFIG, SECONDS, SOON, ReachingTestCase
+from tests.support.scriptedserver import Play, ScriptedServer, received
+from usbip_server import __version__
+from usbip_server.client.cli.diagnostics import versionOf
+from usbip_server.client.servers import Server
+from usbip_server.model.errors import Unreachable
+
+REQUEST = b"HEAD / HTTP/1.0\r\n\r\n"
+
+
+class IntroducingTests(ReachingTestCase):
+    """
+    One server, in plain.
+    """
+
+    def said(self, play: Play) -> str | None:
+        """What is made of a server's answer."""
+        with ScriptedServer(play) as scripted:
+            return versionOf(scripted.server, SECONDS)
+
+    def test_daemon(self) -> None:
+        """A daemon says which version it is, whatever it may be called by, also to those that it
+        lets do nothing."""
+        daemon = self.daemon("access: {principals: {}, allow: []}\n" + CONFIG)
+        for token in (None, "usbip_wrong"):
+            server = Server(name="here", host="127.0.0.1", port=daemon.port, token=token)
+            self.assertEqual(versionOf(server, SECONDS), __version__)
+
+    def test_token(self) -> None:
+        """A token does not go along: it is not needed."""
+        heard: list[bytes] = []
+
+        def play(connection: socket.socket) -> None:
+            heard.append(received(connection, len(REQUEST)))
+            for segment in (b"HTTP/1.1 200 OK\r\nserver:usb", b"ipshare/7\r\n\r", b"\n"):
+                connection.sendall(segment)
+
+        with ScriptedServer(play) as scripted:
+            server = msgspec.structs.replace(scripted.server, token="x")
+            self.assertEqual(versionOf(server, SECONDS), "7")
+        self.assertEqual((heard, scripted.heard), ([REQUEST], [b""]))
+
+    def test_older(self) -> None:
+        """One that does not say so is no trouble, nor is one that says something else, or has no
+        end."""
+        for answer in (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\nServer: usbipshare/7\r\n",
+            b"HTTP/1.1 200 OK\r\nServer: nginx/1.27\r\n\r\n",
+            b'{"status":"error","message":"invalid request"}\n',
+            b"HTTP/1.1 200 OK\r\n" + 100_000 * b"X: y\r\n" + b"Server: usbipshare/7\r\n",
+            b"HTTP/1.1 200 OK\r\nX: " + 100_000 * b"x",
+        ):
+
+            def play(connection: socket.socket, answer: bytes = answer) -> None:
+                received(connection, len(REQUEST))
+                connection.sendall(answer)
+
+            self.assertIsNone(self.said(play), answer[:50])
+
+    def test_unreachable(self) -> None:
+        """One that is not there is, and so is one that is silent, or says its answer letter by
+        letter, without end."""
+
+        def drips(connection: socket.socket) -> None:
+            while True:
+                connection.sendall(b"x")
+                over.wait(0.05)
+
+        over = threading.Event()
+        self.addCleanup(over.set)
+        dripping = self.stack.enter_context(ScriptedServer(drips))
+        for server, seconds, why in (
+            (self.dead(), SECONDS, "refused"),
+            (self.silent(), SOON, "no answer within 0.5 s"),
+            (dripping.server, SOON, "no answer within 0.5 s"),
+            (self.leaving(), SECONDS, "closes without an answer"),
+        ):
+            error = self.assertRaises(Unreachable, versionOf, server, seconds)
+            self.assertIn(why, str(error))
+
+    def leaving(self) -> Server:
+        """One that says nothing, and leaves."""
+        return self.stack.enter_context(ScriptedServer(lambda connection: None)).server

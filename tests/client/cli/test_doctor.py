@@ -1,0 +1,167 @@
+"""
+The command that tells what is wrong: C{doctor}.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from tests.client.cli.commandcase import VIRTUAL, CommandCase
+from tests.support.childdaemon import EXPORT
+from tests.support.scriptedserver import LIST_REQUEST, ScriptedServer, says
+from usbip_server import __version__
+from usbip_server.client.attach import Attached
+from usbip_server.client.cli.diagnostics import Check, compared, plugged, thisMachine
+from usbip_server.client.cli.exitcodes import Exit
+from usbip_server.kernel import usbip_host
+from usbip_server.kernel.vhci.ports import Vhci
+from usbip_server.kernel.vhci.records import Record
+
+
+class DoctorTests(CommandCase):
+    """
+    Everything is looked at, and what is wrong is told with what to do.
+    """
+
+    def checks(self, status: int = 0) -> dict[str, dict[str, Any]]:
+        """What it finds, by what was looked at."""
+        return {check["what"]: check for check in self.json("doctor", status=status)["checks"]}
+
+    def assertWrong(self, check: dict[str, Any], found: str, fix: str) -> None:
+        """Something is, and that is what to do."""
+        self.assertFalse(check["ok"], check)
+        self.assertIn(found, check["found"])
+        self.assertIn(fix, check["fix"])
+
+    def test_well(self) -> None:
+        """Where all is well each line says so, and the exit code too."""
+        self.daemon()
+        done = self.type("doctor")
+        lines = done.stdout.splitlines()
+        self.assertTrue(all(line.startswith("ok ") for line in lines), done.stdout)
+        found = self.checks()
+        self.assertIn("2 devices", found["raspi: requests"]["found"])
+        self.assertEqual(found["raspi: version"]["found"], f"usbipshare {__version__}, as here")
+        self.assertIn("0 devices can be imported", found["raspi: USB/IP"]["found"])
+        self.assertIn("6 of 6 for USB 3", found["free ports"]["found"])
+
+    def test_module(self) -> None:
+        """The kernel's module is missing."""
+        self.kernel.loaded = self.kernel.loadable = False
+        self.daemon()
+        self.assertWrong(self.checks(Exit.TROUBLE)["vhci-hcd"], "not loaded", "modprobe vhci-hcd")
+
+    def test_permission(self) -> None:
+        """Who may not plug anything in hears of sudo."""
+        self.daemon()
+        self.kernel.refuse = errno.EACCES
+        self.assertFalse(self.checks(Exit.TROUBLE)["permission"]["ok"])
+
+    def test_privileges(self) -> None:
+        """Where sudo cannot work, that is said."""
+        self.kernel.refuse = errno.EACCES
+        for isRoot, status, fix in (
+            (False, "NoNewPrivs:\t1\n", "sudo cannot work in here"),
+            (False, "NoNewPrivs:\t0\n", "sudo usbipshare attach"),
+            (True, "NoNewPrivs:\t0\n", "None"),
+        ):
+            found = thisMachine(Vhci(self.kernel), self.kernel, isRoot, status)
+            (check,) = [it for it in found if it.what == "permission"]
+            self.assertIn(fix, str(check.fix))
+
+    def test_servers(self) -> None:
+        """Of each server both ports are looked at: one that is not there, one that serves no
+        USB/IP, and one that does not let us."""
+        self.daemon("deaf", "backend: {type: virtual}\nexport: off", export_port=self.nobody())
+        self.daemon("shut", f"{VIRTUAL}access: {{}}\n")
+        self.known("dead", host="127.0.0.1", port=self.nobody(), export_port=self.nobody())
+        found = self.checks(Exit.UNREACHABLE)
+        self.assertTrue(found["deaf: requests"]["ok"])
+        self.assertWrong(found["deaf: USB/IP"], "refused", "`export`")
+        self.assertWrong(found["shut: requests"], "may not list", "`access`")
+        self.assertWrong(found["dead: requests"], "refused", "systemctl status usbipshare")
+        self.assertFalse(found["dead: USB/IP"]["ok"])
+
+    def test_old(self) -> None:
+        """A server that does not say its version, or says another, and one whose USB/IP is another,
+        or that has nothing to say to ours: what is too old is told, and how to mend it."""
+        with contextlib.ExitStack() as stack:
+            for name, header, answer in (
+                ("old", b"", bytes.fromhex("0106 0005 00000000 00000000")),
+                ("older", b"Server: usbipshare/0.0.9\r\n", b""),
+            ):
+                control = stack.enter_context(ScriptedServer(partial(_answers, header)))
+                export = stack.enter_context(ScriptedServer(says(answer, size=LIST_REQUEST)))
+                self.known(name, host="127.0.0.1", port=control.port, export_port=export.port)
+            found = self.checks(Exit.UNREACHABLE)
+        update = "there: pip install --upgrade usbipshare"
+        self.assertWrong(found["old: version"], "does not say which, so it is older", update)
+        self.assertWrong(found["older: version"], f"0.0.9 there, and {__version__} here", update)
+        usbip = "usbip 0.1.8"
+        needed = "it speaks USB/IP 0x0106, and 0x0111 is needed"
+        self.assertWrong(found["old: USB/IP"], needed, usbip)
+        self.assertWrong(found["older: USB/IP"], "it closes without an answer", usbip)
+
+    def test_versions(self) -> None:
+        """Which side has to be updated depends on which is older."""
+        for there, here, found, fix in (
+            ("1.0", "1.1", "the server is older", "there: pip"),
+            ("1.1", "1.0", "the client is older", "here: pip"),
+            ("1.0+lab", "1.0", "usbipshare 1.0+lab there, and 1.0 here", "there and here: pip"),
+        ):
+            self.assertWrong(msgspec.to_builtins(compared("x", there, here)), found, fix)
+
+    def test_stale(self) -> None:
+        """A device whose server does not answer any more, and how to be rid of it."""
+        daemon = self.daemon(config=f"backend: {{type: virtual}}\n{EXPORT}")
+        self.type("attach", "echo")
+        self.assertTrue(self.checks()["port 0"]["ok"])
+        attached = Attached(port=3, record=Record(host="raspi", service="3240", busId="1-1.4"))
+        check = plugged(attached, isThere=False)
+        self.assertWrong(msgspec.to_builtins(check), "1-1.4 of raspi:3240", "detach --port 3")
+        daemon.kill()
+        self.assertFalse(self.checks(Exit.UNREACHABLE)["raspi: requests"]["ok"])
+
+    def test_slots(self) -> None:
+        """A machine that shares devices itself: how many places its kernel has left."""
+        for taken, ok in ((3, True), (usbip_host.SLOTS, False)):
+            system = _Sharing(taken)
+            (check,) = [it for it in self.local(system) if it.what == "usbip-host"]
+            self.assertEqual(check.ok, ok)
+            self.assertIn(f"{taken} of its kernel's 16 places", check.found)
+
+    def local(self, system: Any) -> list[Check]:
+        """What there is to say of a machine."""
+        return [*thisMachine(Vhci(self.kernel), system, True, "")]
+
+
+def _answers(header: bytes, connection: socket.socket) -> None:
+    """
+    A server that has nothing to share: asked in JSON or by HTTP.
+
+    @param header: of its answer by HTTP.
+    """
+    if connection.recv(4096).startswith(b"{"):
+        connection.sendall(b'{"status":"success","data":[]}\n')
+    else:
+        connection.sendall(b"HTTP/1.1 200 OK\r\n" + header + b"\r\n")
+
+
+class _Sharing:
+    """
+    The kernel of a machine with C{usbip-host}.
+    """
+
+    def __init__(self, taken: int) -> None:
+        self._taken = taken
+
+    def read(self, path: str) -> bytes:
+        """Its table."""
+        assert path == "bus/usb/drivers/usbip-host/match_busid"
+        return b" ".join(b"1-%d" % place for place in range(1, self._taken + 1)) + b"\n"

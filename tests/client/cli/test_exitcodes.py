@@ -1,0 +1,50 @@
+"""
+Tests of L{usbip_server.client.cli.exitcodes}.
+"""
+
+from __future__ import annotations
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.support.fixtures import UNO
+from usbip_server.client.cli.exitcodes import EXIT_AFTER, WORD_OF, Exit, exitFor
+from usbip_server.client.selection import Selector, SeveralFound
+from usbip_server.model.errors import (
+    DeviceInUse,
+    DeviceNotFound,
+    LocalTrouble,
+    NotAllowed,
+    ShareError,
+    Unreachable,
+)
+from usbip_server.model.replies import Refused, Status
+
+
+class ExitTests(SynchronousTestCase):
+    """
+    Exit codes.
+    """
+
+    def test_words(self) -> None:
+        """Each code has a word, and no two have the same."""
+        self.assertEqual(len({WORD_OF[each] for each in Exit}), len(Exit))
+        self.assertEqual({each.word for each in Exit}, {*WORD_OF.values()})
+
+    def test_statuses(self) -> None:
+        """Each status of a server leads to a code."""
+        self.assertEqual({*EXIT_AFTER}, {*Status})
+
+    def test_errors(self) -> None:
+        """So does each error."""
+        for error, status in (
+            (DeviceNotFound(""), Exit.NOT_FOUND),
+            (SeveralFound(Selector(word="x"), ()), Exit.SEVERAL),
+            (Refused(Status.NOT_FOUND, ""), Exit.NOT_FOUND),
+            (Refused(Status.ERROR, ""), Exit.REFUSED),
+            (DeviceInUse(UNO), Exit.REFUSED),
+            (NotAllowed(""), Exit.REFUSED),
+            (Unreachable(""), Exit.UNREACHABLE),
+            (LocalTrouble(""), Exit.TROUBLE),
+            (ShareError(""), Exit.REFUSED),
+        ):
+            self.assertIs(exitFor(error), status)

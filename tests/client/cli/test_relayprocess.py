@@ -1,0 +1,90 @@
+"""
+Tests of L{usbip_server.client.cli.relayprocess}.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import threading
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.support.certificates import signed, trusting
+from usbip_server.client.blockingrelay import socketPair
+from usbip_server.client.cli.relayprocess import RelayProcess
+
+SECONDS = 60.0
+
+
+class RelayProcessTests(SynchronousTestCase):
+    """
+    A connection with TLS to a server that sends back what it is sent, and a process that
+    carries.
+    """
+
+    def setUp(self) -> None:
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(listener.close)
+        self.thread = threading.Thread(target=self.echo, args=(listener,), daemon=True)
+        self.files = signed("server").write(self.mktemp(), "server")
+        self.thread.start()
+        plain = socket.create_connection(listener.getsockname(), SECONDS)
+        self.secured = trusting().wrap_socket(plain, server_hostname="localhost")
+        self.given, self.ours = socketPair()
+        self.given.settimeout(SECONDS)
+        self.addCleanup(self.given.close)
+        self.process = RelayProcess()
+
+    def echo(self, listener: socket.socket) -> None:
+        """The server, for one connection."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*self.files)
+        connection, _ = listener.accept()
+        with context.wrap_socket(connection, server_side=True) as secured:
+            while data := secured.recv(4096):
+                secured.sendall(data)
+
+    def carry(self) -> int:
+        """Have it carry."""
+        self.process.carry(self.secured, self.ours)
+        assert self.process.pid is not None
+        return self.process.pid
+
+    def test_carries(self) -> None:
+        """What is said on one side is heard on the other, though neither is open here."""
+        self.carry()
+        self.assertEqual((self.secured.fileno(), self.ours.fileno()), (-1, -1))
+        for said in (b"hello", b"x" * 100_000):
+            self.given.sendall(said)
+            heard = b""
+            while len(heard) < len(said):
+                heard += self.given.recv(len(said))
+            self.assertEqual(heard, said)
+        self.given.close()
+        os.waitpid(self.process.pid or 0, 0)
+
+    def test_apart(self) -> None:
+        """It has its own session, and nothing that is open here: it outlives this process."""
+        read, write = os.pipe()
+        pid = self.carry()
+        self.given.sendall(b"it has begun")
+        self.given.recv(4096)
+        self.assertEqual(os.getsid(pid), pid)
+        self.assertEqual(os.readlink(f"/proc/{pid}/cwd"), "/")
+        os.close(write)
+        self.assertEqual(os.read(read, 1), b"")
+        os.close(read)
+        for descriptor in range(3):
+            self.assertEqual(os.readlink(f"/proc/{pid}/fd/{descriptor}"), os.devnull)
+        self.given.close()
+        os.waitpid(pid, 0)
+
+    def test_end(self) -> None:
+        """It ends with the session, whoever ends it, and so does the other side."""
+        pid = self.carry()
+        self.given.close()
+        self.assertEqual(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), 0)
+        self.thread.join(SECONDS)
+        self.assertFalse(self.thread.is_alive())

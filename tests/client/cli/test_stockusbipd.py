@@ -1,0 +1,62 @@
+"""
+Tests of L{usbip_server.client.cli.stockusbipd}; for those with Windows see
+L{tests.client.test_usbipdwin}.
+"""
+
+from __future__ import annotations
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.support.fixtures import UNO, changed
+from usbip_server.client.cli.stockusbipd import binding, remedy, unlisted
+from usbip_server.client.selection import Selection, Selector
+from usbip_server.client.servers import Server
+from usbip_server.model.usbip import NotGiven, OpStatus
+
+LINUX = "/sys/devices/pci0000:00/usb1/1-1/1-1.4"
+WINDOWS = "USB\\VID_2341&PID_0043\\75330303035351F0A1C1"
+
+
+class RemedyTests(SynchronousTestCase):
+    """
+    What is said to whom.
+    """
+
+    def test_kinds(self) -> None:
+        """Who is known to have Linux or Windows hears nothing of the other."""
+        self.assertEqual(binding("1-1.4", LINUX), "sudo usbip bind -b 1-1.4")
+        windows = "as administrator, usbipd bind --busid 1-4"
+        self.assertEqual(binding("1-4", WINDOWS), windows)
+        for path in ("", "1-1.4"):
+            self.assertEqual(binding("1-4", path), f"sudo usbip bind -b 1-4; on Windows, {windows}")
+        self.assertIn("-b BUSID;", binding(None))
+
+    def test_refused(self) -> None:
+        """Only what is known to help is said."""
+        for path in (LINUX, None, WINDOWS):
+            device = changed(UNO, path=path)
+            for status in (*range(1, 6), 255):
+                said = remedy(NotGiven(status), device)
+                isKnown = path == WINDOWS or status == OpStatus.NODEV
+                self.assertEqual(said.startswith("; "), isKnown, (path, status))
+        self.assertEqual(
+            remedy(NotGiven(OpStatus.NODEV), changed(UNO, path=LINUX)),
+            "; there: sudo usbip bind -b 1-1.4",
+        )
+
+    def test_unlisted(self) -> None:
+        """Which servers may not have listed a device is told, if there are any."""
+        servers = [Server(name=name, host=name) for name in ("old", "desktop")]
+        self.assertEqual(unlisted([], "1-4"), "")
+        self.assertIn("a stock usbipd (old, desktop) lists only", unlisted(servers, "1-4"))
+
+    def test_typed(self) -> None:
+        """A bus id is known where one was typed."""
+        for word, criteria, busId in (
+            (Selector(word="2-4"), None, "2-4"),
+            (Selector(word="uno"), Selector(bus="2-4"), "2-4"),
+            (None, Selector(id="2-4", serial="1"), "2-4"),
+            (Selector(word="2341:0043"), Selector(bus=2), None),
+            (None, Selector(bus="2-*"), None),
+        ):
+            self.assertEqual(Selection(word=word, criteria=criteria).busId, busId)

@@ -1,0 +1,547 @@
+"""
+Tests of L{usbip_server.client.attach}: real servers, and a kernel in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import socket
+import ssl
+import struct
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.support.certificates import LAB, authority, signed
+from tests.support.childdaemon import EXPORT, ChildDaemon
+from tests.support.fixtures import UNO, changed
+from tests.support.scriptedserver import GIVEN, ScriptedServer, connections, received, says
+from usbip_server.backends import softdevice
+from usbip_server.client.attach import DISK, FREED, NODES, SETTLED, Attached, Attaching
+from usbip_server.client.blockingrelay import relay
+from usbip_server.client.servers import ClientTls, Server
+from usbip_server.kernel.vhci.devnodes import Nodes
+from usbip_server.kernel.vhci.ports import Vhci
+from usbip_server.kernel.vhci.records import Record, Records
+from usbip_server.model.device import Encryption
+from usbip_server.model.errors import LocalTrouble, Unreachable
+from usbip_server.model.usbip import NotGiven, encodeImport
+from usbip_server.testing import FakeVhci, vhci
+
+SECONDS = 60.0
+
+SUBMIT = struct.Struct(">IIIIIIIIII8s")
+"""C{USBIP_CMD_SUBMIT} (C{Documentation/usb/usbip_protocol.rst})."""
+
+DESCRIPTOR = bytes.fromhex("80 06 00 01 00 00 12 00")
+"""C{GET_DESCRIPTOR} of the device (USB 2.0, 9.4.3)."""
+
+VIRTUAL = """
+devices: [{match: {bus: 1-1}, share: on_import}]
+backend: {type: virtual}
+"""
+
+FAST = encodeImport(changed(UNO, speed="10000"))
+
+
+class Turned:
+    """
+    A clock that goes only while somebody sleeps.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def now(self) -> float:
+        """The time."""
+        return self.seconds
+
+    def sleep(self, seconds: float) -> None:
+        """Time passes."""
+        self.seconds += seconds
+
+
+class AttachingTestCase(SynchronousTestCase):
+    """
+    A machine without devices.
+    """
+
+    def setUp(self) -> None:
+        before = connections()
+        self.addCleanup(lambda: self.assertEqual(connections() - before, set()))
+        self.kernel = FakeVhci(controllers=1, ports=2)
+        self.addCleanup(self.kernel.close)
+        self.folder = os.path.abspath(self.mktemp())
+        self.records = Records(self.folder)
+        self.clock = Turned()
+        self.relays: list[threading.Thread] = []
+        self.addCleanup(self.join)
+        self.attaching = self.made(self.kernel)
+
+    def made(
+        self, kernel: FakeVhci, carry: Callable[[ssl.SSLSocket, socket.socket], None] | None = None
+    ) -> Attaching:
+        """What is tested."""
+        return Attaching(
+            Vhci(kernel),
+            Nodes(kernel),
+            self.records,
+            carry or self.carry,
+            self.clock.now,
+            self.clock.sleep,
+        )
+
+    def carry(self, secured: ssl.SSLSocket, ours: socket.socket) -> None:
+        """Have a thread do it."""
+        thread = threading.Thread(target=relay, args=(secured, ours), daemon=True)
+        self.relays.append(thread)
+        thread.start()
+
+    def join(self) -> None:
+        """All relays come to their end."""
+        self.kernel.close()
+        for thread in self.relays:
+            thread.join(SECONDS)
+            self.assertFalse(thread.is_alive())
+
+    def attach(self, server: Server, busId: str = "1-1.4") -> tuple[Attached, socket.socket]:
+        """Attach a device, until the test is over."""
+        attached, kept = self.attaching.attach(server, busId, SECONDS)
+        self.addCleanup(kept.close)
+        return attached, kept
+
+    def assertNothing(self) -> None:
+        """Nothing is attached, and nothing is left of it."""
+        self.assertEqual(self.kernel.states(), {})
+        self.assertFalse(os.path.exists(self.folder))
+
+    def assertOver(self, kept: socket.socket) -> None:
+        """The session has ended, or ends soon."""
+        poll = select.poll()
+        poll.register(kept, select.POLLRDHUP)
+        self.assertNotEqual(poll.poll(1000 * SECONDS), [])
+
+    def answers(self, number: int) -> bool:
+        """Does a device answer to the kernel?"""
+        connection = self.kernel.connection(number)
+        connection.settimeout(SECONDS)
+        connection.sendall(SUBMIT.pack(1, 1, 0x10002, 1, 0, 0, 18, 0, 0, 0, DESCRIPTOR))
+        answer = received(connection, 48 + 18)
+        self.assertEqual(answer[:8], struct.pack(">II", 3, 1))
+        return answer[48:50] == b"\x12\x01"
+
+
+class DaemonTests(AttachingTestCase):
+    """
+    A daemon's virtual devices.
+    """
+
+    if not softdevice.installed:
+        skip = "the package usbip is not installed"
+
+    encryptions: tuple[Encryption, ...] = (Encryption.NONE,)
+
+    def setUp(self) -> None:
+        super().setUp()
+        stack = contextlib.ExitStack()
+        self.addCleanup(stack.close)
+        self.daemon = stack.enter_context(ChildDaemon(self.config()))
+        self.server = Server(
+            name="raspi", host="127.0.0.1", exportPort=self.daemon.exportPort, tls=self.tls()
+        )
+
+    def config(self) -> str:
+        """The daemon's."""
+        return EXPORT + VIRTUAL
+
+    def tls(self) -> ClientTls | None:
+        """How it is spoken to."""
+        return None
+
+    def shown(self) -> Any:
+        """What the daemon says of the device."""
+        return self.daemon.ask("find", id="1-1", detail=True)["data"]
+
+    def test_attach(self) -> None:
+        """A device is plugged in, with its nodes and where it came from; it is what it is; and
+        it is free everywhere when it was pulled out."""
+        with self.daemon.watch(id="1-1") as watcher:
+            attached, kept = self.attach(self.server, "1-1")
+            watcher.told("imported", "1-1")
+            record = Record(host="127.0.0.1", service=str(self.daemon.exportPort), busId="1-1")
+            seen = Attached(
+                port=0,
+                localBusId="3-1",
+                nodes=("/dev/ttyUSB0",),
+                record=record,
+                deviceId=1 << 16 | 2,
+            )
+            self.assertEqual(msgspec.structs.replace(attached, encryption=None), seen)
+            self.assertIn(attached.encryption, self.encryptions)
+            self.assertEqual(self.kernel.used(), {0: "3-1"})
+            self.assertTrue(self.answers(0))
+            self.assertEqual(self.shown()["holder"]["address"], "127.0.0.1")
+            self.assertEqual(self.attaching.attached(), (seen,))
+            self.assertTrue(self.attaching.detach(0))
+            watcher.told("released", "1-1")
+        self.assertOver(kept)
+        self.assertNothing()
+
+    def test_cycles(self) -> None:
+        """This can be done again and again."""
+        with self.daemon.watch(id="1-1") as watcher:
+            for _ in range(50):
+                attached, kept = self.attaching.attach(self.server, "1-1", SECONDS)
+                with kept:
+                    self.assertEqual(attached.port, 0)
+                    self.assertTrue(self.answers(0))
+                    self.assertTrue(self.attaching.detach(0))
+                watcher.told("released", "1-1")
+        self.assertNothing()
+
+    def test_taken(self) -> None:
+        """The server takes it back: that is to be seen on the connection that we keep, and the
+        port is free."""
+        _, kept = self.attach(self.server, "1-1")
+        self.assertEqual(self.daemon.ask("kick", id="1-1")["status"], "success")
+        for connection in (kept, self.kernel.connection(0)):
+            self.assertOver(connection)  # where it is relayed, one after the other
+        self.assertEqual(self.attaching.attached(), ())
+        self.assertFalse(self.attaching.detach(0))
+        again, _ = self.attach(self.server, "1-1")
+        self.assertEqual(again.port, 0)
+
+    def test_notGiven(self) -> None:
+        """What a server does not give is not attached."""
+        self.attach(self.server, "1-1")
+        for busId, text in (("1-1", "somebody else has it"), ("9-9", "has none there")):
+            error = self.assertRaises(NotGiven, self.attaching.attach, self.server, busId, SECONDS)
+            self.assertIn(text, str(error))
+        self.assertEqual(self.kernel.used(), {0: "3-1"})
+
+    def test_refusedHere(self) -> None:
+        """The kernel does not let us: nothing was taken from anybody."""
+        self.kernel.refuse = errno.EACCES
+        self.assertRaises(LocalTrouble, self.attaching.attach, self.server, "1-1", SECONDS)
+        self.assertEqual(self.shown()["state"], "free")
+        self.assertNothing()
+
+
+class SecuredTests(DaemonTests):
+    """
+    So it is over TLS: where the kernel does not encrypt it is carried.
+    """
+
+    encryptions = (Encryption.RELAY, Encryption.KTLS)
+
+    def config(self) -> str:
+        certificate, key = signed("localhost").write(self.mktemp(), "server")
+        return (
+            f"tls: {{certificate: {certificate}, key: {key}}}\n"
+            f"export: {{listen: ['tls:0:interface=127.0.0.1']}}\n{VIRTUAL}"
+        )
+
+    def tls(self) -> ClientTls | None:
+        ca, _ = authority(LAB).write(self.mktemp(), "ca")
+        return ClientTls(ca=ca)
+
+
+class GivingTestCase(AttachingTestCase):
+    """
+    A server that gives a device to everybody.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.scripted = ScriptedServer(self.gives)
+        self.scripted.__enter__()
+        self.addCleanup(self.scripted.__exit__, None, None, None)
+        self.addCleanup(self.kernel.close)
+        self.server = self.scripted.server
+        self.given = GIVEN
+
+    def gives(self, connection: socket.socket) -> None:
+        """Give a device away, until its client has enough of it."""
+        says(self.given)(connection)
+        connection.recv(1)
+
+    def take(self) -> int:
+        """Attach a device: the port."""
+        return self.attach(self.server)[0].port
+
+    def plug(self, port: int, speed: int) -> None:
+        """Somebody else attaches a device."""
+        ours, theirs = socket.socketpair()
+        self.addCleanup(theirs.close)
+        with ours:
+            order = f"{port} {ours.fileno()} 131074 {speed}"
+            self.kernel.write("devices/platform/vhci_hcd.0/attach", order.encode())
+
+    def fails(self) -> str:
+        """A device cannot be attached for reasons of this machine, and its server is told so."""
+        before = self.kernel.states()
+        trouble = self.assertRaises(
+            LocalTrouble, self.attaching.attach, self.server, "1-1.4", SECONDS
+        )
+        self.assertEqual(self.kernel.states(), before)
+        return str(trouble)
+
+
+class PortTests(GivingTestCase):
+    """
+    Ports, where there are few.
+    """
+
+    def test_kinds(self) -> None:
+        """Fast devices and others have ports of their own."""
+        for self.given, ports in ((FAST, [2, 3]), (GIVEN, [0, 1])):
+            self.assertEqual([self.take() for _ in range(2)], ports)
+
+    def test_full(self) -> None:
+        """Where all ports are used that is said at once, and not waited for."""
+        for self.given, kind in ((FAST, "fast (SuperSpeed)"), (GIVEN, "slower")):
+            for _ in range(2):
+                self.take()
+            before = self.clock.seconds
+            self.assertIn(f"no port of vhci_hcd is free for {kind} devices", self.fails())
+            self.assertEqual(self.clock.seconds, before)
+        self.attaching.detach(1)
+        self.assertEqual(self.take(), 1)
+
+    def test_raced(self) -> None:
+        """If somebody else is quicker to use a port, the next one is taken."""
+        kernel = Raced(controllers=1, ports=2)
+        self.addCleanup(kernel.close)
+        self.attaching = self.made(kernel)
+        self.assertEqual(self.take(), 1)
+        self.assertEqual(kernel.used(), {0: "3-1", 1: "3-2"})
+
+    def test_lingering(self) -> None:
+        """A port whose old device is still there is left alone: another one is used, or, if there
+        is none, it is waited for."""
+        self.kernel.lingering = 20
+        self.assertEqual([self.take(), self.take()], [0, 1])
+        self.attaching.detach(0)
+        self.kernel.lingering = 0
+        self.attaching.detach(1)
+        self.assertEqual(self.take(), 1)
+        before = self.clock.seconds
+        self.assertEqual(self.take(), 0)
+        self.assertGreater(self.clock.seconds, before + SETTLED)
+
+    def test_lingersOn(self) -> None:
+        """It is not waited for without end."""
+        self.kernel.lingering = 10**6
+        for _ in range(2):
+            self.take()
+        for port in range(2):
+            self.attaching.detach(port)
+        before = self.clock.seconds
+        self.assertIn("no port of vhci_hcd is free", self.fails())
+        self.assertLess(abs(self.clock.seconds - before - SECONDS), 1.0)
+
+    def test_slow(self) -> None:
+        """It may take a while until the kernel knows a device, but not for ever."""
+        self.kernel.enumerating = 100
+        self.assertEqual(self.take(), 0)
+        self.kernel.enumerating = 10**6
+        self.assertIn("does not get to know the device in time", self.fails())
+
+    def test_error(self) -> None:
+        """A device that the kernel gives up at once leaves its port free."""
+        kernel = Loser(controllers=1, ports=2)
+        self.addCleanup(kernel.close)
+        self.attaching = self.made(kernel)
+        self.assertIn("does not get to know the device", self.fails())
+        self.assertEqual(kernel.states(), {})
+
+    def test_gone(self) -> None:
+        """So does one whose server takes it back at once."""
+
+        def leaves(connection: socket.socket) -> None:
+            says(GIVEN)(connection)
+
+        self.kernel.enumerating = 10**6
+        with ScriptedServer(leaves) as self.scripted:
+            self.server = self.scripted.server
+            self.assertIn("the device went away at once", self.fails())
+        self.assertNothing()
+
+    def test_refused(self) -> None:
+        """What the kernel does not want is given back."""
+        self.given = encodeImport(changed(UNO, speed=None))
+        self.assertIn("the kernel refuses to attach: Invalid argument", self.fails())
+        self.assertNothing()
+
+    def test_unreachable(self) -> None:
+        """A server that is none is told from trouble here."""
+        self.given = b"SSH-2.0-OpenSSH_9.2p1"
+        self.assertRaises(Unreachable, self.attaching.attach, self.server, "1-1.4", SECONDS)
+        self.assertNothing()
+
+    def test_noRecord(self) -> None:
+        """Where no note can be left, it goes without."""
+        Path(self.folder).write_text("in the way")
+        self.assertEqual(self.take(), 0)
+        [attached] = self.attaching.attached()
+        self.assertIsNone(attached.record)
+        self.assertTrue(self.attaching.detach(0))
+        os.unlink(self.folder)
+
+    def test_others(self) -> None:
+        """What others have attached is there too, and can be detached."""
+        self.plug(3, 5)
+        self.kernel.enumerating = 10**6
+        self.plug(0, 2)
+        self.records.write(3, Record(host="bench", service="3240", busId="2-1"))
+        initialising, used = self.attaching.attached()
+        self.assertEqual((initialising.port, initialising.localBusId), (0, None))
+        self.assertEqual((used.port, used.localBusId), (3, "4-2"))
+        self.assertEqual(used.record, Record(host="bench", service="3240", busId="2-1"))
+        self.assertTrue(self.attaching.detach(3))
+        self.assertFalse(os.path.exists(self.folder))
+
+
+class NodesTests(GivingTestCase):
+    """
+    Nodes, which come a little later than the device.
+    """
+
+    def nodes(self) -> tuple[tuple[str, ...], float]:
+        """Those of a device, and how long that took."""
+        before = self.clock.seconds
+        attached, _ = self.attach(self.server)
+        return attached.nodes, self.clock.seconds - before
+
+    def test_come(self) -> None:
+        """They are waited for, and a little more in case there are others."""
+        self.kernel.probing = 20
+        nodes, took = self.nodes()
+        self.assertEqual(nodes, ("/dev/ttyUSB0",))
+        self.assertLess(took, NODES + SETTLED)
+        self.assertGreater(took, SETTLED)
+
+    def test_none(self) -> None:
+        """A device that has none is not waited for long."""
+        self.kernel.becomes = {"*:1.0/bInterfaceClass": b"ff\n"}
+        nodes, took = self.nodes()
+        self.assertEqual(nodes, ())
+        self.assertLess(abs(took - NODES), 0.1)
+
+    def test_disk(self) -> None:
+        """A disk takes longer."""
+        self.kernel.becomes = vhci.DISK
+        self.kernel.probing = 100
+        nodes, took = self.nodes()
+        self.assertEqual(nodes, ("/dev/sda", "/dev/sda1", "/dev/sg0"))
+        self.assertGreater(took, NODES)
+        self.assertLess(took, DISK + SETTLED)
+
+
+class DetachTests(GivingTestCase):
+    """
+    Pulling out.
+    """
+
+    def test_waits(self) -> None:
+        """The port is free when it is done, or at least it was not waited for without end."""
+        kernel = Reluctant(controllers=1, ports=2)
+        self.addCleanup(kernel.close)
+        self.attaching = self.made(kernel)
+        for looks in (5, 10**6):
+            self.assertEqual(self.take(), 0)
+            kernel.looks = looks
+            before = self.clock.seconds
+            self.assertTrue(self.attaching.detach(0))
+            self.assertLess(self.clock.seconds - before, FREED + 0.1)
+            self.assertEqual(self.attaching.attached() == (), looks == 5)
+
+
+class RelayTests(AttachingTestCase):
+    """
+    A connection that has to be carried.
+    """
+
+    def test_fails(self) -> None:
+        """If nobody can carry it, nothing is attached, and its server is told."""
+        folder = self.mktemp()
+        ca, _ = authority(LAB).write(folder, "ca")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*signed("localhost").write(folder, "server"))
+
+        def gives(connection: socket.socket) -> None:
+            with context.wrap_socket(connection.dup(), server_side=True) as secured:
+                says(GIVEN)(secured)
+                secured.recv(1)
+
+        def fails(secured: ssl.SSLSocket, ours: socket.socket) -> None:
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+        with ScriptedServer(gives) as scripted:
+            server = msgspec.structs.replace(scripted.server, tls=ClientTls(ca=ca))
+            attaching = self.made(self.kernel, fails)
+            self.assertRaises(OSError, attaching.attach, server, "1-1.4", SECONDS)
+            self.assertNothing()
+
+
+class Raced(FakeVhci):
+    """
+    A kernel where somebody else attaches something just before us.
+    """
+
+    raced = False
+
+    def write(self, path: str, data: bytes) -> None:
+        if data and not self.raced:
+            self.raced = True
+            other, _ = self.pair = socket.socketpair()
+            number = data.split()[0].decode()
+            self.write(path, f"{number} {other.fileno()} 1 2".encode())
+            other.close()
+        super().write(path, data)
+
+    def close(self) -> None:
+        super().close()
+        self.pair[1].close()
+
+
+class Loser(FakeVhci):
+    """
+    A kernel that gives up what is plugged in.
+    """
+
+    def write(self, path: str, data: bytes) -> None:
+        super().write(path, data)
+        if data and path.endswith("/attach"):
+            self.lose(int(data.split()[0]))
+
+
+class Reluctant(FakeVhci):
+    """
+    A kernel that takes its time to pull something out.
+
+    @ivar looks: how often one can look until then.
+    """
+
+    looks = 0
+    _pending: bytes | None = None
+
+    def write(self, path: str, data: bytes) -> None:
+        if data and path.endswith("/detach"):
+            self._pending = data
+        else:
+            super().write(path, data)
+
+    def read(self, path: str) -> bytes:
+        self.looks -= 1
+        if self._pending is not None and self.looks < 0:
+            super().write("devices/platform/vhci_hcd.0/detach", self._pending)
+            self._pending = None
+        return super().read(path)

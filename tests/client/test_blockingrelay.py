@@ -1,0 +1,181 @@
+"""
+Tests of L{usbip_server.client.blockingrelay}.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import socket
+import ssl
+import threading
+import time
+
+from twisted.trial.unittest import SkipTest, SynchronousTestCase
+
+from tests.support.certificates import signed, trusting
+from tests.support.scriptedserver import received
+from usbip_server.client.blockingrelay import CHUNK, relay, socketPair
+
+SECONDS = 60.0
+
+MUCH = os.urandom(8 * CHUNK)
+"""More than all buffers on the way hold."""
+
+
+class RelayTests(SynchronousTestCase):
+    """
+    A server with TLS, a relay in a thread, and the end that the kernel has.
+    """
+
+    def setUp(self) -> None:
+        files = signed("localhost").write(self.mktemp(), "server")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*files)
+        ours, theirs = connected()
+        shaking = threading.Thread(target=self.shake, args=(context, theirs))
+        shaking.start()
+        secured = trusting().wrap_socket(ours, server_hostname="localhost")
+        shaking.join()
+        self.outside = os.dup(secured.fileno())
+        self.addCleanup(os.close, self.outside)
+        self.kernel, mine = socketPair()
+        for end in (self.kernel, self.server):
+            self.addCleanup(end.close)
+            end.settimeout(SECONDS)
+        self.secured, self.mine = secured, mine
+        self.thread = threading.Thread(target=relay, args=(secured, mine), daemon=True)
+
+    def shake(self, context: ssl.SSLContext, theirs: socket.socket) -> None:
+        """The server's part of the handshake."""
+        self.server = context.wrap_socket(theirs, server_side=True)
+
+    def start(self) -> None:
+        """From now on it carries."""
+        self.thread.start()
+        self.addCleanup(self.ends)
+
+    def ends(self) -> None:
+        """It comes to its end, and both of its sockets are closed."""
+        for end in (self.kernel, self.server):
+            end.close()
+        self.thread.join(SECONDS)
+        self.assertFalse(self.thread.is_alive())
+        self.assertEqual((self.secured.fileno(), self.mine.fileno()), (-1, -1))
+
+    def test_small(self) -> None:
+        """What one says the other hears, at once and byte by byte."""
+        self.start()
+        for _ in range(100):
+            self.kernel.sendall(b"ping")
+            self.assertEqual(received(self.server, 4), b"ping")
+            for byte in b"pong":
+                self.server.sendall(bytes([byte]))
+            self.assertEqual(received(self.kernel, 4), b"pong")
+
+    def test_much(self) -> None:
+        """Much in both directions at the same time arrives whole, in its order."""
+        self.start()
+        sending = [
+            threading.Thread(target=end.sendall, args=(MUCH,), daemon=True)
+            for end in (self.kernel, self.server)
+        ]
+        for thread in sending:
+            thread.start()
+        arrived: list[bytes] = []
+        reading = threading.Thread(
+            target=lambda: arrived.append(received(self.server, len(MUCH))), daemon=True
+        )
+        reading.start()
+        self.assertTrue(received(self.kernel, len(MUCH)) == MUCH)
+        reading.join(SECONDS)
+        self.assertTrue(arrived == [MUCH])
+
+    def test_slow(self) -> None:
+        """Whoever does not read keeps the other waiting, and not this machine's memory or
+        processor busy."""
+        self.start()
+        self.server.settimeout(0.2)
+        sent = 0
+        with contextlib.suppress(TimeoutError):
+            while sent < 100 * CHUNK:
+                sent += self.server.send(MUCH[:16384])
+        self.assertLess(sent, 100 * CHUNK)
+        before = time.process_time()
+        with contextlib.suppress(TimeoutError):
+            self.server.recv(1)
+        self.assertLess(time.process_time() - before, 0.1)
+        self.kernel.sendall(b"still there")
+        self.assertEqual(received(self.server, 11), b"still there")
+
+    def test_readAlready(self) -> None:
+        """What had come before it began is carried too."""
+        self.server.sendall(MUCH[:10000])
+        self.assertEqual(self.secured.recv(1), MUCH[:1])
+        self.start()
+        self.assertTrue(received(self.kernel, 9999) == MUCH[1:10000])
+
+    def test_serverEnds(self) -> None:
+        """When the server goes the kernel is told."""
+        self.start()
+        self.server.close()
+        self.assertEqual(self.kernel.recv(1), b"")
+
+    def test_kernelEnds(self) -> None:
+        """When the kernel has done with it the server is told, whoever else has the connection."""
+        self.start()
+        self.kernel.close()
+        self.assertEqual(self.server.recv(1), b"")
+
+    def test_fullAndOver(self) -> None:
+        """So it is when what was on its way cannot be delivered any more."""
+        self.start()
+        self.kernel.settimeout(0.2)
+        with contextlib.suppress(TimeoutError):
+            while True:
+                self.kernel.send(MUCH[:16384])
+        self.kernel.close()
+        self.thread.join(SECONDS)
+        self.assertFalse(self.thread.is_alive())
+
+    def test_shutDown(self) -> None:
+        """Whoever else has the connection can end it."""
+        self.start()
+        with socket.socket(fileno=os.dup(self.outside)) as other:
+            other.shutdown(socket.SHUT_RDWR)
+        self.assertEqual(self.kernel.recv(1), b"")
+
+    def test_garbage(self) -> None:
+        """What is no TLS ends it."""
+        self.start()
+        with socket.socket(fileno=self.server.detach()) as plain:
+            plain.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            self.assertEqual(self.kernel.recv(1), b"")
+
+    def test_manyFiles(self) -> None:
+        """Descriptors beyond those that select(2) can take are as good as others."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if hard < 2000:
+            raise SkipTest("this process may not have so many files")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (2000, hard))
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        os.dup2(self.mine.fileno(), 1500)
+        self.mine.close()
+        self.mine = socket.socket(fileno=1500)
+        self.thread = threading.Thread(target=relay, args=(self.secured, self.mine), daemon=True)
+        self.start()
+        self.kernel.sendall(b"ping")
+        self.assertEqual(received(self.server, 4), b"ping")
+
+
+def connected() -> tuple[socket.socket, socket.socket]:
+    """The two ends of a TCP connection."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        ours = socket.create_connection(listening.getsockname())
+        theirs, _ = listening.accept()
+    for end in (ours, theirs):
+        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            end.setsockopt(socket.SOL_SOCKET, option, CHUNK)  # and no more, ever
+    return ours, theirs

@@ -1,0 +1,360 @@
+"""
+Tests of L{usbip_server.client.conversation}, with a server in memory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionLost
+from twisted.internet.task import Clock, deferLater
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.support.fixtures import MemoryTransport, Wire, asked, threeWays
+from tests.support.network import Network
+from usbip_server.client.conversation import SILENCE, Conversation, askToTheEnd
+from usbip_server.client.servers import Server
+from usbip_server.model.errors import ASK_AGAIN, Unreachable
+from usbip_server.model.replies import (
+    LONGEST_LINE,
+    ReceivedNotice,
+    ReceivedReply,
+    Refused,
+    Reply,
+    Status,
+)
+from usbip_server.protocols.interfaces import Response
+
+RASPI = Server(name="raspi", host="192.0.2.1", port=5056)
+
+LIST = {"command": "list"}
+DONE = b'{"status":"success","data":[]}\n'
+BEGUN = b'{"status":"success","data":[],"seq":17}\n'
+
+
+class AskingTestCase(SynchronousTestCase):
+    """
+    A conversation with a server that says what the test says.
+    """
+
+    server = RASPI
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.conversation = Conversation(self.server, self.clock)
+        self.wire = Wire(self.conversation, MemoryTransport())
+        self.told: list[ReceivedNotice] = []
+        self.addCleanup(lambda: self.assertEqual(self.clock.getDelayedCalls(), []))
+        self.addCleanup(self.end)
+
+    def end(self) -> None:
+        """The connection is gone in the end."""
+        if not self.wire.lost:
+            self.conversation.close()
+            self.wire.turn()
+
+    def ask(self, request: dict[str, Any] = LIST, seconds: float = 3) -> Deferred[ReceivedReply]:
+        """Ask something."""
+        return asked(self.conversation.ask(request, seconds, self.told.append))
+
+    def answered(self) -> Deferred[ReceivedReply]:
+        """Ask something, and answer."""
+        asking = self.ask()
+        self.wire.send(DONE)
+        return asking
+
+    def said(self) -> list[dict[str, Any]]:
+        """What the server has got."""
+        return [json.loads(line) for line in self.wire.received.splitlines()]
+
+    def unreachable(self, asking: Deferred[ReceivedReply]) -> str:
+        """It comes to nothing: why, behind the server's name."""
+        error = self.failureResultOf(asking, Unreachable).value
+        name, _, reason = str(error).partition(": ")
+        self.assertEqual(name, "raspi (192.0.2.1:5056)")
+        return reason
+
+
+class AskingTests(AskingTestCase):
+    """
+    Answers, and what comes before them.
+    """
+
+    def test_answer(self) -> None:
+        """An answer is what the server says, however it comes; the connection stays open."""
+        for name, segments in threeWays([DONE]):
+            asking = self.ask()
+            self.wire.send(*segments)
+            answer = self.successResultOf(asking)
+            self.assertEqual(answer, ReceivedReply(status=Status.SUCCESS, data=[]), name)
+        self.assertEqual(self.said(), 3 * [{"command": "list", "keep_alive": True}])
+        self.assertFalse(self.wire.ended)
+
+    def test_statuses(self) -> None:
+        """What is no success is an answer as well, with what the server says of it."""
+        for status in Status:
+            asking = self.ask()
+            text = {"status": status.value, "message": "why", "data": None, "later": 1}
+            self.wire.send(json.dumps(text).encode() + b"\n")
+            answer = self.successResultOf(asking)
+            self.assertEqual((answer.status, answer.message), (status, "why"))
+
+    def test_told(self) -> None:
+        """What comes before the answer, and behind it, is told in its order."""
+        lines = [b'{"event":"queued","place":1}\n', DONE, b'{"event":"added"}\n']
+        for _, segments in threeWays(lines):
+            self.told.clear()
+            asking = self.ask()
+            self.wire.send(*segments)
+            self.assertEqual(self.successResultOf(asking).status, Status.SUCCESS)
+            self.assertEqual([notice["event"] for notice in self.told], ["queued", "added"])
+
+    def test_seq(self) -> None:
+        """The answer to a watch says where it begins."""
+        asking = self.ask({"command": "watch"})
+        self.wire.send(BEGUN)
+        self.assertEqual(self.successResultOf(asking).seq, 17)
+
+    def test_late(self) -> None:
+        """An answer has its time, and what is waited for on top; events do not lengthen it."""
+        asking = self.ask({"command": "attach", "wait": 60}, 2.97)
+        for _ in range(62):
+            self.clock.advance(1)
+            self.wire.send(b'{"event":"queued"}\n')
+        self.assertNoResult(asking)
+        self.clock.advance(1)
+        self.wire.turn()
+        self.assertEqual(self.unreachable(asking), "no answer within 63 s")
+        self.assertTrue(self.wire.transport.aborted)
+
+    def test_again(self) -> None:
+        """Once it is gone nothing more can be asked, and it is said why it has gone."""
+        self.clock.advance(1)
+        first = self.ask()
+        self.clock.advance(3)
+        self.wire.turn()
+        self.assertEqual(self.unreachable(first), self.unreachable(self.ask()))
+        lost = self.successResultOf(self.conversation.lost)
+        self.assertIn("no answer within 3 s", str(lost))
+
+    def test_cancelled(self) -> None:
+        """Whoever does not want to know any more leaves nothing behind."""
+        asking = self.ask()
+        asking.addErrback(lambda failure: None)
+        asking.cancel()
+        self.successResultOf(asking)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.wire.send(DONE)  # to nobody
+        self.successResultOf(self.answered())
+
+
+class AgainTests(SynchronousTestCase):
+    """
+    Asking to the end.
+    """
+
+    def test_wait(self) -> None:
+        """Who asks again waits for what is left of the time."""
+        network = Network()
+        self.addCleanup(network.close)
+        heard: list[bytes] = []
+        room = network.room(RASPI.host)
+
+        async def slowly(raw: bytes, *others: object) -> Response:
+            heard.append(raw)
+            await deferLater(network, 4)
+            left = "the attach takes longer; " + ASK_AGAIN if len(heard) < 3 else "no"
+            reply = Reply(status=Status.FAILURE, message=left)
+            return Response(status=reply.status, encoded=reply.encode())
+
+        self.patch(room.answers, "to", slowly)
+        asking = asked(askToTheEnd(network, RASPI, {"command": "attach", "id": "1", "wait": 6}, 5))
+        network.sleep(13)
+        self.assertEqual(self.successResultOf(asking).message, "no")
+        self.assertEqual([round(json.loads(raw)["wait"]) for raw in heard], [6, 2, 0])
+
+
+class TokenTests(AskingTestCase):
+    """
+    A server to which we have to prove who we are.
+    """
+
+    server = msgspec.structs.replace(RASPI, token="usbip_secret")
+
+    def test_token(self) -> None:
+        """The token is in each request, and in no message."""
+        asking = self.ask()
+        [said] = self.said()
+        self.assertEqual(said["token"], "usbip_secret")
+        self.wire.drop()
+        self.assertNotIn("secret", self.unreachable(asking))
+
+
+class TroubleTests(AskingTestCase):
+    """
+    Servers that are none.
+    """
+
+    def test_garbage(self) -> None:
+        """What is no answer is told from one at once, and the connection is cut off."""
+        for line in (
+            b"HTTP/1.1 400 Bad Request\r",
+            b"{",
+            b"[]",
+            b"5",
+            b"null",
+            b"{}",
+            b'{"status":"splendid"}',
+            b'{"status":"success","message":5}',
+            b'"\xff"',
+            b"[" * 100_000,
+        ):
+            self.setUp()
+            asking = self.ask()
+            self.wire.send(line + b"\n" + DONE)
+            self.assertEqual(self.unreachable(asking), "what answers there is no usbipshare")
+            self.assertTrue(self.wire.transport.aborted)
+
+    def test_tls(self) -> None:
+        """One that speaks TLS only is told as that."""
+        asking = self.ask()
+        self.wire.send(b"\x15\x03\x03\x00\x02\x02\x46")
+        self.wire.drop()
+        self.assertEqual(
+            self.unreachable(asking),
+            "it speaks TLS, and is spoken to in plain: give it `tls` in client.yaml",
+        )
+
+    def test_closes(self) -> None:
+        """One that closes has not answered, whatever it has begun to say."""
+        for segments in ((), (DONE[:-1],)):
+            self.setUp()
+            asking = self.ask()
+            self.wire.send(*segments)
+            self.wire.drop()
+            reason = "it closes without an answer: if it speaks TLS only, give it `tls` in"
+            self.assertIn(reason, self.unreachable(asking))
+        self.setUp()
+        self.successResultOf(self.answered())
+        asking = self.ask()
+        self.wire.drop()
+        self.assertEqual(self.unreachable(asking), "it closes without an answer")
+        self.setUp()
+        asking = self.ask()
+        self.wire.lost = True
+        self.conversation.connectionLost(Failure(ConnectionLost()))
+        self.assertEqual(self.unreachable(asking), "the connection breaks")
+
+    def test_long(self) -> None:
+        """An answer without an end has one here; a long one is taken."""
+        asking = self.ask()
+        long = b'{"status":"success","data":"' + b"x" * (LONGEST_LINE - 100) + b'"}\n'
+        self.wire.send(long)
+        self.assertEqual(len(self.successResultOf(asking).data), LONGEST_LINE - 100)
+        asking = self.ask()
+        self.wire.send(*64 * [b"x" * (LONGEST_LINE // 32)])
+        self.assertIn("longer than anything", self.unreachable(asking))
+        self.assertTrue(self.wire.transport.aborted)
+
+    def test_unasked(self) -> None:
+        """A failure that answers nothing ends it: a watch is over, for example."""
+        self.wire.send(DONE)
+        self.assertFalse(self.wire.ended)
+        self.wire.send(b'{"status":"error","message":"the daemon stops"}\n')
+        self.assertTrue(self.wire.lost)
+        self.assertEqual(self.unreachable(self.ask()), "the daemon stops")
+
+
+class WatchTests(AskingTestCase):
+    """
+    A server that is to say something now and then.
+    """
+
+    def watch(
+        self, line: bytes = BEGUN, more: dict[str, Any] | None = None, silence: float = SILENCE
+    ) -> Deferred[ReceivedReply]:
+        """Begin, with this answer."""
+        watching = self.conversation.watch(more or {}, 3, self.tell, silence)
+        begun = asked(watching)
+        self.wire.send(line)
+        return begun
+
+    def tell(self, notice: ReceivedNotice) -> None:
+        """What is told can make no sense."""
+        if notice["event"] == "nonsense":
+            raise Unreachable("raspi (192.0.2.1:5056): nonsense")
+        self.told.append(notice)
+
+    def lost(self) -> str:
+        """It is over: why, behind the server's name."""
+        error = self.successResultOf(self.conversation.lost)
+        self.assertEqual(self.unreachable(self.ask()), str(error).partition(": ")[2])
+        return str(error).partition(": ")[2]
+
+    def passes(self, seconds: Sequence[float]) -> None:
+        """Something is said after each of these times."""
+        for each in seconds:
+            self.clock.advance(each)
+            self.wire.send(b'{"event":"heartbeat"}\n')
+
+    def test_begins(self) -> None:
+        """It is asked for all details, and for what else there is to it."""
+        answer = self.successResultOf(self.watch(more={"id": "uno"}))
+        self.assertEqual((answer.seq, answer.data), (17, []))
+        [said] = self.said()
+        more = {"command": "watch", "detail": True, "id": "uno", "keep_alive": True}
+        self.assertEqual(said, more)
+
+    def test_goesOn(self) -> None:
+        """One that goes on does not say again what devices there are."""
+        on = b'{"status":"success","seq":20}\n'
+        answer = self.successResultOf(self.watch(on, {"since": 17}))
+        self.assertIsNone(answer.data)
+
+    def test_refused(self) -> None:
+        """One that refuses can be asked again."""
+        refusal = b'{"status":"error","message":"too long ago"}\n'
+        error = self.failureResultOf(self.watch(refusal, {"since": 1}), Refused).value
+        self.assertEqual(str(error), "raspi (192.0.2.1:5056): too long ago")
+        self.successResultOf(self.watch())
+
+    def test_noWatch(self) -> None:
+        """One that answers anything else does not know what it is asked."""
+        for line in (DONE, b'{"status":"success","seq":17,"data":{}}\n'):
+            self.setUp()
+            self.assertIn("nothing of events", self.unreachable(self.watch(line)))
+            self.end()
+
+    def test_nonsense(self) -> None:
+        """What makes no sense to whom it is told ends it, and what is behind that is not told."""
+        self.watch()
+        self.wire.send(b'{"event":"bound"}\n{"event":"nonsense"}\n{"event":"unbound"}\n')
+        self.wire.turn()
+        self.assertEqual(self.lost(), "nonsense")
+        self.assertEqual([notice["event"] for notice in self.told], ["bound"])
+
+    def test_silence(self) -> None:
+        """One that says nothing any more is taken for gone."""
+        self.watch()
+        self.passes([SILENCE - 1, SILENCE - 1])
+        self.assertFalse(self.wire.lost)
+        self.clock.advance(SILENCE)
+        self.wire.turn()
+        self.assertEqual(self.lost(), "it has said nothing for 45 s")
+
+    def test_longer(self) -> None:
+        """How long that may be can be said."""
+        self.watch(silence=100)
+        self.passes([99, 99])
+        self.assertFalse(self.wire.lost)
+
+    def test_closed(self) -> None:
+        """One that goes is noticed at once."""
+        self.watch()
+        self.wire.drop()
+        self.assertEqual(self.lost(), "the connection is lost")

@@ -1,0 +1,368 @@
+"""
+Tests of L{usbip_server.client.imports}.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import struct
+import time
+from typing import Any
+
+from twisted.trial.unittest import SkipTest, SynchronousTestCase
+
+from tests.support.certificates import LAB, authority, signed
+from tests.support.fixtures import MOUSE, UNO, changed
+from tests.support.scriptedserver import (
+    GIVEN,
+    LIST_REQUEST,
+    REQUEST,
+    Play,
+    ScriptedServer,
+    connections,
+    received,
+    says,
+)
+from usbip_server.client import imports
+from usbip_server.client.imports import importDevice, listDevices
+from usbip_server.client.servers import ClientTls, Server
+from usbip_server.model.device import Encryption
+from usbip_server.model.errors import Unreachable
+from usbip_server.model.usbip import NotGiven, OpStatus, encodeImport, encodeList, encodeRefusal
+
+SECONDS = 60.0
+
+SOON = 0.2
+
+TRAFFIC = struct.pack(">IIIII", 3, 1, 0, 0, 0) + bytes(28)
+"""C{USBIP_RET_SUBMIT}, though nothing was asked."""
+
+
+def isSilent(connection: socket.socket) -> None:
+    """Answers nothing, and waits until the client goes."""
+    while connection.recv(65536):
+        pass
+
+
+class ImportingTestCase(SynchronousTestCase):
+    """
+    A server that says what it is told to. Nothing is left open.
+    """
+
+    def setUp(self) -> None:
+        self.before = connections()
+        self.addCleanup(lambda: self.assertLessEqual(connections(), self.before))
+
+    def fill(self, full: socket.socket) -> list[socket.socket]:
+        """Have one that listens answer no more: nobody accepts, and its queue is full."""
+        crowd = [socket.socket() for _ in range(4)]
+        for client in crowd:
+            self.addCleanup(client.close)
+            client.setblocking(False)
+            client.connect_ex(full.getsockname())
+        return crowd
+
+    def unreachable(self, play: Play, reason: str, seconds: float = SECONDS) -> ScriptedServer:
+        """It comes to nothing, and is told so, with the server's name."""
+        with ScriptedServer(play) as scripted:
+            error = self.assertRaises(Unreachable, importDevice, scripted.server, "1-1.4", seconds)
+            self.assertEqual(str(error), f"raspi (127.0.0.1:{scripted.port}): {reason}")
+        return scripted
+
+
+class ImportTests(ImportingTestCase):
+    """
+    Fetching a device.
+    """
+
+    def test_imported(self) -> None:
+        """A device comes as it is described, however the answer is cut, and its traffic is left
+        where it is: nothing more is said."""
+        for segments in (
+            (GIVEN + TRAFFIC,),
+            (GIVEN[:8], GIVEN[8:] + TRAFFIC),
+            each(GIVEN + TRAFFIC),
+        ):
+            with (
+                ScriptedServer(says(*segments)) as scripted,
+                importDevice(scripted.server, "1-1.4", SECONDS).connection as connection,
+            ):
+                self.assertEqual(connection.recv(48, socket.MSG_WAITALL), TRAFFIC)
+                self.assertEqual(connection.recv(1), b"")
+            self.assertEqual(scripted.heard, [b""])
+
+    def test_connection(self) -> None:
+        """It is set up so that a server that vanishes is noticed, and blocks as the kernel has
+        it."""
+        with ScriptedServer(says(GIVEN)) as scripted:
+            imported = importDevice(scripted.server, "1-1.4", SECONDS)
+            with imported.connection as connection:
+                self.assertEqual(imported.encryption, Encryption.NONE)
+                self.assertIsNone(connection.gettimeout())
+                for level, option, value in (
+                    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+                    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+                    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5),
+                    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 10_000),
+                ):
+                    self.assertEqual(connection.getsockopt(level, option), value)
+
+    def test_ipv6(self) -> None:
+        """So it is by IPv6."""
+        if not hasIpv6():
+            raise SkipTest("there is no IPv6 here")
+        with (
+            ScriptedServer(says(GIVEN), "::1") as scripted,
+            importDevice(scripted.server, "1-1.4", SECONDS).connection as connection,
+        ):
+            self.assertEqual(connection.recv(1), b"")
+
+    def test_refused(self) -> None:
+        """A server that does not give it says why, and is not unreachable."""
+        for status in OpStatus:
+            if status is not OpStatus.OK:
+                with ScriptedServer(says(encodeRefusal(status))) as scripted:
+                    error = self.assertRaises(
+                        NotGiven, importDevice, scripted.server, "1-1.4", SECONDS
+                    )
+                self.assertEqual(error.status, status)
+
+
+class UnreachableTests(ImportingTestCase):
+    """
+    Servers that are none.
+    """
+
+    def test_garbage(self) -> None:
+        """What speaks something else is found out at once."""
+        for said in (
+            b"HTTP/1.1 400 Bad Request\r\n\r\n",
+            b"SSH-2.0-x",
+            bytes(8),
+            b"\x01\x11\x00\x05",
+        ):
+            self.unreachable(says(said), "what answers there is no USB/IP server")
+
+    def test_another(self) -> None:
+        """Nor is it a device if it is another one than was asked for."""
+        self.unreachable(says(encodeImport(MOUSE)), "it was asked for 1-1.4, and gives 2-10")
+
+    def test_early(self) -> None:
+        """One that closes early has said nothing, wherever it stops."""
+        for length in (0, 1, 8, 319):
+            self.unreachable(says(GIVEN[:length]), "it closes without an answer")
+
+    def test_late(self) -> None:
+        """One that is silent is given up in time, and so is one that dribbles."""
+
+        def dribbles(connection: socket.socket) -> None:
+            received(connection, REQUEST)
+            for byte in each(GIVEN):
+                connection.sendall(byte)
+                connection.settimeout(SOON / 4)
+                try:
+                    connection.recv(1)
+                except TimeoutError:
+                    continue
+                break
+
+        for play in (isSilent, dribbles):
+            began = time.monotonic()
+            self.unreachable(play, "no answer in time", SOON)
+            self.assertLess(time.monotonic() - began, SECONDS / 2)
+
+    def test_plain(self) -> None:
+        """One that speaks TLS only is told as that."""
+        alert = b"\x15\x03\x01\x00\x02\x02\x46"
+        self.unreachable(
+            says(alert),
+            "it speaks TLS, and is spoken to in plain: give it `tls` in client.yaml",
+        )
+
+    def test_nobody(self) -> None:
+        """Nobody there, no such machine, no such name."""
+        with socket.create_server(("127.0.0.1", 0)) as closed:
+            port = closed.getsockname()[1]
+        for host, reason in (
+            ("127.0.0.1", "Connection refused"),
+            ("nosuch.invalid", "there is no machine of this name"),
+            ("a" * 64 + ".invalid", "that is no name of a machine"),
+            ("a..b", "that is no name of a machine"),
+        ):
+            server = Server(name="raspi", host=host, exportPort=port)
+            error = self.assertRaises(Unreachable, importDevice, server, "1-1.4", SECONDS)
+            self.assertEqual(str(error), f"raspi ({host}:{port}): {reason}")
+
+    def test_addresses(self) -> None:
+        """Of several addresses the first that answers is taken; one that does not leaves time
+        for the others."""
+        with (
+            socket.create_server(("127.0.0.2", 0), backlog=0) as full,
+            ScriptedServer(says(GIVEN)) as scripted,
+        ):
+            crowd = self.fill(full)
+            infos = [
+                (socket.AF_INET, socket.SOCK_STREAM, 6, "", address)
+                for address in (full.getsockname(), ("127.0.0.1", 1), ("127.0.0.1", scripted.port))
+            ]
+            self.patch(socket, "getaddrinfo", lambda *args, **more: infos)
+            with importDevice(scripted.server, "1-1.4", 6.0).connection as connection:
+                self.assertEqual(connection.getpeername(), infos[-1][-1])
+            for client in crowd:
+                client.close()
+
+
+class ListTests(ImportingTestCase):
+    """
+    Asking what there is.
+    """
+
+    def test_dead(self) -> None:
+        """A machine that is not there is given up when its share of the time is over."""
+        self.patch(imports, "shareOf", lambda seconds: SOON)
+        with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+            crowd = self.fill(full)
+            server = Server(name="raspi", host="127.0.0.1", exportPort=full.getsockname()[1])
+            began = time.monotonic()
+            error = self.assertRaises(Unreachable, listDevices, server, 10 * SECONDS)
+            self.assertLess(time.monotonic() - began, SECONDS)
+            self.assertIn("no answer in time", str(error))
+            for client in crowd:
+                client.close()
+
+    def test_list(self) -> None:
+        """All devices, however the answer is cut; the connection is closed."""
+        devices = (UNO, changed(MOUSE, interfaces=("03/01/02",)))
+        answer = encodeList(devices)
+        for segments in ((answer,), (answer[:100], answer[100:]), each(answer)):
+            with ScriptedServer(says(*segments, size=LIST_REQUEST)) as scripted:
+                found = listDevices(scripted.server, SECONDS)
+            self.assertEqual([one.busId for one in found], ["1-1.4", "2-10"])
+            self.assertEqual(scripted.heard, [b""])
+
+    def test_endless(self) -> None:
+        """A list that has no end has one here."""
+
+        def endless(connection: socket.socket) -> None:
+            received(connection, LIST_REQUEST)
+            connection.sendall(bytes.fromhex("0111 0005 00000000 00ffffff"))
+            device = encodeImport(changed(UNO, interfaces=()))[8:]
+            while True:
+                connection.sendall(200 * device)
+
+        with ScriptedServer(endless) as scripted:
+            error = self.assertRaises(Unreachable, listDevices, scripted.server, SECONDS)
+        self.assertIn("its list has no end", str(error))
+
+    def test_refused(self) -> None:
+        """A server may refuse that."""
+        with ScriptedServer(
+            says(bytes.fromhex("0111 0005 00000001"), size=LIST_REQUEST)
+        ) as scripted:
+            self.assertRaises(NotGiven, listDevices, scripted.server, SECONDS)
+
+
+class TlsTests(ImportingTestCase):
+    """
+    With TLS.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.folder = self.mktemp()
+        self.ca, _ = authority(LAB).write(self.folder, "ca")
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.load_cert_chain(*signed("localhost").write(self.folder, "server"))
+
+    def secured(self, *segments: bytes) -> Play:
+        """Answers in TLS."""
+
+        def play(connection: socket.socket) -> None:
+            with self.context.wrap_socket(connection.dup(), server_side=True) as made:
+                made.settimeout(SECONDS)
+                self.request = made.recv(40)
+                for segment in segments:
+                    made.sendall(segment)
+                if segments:
+                    made.recv(1)
+
+        return play
+
+    def server(self, scripted: ScriptedServer, **tls: Any) -> Server:
+        """As a client knows it."""
+        return Server(
+            name="raspi",
+            host="127.0.0.1",
+            exportPort=scripted.port,
+            tls=ClientTls(**{"ca": self.ca, **tls}),
+        )
+
+    def test_relay(self) -> None:
+        """A device comes over TLS 1.2. Where the kernel does not encrypt, it is to be carried, and
+        what comes behind the answer is still there."""
+        for segments in ((GIVEN + TRAFFIC,), (GIVEN, TRAFFIC), each(GIVEN + TRAFFIC)):
+            with ScriptedServer(self.secured(*segments)) as scripted:
+                imported = importDevice(self.server(scripted), "1-1.4", SECONDS)
+                with imported.connection as connection:
+                    assert isinstance(connection, ssl.SSLSocket)
+                    self.assertEqual(connection.version(), "TLSv1.2")
+                    self.assertEqual(imported.encryption, Encryption.RELAY)
+                    received = b""
+                    while len(received) < len(TRAFFIC):
+                        received += connection.recv(48)
+                    self.assertEqual(received, TRAFFIC)
+
+    def test_distrust(self) -> None:
+        """Whoever is not who they should be is asked for nothing."""
+        other, _ = authority("Other").write(self.folder, "other")
+        for tls, reason in (
+            ({"ca": other}, "its certificate is not to be trusted: "),
+            ({"serverName": "elsewhere"}, "its certificate is for another name"),
+        ):
+            with ScriptedServer(self.secured()) as scripted:
+                error = self.assertRaises(
+                    Unreachable, importDevice, self.server(scripted, **tls), "1-1.4", SECONDS
+                )
+            self.assertIn(f": {reason}", str(error))
+
+    def test_noTls(self) -> None:
+        """Whoever does not speak TLS is told as that, however they take it."""
+
+        def slams(connection: socket.socket) -> None:
+            connection.recv(1)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.close()
+
+        for play, reason in (
+            (says(b"HTTP/1.1 400 Bad Request\r\n\r\n", size=1), "it does not speak TLS"),
+            (says(size=1), "it leaves in the handshake of TLS, which it may not speak"),
+            (slams, "it leaves in the handshake of TLS, which it may not speak"),
+        ):
+            with ScriptedServer(play) as scripted:
+                error = self.assertRaises(
+                    Unreachable, importDevice, self.server(scripted), "1-1.4", SECONDS
+                )
+            self.assertIn(reason, str(error))
+
+    def test_late(self) -> None:
+        """A handshake that does not come to its end is given up in time."""
+        with ScriptedServer(isSilent) as scripted:
+            error = self.assertRaises(
+                Unreachable, importDevice, self.server(scripted), "1-1.4", SOON
+            )
+        self.assertIn("no answer in time", str(error))
+
+
+def each(data: bytes) -> tuple[bytes, ...]:
+    """Byte by byte."""
+    return tuple(bytes([byte]) for byte in data)
+
+
+def hasIpv6() -> bool:
+    """Can this machine reach itself by IPv6?"""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,3 @@
+"""
+Tests of the documents, and what executes their examples.
+"""

@@ -1,0 +1,107 @@
+"""
+What documents show of C{usbipshare}: what is typed, what it prints in JSON, and its file.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tests.support.childdaemon import ChildDaemon
+from usbip_server.client.cli.exitcodes import Exit
+from usbip_server.client.cli.main import COMMANDS, main
+from usbip_server.client.config import load
+from usbip_server.model.tokens import PREFIX
+from usbip_server.runtime.yamlfile import ConfigError
+
+RESULT = {"status", "devices", "errors", "message"}
+"""Keys of what is printed."""
+
+PLUGGED = {"port", "local_bus_id", "local_devices"}
+"""Of a device that is plugged in here, besides."""
+
+EVENTS = {"connected": {"devices"}, "disconnected": {"message"}}
+"""What C{watch} prints that servers do not tell, and its keys."""
+
+
+def commandCalled(name: str) -> click.Command:
+    """One of the commands."""
+    command = main.get_command(click.Context(main), name)
+    assert command is not None, name
+    return command
+
+
+def optionsOf(name: str) -> set[str]:
+    """The options of a command: C{--host}."""
+    return {
+        text
+        for parameter in commandCalled(name).params
+        if isinstance(parameter, click.Option)
+        for text in parameter.opts
+    }
+
+
+def checkTyped(where: str, command: str) -> None:
+    """
+    Has what is called the sub-commands and options that are typed?
+    """
+    for typed in re.findall(
+        r"\busbipshare ((?!--)[^|;&]+)", command.replace("twistd usbipshare", "")
+    ):
+        name, *arguments = typed.split()
+        assert name in COMMANDS, f"{where}: {name}"
+        for option in re.findall(r"--[\w-]+", " ".join(arguments)):
+            assert option in optionsOf(name) | {"--help"}, f"{where}: {option}"
+
+
+def isPrinted(value: dict[str, Any]) -> bool:
+    """
+    Is this what the command prints, and no server says?
+    """
+    return "devices" in value or value.get("event") in EVENTS
+
+
+def checkPrinted(where: str, value: dict[str, Any], fields: set[str]) -> None:
+    """
+    Has it the shape that it always has?
+
+    @param fields: those that servers tell of a device.
+    """
+    if "event" in value:
+        assert set(value) == {"event", "server"} | EVENTS[value["event"]], f"{where}: {value}"
+        return
+    assert set(value) - {"servers"} == RESULT, f"{where}: {value}"
+    assert value["status"] in {each.word for each in Exit}, f"{where}: {value}"
+    for device in value["devices"]:
+        alone = {"server", "bus_id"} | PLUGGED
+        assert set(device) in ({"server"} | fields, {"server"} | fields | PLUGGED, alone), where
+
+
+def writeServers(daemon: ChildDaemon, folder: Path) -> None:
+    """
+    Have the examples find the server C{raspi}, with C{XDG_CONFIG_HOME}.
+    """
+    ports = {"port": daemon.port, "export_port": daemon.exportPort}
+    servers = {"servers": {"raspi": {"host": "127.0.0.1", **ports}}}
+    (folder / "usbipshare").mkdir()
+    (folder / "usbipshare/client.yaml").write_text(json.dumps(servers))
+
+
+def serversError(text: str, folder: Path) -> str | None:
+    """
+    What is said against a file of servers, if anything. It is given the files that it names.
+    """
+    for name in re.findall(r"token_file: ([\w.]+)", text):
+        (folder / name).write_text(f"{PREFIX}0123456789abcdef")
+        (folder / name).chmod(0o600)
+    file = folder / "client.yaml"
+    file.write_text(f"{text}\n")
+    try:
+        load(str(file))
+    except ConfigError as error:
+        return str(error).replace(f"{folder}/", "")
+    return None

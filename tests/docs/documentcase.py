@@ -1,0 +1,204 @@
+"""
+What is to be said of each document (L{tests.docs.documents} tells which block is for what).
+"""
+
+from __future__ import annotations
+
+import configparser
+import contextlib
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from msgspec import convert
+from twisted.trial.unittest import SkipTest
+
+from tests.docs.clientexamples import checkPrinted, checkTyped, isPrinted
+from tests.docs.documents import KINDS, ROOT, Document
+from tests.docs.examples import Stage
+from tests.support.childdaemon import EXPORT, ChildDaemon
+from usbip_server.model.device import UsbDevice
+from usbip_server.model.inventory import ChangeKind
+from usbip_server.model.replies import encodeDevices
+from usbip_server.model.requests import decode
+from usbip_server.server.access.audit import Entry
+from usbip_server.tap import Options
+
+if TYPE_CHECKING:
+    from twisted.trial.unittest import SynchronousTestCase as Base
+else:
+    Base = object
+
+PROGRAMS = {
+    "ln",
+    *("apt-get", "chgrp", "chmod", "curl", "echo", "install", "journalctl", "ls", "make"),
+    *("modprobe", "nc", "openssl", "pip", "python", "python3", "rm", "ss", "ssh", "systemctl"),
+    *("tee", "twistd", "udevadm", "ufw", "useradd", "userdel", "usbip", "usbipshare"),
+}
+"""What transcripts may call."""
+
+KEYS_OF = {
+    "success": {"status", "data"},
+    "failure": {"status", "data", "message"},
+    "error": {"status", "message"},
+    "not_found": {"status", "message"},
+    "multiple_matches": {"status", "message"},
+}
+
+WATCHED = {"status", "seq", "data"}
+"""Of the answer to C{watch}; C{data} is not there if it goes on from an earlier one."""
+
+NOTICE = {"event", "time"}
+"""Of each line that answers nothing."""
+
+MORE_OF = {
+    **{kind.value: {"seq", "data"} for kind in ChangeKind},
+    "imported": {"seq", "data", "holder"},
+    "released": {"seq", "data", "holder"},
+    "lease": {"seq", "data", "lease"},
+    "heartbeat": {"seq"},
+    "queued": {"data", "place", "message"},
+    "failed": {"data", "message"},
+    "before_bind": {"data", "message"},
+}
+"""What it has besides."""
+
+MISSING = {"lease": {"lease"}, "heartbeat": {"seq"}, "queued": {"data", "place"}}
+"""What of that may not be there."""
+
+ANY = UsbDevice(busId="1-1", vendorId="0000", productId="0000", description="any")
+FIELDS = set(json.loads(bytes(encodeDevices(ANY, detail=False))))
+DETAILS = set(json.loads(bytes(encodeDevices(ANY, detail=True)))) - FIELDS
+
+COMMAND_LINE: Any = Options()
+
+
+class DocumentCase(Base):
+    """
+    What is to be said of each document.
+    """
+
+    name: str
+
+    def setUp(self) -> None:
+        self.document = Document(ROOT / self.name)
+
+    def checkJson(self, where: str, text: str) -> None:
+        """See L{checkJson}."""
+        checkJson(where, text)
+
+    @contextlib.contextmanager
+    def stage(self, folder: Path) -> Iterator[Stage]:
+        """What examples are played on."""
+        with ChildDaemon(f"backend: {{type: virtual}}\n{EXPORT}") as daemon:
+            yield Stage(daemon, folder)
+
+    def test_kinds(self) -> None:
+        """Each block is of a kind that is tested."""
+        for block in self.document.blocks:
+            self.assertIn(block.kind, KINDS, block.where)
+            self.assertNotEqual(block.text, "", block.where)
+
+    def test_json(self) -> None:
+        """What looks like a request or an answer is one."""
+        for block in self.document.blocks:
+            for line in block.text.splitlines() if block.kind != "python" else ():
+                if not line.startswith(">"):  # it is sent: the answer tells what it is
+                    for text in re.findall(r'\{"\w+":.*\}', line):
+                        self.checkJson(block.where, text)
+        for span in self.document.spans():
+            if span.startswith('{"'):
+                self.checkJson(self.name, span)
+
+    def test_links(self) -> None:
+        """Links lead to files and headings that are there."""
+        for link in self.document.links():
+            if link.startswith("https://"):
+                continue
+            path, _, heading = link.partition("#")
+            target = (self.document.path.parent / path) if path else self.document.path
+            self.assertTrue(target.exists(), link)
+            self.assertTrue(target.resolve().is_relative_to(ROOT), link)
+            if heading:
+                self.assertIn(heading, Document(target.resolve()).anchors(), link)
+
+    def test_transcripts(self) -> None:
+        """Transcripts call programs and options that there are."""
+        for block in self.document.blocks:
+            if block.kind == "console":
+                commands = block.commands()
+                self.assertNotEqual(commands, [], block.where)
+                for command in commands:
+                    checkCommand(block.where, command)
+
+    def test_units(self) -> None:
+        """What is shown of a systemd unit can be read."""
+        for block in self.document.blocks:
+            if block.kind == "ini":
+                parser = configparser.ConfigParser(strict=False, interpolation=None)
+                parser.read_string(block.text, block.where)
+                self.assertLessEqual({*parser.sections()}, {"Unit", "Service", "Install"})
+
+    def test_examples(self) -> None:
+        """The examples do what they are said to do."""
+        folder = Path(self.mktemp()).absolute()
+        folder.mkdir()
+        with self.stage(folder) as stage:
+            for block in self.document.blocks:
+                stage.play(block)
+        if stage.missing:
+            raise SkipTest(f"not all examples: apt-get install {' '.join(sorted(stage.missing))}")
+
+
+def checkJson(where: str, text: str) -> None:
+    """
+    Is it a request, or an answer or event of one of the shapes that there are?
+    """
+    value = json.loads(text)
+    if isPrinted(value):
+        checkPrinted(where, value, FIELDS | DETAILS)
+        return
+    if "who" in value:
+        convert(value, Entry)
+        return
+    if "command" in value:
+        decode(text.encode())
+        return
+    if "event" in value:
+        kind = value["event"]
+        there = set(value) | MISSING.get(kind, set())
+        assert there == NOTICE | MORE_OF[kind] | MISSING.get(kind, set()), f"{where}: {text}"
+    elif "seq" in value:
+        assert set(value) | {"data"} == WATCHED and value["status"] == "success", f"{where}: {text}"
+    else:
+        assert set(value) == KEYS_OF.get(value.get("status")), f"{where}: {text}"
+    data = value.get("data", [])
+    for device in data if isinstance(data, list) else [data]:
+        assert set(device) in (FIELDS, FIELDS | DETAILS), f"{where}: {device}"
+    assert isinstance(value.get("message", ""), str), f"{where}: {text}"
+
+
+def checkCommand(where: str, command: str) -> None:
+    """
+    Does it call programs that we know, and ours with options that there are?
+    """
+    words = shlex.shlex(command, posix=True, punctuation_chars=True)
+    words.whitespace_split = True
+    first = True
+    called: list[str] = []
+    for word in words:
+        if set(word) <= set("|&;"):
+            first = True
+        elif first and word != "sudo":
+            called.append(word.rpartition("/")[2])
+            first = False
+    assert set(called) <= PROGRAMS, f"{where}: {called}"
+    if "usbipshare" in called:
+        checkTyped(where, command)
+    if "twistd" in called and "usbipshare" in command.split():
+        known = [f"--{option.rstrip('=')}" for option in COMMAND_LINE.longOpt]
+        for option in re.findall(r"--[\w-]+", command.partition(" usbipshare")[2]):
+            assert option in known, f"{where}: {option}"

@@ -1,0 +1,174 @@
+"""
+Reading Markdown: the blocks, tables, links and headings of the documents.
+
+What a block is for is said where it begins:
+
+  - C{sh}, C{python}: run, in their order, against one daemon for each document. A C{json}
+    or C{text} block right behind has the output.
+  - C{json} with lines that begin with C{>} and C{<}: what is sent, and what is answered
+    (L{tests.docs.exchanges}). A second word tells what is going on meanwhile (C{in-use}), or that
+    it is played to something that is no daemon (L{tests.docs.exchanges.REHEARSED},
+    L{tests.docs.exchanges.REHEARSALS}).
+  - C{yaml}: a configuration; with C{wrong} it is refused, with the message in the block
+    right behind; with C{plugin} its backend is not installed here. C{client} and
+    C{client-wrong}: a file of servers for C{usbipshare}.
+  - C{console}: a transcript, with a prompt before each command, of a machine with hardware.
+  - C{ini}: of a systemd unit.  C{js}: of a web page.  C{powershell}: typed on Windows.
+    C{text}: anything else.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+ROOT = Path(__file__).parents[2]
+
+KINDS = ("sh", "python", "json", "yaml", "console", "ini", "js", "powershell", "text")
+
+PROMPT = re.compile("[$#] ")
+
+SPOKEN = re.compile("(>>?|<<?) (.*)")
+
+HAPPENS = re.compile(r"\((.*)\)")
+
+
+class Block(msgspec.Struct, kw_only=True):
+    """
+    What stands between fences.
+
+    @ivar where: file and line, for messages.
+    @ivar kind: the first word behind the fence.
+    @ivar circumstance: the second.
+    @ivar output: the text of the block right behind, if that is this one's output.
+    @ivar isOutput: is it itself that of the one before?
+    """
+
+    where: str
+    kind: str
+    circumstance: str
+    text: str
+    output: str | None = None
+    isOutput: bool = False
+
+    def commands(self) -> list[str]:
+        """The commands of a transcript, without the prompt."""
+        lines = self.text.replace("\\\n", "").splitlines()
+        return [line[2:] for line in lines if PROMPT.match(line)]
+
+    def script(self) -> list[tuple[str, str]]:
+        """What is sent and answered, each with its mark; with none, what happens meanwhile."""
+        found = []
+        for line in self.text.splitlines():
+            if spoken := SPOKEN.fullmatch(line):
+                found.append((spoken[1], spoken[2]))
+            elif happens := HAPPENS.fullmatch(line):
+                found.append(("", happens[1]))
+        return found
+
+    def exchanges(self) -> list[tuple[str, str]]:
+        """What is sent, and what is answered, where each request has one answer."""
+        script = self.script()
+        marks = "".join(mark or "?" for mark, _ in script)
+        assert re.fullmatch("(><)*", marks), f"{self.where}: each > needs a <"
+        texts = [text for _, text in script]
+        return list(zip(texts[::2], texts[1::2], strict=True))
+
+
+class Document:
+    """
+    A Markdown file.
+
+    @ivar blocks: its blocks.
+    @ivar prose: its lines outside of blocks.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = str(path.relative_to(ROOT))
+        self.blocks: list[Block] = []
+        self.prose: list[str] = []
+        self._read(path.read_text())
+
+    def anchors(self) -> set[str]:
+        """What a link into it may name."""
+        return {anchor(line.lstrip("# ")) for line in self.prose if line.startswith("#")}
+
+    def links(self) -> list[str]:
+        """Where it links to."""
+        return re.findall(r"\]\(([^)\s]+)\)", "\n".join(self.prose))
+
+    def spans(self) -> list[str]:
+        """The pieces of code in its prose."""
+        return re.findall("`([^`]+)`", "\n".join(self.prose))
+
+    def rows(self, heading: str, columns: int) -> dict[str, tuple[str, ...]]:
+        """
+        The tables under a heading, up to the next.
+
+        @param columns: leave out tables that have more or less.
+        @return: the cells of each row, by the first without its backticks.
+        """
+        levels = [line for line in self.prose if line.lstrip("#").strip() == heading]
+        assert levels, f"{self.name} has no heading {heading!r}"
+        begin = self.prose.index(levels[0]) + 1
+        found = {}
+        for line in self.prose[begin:]:
+            if line.startswith("#"):
+                break
+            cells = tuple(cell.strip() for cell in line.strip("|").split("|"))
+            if line.startswith("|") and len(cells) == columns and "---" not in line:
+                found[cells[0].strip("`")] = cells
+        return found
+
+    def _read(self, text: str) -> None:
+        fence: str | None = None
+        inside: list[str] = []
+        begin = 0
+        apart = True  # is there anything between this block and the one before?
+        for number, line in enumerate(text.splitlines(), 1):
+            mark = line.strip()
+            if fence is None and mark.startswith("```"):
+                fence, begin, inside = mark[3:], number, []
+            elif fence is not None and mark == "```":
+                self._add(begin, fence, "\n".join(inside), apart)
+                fence, apart = None, False
+            elif fence is not None:
+                inside.append(line)
+            else:
+                self.prose.append(line)
+                apart = apart or bool(mark)
+        assert fence is None, f"{self.name}:{begin}: this block has no end"
+
+    def _add(self, line: int, info: str, text: str, apart: bool) -> None:
+        kind, _, circumstance = info.partition(" ")
+        block = Block(
+            where=f"{self.name}:{line}",
+            kind=kind,
+            circumstance=circumstance,
+            text=textwrap.dedent(text),
+        )
+        before = self.blocks[-1] if self.blocks and not apart else None
+        if before and kind in ("json", "text") and before.kind in ("sh", "python", "yaml"):
+            before.output, block.isOutput = block.text, True
+        self.blocks.append(block)
+
+
+def documents() -> Iterator[Document]:
+    """
+    The README and what is in C{docs}.
+    """
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        yield Document(path)
+
+
+def anchor(heading: str) -> str:
+    """
+    What GitHub makes of a heading.
+    """
+    text = re.sub(r"[^\w\- ]", "", heading.strip().lower())
+    return text.replace(" ", "-")

@@ -1,0 +1,197 @@
+"""
+Carrying out what documents show.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.docs.clientexamples import serversError, writeServers
+from tests.docs.documents import ROOT, Block
+from tests.docs.exchanges import REHEARSALS, REHEARSED, Numbers, RealWorld, play, rehearse
+from tests.support.certificates import LAB, authority, signed
+from tests.support.childdaemon import ChildDaemon
+from usbip_server.tap import Options
+
+SECONDS = 60.0
+
+CONFIGURED = "/etc/usbipshare/"
+"""Where certificates are in documents."""
+
+BIN = os.path.dirname(sys.executable)
+
+PACKAGE_OF = {
+    "nc": "netcat-openbsd",
+    "socat": "socat",
+    "curl": "curl",
+    "openssl": "openssl",
+}
+"""Which Debian package has a program that examples use."""
+
+
+def child(command: Sequence[str], folder: Path, stdin: str = "", path: Sequence[Path] = ()) -> str:
+    """
+    Run a program.
+
+    @param path: more folders with Python modules.
+    @return: what it prints.
+    """
+    environment = {
+        **os.environ,
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join(map(str, [*path, ROOT])),
+        "XDG_CONFIG_HOME": str(folder),
+    }
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=environment,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+class Stage:
+    """
+    A daemon with the two standard virtual devices, and a folder for examples to work in.
+
+    @ivar missing: Debian packages with programs that examples need and that are not here.
+    """
+
+    def __init__(self, daemon: ChildDaemon, folder: Path) -> None:
+        self._daemon = daemon
+        self._folder = folder
+        writeServers(daemon, folder)
+        self.missing: set[str] = set()
+        self._play: dict[str, Callable[[Block], None]] = {
+            "sh": self._shell,
+            "python": self._python,
+            "json": self._exchange,
+            "yaml": self._yaml,
+        }
+
+    def play(self, block: Block) -> None:
+        """
+        Carry out a block, if there is anything to be carried out in it.
+        """
+        if block.isOutput or block.kind not in self._play:
+            return
+        try:
+            self._play[block.kind](block)
+        except AssertionError as error:
+            raise AssertionError(f"{block.where}: {error}") from error
+
+    def _shell(self, block: Block) -> None:
+        programs = [name for name in PACKAGE_OF if re.search(rf"\b{name} ", block.text)]
+        missing = {PACKAGE_OF[name] for name in programs if shutil.which(name) is None}
+        self.missing |= missing
+        if not missing:
+            script = "\n".join(line for line in block.text.splitlines() if not isMake(line))
+            self._compare(block, child(["sh", "-e", "-c", self._here(script)], self._folder))
+
+    def _python(self, block: Block) -> None:
+        self._compare(block, child([sys.executable, "-"], self._folder, self._here(block.text)))
+
+    def _compare(self, block: Block, printed: str) -> None:
+        if block.output is None:
+            return
+        numbers = Numbers()
+        lines = printed.rstrip("\n").splitlines()
+        expected = self._here(block.output).splitlines()
+        assert len(lines) == len(expected), f"it prints:\n{printed}"
+        for line, shown in zip(lines, expected, strict=True):
+            numbers.same(line, shown)
+
+    def _here(self, text: str) -> str:
+        """
+        With the ports, the names and the paths that there are here.
+        """
+        for shown, here in (
+            ("5055", str(self._daemon.port)),
+            ("3240", str(self._daemon.exportPort)),
+            ("localhost", "127.0.0.1"),
+            ("/opt/usbipshare/bin", BIN),
+            ("/etc/usbipshare.yaml", str(self._folder / "usbipshare.yaml")),
+        ):
+            text = text.replace(shown, here)
+        return text
+
+    def _exchange(self, block: Block) -> None:
+        world = RealWorld(self._daemon)
+        if block.circumstance in REHEARSED:
+            exchanges = block.exchanges()
+            answers = rehearse(block.circumstance, [sent.encode() for sent, _ in exchanges])
+            for answer, (_, shown) in zip(answers, exchanges, strict=True):
+                Numbers().same(answer.encoded.decode().rstrip("\n"), shown)
+        elif block.circumstance in REHEARSALS:
+            play(block, REHEARSALS[block.circumstance]())
+        elif block.circumstance == "in-use":
+            with world.inUse("1-2"):
+                play(block, world)
+        else:
+            assert not block.circumstance, f"what is {block.circumstance!r}?"
+            play(block, world)
+
+    def _provide(self) -> None:
+        """The certificates that configurations name, where no example has made them."""
+        for name, identity in (("ca", authority(LAB)), ("server", signed("server"))):
+            if not (self._folder / f"{name}.pem").exists():
+                identity.write(self._folder, name)
+
+    def _yaml(self, block: Block) -> None:
+        self._provide()
+        if block.circumstance in ("client", "client-wrong"):
+            text = block.text.replace(CONFIGURED, f"{self._folder}/")
+            wrong = serversError(text, self._folder)
+            assert wrong == block.output, f"the message is:\n{wrong}"
+            return
+        file = self._folder / "usbipshare.yaml"
+        file.write_text(block.text.replace(CONFIGURED, f"{self._folder}/") + "\n")
+        wrong = configurationError(file)
+        wrong = wrong and wrong.replace(f"{self._folder}/", CONFIGURED)
+        if block.circumstance == "wrong":
+            assert block.output is not None, "what is the message?"
+            assert wrong == block.output, f"the message is:\n{wrong}"
+        elif block.circumstance == "plugin":
+            assert wrong is not None and "there is no backend" in wrong, wrong
+        else:  # a program may be missing here, such as sudo
+            assert wrong is None or "there is no program" in wrong, wrong
+
+
+def configurationError(file: Path) -> str | None:
+    """
+    What C{twistd usbipshare --check} says against a file, if anything.
+    """
+    options: Any = Options()
+    with contextlib.redirect_stdout(io.StringIO()):
+        try:
+            options.parseOptions(["--check", "--config", str(file)])
+        except SystemExit as ended:
+            return str(ended.code).replace(str(file), file.name) if ended.code else None
+    raise AssertionError("--check does not exit")
+
+
+def isMake(line: str) -> bool:
+    """
+    Is it a call of make?  These are too long to be run; the targets have to exist.
+    """
+    if not line.startswith("make "):
+        return False
+    for target in line.split()[1:]:
+        makefile = (ROOT / "Makefile").read_text()
+        assert "=" in target or re.search(f"^{target}:", makefile, re.MULTILINE), line
+    return True

@@ -1,0 +1,390 @@
+"""
+Carrying out the exchanges that documents show.
+
+What begins with C{>} is sent, and what begins with C{<} is what comes next on that
+connection; C{>>} and C{<<} are another client's. A line in brackets is what happens
+meanwhile: see L{World}.
+
+What is never twice the same is compared as far as it can be: see L{Numbers}.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+from twisted.internet.task import Clock
+
+from tests.docs.documents import Block
+from tests.support.childdaemon import SECONDS, ChildDaemon
+from tests.support.fixtures import (
+    ALICE,
+    EVERYBODY,
+    PatientBackend,
+    PromptBackend,
+    Wire,
+    asked,
+    changed,
+)
+from usbip_server.model.device import DeviceState, Holder, UsbDevice
+from usbip_server.model.errors import OperationFailed
+from usbip_server.model.options import Limits, Timeouts
+from usbip_server.model.policy import Grant, Policy, Principal, Right
+from usbip_server.model.rules import Match, Rule
+from usbip_server.net.caller import Caller
+from usbip_server.protocols.interfaces import Response
+from usbip_server.protocols.lines import CommandProtocol
+from usbip_server.server.config import Settings
+from usbip_server.server.core import Sharing
+from usbip_server.server.responder import Responder
+
+HOST = "127.0.0.1"
+
+NOW = 1795629360.123
+"""Seconds since the epoch: the time in rehearsals."""
+
+ECHO = UsbDevice(
+    busId="1-1",
+    vendorId="1209",
+    productId="2303",
+    description="usbipshare Echoing Serial Port",
+    serial="ECHO1",
+    deviceNumber=2,
+)
+DISK = UsbDevice(
+    busId="1-2",
+    vendorId="1209",
+    productId="d15c",
+    description="usbipshare Small Disk",
+    serial="DISK1",
+    deviceNumber=3,
+)
+
+VARYING = (
+    (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", "a time"),
+    (r"\d+ bytes in, \d+ out", "some bytes"),
+    (r'"bytes_(in|out)":\d+', r'"bytes_\1":0'),
+    (r"for \d+ s more", "for a while"),
+)
+"""Patterns of what differs, and what is compared instead: that there is such a thing."""
+
+NUMBER = re.compile(r"\b\d{16}\b")
+"""The number of an event: microseconds since the epoch, at first."""
+
+
+class Numbers:
+    """
+    The numbers of events in one example: how far they are from the first that is shown is
+    the same each time.
+    """
+
+    def __init__(self) -> None:
+        self._first: dict[str, int] = {}
+
+    def same(self, came: str, shown: str) -> None:
+        """
+        Is this what is shown?
+        """
+        pair = self.settled("came", came), self.settled("shown", shown)
+        if shown.startswith("{"):
+            pair = json.loads(pair[0]), json.loads(pair[1])
+        assert pair[0] == pair[1], f"there comes:\n{came}"
+
+    def settled(self, side: str, text: str) -> str:
+        """
+        A text with what differs each time replaced by what does not.
+        """
+        for pattern, instead in VARYING:
+            text = re.sub(pattern, instead, text)
+        return NUMBER.sub(lambda n: str(int(n[0]) - self._first.setdefault(side, int(n[0]))), text)
+
+    def here(self, text: str) -> str:
+        """
+        A request with the numbers that there are here.
+        """
+        return NUMBER.sub(
+            lambda n: str(int(n[0]) - self._first["shown"] + self._first["came"]), text
+        )
+
+
+class Connection(Protocol):
+    """
+    A client's end of a connection.
+    """
+
+    def send(self, request: bytes) -> None: ...
+    def line(self) -> str:
+        """What comes next; an empty string if the server has closed it."""
+
+    def close(self) -> None: ...
+
+
+class World(Protocol):
+    """
+    What a client can connect to, and what can happen there.
+    """
+
+    def connect(self) -> Connection: ...
+    def happen(self, what: str) -> None:
+        """
+        Let something happen: C{a client imports 1-2}, C{it gives 1-2 back}, C{15 s later}.
+        """
+
+
+class Speaker:
+    """
+    A client, which has one connection at a time.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._connection: Connection | None = None
+        self._request = ""
+
+    def ask(self, request: str) -> None:
+        """Send a request, on the same connection if the last one has left it open."""
+        if not self._staysOpen:
+            self.leave()
+        self._request = request
+        self._connection = self._connection or self._world.connect()
+        self._connection.send(request.encode() + b"\n")
+
+    def hear(self) -> str:
+        """What comes next."""
+        assert self._connection is not None, "nothing has been asked"
+        return self._connection.line()
+
+    def leave(self) -> None:
+        """Close the connection, if the server has not."""
+        if self._connection is None:
+            return
+        if not (self._staysOpen or '"command":"watch"' in self._request):
+            assert self._connection.line() == "", "the connection is not closed"
+        self._connection.close()
+        self._connection = None
+        self._request = ""
+
+    @property
+    def _staysOpen(self) -> bool:
+        return any(so in self._request for so in ('"keep_alive":true', '"ttl":"connection"'))
+
+
+def play(block: Block, world: World) -> None:
+    """
+    Carry out an exchange.
+    """
+    numbers = Numbers()
+    speakers = {">": Speaker(world), ">>": Speaker(world)}
+    for mark, text in block.script():
+        if mark in speakers:
+            speakers[mark].ask(numbers.here(text))
+        elif mark:
+            numbers.same(speakers[mark.replace("<", ">")].hear(), text)
+        elif text == "the connection breaks":
+            speakers[">"].leave()
+        else:
+            world.happen(text)
+    for speaker in speakers.values():
+        speaker.leave()
+
+
+class SocketConnection:
+    """
+    A real one.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._socket = socket.create_connection((HOST, port), SECONDS)
+        self._reader = self._socket.makefile("r", encoding="utf-8")
+
+    def send(self, request: bytes) -> None:
+        self._socket.sendall(request)
+
+    def line(self) -> str:
+        return self._reader.readline().rstrip("\n")
+
+    def close(self) -> None:
+        self._reader.close()
+        self._socket.close()
+
+
+class RealWorld:
+    """
+    A daemon with the two standard virtual devices.
+    """
+
+    def __init__(self, daemon: ChildDaemon) -> None:
+        self._daemon = daemon
+        self._clients: dict[str, contextlib.ExitStack] = {}
+
+    def connect(self) -> SocketConnection:
+        return SocketConnection(self._daemon.port)
+
+    def happen(self, what: str) -> None:
+        verb, _, busId = what.removesuffix(" back").rpartition(" ")
+        if verb == "a client imports":
+            self._clients[busId] = contextlib.ExitStack()
+            self._clients[busId].enter_context(self.imported(busId))
+        else:
+            assert verb == "it gives", f"what is {what!r}?"
+            self._clients.pop(busId).close()
+
+    @contextlib.contextmanager
+    def imported(self, busId: str) -> Iterator[None]:
+        """
+        While a client has imported a device: C{OP_REQ_IMPORT}, as in Documentation/usb/
+        usbip_protocol.rst of Linux.
+        """
+        with socket.create_connection((HOST, self._daemon.exportPort), SECONDS) as client:
+            client.sendall(struct.pack(">HHI32s", 0x0111, 0x8003, 0, busId.encode()))
+            self._until(busId, _isImported)
+            yield
+        self._until(busId, lambda device: device["state"] != "in_use")
+
+    @contextlib.contextmanager
+    def inUse(self, busId: str) -> Iterator[None]:
+        """
+        While a client has imported a device that was attached for it.
+        """
+        assert self._daemon.ask("attach", id=busId)["status"] == "success"
+        with self.imported(busId):
+            yield
+        assert self._daemon.ask("detach", id=busId)["status"] == "success"
+
+    def _until(self, busId: str, isSo: Callable[[dict[str, Any]], bool]) -> None:
+        end = time.monotonic() + SECONDS
+        while not isSo(self._daemon.ask("find", id=busId, detail=True)["data"]):
+            assert time.monotonic() < end, f"{busId} is not what it should be"
+
+
+def _isImported(device: dict[str, Any]) -> bool:
+    """
+    Has a client the device, and is it known what that has moved?
+    """
+    holder = device["holder"] or {}
+    return device["state"] == "in_use" and holder.get("bytes_out") is not None
+
+
+class MemoryConnection:
+    """
+    A connection to a daemon that is none.
+    """
+
+    def __init__(self, protocol: CommandProtocol) -> None:
+        self._wire = Wire(protocol)
+        self._seen = 0
+
+    def send(self, request: bytes) -> None:
+        self._wire.send(request)
+
+    def line(self) -> str:
+        self._wire.turn()
+        lines = self._wire.received.decode().splitlines()
+        self._seen += 1
+        return lines[self._seen - 1] if self._seen <= len(lines) else ""
+
+    def close(self) -> None:
+        if not self._wire.lost:
+            self._wire.drop()
+
+
+class Rehearsal:
+    """
+    What is a daemon but for the network and the time.
+    """
+
+    def __init__(self, *rules: Rule, access: Policy = EVERYBODY) -> None:
+        self._clock: Any = Clock()
+        self._backend = PromptBackend([ECHO, DISK])
+        settings = Settings(access=access, devices=rules)
+        sharing = Sharing(self._backend, self._clock, settings, now=self._now)
+        self._answers = Responder(sharing)
+        asked(sharing.start())
+
+    def connect(self) -> MemoryConnection:
+        principal = Principal(HOST)
+        return MemoryConnection(
+            CommandProtocol(self._answers, principal, Limits(), Timeouts(), self._clock)
+        )
+
+    def happen(self, what: str) -> None:
+        if later := re.fullmatch(r"(\d+) s later", what):
+            for _ in range(int(later[1])):
+                self._clock.advance(1)
+            return
+        assert what == "a client imports 1-2", f"what is {what!r}?"
+        holder = Holder(address=HOST, since=self._now())
+        device = changed(DISK, state=DeviceState.IN_USE, holder=holder)
+        self._backend.inventory.replace([device], {"1-2"})
+
+    def _now(self) -> float:
+        return NOW + float(self._clock.seconds())
+
+
+REHEARSALS: dict[str, Callable[[], World]] = {
+    "rehearsed": Rehearsal,
+    "named": lambda: Rehearsal(Rule(match=Match(serial="DISK1"), name="scratch-disk")),
+    "access": lambda: Rehearsal(
+        access=Policy(
+            allow=(
+                Grant(who="local", commands=Right.LIST, devices=Match(bus="1-1")),
+                Grant(who="local", commands=Right.ATTACH, devices=Match(bus="1-3")),
+            )
+        )
+    ),
+}
+"""Exchanges for which the time has to be made to pass, for which devices have names, or in
+which somebody may not have everything."""
+
+
+def _succeed(backend: PatientBackend) -> None:
+    backend.calls[0].succeed()
+
+
+def _fail(backend: PatientBackend) -> None:
+    backend.calls[0].fail(OperationFailed(DISK, f"usbip-host did not take {DISK}"))
+
+
+def _nothing(backend: PatientBackend) -> None:
+    pass
+
+
+class SlowBackend(PatientBackend):
+    """
+    A backend that does what it is asked when it is told to, if it is not done already.
+    """
+
+    async def bind(
+        self, device: UsbDevice, deadline: float, evenMounted: bool = False
+    ) -> UsbDevice:
+        if device.state is DeviceState.BOUND:
+            return device
+        return await super().bind(device, deadline, evenMounted)
+
+
+REHEARSED = {"slow": _succeed, "slow-refused": _fail, "stuck": _nothing, "starting": _nothing}
+"""What no real daemon does on demand, and what happens after the first answer."""
+
+
+def rehearse(circumstance: str, requests: Sequence[bytes]) -> Iterator[Response]:
+    """
+    Send requests to what is a daemon but for the network and the time.
+    """
+    clock: Any = Clock()
+    backend = SlowBackend([DISK], started=circumstance != "starting")
+    sharing = Sharing(backend, clock, Settings(access=EVERYBODY))
+    answers = Responder(sharing)
+    asked(sharing.start())
+    for number, request in enumerate(requests):
+        answered: list[Response] = []
+        asked(answers.to(request, Caller(ALICE))).addCallback(answered.append)
+        clock.advance(Timeouts().answer)
+        yield answered[0]
+        if number == 0:
+            REHEARSED[circumstance](backend)

@@ -1,0 +1,185 @@
+"""
+What documents show of the client service: what it is asked and answers, its file, and how it is
+used from containers.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.docs.documents import Block
+from tests.docs.examples import Stage
+from tests.docs.exchanges import play
+from tests.support.childdaemon import SECONDS, ChildDaemon
+from tests.support.childservice import ChildService, serversOf
+from usbip_server.client.service.config import ServiceFile
+from usbip_server.client.service.devices.events import Word
+from usbip_server.client.service.messages import decode
+from usbip_server.model.inventory import ChangeKind
+from usbip_server.runtime.yamlfile import ConfigError
+
+SOCKET = "/run/usbipshare/client.sock"
+"""Where it is in documents."""
+
+ABOUT = {"server", "local_devices"}
+"""What an answer about one device has besides those of a server, and each device in a list."""
+
+KEYS_OF = {
+    "success": {"status", "data", *ABOUT},
+    "failure": {"status", "data", "message", *ABOUT},
+    "error": {"status", "message"},
+    "not_found": {"status", "message"},
+    "multiple_matches": {"status", "message"},
+}
+
+PORT = {"port", "local_bus_id", "server", "bus_id", "local_devices", "kept", "rule"}
+
+EVENT = {"event", "seq", "time", "server"}
+
+QUEUED = ({"event", "time", "message"}, {"event", "time", "message", "data", "server", "place"})
+"""What those who wait are told: while there is no device, and when there is one."""
+
+MORE_OF = {
+    "attached": {"data", "local_devices", "rule"},
+    "nodes": {"data", "local_devices", "rule"},
+    "lost": {"data", "local_devices", "rule", "message"},
+    "failed": {"data", "rule", "message"},
+    "connected": set(),
+    "disconnected": {"message"},
+    **{kind.value: {"data", "local_devices"} for kind in ChangeKind},
+    "imported": {"data", "local_devices", "holder"},
+    "released": {"data", "local_devices", "holder"},
+    "lease": {"data", "local_devices", "lease"},
+}
+"""What each event has besides."""
+
+assert MORE_OF.keys() == {word.value for word in Word} | {kind.value for kind in ChangeKind}
+
+
+def checkLocal(where: str, text: str, fields: set[str]) -> None:
+    """
+    Is it a request, or an answer or event of one of the shapes that there are?
+
+    @param fields: of a device, without detail.
+    """
+    value = json.loads(text)
+    if "command" in value:
+        decode(text.encode())
+        return
+    data = value.get("data", {})
+    if value.get("event") == "queued":
+        assert set(value) in QUEUED, f"{where}: {text}"
+    elif "event" in value:
+        wanted = EVENT | MORE_OF[value["event"]]
+        assert set(value) | {"rule"} == wanted | {"rule"}, f"{where}: {text}"
+    elif isinstance(data, list):
+        assert set(value) - {"seq"} == {"status", "data"}, f"{where}: {text}"
+        for each in data:
+            assert set(each) in (fields | ABOUT, PORT), f"{where}: {each}"
+        return
+    else:
+        assert set(value) == KEYS_OF[value["status"]], f"{where}: {text}"
+    assert set(data) in (fields, set()), f"{where}: {data}"
+
+
+class ServiceStage(Stage):
+    """
+    A service that has one server, C{raspi}.
+    """
+
+    def __init__(self, daemon: ChildDaemon, service: ChildService, folder: Path) -> None:
+        super().__init__(daemon, folder)
+        self._service = service
+
+    def _here(self, text: str) -> str:
+        nodes = f"{self._service.folder}/dev"
+        return (
+            super()
+            ._here(text.replace(SOCKET, self._service.path))
+            .replace("/dev/ttyACM", f"{nodes}/ttyACM")
+        )
+
+    def _exchange(self, block: Block) -> None:
+        play(block, ServiceWorld(self._service))
+
+    def _yaml(self, block: Block) -> None:
+        if block.circumstance in ("compose", "kubernetes"):
+            checkMounts(yaml.safe_load(block.text))
+            return
+        try:
+            text = block.text.replace("plugdev", "2001")  # which may not be here
+            file = ServiceFile("service.yaml", text)
+            file.known(file.config())
+            wrong = None
+        except ConfigError as error:
+            wrong = str(error)
+        assert block.circumstance == ("service" if wrong is None else "service-wrong"), wrong
+        assert wrong == block.output, f"the message is:\n{wrong}"
+
+
+class ServiceWorld:
+    """
+    What a program can connect to.
+    """
+
+    def __init__(self, service: ChildService) -> None:
+        self._service = service
+
+    def connect(self) -> UnixConnection:
+        return UnixConnection(self._service)
+
+    def happen(self, what: str) -> None:
+        assert what == "it is detached", f"what is {what!r}?"
+        assert self._service.ask("detach", serial="ECHO1")["status"] == "success"
+
+
+class UnixConnection:
+    """
+    A connection to it.
+    """
+
+    def __init__(self, service: ChildService) -> None:
+        self._nodes = f"{service.folder}/dev/"
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(SECONDS)
+        self._socket.connect(service.path)
+        self._reader = self._socket.makefile("r", encoding="utf-8")
+
+    def send(self, request: bytes) -> None:
+        self._socket.sendall(request)
+
+    def line(self) -> str:
+        return self._reader.readline().rstrip("\n").replace(self._nodes, "/dev/")
+
+    def close(self) -> None:
+        self._reader.close()
+        self._socket.close()
+
+
+def checkMounts(manifest: dict[str, Any]) -> None:
+    """
+    Is the folder of the socket mounted where it is looked for, and not the socket?
+    """
+    folder = SOCKET.rpartition("/")[0]
+    if "services" in manifest:
+        (service,) = manifest["services"].values()
+        assert f"{folder}:{folder}" in service["volumes"], manifest
+        return
+    spec = manifest["spec"]
+    paths = {volume["name"]: volume["hostPath"]["path"] for volume in spec["volumes"]}
+    (container,) = spec["containers"]
+    mounts = {mount["mountPath"]: paths[mount["name"]] for mount in container["volumeMounts"]}
+    assert all(inside == outside for inside, outside in mounts.items()), mounts
+    assert folder in mounts, mounts
+
+
+def serviceOf(daemon: ChildDaemon) -> ChildService:
+    """
+    A service for a daemon.
+    """
+    return ChildService(serversOf(raspi=daemon))

@@ -1,0 +1,171 @@
+"""
+Tests of L{usbip_server.model.rules}.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.support.fixtures import MOUSE, STICK, UNO, changed
+from usbip_server.model.inventory import ChangeKind
+from usbip_server.model.rules import (
+    CLASSES,
+    LONGEST_NAME,
+    NO_RULE,
+    Hook,
+    Match,
+    Occasion,
+    Rule,
+    Rules,
+    Share,
+)
+
+KEYBOARD = changed(MOUSE, busId="1-9", interfaces=("03/01/01", "03/00/00"))
+
+
+class MatchTests(SynchronousTestCase):
+    """
+    Which devices a rule is for.
+    """
+
+    def assertMeets(self, match: Match, *busIds: str) -> None:
+        """It is for these and no other."""
+        devices = (UNO, STICK, MOUSE, KEYBOARD)
+        self.assertEqual([d.busId for d in devices if match.meets(d)], list(busIds), match)
+
+    def test_criteria(self) -> None:
+        """The criteria are those of requests."""
+        self.assertMeets(Match(id="2341:*"), "1-1.4")
+        self.assertMeets(Match(serial="7533*"), "1-1.4")
+        self.assertMeets(Match(serial="4C530001[23]"), "1-2")
+        self.assertMeets(Match(desc="mouse"), "2-10", "1-9")
+        self.assertMeets(Match(bus="1-*"), "1-1.4", "1-2", "1-9")
+        self.assertMeets(Match(bus=2), "2-10")
+        self.assertMeets(Match(bus="*"), "1-1.4", "1-2", "2-10", "1-9")
+
+    def test_all(self) -> None:
+        """All of them have to be met."""
+        self.assertMeets(Match(bus="1-*", desc="mouse"), "1-9")
+
+    def test_deviceClass(self) -> None:
+        """A class is that of the device or of one of its interfaces, by number or word."""
+        self.assertMeets(Match(device_class="02"), "1-1.4")
+        self.assertMeets(Match(device_class="0a"), "1-1.4")
+        self.assertMeets(Match(device_class="03"), "1-9")
+        self.assertMeets(Match(device_class="03/01"), "1-9")
+        self.assertMeets(Match(device_class="keyboard"), "1-9")
+        self.assertMeets(Match(device_class="HID"), "1-9")
+        self.assertMeets(Match(device_class="mouse"))
+        self.assertMeets(Match(device_class="storage"))
+
+    def test_words(self) -> None:
+        """Each word stands for a class."""
+        for word in CLASSES:
+            Match(device_class=word)
+
+    def test_wrong(self) -> None:
+        """A rule that says nothing, or what is no class, is a mistake."""
+        for wrong in (
+            {},
+            {"device_class": "toaster"},
+            {"device_class": "3"},
+            {"device_class": "03/"},
+            {"device_class": "03/01/01/01"},
+            {"serial": ""},
+            {"desc": "x" * 300},
+            {"usb": "1"},
+        ):
+            self.assertRaises(msgspec.ValidationError, msgspec.convert, wrong, Match)
+
+    def test_nameIsNoCriterion(self) -> None:
+        """What a rule has named is not matched by that name."""
+        self.assertFalse(Match(id="uno").meets(changed(UNO, name="other")))
+        rules = Rules([Rule(match=Match(id="uno"))])
+        self.assertIs(rules.of(changed(UNO, name="uno")), NO_RULE)
+
+
+class RuleTests(SynchronousTestCase):
+    """
+    What a rule says.
+    """
+
+    def test_firstCounts(self) -> None:
+        """The first rule that matches counts."""
+        first = Rule(match=Match(desc="uno"), name="uno")
+        second = Rule(match=Match(bus="*"), share=Share.ALWAYS)
+        rules = Rules([first, second])
+        self.assertIs(rules.of(UNO), first)
+        self.assertIs(rules.of(STICK), second)
+
+    def test_none(self) -> None:
+        """A device that none matches is shared on request."""
+        rule = Rules().of(UNO)
+        self.assertEqual((rule.name, rule.share), (None, Share.ON_REQUEST))
+        self.assertFalse(rule.allow_mounted)
+
+    def test_become(self) -> None:
+        """Rules can be replaced."""
+        rules = Rules([Rule(match=Match(bus="*"), name="a")])
+        rules.become([Rule(match=Match(bus="*"), name="b")], ())
+        self.assertEqual(rules.of(UNO).name, "b")
+
+    def test_names(self) -> None:
+        """A name is a word that cannot be taken for anything else."""
+        match = {"bus": "*"}
+        for name in ("uno", "board-3", "A_1.b", "7", "x" * LONGEST_NAME):
+            msgspec.convert({"match": match, "name": name}, Rule)
+        for name in ("", "1-1", "1-1.4", "a b", "a:b", "*", "a[1]", "-a", "ü", "a/b", "x" * 65):
+            self.assertRaises(
+                msgspec.ValidationError, msgspec.convert, {"match": match, "name": name}, Rule
+            )
+
+    def test_mounted(self) -> None:
+        """To share a disk that is mounted it has to be named."""
+        rule = {"match": {"bus": "*"}, "allow_mounted": True}
+        error = self.assertRaises(msgspec.ValidationError, msgspec.convert, rule, Rule)
+        self.assertIn("needs a `name`", str(error))
+        msgspec.convert({**rule, "name": "boot"}, Rule)
+
+
+class HookTests(SynchronousTestCase):
+    """
+    Whom to tell.
+    """
+
+    def test_which(self) -> None:
+        """Those for every device come first, then those of the device's rule; each only for
+        what it wants to hear of."""
+        everyone = Hook(events=(Occasion.BOUND, Occasion.FAILED), command=("a",))
+        unos = Hook(events=(Occasion.BOUND,), url="http://localhost/")
+        rules = Rules([Rule(match=Match(desc="uno"), hooks=(unos,))], [everyone])
+        self.assertEqual(rules.hooks(UNO, Occasion.BOUND), [everyone, unos])
+        self.assertEqual(rules.hooks(UNO, Occasion.FAILED), [everyone])
+        self.assertEqual(rules.hooks(STICK, Occasion.BOUND), [everyone])
+        self.assertEqual(rules.hooks(UNO, Occasion.ADDED), [])
+
+    def test_wrong(self) -> None:
+        """A hook is a command or an address, on some occasion."""
+        for wrong in (
+            {"events": ["bound"]},
+            {"events": ["bound"], "command": ["a"], "url": "http://x/"},
+            {"events": [], "command": ["a"]},
+            {"events": ["binding"], "command": ["a"]},
+            {"events": ["bound"], "command": []},
+            {"events": ["bound"], "command": "a b"},
+            {"events": ["bound"], "url": "ftp://x/"},
+            {"events": ["bound"], "url": "http://a b/"},
+            {"events": ["bound"], "command": ["a"], "timeout": 0},
+            {"command": ["a"]},
+        ):
+            self.assertRaises(msgspec.ValidationError, msgspec.convert, wrong, Hook)
+
+    def test_str(self) -> None:
+        """In messages it is what is called."""
+        self.assertEqual(str(Hook(events=(Occasion.BOUND,), command=("a", "b"))), "a b")
+        self.assertEqual(str(Hook(events=(Occasion.BOUND,), url="http://x/")), "http://x/")
+
+    def test_occasions(self) -> None:
+        """There is an occasion for each event."""
+        for kind in ChangeKind:
+            Occasion(kind.value)

@@ -1,0 +1,333 @@
+"""
+Tests of L{usbip_server.net.endpoints}.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint, connectProtocol
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.ssl import KeyPair
+from twisted.internet.testing import MemoryReactor
+from twisted.internet.threads import deferToThread
+from twisted.protocols.tls import TLSMemoryBIOFactory
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+from zope.interface.verify import verifyObject
+
+from tests.support.certificates import signed, trusting
+from usbip_server.net import endpoints
+from usbip_server.net.certificates import Certificates, Tls, read
+from usbip_server.net.endpoints import BACKLOG, EveryInterface, OverTls, explain, serverEndpoint
+
+
+class Greeting(Protocol):
+    """
+    Tells a client whom it takes it for.
+    """
+
+    def connectionMade(self) -> None:
+        assert self.transport is not None
+        self.transport.write(getattr(self.transport.getPeer(), "host", "nobody").encode())
+        self.transport.loseConnection()
+
+
+class Listener(Protocol):
+    """
+    Waits for all that is said.
+    """
+
+    def __init__(self) -> None:
+        self.said: Deferred[bytes] = Deferred()
+        self._parts = b""
+
+    def dataReceived(self, data: bytes) -> None:
+        self._parts += data
+
+    def connectionLost(self, reason: Failure | None = None) -> None:
+        self.said.callback(self._parts)
+
+
+def certificates(case: SynchronousTestCase | TestCase) -> Certificates:
+    """A server's."""
+    certificate, key = signed("localhost").write(case.mktemp(), "server")
+    return Certificates(read(Tls(certificate=certificate, key=key)))
+
+
+class RealTests(TestCase):
+    """
+    With the real reactor.
+    """
+
+    async def listen(self, description: str) -> int:
+        """Listen, until the test is over."""
+        endpoint = serverEndpoint(reactor, description, certificates(self))
+        port: IListeningPort = await endpoint.listen(Factory.forProtocol(Greeting))
+        self.addCleanup(maybeDeferred, port.stopListening)
+        return int(getattr(port.getHost(), "port", 0))
+
+    async def greeted(self, endpoint: Any) -> bytes:
+        """What the server says."""
+        listener = Listener()
+        await connectProtocol(endpoint, listener)
+        return await listener.said
+
+    async def test_bothFamilies(self) -> None:
+        """A port without an interface takes IPv4 and IPv6 on one socket."""
+        port = await self.listen("tcp:0")
+        said = await self.greeted(TCP4ClientEndpoint(reactor, "127.0.0.1", port))
+        self.assertTrue(said.endswith(b"127.0.0.1"))
+        said = await self.greeted(TCP6ClientEndpoint(reactor, "::1", port))
+        self.assertEqual(said, b"::1")
+
+    async def test_tls(self) -> None:
+        """So does one with TLS, which says what was said only to who speaks it."""
+
+        def greeted(host: str) -> bytes:
+            connection = socket.create_connection((host, port))
+            with trusting().wrap_socket(connection, server_hostname="localhost") as secure:
+                return secure.recv(100)
+
+        for description in ("tls:0", "tls:0:backlog=5"):
+            port = await self.listen(description)
+            self.assertTrue((await deferToThread(greeted, "127.0.0.1")).endswith(b"127.0.0.1"))
+            self.assertEqual(await deferToThread(greeted, "::1"), b"::1")
+        port = await self.listen("tls:0:interface=127.0.0.1")
+        self.assertEqual(await deferToThread(greeted, "127.0.0.1"), b"127.0.0.1")
+
+    async def test_withoutIpv6(self) -> None:
+        """Where the kernel has no IPv6 it takes IPv4."""
+        made = endpoints._listener
+
+        for number in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+
+            def noIpv6(
+                family: socket.AddressFamily, port: int, backlog: int, number: int = number
+            ) -> socket.socket:
+                if family == socket.AF_INET6:
+                    raise OSError(number, os.strerror(number))
+                return made(family, port, backlog)
+
+            self.patch(endpoints, "_listener", noIpv6)
+            port = await self.listen("tcp:0")
+            said = await self.greeted(TCP4ClientEndpoint(reactor, "127.0.0.1", port))
+            self.assertEqual(said, b"127.0.0.1")
+
+    async def test_taken(self) -> None:
+        """A port that something else has, in either family, is not listened on."""
+        for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+            with socket.create_server((host, 0), family=family) as taken:
+                number = taken.getsockname()[1]
+                endpoint = serverEndpoint(reactor, f"tcp:{number}")
+                with self.assertRaises(CannotListenError) as caught:
+                    await endpoint.listen(Factory.forProtocol(Greeting))
+                message = explain(f"tcp:{number}", caught.exception)
+                self.assertIn(f"cannot listen on tcp:{number}: Address already in use", message)
+                self.assertIn("ss -ltnp", message)
+
+    async def test_oneInterface(self) -> None:
+        """With an interface it takes what comes in there."""
+        port = await self.listen("tcp:0:interface=127.0.0.1")
+        said = await self.greeted(TCP4ClientEndpoint(reactor, "127.0.0.1", port))
+        self.assertEqual(said, b"127.0.0.1")
+
+
+class DescriptionTests(SynchronousTestCase):
+    """
+    Descriptions of where to listen.
+    """
+
+    def test_good(self) -> None:
+        """Twisted's descriptions are taken, and a port alone is every interface."""
+        clock = MemoryReactor()
+        for description in (
+            "tcp:5055:interface=192.0.2.1",
+            "tcp:5055:192.0.2.1",
+            "tcp:5055:interface=127.0.0.1:backlog=7",
+            r"tcp:5055:interface=\:\:1",
+            "tcp6:5055",
+            r"tcp6:0:interface=\:\:1",
+            r"tcp6:65535:interface=fe80\:\:1%eth0",
+            "unix:/run/usbipshare.sock",
+            "unix:/run/usbipshare.sock:mode=660",
+        ):
+            verifyObject(IStreamServerEndpoint, serverEndpoint(clock, description))
+            self.assertNotIsInstance(serverEndpoint(clock, description), EveryInterface)
+        for description in ("tcp:5055", "tcp:0", "tcp:port=65535", "tcp:5055:backlog=9"):
+            endpoint = serverEndpoint(clock, description)
+            verifyObject(IStreamServerEndpoint, endpoint)
+            self.assertIsInstance(endpoint, EveryInterface)
+
+    def test_backlog(self) -> None:
+        """Many may wait to be accepted, unless the description says how many."""
+        for description, expected in (
+            ("tcp:5055:interface=127.0.0.1", BACKLOG),
+            ("tcp:5055:interface=127.0.0.1:backlog=7", 7),
+        ):
+            memory = MemoryReactor()
+            self.successResultOf(serverEndpoint(memory, description).listen(Factory()))
+            self.assertEqual(memory.tcpServers[0][2], expected)
+
+    def test_bad(self) -> None:
+        """What is none is refused, and named."""
+        for description in (
+            "",
+            "tcp:http",
+            "tcp:65536",
+            "tcp:-1",
+            "tcp: 5055",
+            "tcp:\u0665",
+            "tcp:5055:colour=red",
+            "udp:5055",
+            "5055",
+            "ssl:5055:privateKey=/does/not/exist",
+        ):
+            with self.assertRaises(ValueError) as caught:
+                serverEndpoint(MemoryReactor(), description)
+            self.assertIn(description.removeprefix("tcp:"), str(caught.exception))
+            self.assertIn(" is not ", str(caught.exception))
+
+    def test_neverCould(self) -> None:
+        """What Twisted takes and could never listen is refused, with the reason."""
+        for description, reason in (
+            ("tcp:99999:interface=127.0.0.1", "'99999' is not a port"),
+            ("tcp:-5:interface=127.0.0.1", "'-5' is not a port"),
+            ("tcp6:99999", "'99999' is not a port"),
+            ("tcp6:-1", "'-1' is not a port"),
+            ("tcp:5055:interface=notanip", "'notanip' is not an IP address"),
+            ("tcp:5055:interface=127.0.0.256", "'127.0.0.256' is not an IP address"),
+            ("tcp:5055:interface=localhost", "'localhost' is not an IP address"),
+            ("tcp:5055:interface=", "'' is not an IP address"),
+            ("tcp:5055:", "'' is not an IP address"),
+            ("tcp6:5055:interface=eth0", "'eth0' is not an IP address"),
+            ("unix:", "'' is not a path"),
+            ("unix:mode=600:address=", "'' is not a path"),
+            ("unix:/" + "x" * 107, "is not a path of 1 to 107 bytes"),
+            ("unix:\ud800", "surrogates not allowed"),
+        ):
+            with self.assertRaises(ValueError) as caught:
+                serverEndpoint(MemoryReactor(), description)
+            self.assertIn(reason, str(caught.exception))
+            self.assertIn(repr(description), str(caught.exception))
+        serverEndpoint(MemoryReactor(), "unix:/" + "x" * 106)
+
+    def test_backslashes(self) -> None:
+        """Who forgets the backslashes of an IPv6 address is told of them."""
+        for kind in ("tcp", "tcp6", "tls"):
+            with self.assertRaises(ValueError) as caught:
+                serverEndpoint(MemoryReactor(), f"{kind}:5055:interface=::1", certificates(self))
+            self.assertIn(r"interface=\:\:1", str(caught.exception))
+
+    def test_tls(self) -> None:
+        """With TLS and our own certificates, it is what it is with TCP."""
+        ours = certificates(self)
+        for description, isEvery in (
+            ("tls:5056", True),
+            ("tls:port=5056:backlog=9", True),
+            ("tls:5056:interface=192.0.2.1", False),
+            (r"tls:5056:interface=\:\:1", False),
+        ):
+            endpoint = serverEndpoint(MemoryReactor(), description, ours)
+            verifyObject(IStreamServerEndpoint, endpoint)
+            assert isinstance(endpoint, OverTls)
+            self.assertEqual(isinstance(endpoint.below, EveryInterface), isEvery)
+        memory = MemoryReactor()
+        below = serverEndpoint(memory, "tls:5056:interface=127.0.0.1", ours)
+        self.successResultOf(below.listen(Factory()))
+        (port, factory, backlog, interface), *_ = memory.tcpServers
+        self.assertEqual((port, backlog, interface), (5056, BACKLOG, "127.0.0.1"))
+        self.assertIsInstance(factory, TLSMemoryBIOFactory)
+
+    def test_badTls(self) -> None:
+        """What is wrong with it is said of it, not of the TCP below; and it needs a
+        certificate."""
+        for description, reason in (
+            ("tls", "'tls' is not an endpoint description, such as tls:5055 or"),
+            ("tls:", "'' is not a port"),
+            ("tls:99999", "'99999' is not a port"),
+            ("tls:5056:privateKey=/x", "'tls:5056:privateKey=/x' is not an endpoint description"),
+            ("tls:5056:interface=x", "'tls:5056:interface=x' is not an endpoint description: 'x'"),
+        ):
+            with self.assertRaises(ValueError) as caught:
+                serverEndpoint(MemoryReactor(), description, certificates(self))
+            self.assertIn(reason, str(caught.exception))
+        with self.assertRaises(ValueError) as caught:
+            serverEndpoint(MemoryReactor(), "tls:5056")
+        self.assertEqual(
+            str(caught.exception),
+            '"tls:5056" needs a certificate: see `tls` in docs/config.md',
+        )
+
+    def test_ssl(self) -> None:
+        """With Twisted's own TLS the reasons are the same."""
+        folder = Path(self.mktemp())
+        folder.mkdir()
+        pem = folder / "key.pem"
+        pem.write_bytes(certificate())
+        files = f"privateKey={pem}:certKey={pem}"
+        for good in (f"ssl:5056:{files}", f"ssl:5056:interface=127.0.0.1:{files}"):
+            memory = MemoryReactor()
+            self.successResultOf(serverEndpoint(memory, good).listen(Factory()))
+            self.assertEqual(len(memory.sslServers), 1)
+        for bad, reason in (
+            (f"ssl:99999:{files}", "'99999' is not a port"),
+            (f"ssl:5056:interface=notanip:{files}", "'notanip' is not an IP address"),
+        ):
+            with self.assertRaises(ValueError) as caught:
+                serverEndpoint(MemoryReactor(), bad)
+            self.assertIn(reason, str(caught.exception))
+
+
+def certificate() -> bytes:
+    """A key, and its own certificate."""
+    made: bytes = KeyPair.generate(size=2048).selfSignedCert(1, commonName="localhost").dumpPEM()
+    return made
+
+
+class ExplainTests(SynchronousTestCase):
+    """
+    Why listening failed.
+    """
+
+    def test_advice(self) -> None:
+        """There is advice for what people meet."""
+        for number, advice in (
+            (errno.EADDRINUSE, "ss -ltnp"),
+            (errno.EACCES, "CAP_NET_BIND_SERVICE"),
+            (errno.EADDRNOTAVAIL, "does not have that address"),
+            (errno.ENOBUFS, "No buffer space"),
+        ):
+            error = CannotListenError("", 80, OSError(number, os.strerror(number)))
+            message = explain("tcp:80", error)
+            self.assertIn("cannot listen on tcp:80: ", message)
+            self.assertIn(advice, message)
+            self.assertTrue(message.endswith(".") and not message.endswith(".."))
+
+    def test_unix(self) -> None:
+        """Of a unix socket it is not said what is to be done for ports."""
+        for number, advice in (
+            (errno.EADDRINUSE, "remove it"),
+            (errno.EACCES, "to write in that folder"),
+            (errno.ENOENT, "cannot be made"),
+        ):
+            error = CannotListenError("", "/run/x", OSError(number, os.strerror(number)))
+            message = explain("unix:/run/x", error)
+            self.assertIn(advice, message)
+            self.assertNotIn("ort", message.partition(": ")[2].replace("directory", ""))
+        locked = explain("unix:/run/x", CannotListenError("", "/run/x", "Cannot acquire lock"))
+        self.assertIn("Another daemon listens there", locked)
+
+    def test_anyError(self) -> None:
+        """Any other error is shown as it is."""
+        self.assertEqual(
+            explain("tcp:80", ValueError("no way")), "cannot listen on tcp:80: no way."
+        )

@@ -1,0 +1,391 @@
+"""
+Tests of L{usbip_server.protocols.exporter_tls}: until a device is given away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import ssl
+import struct
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from tests.protocols.securedcase import (
+    ADDRESS,
+    BOUND,
+    IMPORT,
+    LIST,
+    SecuredTestCase,
+    TcpTransport,
+    connected,
+    openFiles,
+)
+from tests.support.certificates import LAB, authority, signed, trusting
+from tests.support.fixtures import PatientBackend, Wire, threeWays
+from usbip_server.model.errors import OperationFailed
+from usbip_server.model.policy import Grant, Policy, Right, Who
+from usbip_server.model.usbip import OpStatus, encodeList, encodeRefusal
+from usbip_server.protocols.exporter_tls import HANDSHAKE_SECONDS
+
+
+def clientHello() -> bytes:
+    """What a client says first."""
+    out = ssl.MemoryBIO()
+    client = trusting().wrap_bio(ssl.MemoryBIO(), out, server_hostname="localhost")
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.do_handshake()
+    return out.read()
+
+
+def misnamed(certificate: x509.Certificate, name: bytes, other: bytes) -> bytes:
+    """
+    A certificate of the CA's with other bytes for a name.
+
+    @param other: as many bytes.
+    @return: in PEM.
+    """
+    said = certificate.tbs_certificate_bytes.replace(name, other)
+    signature = authority(LAB).key.sign(said, ec.ECDSA(hashes.SHA256()))
+    der = certificate.public_bytes(serialization.Encoding.DER)
+    begin = der.index(certificate.tbs_certificate_bytes) + len(said)
+    # Behind what was signed: by which algorithm, 12 bytes, and the signature, a bit string.
+    body = (
+        said + der[begin : begin + 12] + b"\x03" + bytes([len(signature) + 1]) + b"\0" + signature
+    )
+    return ssl.DER_cert_to_PEM_cert(b"\x30\x82" + struct.pack(">H", len(body)) + body).encode()
+
+
+class ListTests(SecuredTestCase):
+    """
+    What can be imported is told over TLS as without it.
+    """
+
+    def test_list(self) -> None:
+        """The list, whichever records it is asked for in, and a proper end; nothing is left."""
+        before = openFiles()
+        for _, records in threeWays([LIST]):
+            client = self.asks(*records)
+            self.ends(client)
+            self.assertEqual(bytes(client.received), encodeList([BOUND]))
+            self.assertIsNone(client.error)
+            self.leave()
+        self.assertEqual(self.told(), [])
+        self.assertNothingLeft()
+        self.assertEqual(openFiles(), before)
+
+    def test_versions(self) -> None:
+        """TLS 1.2 is spoken, whatever else; what came before is not."""
+        self.assertEqual(self.connect(self.only(ssl.TLSVersion.TLSv1_2)).error, None)
+        self.assertIsNone(self.connect().error)
+        self.leave()
+        old = self.only(ssl.TLSVersion.TLSv1_1)
+        old.set_ciphers("ALL:@SECLEVEL=0")
+        self.assertIsNotNone(self.connect(old).error)
+        self.assertTold("no TLS later than 1.1")
+
+    def only(self, version: ssl.TLSVersion) -> ssl.SSLContext:
+        """A client that speaks nothing else."""
+        context = trusting()
+        context.options &= ~(ssl.OP_NO_TLSv1_1 | ssl.OP_NO_TLSv1_2)
+        context.minimum_version = context.maximum_version = version
+        return context
+
+    def test_bug(self) -> None:
+        """A bug in answering ends the connection, and is told."""
+
+        def importable(principal: object) -> None:
+            raise ZeroDivisionError
+
+        self.patch(self.sharing, "importable", importable)
+        client = self.asks(LIST)
+        self.until(lambda: client.error)
+        self.quiet()
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertNothingLeft()
+
+
+class HandshakeTests(SecuredTestCase):
+    """
+    Clients that do not get through it.
+    """
+
+    def test_plain(self) -> None:
+        """One that speaks none, or something else, is told of once."""
+        for said, because in (
+            (LIST, "it does not speak TLS"),
+            (IMPORT, "it does not speak TLS"),
+            (b"GET / HTTP/1.1\r\n\r\n", "it speaks HTTP"),
+            (bytes(1000), "it does not speak TLS"),
+            (b"\x16\x03\x01\x00\x05" + bytes(5), "unexpected message"),
+        ):
+            for _, segments in threeWays([said]):
+                client = self.open()
+                for segment in segments:
+                    try:
+                        client.send(segment)
+                    except OSError:
+                        break  # it is cut off already
+                    self.turn()
+                self.assertTold(because)
+        self.assertEqual(self.backend.calls, [])
+
+    def test_truncated(self) -> None:
+        """One that leaves in the middle of it is told of once, wherever that is; nothing is
+        left."""
+        hello = clientHello()
+        self.connect()  # what is made once is made now
+        self.leave()
+        before = openFiles()
+        for length in range(1, len(hello)):
+            client = self.open()
+            client.send(hello[:length])
+            self.turn()
+            self.assertEqual(self.told(), [])
+            client.close()
+            self.assertTold("it leaves in the handshake")
+            self.leave()
+        self.assertEqual(openFiles(), before)
+
+    def test_reset(self) -> None:
+        """So is one that cuts it off."""
+        client = self.open()
+        client.send(clientHello())
+        self.turn()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        self.assertTold("it leaves in the handshake")
+
+    def test_probe(self) -> None:
+        """One that says nothing is not worth a line: it leaves, is cut off when its time is
+        over, or is gone before it was seen."""
+        self.open().close()
+        idle = self.open()
+        self.quiet()
+        self.reactor.advance(HANDSHAKE_SECONDS)
+        self.quiet()
+        self.assertEqual(idle.recv(1), b"")
+        client, server = connected()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        protocol = self.factory.buildProtocol(ADDRESS)
+        transport = TcpTransport(server)
+        self.addCleanup(transport.close)
+        self.wires.append(Wire(protocol, transport))
+        self.quiet()
+        self.assertEqual(self.logged, [])
+        self.assertNothingLeft()
+
+    def test_slow(self) -> None:
+        """One that takes longer than ten seconds is cut off, also if it drips in."""
+        hello = clientHello()
+        client = self.open()
+        for byte in range(9):
+            client.send(hello[byte : byte + 1])
+            self.turn()
+            self.reactor.advance(1)
+        self.assertEqual(self.told(), [])
+        self.reactor.advance(1.1)
+        self.assertTold("no handshake within 10 s")
+
+    def test_silentAfterIt(self) -> None:
+        """One that asks for nothing is cut off as without TLS."""
+        client = self.connect()
+        self.reactor.advance(HANDSHAKE_SECONDS)
+        self.until(lambda: client.hasEnded or client.error)
+        self.quiet()
+        self.assertEqual(self.told(), [])
+        self.assertNothingLeft()
+
+    def test_distrust(self) -> None:
+        """One that does not take our certificate is told of."""
+        self.assertIsNotNone(self.connect(trusting("Others")).error)
+        self.assertTold("it does not know our CA")
+
+    def test_garbageAfterIt(self) -> None:
+        """What is not encrypted as was agreed on is told of once, also in the middle of a
+        request."""
+        for said, because in ((b"", "does not speak TLS"), (LIST[:3], "in the middle")):
+            client = self.connect()
+            client.send(said)
+            self.turn()
+            with socket.socket(fileno=os.dup(client.ssl.fileno())) as below:
+                below.send(bytes(100))
+            self.assertTold(because)
+
+    def test_tooMany(self) -> None:
+        """Handshakes count with those that have not said what they want, of whichever kind;
+        those beyond the limit are turned away."""
+        self.connect()
+        self.open()
+        plain = self.exporter.buildProtocol(ADDRESS)
+        assert plain is not None
+        client, server = connected()
+        transport = TcpTransport(server)
+        self.addCleanup(transport.close)
+        self.addCleanup(client.close)
+        self.wires.append(Wire(plain, transport))
+        for _ in range(3):
+            self.assertIsNone(self.factory.buildProtocol(ADDRESS))
+            self.assertIsNone(self.exporter.buildProtocol(ADDRESS))
+        [line] = self.told()
+        self.assertIn("3 USB/IP clients that have not said what they want", line)
+        self.clients[0].close()
+        self.quiet()
+        self.assertIsNotNone(self.factory.buildProtocol(ADDRESS))
+
+    def test_daemonStops(self) -> None:
+        """When the daemon stops they end, and that is nobody's fault."""
+        begun, idle, shaken = self.open(), self.open(), self.connect()
+        begun.send(clientHello()[:10])
+        self.turn()
+        self.exporter.close()
+        self.factory.close()
+        self.until(lambda: shaken.hasEnded)
+        self.quiet()
+        self.assertEqual([client.recv(1) for client in (begun, idle)], [b"", b""])
+        self.assertEqual(self.told(), [])
+        self.assertNothingLeft()
+
+
+class MutualTests(SecuredTestCase):
+    """
+    Clients that have to show a certificate.
+    """
+
+    isMutual = True
+
+    def test_shown(self) -> None:
+        """Its name counts for what the client may do."""
+        self.serve(
+            access=Policy(
+                principals={"alice": Who(certificate="alice")},
+                allow=(Grant(who="alice", commands=Right.IMPORT),),
+            )
+        )
+        for name, devices in (("alice", [BOUND]), ("bob", [])):
+            client = self.asks(LIST, context=trusting(client=self.certificate(name)))
+            self.ends(client)
+            self.assertEqual(bytes(client.received), encodeList(devices))
+        self.assertEqual(self.told(), [])
+
+    def test_none(self) -> None:
+        """Whoever shows none is told of once, and given nothing."""
+        self.refused(trusting(), "it shows no certificate")
+
+    def test_others(self) -> None:
+        """So is whoever shows one that another CA has signed."""
+        context = trusting(client=self.certificate("alice", by="Others"))
+        self.refused(context, "its certificate does not pass: unable to get local issuer")
+
+    def refused(self, context: ssl.SSLContext, because: str) -> None:
+        """A client is not heard."""
+        client = self.asks(LIST, context=context)
+        self.until(lambda: client.error)
+        self.assertEqual(client.received, b"")
+        self.assertTold(because)
+
+    def test_malformed(self) -> None:
+        """So is whoever shows one that OpenSSL takes, and whose name cannot be read."""
+        pem, key = self.certificate("alice")
+        Path(pem).write_bytes(
+            misnamed(signed("alice", LAB).certificate, b"\x0c\x05alice", b"\x13\x05\xe9lice")
+        )
+        self.refused(trusting(client=(pem, key)), "its certificate is not well formed")
+
+    def test_named(self) -> None:
+        """What it does is told of with its name."""
+        self.asks(b"garbage", context=trusting(client=self.certificate("alice")))
+        self.assertTold("192.0.2.8 (certificate alice) is no USB/IP client")
+
+
+class Mutual13Tests(MutualTests):
+    """
+    The same with TLS 1.3, where a client takes its handshake for done before the server has
+    seen its certificate.
+    """
+
+    def context(self) -> ssl.SSLContext:
+        context = super().context()
+        context.maximum_version = ssl.TLSVersion.MAXIMUM_SUPPORTED
+        return context
+
+
+class BadTests(SecuredTestCase):
+    """
+    Clients that are none, once their handshake is done.
+    """
+
+    def test_truncated(self) -> None:
+        """One that leaves in the middle of its request is told of, once, wherever that is, in
+        whichever records it comes and however it leaves."""
+        for length in range(1, len(IMPORT)):
+            for number, (_, records) in enumerate(threeWays([IMPORT[:length]])):
+                client = self.connect()
+                client.send(*records)
+                self.turn()
+                self.assertEqual(self.told(), [])
+                if number:
+                    self.takesLeave(client.ssl)
+                client.close()
+                self.assertTold("in the middle of a request")
+                self.leave()
+        self.assertEqual(self.backend.calls, [])
+
+    def takesLeave(self, client: ssl.SSLSocket) -> None:
+        """A client ends TLS properly."""
+        with contextlib.suppress(ssl.SSLWantReadError):
+            client.unwrap()
+
+    def test_pipelined(self) -> None:
+        """One that says more before it is answered is given nothing, whether that comes in the
+        same record or in another."""
+        for more in (b"\0", 48 * b"\1", LIST):
+            for records in ((IMPORT + more,), (IMPORT, more)):
+                client = self.connect()
+                client.says(*records)
+                self.assertTold("behind the request")
+                client.turn()
+                self.assertEqual(client.received, b"")
+        self.assertEqual(self.backend.calls, [])
+
+    def test_leaves(self) -> None:
+        """One that leaves instead of waiting for its answer is given nothing."""
+        client = self.connect()
+        client.says(IMPORT)
+        client.close()
+        poll = select.poll()
+        poll.register(self.wires[-1].transport.getHandle(), select.POLLRDHUP)  # type: ignore[attr-defined]
+        poll.poll()
+        self.assertTold("leaves before")
+        self.assertEqual(self.backend.calls, [])
+
+    def test_refused(self) -> None:
+        """One that cannot have what it wants is told so, and nothing is left."""
+        before = openFiles()
+        client = self.asks(IMPORT[:8] + b"1-9".ljust(32, b"\0"))
+        self.until(lambda: client.hasEnded)
+        self.assertEqual(bytes(client.received), encodeRefusal(OpStatus.NODEV))
+        self.leave()
+        self.assertNothingLeft()
+        self.assertEqual(openFiles(), before)
+
+    def test_fails(self) -> None:
+        """So it is if the device does not take the connection."""
+        self.backend = PatientBackend((BOUND,))
+        self.serve()
+        before = openFiles()
+        client = self.asks(IMPORT)
+        self.until(lambda: self.backend.calls)
+        self.backend.calls[0].fail(OperationFailed(BOUND, "no"))
+        self.until(lambda: client.hasEnded)
+        self.assertEqual(bytes(client.received), encodeRefusal(OpStatus.DEV_ERR))
+        client.close()
+        self.quiet()
+        self.assertNothingLeft()
+        self.assertEqual(openFiles(), before)

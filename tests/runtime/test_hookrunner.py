@@ -1,0 +1,654 @@
+"""
+Tests of L{usbip_server.runtime.hookrunner} and L{usbip_server.runtime.webhook}, with real child
+processes and a real web server.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar, cast
+
+from twisted.internet import reactor
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogPublisher
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET, Request, Site
+
+from tests.support.childcase import ChildTestCase, isThere
+from tests.support.fixtures import asked
+from usbip_server.model.rules import Hook, Occasion
+from usbip_server.runtime.hookrunner import LINE, LOGGED_LINES, HookRunner, environment, lines
+from usbip_server.runtime.webhook import ANSWER
+
+BODY = b'{"event":"bound","data":{"bus_id":"1-1.4"}}'
+
+ON = (Occasion.BOUND,)
+
+
+class HooksTestCase(ChildTestCase):
+    """
+    Hooks, and what they log.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.events: list[LogEvent] = []
+        observer = cast(ILogObserver, self.events.append)
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        self.hooks = self.makeHooks()
+
+    def makeHooks(self, most: int = 8, waiting: int = 1000) -> HookRunner:
+        """Those that are stopped when the test is over."""
+        hooks = HookRunner(reactor, most, waiting)
+        self.addCleanup(lambda: asked(hooks.stop(0)))
+        return hooks
+
+    def command(self, text: str, timeout: float = 30.0, name: str = "script") -> Hook:
+        """A hook that is a script; it gets the device as an argument of its own accord."""
+        return Hook(events=ON, command=(self.script(text, name=name),), timeout=timeout)
+
+    def logged(self, level: LogLevel) -> list[str]:
+        """What was logged about hooks at this level."""
+        return [
+            formatEvent(event)
+            for event in self.events
+            if event["log_level"] is level
+            and event["log_namespace"].endswith("hookrunner.HookRunner")
+        ]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What went wrong."""
+        return self.logged(LogLevel.warn)
+
+    @property
+    def said(self) -> list[str]:
+        """What the scripts have written into a file."""
+        path = self.directory / "said"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def listen(self, factory: Any, timeout: float = 30.0) -> Hook:
+        """A hook whose address is served by this."""
+        port: Any = reactor.listenTCP(0, factory, interface="127.0.0.1")
+        self.addCleanup(port.stopListening)
+        url = f"http://127.0.0.1:{port.getHost().port}/usb?x=1"
+        return Hook(events=ON, url=url, timeout=timeout)
+
+    def open(self) -> None:
+        """Let those go on that wait until a gate opens."""
+        (self.directory / "gate").touch()
+
+    def close(self) -> None:
+        """Close it again."""
+        (self.directory / "gate").unlink()
+
+    async def warning(self) -> str:
+        """The one warning, as soon as there is one."""
+        await self.until(lambda: self.warnings)
+        [warning] = self.warnings
+        return warning
+
+
+GATE = "while [ ! -e $D/gate ]; do sleep 0.02; done"
+"""Of a script: wait until the gate opens."""
+
+SAY = 'echo "$USBIPSHARE_BUS_ID $(cat)" >> $D/said'
+"""Of a script: write down what it was told."""
+
+
+class CommandTests(HooksTestCase):
+    """
+    Hooks that are programs.
+    """
+
+    async def test_told(self) -> None:
+        """A program gets the event on its standard input, as a line, and its name and the
+        device in variables."""
+        hook = self.command('cat > $D/got; echo "$USBIPSHARE_EVENT $USBIPSHARE_BUS_ID" > $D/said')
+        self.hooks.call(hook, "1-1.4", BODY)
+        await self.until(lambda: self.said)
+        self.assertEqual((self.directory / "got").read_bytes(), BODY + b"\n")
+        self.assertEqual(self.said, ["bound 1-1.4"])
+
+    async def test_noShell(self) -> None:
+        """No shell sees its arguments."""
+        script = self.script('printf "%s\\n" "$@" > $D/new; mv $D/new $D/said')
+        words = ("$HOME", "; exit 9", "a b")
+        self.hooks.call(Hook(events=ON, command=(script, *words)), "1-1", BODY)
+        await self.until(lambda: self.said)
+        self.assertEqual(self.said, list(words))
+
+    async def test_output(self) -> None:
+        """What it prints is logged line by line, with the hook and the device."""
+        hook = self.command("echo one; echo; echo two")
+        self.hooks.call(hook, "1-1.4", BODY)
+        await self.until(lambda: len(self.logged(LogLevel.info)) == 2)
+        path = f"{self.directory}/script"
+        self.assertEqual(
+            self.logged(LogLevel.info), [f"{path} on 1-1.4: one", f"{path} on 1-1.4: two"]
+        )
+        [event] = [event for event in self.events if event.get("line") == "one"]
+        self.assertEqual((event["hook"], event["device"]), (path, "1-1.4"))
+        self.assertEqual(self.warnings, [])
+
+    async def test_muchOutput(self) -> None:
+        """Of much the beginning is logged."""
+        self.hooks.call(self.command("yes yes | head -n 1000000"), "1-1", BODY)
+        await self.until(lambda: len(self.logged(LogLevel.info)) > LOGGED_LINES)
+        self.assertIn("lines more", self.logged(LogLevel.info)[-1])
+
+    async def test_failed(self) -> None:
+        """One that fails is warned of, with what it said last."""
+        self.hooks.call(self.command("seq 1 9; echo broken >&2; exit 3"), "1-1", BODY)
+        self.assertTrue(
+            (await self.warning()).endswith(
+                "script on 1-1 has failed: exit status 3; it said: 6 / 7 / 8 / 9 / broken"
+            )
+        )
+
+    async def test_otherFailures(self) -> None:
+        """So is one that is not there, hangs, or is killed."""
+        for hook, problem in (
+            (Hook(events=ON, command=("no-such-program",)), "there is no such program"),
+            (self.command("exec sleep 1000", timeout=0.2, name="a"), "not ended within 0.2 s"),
+            (self.command("kill -SEGV $$", name="b"), "SIGSEGV has ended it"),
+            (self.command("kill -40 $$", name="c"), "signal 40 has ended it"),
+        ):
+            self.hooks.call(hook, "1-1", BODY)
+            self.assertIn(problem, await self.warning())
+            self.events.clear()
+
+    async def test_unread(self) -> None:
+        """It need not read what it is told."""
+        self.hooks.call(self.command("echo done"), "1-1", b"x" * 1_000_000)
+        await self.until(lambda: self.logged(LogLevel.info))
+        self.assertEqual(self.warnings, [])
+
+    async def test_bug(self) -> None:
+        """A bug of ours is logged with its traceback, and goes no further."""
+
+        async def fail(*arguments: object) -> None:
+            raise ZeroDivisionError
+
+        self.patch(HookRunner, "_execute", fail)
+        hook = self.command("exit 0")
+        self.hooks.call(hook, "1-1", BODY)
+        reason = await self.hooks.ask(hook, "1-1", BODY)
+        self.assertEqual(reason, "it could not be asked: an error in the daemon: see its log")
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
+
+
+class OrderTests(HooksTestCase):
+    """
+    Many calls.
+    """
+
+    async def test_order(self) -> None:
+        """Calls of a hook for a device come one after the other; others overtake."""
+        hook = self.command(f'[ "$USBIPSHARE_BUS_ID" = 1-2 ] || {GATE}; {SAY}')
+        other = self.command(SAY, name="other")
+        for number in range(5):
+            self.hooks.call(hook, "1-1", b"%d" % number)
+        self.hooks.call(hook, "1-2", b"x")
+        self.hooks.call(other, "1-1", b"y")
+        await self.until(lambda: len(self.said) == 2)
+        self.assertEqual(sorted(self.said), ["1-1 y", "1-2 x"])
+        self.open()
+        await self.until(lambda: len(self.said) == 7)
+        self.assertEqual(self.said[2:], [f"1-1 {number}" for number in range(5)])
+
+    async def test_most(self) -> None:
+        """There is a bound on how many run at a time, and all have their turn."""
+        hooks = self.makeHooks(most=2)
+        hook = self.command(
+            f"touch $D/running.$$; ls $D | grep -c running >> $D/counts; {GATE}; "
+            f"rm $D/running.$$; {SAY}"
+        )
+        for number in range(6):
+            hooks.call(hook, f"1-{number}", b"x")
+        counts = self.directory / "counts"
+        await self.until(lambda: counts.exists() and counts.read_text().count("\n") == 2)
+        self.open()
+        await self.until(lambda: len(self.said) == 6)
+        self.assertLessEqual({int(line) for line in counts.read_text().split()}, {1, 2})
+        self.assertEqual(self.warnings, [])
+
+    async def test_mostChanged(self) -> None:
+        """The bound may be changed meanwhile, and nothing that waits is lost."""
+        hooks = self.makeHooks(most=3)
+        hook = self.command(f"{GATE}; {SAY}")
+        for number in range(6):
+            hooks.call(hook, f"1-{number}", b"x")
+        hooks.most = 1
+        self.open()
+        await self.until(lambda: len(self.said) == 6)
+        self.assertEqual(self.said[-2:], ["1-4 x", "1-5 x"])
+        hooks.most = 2
+        self.close()
+        hooks.call(hook, "1-7", b"x")
+        hooks.call(self.command(SAY, name="other"), "1-8", b"x")
+        await self.until(lambda: len(self.said) == 7)
+        self.open()
+        await self.until(lambda: len(self.said) == 8)
+
+    async def test_manyThatFail(self) -> None:
+        """A long queue of those that fail at once is worked off."""
+        hooks = self.makeHooks(most=1)
+        hooks.call(self.command(GATE), "1-1", BODY)
+        for number in range(1000):
+            hooks.call(Hook(events=ON, command=("/no/such/program",)), f"1-{number}", BODY)
+        self.open()
+        await self.until(lambda: len(self.warnings) == 1000)
+
+    async def test_overflow(self) -> None:
+        """When too many wait, further ones are dropped, with one warning until it is better;
+        what need not wait is not."""
+        hooks = self.makeHooks(most=2, waiting=2)
+        hook = self.command(f"{GATE}; {SAY}; echo told")
+        for episode in (1, 2):
+            for number in range(6):
+                hooks.call(hook, "1-1", b"%d" % number)
+            hooks.call(self.command("echo hello", name="other"), "1-2", BODY)
+            await self.until(lambda: "hello" in str(self.logged(LogLevel.info)))
+            self.assertEqual(len(self.warnings), episode)
+            self.assertIn("2 calls are waiting, new ones are dropped", self.warnings[-1])
+            self.open()
+            await self.until(lambda: "3 calls were dropped" in str(self.logged(LogLevel.info)))
+            await self.until(lambda: str(self.logged(LogLevel.info)).count("told") == 3)
+            self.assertEqual(len(self.said), 3 * episode)
+            self.assertEqual(self.said[-3:], ["1-1 0", "1-1 1", "1-1 2"])
+            self.close()
+            self.events[:] = [e for e in self.events if e["log_level"] is LogLevel.warn]
+
+    async def test_noRoom(self) -> None:
+        """Where nothing may wait, what need not is done."""
+        hooks = self.makeHooks(most=1, waiting=0)
+        hooks.call(self.command(SAY), "1-1", b"x")
+        hooks.call(self.command(SAY), "1-1", b"y")
+        await self.until(lambda: self.said)
+        self.assertEqual((self.said, len(self.warnings)), (["1-1 x"], 1))
+
+
+class AskTests(HooksTestCase):
+    """
+    Hooks that are asked whether a device may be bound.
+    """
+
+    async def test_agrees(self) -> None:
+        """Exit status 0 is a yes, whatever it prints; it gets the event."""
+        hook = self.command(f"{SAY}; echo welcome")
+        self.assertIsNone(await self.hooks.ask(hook, "1-1", b"x"))
+        self.assertEqual(self.said, ["1-1 x"])
+        self.assertIn("welcome", self.logged(LogLevel.info)[0])
+
+    async def test_refuses(self) -> None:
+        """Any other is a no, and the first line that it prints is the reason."""
+        for script, reason in (
+            ("echo 'not on Sundays'; echo more; exit 1", "not on Sundays"),
+            ("printf '\\n \\033[31mred\\n'; exit 1", "[31mred"),
+            ("exit 3", "exit status 3"),
+        ):
+            said = await self.hooks.ask(self.command(script), "1-1", BODY)
+            self.assertEqual(said, reason)
+            self.assertIn(f"script has refused 1-1: {reason}", self.logged(LogLevel.info)[-1])
+        self.assertEqual(self.warnings, [])
+
+    async def test_cannotBeAsked(self) -> None:
+        """One that cannot be asked does not agree, and that is warned of."""
+        for hook, problem in (
+            (Hook(events=ON, command=("no-such-program",)), "there is no such program"),
+            (self.command("exec sleep 1000", timeout=0.2, name="a"), "not ended within 0.2 s"),
+            (self.command("kill -KILL $$", name="b"), "SIGKILL has ended it"),
+            (
+                self.command("trap 'exit 0' TERM; echo yes; while :; do :; done", 0.5, "c"),
+                "not ended within 0.5 s",
+            ),
+        ):
+            reason = await self.hooks.ask(hook, "1-1", BODY) or ""
+            self.assertTrue(reason.startswith("it could not be asked: "), reason)
+            self.assertIn(problem, reason)
+            self.assertIn(f"has refused 1-1: {reason}", self.logged(LogLevel.info)[-1])
+            self.assertIn(problem, await self.warning())
+            self.events.clear()
+
+    async def test_notQueued(self) -> None:
+        """Who is asked does not wait for those that are told, not even for the same device."""
+        hooks = self.makeHooks(most=1)
+        for _ in range(3):
+            hooks.call(self.command(GATE), "1-1", BODY)
+        self.assertEqual(
+            await hooks.ask(self.command("echo no; exit 1", name="other"), "1-1", BODY), "no"
+        )
+        self.open()
+
+    async def test_crowded(self) -> None:
+        """As many are asked at a time as are told; who waits for that in vain has no yes."""
+        hooks = self.makeHooks(most=1)
+        first = asked(hooks.ask(self.command(GATE), "1-1", BODY))
+        second = asked(hooks.ask(self.command("exit 0", name="b"), "1-2", BODY))
+        hook = self.command("exit 0", timeout=0.1, name="c")
+        self.assertEqual(
+            await hooks.ask(hook, "1-3", BODY),
+            "it could not be asked: too many others are being asked",
+        )
+        self.open()
+        self.assertIsNone(await first)
+        self.assertIsNone(await second)
+
+    async def test_cancelled(self) -> None:
+        """Nobody has to wait for the answer: then the program is killed, and its place free."""
+        hooks = self.makeHooks(most=1)
+        running = asked(hooks.ask(self.command("echo $$ > $D/said; exec sleep 1000"), "1-1", BODY))
+        waiting = asked(hooks.ask(self.command("exit 0", name="b"), "1-1", BODY))
+        await self.until(lambda: self.said)
+        for deferred in (waiting, running):
+            deferred.cancel()
+            with self.assertRaises(CancelledError):
+                await deferred
+        await self.until(lambda: not isThere(int(self.said[0])))
+        self.assertIsNone(await hooks.ask(self.command("exit 0"), "1-1", BODY))
+
+
+class Page(Resource):
+    """
+    Does with a request what it is told to.
+    """
+
+    isLeaf = True
+
+    def __init__(self, render: Callable[[Request], Any]) -> None:
+        super().__init__()
+        self._render = render
+
+    def render(self, request: Request) -> Any:
+        """Answer."""
+        return self._render(request)
+
+
+class Endless:
+    """
+    A body that has no end.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        request.registerProducer(self, False)
+
+    def resumeProducing(self) -> None:
+        """Send more."""
+        self._request.write(b"yes\n" * 1000)
+
+    def stopProducing(self) -> None:
+        """The other end has had enough."""
+
+
+class Curt(Protocol):
+    """
+    Speaks no HTTP: says something and leaves.
+    """
+
+    def __init__(self, words: bytes) -> None:
+        self._words = words
+
+    def dataReceived(self, data: bytes) -> None:
+        assert self.transport is not None
+        self.transport.write(self._words)
+        self.transport.loseConnection()
+
+
+class Silent(Protocol):
+    """
+    Says nothing.
+
+    @cvar there: those that are connected.
+    """
+
+    there: ClassVar[set[Silent]] = set()
+
+    def connectionMade(self) -> None:
+        self.there.add(self)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.there.discard(self)
+
+
+class UrlTests(HooksTestCase):
+    """
+    Hooks that are addresses.
+    """
+
+    def serve(self, render: Callable[[Request], Any], timeout: float = 30.0) -> Hook:
+        """A hook whose address answers so."""
+        self.requests: list[tuple[bytes, bytes, bytes, bytes]] = []
+
+        def noted(request: Request) -> Any:
+            assert request.content is not None
+            self.requests.append(
+                (
+                    request.method,
+                    request.uri,
+                    request.getHeader(b"content-type") or b"",
+                    request.content.read(),
+                )
+            )
+            return render(request)
+
+        return self.listen(Site(Page(noted)), timeout)
+
+    @staticmethod
+    def answer(code: int, body: bytes = b"", **headers: str) -> Callable[[Request], bytes]:
+        """What answers with this."""
+
+        def render(request: Request) -> bytes:
+            request.setResponseCode(code)
+            for name, value in headers.items():
+                request.setHeader(name, value)
+            return body
+
+        return render
+
+    async def test_told(self) -> None:
+        """The event is posted as JSON. What is answered is logged for those who look for it."""
+        hook = self.serve(self.answer(201, b"thank\nyou"))
+        self.hooks.call(hook, "1-1", BODY)
+        await self.until(lambda: len(self.logged(LogLevel.debug)) == 2)
+        self.assertEqual(self.requests, [(b"POST", b"/usb?x=1", b"application/json", BODY)])
+        self.assertEqual(
+            self.logged(LogLevel.debug), [f"{hook} on 1-1: thank", f"{hook} on 1-1: you"]
+        )
+        self.assertEqual((self.warnings, self.logged(LogLevel.info)), ([], []))
+
+    async def test_answers(self) -> None:
+        """A status in the two hundreds is a yes, any other a no with its first line."""
+        for code, body, reason in (
+            (200, b"welcome", None),
+            (204, b"", None),
+            (403, b"not on Sundays\nmore", "not on Sundays"),
+            (500, b"", "HTTP status 500"),
+            (404, b"\xff\n", "\N{REPLACEMENT CHARACTER}"),
+        ):
+            hook = self.serve(self.answer(code, body))
+            self.assertEqual(await self.hooks.ask(hook, "1-1", BODY), reason)
+        self.assertEqual(self.warnings, [])
+
+    async def test_failed(self) -> None:
+        """One that fails is warned of, with what it said last."""
+        hook = self.serve(self.answer(500, b"traceback\nbroken"))
+        self.hooks.call(hook, "1-1", BODY)
+        self.assertEqual(
+            await self.warning(),
+            f"{hook} on 1-1 has failed: HTTP status 500; it said: traceback / broken",
+        )
+
+    async def test_redirect(self) -> None:
+        """A redirect is not followed: it is neither a yes nor done."""
+        hook = self.serve(self.answer(307, location="/elsewhere"))
+        self.assertEqual(await self.hooks.ask(hook, "1-1", BODY), "HTTP status 307")
+        self.assertEqual(len(self.requests), 1)
+        self.hooks.call(hook, "1-1", BODY)
+        self.assertIn("HTTP status 307", await self.warning())
+
+    async def unanswered(self, hook: Hook, problem: str) -> None:
+        """It fails so, and when it is asked that is not a yes."""
+        reason = await self.hooks.ask(hook, "1-1", BODY) or ""
+        self.assertTrue(reason.startswith("it could not be asked: "), reason)
+        self.assertIn(problem, reason)
+        self.assertIn(problem, await self.warning())
+        self.events.clear()
+        self.hooks.call(hook, "1-1", BODY)
+        self.assertIn(problem, await self.warning())
+
+    async def test_hanging(self) -> None:
+        """One that does not answer is given up, and its connection closed."""
+        gone: list[object] = []
+
+        def render(request: Request) -> int:
+            request.notifyFinish().addErrback(gone.append)
+            return NOT_DONE_YET
+
+        await self.unanswered(self.serve(render, timeout=0.5), "no answer within 0.5 s")
+        await self.until(lambda: len(gone) == 2)
+
+    async def test_hangingLater(self) -> None:
+        """So is one that stops in the middle of its answer."""
+        gone: list[object] = []
+
+        def render(request: Request) -> int:
+            request.write(b"I think")
+            request.notifyFinish().addErrback(gone.append)
+            return NOT_DONE_YET
+
+        await self.unanswered(self.serve(render, timeout=0.5), "no answer within 0.5 s")
+        await self.until(lambda: len(gone) == 2)
+
+    async def test_endless(self) -> None:
+        """An answer without end is read up to a bound, and the connection closed."""
+        gone: list[object] = []
+
+        def render(request: Request) -> int:
+            request.setResponseCode(403)
+            request.notifyFinish().addErrback(gone.append)
+            Endless(request)
+            return NOT_DONE_YET
+
+        hook = self.serve(render)
+        answer = await self.hooks._post.send(hook.url or "", BODY, 30.0)
+        self.assertEqual((answer.status, len(answer.text)), (403, ANSWER))
+        self.assertEqual(await self.hooks.ask(hook, "1-1", BODY), "yes")
+        await self.until(lambda: len(gone) == 2)
+
+    async def test_refused(self) -> None:
+        """Nobody may be there."""
+        with socket.socket() as taken:  # bound, but not listening
+            taken.bind(("127.0.0.1", 0))
+            url = f"http://127.0.0.1:{taken.getsockname()[1]}/"
+            await self.unanswered(Hook(events=ON, url=url), "refused")
+
+    async def test_notHttp(self) -> None:
+        """Or somebody who speaks something else, or nothing, or addresses that are none."""
+
+        for words, problem in (
+            (b"220 mail.example.com ESMTP\r\n", "220 mail.example.com"),
+            (b"", "closed"),
+        ):
+            await self.unanswered(self.listen(Factory.forProtocol(partial(Curt, words))), problem)
+            self.events.clear()
+        await self.unanswered(Hook(events=ON, url="http://[:x"), "")
+
+    async def test_brokenOff(self) -> None:
+        """The status counts, even if the rest of the answer does not come."""
+
+        def render(request: Request) -> int:
+            request.setHeader("content-length", "1000")
+            request.setResponseCode(403)
+            request.write(b"no\n")
+            request.loseConnection()
+            return NOT_DONE_YET
+
+        self.assertEqual(await self.hooks.ask(self.serve(render), "1-1", BODY), "no")
+
+
+class StopTests(HooksTestCase):
+    """
+    The end of the daemon.
+    """
+
+    async def test_ends(self) -> None:
+        """What runs may end; what waits is forgotten; what comes later is not done."""
+        hooks = self.makeHooks(most=1)
+        hook = self.command(f"touch $D/begun; {GATE}; {SAY}")
+        for number in range(3):
+            hooks.call(hook, "1-1", b"%d" % number)
+            hooks.call(hook, "1-2", b"%d" % number)
+        await self.until((self.directory / "begun").exists)
+        stopping = asked(hooks.stop(30.0))
+        hooks.call(hook, "1-3", b"x")
+        self.open()
+        await stopping
+        self.assertEqual(self.said, ["1-1 0"])
+        self.assertEqual(self.warnings, [])
+
+    async def test_killed(self) -> None:
+        """What does not end in time is killed, and its failure logged."""
+        hook = self.command("echo $$ > $D/said; trap '' TERM; exec sleep 1000")
+        self.hooks.call(hook, "1-1", BODY)
+        self.hooks.call(hook, "1-1", BODY)
+        await self.until(lambda: self.said)
+        await self.hooks.stop(0.1)
+        self.assertIn("the daemon has stopped before it had ended", await self.warning())
+        await self.until(lambda: not isThere(int(self.said[0])))
+
+    async def test_asked(self) -> None:
+        """Who is asked then, or waits for it, has not said yes."""
+        hooks = self.makeHooks(most=1)
+        hook = self.command("touch $D/begun; exec sleep 1000")
+        answers: list[Deferred[str | None]] = [
+            asked(hooks.ask(hook, "1-1", BODY)) for _ in range(2)
+        ]
+        await self.until((self.directory / "begun").exists)
+        await hooks.stop(0.1)
+        answers.append(asked(hooks.ask(hook, "1-1", BODY)))
+        for answer in answers:
+            self.assertIn("could not be asked: the daemon has stopped", str(await answer))
+
+    async def test_connections(self) -> None:
+        """A request that nobody answers is cut off."""
+        hook = self.listen(Factory.forProtocol(Silent))
+        self.hooks.call(hook, "1-1", BODY)
+        await self.until(lambda: Silent.there)
+        await self.hooks.stop(0.1)
+        self.assertIn("the daemon has stopped", await self.warning())
+        await self.until(lambda: not Silent.there)
+
+    async def test_idle(self) -> None:
+        """Where nothing runs nothing is waited for, and it may be stopped twice."""
+        await self.hooks.stop(1000.0)
+        await self.hooks.stop(1000.0)
+
+
+class WordTests(SynchronousTestCase):
+    """
+    What goes into variables and logs.
+    """
+
+    def test_environment(self) -> None:
+        """Variables are only what is simple, and whatever the event is, it is no error."""
+        self.assertEqual(
+            environment("1-1.4", BODY),
+            {"USBIPSHARE_EVENT": "bound", "USBIPSHARE_BUS_ID": "1-1.4"},
+        )
+        for body in (b"", b"{", b"[]", b"\xff", b"{}", b'{"event":3}', b'{"event":"\xff"}'):
+            self.assertEqual(environment("x", body), {"USBIPSHARE_BUS_ID": "x"})
+        for text in ("", "-rf", "a b", "a\nb", "$(id)", "\N{LATIN SMALL LETTER E WITH ACUTE}"):
+            self.assertEqual(environment(text, json.dumps({"event": text}).encode()), {})
+
+    def test_lines(self) -> None:
+        """Lines have no control characters and are not long; empty ones are left out."""
+        self.assertEqual(lines("\n a\x1b[2J\tb \r\n\x00\n" + "x" * 5000), ["a [2J b", "x" * LINE])

@@ -1,0 +1,602 @@
+"""
+Tests of who may do what, from the request to the answer.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import Any, cast
+
+from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.server.desiredcase import Client, DesiredTestCase
+from tests.support.fixtures import DEVICES, MOUSE, STICK, UNO, asked, changed
+from usbip_server.model.device import DeviceState
+from usbip_server.model.errors import (
+    BackendUnavailable,
+    DeviceLeased,
+    DeviceNotFound,
+    NotAllowed,
+    SeveralMatch,
+)
+from usbip_server.model.policy import LOCAL, AccessPreset, Grant, Policy, Principal, Right, Who
+from usbip_server.model.requests import (
+    COMMANDS,
+    AttachDevice,
+    Command,
+    DetachDevice,
+    FindDevice,
+    KickClient,
+    LeaseRequest,
+    ListDevices,
+    RenewLease,
+    WatchDevices,
+)
+from usbip_server.model.rules import Match, Rule
+from usbip_server.model.tokens import hashOf
+from usbip_server.net.handover import SessionSocket
+from usbip_server.server.access.authorizer import LOOKING, Authorizer, Rights, rightOf, rightsOf
+from usbip_server.server.access.ratelimit import FREE
+
+OURS = Principal("192.168.1.5")
+STRANGER = Principal("203.0.113.9")
+TOKEN = "usbip_0123456789abcdef"
+
+OLD = ("192.168.1.5", "alice")
+
+LAB = Who(address="192.168.1.0/24")
+CI = Who(token=hashOf(TOKEN))
+
+
+def rights(principal: Principal, *allow: Grant, deny: tuple[Grant, ...] = ()) -> Rights:
+    """What somebody may do where only this is said."""
+    return Rights(Policy(principals={"lab": LAB}, allow=allow, deny=deny), principal)
+
+
+class RightsTests(SynchronousTestCase):
+    """
+    What one principal may do.
+    """
+
+    def test_nothing(self) -> None:
+        """Where nothing is said nobody may do anything."""
+        nobody = rights(OURS)
+        for right in Right:
+            self.assertFalse(nobody.may(right, UNO))
+            self.assertEqual(nobody.among(right, DEVICES), ())
+            self.assertRaises(NotAllowed, nobody.require, right)
+
+    def test_allowed(self) -> None:
+        """Some rule has to allow it: of those for others none counts."""
+        both = Grant(who="lab", commands=(Right.LIST, Right.FIND))
+        for principal, expected in ((OURS, True), (STRANGER, False)):
+            mine = rights(principal, both, Grant(who="local"))
+            for right in Right:
+                may = expected and right in (Right.LIST, Right.FIND)
+                self.assertEqual(mine.may(right, UNO), may, right)
+
+    def test_denied(self) -> None:
+        """No rule may deny it, in whatever order they stand."""
+        deny = (Grant(who="anyone", commands=Right.ATTACH, devices=Match(id=UNO.busId)),)
+        mine = rights(OURS, Grant(who="lab"), deny=deny)
+        self.assertFalse(mine.may(Right.ATTACH, UNO))
+        self.assertTrue(mine.may(Right.ATTACH, STICK))
+        self.assertTrue(mine.may(Right.DETACH, UNO))
+
+    def test_devices(self) -> None:
+        """A rule for some devices is for no others; of several matches one is enough."""
+        some = Grant(who="lab", devices=(Match(id=UNO.busId), Match(serial=str(STICK.serial))))
+        mine = rights(OURS, some)
+        self.assertEqual(mine.among(Right.LIST, DEVICES), (UNO, STICK))
+
+    def test_names(self) -> None:
+        """Devices can be meant by the names that the configuration gives them."""
+        mine = rights(OURS, Grant(who="lab", devices=Match(id="scratch")))
+        self.assertTrue(mine.may(Right.FIND, changed(UNO, name="scratch")))
+        self.assertFalse(mine.may(Right.FIND, UNO))
+
+    def test_sameTuple(self) -> None:
+        """Whoever may see all devices gets the tuple that is there: it was encoded already."""
+        mine = rights(OURS, Grant(who="lab"), Grant(who="lab", devices=Match(bus=1)))
+        self.assertEqual(mine.among(Right.LIST, DEVICES), DEVICES)
+        mine = rights(OURS, Grant(who="lab"))
+        self.assertIs(mine.among(Right.LIST, DEVICES), DEVICES)
+
+    def test_unseen(self) -> None:
+        """A device that somebody may not see is not there for them; of one that they may see
+        they hear that they may not."""
+        mine = rights(
+            OURS,
+            Grant(who="lab", commands=Right.LIST, devices=Match(id=UNO.busId)),
+            Grant(who="lab", commands=Right.ATTACH, devices=Match(id=MOUSE.busId)),
+        )
+        with self.assertRaises(NotAllowed) as caught:
+            mine.select(AttachDevice(id=UNO.busId), DEVICES)
+        self.assertEqual(caught.exception.device, UNO)
+        self.assertIn(f"192.168.1.5 may not attach {UNO}: `access`", str(caught.exception))
+        self.assertRaises(DeviceNotFound, mine.select, AttachDevice(id=STICK.busId), DEVICES)
+        self.assertEqual(mine.select(AttachDevice(id=MOUSE.busId), DEVICES), MOUSE)
+
+    def test_oneOfSeveral(self) -> None:
+        """Of several that match those count that it may be done to."""
+        mine = rights(
+            OURS,
+            Grant(who="lab", commands=Right.FIND),
+            Grant(who="lab", commands=Right.ATTACH, devices=Match(id=STICK.busId)),
+        )
+        self.assertEqual(mine.select(AttachDevice(id="*"), DEVICES), STICK)
+        self.assertRaises(SeveralMatch, mine.select, FindDevice(id="*"), DEVICES)
+
+    def test_force(self) -> None:
+        """To force something needs both rights, on the same device."""
+        mine = rights(
+            OURS,
+            Grant(who="lab", commands=Right.DETACH),
+            Grant(who="lab", commands=Right.FORCE, devices=Match(id=UNO.busId)),
+            Grant(who="lab", commands=LOOKING),
+        )
+        self.assertEqual(mine.select(DetachDevice(id=UNO.busId, force=True), DEVICES), UNO)
+        with self.assertRaises(NotAllowed) as caught:
+            mine.select(DetachDevice(id=STICK.busId, force=True), DEVICES)
+        self.assertIn("may not force", str(caught.exception))
+        with self.assertRaises(NotAllowed):
+            mine.select(AttachDevice(id=UNO.busId, force=True), DEVICES)
+
+    def test_everyCommand(self) -> None:
+        """Each command has a right of its name, and the others are known."""
+        requests: list[Command] = [
+            *(ListDevices(), FindDevice(id="x"), AttachDevice(id="x"), DetachDevice(id="x")),
+            *(KickClient(id="x"), WatchDevices()),
+            RenewLease(id="x", lease=LeaseRequest(owner="x")),
+        ]
+        self.assertEqual({rightOf(request).value for request in requests}, {*COMMANDS})
+        self.assertEqual({right.value for right in Right} - {*COMMANDS}, {"force", "import"})
+        self.assertEqual(rightsOf(KickClient(id="x", force=True)), (Right.KICK, Right.FORCE))
+
+
+class IdentifyTests(SynchronousTestCase):
+    """
+    Whose token it is.
+    """
+
+    def setUp(self) -> None:
+        self.seconds = 1000.0
+        policy = Policy(principals={"lab": LAB, "ci": CI})
+        self.access = Authorizer(policy, lambda: self.seconds)
+
+    def test_none(self) -> None:
+        """Whoever shows none is who they are."""
+        self.assertIs(self.access.identify(OURS, None), OURS)
+
+    def test_right(self) -> None:
+        """Whoever shows one is that principal besides, with all that was known of them."""
+        peer = Principal("192.168.1.5", certificate="alice")
+        found = self.access.identify(peer, TOKEN)
+        self.assertEqual((found.address, found.certificate, found.token), (*OLD, "ci"))
+        self.assertEqual(str(found), "192.168.1.5 (certificate alice, token ci)")
+
+    def test_wrong(self) -> None:
+        """A wrong one is refused, even where none was needed: nobody is to think that it
+        works; and it stands in no message."""
+        for token in ("usbip_guessed", "", "\ud800", TOKEN + " "):
+            access = Authorizer(Policy(principals={"ci": CI}), lambda: 0.0)
+            with self.assertRaises(NotAllowed) as caught:
+                access.identify(OURS, token)
+            self.assertIn("the token that 192.168.1.5 shows is not known", str(caught.exception))
+            self.assertNotIn("guessed", str(caught.exception))
+
+    def test_slowedDown(self) -> None:
+        """After some wrong ones an address has to wait, with the right one too; others do
+        not, and neither do requests without one."""
+        for _ in range(FREE + 1):
+            self.assertRaises(NotAllowed, self.access.identify, OURS, "wrong")
+        with self.assertRaises(NotAllowed) as caught:
+            self.access.identify(OURS, TOKEN)
+        self.assertIn("again in 1 s", str(caught.exception))
+        self.assertIs(self.access.identify(OURS, None), OURS)
+        self.assertEqual(self.access.identify(STRANGER, TOKEN).token, "ci")
+        self.seconds += 1
+        self.assertEqual(self.access.identify(OURS, TOKEN).token, "ci")
+
+    def test_reload(self) -> None:
+        """A token that is taken out of the configuration is worth nothing from then on."""
+        self.access.become(Policy(principals={"lab": LAB}))
+        self.assertRaises(NotAllowed, self.access.identify, OURS, TOKEN)
+
+    def test_twice(self) -> None:
+        """One token that two principals have, each with a hash of its own, is both of them: what
+        is denied to either is denied."""
+        deny = (Grant(who="too", commands=Right.DETACH),)
+        policy = Policy(
+            principals={"ci": CI, "too": Who(token=hashOf(TOKEN))},
+            allow=(Grant(who="ci"),),
+            deny=deny,
+        )
+        access = Authorizer(policy, lambda: 0.0)
+        rights = access.of(access.identify(OURS, TOKEN))
+        self.assertTrue(rights.may(Right.ATTACH, UNO))
+        self.assertFalse(rights.may(Right.DETACH, UNO))
+
+    def test_rotated(self) -> None:
+        """What was begun with a token is over for it when the configuration has another for
+        the same principal."""
+        allow = (Grant(who="ci"),)
+        access = Authorizer(Policy(principals={"ci": CI}, allow=allow), lambda: 0.0)
+        principal = access.identify(OURS, TOKEN)
+        self.assertTrue(access.of(principal).may(Right.WATCH, UNO))
+        access.become(Policy(principals={"ci": Who(token=hashOf("another"))}, allow=allow))
+        self.assertFalse(access.of(principal).may(Right.WATCH, UNO))
+
+    def test_rightsAreRemembered(self) -> None:
+        """What somebody may do is found out once, until the configuration changes; many who
+        come by leave nothing behind."""
+        self.assertIs(self.access.of(OURS), self.access.of(Principal("192.168.1.5")))
+        before = self.access.of(OURS)
+        self.access.become(AccessPreset.OPEN.policy)
+        self.assertIsNot(self.access.of(OURS), before)
+        for number in range(10_000):
+            self.access.of(Principal(f"10.0.{number // 256}.{number % 256}"))
+        self.assertLess(len(self.access._rights), 5000)
+
+
+class DefaultTests(SynchronousTestCase):
+    """
+    Where the configuration says nothing, or a word.
+    """
+
+    def access(self, openness: AccessPreset, address: str) -> bool:
+        """May somebody at an address do everything? Else nothing."""
+        mine = Authorizer(openness.policy, lambda: 0.0).of(Principal(address))
+        may = {mine.may(right, UNO) for right in Right}
+        self.assertEqual(len(may), 1)
+        return may.pop()
+
+    def test_private(self) -> None:
+        """Addresses of private, link-local and loopback ranges, and this machine."""
+        for address in (
+            *("10.1.2.3", "172.16.0.1", "172.31.255.254", "192.168.0.1", "169.254.1.1"),
+            *("127.0.0.1", "127.1.2.3", "::1", "fe80::1", "fe80::1%eth0", "fd00::1", LOCAL),
+        ):
+            self.assertTrue(self.access(AccessPreset.PRIVATE, address), address)
+        for address in (
+            *("8.8.8.8", "172.32.0.1", "192.0.2.1", "100.64.0.1", "11.0.0.0", "0.0.0.0"),
+            *("2001:db8::1", "2a00::1", "::", "ff02::1", "not an address", ""),
+        ):
+            self.assertFalse(self.access(AccessPreset.PRIVATE, address), address)
+
+    def test_local(self) -> None:
+        """Only this machine."""
+        for address in ("127.0.0.1", "::1", LOCAL):
+            self.assertTrue(self.access(AccessPreset.LOCAL, address), address)
+        for address in ("192.168.0.1", "fe80::1", "8.8.8.8"):
+            self.assertFalse(self.access(AccessPreset.LOCAL, address), address)
+
+    def test_open(self) -> None:
+        """Everybody."""
+        for address in ("8.8.8.8", "2a00::1", "127.0.0.1", LOCAL):
+            self.assertTrue(self.access(AccessPreset.OPEN, address), address)
+
+
+class AccessTestCase(DesiredTestCase):
+    """
+    A daemon where the laboratory may look, and a CI job may have the board.
+    """
+
+    policy = Policy(
+        principals={"lab": LAB, "ci": CI},
+        allow=(
+            Grant(who="local", commands=Right.WATCH),  # for the test itself
+            Grant(who="lab", commands=(*LOOKING, Right.IMPORT), devices=Match(id="1-1*")),
+            Grant(who="ci", devices=Match(id=UNO.busId)),
+        ),
+    )
+
+    devices = DEVICES
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.logged: list[LogEvent] = []
+        observer = cast(ILogObserver, self.logged.append)
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        self.start(access=self.policy)
+
+    @property
+    def audit(self) -> list[dict[str, Any]]:
+        """What stands in the audit trail; it is forgotten here then."""
+        lines = [formatEvent(event) for event in self.logged if "audit" in event]
+        self.logged.clear()
+        return [json.loads(line.removeprefix("audit ")) for line in lines]
+
+    def client(self, principal: Principal = OURS) -> Client:
+        """Somebody's connection."""
+        return Client(principal)
+
+    def importable(self, principal: Principal) -> list[str]:
+        """What somebody is shown over USB/IP."""
+        devices = self.successResultOf(asked(self.sharing.importable(principal)))
+        return [device.busId for device in devices]
+
+
+class LookingTests(AccessTestCase):
+    """
+    What somebody may not see they do not see.
+    """
+
+    def test_list(self) -> None:
+        """A list shows what may be listed; whoever may list nothing at all hears that."""
+        devices = self.successResultOf(self.ask("list", self.client()))
+        self.assertEqual(devices, (UNO,))
+        message = self.refused(NotAllowed, "list", self.client(STRANGER))
+        self.assertIn("203.0.113.9 may not list: `access` in the daemon's conf", message)
+
+    def test_find(self) -> None:
+        """Another device is as one that is not there, to the letter."""
+        hidden = self.refused(DeviceNotFound, "find", self.client(), id=STICK.busId)
+        missing = self.refused(DeviceNotFound, "find", self.client(), id="9-9")
+        self.assertEqual(hidden.replace(STICK.busId, "9-9"), missing)
+
+    def test_several(self) -> None:
+        """A message that names those that match names no others."""
+        self.assertEqual(self.done("find", self.client(), desc="*"), UNO)
+
+    def test_watch(self) -> None:
+        """Neither the snapshot nor an event tells of another device."""
+        reply, stream = self.sharing.watch(WatchDevices(), self.client())
+        assert reply.data is not None
+        self.assertEqual([it["bus_id"] for it in json.loads(bytes(reply.data))], [UNO.busId])
+        told: list[str] = []
+        stream.begin(lambda event, line: told.append(event.device.busId))
+        for device in (STICK, UNO, MOUSE):
+            self.plug(device)
+        self.assertEqual({*told}, {UNO.busId})
+        _, missed = self.sharing.watch(WatchDevices(since=reply.seq), self.client())
+        self.assertEqual({event.device.busId for event, _ in missed.begin(print)}, {UNO.busId})
+
+    def test_watchNothing(self) -> None:
+        """Whoever may watch nothing hears that, and it is written down."""
+        with self.assertRaises(NotAllowed):
+            self.sharing.watch(WatchDevices(), self.client(STRANGER))
+        [entry] = self.audit
+        self.assertEqual((entry["command"], entry["result"]), ("watch", "refused"))
+
+    def test_reload(self) -> None:
+        """Whoever watches is told from then on what the new configuration allows."""
+        _, stream = self.sharing.watch(WatchDevices(), self.client())
+        told: list[str] = []
+        stream.begin(lambda event, line: told.append(event.device.busId))
+        self.sharing.apply(self.settings(access=AccessPreset.LOCAL.policy))
+        self.plug(UNO)
+        self.assertEqual(told, [])
+        self.sharing.apply(self.settings(access=AccessPreset.OPEN.policy))
+        self.plug(STICK)
+        self.assertEqual({*told}, {STICK.busId})
+
+    def test_import(self) -> None:
+        """The list over USB/IP shows what may be imported."""
+        for device in DEVICES:
+            self.plug(device)
+            busId = device.busId
+            self.backend.inventory.replace([changed(device, state=DeviceState.BOUND)], {busId})
+        self.assertEqual(self.importable(OURS), [UNO.busId])
+        self.assertEqual(self.importable(STRANGER), [])
+
+    def test_troubleIsNobodysBusiness(self) -> None:
+        """Nor does a stranger hear what is the matter with the daemon."""
+        self.backend.inventory.trouble = "no USB here"
+        self.refused(NotAllowed, "list", self.client(STRANGER))
+        self.refused(BackendUnavailable, "list", self.client())
+
+    def test_lookingIsNotWrittenDown(self) -> None:
+        """The audit trail is for what changes something, and for what is refused."""
+        self.ask("list", self.client())
+        self.done("find", self.client())
+        self.refused(DeviceNotFound, "find", self.client(), id="9-9")
+        self.assertEqual(self.audit, [])
+
+
+class ChangingTests(AccessTestCase):
+    """
+    Nobody does what they may not do, and what was done is written down.
+    """
+
+    def test_refused(self) -> None:
+        """Who may look may not attach, detach, kick or renew; one line says who wanted it."""
+        for command, more in (
+            *(("attach", {}), ("detach", {}), ("kick", {"force": True})),
+            ("renew", {"lease": {"owner": "me"}}),
+        ):
+            message = self.refused(NotAllowed, command, self.client(), **more)
+            self.assertIn(f"192.168.1.5 may not {command}", message)
+            [entry] = self.audit
+            self.assertEqual(entry["who"], {"address": "192.168.1.5"})
+            self.assertEqual((entry["command"], entry["result"]), (command, "refused"))
+            self.assertEqual(entry["reason"], message)
+        self.assertEqual(self.backend.calls, [])
+
+    def test_token(self) -> None:
+        """A token lets its owner do it, for this one request."""
+        client = self.client()
+        device = self.done("attach", client, token=TOKEN)
+        self.assertEqual(device.state, DeviceState.BOUND)
+        [entry] = self.audit
+        self.assertEqual(
+            entry,
+            {
+                "who": {"address": "192.168.1.5", "token": "ci"},
+                "command": "attach",
+                "asked": {"id": UNO.busId},
+                "device": UNO.busId,
+                "serial": UNO.serial,
+                "result": "done",
+            },
+        )
+        self.refused(NotAllowed, "detach", client)
+        self.done("detach", client, token=TOKEN)
+
+    def test_wrongToken(self) -> None:
+        """Whoever shows a wrong one gets nothing, not even what they might have without."""
+        self.refused(NotAllowed, "list", self.client(), token="usbip_guessed")
+        [entry] = self.audit
+        self.assertEqual((entry["command"], entry["result"]), ("list", "refused"))
+        for event in self.logged:
+            self.assertNotIn("guessed", repr(event))
+
+    def test_noTokenInTheLog(self) -> None:
+        """No token is ever logged, whatever becomes of the request."""
+        everything: list[str] = []
+        observer = cast(ILogObserver, lambda event: everything.append(repr(event)))
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        self.done("attach", token=TOKEN)
+        self.refused(DeviceNotFound, "attach", id="9-9", token=TOKEN)
+        self.done("detach", token=TOKEN)
+        self.assertNotIn(TOKEN, "".join(everything))
+        self.assertIn("audit", "".join(everything))
+
+    def test_force(self) -> None:
+        """Somebody else's lease is broken only by those who may; nobody jumps the queue."""
+        policy = Policy(
+            allow=(
+                Grant(who="anyone", commands=(*LOOKING, Right.ATTACH, Right.DETACH)),
+                Grant(who="local", commands=Right.FORCE),
+            )
+        )
+        self.sharing.apply(self.settings(access=policy))
+        lease = {"owner": "ci", "ttl": 600}
+        self.done("attach", self.client(), lease=lease)
+        for command, more in (("attach", {}), ("attach", {"wait": 60}), ("detach", {})):
+            message = self.refused(NotAllowed, command, self.client(STRANGER), force=True, **more)
+            self.assertIn("203.0.113.9 may not force", message)
+        self.done("detach", self.client(Principal(LOCAL)), force=True)
+
+    def test_owner(self) -> None:
+        """A lease that was asked for with a token is not somebody else's because they say its
+        owner's name; with the token it is, wherever that is shown."""
+        policy = Policy(principals={"ci": CI}, allow=(Grant(who="anyone"),))
+        self.sharing.apply(self.settings(access=policy))
+        self.done("attach", self.client(), token=TOKEN, lease={"owner": "ci", "ttl": 600})
+        for command, more in (
+            ("attach", {"lease": {"owner": "ci", "ttl": 60}}),
+            *(("detach", {"owner": "ci"}), ("kick", {"owner": "ci"})),
+            ("renew", {"lease": {"owner": "ci"}}),
+        ):
+            self.refused(DeviceLeased, command, self.client(STRANGER), **more)
+            self.refused(DeviceLeased, command, self.client(), **more)
+        self.done("renew", self.client(STRANGER), token=TOKEN, lease={"owner": "ci"})
+        self.restart(access=policy)
+        self.refused(DeviceLeased, "detach", self.client(), owner="ci")
+        self.done("detach", self.client(STRANGER), token=TOKEN, owner="ci")
+        self.done("attach", self.client(), lease={"owner": "me", "ttl": 600})
+        self.done("detach", self.client(STRANGER), owner="me")
+
+    def test_waiting(self) -> None:
+        """Whoever waits for a device that they may not have is sent away when it comes; for
+        one that they may not see they wait in vain."""
+        self.unplug(UNO.busId)
+        self.unplug(STICK.busId)
+        mine = self.ask("attach", self.client(), id=UNO.busId, wait=60)
+        self.assertIn("may not attach", str(self.failureResultOf(mine, NotAllowed).value))
+        token = self.ask("attach", self.client(), id=STICK.busId, wait=60, token=TOKEN)
+        self.plug(STICK)
+        self.assertNoResult(token)
+        self.sleep(61)
+        self.failureResultOf(token, DeviceNotFound)
+
+    def test_away(self) -> None:
+        """A device that is away is taken off the list of what is wanted only by those who may
+        detach it."""
+        self.done("attach", token=TOKEN)
+        self.unplug(UNO.busId)
+        self.refused(NotAllowed, "detach", self.client())
+        self.done("detach", token=TOKEN)
+
+    def test_awayByName(self) -> None:
+        """A rule that names a device holds while it is away, too."""
+        policy = Policy(
+            allow=(Grant(who="anyone"),), deny=(Grant(who="private", devices=Match(id="dut")),)
+        )
+        self.restart(Rule(match=Match(id=UNO.busId), name="dut"), access=policy)
+        self.done("attach", self.client(STRANGER))
+        self.refused(DeviceNotFound, "detach", self.client())
+        self.unplug(UNO.busId)
+        self.refused(DeviceNotFound, "detach", self.client())
+        self.done("detach", self.client(STRANGER))
+
+    def test_hiddenWhileItLasts(self) -> None:
+        """What is refused for another reason is written down as well, and what goes on."""
+        self.done("attach", token=TOKEN, lease={"owner": "ci", "ttl": 600})
+        self.logged.clear()
+        self.refused(Exception, "attach", token=TOKEN)
+        [entry] = self.audit
+        self.assertEqual(entry["result"], "refused")
+        self.assertIn("leased by ci", entry["reason"])
+
+
+class ImportTests(AccessTestCase):
+    """
+    Importing a device.
+    """
+
+    def give(self, principal: Principal, busId: str = UNO.busId) -> Any:
+        """Somebody imports a device."""
+        ours, theirs = socket.socketpair()
+        for end in (ours, theirs):
+            end.setblocking(False)
+            self.addCleanup(end.close)
+        carrier = SessionSocket(given=ours, connection=ours)
+        return asked(self.sharing.handOver(busId, self.client(principal), carrier, lambda: None))
+
+    def test_allowed(self) -> None:
+        """Whoever may import it has it, and that is written down."""
+        self.done("attach", token=TOKEN)
+        self.logged.clear()
+        self.successResultOf(self.give(OURS))
+        [entry] = self.audit
+        self.assertEqual((entry["command"], entry["result"]), ("import", "done"))
+        self.assertEqual((entry["who"], entry["device"]), ({"address": OURS.address}, UNO.busId))
+
+    def test_refused(self) -> None:
+        """Anybody else does not, and that is written down too."""
+        self.done("attach", token=TOKEN)
+        self.logged.clear()
+        self.failureResultOf(self.give(STRANGER), NotAllowed)
+        [entry] = self.audit
+        self.assertEqual((entry["command"], entry["result"]), ("import", "refused"))
+
+    def test_leased(self) -> None:
+        """A lease that was asked for on this machine is for imports from it, by whichever of
+        its addresses."""
+        self.sharing.apply(self.settings(access=AccessPreset.OPEN.policy))
+        for asks, imports in ((LOCAL, "127.0.0.1"), ("127.0.0.1", "::1"), ("::1", "127.0.0.2")):
+            client = self.client(Principal(asks))
+            self.done("attach", client, lease={"owner": "me", "ttl": 600})
+            self.failureResultOf(self.give(OURS))
+            self.successResultOf(self.give(Principal(imports)))
+            self.done("detach", client, owner="me", force=True)
+
+
+class StartTests(AccessTestCase):
+    """
+    The log says who may do what.
+    """
+
+    def test_default(self) -> None:
+        """That it is by default, and what that means; for other words too; a policy of its
+        own needs no words."""
+        for openness in AccessPreset:
+            self.logged.clear()
+            self.restart(access=openness.policy)
+            [line] = [formatEvent(event) for event in self.logged if "meaning" in event]
+            self.assertIn(f"access is {openness.value}: everybody", line)
+        self.logged.clear()
+        self.restart(access=self.policy)
+        self.assertEqual([event for event in self.logged if "meaning" in event], [])
+
+    def test_reload(self) -> None:
+        """Again when it changes."""
+        self.sharing.apply(self.settings(access=AccessPreset.PRIVATE.policy))
+        self.sharing.apply(self.settings(access=AccessPreset.PRIVATE.policy))
+        self.assertEqual(len([event for event in self.logged if "meaning" in event]), 1)

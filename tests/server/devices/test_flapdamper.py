@@ -1,0 +1,105 @@
+"""
+Tests of L{usbip_server.server.devices.view}: devices that are plugged in again and again.
+"""
+
+from __future__ import annotations
+
+from tests.server.desiredcase import ALWAYS, DesiredTestCase
+from tests.support.fixtures import STICK, UNO
+from usbip_server.model.device import DeviceState
+from usbip_server.server.devices.view import FIRST_PAUSE, LONGEST_PAUSE, OFTEN, WINDOW
+
+FREE, BOUND, ERROR = DeviceState.FREE, DeviceState.BOUND, DeviceState.ERROR
+
+
+class FlappingTests(DesiredTestCase):
+    """
+    A device at one port comes and goes.
+    """
+
+    devices = (UNO, STICK)
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.start(ALWAYS)
+        self.sleep(2 * WINDOW)
+        self.heard.clear()
+        self.backend.calls.clear()
+
+    def flap(self, times: int, seconds: float = 0.1) -> None:
+        """Plug and unplug."""
+        for _ in range(times):
+            self.unplug()
+            self.clock.advance(seconds / 2)
+            self.plug()
+            self.clock.advance(seconds / 2)
+
+    def test_few(self) -> None:
+        """A few times is what boards do that are flashed."""
+        self.flap(OFTEN - 1)
+        self.assertIs(self.state(), BOUND)
+        self.assertEqual(len(self.backend.calls), OFTEN - 1)
+
+    def test_slowly(self) -> None:
+        """So is often, but slowly."""
+        self.flap(50, WINDOW / (OFTEN - 1))
+        self.assertEqual(len(self.backend.calls), 50)
+
+    def test_leftAlone(self) -> None:
+        """Too often is too much: it is left alone, shown as what it is, and tells nothing."""
+        self.flap(OFTEN)
+        heard, calls = len(self.heard), len(self.backend.calls)
+        self.flap(10)
+        shown = self.shown()
+        self.assertIs(shown.state, ERROR)
+        self.assertIn("flapping", shown.trouble or "")
+        self.assertEqual((len(self.heard), len(self.backend.calls)), (heard, calls))
+
+    def test_others(self) -> None:
+        """Other devices are not affected."""
+        self.flap(OFTEN)
+        self.plug(STICK, driver="usb")
+        self.assertIs(self.state(STICK.busId), BOUND)
+
+    def test_rest(self) -> None:
+        """When it has come to rest it is shown as it is, and bound."""
+        self.flap(OFTEN)
+        self.sleep(FIRST_PAUSE)
+        self.assertIs(self.shown().state, BOUND)
+        self.assertIsNone(self.shown().trouble)
+
+    def test_gone(self) -> None:
+        """If it is gone by then it is gone."""
+        self.flap(OFTEN)
+        self.unplug()
+        self.assertEqual(len(self.listed()), 2)
+        self.sleep(FIRST_PAUSE)
+        self.assertEqual([device.busId for device in self.listed()], [STICK.busId])
+
+    def test_grows(self) -> None:
+        """While it does not come to rest the pauses grow."""
+        pauses = []
+        for _ in range(8):
+            while self.shown().state is not ERROR:
+                self.flap(1)
+            began = self.clock.seconds()
+            while self.shown().state is ERROR:
+                self.flap(1)
+            pauses.append(round(self.clock.seconds() - began))
+        self.assertEqual(pauses[:5], [2, 4, 8, 16, 32])
+        self.assertEqual(pauses[5:], [LONGEST_PAUSE] * 3)
+
+    def test_forgiven(self) -> None:
+        """After a calm time it begins with the short pause again."""
+        self.flap(40)
+        self.sleep(4 * LONGEST_PAUSE)
+        self.plug(STICK)  # whatever happens somewhere
+        self.flap(OFTEN)
+        self.sleep(FIRST_PAUSE)
+        self.assertIs(self.shown().state, BOUND)
+
+    def test_bounded(self) -> None:
+        """Whatever it does, clients are not told more than a few things a second."""
+        self.flap(3000, 0.02)
+        self.assertLess(len(self.heard), 60 * 3 * OFTEN)
+        self.assertLess(len(self.clock.getDelayedCalls()), 5)

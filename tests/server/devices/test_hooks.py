@@ -1,0 +1,149 @@
+"""
+Tests of L{usbip_server.server.devices.hooks}: hooks are told what happens, and asked.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+from tests.server.desiredcase import DesiredTestCase
+from tests.support.fixtures import STICK, UNO, PatientBackend
+from usbip_server.model.device import DeviceState
+from usbip_server.model.errors import OperationFailed
+from usbip_server.model.rules import Hook, Match, Occasion, Rule, Share
+from usbip_server.runtime.hookrunner import HookRunner
+
+EVERYTHING = Hook(
+    events=tuple(occasion for occasion in Occasion if occasion is not Occasion.BEFORE_BIND),
+    command=("everything",),
+)
+GATE = Hook(events=(Occasion.BEFORE_BIND,), command=("gate",))
+
+
+class HeraldTests(DesiredTestCase):
+    """
+    What reaches hooks. (That they are run is tested with L{HookRunner}.)
+    """
+
+    devices = (UNO, STICK)
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.called: list[tuple[str, str, dict[str, Any]]] = []
+        self.asked: list[dict[str, Any]] = []
+        self.answer: Deferred[str | None] = Deferred()
+        self.patch(HookRunner, "call", self.call)
+        self.patch(HookRunner, "ask", self.gate)
+
+    def call(self, hook: Hook, busId: str, body: bytes) -> None:
+        """In place of a program."""
+        self.called.append((str(hook), busId, json.loads(body)))
+
+    async def gate(self, hook: Hook, busId: str, body: bytes) -> str | None:
+        """In place of a program that may say no."""
+        self.asked.append(json.loads(body))
+        return await self.answer
+
+    @property
+    def told(self) -> list[tuple[str, str]]:
+        """What was told, kind and bus id."""
+        return [(body["event"], busId) for _, busId, body in self.called]
+
+    def test_events(self) -> None:
+        """They are told all that watchers are told, with all details."""
+        self.start(hooks=(EVERYTHING,))
+        self.done("attach", lease={"owner": "ci", "ttl": 60})
+        self.take()
+        self.giveBack()
+        self.unplug()
+        self.plug()
+        self.assertEqual(self.told, self.heard)
+        self.assertEqual(
+            [kind for kind, _ in self.told],
+            ["lease", "bound", "imported", "released", "removed", "added", "bound"],
+        )
+        imported = self.called[2][2]
+        self.assertEqual(imported["holder"]["address"], "192.0.2.8")
+        self.assertEqual(imported["data"]["state"], "in_use")
+        self.assertIn("seq", imported)
+
+    def test_notAtTheStart(self) -> None:
+        """What was there when the daemon started is not told as new."""
+        self.start(hooks=(EVERYTHING,))
+        self.assertEqual(self.called, [])
+
+    def test_failed(self) -> None:
+        """They are told of what went wrong, with the reason."""
+        self.backend = PatientBackend(self.devices)
+        self.start(hooks=(EVERYTHING,))
+        result = self.ask("attach")
+        self.backend.calls[0].fail(OperationFailed(UNO, "the kernel says no"))
+        self.failureResultOf(result)
+        [(_, busId, body)] = self.called
+        self.assertEqual((busId, body["event"]), (UNO.busId, "failed"))
+        self.assertEqual(body["message"], "the kernel says no")
+        self.assertEqual(body["data"]["serial"], UNO.serial)
+
+    def test_ofRule(self) -> None:
+        """A rule's hooks are told of its devices only."""
+        self.start(Rule(match=Match(desc="uno"), hooks=(EVERYTHING,)))
+        self.done("attach", id=STICK.busId)
+        self.assertEqual(self.told, [])
+        self.done("attach")
+        self.assertEqual(self.told, [("bound", UNO.busId)])
+
+    def test_hidden(self) -> None:
+        """They are told nothing of a device that is never shared."""
+        self.start(Rule(match=Match(bus="*"), share=Share.NEVER), hooks=(EVERYTHING,))
+        self.plug()
+        self.assertEqual(self.told, [])
+
+    def test_yes(self) -> None:
+        """A device is bound when the gate has said yes, and not before."""
+        self.start(hooks=(GATE,))
+        result = self.ask("attach")
+        self.assertEqual(self.backend.calls, [])
+        self.assertEqual(self.asked[0]["event"], "before_bind")
+        self.assertEqual(self.asked[0]["data"]["bus_id"], UNO.busId)
+        self.assertIn("192.0.2.7", self.asked[0]["message"])
+        self.answer.callback(None)
+        self.successResultOf(result)
+
+    def test_no(self) -> None:
+        """It is not bound when the gate says no, and the client is told the reason."""
+        self.start(hooks=(GATE,))
+        self.answer.callback("the bench is locked")
+        message = self.refused(OperationFailed, "attach")
+        self.assertEqual(
+            message, f"{UNO} is not bound: the hook `gate` says no: the bench is locked"
+        )
+        self.assertEqual(self.backend.calls, [])
+        self.assertIs(self.state(), DeviceState.FREE)
+
+    def test_alwaysAsks(self) -> None:
+        """What is bound by itself has to pass it too, and tries again later."""
+        self.answer.callback("no")
+        self.start(Rule(match=Match(desc="uno"), share=Share.ALWAYS, hooks=(GATE,)))
+        self.assertEqual(len(self.asked), 1)
+        self.sleep(3)
+        self.assertEqual(len(self.asked), 3)
+        self.assertEqual(self.backend.calls, [])
+
+    def test_boundAlready(self) -> None:
+        """Nobody is asked about a device that is bound already."""
+        self.answer.callback(None)
+        self.start(hooks=(GATE,))
+        self.done("attach")
+        self.done("attach")
+        self.assertEqual(len(self.asked), 1)
+
+    def test_replaced(self) -> None:
+        """Other hooks count from the moment they are configured."""
+        self.start()
+        settings = self.settings(hooks=(EVERYTHING,))
+        self.sharing.apply(settings)
+        self.done("attach")
+        self.assertEqual(self.told, [("bound", UNO.busId)])

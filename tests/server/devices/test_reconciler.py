@@ -1,0 +1,392 @@
+"""
+Tests of L{usbip_server.server.devices.reconciler}: devices are kept as they are wanted.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from tests.server.desiredcase import ALWAYS, NEVER, DesiredTestCase
+from tests.support.fixtures import EVERYBODY, STICK, UNO, PatientBackend, asked, changed
+from usbip_server.model.device import DeviceState
+from usbip_server.model.errors import DeviceMounted, DeviceNotFound, OperationFailed
+from usbip_server.model.rules import Match, Rule, Share
+from usbip_server.server.config import OnStop, Settings
+from usbip_server.server.devices.reconciler import LONGEST_PAUSE, NO_DRIVER
+
+FREE, BOUND, IN_USE = DeviceState.FREE, DeviceState.BOUND, DeviceState.IN_USE
+UNOS = Rule(match=Match(id="2341:0043"), name="uno", share=Share.ALWAYS)
+
+
+class AlwaysTests(DesiredTestCase):
+    """
+    C{share: always}.
+    """
+
+    devices = (UNO, STICK)
+
+    def test_start(self) -> None:
+        """What is there when the daemon starts is bound."""
+        self.start(UNOS)
+        self.assertEqual((self.state(), self.state("1-2")), (BOUND, FREE))
+
+    def test_plug(self) -> None:
+        """So is what is plugged in later, and what is plugged in anew, at once."""
+        self.start(ALWAYS)
+        for _ in range(3):
+            self.unplug()
+            self.plug()
+            self.assertIs(self.state(), BOUND)
+
+    def test_otherIds(self) -> None:
+        """With a rule for the port, so is what has other ids there: a board that is flashed."""
+        self.start(Rule(match=Match(bus="1-1.4"), share=Share.ALWAYS))
+        self.unplug()
+        self.plug(productId="0036", serial=None, description="Arduino SA Uno (bootloader)")
+        self.assertIs(self.state(), BOUND)
+        self.plug()
+        self.assertIs(self.state(), BOUND)
+
+    def test_driverFirst(self) -> None:
+        """A device is left to its driver first, which comes a moment after it; and then it is
+        bound at once."""
+        self.start(ALWAYS)
+        fresh = self.plug(STICK, busId="1-3", driver=None)
+        self.assertIs(self.state("1-3"), FREE)
+        self.sleep(NO_DRIVER / 2)
+        self.backend.inventory.replace([changed(fresh, driver="usb")], {"1-3"})
+        self.assertIs(self.state("1-3"), BOUND)
+
+    def test_noDriver(self) -> None:
+        """One that no driver takes is bound all the same."""
+        self.start(ALWAYS)
+        self.plug(STICK, busId="1-3", driver=None)
+        self.sleep(NO_DRIVER)
+        self.assertIs(self.state("1-3"), BOUND)
+
+    def test_adopt(self) -> None:
+        """What is bound or in use already is taken as it is: nothing is done to it."""
+        self.backend.inventory.replace([changed(UNO, state=IN_USE), changed(STICK, state=BOUND)])
+        self.start(ALWAYS)
+        self.assertEqual(self.backend.calls, [])
+        self.assertEqual((self.state(), self.state("1-2")), (IN_USE, BOUND))
+
+    def test_detached(self) -> None:
+        """Once a client has detached it it is left alone, until it is plugged in anew."""
+        self.start(UNOS)
+        self.done("detach")
+        self.sleep(100)
+        self.assertIs(self.state(), FREE)
+        self.plug()
+        self.assertIs(self.state(), BOUND)
+
+    def test_detachedThenAttached(self) -> None:
+        """Or until a client attaches it."""
+        self.start(UNOS)
+        self.done("detach")
+        self.done("attach")
+        self.assertIs(self.state(), BOUND)
+
+    def test_detachedThenRestarted(self) -> None:
+        """Or until the daemon is started anew."""
+        self.start(UNOS)
+        self.done("detach")
+        self.restart(UNOS)
+        self.assertIs(self.state(), BOUND)
+
+    def test_broken(self) -> None:
+        """One that usbip-host could not reset is bound anew."""
+        self.start(UNOS)
+        device = self.backend.inventory.get(UNO.busId)
+        assert device is not None
+        self.backend.inventory.replace(
+            [changed(device, state=DeviceState.ERROR, trouble="t")], {UNO.busId}
+        )
+        self.assertIs(self.state(), BOUND)
+
+    def test_mounted(self) -> None:
+        """Only a rule that says so lets a disk be bound that is mounted."""
+        self.start(Rule(match=Match(bus="*"), name="d", share=Share.ALWAYS, allow_mounted=True))
+        self.assertTrue(self.backend.evenMounted)
+        self.restart(ALWAYS)
+        self.plug()
+        self.assertFalse(self.backend.evenMounted)
+
+
+class NeverTests(DesiredTestCase):
+    """
+    C{share: never}.
+    """
+
+    devices = (UNO, STICK)
+
+    def test_notShown(self) -> None:
+        """The device is not listed, cannot be named, and nothing that happens to it is told."""
+        self.start(Rule(match=Match(desc="uno"), share=Share.NEVER))
+        self.assertEqual([device.busId for device in self.listed()], ["1-2"])
+        for command in ("find", "attach", "detach", "kick"):
+            self.refused(DeviceNotFound, command)
+        self.unplug()
+        self.plug()
+        self.assertEqual(self.heard, [])
+        self.assertEqual(self.backend.calls, [])
+
+    def test_notNamed(self) -> None:
+        """Nor does it make a request ambiguous."""
+        self.start(Rule(match=Match(desc="uno"), share=Share.NEVER))
+        self.assertEqual(self.done("find", bus=1).busId, "1-2")
+
+    def test_foreign(self) -> None:
+        """One that somebody else has bound is left alone."""
+        self.backend.inventory.replace([changed(UNO, state=BOUND)])
+        self.start(NEVER)
+        self.assertEqual(self.backend.calls, [])
+
+
+class ReloadTests(DesiredTestCase):
+    """
+    Rules that change while the daemon runs.
+    """
+
+    devices = (UNO, STICK)
+
+    def become(self, *rules: Rule) -> None:
+        """Other rules."""
+        self.sharing.apply(Settings(access=EVERYBODY, devices=rules))
+
+    def test_always(self) -> None:
+        """What is to be shared always from now on is bound."""
+        self.start()
+        self.assertIs(self.state(), FREE)
+        self.become(UNOS)
+        self.assertIs(self.state(), BOUND)
+
+    def test_onRequest(self) -> None:
+        """What need not be bound any more is left as it is."""
+        self.start(UNOS)
+        self.become()
+        self.assertIs(self.state(), BOUND)
+        self.plug()
+        self.assertIs(self.state(), FREE)
+
+    def test_name(self) -> None:
+        """A name is shown at once, and told as a change."""
+        self.start()
+        self.become(Rule(match=Match(desc="uno"), name="blinky"))
+        self.assertEqual(self.done("find", id="blinky").busId, UNO.busId)
+        self.assertEqual(self.heard, [("changed", UNO.busId)])
+
+    def test_never(self) -> None:
+        """What is not to be shared any more is gone for clients, and unbound."""
+        self.start(UNOS)
+        self.become(NEVER)
+        self.assertEqual(self.listed(), ())
+        self.assertIn(("removed", UNO.busId), self.heard)
+        self.assertIs(self.state(), FREE)
+
+    def test_neverInUse(self) -> None:
+        """But not before its client has given it back: nobody's session ends by this."""
+        self.start(UNOS)
+        self.take()
+        self.become(NEVER)
+        self.assertIs(self.state(), IN_USE)
+        self.giveBack()
+        self.assertIs(self.state(), FREE)
+
+    def test_shownAgain(self) -> None:
+        """What is shared again is there again."""
+        self.start(NEVER)
+        self.become()
+        self.assertEqual([d.busId for d in self.listed()], [UNO.busId, STICK.busId])
+        self.assertEqual(self.heard, [("added", UNO.busId), ("added", STICK.busId)])
+
+
+class RememberedTests(DesiredTestCase):
+    """
+    What clients have attached.
+    """
+
+    devices = (UNO, STICK)
+
+    def test_replug(self) -> None:
+        """It is bound again when it is plugged in anew, until it is detached."""
+        self.start()
+        self.done("attach")
+        self.unplug()
+        self.plug()
+        self.assertIs(self.state(), BOUND)
+        self.done("detach")
+        self.plug()
+        self.assertIs(self.state(), FREE)
+
+    def test_otherPort(self) -> None:
+        """Also at another port, if it has a serial number."""
+        self.start()
+        self.done("attach")
+        self.unplug()
+        self.plug(busId="2-3")
+        self.assertIs(self.state("2-3"), BOUND)
+
+    def test_otherDevice(self) -> None:
+        """Another device at its port is nobody's wish."""
+        self.start()
+        self.done("attach")
+        self.unplug()
+        self.plug(STICK, busId=UNO.busId)
+        self.assertIs(self.state(), FREE)
+
+    def test_withoutSerial(self) -> None:
+        """One without a serial number is known at its own port only."""
+        self.start()
+        self.plug(serial=None)
+        self.done("attach")
+        self.unplug()
+        self.plug(serial=None, busId="2-3")
+        self.assertIs(self.state("2-3"), FREE)
+        self.plug(serial=None)
+        self.assertIs(self.state(), BOUND)
+
+    def test_twins(self) -> None:
+        """Two with the same serial number are told apart by where they are."""
+        self.start()
+        self.done("attach")
+        self.plug(busId="2-3")
+        self.assertIs(self.state("2-3"), FREE)
+        self.plug(busId="2-3")
+        self.assertEqual((self.state(), self.state("2-3")), (BOUND, FREE))
+
+    def test_restart(self) -> None:
+        """It is remembered beyond the end of the daemon, whatever happens meanwhile."""
+        self.start()
+        self.done("attach")
+        self.unplug()
+        self.plug()
+        for device in self.backend.inventory.snapshot.devices:
+            self.backend.inventory.replace([changed(device, state=FREE)], {device.busId})
+        self.restart()
+        self.assertEqual((self.state(), self.state("1-2")), (BOUND, FREE))
+
+    def test_notRemembered(self) -> None:
+        """If so configured it is only as long as it stays plugged in."""
+        self.start(remember=False)
+        self.done("attach")
+        self.assertEqual(self.file.state.wishes, ())
+        self.unplug()
+        self.plug()
+        self.assertIs(self.state(), FREE)
+
+    def test_failedAttach(self) -> None:
+        """An attach that failed is not remembered."""
+        self.backend = PatientBackend(self.devices)
+        self.start()
+        result = self.ask("attach")
+        self.backend.calls[0].fail(OperationFailed(UNO, "no"))
+        self.failureResultOf(result, OperationFailed)
+        self.assertEqual(self.file.state.wishes, ())
+        self.plug()
+        self.assertEqual(len(self.backend.calls), 1)
+
+    def test_failedLate(self) -> None:
+        """Nor one that failed when nobody waited any more."""
+        self.backend = PatientBackend(self.devices)
+        self.start()
+        result = self.ask("attach")
+        self.sleep(2)
+        self.failureResultOf(result, OperationFailed)
+        self.assertEqual(len(self.file.state.wishes), 1)
+        self.backend.calls[0].fail(OperationFailed(UNO, "no"))
+        self.assertEqual(self.file.state.wishes, ())
+
+
+class TroubleTests(DesiredTestCase):
+    """
+    Binds that fail.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.backend = PatientBackend(self.devices)
+        self.start(ALWAYS)
+
+    def test_again(self) -> None:
+        """They are tried again, after pauses that grow."""
+        times = []
+        for _ in range(9):
+            times.append(self.clock.seconds())
+            self.backend.calls[-1].fail(DeviceMounted(UNO, ["/dev/sda1 is mounted on /"]))
+            before = len(self.backend.calls)
+            while len(self.backend.calls) == before:
+                self.clock.advance(0.5)
+        pauses = [after - before for before, after in pairwise(times)]
+        self.assertEqual(pauses, [1, 2, 4, 8, 16, 32, LONGEST_PAUSE, LONGEST_PAUSE])
+
+    def test_success(self) -> None:
+        """Until one goes well."""
+        self.backend.calls[-1].fail(OperationFailed(UNO, "no"))
+        self.clock.advance(1)
+        self.backend.calls[-1].succeed()
+        self.sleep(200)
+        self.assertEqual(len(self.backend.calls), 2)
+
+    def test_unplugged(self) -> None:
+        """Or until the device is gone; then nothing is left."""
+        self.backend.calls[-1].fail(OperationFailed(UNO, "no"))
+        self.unplug()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_oneAtATime(self) -> None:
+        """While a bind is in progress no other is begun, whatever the device does."""
+        device = self.backend.inventory.get(UNO.busId)
+        assert device is not None
+        self.backend.inventory.replace([changed(device, product="x")], {UNO.busId})
+        self.sleep(10)
+        self.assertEqual(len(self.backend.calls), 1)
+
+    def test_clientJoins(self) -> None:
+        """A client that asks meanwhile is answered with what becomes of it."""
+        result = self.ask("attach")
+        self.backend.calls[0].succeed()
+        self.assertIs(self.successResultOf(result).state, BOUND)  # type: ignore[union-attr]
+        self.assertEqual(len(self.backend.calls), 1)
+
+    def test_newsForNobody(self) -> None:
+        """What went wrong before a client asked is not told to it: its own try counts."""
+        self.backend.calls[0].fail(OperationFailed(UNO, "no"))
+        result = self.ask("attach")
+        self.backend.calls[1].succeed()
+        self.successResultOf(result)
+
+
+class StopTests(DesiredTestCase):
+    """
+    C{on_stop}.
+    """
+
+    devices = (UNO, STICK)
+
+    def test_keep(self) -> None:
+        """Bound devices stay as they are."""
+        self.start(UNOS)
+        self.stop()
+        self.assertIs(self.state(), BOUND)
+
+    def test_unbind(self) -> None:
+        """Or what the daemon has bound is given back, and nothing else."""
+        self.backend.inventory.replace([UNO, changed(STICK, state=BOUND)])
+        self.start(UNOS, onStop=OnStop.UNBIND)
+        self.stop()
+        self.assertEqual((self.state(), self.state("1-2")), (FREE, BOUND))
+
+    def test_unbindWished(self) -> None:
+        """That is also what an earlier daemon had bound for a client."""
+        self.start()
+        self.done("attach")
+        self.restart(onStop=OnStop.UNBIND)
+        self.stop()
+        self.assertIs(self.state(), FREE)
+        self.assertEqual(len(self.file.state.wishes), 1)
+
+    def stop(self) -> None:
+        """Stop; nothing is left to be done."""
+        self.successResultOf(asked(self.sharing.stop()))
+        self.assertEqual(self.clock.getDelayedCalls(), [])

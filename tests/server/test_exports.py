@@ -1,0 +1,746 @@
+"""
+Tests of L{usbip_server.server.exports}: who may import a device.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import cast
+
+from twisted.internet.defer import Deferred
+from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
+
+from tests.server.desiredcase import ALWAYS, EPOCH, NEVER, Client, DesiredTestCase
+from tests.support.fixtures import (
+    ALICE,
+    BOB,
+    MOUSE,
+    STICK,
+    UNO,
+    PatientBackend,
+    PromptBackend,
+    asked,
+    changed,
+)
+from usbip_server.model.device import DeviceState, Encryption, Holder, UsbDevice
+from usbip_server.model.errors import (
+    BackendUnavailable,
+    DeviceInUse,
+    DeviceLeased,
+    DeviceNotFound,
+    InvalidRequest,
+    OperationFailed,
+    OperationTimedOut,
+    StillWorking,
+)
+from usbip_server.model.policy import LOCAL, Principal
+from usbip_server.model.rules import Hook, Match, Occasion, Rule, Share
+from usbip_server.net.handover import SessionSocket
+from usbip_server.server.exports import AFTERWARDS, EXPORT_SECONDS, JUST_FREED, LOOK_AGAIN
+
+FREE, BOUND, IN_USE = DeviceState.FREE, DeviceState.BOUND, DeviceState.IN_USE
+
+ON_IMPORT = Rule(match=Match(bus="*"), share=Share.ON_IMPORT)
+LENT = Rule(match=Match(bus="*"), share=Share.ON_IMPORT, unbind_released=True)
+
+
+def plain(connection: socket.socket) -> SessionSocket:
+    """A connection as it is."""
+    return SessionSocket(given=connection, connection=connection)
+
+
+def held(principal: Principal, since: float) -> Holder:
+    """Who has a device whose traffic is not encrypted."""
+    return Holder(address=principal.address, since=since, encryption=Encryption.NONE)
+
+
+class ResettingBackend(PromptBackend):
+    """
+    A backend that notices that a session is over only when it looks.
+
+    @ivar over: the bus ids of devices whose session is over.
+    """
+
+    def __init__(self, devices: tuple[UsbDevice, ...]) -> None:
+        super().__init__(devices)
+        self.over: set[str] = set()
+
+    async def look(self, device: UsbDevice) -> None:
+        await super().look(device)
+        now = self.inventory.get(device.busId)
+        if now is not None and device.busId in self.over:
+            self.over.discard(device.busId)
+            self.inventory.replace([changed(now, state=BOUND, holder=None)], {now.busId})
+
+
+class RecordingBackend(PromptBackend):
+    """
+    A backend that notes what kind of connection it is given.
+
+    @ivar given: their families.
+    """
+
+    def __init__(self, devices: tuple[UsbDevice, ...]) -> None:
+        super().__init__(devices)
+        self.given: list[socket.AddressFamily] = []
+
+    async def export(
+        self, device: UsbDevice, connection: socket.socket, holder: Holder, deadline: float
+    ) -> UsbDevice:
+        self.given.append(socket.AddressFamily(connection.family))
+        return await super().export(device, connection, holder, deadline)
+
+
+class ExportsTestCase(DesiredTestCase):
+    """
+    A daemon, and clients with real connections.
+
+    @ivar ended: the clients whose session has ended, by their ends of the connections.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.ended: list[socket.socket] = []
+
+    def connect(self) -> tuple[socket.socket, socket.socket]:
+        """The ends of a connection, the client's and ours."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            client = socket.create_connection(listener.getsockname(), 10)
+            server, _ = listener.accept()
+        server.setblocking(False)
+        self.addCleanup(client.close)
+        self.addCleanup(server.close)
+        return client, server
+
+    def imports(
+        self, busId: str = UNO.busId, principal: Principal = BOB
+    ) -> tuple[socket.socket, Deferred[UsbDevice]]:
+        """A client wants a device: its end of the connection, and what comes of it."""
+        client, server = self.connect()
+        result = asked(
+            self.sharing.handOver(
+                busId, Client(principal), plain(server), lambda: self.ended.append(client)
+            )
+        )
+        return client, result
+
+    def given(self, busId: str = UNO.busId, principal: Principal = BOB) -> socket.socket:
+        """A client gets a device at once."""
+        client, result = self.imports(busId, principal)
+        self.assertIs(self.successResultOf(result).state, IN_USE)
+        return client
+
+    def denied(
+        self, kind: type[Exception], busId: str = UNO.busId, principal: Principal = BOB
+    ) -> str:
+        """A client is refused at once: why."""
+        _, result = self.imports(busId, principal)
+        return str(self.failureResultOf(result, kind).value)
+
+    def leaves(self, client: socket.socket) -> None:
+        """A client closes its connection, and that is seen."""
+        client.close()
+        self.clock.deliver()
+
+    def verbs(self) -> list[str]:
+        """What the backend was asked to do, in its order."""
+        return [call.verb for call in self.backend.calls]
+
+    def patiently(self) -> None:
+        """From now on what the backend does takes until the test ends it."""
+        self.backend = PatientBackend(self.devices)
+
+
+class WhoTests(ExportsTestCase):
+    """
+    Who is given which device.
+    """
+
+    devices = (UNO, STICK)
+
+    def test_bound(self) -> None:
+        """A bound device is given away; it is shown who has it, and since when."""
+        self.start()
+        self.done("attach")
+        self.sleep(7)
+        self.given()
+        self.assertEqual(self.shown().holder, held(BOB, EPOCH + 7))
+        self.assertEqual(self.verbs(), ["bind", "export"])
+        self.assertEqual(self.heard[-1], ("imported", UNO.busId))
+        self.assertEqual(self.backend.calls[-1].deadline, EXPORT_SECONDS)
+
+    def test_shown(self) -> None:
+        """The device that the client gets is as clients see it."""
+        self.start(Rule(match=Match(bus="*"), name="uno", share=Share.ALWAYS))
+        _, result = self.imports()
+        self.assertEqual(self.successResultOf(result).name, "uno")
+
+    def test_notBound(self) -> None:
+        """One that is not bound is not."""
+        self.start()
+        self.assertIn("attach it first", self.denied(DeviceNotFound))
+        self.assertEqual(self.verbs(), [])
+
+    def test_notThere(self) -> None:
+        """Nor one that is not there, or that nobody is to see."""
+        self.start(NEVER)
+        self.backend.inventory.replace([changed(UNO, state=BOUND)], {UNO.busId})
+        for busId in ("1-7", UNO.busId):
+            self.assertEqual(self.denied(DeviceNotFound, busId), f"there is no device {busId}")
+
+    def test_inUse(self) -> None:
+        """One that a client of ours has is in use, which its holder's next client, too, hears
+        at once."""
+        self.start(ON_IMPORT)
+        self.given()
+        for principal in (ALICE, BOB):
+            reason = self.denied(DeviceInUse, principal=principal)
+            self.assertIn(f"in use by {BOB.address} since", reason)
+        self.assertEqual(self.backend.looked, [])
+        self.given(STICK.busId)
+
+    def test_lease(self) -> None:
+        """What is leased is only for the address that has leased it."""
+        self.start()
+        self.done("attach", Client(ALICE), lease={"owner": "ci-1", "ttl": 60})
+        self.assertIn("leased by ci-1", self.denied(DeviceLeased))
+        self.leaves(self.given(principal=ALICE))
+        self.giveBack()
+        self.sleep(60)
+        self.assertIn("attach it first", self.denied(DeviceNotFound, principal=ALICE))
+
+    def test_leaseEnds(self) -> None:
+        """When the lease ends, so does the session that it was for."""
+        self.start()
+        self.done("attach", Client(ALICE), lease={"owner": "ci-1", "ttl": 60})
+        self.given(principal=ALICE)
+        self.sleep(60)
+        self.assertEqual(self.verbs(), ["bind", "export", "unbind"])
+
+    def test_broken(self) -> None:
+        """Where there are no devices to speak of nothing is given away, nor when the daemon
+        stops."""
+        self.start(ALWAYS)
+        self.backend.inventory.trouble = "no USB here"
+        self.denied(BackendUnavailable)
+        self.backend.inventory.trouble = None
+        self.successResultOf(asked(self.sharing.stop()))
+        self.denied(BackendUnavailable)
+        self.failureResultOf(asked(self.sharing.importable(Principal(LOCAL))), BackendUnavailable)
+
+    def test_fails(self) -> None:
+        """If the backend fails the client is told, nothing is left of its connection, and the
+        next one is given the device."""
+        self.patiently()
+        self.start()
+        self.backend.inventory.replace([changed(UNO, state=BOUND)], {UNO.busId})
+        _, result = self.imports()
+        self.backend.calls[0].fail(OperationTimedOut(UNO, "it is stuck"))
+        self.failureResultOf(result, OperationTimedOut)
+        self.assertEqual((self.clock.readers, self.ended), ([], []))
+        _, result = self.imports()
+        self.backend.calls[1].succeed()
+        self.successResultOf(result)
+
+    def test_talks(self) -> None:
+        """A client that talks on, or leaves, while it waits is given nothing."""
+        self.patiently()
+        self.start(ON_IMPORT)
+        for number, wrong in enumerate((lambda c: c.send(b"x"), socket.socket.close)):
+            client, result = self.imports()
+            wrong(client)
+            self.backend.calls[number].succeed()
+            self.failureResultOf(result, InvalidRequest)
+            self.assertEqual(self.state(), BOUND)
+            self.backend.inventory.replace([UNO], {UNO.busId})
+        self.assertEqual(self.verbs(), ["bind", "bind"])
+
+    def test_closed(self) -> None:
+        """A connection that the daemon has closed itself is given to nobody."""
+        self.start(ALWAYS)
+        _, server = self.connect()
+        server.close()
+        result = asked(self.sharing.handOver(UNO.busId, Client(BOB), plain(server), lambda: None))
+        self.failureResultOf(result, OperationFailed)
+        self.assertEqual((self.state(), self.flushLoggedErrors()), (BOUND, []))
+
+
+class JustFreedTests(ExportsTestCase):
+    """
+    A device that is shown as in use although its session is over: the kernel resets it.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.resetting = self.backend = ResettingBackend((UNO,))
+
+    def test_waits(self) -> None:
+        """Whoever wants it waits a moment, and gets it."""
+        self.start(ALWAYS)
+        self.leaves(self.given())
+        _, result = self.imports()
+        self.clock.advance(LOOK_AGAIN)
+        self.assertNoResult(result)
+        self.resetting.over.add(UNO.busId)
+        self.clock.advance(LOOK_AGAIN)
+        self.successResultOf(result)
+        self.assertEqual(self.heard[-2:], [("released", UNO.busId), ("imported", UNO.busId)])
+
+    def test_notLong(self) -> None:
+        """But not longer than a second; that may be a client of somebody else's."""
+        self.start(ALWAYS)
+        self.take(address=ALICE.address)
+        _, result = self.imports()
+        self.sleep(JUST_FREED - LOOK_AGAIN, LOOK_AGAIN)
+        self.assertNoResult(result)
+        self.sleep(2 * LOOK_AGAIN, LOOK_AGAIN)
+        self.assertIn(ALICE.address, str(self.failureResultOf(result, DeviceInUse).value))
+
+    def test_unplugged(self) -> None:
+        """Nor if it is unplugged meanwhile."""
+        self.start(ALWAYS)
+        self.take()
+        _, result = self.imports()
+        self.unplug()
+        self.clock.advance(LOOK_AGAIN)
+        self.failureResultOf(result, DeviceNotFound)
+
+    def test_somebodyElse(self) -> None:
+        """Of two who wait the second is told at once that the first one has it."""
+        self.start(ALWAYS)
+        self.leaves(self.given())
+        self.resetting.over.add(UNO.busId)
+        both = [self.imports()[1] for _ in range(2)]
+        self.clock.advance(LOOK_AGAIN)
+        self.successResultOf(both[0])
+        self.failureResultOf(both[1], DeviceInUse)
+
+    def test_looks(self) -> None:
+        """When a session ends the device is looked at, at once and again when it may have been
+        reset."""
+        self.start(ALWAYS)
+        self.leaves(self.given())
+        self.clock.advance(0)
+        self.assertEqual(len(self.backend.looked), 1)
+        self.resetting.over.add(UNO.busId)
+        self.clock.advance(AFTERWARDS[1])
+        self.assertIs(self.state(), BOUND)
+        self.clock.advance(AFTERWARDS[-1])
+        self.assertEqual(len(self.backend.looked), len(AFTERWARDS))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_stopped(self) -> None:
+        """A daemon that has stopped looks no more."""
+        self.start(ALWAYS)
+        self.leaves(self.given())
+        self.successResultOf(asked(self.sharing.stop()))
+        self.clock.advance(AFTERWARDS[-1])
+        self.assertEqual(self.backend.looked, [])
+
+    def test_cannotLook(self) -> None:
+        """A look that fails is a bug, and told as one; nothing else comes of it."""
+
+        async def fail(device: UsbDevice) -> None:
+            raise ZeroDivisionError
+
+        self.start(ALWAYS)
+        client = self.given()
+        self.patch(self.backend, "look", fail)
+        self.leaves(client)
+        self.clock.advance(0)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+
+class OnImportTests(ExportsTestCase):
+    """
+    C{share: on_import}, and C{unbind_released}.
+    """
+
+    def test_binds(self) -> None:
+        """A free device is bound first; it stays bound when the client is done with it."""
+        self.start(ON_IMPORT)
+        client = self.given()
+        self.assertEqual(self.verbs(), ["bind", "export"])
+        self.leaves(client)
+        self.giveBack()
+        self.sleep(100)
+        self.assertIs(self.state(), BOUND)
+        self.given()
+        self.assertEqual(self.verbs(), ["bind", "export", "export"])
+
+    def test_unbinds(self) -> None:
+        """If that is asked for it is given back, as soon as it is not in use any more; and
+        again each time."""
+        self.start(LENT)
+        for _ in range(2):
+            self.leaves(self.given())
+            self.assertIs(self.state(), IN_USE)
+            self.giveBack()
+            self.assertIs(self.state(), FREE)
+        self.assertEqual(self.verbs(), 2 * ["bind", "export", "unbind"])
+
+    def test_unbindsLate(self) -> None:
+        """So it is when the backend has seen the end of the session before it was told here."""
+        self.start(LENT)
+        client = self.given()
+        self.giveBack()
+        self.assertIs(self.state(), BOUND)
+        self.leaves(client)
+        self.assertIs(self.state(), FREE)
+
+    def test_takenAgain(self) -> None:
+        """A client that was quicker is not disturbed by the end of the last one's session."""
+        self.start(LENT)
+        first = self.given()
+        self.giveBack()
+        second = self.given(principal=ALICE)
+        self.leaves(first)
+        self.sleep(100)
+        self.assertIs(self.state(), IN_USE)
+        self.leaves(second)
+        self.giveBack()
+        self.assertIs(self.state(), FREE)
+
+    def test_takenWhileGiven(self) -> None:
+        """Nor one that is being given the device just then."""
+        self.patiently()
+        self.start(LENT)
+        first, result = self.imports()
+        for call in (0, 1):
+            self.backend.calls[call].succeed()
+        self.successResultOf(result)
+        self.giveBack()
+        _, result = self.imports(principal=ALICE)
+        self.leaves(first)
+        self.backend.calls[2].succeed()
+        self.successResultOf(result)
+        self.sleep(100)
+        self.assertEqual(self.verbs(), ["bind", "export", "export"])
+
+    def test_wantedWhileUnbinding(self) -> None:
+        """Whoever wants it while it is being given back gets it after that."""
+        self.patiently()
+        self.start(LENT)
+        first, result = self.imports()
+        for call in (0, 1):
+            self.backend.calls[call].succeed()
+        self.successResultOf(result)
+        self.leaves(first)
+        self.giveBack()
+        _, result = self.imports()
+        self.assertEqual(self.verbs(), ["bind", "export", "unbind"])
+        for call in (2, 3, 4):
+            self.assertNoResult(result)
+            self.backend.calls[call].succeed()
+        self.successResultOf(result)
+        self.assertEqual(self.verbs()[3:], ["bind", "export"])
+
+    def test_attached(self) -> None:
+        """If somebody has attached it, it stays bound; until it is detached."""
+        self.start(LENT)
+        self.done("attach")
+        self.leaves(self.given())
+        self.giveBack()
+        self.sleep(100)
+        self.assertIs(self.state(), BOUND)
+        self.done("detach")
+        self.assertIs(self.state(), FREE)
+
+    def test_always(self) -> None:
+        """What is shared always is always bound, whatever else its rule says."""
+        self.start(Rule(match=Match(bus="*"), share=Share.ALWAYS, unbind_released=True))
+        self.leaves(self.given())
+        self.giveBack()
+        self.sleep(100)
+        self.assertEqual(self.verbs(), ["bind", "export"])
+
+    def test_onRequest(self) -> None:
+        """What somebody else has bound is given back, too, if that is asked for."""
+        self.start(Rule(match=Match(bus="*"), unbind_released=True))
+        self.backend.inventory.replace([changed(UNO, state=BOUND)], {UNO.busId})
+        self.leaves(self.given())
+        self.giveBack()
+        self.assertIs(self.state(), FREE)
+
+    def test_bindFails(self) -> None:
+        """If it cannot be bound, the client is told why, and so is the next one."""
+        self.patiently()
+        self.start(LENT)
+        for number in (0, 1):
+            _, result = self.imports()
+            self.backend.calls[number].fail(OperationFailed(UNO, "no more room"))
+            self.assertIn("no more room", str(self.failureResultOf(result).value))
+        self.assertEqual(self.verbs(), ["bind", "bind"])
+
+    def test_exportFails(self) -> None:
+        """If it is bound and then cannot be given away, it is given back."""
+        self.patiently()
+        self.start(LENT)
+        _, result = self.imports()
+        self.backend.calls[0].succeed()
+        self.backend.calls[1].fail(OperationFailed(UNO, "it is broken"))
+        self.failureResultOf(result, OperationFailed)
+        self.assertEqual(self.verbs(), ["bind", "export", "unbind"])
+
+    def test_veto(self) -> None:
+        """A hook may object to its being bound."""
+        no = Hook(events=(Occasion.BEFORE_BIND,), command=("/nonexistent/hook",))
+        self.start(Rule(match=Match(bus="*"), share=Share.ON_IMPORT, hooks=(no,)))
+        self.assertIn("not bound", self.denied(OperationFailed))
+        self.assertEqual(self.verbs(), [])
+
+    def test_unplugged(self) -> None:
+        """A session that ends because the device was unplugged leaves nothing to be done."""
+        self.start(LENT)
+        client = self.given()
+        self.unplug()
+        self.leaves(client)
+        self.plug()
+        self.sleep(100)
+        self.assertEqual(self.verbs(), ["bind", "export"])
+        self.assertEqual(len(self.ended), 1)
+
+    def test_onStop(self) -> None:
+        """What was bound for an import is this daemon's to unbind."""
+        self.start(ON_IMPORT)
+        self.leaves(self.given())
+        self.giveBack()
+        self.sharing.apply(self.settings(NEVER))
+        self.assertIs(self.state(), FREE)
+
+
+class MeanwhileTests(ExportsTestCase):
+    """
+    Other things happen to the device at the same time.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.patiently()
+        self.start()
+        self.backend.inventory.replace([changed(UNO, state=BOUND)], {UNO.busId})
+
+    def test_twoWant(self) -> None:
+        """Of two clients one gets it, and the other one is told so when that is certain."""
+        _, first = self.imports()
+        _, second = self.imports(principal=ALICE)
+        self.assertEqual(self.verbs(), ["export"])
+        self.backend.calls[0].succeed()
+        self.successResultOf(first)
+        self.assertIn(BOB.address, str(self.failureResultOf(second, DeviceInUse).value))
+
+    def test_secondAfterFailure(self) -> None:
+        """If the first one does not get it, the second one does."""
+        _, first = self.imports()
+        _, second = self.imports(principal=ALICE)
+        self.backend.calls[0].fail(OperationFailed(UNO, "the client is gone"))
+        self.failureResultOf(first, OperationFailed)
+        self.backend.calls[1].succeed()
+        self.assertEqual(self.successResultOf(second).holder, held(ALICE, EPOCH))
+
+    def test_detaching(self) -> None:
+        """While it is being detached nothing is given away, and after it there is nothing."""
+        detach = self.ask("detach")
+        _, result = self.imports()
+        self.assertEqual(self.verbs(), ["unbind"])
+        self.backend.calls[0].succeed()
+        self.successResultOf(detach)
+        self.failureResultOf(result, DeviceNotFound)
+        self.assertEqual(self.verbs(), ["unbind"])
+
+    def test_attaching(self) -> None:
+        """Whoever wants it while it is being attached gets it after that."""
+        self.backend.inventory.replace([changed(UNO, state=DeviceState.ERROR)], {UNO.busId})
+        attach = self.ask("attach")
+        _, result = self.imports()
+        self.assertEqual(self.verbs(), ["bind"])
+        self.backend.calls[0].succeed()
+        self.successResultOf(attach)
+        self.backend.calls[1].succeed()
+        self.successResultOf(result)
+
+    def test_detachWhileGiven(self) -> None:
+        """A detach waits until it is given away, and then takes it from the client."""
+        _, result = self.imports()
+        detach = self.ask("detach")
+        self.backend.calls[0].succeed()
+        self.successResultOf(result)
+        self.backend.calls[1].succeed()
+        self.successResultOf(detach)
+        self.assertEqual(self.verbs(), ["export", "unbind"])
+
+    def test_unplugged(self) -> None:
+        """If another one is plugged in at its place meanwhile, nobody is given that by
+        mistake."""
+        detach = self.ask("detach")
+        _, result = self.imports()
+        self.plug(STICK, busId=UNO.busId)
+        self.backend.calls[0].fail(OperationFailed(UNO, "it is gone"))
+        self.failureResultOf(detach)
+        self.failureResultOf(result, DeviceNotFound)
+
+    def test_givenUp(self) -> None:
+        """A client that has waited too long is told so. What goes on for it ends of itself:
+        its connection has been closed."""
+        detach = self.ask("detach")
+        client, result = self.imports()
+        self.sleep(30)
+        self.backend.calls[0].fail(OperationFailed(UNO, "it does not let go"))
+        self.failureResultOf(detach, StillWorking)
+        self.assertEqual(self.verbs(), ["unbind", "export"])
+        self.sleep(EXPORT_SECONDS)
+        self.failureResultOf(result, StillWorking)
+        self.backend.calls[1].succeed()
+        self.assertEqual(self.ended, [])
+        self.leaves(client)
+        self.assertEqual(self.ended, [client])
+
+    def test_whoAsked(self) -> None:
+        """While a device is given away somebody who wants to attach it is told who has it."""
+        _, result = self.imports()
+        attach = self.ask("attach")
+        self.backend.calls[0].succeed()
+        self.successResultOf(result)
+        self.backend.calls[1].fail(DeviceInUse(UNO))
+        self.assertIn(BOB.address, str(self.failureResultOf(attach, DeviceInUse).value))
+
+
+class EndTests(ExportsTestCase):
+    """
+    The end of a session.
+    """
+
+    def test_told(self) -> None:
+        """Its protocol is told, once."""
+        self.start(ALWAYS)
+        client = self.given()
+        self.clock.deliver()
+        self.assertEqual(self.ended, [])
+        for _ in range(2):
+            self.leaves(client)
+        self.assertEqual(self.ended, [client])
+
+    def test_forgotten(self) -> None:
+        """What it has moved is known until the device is gone, whichever is seen first."""
+        self.start(ALWAYS)
+        for endsFirst in (True, False):
+            client = self.given()
+            held = self.shown()
+            if endsFirst:
+                self.leaves(client)
+                self.assertIsNotNone(self.sharing.traffic(held))
+            self.unplug()
+            if not endsFirst:
+                self.leaves(client)
+            self.assertIsNone(self.sharing.traffic(held))
+            self.plug()
+
+    def test_afterStop(self) -> None:
+        """Sessions outlast the daemon, unless it is to unbind everything."""
+        self.start(ALWAYS)
+        client = self.given()
+        self.successResultOf(asked(self.sharing.stop()))
+        self.leaves(client)
+        self.assertEqual((self.ended, self.clock.readers), ([], []))
+
+
+class CarrierTests(ExportsTestCase):
+    """
+    What USB traffic goes over.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.recording = self.backend = RecordingBackend((UNO,))
+        self.logged: list[LogEvent] = []
+        observer = cast(ILogObserver, self.logged.append)
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        self.start(ALWAYS)
+
+    def asks(self, carrier: SessionSocket) -> Deferred[UsbDevice]:
+        """A client wants the device over this."""
+        return asked(self.sharing.handOver(UNO.busId, Client(BOB), carrier, lambda: None))
+
+    def test_given(self) -> None:
+        """The device gets what is given; that the session has ended shows at the client's
+        connection. That it was one's own does not matter."""
+        client, server = self.connect()
+        ours, theirs = socket.socketpair()
+        self.addCleanup(ours.close)
+        carrier = SessionSocket(given=theirs, connection=server, encryption=Encryption.RELAY)
+        device = self.successResultOf(self.asks(carrier))
+        assert device.holder is not None
+        self.assertIs(device.holder.encryption, Encryption.RELAY)
+        self.assertEqual(self.recording.given, [socket.AF_UNIX])
+        theirs.close()
+        server.close()
+        self.clock.deliver()
+        self.assertEqual(self.backend.looked, [])
+        self.leaves(client)
+        self.sleep(1)
+        self.assertNotEqual(self.backend.looked, [])
+
+    def test_told(self) -> None:
+        """For each import the log has which of the ways it is."""
+        for encryption, word in (
+            (Encryption.NONE, "plain"),
+            (Encryption.KTLS, "ktls"),
+            (Encryption.RELAY, "relay"),
+        ):
+            client, server = self.connect()
+            carrier = SessionSocket(given=server, connection=server, encryption=encryption)
+            self.successResultOf(self.asks(carrier))
+            said = map(formatEvent, self.logged)
+            lines = [line for line in said if line.startswith(f"{BOB.address} has")]
+            self.assertEqual(len(lines), 1, lines)
+            for text in (BOB.address, str(UNO), word):
+                self.assertIn(text, lines[0])
+            self.logged.clear()
+            self.leaves(client)
+            self.giveBack()
+
+
+class ListTests(ExportsTestCase):
+    """
+    Which devices can be imported.
+    """
+
+    devices = (UNO, STICK, MOUSE)
+
+    def importable(self) -> list[str]:
+        """Their bus ids."""
+        devices = self.successResultOf(asked(self.sharing.importable(Principal(LOCAL))))
+        return [device.busId for device in devices]
+
+    def test_bound(self) -> None:
+        """Those that are bound, also if somebody has them."""
+        self.start()
+        self.assertEqual(self.importable(), [])
+        self.done("attach")
+        self.done("attach", id="2-10")
+        self.assertEqual(self.importable(), ["1-1.4", "2-10"])
+        self.given()
+        self.assertEqual(self.importable(), ["1-1.4", "2-10"])
+        self.done("detach", id="2-10")
+        self.assertEqual(self.importable(), ["1-1.4"])
+
+    def test_onImport(self) -> None:
+        """Those that would be bound for whoever wants them."""
+        self.start(Rule(match=Match(bus="1-2"), share=Share.ON_IMPORT))
+        self.assertEqual(self.importable(), ["1-2"])
+        self.given("1-2")
+        self.assertEqual(self.importable(), ["1-2"])
+
+    def test_never(self) -> None:
+        """None that nobody is to see, however it is."""
+        self.start(Rule(match=Match(bus="1-2"), share=Share.NEVER), ON_IMPORT)
+        for state in (FREE, BOUND, IN_USE):
+            self.backend.inventory.replace([changed(STICK, state=state)], {"1-2"})
+            self.assertEqual(self.importable(), ["1-1.4", "2-10"])
+
+    def test_reloaded(self) -> None:
+        """The list follows the configuration."""
+        self.start(ON_IMPORT)
+        self.sharing.apply(self.settings(NEVER))
+        self.assertEqual(self.importable(), [])

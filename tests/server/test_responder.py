@@ -1,0 +1,120 @@
+"""
+Tests of L{usbip_server.server.responder}.
+"""
+
+from __future__ import annotations
+
+import json
+
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.support.fixtures import (
+    ALICE,
+    DEVICES,
+    EVERYBODY,
+    UNO,
+    PatientBackend,
+    PromptBackend,
+    asked,
+)
+from usbip_server.model.errors import DeviceInUse
+from usbip_server.model.replies import Devices, Measure, Status, encodeDevices
+from usbip_server.net.caller import Caller
+from usbip_server.protocols.interfaces import Response, refusal
+from usbip_server.server import responder
+from usbip_server.server.config import Settings
+from usbip_server.server.core import Sharing
+from usbip_server.server.responder import Responder
+
+ATTACH = b'{"command":"attach","id":"1-1.4"%s}'
+LIST = b'{"command":"list"}'
+
+
+class AnswersTests(SynchronousTestCase):
+    """
+    From the bytes of a request to those of the answer.
+    """
+
+    def setUp(self) -> None:
+        self.use(PromptBackend())
+
+    def use(self, backend: PatientBackend) -> None:
+        """Ask this backend."""
+        self.backend = backend
+        sharing = Sharing(backend, Clock(), Settings(access=EVERYBODY))
+        asked(sharing.start())
+        self.answers = Responder(sharing)
+
+    def to(self, raw: bytes) -> Response:
+        """The answer to a request."""
+        answer = self.successResultOf(asked(self.answers.to(raw, Caller(ALICE))))
+        assert isinstance(answer, Response)
+        return answer
+
+    def test_success(self) -> None:
+        """A success has its status and its devices."""
+        answer = self.to(LIST)
+        self.assertIs(answer.status, Status.SUCCESS)
+        self.assertEqual(len(json.loads(answer.encoded)["data"]), len(DEVICES))
+        self.assertFalse(answer.keepAlive)
+
+    def test_detail(self) -> None:
+        """With detail asked for there is more, also of a failure."""
+        plain, detail = self.to(LIST), self.to(b'{"command":"list","detail":true}')
+        self.assertNotIn(b'"state"', plain.encoded)
+        self.assertIn(b'"state":"free"', detail.encoded)
+        self.use(PatientBackend())
+        for more in (b"", b',"detail":true'):
+            result = asked(self.answers.to(ATTACH % more, Caller(ALICE)))
+            self.backend.calls[-1].fail(DeviceInUse(UNO))
+            answer = self.successResultOf(result)
+            self.assertIs(answer.status, Status.FAILURE)
+            self.assertEqual("state" in json.loads(answer.encoded)["data"], bool(more))
+
+    def test_keepAlive(self) -> None:
+        """Whether the connection stays is the request's to say, also where it fails."""
+        self.assertTrue(self.to(b'{"command":"list","keep_alive":true}').keepAlive)
+        self.assertTrue(self.to(b'{"command":"find","id":"9-9","keep_alive":true}').keepAlive)
+        self.assertFalse(self.to(b'{"command":"lsit","keep_alive":true}').keepAlive)
+
+    def test_invalid(self) -> None:
+        """What is no request is an error, and not a bug."""
+        answer = self.to(b"nonsense")
+        self.assertIs(answer.status, Status.ERROR)
+        self.assertFalse(answer.broken)
+
+    def test_bug(self) -> None:
+        """A bug is answered with an error that tells nothing of it, and logged."""
+        self.backend.inventory.get("1-1")
+        del self.backend.inventory
+        answer = self.to(LIST)
+        self.assertIs(answer.status, Status.ERROR)
+        self.assertTrue(answer.broken)
+        self.assertEqual(set(json.loads(answer.encoded)), {"status", "message"})
+        self.assertNotIn(b"inventory", answer.encoded)
+        self.assertEqual(len(self.flushLoggedErrors(AttributeError)), 1)
+
+    def test_listIsEncodedOnce(self) -> None:
+        """The JSON of a list is made once for each state of the inventory."""
+        made: list[bool] = []
+
+        def encode(devices: Devices, detail: bool, traffic: Measure) -> object:
+            made.append(detail)
+            return encodeDevices(devices, detail, traffic)
+
+        self.patch(responder, "encodeDevices", encode)
+        detail = b'{"command":"list","detail":true}'
+        first = [self.to(raw).encoded for raw in (LIST, detail, LIST, detail)]
+        self.assertEqual(made, [False, True])
+        self.assertEqual(first[:2], first[2:])
+        self.backend.inventory.replace([UNO])
+        self.assertEqual(len(json.loads(self.to(LIST).encoded)["data"]), 1)
+        self.assertEqual(len(json.loads(self.to(detail).encoded)["data"]), 1)
+        self.assertEqual(made, [False, True, False, True])
+
+    def test_refusal(self) -> None:
+        """What never became a request is refused with an error."""
+        answer = refusal("no")
+        self.assertEqual(answer.encoded, b'{"status":"error","message":"no"}\n')
+        self.assertFalse(answer.keepAlive or answer.broken)
