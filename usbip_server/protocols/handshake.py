@@ -20,7 +20,8 @@ from usbip_server.policy import Principal
 class Handshake(Protocol, TimeoutMixin):
     """
     Waits for it, and not for ever. Nothing can be said meanwhile. One that fails is told of
-    in the log; one that never begins is not, as a port probe is not worth a line.
+    in the log, also if its time is over before it has begun; one that leaves is not, as a port
+    probe is not worth a line.
     """
 
     transport: Any
