@@ -20,7 +20,7 @@ class ChildTestCase(TestCase):
     Tests that run scripts.
     """
 
-    timeout = 120
+    timeout = 300
 
     def setUp(self) -> None:
         self.directory = Path(self.mktemp()).absolute()
