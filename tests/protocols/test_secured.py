@@ -135,6 +135,30 @@ class HandshakeTests(SecuredTestCase):
                 self.assertTold(because)
         self.assertEqual(self.backend.calls, [])
 
+    def test_moment(self) -> None:
+        """So is one whose words come in the moment after it was looked whether there are any."""
+        peek = socket.socket.recv
+
+        def recv(connection: socket.socket, *arguments: int) -> bytes:
+            try:
+                return peek(connection, *arguments)
+            except BlockingIOError:
+                while words:
+                    client.send(words.pop())
+                    client.shutdown(socket.SHUT_WR)
+                raise
+
+        self.patch(socket.socket, "recv", recv)
+        for said, because in (
+            (LIST, "it does not speak TLS"),
+            (clientHello()[:3], "it leaves in the handshake"),
+        ):
+            words = [said]
+            client, server = connected()
+            self.serveOne(client, server)
+            self.assertTold(because)
+            self.assertEqual(words, [])
+
     def test_truncated(self) -> None:
         """One that leaves in the middle of it is told of once, wherever that is; nothing is
         left."""
@@ -169,10 +193,7 @@ class HandshakeTests(SecuredTestCase):
         client, server = connected()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         client.close()
-        protocol = self.factory.buildProtocol(ADDRESS)
-        transport = TcpTransport(server)
-        self.addCleanup(transport.close)
-        self.wires.append(Wire(protocol, transport))
+        self.serveOne(client, server)
         self.quiet()
         self.assertEqual(self.logged, [])
         self.assertNothingLeft()
