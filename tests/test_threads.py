@@ -13,6 +13,9 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from usbip_server.testing import FakeReactor
 from usbip_server.threads import BlockingCalls, StillOut, TookTooLong
 
+SECONDS = 300.0
+"""That a call may take which is not to be late."""
+
 
 class BlockingCallTests(SynchronousTestCase):
     """
