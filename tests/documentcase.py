@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import convert
 from twisted.trial.unittest import SkipTest
 
-from tests.childdaemon import EXPORT, ChildDaemon
+from tests.childdaemon import EXPORT, PatientDaemon
 from tests.clientexamples import checkPrinted, checkTyped, isPrinted
 from tests.documents import KINDS, ROOT, Document
 from tests.examples import Stage
@@ -93,7 +93,7 @@ class DocumentCase(Base):
     @contextlib.contextmanager
     def stage(self, folder: Path) -> Iterator[Stage]:
         """What examples are played on."""
-        with ChildDaemon(f"backend: {{type: virtual}}\n{EXPORT}") as daemon:
+        with PatientDaemon(f"backend: {{type: virtual}}\n{EXPORT}") as daemon:
             yield Stage(daemon, folder)
 
     def test_kinds(self) -> None:
