@@ -162,7 +162,7 @@ class ImportTests(TestCase):
     Devices that can be imported, over loopback.
     """
 
-    timeout = 30
+    timeout = 300
     backend: VirtualBackend
     door: Door
 

@@ -50,7 +50,7 @@ class ExportCase(TestCase):
     The caller's end of a connection, and the client's.
     """
 
-    timeout = 60
+    timeout = 300
 
     if not softdevice.installed:
         skip = "the package usbip is not installed"

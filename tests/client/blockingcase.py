@@ -9,12 +9,14 @@ import socket
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.support.childdaemon import ChildDaemon
+from tests.support.childdaemon import ChildDaemon, PatientDaemon
 from usbip_server.client.servers import Server
 
 SECONDS = 60.0
 
-SOON = 0.5
+TIMES = (0.5, 5.0, 50.0)
+"""Seconds, for what is to be given up: the next, if a busy machine did not get as far as that
+within the ones before."""
 
 CONFIG = "backend: {type: virtual}\n"
 
@@ -37,7 +39,7 @@ class ReachingTestCase(SynchronousTestCase):
         self, config: str = CONFIG, listen: str = "tcp:0:interface=127.0.0.1"
     ) -> ChildDaemon:
         """A daemon, until the test is over."""
-        return self.stack.enter_context(ChildDaemon(config, listen=[listen]))
+        return self.stack.enter_context(PatientDaemon(config, listen=[listen]))
 
     def silent(self) -> Server:
         """A server that takes connections, and says nothing."""

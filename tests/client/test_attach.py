@@ -20,7 +20,7 @@ import msgspec
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.certificates import LAB, authority, signed
-from tests.support.childdaemon import EXPORT, ChildDaemon
+from tests.support.childdaemon import EXPORT, PatientDaemon
 from tests.support.fixtures import UNO, changed
 from tests.support.scriptedserver import GIVEN, ScriptedServer, connections, received, says
 from usbip_server.backends import softdevice
@@ -152,7 +152,7 @@ class DaemonTests(AttachingTestCase):
         super().setUp()
         stack = contextlib.ExitStack()
         self.addCleanup(stack.close)
-        self.daemon = stack.enter_context(ChildDaemon(self.config()))
+        self.daemon = stack.enter_context(PatientDaemon(self.config()))
         self.server = Server(
             name="raspi", host="127.0.0.1", exportPort=self.daemon.exportPort, tls=self.tls()
         )

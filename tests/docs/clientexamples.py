@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from tests.support.childdaemon import ChildDaemon
+from tests.support.childdaemon import SECONDS, ChildDaemon
 from usbip_server.client.cli.exitcodes import Exit
 from usbip_server.client.cli.main import COMMANDS, main
 from usbip_server.client.config import load
@@ -86,7 +86,7 @@ def writeServers(daemon: ChildDaemon, folder: Path) -> None:
     Have the examples find the server C{raspi}, with C{XDG_CONFIG_HOME}.
     """
     ports = {"port": daemon.port, "export_port": daemon.exportPort}
-    servers = {"servers": {"raspi": {"host": "127.0.0.1", **ports}}}
+    servers = {"timeout": SECONDS, "servers": {"raspi": {"host": "127.0.0.1", **ports}}}
     (folder / "usbipshare").mkdir()
     (folder / "usbipshare/client.yaml").write_text(json.dumps(servers))
 

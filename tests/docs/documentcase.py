@@ -19,7 +19,7 @@ from twisted.trial.unittest import SkipTest
 from tests.docs.clientexamples import checkPrinted, checkTyped, isPrinted
 from tests.docs.documents import KINDS, ROOT, Document
 from tests.docs.examples import Stage
-from tests.support.childdaemon import EXPORT, ChildDaemon
+from tests.support.childdaemon import EXPORT, PatientDaemon
 from usbip_server.model.device import UsbDevice
 from usbip_server.model.inventory import ChangeKind
 from usbip_server.model.replies import encodeDevices
@@ -93,7 +93,7 @@ class DocumentCase(Base):
     @contextlib.contextmanager
     def stage(self, folder: Path) -> Iterator[Stage]:
         """What examples are played on."""
-        with ChildDaemon(f"backend: {{type: virtual}}\n{EXPORT}") as daemon:
+        with PatientDaemon(f"backend: {{type: virtual}}\n{EXPORT}") as daemon:
             yield Stage(daemon, folder)
 
     def test_kinds(self) -> None:

@@ -45,7 +45,7 @@ from tests.docs.exchanges import DISK, ECHO, RealWorld
 from tests.docs.serviceexamples import KEYS_OF as LOCAL_KEYS
 from tests.docs.serviceexamples import MORE_OF as LOCAL_MORE
 from tests.docs.serviceexamples import PORT, ServiceStage, checkLocal, serviceOf
-from tests.support.childdaemon import EXPORT, ChildDaemon
+from tests.support.childdaemon import EXPORT, PatientDaemon
 from tests.support.childservice import ChildService
 from tests.support.fixtures import PromptBackend, asked
 from usbip_server.backends import sysfs, usbiptool, virtual
@@ -174,7 +174,7 @@ class ProtocolTests(DocumentCase, SynchronousTestCase):
         (block,) = (b for b in self.document.blocks if "def watch(" in b.text)
         names: dict[str, Any] = {}
         config = "backend: {type: virtual}"
-        with ChildDaemon(config) as daemon, Breaking(daemon.port) as relay:
+        with PatientDaemon(config) as daemon, Breaking(daemon.port) as relay:
             program = block.text.partition("\n\n\nnews = ")[0].replace("5055", str(relay.port))
             exec(compile(program, block.where, "exec"), names)
             news = names["watch"]("127.0.0.1", serial="DISK1")
@@ -278,7 +278,7 @@ class ConfigTests(DocumentCase, SynchronousTestCase):
         (folder / "backup.lock").touch()
         config = hooks.replace("/usr/local/bin", str(folder))
         config = config.replace("[added, removed,", "[bound,")
-        with ChildDaemon(f"backend: {{type: virtual}}\n{config}") as daemon:
+        with PatientDaemon(f"backend: {{type: virtual}}\n{config}") as daemon:
             said = daemon.ask("attach", id="1-2")["message"]
             self.assertEqual(said.replace(str(folder), "/usr/local/bin"), refusal)
             (folder / "backup.lock").unlink()
@@ -290,7 +290,7 @@ class ConfigTests(DocumentCase, SynchronousTestCase):
         """The example of a device that is shared on import does what is said of it."""
         (rule,) = (b.text for b in self.document.blocks if "unbind_released" in b.text)
         config = f"backend: {{type: virtual}}\n{EXPORT}{rule.replace('printer', 'storage')}\n"
-        with ChildDaemon(config) as daemon, daemon.watch(id="1-2") as watcher:
+        with PatientDaemon(config) as daemon, daemon.watch(id="1-2") as watcher:
             with RealWorld(daemon).imported("1-2"):
                 watcher.told("imported", "1-2")
             watcher.told("unbound", "1-2")
@@ -441,7 +441,7 @@ class SecurityTests(DocumentCase, SynchronousTestCase):
         config = f"tls:\n{config.replace(CONFIGURED, f'{folder}/')}\n"
         config += "http: {hosts: [raspi]}\nbackend: {type: virtual}\n"
         place = "tls:0:interface=127.0.0.1"
-        with ChildDaemon(f"{config}export: {{listen: ['{place}']}}\n", listen=[place]) as daemon:
+        with PatientDaemon(f"{config}export: {{listen: ['{place}']}}\n", listen=[place]) as daemon:
 
             def said(command: str) -> str:
                 at = f"127.0.0.1:{daemon.port}"
@@ -531,7 +531,7 @@ class ClientServiceTests(DocumentCase, SynchronousTestCase):
     def stage(self, folder: Path) -> Iterator[Stage]:
         """It asks a service, and not a daemon."""
         with (
-            ChildDaemon(f"backend: {{type: virtual}}\n{EXPORT}") as daemon,
+            PatientDaemon(f"backend: {{type: virtual}}\n{EXPORT}") as daemon,
             serviceOf(daemon) as service,
         ):
             assert isinstance(service, ChildService)

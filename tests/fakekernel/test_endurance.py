@@ -38,7 +38,7 @@ class EnduranceTests(TestCase):
     With real threads and the real reactor, on a kernel in memory.
     """
 
-    timeout = 300
+    timeout = 900
 
     async def test_plugs(self) -> None:
         """Nothing is left of them: no threads, no descriptors, no memory; and each time the
@@ -95,5 +95,6 @@ class EnduranceTests(TestCase):
         finally:
             tracemalloc.stop()
         self.assertLess(after - before, GROWTH)
-        self.assertLessEqual(threading.active_count(), threads + 1)
+        while threading.active_count() > threads + 1:  # some may be about to end
+            await deferLater(reactor, 0.001)
         self.assertLessEqual(len(os.listdir("/proc/self/fd")), descriptors)

@@ -45,6 +45,10 @@ backend:
 """
 
 
+TIMEOUTS = "timeouts: {request: 600, answer: 60, bind: 600}\n"
+"""For a daemon that a busy machine does not keep from answering in time."""
+
+
 class Child(ProcessProtocol):
     """
     A process.
@@ -119,7 +123,7 @@ class DaemonTestCase(TestCase):
     Starts daemons, and leaves none behind.
     """
 
-    timeout = 120
+    timeout = 300
 
     def write(self, text: str | bytes, name: str = "config.yaml") -> str:
         """Write a file for the daemon to read."""
@@ -152,9 +156,11 @@ class DaemonTestCase(TestCase):
         """
         Start a daemon, and wait until it is ready.
 
+        @param config: YAML. If it says nothing of C{timeouts} these are L{TIMEOUTS}.
         @return: the process, and the ports it listens on.
         """
-        child = self.run_(*how, "usbipshare", "--config", self.write(config), path=path)
+        file = self.write(config if "\ntimeouts:" in config else config + TIMEOUTS)
+        child = self.run_(*how, "usbipshare", "--config", file, path=path)
         await child.says('"log_format": "ready"' if how is TWISTED else "] ready")
         if how is TWISTED:
             ports = [

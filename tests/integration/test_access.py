@@ -16,7 +16,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.support.childdaemon import ChildDaemon
+from tests.support.childdaemon import PatientDaemon
 from usbip_server.model.tokens import hashOf, newToken
 
 TOKEN = newToken()
@@ -61,7 +61,7 @@ class AccessTests(SynchronousTestCase):
         self.path = Path(folder, "usbipshare.sock")
         self.listen = ("tcp:0:interface=127.0.0.1", f"unix:{self.path}:mode=660")
         self.config = CONFIG.format(access=RULES)
-        self.daemon = stack.enter_context(ChildDaemon(self.config, listen=self.listen))
+        self.daemon = stack.enter_context(PatientDaemon(self.config, listen=self.listen))
 
     def local(self, command: str, **more: object) -> dict[str, Any]:
         """Ask over the unix socket."""

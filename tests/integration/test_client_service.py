@@ -21,7 +21,7 @@ from typing import Any, cast
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from tests.support.certificates import LAB, authority, signed
-from tests.support.childdaemon import EXPORT, SECONDS, ChildDaemon
+from tests.support.childdaemon import EXPORT, SECONDS, ChildDaemon, PatientDaemon
 from tests.support.childservice import ChildService, serversOf
 
 VIRTUAL = f"backend: {{type: virtual}}\n{EXPORT}"
@@ -40,7 +40,7 @@ class ServiceTestCase(SynchronousTestCase):
     """
 
     def setUp(self) -> None:
-        self.server = ChildDaemon(VIRTUAL)
+        self.server: ChildDaemon = PatientDaemon(VIRTUAL)
         self.server.__enter__()
         self.addCleanup(self.server.__exit__, None, None, None)
 
@@ -88,7 +88,7 @@ class KeepTests(ServiceTestCase):
         reach it again or after that."""
         listen = [f"tcp:{freePort()}:interface=127.0.0.1"]
         export = f"export: {{listen: ['tcp:{freePort()}:interface=127.0.0.1']}}\n"
-        with ChildDaemon(f"backend: {{type: virtual}}\n{export}", listen=listen) as server:
+        with PatientDaemon(f"backend: {{type: virtual}}\n{export}", listen=listen) as server:
             self.server = server
             service = self.service()
             self.until(lambda: self.ports(service) == ["1-2"])
@@ -152,7 +152,7 @@ class KeepTests(ServiceTestCase):
         tls = f"tls: {{certificate: {folder}/server.pem, key: {folder}/server.key}}\n"
         listen = "tls:0:interface=127.0.0.1"
         config = f"{tls}backend: {{type: virtual}}\nexport: {{listen: ['{listen}']}}\n"
-        with ChildDaemon(config, listen=[listen]) as server:
+        with PatientDaemon(config, listen=[listen]) as server:
             servers = json.loads(serversOf(here=server).partition(":")[2])
             servers["here"]["tls"] = {"ca": f"{folder}/ca.pem", "server_name": "localhost"}
             with ChildService(f"servers: {json.dumps(servers)}\n{DISK}") as child:

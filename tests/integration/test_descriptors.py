@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.support.childdaemon import ChildDaemon
+from tests.support.childdaemon import PatientDaemon
 from usbip_server.runtime.service import SPARE
 
 DESCRIPTORS = 150
@@ -32,7 +32,7 @@ class DescriptorTests(SynchronousTestCase):
         """
         config = "backend: {type: virtual}"
         prefix = ("prlimit", f"--nofile={DESCRIPTORS}:{DESCRIPTORS}")
-        with ChildDaemon(config, prefix=prefix) as daemon, contextlib.ExitStack() as crowd:
+        with PatientDaemon(config, prefix=prefix) as daemon, contextlib.ExitStack() as crowd:
             warned = [event["room"] for event in daemon.events if "room" in event]
             self.assertEqual(warned, [DESCRIPTORS - SPARE])
             daemon.ask("list")  # the reactor runs, and has opened what it needs

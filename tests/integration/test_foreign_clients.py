@@ -16,7 +16,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-from tests.support.childdaemon import SECONDS, ChildDaemon
+from tests.support.childdaemon import SECONDS, PatientDaemon
 
 HOST = "127.0.0.1"
 
@@ -40,7 +40,7 @@ class ForeignClientCase(SynchronousTestCase):
     """
 
     def setUp(self) -> None:
-        self.daemon = ChildDaemon(CONFIG)
+        self.daemon = PatientDaemon(CONFIG)
         self.daemon.__enter__()
         self.addCleanup(self.daemon.__exit__, None, None, None)
         self.port = str(self.daemon.port)

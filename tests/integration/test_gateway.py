@@ -17,7 +17,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.certificates import LAB, authority, signed, trusting
-from tests.support.childdaemon import EXPORT, ChildDaemon
+from tests.support.childdaemon import EXPORT, ChildDaemon, PatientDaemon
 from tests.support.watchclient import WatchClient
 from usbip_server.backends import softdevice
 from usbip_server.model.tokens import hashOf, newToken
@@ -71,10 +71,10 @@ class GatewayTestCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.stack = contextlib.ExitStack()
         self.addCleanup(self.stack.close)
-        servers = [ChildDaemon(serving(name, name[0])) for name in ("kitchen", "cellar")]
+        servers = [PatientDaemon(serving(name, name[0])) for name in ("kitchen", "cellar")]
         with ThreadPoolExecutor() as pool:
             self.kitchen, self.cellar = pool.map(self.stack.enter_context, servers)
-        self.gateway = self.stack.enter_context(ChildDaemon(self.configured()))
+        self.gateway = self.stack.enter_context(PatientDaemon(self.configured()))
 
     def hosts(self) -> list[dict[str, Any]]:
         """What the gateway's configuration says of the servers."""
@@ -247,7 +247,7 @@ class GatewayTests(GatewayTestCase):
         watching.told("released", "202-1.4")
         self.cellar.ask("detach", bus="2-1.4")
         watching.told("unbound", "202-1.4")
-        self.cellar.ask("attach", bus="2-1.4", lease={"owner": "ci", "ttl": 60})
+        self.cellar.ask("attach", bus="2-1.4", lease={"owner": "ci", "ttl": 600})
         answer = self.gateway.ask("attach", bus="202-1.4")
         self.assertEqual(answer["status"], "failure")
         self.assertIn("its server says: leased by ci", answer["message"])
@@ -271,7 +271,7 @@ class GatewayTests(GatewayTestCase):
         )
         self.assertWorks(self.open("201-1"))
         config = export + VIRTUAL.format(product="kitchen", serial="k")
-        self.stack.enter_context(ChildDaemon(config, listen=place))
+        self.stack.enter_context(PatientDaemon(config, listen=place))
         watching.told("added", "101-1")
         watching.told("bound", "101-1")  # it was attached, and that is remembered
         self.assertWorks(self.open("101-1"))
@@ -317,7 +317,7 @@ class SecuredGatewayTests(GatewayTestCase):
             "  allow: [{who: gate}, {who: local, commands: [import]}]\n"
         ) + VIRTUAL.format(product="attic", serial="a")
         self.attic = self.stack.enter_context(
-            ChildDaemon(config, listen=["tls:0:interface=127.0.0.1"])
+            PatientDaemon(config, listen=["tls:0:interface=127.0.0.1"])
         )
         (self.folder / "token").write_text(f"{self.token}\n")
         attic = {

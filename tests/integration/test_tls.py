@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from tests.support.certificates import LAB, Identity, authority, signed, trusting
-from tests.support.childdaemon import ChildDaemon
+from tests.support.childdaemon import PatientDaemon
 from usbip_server.model.usbip import encodeList
 
 SECONDS = 60.0
@@ -53,7 +53,7 @@ class TlsTestCase(SynchronousTestCase):
         stack = contextlib.ExitStack()
         self.addCleanup(stack.close)
         self.daemon = stack.enter_context(
-            ChildDaemon(self.text(), listen=["tls:0:interface=127.0.0.1"])
+            PatientDaemon(self.text(), listen=["tls:0:interface=127.0.0.1"])
         )
 
     def text(self) -> str:
@@ -327,7 +327,7 @@ class OwnDescriptionTests(SynchronousTestCase):
         certificate, key = signed("localhost").write(folder, "server")
         authority(LAB).write(folder, "ca")
         listen = f"ssl:0:interface=127.0.0.1:privateKey={key}:certKey={certificate}"
-        with ChildDaemon("backend: {type: virtual}\n", listen=[listen]) as daemon:
+        with PatientDaemon("backend: {type: virtual}\n", listen=[listen]) as daemon:
             url = f"https://127.0.0.1:{daemon.port}/"
             said = subprocess.check_output(
                 [

@@ -120,11 +120,11 @@ class KilledTests(WatchingTestCase):
         _, [port] = await self.daemon()
         await ask(port, command="attach", id="1-1", lease=FIRST)
         second = self.client(
-            port, command="attach", id="1-1", wait=60, lease={"owner": "second", "ttl": 60}
+            port, command="attach", id="1-1", wait=600, lease={"owner": "second", "ttl": 600}
         )
         await second.says('"place":1')
         third = self.client(
-            port, command="attach", id="1-1", wait=60, lease={"owner": "third", "ttl": 60}
+            port, command="attach", id="1-1", wait=600, lease={"owner": "third", "ttl": 600}
         )
         await third.says('"place":2')
         second.signal(signal.SIGKILL)
@@ -137,14 +137,13 @@ class KilledTests(WatchingTestCase):
         """So it is with one that asks over HTTP."""
         _, [port] = await self.daemon()
         await ask(port, command="attach", id="1-1", lease=FIRST)
-        body = json.dumps(
-            {"command": "attach", "id": "1-1", "wait": 60, "lease": {"owner": "second", "ttl": 60}}
-        )
+        lease = {"owner": "second", "ttl": 600}
+        body = json.dumps({"command": "attach", "id": "1-1", "wait": 600, "lease": lease})
         head = f"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
         second = self.run_("-c", CLIENT, str(port), head + body)
         await self.untilAwaited(port)
         third = self.client(
-            port, command="attach", id="1-1", wait=60, lease={"owner": "third", "ttl": 60}
+            port, command="attach", id="1-1", wait=600, lease={"owner": "third", "ttl": 600}
         )
         await third.says('"place":2')
         second.signal(signal.SIGKILL)

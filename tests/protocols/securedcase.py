@@ -262,13 +262,17 @@ class SecuredTestCase(SynchronousTestCase):
     def open(self) -> socket.socket:
         """A connection without TLS: the client's end."""
         client, server = connected()
+        self.serveOne(client, server)
+        return client
+
+    def serveOne(self, client: socket.socket, server: socket.socket) -> None:
+        """Serve a connection; both of its ends are closed when the test is over."""
         transport = TcpTransport(server)
         self.addCleanup(transport.close)
         self.addCleanup(client.close)
         protocol = self.factory.buildProtocol(ADDRESS)
         assert isinstance(protocol, Secured)
         self.wires.append(Wire(protocol, transport))
-        return client
 
     def connect(self, context: ssl.SSLContext | None = None) -> TlsClient:
         """A client that gets through its handshake, or fails in it."""

@@ -244,10 +244,22 @@ class AnswerTests(ExporterTestCase):
         self.assertNothingLeft()
 
     def test_notTaken(self) -> None:
-        """A client that does not take its answer is cut off in the end."""
+        """A client that does not take its answer is cut off in the end, which is told."""
         wire = self.connect()
         wire.protocol.dataReceived(LIST)
         self.assertFalse(wire.transport.aborted)
+        self.reactor.advance(REQUEST_SECONDS)
+        self.assertTrue(wire.transport.aborted)
+        wire.turn()
+        self.assertEqual(self.told(), ["192.0.2.8 has not taken its answer within 10 s"])
+        self.assertNothingLeft()
+
+    def test_notTakenAtTheEnd(self) -> None:
+        """When the daemon stops nobody has to be told of."""
+        wire = self.connect()
+        lingering = self.patch(wire.transport, "loseConnection", lambda: None)
+        self.factory.close()
+        lingering.restore()
         self.reactor.advance(REQUEST_SECONDS)
         self.assertTrue(wire.transport.aborted)
         wire.turn()
@@ -471,16 +483,13 @@ class BadTests(ExporterTestCase):
         self.assertCutOff(wire, "within 10 s")
 
     def test_silent(self) -> None:
-        """So is whoever says nothing at all, but that is not worth a line."""
+        """So is whoever says nothing at all: it may have wanted to."""
         wire = self.connect()
         self.reactor.advance(REQUEST_SECONDS)
-        wire.turn()
-        self.assertTrue(wire.lost)
-        self.assertEqual(self.logged, [])
-        self.assertNothingLeft()
+        self.assertCutOff(wire, "within 10 s")
 
     def test_probe(self) -> None:
-        """Nor is it one that somebody connects and leaves."""
+        """That somebody connects and leaves is not worth a line."""
         wire = self.connect()
         wire.drop()
         self.assertEqual(self.logged, [])

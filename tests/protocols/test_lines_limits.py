@@ -92,19 +92,27 @@ class WorkTests(LinesTestCase):
         wire.protocol.dataReceived(segment)
         return time.process_time() - began
 
-    def assertLinear(self, make: Callable[[int], bytes]) -> None:
-        """Eight times as many bytes take about eight times as long, and not 64 times."""
-        few, many = (min(self.seconds(make(n)) for _ in range(3)) for n in (2**17, 2**20))
-        self.assertLess(many, 24 * max(few, 0.001))
+    def assertLinear(self, seconds: Callable[[int], float]) -> None:
+        """
+        Eight times as many bytes take about eight times as long, and not 64 times. It is measured
+        again if it seems otherwise, as whatever else the processor does counts a bit.
+
+        @param seconds: the time for so many bytes.
+        """
+        for _ in range(5):
+            few, many = (min(seconds(size) for _ in range(3)) for size in (2**17, 2**20))
+            if many < 24 * max(few, 0.001):
+                return
+        self.fail(f"{few} s, and {many} s for eight times as many")
 
     def test_blankLines(self) -> None:
         """A flood of blank lines makes no more work than any other bytes."""
-        self.assertLinear(lambda size: b"\n" * size)
+        self.assertLinear(lambda size: self.seconds(b"\n" * size))
 
     def test_lines(self) -> None:
         """Many lines in a segment are not copied again for each of them."""
-        self.assertLinear(lambda size: KEEP + b"\n" * size + KEEP)
-        self.assertLinear(lambda size: (KEEP + b"\n") + b"\n \r\n\t" * (size // 5))
+        self.assertLinear(lambda size: self.seconds(KEEP + b"\n" * size + KEEP))
+        self.assertLinear(lambda size: self.seconds((KEEP + b"\n") + b"\n \r\n\t" * (size // 5)))
 
     def test_linesWhileAnswering(self) -> None:
         """Nor are those that had to wait for an answer."""
@@ -118,8 +126,7 @@ class WorkTests(LinesTestCase):
             self.assertEqual(wire.statuses, ["success", "success"])
             return time.process_time() - began
 
-        few, many = (min(seconds(size) for _ in range(3)) for size in (2**17, 2**20))
-        self.assertLess(many, 24 * max(few, 0.001))
+        self.assertLinear(seconds)
 
     def test_objects(self) -> None:
         """Nor are objects without line feeds."""
@@ -130,8 +137,7 @@ class WorkTests(LinesTestCase):
             self.assertEqual(len(ends.take(b"{}" * (size // 2))[0]), size // 2)
             return time.process_time() - began
 
-        few, many = (min(seconds(size) for _ in range(3)) for size in (2**17, 2**20))
-        self.assertLess(many, 24 * max(few, 0.001))
+        self.assertLinear(seconds)
 
     def test_orderWhileAnswering(self) -> None:
         """Lines that come in several segments while an answer is under way keep their order."""

@@ -22,13 +22,24 @@ from twisted.web.server import NOT_DONE_YET, Request, Site
 
 from tests.support.childcase import ChildTestCase, isThere
 from tests.support.fixtures import asked
+from tests.support.timedreactor import OVER, TimedReactor
 from usbip_server.model.rules import Hook, Occasion
-from usbip_server.runtime.hookrunner import LINE, LOGGED_LINES, HookRunner, environment, lines
+from usbip_server.runtime import process, webhook
+from usbip_server.runtime.hookrunner import (
+    LINE,
+    LOGGED_LINES,
+    HookRunner,
+    environment,
+    lines,
+)
 from usbip_server.runtime.webhook import ANSWER
 
 BODY = b'{"event":"bound","data":{"bus_id":"1-1.4"}}'
 
 ON = (Occasion.BOUND,)
+
+SECONDS = 300.0
+"""That a hook may take, and each step of its end, where nothing is to be late."""
 
 
 class HooksTestCase(ChildTestCase):
@@ -42,17 +53,25 @@ class HooksTestCase(ChildTestCase):
         observer = cast(ILogObserver, self.events.append)
         globalLogPublisher.addObserver(observer)
         self.addCleanup(globalLogPublisher.removeObserver, observer)
+        self.patch(process, "GRACE", SECONDS)
+        self.patch(webhook, "CONNECT", SECONDS)
+        self.timed = TimedReactor()
         self.hooks = self.makeHooks()
 
     def makeHooks(self, most: int = 8, waiting: int = 1000) -> HookRunner:
         """Those that are stopped when the test is over."""
-        hooks = HookRunner(reactor, most, waiting)
+        hooks = HookRunner(self.timed, most, waiting)
         self.addCleanup(lambda: asked(hooks.stop(0)))
         return hooks
 
-    def command(self, text: str, timeout: float = 30.0, name: str = "script") -> Hook:
+    def command(self, text: str, timeout: float = SECONDS, name: str = "script") -> Hook:
         """A hook that is a script; it gets the device as an argument of its own accord."""
         return Hook(events=ON, command=(self.script(text, name=name),), timeout=timeout)
+
+    async def late(self, isLate: Callable[[], object]) -> None:
+        """The time of the one hook that has L{OVER} seconds is over when this is true."""
+        await self.until(isLate)
+        self.timed.timeIsOver()
 
     def logged(self, level: LogLevel) -> list[str]:
         """What was logged about hooks at this level."""
@@ -74,7 +93,7 @@ class HooksTestCase(ChildTestCase):
         path = self.directory / "said"
         return path.read_text().splitlines() if path.exists() else []
 
-    def listen(self, factory: Any, timeout: float = 30.0) -> Hook:
+    def listen(self, factory: Any, timeout: float = SECONDS) -> Hook:
         """A hook whose address is served by this."""
         port: Any = reactor.listenTCP(0, factory, interface="127.0.0.1")
         self.addCleanup(port.stopListening)
@@ -155,13 +174,16 @@ class CommandTests(HooksTestCase):
 
     async def test_otherFailures(self) -> None:
         """So is one that is not there, hangs, or is killed."""
+        hangs = self.command("touch $D/hangs; exec sleep 1000", timeout=OVER, name="a")
         for hook, problem in (
             (Hook(events=ON, command=("no-such-program",)), "there is no such program"),
-            (self.command("exec sleep 1000", timeout=0.2, name="a"), "not ended within 0.2 s"),
+            (hangs, "not ended within 1000 s"),
             (self.command("kill -SEGV $$", name="b"), "SIGSEGV has ended it"),
             (self.command("kill -40 $$", name="c"), "signal 40 has ended it"),
         ):
             self.hooks.call(hook, "1-1", BODY)
+            if hook is hangs:
+                await self.late((self.directory / "hangs").exists)
             self.assertIn(problem, await self.warning())
             self.events.clear()
 
@@ -302,16 +324,21 @@ class AskTests(HooksTestCase):
 
     async def test_cannotBeAsked(self) -> None:
         """One that cannot be asked does not agree, and that is warned of."""
-        for hook, problem in (
-            (Hook(events=ON, command=("no-such-program",)), "there is no such program"),
-            (self.command("exec sleep 1000", timeout=0.2, name="a"), "not ended within 0.2 s"),
-            (self.command("kill -KILL $$", name="b"), "SIGKILL has ended it"),
+        heeding = "trap 'exit 0' TERM; echo yes; touch $D/c.late; while :; do :; done"
+        for hook, name, problem in (
+            (Hook(events=ON, command=("no-such-program",)), "", "there is no such program"),
             (
-                self.command("trap 'exit 0' TERM; echo yes; while :; do :; done", 0.5, "c"),
-                "not ended within 0.5 s",
+                self.command("touch $D/a.late; exec sleep 1000", OVER, "a"),
+                "a.late",
+                "not ended within 1000 s",
             ),
+            (self.command("kill -KILL $$", name="b"), "", "SIGKILL has ended it"),
+            (self.command(heeding, OVER, "c"), "c.late", "not ended within 1000 s"),
         ):
-            reason = await self.hooks.ask(hook, "1-1", BODY) or ""
+            asking = asked(self.hooks.ask(hook, "1-1", BODY))
+            if name:
+                await self.late((self.directory / name).exists)
+            reason = await asking or ""
             self.assertTrue(reason.startswith("it could not be asked: "), reason)
             self.assertIn(problem, reason)
             self.assertIn(f"has refused 1-1: {reason}", self.logged(LogLevel.info)[-1])
@@ -333,11 +360,9 @@ class AskTests(HooksTestCase):
         hooks = self.makeHooks(most=1)
         first = asked(hooks.ask(self.command(GATE), "1-1", BODY))
         second = asked(hooks.ask(self.command("exit 0", name="b"), "1-2", BODY))
-        hook = self.command("exit 0", timeout=0.1, name="c")
-        self.assertEqual(
-            await hooks.ask(hook, "1-3", BODY),
-            "it could not be asked: too many others are being asked",
-        )
+        third = asked(hooks.ask(self.command("exit 0", timeout=OVER, name="c"), "1-3", BODY))
+        self.timed.timeIsOver()
+        self.assertEqual(await third, "it could not be asked: too many others are being asked")
         self.open()
         self.assertIsNone(await first)
         self.assertIsNone(await second)
@@ -419,12 +444,16 @@ class Silent(Protocol):
         self.there.discard(self)
 
 
+LATE = r"no answer within (1000|99\d(\.\d)?) s"
+"""Of L{OVER} seconds, less what it took to begin."""
+
+
 class UrlTests(HooksTestCase):
     """
     Hooks that are addresses.
     """
 
-    def serve(self, render: Callable[[Request], Any], timeout: float = 30.0) -> Hook:
+    def serve(self, render: Callable[[Request], Any], timeout: float = SECONDS) -> Hook:
         """A hook whose address answers so."""
         self.requests: list[tuple[bytes, bytes, bytes, bytes]] = []
 
@@ -495,15 +524,26 @@ class UrlTests(HooksTestCase):
         self.hooks.call(hook, "1-1", BODY)
         self.assertIn("HTTP status 307", await self.warning())
 
-    async def unanswered(self, hook: Hook, problem: str) -> None:
-        """It fails so, and when it is asked that is not a yes."""
-        reason = await self.hooks.ask(hook, "1-1", BODY) or ""
-        self.assertTrue(reason.startswith("it could not be asked: "), reason)
-        self.assertIn(problem, reason)
-        self.assertIn(problem, await self.warning())
+    async def unanswered(
+        self, hook: Hook, problem: str, isLate: Callable[[int], object] | None = None
+    ) -> None:
+        """
+        It fails so, and when it is asked that is not a yes.
+
+        @param problem: a regular expression.
+        @param isLate: its time is over when this is true for the number of the call.
+        """
+        asking = asked(self.hooks.ask(hook, "1-1", BODY))
+        if isLate is not None:
+            await self.late(lambda: isLate(1))
+        reason = await asking or ""
+        self.assertRegex(reason, f"^it could not be asked: .*{problem}")
+        self.assertRegex(await self.warning(), problem)
         self.events.clear()
         self.hooks.call(hook, "1-1", BODY)
-        self.assertIn(problem, await self.warning())
+        if isLate is not None:
+            await self.late(lambda: isLate(2))
+        self.assertRegex(await self.warning(), problem)
 
     async def test_hanging(self) -> None:
         """One that does not answer is given up, and its connection closed."""
@@ -513,19 +553,28 @@ class UrlTests(HooksTestCase):
             request.notifyFinish().addErrback(gone.append)
             return NOT_DONE_YET
 
-        await self.unanswered(self.serve(render, timeout=0.5), "no answer within 0.5 s")
+        hook = self.serve(render, timeout=OVER)
+        await self.unanswered(hook, LATE, lambda number: len(self.requests) == number)
         await self.until(lambda: len(gone) == 2)
 
     async def test_hangingLater(self) -> None:
         """So is one that stops in the middle of its answer."""
         gone: list[object] = []
+        heard: list[bytes] = []
+        dataReceived = webhook.Beginning.dataReceived
+
+        def hear(beginning: webhook.Beginning, data: bytes) -> None:
+            heard.append(data)
+            dataReceived(beginning, data)
 
         def render(request: Request) -> int:
             request.write(b"I think")
             request.notifyFinish().addErrback(gone.append)
             return NOT_DONE_YET
 
-        await self.unanswered(self.serve(render, timeout=0.5), "no answer within 0.5 s")
+        self.patch(webhook.Beginning, "dataReceived", hear)
+        hook = self.serve(render, timeout=OVER)
+        await self.unanswered(hook, LATE, lambda number: len(heard) == number)
         await self.until(lambda: len(gone) == 2)
 
     async def test_endless(self) -> None:
@@ -539,7 +588,7 @@ class UrlTests(HooksTestCase):
             return NOT_DONE_YET
 
         hook = self.serve(render)
-        answer = await self.hooks._post.send(hook.url or "", BODY, 30.0)
+        answer = await self.hooks._post.send(hook.url or "", BODY, SECONDS)
         self.assertEqual((answer.status, len(answer.text)), (403, ANSWER))
         self.assertEqual(await self.hooks.ask(hook, "1-1", BODY), "yes")
         await self.until(lambda: len(gone) == 2)
@@ -560,7 +609,7 @@ class UrlTests(HooksTestCase):
         ):
             await self.unanswered(self.listen(Factory.forProtocol(partial(Curt, words))), problem)
             self.events.clear()
-        await self.unanswered(Hook(events=ON, url="http://[:x"), "")
+        await self.unanswered(Hook(events=ON, url="http://[:x"), ".")
 
     async def test_brokenOff(self) -> None:
         """The status counts, even if the rest of the answer does not come."""
@@ -588,7 +637,7 @@ class StopTests(HooksTestCase):
             hooks.call(hook, "1-1", b"%d" % number)
             hooks.call(hook, "1-2", b"%d" % number)
         await self.until((self.directory / "begun").exists)
-        stopping = asked(hooks.stop(30.0))
+        stopping = asked(hooks.stop(SECONDS))
         hooks.call(hook, "1-3", b"x")
         self.open()
         await stopping

@@ -11,15 +11,15 @@ from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError
-from twisted.internet.interfaces import IDelayedCall
 
 from tests.support.childcase import ChildTestCase, isThere
 from tests.support.fixtures import asked
+from tests.support.timedreactor import OVER, TimedReactor
 from usbip_server.runtime import process
 from usbip_server.runtime.process import OUTPUT, PATH, CannotStart, Finished, find, run
 
-OVER = 1000.0
-"""Seconds that a program may take."""
+SECONDS = 300.0
+"""That a program may take, and each step of its end, where nothing is to be late."""
 
 MUCH = b"x" * 1_000_000
 """More than a pipe takes."""
@@ -49,41 +49,21 @@ class FullReactor:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
 
-class TimedReactor:
-    """
-    The real reactor, but for delays of L{OVER} seconds: those are over when the test says so.
-    """
-
-    def __init__(self) -> None:
-        self._delayed: list[IDelayedCall] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(reactor, name)
-
-    def callLater(self, seconds: float, function: Any, *arguments: Any) -> IDelayedCall:
-        """Call something later."""
-        call: IDelayedCall = reactor.callLater(seconds, function, *arguments)
-        if seconds == OVER:
-            self._delayed.append(call)
-        return call
-
-    def timeIsOver(self) -> None:
-        """End the one such delay."""
-        [call] = self._delayed
-        call.reset(0)
-
-
 class RunTests(ChildTestCase):
     """
     One program, from its start to its end.
     """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.patch(process, "GRACE", SECONDS)
 
     async def run_(
         self,
         text: str,
         data: bytes = b"",
         environment: Mapping[str, str] | None = None,
-        seconds: float = 30.0,
+        seconds: float = SECONDS,
         arguments: Sequence[str] = (),
     ) -> Finished:
         """Run a script. After that nothing of it is open here."""
@@ -117,7 +97,7 @@ class RunTests(ChildTestCase):
         """Why it cannot be started."""
         pipes = await self.ownPipes()
         with self.assertRaises(CannotStart) as caught:
-            await run(reactor, command, seconds=30.0)
+            await run(reactor, command, seconds=SECONDS)
         self.assertIn(repr(command[0]), str(caught.exception))
         self.assertEqual(openPipes(), pipes)
         refused: CannotStart = caught.exception
@@ -162,7 +142,7 @@ class RunTests(ChildTestCase):
 
     async def test_lookedUp(self) -> None:
         """A name without a path is looked up."""
-        finished = await run(reactor, ["sh", "-c", "echo $0"], seconds=30.0)
+        finished = await run(reactor, ["sh", "-c", "echo $0"], seconds=SECONDS)
         self.assertEqual(finished.output, find("sh"))
 
     async def test_missing(self) -> None:
@@ -193,7 +173,7 @@ class RunTests(ChildTestCase):
     async def test_noRoom(self) -> None:
         """So is one for which the system has no room."""
         with self.assertRaises(CannotStart) as caught:
-            await run(FullReactor(), ["sh"], seconds=30.0)
+            await run(FullReactor(), ["sh"], seconds=SECONDS)
         self.assertIn("Resource temporarily unavailable", str(caught.exception))
 
     async def test_flood(self) -> None:
@@ -221,10 +201,16 @@ class RunTests(ChildTestCase):
 
     async def test_soon(self) -> None:
         """That is so when as much time has passed as it was given."""
-        began = reactor.seconds()
-        finished = await self.run_("exec sleep 1000", seconds=0.3)
-        self.assertEqual((finished.signal, finished.timedOut), (signal.SIGTERM, True))
-        self.assertGreater(reactor.seconds() - began, 0.29)
+        self.patch(process, "GRACE", 1.0)
+        self.patch(process, "LINGER", SECONDS)
+        for seconds in (0.3, 3.0, 30.0):  # more, if it was not even executed by then
+            began = reactor.seconds()
+            finished = await self.run_("exec sleep 1000", seconds=seconds)
+            self.assertTrue(finished.timedOut)
+            self.assertGreater(reactor.seconds() - began, seconds - 0.01)
+            if finished.signal == signal.SIGTERM:
+                return
+        self.fail(f"it was not told to end: {finished}")
 
     async def test_heeding(self) -> None:
         """It may put things in order first."""
@@ -235,6 +221,8 @@ class RunTests(ChildTestCase):
 
     async def test_notHeeding(self) -> None:
         """One that does not want to end is killed."""
+        self.patch(process, "GRACE", 0.1)
+        self.patch(process, "LINGER", SECONDS)
         finished = await self.late("trap '' TERM; echo here; touch $D/ready; exec sleep 1000")
         self.assertEqual(finished, Finished(None, "here", signal.SIGKILL, timedOut=True))
 

@@ -13,6 +13,9 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from usbip_server.runtime.threads import BlockingCalls, StillOut, TookTooLong
 from usbip_server.testing import FakeReactor
 
+SECONDS = 300.0
+"""That a call may take which is not to be late."""
+
 
 class BlockingCallTests(SynchronousTestCase):
     """
@@ -77,7 +80,7 @@ class RealThreadTests(TestCase):
         A call runs in a daemon thread that is not the reactor's, so a stuck one does not
         keep the process from ending.
         """
-        thread = await BlockingCalls(reactor).call("a", 10, threading.current_thread)
+        thread = await BlockingCalls(reactor).call("a", SECONDS, threading.current_thread)
         self.assertTrue(thread.daemon)
         self.assertIsNot(thread, threading.main_thread())
 
@@ -87,5 +90,5 @@ class RealThreadTests(TestCase):
         stuck = threading.Event()
         self.addCleanup(stuck.set)
         first = Deferred.fromCoroutine(calls.call("a", 0.05, stuck.wait))
-        self.assertEqual(await calls.call("b", 10, lambda: 5), 5)
+        self.assertEqual(await calls.call("b", SECONDS, lambda: 5), 5)
         await self.assertFailure(first, TookTooLong)

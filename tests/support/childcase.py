@@ -20,7 +20,7 @@ class ChildTestCase(TestCase):
     Tests that run scripts.
     """
 
-    timeout = 120
+    timeout = 300
 
     def setUp(self) -> None:
         self.directory = Path(self.mktemp()).absolute()
@@ -29,8 +29,10 @@ class ChildTestCase(TestCase):
     def script(self, text: str, interpreter: str = "/bin/sh", name: str = "script") -> str:
         """The path of a program that does this; C{$D} is the test's directory."""
         path = self.directory / name
-        path.write_text(f"#!{interpreter}\n{text}\n".replace("$D", str(self.directory)))
-        path.chmod(0o755)
+        new = path.with_name(f"{name}.new")
+        new.write_text(f"#!{interpreter}\n{text}\n".replace("$D", str(self.directory)))
+        new.chmod(0o755)
+        new.replace(path)  # one that is just being executed could not be written to
         return str(path)
 
     def killLater(self, pid: int) -> None:

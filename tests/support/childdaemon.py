@@ -16,7 +16,7 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 from tests.support.watchclient import WatchClient
 
@@ -30,16 +30,31 @@ SECONDS = 180.0
 """For whatever it does; a virtual machine without KVM is slow."""
 
 
+PATIENCE = {
+    ("usbip_server.server.exports", "EXPORT_SECONDS"): 600.0,
+    ("usbip_server.protocols.exporter", "REQUEST_SECONDS"): 600.0,
+    ("usbip_server.protocols.exporter_tls", "HANDSHAKE_SECONDS"): 600.0,
+}
+"""Deadlines that cannot be configured, and that a busy machine could miss: of modules, by the names
+of constants."""
+
+
 def withConstant(module: str, name: str, value: float) -> tuple[str, ...]:
     """
-    The command of a daemon in which a constant of a module has another value: of deadlines that
-    cannot be configured, and that a test has to wait for.
+    The command of a daemon in which a constant of a module has another value: of a deadline that
+    a test has to wait for, or that nothing is to miss. The other deadlines are those of
+    L{PATIENCE}.
     """
-    code = (
-        f"import runpy, {module}; {module}.{name} = {value}; "
-        "runpy.run_module('twisted', run_name='__main__', alter_sys=True)"
+    changed = {**PATIENCE, (module, name): value}
+    code = "".join(
+        f"import {module}; {module}.{name} = {value}; " for (module, name), value in changed.items()
     )
-    return (sys.executable, "-c", code)
+    run = "import runpy; runpy.run_module('twisted', run_name='__main__', alter_sys=True)"
+    return (sys.executable, "-c", code + run)
+
+
+PATIENT = withConstant("usbip_server.backends.remote.backend", "FIRST_SECONDS", 600.0)
+"""The command of a daemon of which nothing is to be late."""
 
 
 class ChildDaemon:
@@ -50,7 +65,10 @@ class ChildDaemon:
     @ivar port: where it listens for requests.
     @ivar events: what it has logged, as far as that was read: dicts of C{log_format} and
         the fields.
+    @cvar unsaid: what its configuration says, where it is not given, as YAML.
     """
+
+    unsaid: ClassVar[dict[str, str]] = {"state": "{file: null}", "export": "off"}
 
     def __init__(
         self,
@@ -188,12 +206,34 @@ class ChildDaemon:
         return received
 
     def _write(self, config: str) -> None:
-        unsaid = {"state": "{file: null}", "export": "off"}
         more = "".join(
-            f"{key}: {value}\n" for key, value in unsaid.items() if f"\n{key}:" not in f"\n{config}"
+            f"{key}: {value}\n"
+            for key, value in self.unsaid.items()
+            if f"\n{key}:" not in f"\n{config}"
         )
         with open(self._file, "w", encoding="utf-8") as file:
             file.write(f"listen: {json.dumps(self._listen)}\n{more}{config}")
+
+
+class PatientDaemon(ChildDaemon):
+    """
+    One whose deadlines a busy machine does not miss, as long as its configuration says nothing of
+    C{timeouts}.
+    """
+
+    unsaid: ClassVar[dict[str, str]] = {
+        **ChildDaemon.unsaid,
+        "timeouts": "{request: 600, answer: 60, bind: 600}",
+    }
+
+    def __init__(
+        self,
+        config: str,
+        command: Sequence[str] = PATIENT,
+        prefix: Sequence[str] = (),
+        listen: Sequence[str] = ("tcp:0:interface=127.0.0.1",),
+    ) -> None:
+        super().__init__(config, command, prefix, listen)
 
 
 def readLines(child: subprocess.Popen[str], lines: queue.SimpleQueue[str]) -> None:

@@ -38,10 +38,12 @@ class ChildService(ChildDaemon):
         self, config: str, command: Sequence[str] = IN_MEMORY, prefix: Sequence[str] = ()
     ) -> None:
         """
-        @param config: YAML. What it says nothing of is in the folder.
+        @param config: YAML. What it says nothing of is in the folder. With a kernel in memory
+            nothing is late because the machine is busy.
         """
         super().__init__(config, command, prefix)
         self._command = [*prefix, *command]
+        self._isInMemory = command is IN_MEMORY
         self.folder = tempfile.mkdtemp(prefix="usbipshare-")
         os.mkdir(f"{self.folder}/dev")
         with open(f"{self.folder}/dev/ttyACM0", "wb"):
@@ -110,6 +112,8 @@ class ChildService(ChildDaemon):
             "links": f"{self.folder}/links",
             "state": {"file": f"{self.folder}/state.json"},
         }
+        if self._isInMemory:
+            unsaid["timeouts"] = {"server": 60, "attach": 60, "request": 600, "stop": 60}
         more = "".join(
             f"{key}: {json.dumps(value)}\n"
             for key, value in unsaid.items()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-SECONDS = 10.0
+SECONDS = 60.0
 """For an answer."""
 
 try:

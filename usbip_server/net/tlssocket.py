@@ -201,10 +201,14 @@ class TlsSocket:
             self._end(None)
             return False
         if not self._spoke:
-            with contextlib.suppress(BlockingIOError):
+            try:
                 if not self._connection.recv(1, socket.MSG_PEEK):
                     raise ConnectionResetError("it leaves in the handshake")
-                self._spoke = True
+            except BlockingIOError:
+                # OpenSSL has nothing to say yet, and would take what comes in this moment.
+                self._wanted = (True, False)
+                return False
+            self._spoke = True
         if not self._try(self._handshaken, False):
             return False
         self._isShaken = self._isReading = True

@@ -98,6 +98,7 @@ class Exporter(Protocol, TimeoutMixin):
         self._caller = Caller(principal)
         self._received = b""
         self._asked = False
+        self._answered = False
         self._handedOver = False
 
     def callLater(self, period: float, func: Any) -> IDelayedCall:
@@ -139,10 +140,16 @@ class Exporter(Protocol, TimeoutMixin):
         Deferred.fromCoroutine(work).addErrback(self._failed)
 
     def timeoutConnection(self) -> None:
-        if self._received and not self._asked:
+        if not self._asked:
             self._cutOff(f"no whole request within {REQUEST_SECONDS:g} s")
-        else:
-            self.transport.abortConnection()
+            return
+        if self._answered:  # else it does not go though the daemon stops
+            self._log.warn(
+                "{principal} has not taken its answer within {seconds:g} s",
+                principal=str(self._caller.principal),
+                seconds=REQUEST_SECONDS,
+            )
+        self.transport.abortConnection()
 
     def close(self) -> None:
         """
@@ -223,6 +230,7 @@ class Exporter(Protocol, TimeoutMixin):
     def _answer(self, answer: bytes) -> None:
         if self._caller.isGone:
             return
+        self._answered = True
         self.transport.write(answer)
         self.setTimeout(REQUEST_SECONDS)  # to take it
         self.transport.loseConnection()

@@ -134,8 +134,7 @@ class Secured(Protocol):
 
     def _tooSlow(self) -> None:
         if self._tls is not None:
-            if self._tls.spoke:
-                self._tell(f"no handshake within {HANDSHAKE_SECONDS:g} s")
+            self._tell(f"no handshake within {HANDSHAKE_SECONDS:g} s")
             self._tls.abortConnection()
 
     def _shaken(self) -> None:
@@ -171,7 +170,7 @@ class Secured(Protocol):
     def _isWorthALine(self, error: Exception) -> bool:
         """
         A port probe is not, nor is somebody who leaves. What is cut off in the middle of a
-        request the exporter tells.
+        request the exporter tells, and L{_tooSlow} whose time is over.
         """
         if self._exporter is None:
             return self._tls is not None and self._tls.spoke

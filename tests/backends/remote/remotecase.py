@@ -56,6 +56,10 @@ class HesitantBackend(VirtualBackend):
             await waiting
         return await super().bind(device, deadline, evenMounted)
 
+    def isHanging(self, device: UsbDevice) -> bool:
+        """Is somebody waiting for a device, that is known as at the gateway?"""
+        return bool(self.hanging[there(device)])
+
     def revive(self, busId: str) -> None:
         """It hangs no more."""
         for waiting in self.hanging.pop(busId):

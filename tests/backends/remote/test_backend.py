@@ -6,6 +6,7 @@ connections.
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -17,11 +18,13 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import TestCase
 
 from tests.backends.remote.remotecase import DEVICES, SETTINGS, HesitantBackend, RemoteCase
-from tests.support.fixtures import EVERYBODY
+from tests.support.fixtures import EVERYBODY, asked
 from tests.support.remoteserver import FarServer
-from tests.support.scriptedserver import Play, ScriptedServer, says
+from tests.support.scriptedserver import REQUEST, Play, ScriptedServer, received, says
+from tests.support.timedreactor import OVER, TimedReactor
 from usbip_server.backends import softdevice
 from usbip_server.backends.remote import backend as remote
+from usbip_server.backends.remote import requests
 from usbip_server.backends.remote.backend import RemoteBackend
 from usbip_server.backends.remote.config import Host
 from usbip_server.backends.virtual import VirtualDevice
@@ -38,7 +41,9 @@ from usbip_server.model.policy import Grant, Policy, Right
 from usbip_server.model.usbip import OpStatus, encodeImport, encodeRefusal
 from usbip_server.server.config import Settings
 
-DEADLINE = 60.0
+DEADLINE = 300.0
+"""Seconds, for what is not to be late."""
+
 SOON = 0.1
 
 CLIENT = Holder(address="192.0.2.7", since=1000.0)
@@ -49,7 +54,7 @@ class RemoteTestCase(RemoteCase):
     A gateway that has started.
     """
 
-    timeout = 30
+    timeout = 300
 
     async def started(self, *more: Host) -> UsbDevice:
         """
@@ -59,7 +64,10 @@ class RemoteTestCase(RemoteCase):
         @return: the first device.
         """
         await self.makeBackend()
-        self.backend = RemoteBackend(reactor, [*self.hosts(), *more], lambda: 0.0)
+        self.patch(remote, "FIRST_SECONDS", DEADLINE)
+        self.patch(requests, "SECONDS", DEADLINE)
+        self.timed = TimedReactor()
+        self.backend = RemoteBackend(self.timed, [*self.hosts(), *more], lambda: 0.0)
         self.addCleanup(self.backend.stop)
         await self.backend.start()
         return self.shown[0]
@@ -77,6 +85,13 @@ class RemoteTestCase(RemoteCase):
         """Wait until something is so."""
         while not condition():
             await deferLater(reactor, 0.01)
+
+    async def bindTooLong(self, device: UsbDevice) -> None:
+        """The time of a bind is over while it hangs at its server."""
+        binding = asked(self.backend.bind(device, OVER))
+        await self.until(lambda: self.far.isHanging(device))
+        self.timed.timeIsOver()
+        await self.failure(OperationTimedOut, binding)
 
     async def failure(self, kind: type[Exception], awaitable: Any) -> str:
         """What is said when something fails."""
@@ -202,7 +217,8 @@ class OperationsTests(RemoteTestCase):
         is asked again how it goes."""
         device = await self.started()
         await self.hang(device)
-        binding = self.backend.bind(device, DEADLINE)
+        binding = asked(self.backend.bind(device, DEADLINE))
+        await self.until(lambda: self.far.isHanging(device))
         later(4 * SETTINGS.timeouts.answer, lambda: self.revive(device))
         self.assertIs((await binding).state, DeviceState.BOUND)
         # Twice, if it has ended just before it was asked again: that changes nothing there.
@@ -212,7 +228,7 @@ class OperationsTests(RemoteTestCase):
         """One that was given up and has ended after all is undone."""
         device = await self.started()
         await self.hang(device)
-        await self.failure(OperationTimedOut, self.backend.bind(device, SOON))
+        await self.bindTooLong(device)
         self.assertIs(self.shown[0].state, DeviceState.ERROR)
         await self.revive(device)
         await self.until(lambda: self.shown[0].state is DeviceState.FREE)
@@ -223,7 +239,7 @@ class OperationsTests(RemoteTestCase):
         """But not if it is wanted by then."""
         device = await self.started()
         await self.hang(device)
-        await self.failure(OperationTimedOut, self.backend.bind(device, SOON))
+        await self.bindTooLong(device)
         later(SOON, lambda: self.revive(device))
         bound = await self.backend.bind(device, DEADLINE)
         await deferLater(reactor, SOON)
@@ -317,9 +333,20 @@ class ExportTests(RemoteTestCase):
 
     async def test_silent(self) -> None:
         """One that does not answer is given up in time."""
+        isAsked, isOver = threading.Event(), threading.Event()
 
-        said = await self.refused(isSilent, OperationTimedOut, 0.3)
-        self.assertIn("has not given it to us within 0.3 s", said)
+        def play(connection: socket.socket) -> None:
+            received(connection, REQUEST)
+            isAsked.set()
+            isOver.wait(DEADLINE)
+
+        refusing = asked(self.refused(play, OperationTimedOut, OVER))
+        await self.until(isAsked.is_set)
+        self.timed.timeIsOver()
+        try:
+            self.assertIn("has not given it to us within 1000 s", await refusing)
+        finally:
+            isOver.set()
 
     async def test_lying(self) -> None:
         """One that says yes without giving it is found out: it is still not in use there."""
@@ -336,13 +363,15 @@ class SeveralTests(TestCase):
     A gateway to two servers.
     """
 
-    timeout = 30
+    timeout = 300
 
     if not softdevice.installed:
         skip = "the package usbip is not installed"
 
     async def make(self) -> None:
         """Not started."""
+        self.patch(remote, "FIRST_SECONDS", DEADLINE)
+        self.patch(requests, "SECONDS", DEADLINE)
         self.servers = [await self.serve() for _ in range(2)]
         hosts = [
             server.host(bus, name)

@@ -65,7 +65,7 @@ class FollowingTestCase(TestCase):
     Follows a server for a while.
     """
 
-    timeout = 20
+    timeout = 300
 
     async def follow(self, play: Play, turns: int = 1) -> RemoteFollowing:
         """

@@ -13,7 +13,7 @@ from typing import Any
 from click.testing import CliRunner, Result
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.support.childdaemon import EXPORT, ChildDaemon
+from tests.support.childdaemon import EXPORT, SECONDS, ChildDaemon, PatientDaemon
 from usbip_server.client.cli.context import Machine
 from usbip_server.client.cli.main import main
 from usbip_server.testing import FakeVhci
@@ -47,7 +47,7 @@ class CommandCase(SynchronousTestCase):
         """
         stack = contextlib.ExitStack()
         self.addCleanup(stack.close)
-        daemon = stack.enter_context(ChildDaemon(config))
+        daemon = stack.enter_context(PatientDaemon(config))
         ports = {"port": daemon.port}
         if "export: off" not in config:
             ports["export_port"] = daemon.exportPort
@@ -57,7 +57,8 @@ class CommandCase(SynchronousTestCase):
     def known(self, name: str, **entry: Any) -> None:
         """Name a server in the file of servers."""
         self.servers[name] = entry
-        self.write("usbipshare/client.yaml", json.dumps({"servers": self.servers}))
+        known = {"timeout": SECONDS, "servers": self.servers}
+        self.write("usbipshare/client.yaml", json.dumps(known))
 
     def write(self, name: str, text: str, mode: int = 0o600) -> Path:
         """Write a file."""

@@ -12,12 +12,13 @@ import re
 import signal
 import socket
 import threading
+import time
 from typing import Any
 
 from tests.client.cli.commandcase import VIRTUAL, CommandCase
 from tests.client.cli.test_asking import listen
 from tests.support.certificates import LAB, authority, signed
-from tests.support.childdaemon import ChildDaemon
+from tests.support.childdaemon import ChildDaemon, PatientDaemon
 from tests.support.scriptedserver import ScriptedServer
 from usbip_server.client.cli.exitcodes import INTERRUPTED, Exit
 from usbip_server.kernel.vhci.records import Record, Records
@@ -28,9 +29,11 @@ STICK = UsbDevice(
     busId="3-2", vendorId="0781", productId="5581", description="any", deviceNumber=7, speed="480"
 )
 
+SLEEPS = "[/bin/sleep, '0.3']"
+
 SLOW = f"""{VIRTUAL}
-timeouts: {{answer: 0.05}}
-hooks: [{{events: [before_bind], command: [/bin/sleep, '0.3']}}]
+timeouts: {{answer: 0.05, request: 600, bind: 600}}
+hooks: [{{events: [before_bind], command: {SLEEPS}, timeout: 300}}]
 """
 """One that takes its time to bind a device."""
 
@@ -137,12 +140,22 @@ class AttachTests(AttachingTestCase):
 
     def test_interrupted(self) -> None:
         """So it does if somebody does not want to wait any more while it is bound."""
-        daemon = self.daemon(config=SLOW)
+        begun, goesOn = self.folder / "begun", self.folder / "goesOn"
+        hook = f"touch {begun}; while [ ! -e {goesOn} ]; do sleep 0.02; done"
+        daemon = self.daemon(config=SLOW.replace(SLEEPS, json.dumps(["/bin/sh", "-c", hook])))
+
+        def interrupt() -> None:
+            while not begun.exists():
+                time.sleep(0.01)
+            signal.raise_signal(signal.SIGTERM)
+            goesOn.touch()
+
+        interrupting = threading.Thread(target=interrupt, daemon=True)
+        self.addCleanup(goesOn.touch)
         with daemon.watch(id="1-1") as watcher:
-            soon = threading.Timer(0.2, signal.raise_signal, (signal.SIGTERM,))
-            soon.start()
-            self.addCleanup(soon.join)
+            interrupting.start()
             self.type("attach", "echo", status=INTERRUPTED)
+            interrupting.join()
             watcher.told("bound", "1-1")
             watcher.told("unbound", "1-1")
 
@@ -188,7 +201,7 @@ class AttachTests(AttachingTestCase):
         giving = threading.Thread(target=giveBackWhenAwaited, args=(daemon, "1-1", "others"))
         giving.start()
         self.addCleanup(giving.join)
-        done = self.type("attach", "echo", "--wait", "60")
+        done = self.type("attach", "echo", "--wait", "600")
         self.assertRegex(done.stderr, r"raspi: .* \(place \d\)\n")
         self.assertEqual(done.stdout, f"{self.node}\n")
 
@@ -199,8 +212,8 @@ class AttachTests(AttachingTestCase):
         device = daemon.ask("find", id="1-1", detail=True)["data"]
         with ScriptedServer(Plugged(device)) as server:
             self.known("raspi", host="127.0.0.1", port=server.port, export_port=daemon.exportPort)
-            done = self.type("attach", "echo", "--wait", "60")
-        self.assertIn("waiting for 'echo', 60 s at the most\n", done.stderr)
+            done = self.type("attach", "echo", "--wait", "600")
+        self.assertIn("waiting for 'echo', 600 s at the most\n", done.stderr)
         self.assertEqual(done.stdout, f"{self.node}\n")
 
     def test_waitInVain(self) -> None:
@@ -245,7 +258,7 @@ class TlsTests(AttachingTestCase):
         stack = contextlib.ExitStack()
         self.addCleanup(stack.close)
         self.server = stack.enter_context(
-            ChildDaemon(f"{config}export: {{listen: ['{place}']}}\n", listen=[place])
+            PatientDaemon(f"{config}export: {{listen: ['{place}']}}\n", listen=[place])
         )
         self.known(
             "vault",
