@@ -16,6 +16,7 @@ from pathlib import Path
 
 from twisted.internet.defer import Deferred, DeferredSemaphore, FirstError, gatherResults
 
+from tests.forking import FORKING
 from tests.kernel.cache import Cache
 from tests.kernel.machine import CONSOLE, DISK_IMAGE, Boot, Ending, IMachine
 from tests.kernel.selection import Job
@@ -198,6 +199,7 @@ def _inGuest(folder: Path, kind: str, terminal: str, command: Sequence[str]) -> 
         "TERM": terminal,
         "USBIPSHARE_GUEST_DISK": str(disk),
         "USBIPSHARE_GUEST_MACHINE": kind,
+        FORKING: "1",
     }
     return ["env", "-i", *(f"{key}={value}" for key, value in environment.items()), *command]
 

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 from types import TracebackType
 
+from tests.forking import spawn
 from tests.kernel.cache import PROJECT
 from tests.kernel.inside.command import stop
 from tests.kernel.inside.rawgadget.device import RawDevice
@@ -53,7 +54,7 @@ class PluggedIn:
 
     def __enter__(self) -> PluggedIn:
         self._output = tempfile.TemporaryFile()
-        self._child = subprocess.Popen(
+        self._child = spawn(
             [
                 sys.executable,
                 "-m",
