@@ -35,7 +35,7 @@ _TOOLS = {
 }
 
 # A machine waits most of the time: for devices, for deadlines.
-_MACHINES_PER_CPU = {"uml": 2, "qemu": 1}
+_MACHINES_PER_CPU = {"uml": 4, "qemu": 1}
 
 
 def main() -> None:

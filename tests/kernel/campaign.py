@@ -20,6 +20,7 @@ from tests.kernel.cache import Cache
 from tests.kernel.machine import CONSOLE, DISK_IMAGE, Boot, Ending, IMachine
 from tests.kernel.selection import Job
 from tests.kernel.verdict import complaintsOf, excerptOf, hasDied
+from tests.support.forking import FORKING
 from tests.support.timetable import TimeTable
 from tests.support.trialcounts import Counts, countsOf
 
@@ -198,6 +199,7 @@ def _inGuest(folder: Path, kind: str, terminal: str, command: Sequence[str]) -> 
         "TERM": terminal,
         "USBIPSHARE_GUEST_DISK": str(disk),
         "USBIPSHARE_GUEST_MACHINE": kind,
+        FORKING: "1",
     }
     return ["env", "-i", *(f"{key}={value}" for key, value in environment.items()), *command]
 

@@ -132,10 +132,14 @@ DEVICES = tuple(_testbed.devices[name] for name in BORN_WITH if name in _testbed
 
 def modprobe(name: str, *parameters: str) -> None:
     """
-    Load a module, and those that it needs. All of the kernel's are there.
+    Load a module, and those that it needs, unless it is loaded. All of the kernel's are there.
 
     @param parameters: C{num=4}
     """
+    loaded = Path("/sys/module", name.replace("-", "_"), "initstate")
+    with contextlib.suppress(FileNotFoundError):
+        if not parameters and loaded.read_text() == "live\n":
+            return
     check("modprobe", name, *parameters)
 
 

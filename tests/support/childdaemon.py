@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, ClassVar
 
+from tests.support.forking import ForkedChild, spawn
 from tests.support.watchclient import WatchClient
 
 EXPORT = "export: {listen: ['tcp:0:interface=127.0.0.1']}\n"
@@ -118,12 +119,11 @@ class ChildDaemon:
         Start it again, with the same configuration, after its end.
         """
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self.child = subprocess.Popen(
+        self.child = spawn(
             [*self._command, "usbipshare", "--config", self._file],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
         )
         threading.Thread(target=readLines, args=(self.child, self._lines), daemon=True).start()
         try:
@@ -236,11 +236,11 @@ class PatientDaemon(ChildDaemon):
         super().__init__(config, command, prefix, listen)
 
 
-def readLines(child: subprocess.Popen[str], lines: queue.SimpleQueue[str]) -> None:
+def readLines(child: subprocess.Popen[bytes] | ForkedChild, lines: queue.SimpleQueue[str]) -> None:
     """
     Put each line that a child prints into a queue, and an empty one at its end.
     """
     assert child.stdout is not None
     for line in child.stdout:
-        lines.put(line)
+        lines.put(line.decode("utf-8", "replace"))
     lines.put("")

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from tests.support.childdaemon import SECONDS, ChildDaemon, readLines
+from tests.support.forking import spawn
 
 REAL = (sys.executable, "-m", "twisted", "--log-format=json", "usbipclient")
 
@@ -76,12 +77,11 @@ class ChildService(ChildDaemon):
         Start it again, with the same configuration, after its end.
         """
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self.child = subprocess.Popen(
+        self.child = spawn(
             [*self._command, "--config", self._file],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
         )
         threading.Thread(target=readLines, args=(self.child, self._lines), daemon=True).start()
         try:

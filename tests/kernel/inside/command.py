@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.kernel.inside.waiting import DEADLINE, DeadlineMissed
+from tests.support.forking import ForkedChild, spawn
 
 _DYING = 2.0
 
@@ -54,9 +55,9 @@ def run(
     ):
         source.write(stdin.encode("utf-8"))
         source.seek(0)
-        child = subprocess.Popen(argv, stdin=source, stdout=out, stderr=err, env=env, cwd=cwd)
+        child = spawn(argv, stdin=source, stdout=out, stderr=err, env=env, cwd=cwd)
         try:
-            child.wait(seconds)
+            status = child.wait(seconds)
         except subprocess.TimeoutExpired:
             stop(child, _DYING)
             late = True
@@ -68,7 +69,7 @@ def run(
             texts.append(file.read().decode("utf-8", "replace"))
         if late:
             raise DeadlineMissed(f"{argv} ran for more than {seconds:.0f} s: {texts}")
-        return CommandResult(child.returncode, *texts)
+        return CommandResult(status, *texts)
 
 
 def check(*argv: str, seconds: float = DEADLINE, stdin: str = "") -> str:
@@ -83,7 +84,7 @@ def check(*argv: str, seconds: float = DEADLINE, stdin: str = "") -> str:
     return result.out
 
 
-def stop(child: subprocess.Popen[bytes], seconds: float = DEADLINE) -> None:
+def stop(child: subprocess.Popen[bytes] | ForkedChild, seconds: float = DEADLINE) -> None:
     """
     Kill a child, and wait for its end unless it hangs in the kernel.
     """

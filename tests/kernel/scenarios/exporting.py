@@ -355,10 +355,13 @@ class ExportingTests(DaemonCase):
         self.saidNothing(daemon)
 
     def saidNothing(self, daemon: ChildDaemon) -> None:
-        """The daemon has not logged anything that is worth a look."""
+        """
+        The daemon has not logged anything that is worth a look. What stock C{usbip unbind} takes
+        away the daemon binds again, which the kernel may refuse until the program has ended.
+        """
         daemon.reload(self.config())
         said = [e for e in daemon.events if e["log_level"]["name"] not in ("debug", "info")]
-        self.assertEqual(said, [])
+        self.assertEqual([e for e in said if not isOwnAttach(e)], [])
 
     def take(self, busId: str) -> tuple[int, str]:
         """
@@ -420,6 +423,13 @@ def askFrom(address: str, daemon: ChildDaemon, command: str, **more: object) -> 
         with connection.makefile("rb") as lines:
             answer: dict[str, Any] = json.loads(lines.readline())
             return answer
+
+
+def isOwnAttach(event: dict[str, Any]) -> bool:
+    """
+    Does the daemon speak of an attach that nobody has asked it for?
+    """
+    return (event.get("verb"), event.get("principal")) == ("attach", "usbipshare")
 
 
 def openDescriptors(daemon: ChildDaemon) -> list[str]:

@@ -21,6 +21,9 @@ from tests.kernel.misbehavingcase import HOST, OTHER, MisbehavingCase
 INTERFACES_AT_MOST = 32
 """C{USB_MAXINTERFACES} (C{include/linux/usb.h})."""
 
+PAUSE = 0.05
+"""Seconds between two reads of the device beside: what is shown meanwhile needs the processor."""
+
 GONE = {errno.ENODEV, errno.EPROTO, errno.ESHUTDOWN, errno.EPIPE, errno.ECONNRESET, errno.EIO}
 """What a transfer fails with whose device is unplugged: at once, or when it is taken back."""
 
@@ -41,15 +44,14 @@ class BesideCase(MisbehavingCase):
     @contextlib.contextmanager
     def beside(self) -> Iterator[None]:
         """
-        A client reads from the other device all the time, and gets what it should.
+        A client reads from the other device again and again, and gets what it should.
         """
         with (
             self.imported(self.server, self.other.busId) as imported,
             UsbNode(imported) as node,
         ):
             node.claim()
-            reader = Reader(node)
-            with reader:
+            with Reader(node, PAUSE) as reader:
                 reader.readsOn()
                 yield
                 reader.readsOn()
@@ -329,8 +331,12 @@ class Reader:
     Reads from a L{models.Counting} for as long as a C{with} lasts, and compares.
     """
 
-    def __init__(self, node: UsbNode) -> None:
+    def __init__(self, node: UsbNode, pause: float = 0.0) -> None:
+        """
+        @param pause: seconds between two reads.
+        """
         self._node = node
+        self._pause = pause
         self._ended = False
         self._blocks = 0
         self._error: Exception | None = None
@@ -368,6 +374,7 @@ class Reader:
                 if self._node.bulkIn(models.SOURCE.address, 4 * len(packet)) != 4 * packet:
                     raise AssertionError("it is something else")
                 self._blocks += 1
+                time.sleep(self._pause)
         except (OSError, AssertionError) as error:
             self._error = error
 

@@ -17,6 +17,7 @@ from tests.kernel.inside.command import stop
 from tests.kernel.inside.rawgadget.device import RawDevice
 from tests.kernel.inside.usb import driverOf, waitGone
 from tests.kernel.inside.waiting import waitUntil
+from tests.support.forking import spawn
 
 _CONTROLLERS = Path("/sys/devices/platform")
 
@@ -53,7 +54,7 @@ class PluggedIn:
 
     def __enter__(self) -> PluggedIn:
         self._output = tempfile.TemporaryFile()
-        self._child = subprocess.Popen(
+        self._child = spawn(
             [
                 sys.executable,
                 "-m",

@@ -1,0 +1,82 @@
+"""
+Programs that are forked from a process that has imported their modules.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.kernel.inside.waiting import waitUntil
+from tests.support.childdaemon import SECONDS, TWISTED, ChildDaemon
+from tests.support.forking import FORKING, ForkedChild, spawn
+
+COMMAND = str(Path(sys.executable).with_name("usbipshare"))
+
+VIRTUAL = "backend: {type: virtual}\n"
+
+
+class ForkingTests(SynchronousTestCase):
+    """
+    As in a guest.
+    """
+
+    def setUp(self) -> None:
+        self.patch(os, "environ", {**os.environ, FORKING: "1"})
+
+    def said(self, *command: str) -> tuple[int, str]:
+        """How a program ends that is forked, and what it has said."""
+        with tempfile.TemporaryFile() as output:
+            child = spawn(command, subprocess.DEVNULL, output, subprocess.STDOUT)
+            self.assertIsInstance(child, ForkedChild)
+            status = child.wait(SECONDS)
+            output.seek(0)
+            return status, output.read().decode()
+
+    def test_arguments(self) -> None:
+        """Each gets its own, and its exit status is told."""
+        check = ("usbipshare", "--check", "--backend", "virtual")
+        status, said = self.said(*TWISTED, *check)
+        self.assertEqual(status, 0, said)
+        self.assertIn("all is well", said)
+        status, said = self.said(COMMAND, "--version")
+        self.assertEqual(status, 0, said)
+        self.assertTrue(said.startswith("usbipshare"), said)
+        status, said = self.said(COMMAND, "--nonsense")
+        self.assertNotEqual(status, 0, said)
+        self.assertIn("--nonsense", said)
+
+    def test_daemon(self) -> None:
+        """A daemon has the descriptors that it would have otherwise, works, can be killed and
+        started anew, and ends as it would otherwise."""
+        with ChildDaemon(VIRTUAL, prefix=["env"]) as started, ChildDaemon(VIRTUAL) as forked:
+            self.assertIsInstance(started.child, subprocess.Popen)
+            self.assertIsInstance(forked.child, ForkedChild)
+            self.assertEqual(forked.ask("list"), started.ask("list"))
+            waitUntil(lambda: kinds(forked) == kinds(started), "the connections are closed", 30)
+            forked.kill()
+            self.assertEqual(forked.child.returncode, -signal.SIGKILL)
+            forked.start()
+            self.assertIsNone(forked.child.poll())
+        self.assertEqual(forked.child.returncode, started.child.returncode)
+
+    def test_others(self) -> None:
+        """Other programs are started as usual."""
+        for command in (["true"], [sys.executable, "-c", ""], ["env", *TWISTED, "--version"]):
+            child = spawn(command, subprocess.DEVNULL, subprocess.DEVNULL, subprocess.DEVNULL)
+            self.assertIsInstance(child, subprocess.Popen)
+            self.assertEqual(child.wait(SECONDS), 0)
+
+
+def kinds(daemon: ChildDaemon) -> list[str]:
+    """
+    What its file descriptors are.
+    """
+    folder = Path(f"/proc/{daemon.child.pid}/fd")
+    return sorted(os.readlink(link).partition("[")[0] for link in folder.iterdir())
