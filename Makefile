@@ -7,6 +7,7 @@
 #                   (both: SCENARIO='stock sharing.SysfsTests', KERNEL=6.1; see tests/README.md)
 # make fuzz         what reads bytes from the network, for ten minutes (FUZZ_SECONDS=60)
 # make benchmark, make benchmark-kernel    see benchmarks/README.md
+# make docs         the documents as a site, in site/
 # make clean
 
 PYTHON ?= python3
@@ -20,7 +21,7 @@ KERNEL ?=
 SCENARIO ?=
 KERNELS := $(addprefix --kernel ,$(KERNEL))
 
-.PHONY: demo run test lint types unit apidocs test-kernel test-stock kernels fuzz benchmark benchmark-kernel clean
+.PHONY: demo run test lint types unit apidocs docs test-kernel test-stock kernels fuzz benchmark benchmark-kernel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python docs/demo.py
@@ -31,7 +32,7 @@ run: $(VENV)/.installed
 
 # The parts run side by side: see tests/suite.py.
 test: $(VENV)/.installed-dev
-	MAKE='$(MAKE)' $(BIN)/python -m tests.suite types apidocs lint unit
+	MAKE='$(MAKE)' $(BIN)/python -m tests.suite types apidocs docs lint unit
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check
@@ -47,6 +48,9 @@ unit: $(VENV)/.installed-dev
 
 apidocs: $(VENV)/.installed-dev
 	$(BIN)/pydoctor --quiet --html-output=apidocs usbip_server
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs site
 
 test-kernel: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.kernel $(KERNELS) $(SCENARIO)
@@ -72,7 +76,7 @@ benchmark-kernel: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.kernel --jobs 1 --verbose $(KERNELS) benchmarks.rivals benchmarks.secured
 
 clean:
-	rm -rf $(VENV) build dist apidocs _trial_temp* .mypy_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) build dist apidocs site _trial_temp* .mypy_cache .ruff_cache *.egg-info
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or later is needed: make PYTHON=python3.11 ...")'

@@ -23,7 +23,7 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from tests.support.certificates import LAB, authority, signed
-from usbip_server import tap
+from usbip_server import DOCUMENTS, tap
 from usbip_server.interfaces import IUsbBackend, IUsbBackendMaker
 from usbip_server.model.options import InvalidOption
 from usbip_server.net import endpoints as places
@@ -186,7 +186,9 @@ class OptionsTests(CommandLineCase):
 
     def test_tlsWithoutCertificate(self) -> None:
         """TLS needs a certificate, for whatever it is and whoever asks for it."""
-        reason = '"tls:5056" needs a certificate: see `tls` in docs/config.md'
+        reason = (
+            f'"tls:5056" needs a certificate: see `tls` in {DOCUMENTS}/reference/configuration.md'
+        )
         listen = file(self, VIRTUAL + "listen: [tcp:1, tls:5056]\n")
         export = file(self, "export: {listen: [tls:5056]}\nbackend: {type: virtual}\n")
         plain = file(self, VIRTUAL)

@@ -10,13 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import click
+import yaml
 
 from tests.support.childdaemon import SECONDS, ChildDaemon
 from usbip_server.client.cli.exitcodes import Exit
 from usbip_server.client.cli.main import COMMANDS, main
 from usbip_server.client.config import load
+from usbip_server.client.service.config import ServiceFile
 from usbip_server.model.tokens import PREFIX
 from usbip_server.runtime.yamlfile import ConfigError
+
+SOCKET = "/run/usbipshare/client.sock"
+"""Where the socket of the client service is in documents."""
 
 RESULT = {"status", "devices", "errors", "message"}
 """Keys of what is printed."""
@@ -89,6 +94,43 @@ def writeServers(daemon: ChildDaemon, folder: Path) -> None:
     servers = {"timeout": SECONDS, "servers": {"raspi": {"host": "127.0.0.1", **ports}}}
     (folder / "usbipshare").mkdir()
     (folder / "usbipshare/client.yaml").write_text(json.dumps(servers))
+
+
+def serviceError(text: str, folder: Path) -> str | None:
+    """
+    What is said against a configuration of the client service, if anything.
+    """
+    try:
+        file = ServiceFile("service.yaml", text.replace("plugdev", "2001"))  # may not be here
+        file.known(file.config())
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def checkMounts(text: str, folder: Path) -> None:
+    """
+    Is the folder of the socket mounted where it is looked for, and not the socket?
+    """
+    manifest = yaml.safe_load(text)
+    socketFolder = SOCKET.rpartition("/")[0]
+    if "services" in manifest:
+        (service,) = manifest["services"].values()
+        assert f"{socketFolder}:{socketFolder}" in service["volumes"], manifest
+        return
+    spec = manifest["spec"]
+    paths = {volume["name"]: volume["hostPath"]["path"] for volume in spec["volumes"]}
+    (container,) = spec["containers"]
+    mounts = {mount["mountPath"]: paths[mount["name"]] for mount in container["volumeMounts"]}
+    assert all(inside == outside for inside, outside in mounts.items()), mounts
+    assert socketFolder in mounts, mounts
+
+
+def checkYaml(text: str, folder: Path) -> None:
+    """
+    Can the file of another program be read?
+    """
+    assert yaml.safe_load(text), text
 
 
 def serversError(text: str, folder: Path) -> str | None:

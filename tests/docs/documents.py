@@ -11,10 +11,12 @@ What a block is for is said where it begins:
     L{tests.docs.exchanges.REHEARSALS}).
   - C{yaml}: a configuration; with C{wrong} it is refused, with the message in the block
     right behind; with C{plugin} its backend is not installed here. C{client} and
-    C{client-wrong}: a file of servers for C{usbipshare}.
+    C{client-wrong}: a file of servers for C{usbipshare}. C{service} and C{service-wrong}: a
+    configuration of the client service. C{compose}, C{kubernetes}: a manifest that mounts its
+    socket. C{other}: a file of another program.
   - C{console}: a transcript, with a prompt before each command, of a machine with hardware.
   - C{ini}: of a systemd unit.  C{js}: of a web page.  C{powershell}: typed on Windows.
-    C{text}: anything else.
+    C{text}: anything else.  C{{toctree}}: the order of the pages, for Sphinx.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ import msgspec
 
 ROOT = Path(__file__).parents[2]
 
-KINDS = ("sh", "python", "json", "yaml", "console", "ini", "js", "powershell", "text")
+KINDS = (
+    *("sh", "python", "json", "yaml", "console", "ini", "js", "powershell", "text", "{toctree}"),
+)
 
 PROMPT = re.compile("[$#] ")
 
@@ -93,6 +97,11 @@ class Document:
         self.blocks: list[Block] = []
         self.prose: list[str] = []
         self._read(path.read_text())
+
+    def block(self, begin: str, kind: str) -> Block:
+        """The only block of a kind that contains a text."""
+        (found,) = (block for block in self.blocks if block.kind == kind and begin in block.text)
+        return found
 
     def anchors(self) -> set[str]:
         """What a link into it may name."""
@@ -160,9 +169,13 @@ class Document:
 
 def documents() -> Iterator[Document]:
     """
-    The README and what is in C{docs}.
+    The README, CONTRIBUTING and what is in C{docs}.
     """
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for path in (
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *sorted((ROOT / "docs").rglob("*.md")),
+    ):
         yield Document(path)
 
 

@@ -15,14 +15,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.docs.clientexamples import serversError, writeServers
+from tests.docs.clientexamples import (
+    checkMounts,
+    checkYaml,
+    serversError,
+    serviceError,
+    writeServers,
+)
 from tests.docs.documents import ROOT, Block
 from tests.docs.exchanges import REHEARSALS, REHEARSED, Numbers, RealWorld, play, rehearse
 from tests.support.certificates import LAB, authority, signed
 from tests.support.childdaemon import ChildDaemon
+from usbip_server import DOCUMENTS
 from usbip_server.tap import Options
 
 SECONDS = 60.0
+
+PLAYED = ("sh", "python", "json", "yaml")
+"""Kinds of blocks that are executed, or read by what reads them in use."""
 
 CONFIGURED = "/etc/usbipshare/"
 """Where certificates are in documents."""
@@ -72,10 +82,14 @@ class Stage:
     @ivar missing: Debian packages with programs that examples need and that are not here.
     """
 
-    def __init__(self, daemon: ChildDaemon, folder: Path) -> None:
-        self._daemon = daemon
+    def __init__(self, daemon: ChildDaemon | None, folder: Path) -> None:
+        """
+        @param daemon: C{None}: there are only configurations to be checked.
+        """
+        self._runs = daemon
         self._folder = folder
-        writeServers(daemon, folder)
+        if daemon is not None:
+            writeServers(daemon, folder)
         self.missing: set[str] = set()
         self._play: dict[str, Callable[[Block], None]] = {
             "sh": self._shell,
@@ -83,6 +97,11 @@ class Stage:
             "json": self._exchange,
             "yaml": self._yaml,
         }
+
+    @property
+    def _daemon(self) -> ChildDaemon:
+        assert self._runs is not None, "there is no daemon"
+        return self._runs
 
     def play(self, block: Block) -> None:
         """
@@ -154,15 +173,15 @@ class Stage:
 
     def _yaml(self, block: Block) -> None:
         self._provide()
-        if block.circumstance in ("client", "client-wrong"):
+        if block.circumstance in READERS:
             text = block.text.replace(CONFIGURED, f"{self._folder}/")
-            wrong = serversError(text, self._folder)
+            wrong = READERS[block.circumstance](text, self._folder)
             assert wrong == block.output, f"the message is:\n{wrong}"
             return
         file = self._folder / "usbipshare.yaml"
         file.write_text(block.text.replace(CONFIGURED, f"{self._folder}/") + "\n")
         wrong = configurationError(file)
-        wrong = wrong and wrong.replace(f"{self._folder}/", CONFIGURED)
+        wrong = wrong and wrong.replace(f"{self._folder}/", CONFIGURED).replace(DOCUMENTS, "docs")
         if block.circumstance == "wrong":
             assert block.output is not None, "what is the message?"
             assert wrong == block.output, f"the message is:\n{wrong}"
@@ -170,6 +189,18 @@ class Stage:
             assert wrong is not None and "there is no backend" in wrong, wrong
         else:  # a program may be missing here, such as sudo
             assert wrong is None or "there is no program" in wrong, wrong
+
+
+READERS: dict[str, Callable[[str, Path], str | None]] = {
+    "client": serversError,
+    "client-wrong": serversError,
+    "service": serviceError,
+    "service-wrong": serviceError,
+    "compose": checkMounts,
+    "kubernetes": checkMounts,
+    "other": checkYaml,
+}
+"""What reads a file that is not the daemon's configuration, and returns what is wrong with it."""
 
 
 def configurationError(file: Path) -> str | None:

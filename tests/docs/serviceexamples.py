@@ -8,23 +8,16 @@ from __future__ import annotations
 import json
 import socket
 from pathlib import Path
-from typing import Any
 
-import yaml
-
+from tests.docs.clientexamples import SOCKET
 from tests.docs.documents import Block
 from tests.docs.examples import Stage
 from tests.docs.exchanges import play
 from tests.support.childdaemon import SECONDS, ChildDaemon
 from tests.support.childservice import ChildService, serversOf
-from usbip_server.client.service.config import ServiceFile
 from usbip_server.client.service.devices.events import Word
 from usbip_server.client.service.messages import decode
 from usbip_server.model.inventory import ChangeKind
-from usbip_server.runtime.yamlfile import ConfigError
-
-SOCKET = "/run/usbipshare/client.sock"
-"""Where it is in documents."""
 
 ABOUT = {"server", "local_devices"}
 """What an answer about one device has besides those of a server, and each device in a list."""
@@ -107,20 +100,6 @@ class ServiceStage(Stage):
     def _exchange(self, block: Block) -> None:
         play(block, ServiceWorld(self._service))
 
-    def _yaml(self, block: Block) -> None:
-        if block.circumstance in ("compose", "kubernetes"):
-            checkMounts(yaml.safe_load(block.text))
-            return
-        try:
-            text = block.text.replace("plugdev", "2001")  # which may not be here
-            file = ServiceFile("service.yaml", text)
-            file.known(file.config())
-            wrong = None
-        except ConfigError as error:
-            wrong = str(error)
-        assert block.circumstance == ("service" if wrong is None else "service-wrong"), wrong
-        assert wrong == block.output, f"the message is:\n{wrong}"
-
 
 class ServiceWorld:
     """
@@ -159,23 +138,6 @@ class UnixConnection:
     def close(self) -> None:
         self._reader.close()
         self._socket.close()
-
-
-def checkMounts(manifest: dict[str, Any]) -> None:
-    """
-    Is the folder of the socket mounted where it is looked for, and not the socket?
-    """
-    folder = SOCKET.rpartition("/")[0]
-    if "services" in manifest:
-        (service,) = manifest["services"].values()
-        assert f"{folder}:{folder}" in service["volumes"], manifest
-        return
-    spec = manifest["spec"]
-    paths = {volume["name"]: volume["hostPath"]["path"] for volume in spec["volumes"]}
-    (container,) = spec["containers"]
-    mounts = {mount["mountPath"]: paths[mount["name"]] for mount in container["volumeMounts"]}
-    assert all(inside == outside for inside, outside in mounts.items()), mounts
-    assert folder in mounts, mounts
 
 
 def serviceOf(daemon: ChildDaemon) -> ChildService:

@@ -25,6 +25,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
 from tests.support.certificates import signed, trusting
+from usbip_server import DOCUMENTS
 from usbip_server.net import endpoints
 from usbip_server.net.certificates import Certificates, Tls, read
 from usbip_server.net.endpoints import BACKLOG, EveryInterface, OverTls, explain, serverEndpoint
@@ -264,7 +265,7 @@ class DescriptionTests(SynchronousTestCase):
             serverEndpoint(MemoryReactor(), "tls:5056")
         self.assertEqual(
             str(caught.exception),
-            '"tls:5056" needs a certificate: see `tls` in docs/config.md',
+            f'"tls:5056" needs a certificate: see `tls` in {DOCUMENTS}/reference/configuration.md',
         )
 
     def test_ssl(self) -> None:

@@ -1,5 +1,5 @@
 """
-Asking one server: JSON lines, as docs/protocol.md has them, seen from the client.
+Asking one server: JSON lines, as docs/reference/protocol.md has them, seen from the client.
 
 A conversation::
 

@@ -8,6 +8,7 @@ import contextlib
 import errno
 from collections.abc import Iterator
 
+from usbip_server import DOCUMENTS
 from usbip_server.kernel.scan import DEVICES, GONE
 from usbip_server.kernel.system import ISystem
 from usbip_server.model.device import UsbDevice, busOrder
@@ -98,7 +99,8 @@ def meaning(error: OSError, busId: str, verb: str) -> str:
 
 _NOT_ALLOWED = (
     "no permission to write below /sys/bus/usb/drivers ({error.filename}). The packaged systemd "
-    "unit permits its user what it needs there (docs/server_setup.md), when it is started: "
+    f"unit permits its user what it needs there ({DOCUMENTS}/howto/server_setup.md), when it is "
+    "started: "
     "systemctl restart usbipshare. Or run the daemon as root"
 )
 
@@ -120,7 +122,7 @@ _MEANINGS = {
 _NOT_ALLOWED_HERE = (
     "no permission to write /sys/bus/usb/devices/{busId}/usbip_sockfd, which the kernel makes anew "
     "with each attach. Install the udev rule that comes with the systemd unit "
-    "(docs/server_setup.md), or run the daemon as root. "
+    f"({DOCUMENTS}/howto/server_setup.md), or run the daemon as root. "
 )
 
 _NOT_ALLOWED_TO = {

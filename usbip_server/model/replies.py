@@ -1,5 +1,5 @@
 """
-The answers of the JSON contract (docs/protocol.md).
+The answers of the JSON contract (docs/reference/protocol.md).
 
 The shapes are closed: old clients reject any other key beside C{status}, C{data} and
 C{message}, and any other status.

@@ -1,5 +1,5 @@
 """
-The requests of the JSON contract, and how bytes become one (docs/protocol.md).
+The requests of the JSON contract, and how bytes become one (docs/reference/protocol.md).
 """
 
 from __future__ import annotations

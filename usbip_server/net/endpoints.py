@@ -29,6 +29,10 @@ from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from usbip_server import DOCUMENTS
+
+_CONFIGURATION = f"{DOCUMENTS}/reference/configuration.md"
+
 BACKLOG = 1024
 """Connections that wait to be accepted; the kernel takes no more than its somaxconn."""
 
@@ -52,7 +56,7 @@ def serverEndpoint(
     if kind != "tls":
         return _endpoint(reactor, description, description)
     if certificates is None:
-        raise ValueError(f'"{description}" needs a certificate: see `tls` in docs/config.md')
+        raise ValueError(f'"{description}" needs a certificate: see `tls` in {_CONFIGURATION}')
     return OverTls(reactor, _endpoint(reactor, f"tcp{colon}{rest}", description), certificates)
 
 
@@ -347,7 +351,7 @@ class Listeners:
         if description.partition(":")[0] == "ssl":
             raise ValueError(
                 "USB/IP cannot be served with `ssl:`, for the kernel would send it in plain: "
-                "use `tls:`, as in tls:3241, with the `tls` block of docs/config.md"
+                f"use `tls:`, as in tls:3241, with the `tls` block of {_CONFIGURATION}"
             )
         endpoint = self._endpoint(description)
         if isinstance(endpoint, OverTls):

@@ -308,7 +308,7 @@ class UsbipToolTests(Scenarios):
 
 class SudoTests(SharingCase):
     """
-    With the usbip backend, without root, through sudo as docs/server_setup.md says.
+    With the usbip backend, without root, through sudo as docs/howto/server_setup.md says.
     """
 
     backend = "{type: usbip, command: [sudo, -n, usbip]}"

@@ -1,6 +1,6 @@
 """
-The requests to the client service (docs/client_service_api.md): those to a server, and at which
-server it is to be.
+The requests to the client service (docs/reference/client_service_api.md): those to a server, and
+at which server it is to be.
 """
 
 from __future__ import annotations

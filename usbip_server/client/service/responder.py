@@ -1,6 +1,6 @@
 """
 From the bytes of a request of this machine's programs to the bytes of its answer
-(docs/client_service_api.md).
+(docs/reference/client_service_api.md).
 """
 
 from __future__ import annotations

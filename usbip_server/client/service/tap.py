@@ -12,7 +12,7 @@ from typing import Any
 from twisted.logger import Logger
 from twisted.python.usage import Options as CommandLine
 
-from usbip_server import __version__
+from usbip_server import DOCUMENTS, __version__
 from usbip_server.client.config import ClientSettings
 from usbip_server.client.service.config import ServiceConfig, load
 from usbip_server.client.service.core import Core, Kernel
@@ -38,7 +38,7 @@ class Options(CommandLine):
     longdesc = (
         "Keep USB devices of other machines plugged into this one (USB/IP), and plug in what this "
         "machine's programs ask for over a unix socket. Needs root. The documentation is "
-        "docs/client_service_api.md."
+        f"{DOCUMENTS}/howto/client_service.md."
     )
     optParameters = [  # noqa: RUF012 - this is how twisted.python.usage wants it
         ["config", "c", None, "Configuration file (YAML). client.example.yaml shows every key."],

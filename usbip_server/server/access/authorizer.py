@@ -9,6 +9,7 @@ from collections.abc import Callable
 import msgspec
 from twisted.logger import Logger
 
+from usbip_server import DOCUMENTS
 from usbip_server.model.device import UsbDevice
 from usbip_server.model.errors import DeviceNotFound, NotAllowed
 from usbip_server.model.policy import AccessPreset, Policy, Principal, Right, several
@@ -174,6 +175,6 @@ class Authorizer:
 MEANING = {
     AccessPreset.OPEN: "everybody who reaches this daemon may do everything",
     AccessPreset.PRIVATE: "everybody with an address in private, link-local and loopback ranges "
-    "may do everything, nobody else anything (docs/config.md, `access`)",
+    f"may do everything, nobody else anything ({DOCUMENTS}/reference/configuration.md, `access`)",
     AccessPreset.LOCAL: "everybody on this machine may do everything, nobody else anything",
 }
