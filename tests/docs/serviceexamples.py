@@ -15,7 +15,7 @@ from tests.docs.examples import Stage
 from tests.docs.exchanges import play
 from tests.support.childdaemon import SECONDS, ChildDaemon
 from tests.support.childservice import ChildService, serversOf
-from usbip_server.client.service.devices.events import Word
+from usbip_server.client.service.devices.events import ServiceEventKind
 from usbip_server.client.service.messages import decode
 from usbip_server.model.inventory import ChangeKind
 
@@ -51,7 +51,7 @@ MORE_OF = {
 }
 """What each event has besides."""
 
-assert MORE_OF.keys() == {word.value for word in Word} | {kind.value for kind in ChangeKind}
+assert MORE_OF.keys() == {kind.value for kind in (*ServiceEventKind, *ChangeKind)}
 
 
 def checkLocal(where: str, text: str, fields: set[str]) -> None:

@@ -62,7 +62,7 @@ from usbip_server.client.service.config import (
     ServiceConfig,
     SocketConfig,
 )
-from usbip_server.client.service.devices.events import Word
+from usbip_server.client.service.devices.events import ServiceEventKind
 from usbip_server.client.service.messages import COMMANDS as LOCAL_COMMANDS
 from usbip_server.model.device import DeviceState, Encryption
 from usbip_server.model.errors import ShareError
@@ -425,7 +425,7 @@ class ClientServiceTests(DocumentCase, SynchronousTestCase):
     def test_events(self) -> None:
         """Each event of the service is there, with its keys."""
         rows = self.document.rows("watch", 3)
-        for word in Word:
+        for word in ServiceEventKind:
             keys = {*re.findall(r"`(\w+)`", rows[word.value][1])}
             self.assertEqual(keys, LOCAL_MORE[word.value], word)
 

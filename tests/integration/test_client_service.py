@@ -73,14 +73,14 @@ class KeepTests(ServiceTestCase):
     def test_kept(self) -> None:
         """It is plugged in at the beginning, and again whenever it was lost, with its link."""
         service = self.service()
-        service.logged("{device} of {server} is plugged in at port")
+        service.logged("{device} at {server} attached to port")
         self.assertEqual(self.ports(service), ["1-2"])
         self.assertEqual(service.links, {"disk": f"{service.folder}/dev/ttyACM0"})
         for _ in range(3):
             self.server.ask("kick", serial="DISK1")
-            service.logged("{device} of {server} is not plugged in any more")
+            service.logged("{device} at {server} detached")
             self.until(lambda: self.ports(service) == ["1-2"])
-            service.logged("{device} of {server} is plugged in at port")
+            service.logged("{device} at {server} attached to port")
         self.assertEqual(service.links, {"disk": f"{service.folder}/dev/ttyACM0"})
 
     def test_killed(self) -> None:
@@ -135,7 +135,7 @@ class KeepTests(ServiceTestCase):
         service = self.service()
         self.until(lambda: self.ports(service) == ["1-2"])
         said = service.reload(f"{servers}devices: [{{name: 5}}]\n")
-        self.assertEqual(said["log_format"], "nothing is changed: {error}")
+        self.assertIn("reload failed", said["log_format"])
         self.assertEqual(self.ports(service), ["1-2"])
         service.reload(f"{servers}devices: [{{name: echo, serial: ECHO1}}]\n")
         self.until(lambda: self.ports(service) == ["1-1"])
@@ -224,7 +224,7 @@ class StopTests(ServiceTestCase):
     def test_check(self) -> None:
         """twistd finds it, and it finds what is wrong with a file."""
         file = Path(self.mktemp()).absolute()
-        for text, said in (("on_stop: keep\n", "all is well"), ("a: b\n", "unknown key")):
+        for text, said in (("on_stop: keep\n", "configuration OK"), ("a: b\n", "unknown key")):
             file.write_text(text)
             command = [sys.executable, "-m", "twisted", "usbipclient", "--check", "--config"]
             done = subprocess.run(

@@ -149,7 +149,12 @@ class ChildDaemon:
         """
         self._write(config)
         self.child.send_signal(signal.SIGHUP)
-        return self.logged("the configuration was read anew", "nothing is changed")
+        return self.logged(
+            "the configuration was read anew",
+            "configuration reloaded",
+            "nothing is changed",
+            "reload failed",
+        )
 
     @property
     def exportPort(self) -> int:

@@ -17,7 +17,7 @@ from tests.support.network import Network, Room
 from usbip_server.client import attach
 from usbip_server.client.attach import Attaching
 from usbip_server.client.service.authorization import Peer
-from usbip_server.client.service.config import ServiceFile
+from usbip_server.client.service.config import LiveSettings, ServiceFile
 from usbip_server.client.service.core import Core, Kernel
 from usbip_server.client.service.devices.attachments import Attachment
 from usbip_server.client.service.devices.desired import Requests
@@ -56,7 +56,7 @@ class MemoryKernel(Kernel):
     One that takes no time.
     """
 
-    def attach(self) -> Attaching:
+    def attaching(self) -> Attaching:
         clock = Turned()
 
         def relay(*args: object) -> None:
@@ -113,25 +113,20 @@ class ServiceCase(SynchronousTestCase):
 
         @param text: of its configuration, less the servers.
         """
-        config, settings = self.read(text)
         kernel = MemoryKernel(
             self.vhci, str(self.folder / "dev"), str(self.folder / "records"), self.network.spawn
         )
         self.parts = Core(
             self.network,
             kernel,
-            config,
-            settings,
+            LiveSettings(*self.read(text)),
             self.file,  # type: ignore[arg-type]
             lambda: self.chance,
             self.network.now,
         )
         self.told: list[dict[str, Any]] = []
-        self.parts.news.listen(lambda item: self.told.append(json.loads(item.line(False))))
-        self.parts.wants.load(self.file.open())
-        asked(self.parts.orphans.find())
-        self.parts.watch()
-        self.parts.keeping.start()
+        self.parts.events.listen(lambda item: self.told.append(json.loads(item.line(False))))
+        asked(self.parts.start())
         if settled:
             self.network.settle()
         return self.parts
@@ -142,18 +137,15 @@ class ServiceCase(SynchronousTestCase):
 
         @param kills: it has no time for anything.
         """
-        self.parts.keeping.stop()
-        self.parts.links.stop()
-        for plug in self.parts.plugs:
-            if plug.kept is not None:
-                plug.kept.close()
-        self.parts.plugs.stop()
-        self.parts.telling.stop()
+        asked(self.parts.stop())
+        for attachment in self.parts.attachments:
+            if attachment.connection is not None:
+                attachment.connection.close()
         self.network.settle()
 
     def reload(self, text: str, servers: str = SERVERS) -> None:
         """It reads its configuration anew."""
-        self.parts.become(*self.read(text, servers))
+        self.parts.reload(*self.read(text, servers))
         self.network.settle()
 
     def read(self, text: str, servers: str = SERVERS) -> Any:
@@ -165,11 +157,11 @@ class ServiceCase(SynchronousTestCase):
     @property
     def plugged(self) -> list[str]:
         """What is plugged in: server and bus id."""
-        return sorted(f"{plug.server} {plug.device.busId}" for plug in self.parts.plugs)
+        return sorted(f"{plug.server} {plug.device.busId}" for plug in self.parts.attachments)
 
     def plug(self, name: str = "uno") -> Attachment:
         """What a rule has."""
-        plug = self.parts.plugs.of(name)
+        plug = self.parts.attachments.of(name)
         assert plug is not None, self.plugged
         return plug
 
@@ -206,7 +198,7 @@ class ServiceCase(SynchronousTestCase):
         """Ask; what is answered is in here as soon as it is."""
         answers: list[Response] = []
         raw = json.dumps({"command": command, **keys}).encode()
-        asked(self.parts.api.to(raw, caller)).addCallback(answers.append)
+        asked(self.parts.responder.to(raw, caller)).addCallback(answers.append)
         return answers
 
     def streamed(self, answer: Response) -> list[dict[str, Any]]:

@@ -53,7 +53,7 @@ class ClaimCase(ServiceCase):
         """A program asks to attach; what it is answered is in here as soon as it is."""
         answers: list[dict[str, Any]] = []
         raw = json.dumps({"command": "attach", **keys}).encode()
-        asking = asked(self.parts.api.to(raw, self.program))
+        asking = asked(self.parts.responder.to(raw, self.program))
         asking.addCallback(lambda answer: answers.append(json.loads(answer.encoded)))
         self.network.settle()
         return answers
@@ -91,7 +91,7 @@ class ClaimCase(ServiceCase):
 
     def there(self, busId: str = "1-1.4") -> UsbDevice:
         """The board, as it is shown by its server."""
-        link = next(iter(self.parts.links))
+        link = next(iter(self.parts.servers))
         device = link.inventory.get(busId)
         assert device is not None
         return device
@@ -217,7 +217,7 @@ class WaitTests(ClaimCase):
         answers = self.claim(id="1-1.4", wait=60)
         self.raspi.become("1-1.4", DeviceState.BOUND)
         self.network.settle()
-        self.assertEqual((answers[0]["status"], self.plug().want.rule), ("success", "uno"))
+        self.assertEqual((answers[0]["status"], self.plug().desired.rule), ("success", "uno"))
 
     def test_free(self) -> None:
         """Who need not wait does not."""
@@ -285,7 +285,7 @@ class PlaceTests(ClaimCase):
 
     def test_noNews(self) -> None:
         """Who asks while a server is doubted does not sleep on when it is there."""
-        next(iter(self.parts.links)).doubt()
+        next(iter(self.parts.servers)).verify()
         answers = self.claim(id="1-1.4", wait=60)
         self.network.sleep(1)
         self.assertEqual(answers[0]["status"], "success")
@@ -300,15 +300,15 @@ class GoneTests(ClaimCase):
         """The board is nobody's."""
         self.network.sleep(2)
         self.assertEqual((self.shown(), self.plugged), (("free", None), []))
-        self.assertEqual(self.parts.wants.save().requests, ())
+        self.assertEqual(self.parts.desired.saved().requests, ())
 
     def test_untold(self) -> None:
-        """Its server does not tell of the lease."""
+        """Its server does not report the lease."""
         self.raspi.hush()
         answers = self.claim(id="1-1.4", lease=CI)
         self.assertEqual(self.shown(), ("bound", "ci-81"))
         self.network.sleep(6)
-        self.assertIn("does not tell of the lease", answers[0]["message"])
+        self.assertIn("does not report the lease", answers[0]["message"])
         self.free()
 
     def test_untoldAndGone(self) -> None:
@@ -547,7 +547,7 @@ class LeaseTests(ClaimCase):
         self.end()
         self.begin(UNO_RULE)
         self.assertEqual(self.plugged, ["raspi 1-1.4"])
-        self.assertIsNone(self.parts.plugs.of("uno"))
+        self.assertIsNone(self.parts.attachments.of("uno"))
 
     def test_rule(self) -> None:
         """No rule has what is leased: neither by a program here nor by somebody else."""
@@ -556,14 +556,14 @@ class LeaseTests(ClaimCase):
         self.assertIn("detach it first", answer["message"])
         self.ask("detach", id="1-1.4")
         self.leased()
-        self.assertIsNone(self.parts.plugs.of("uno"))
+        self.assertIsNone(self.parts.attachments.of("uno"))
         self.reload(UNO_RULE)
         self.raspi.release("1-1.4")
         self.soon(lambda: self.plugged)
-        self.assertIsNone(self.parts.plugs.of("uno"))
+        self.assertIsNone(self.parts.attachments.of("uno"))
         self.assertNotIn("failed", self.words)
         self.ask("detach", id="1-1.4", owner="ci-81")
-        self.soon(lambda: self.parts.plugs.of("uno"))
+        self.soon(lambda: self.parts.attachments.of("uno"))
 
     def test_waits(self) -> None:
         """What is plugged in here without a lease is not taken from who has attached it, or from
@@ -608,7 +608,7 @@ class LeaseTests(ClaimCase):
         self.assertEqual(self.ask("attach", id="1-1.4", lease=CI)["status"], "failure")
         self.network.settle()
         self.assertIsNone(self.there().lease)
-        self.assertEqual(self.parts.wants.save().requests, ())
+        self.assertEqual(self.parts.desired.saved().requests, ())
 
     def test_untold(self) -> None:
         """A lease that the server does not tell of is none."""
@@ -660,7 +660,7 @@ class OthersTests(ClaimCase):
         self.typed()
         answer = self.ask("detach", id="1-1.4")
         self.assertEqual(answer["status"], "failure")
-        self.assertIn("at port 0, but not by this service", answer["message"])
+        self.assertIn("to port 0, but not by this service", answer["message"])
         self.assertEqual(self.vhci.used(), {0: "3-1"})
 
     def test_lease(self) -> None:
@@ -700,7 +700,7 @@ class OthersTests(ClaimCase):
         self.bench.plug(changed(STICK, speed="480"))
         self.network.settle()
         self.typed()
-        self.assertEqual({link.server.host for link in self.parts.links}, {RASPI, BENCH})
+        self.assertEqual({link.server.host for link in self.parts.servers}, {RASPI, BENCH})
         self.assertEqual(self.ask("attach", id="1-2", host="bench")["status"], "success")
         self.assertEqual(len(self.vhci.used()), 2)
 

@@ -19,7 +19,7 @@ from usbip_server.client.servers import ClientTls
 from usbip_server.client.service.config import (
     ClientHook,
     DeviceRule,
-    Moment,
+    HookEvent,
     OnStop,
     ServiceConfig,
     ServiceFile,
@@ -57,14 +57,14 @@ class GoodTests(SynchronousTestCase):
             ("symlink: false", Selector(id="it")),
         ):
             (rule,) = config(f"devices: [{{name: it, {said}}}]").devices
-            self.assertEqual(rule.wanted, wanted)
+            self.assertEqual(rule.selector, wanted)
 
     def test_hooks(self) -> None:
         """A hook is told both unless it says which."""
         hooks = "[{command: [/bin/true]}, {events: [lost], url: 'http://a'}]"
         first, second = config(f"devices: [{{name: it, hooks: {hooks}}}]").devices[0].hooks
-        self.assertEqual(first.events, (Moment.ATTACHED, Moment.LOST))
-        self.assertEqual((second.events, str(second)), ((Moment.LOST,), "http://a"))
+        self.assertEqual(first.events, (HookEvent.ATTACHED, HookEvent.LOST))
+        self.assertEqual((second.events, str(second)), ((HookEvent.LOST,), "http://a"))
 
     def test_socket(self) -> None:
         """The mode is narrow, unless somebody is allowed by name."""
@@ -117,16 +117,18 @@ class WrongTests(SynchronousTestCase):
             ("serial: X", "2: devices.0", "name"),
             ("name: ../x", "2: devices.0", "is not a name"),
             ("name: 1-1", "2: devices.0", "no bus id"),
-            ("name: x, word: y, bus: 1", "2: devices.0", "not both"),
+            ("name: x, word: y, bus: 1", "2: devices.0", "exclude each other"),
             ("name: x, serial: ''", "2: devices.0", "is empty"),
             ("name: x, serial:", "2: devices.0.serial", "text"),
-            ("name: x, servers: [a, b]", "2: devices.0.servers.1: ", "none of those"),
+            ("name: x, servers: [a, b]", "2: devices.0.servers.1: ", "not configured at"),
             ("name: x, hooks: [{events: [lots], url: 'http://a'}]", "2: ", "attached, lost"),
             ("name: x, hooks: [{}]", "2: devices.0.hooks.0", "either"),
         ):
             self.assertWrong(f"servers: {{a: {{}}}}\ndevices: [{{{said}}}]", where, reason)
-        self.assertWrong("devices:\n- name: a\n- name: a\n", "3: devices.1.name: ", "another")
-        self.assertWrong("devices:\n- name: a\n- name: a-1\n", "3: devices.1.name: ", "links")
+        self.assertWrong(
+            "devices:\n- name: a\n- name: a\n", "3: devices.1.name: ", "already the name"
+        )
+        self.assertWrong("devices:\n- name: a\n- name: a-1\n", "3: devices.1.name: ", "symlinks")
 
     def test_servers(self) -> None:
         """Servers that make no sense, and those that tell nothing of their devices."""
@@ -166,7 +168,7 @@ class ExampleTests(SynchronousTestCase):
         signed("bench").write(folder, "bench")
         here = servers.replace("/etc/usbipshare", str(Path(folder).absolute()))
         found = config(TOKEN_FILE.sub("", here) + devices)
-        self.assertEqual(found.devices[0].wanted, Selector(id="scratch-disk"))
+        self.assertEqual(found.devices[0].selector, Selector(id="scratch-disk"))
         for kind, text in (
             (Entry, servers),
             (ClientTls, servers),

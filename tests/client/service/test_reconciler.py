@@ -268,7 +268,7 @@ class FailureTests(ServiceCase):
         self.assertEqual(self.plugged, ["raspi 1-2"])
         self.network.sleep(26)
         said = {item["message"] for item in self.told if item["event"] == "failed"}
-        self.assertIn("it takes too long: see dmesg", said)
+        self.assertIn("the kernel takes too long: see dmesg", said)
         self.network.hold = False
         stuck()
         self.network.settle()
@@ -353,7 +353,7 @@ class AdoptTests(ServiceCase):
         self.assertEqual(self.vhci.used(), {0: "3-1"})
         self.begin()
         self.assertEqual(self.plugged, ["raspi 1-1.4"])
-        self.assertIsNone(self.plug().kept)
+        self.assertIsNone(self.plug().connection)
         self.assertEqual(self.plug().nodes, (f"{self.folder}/dev/ttyUSB0",))
         self.assertEqual([name for name, _ in self.vhci.writes], ["attach"])
 
@@ -366,7 +366,7 @@ class AdoptTests(ServiceCase):
         self.raspi.release("1-1.4")
         self.assertLess(self.soon(lambda: "lost" in self.words), 1.5)
         self.soon(lambda: self.plugged)
-        self.assertIsNotNone(self.plug().kept)
+        self.assertIsNotNone(self.plug().connection)
 
     def test_replugged(self) -> None:
         """What was plugged in anew meanwhile is not what was left."""
@@ -376,7 +376,7 @@ class AdoptTests(ServiceCase):
         self.raspi.plug(UNO)
         self.begin()
         self.soon(lambda: self.plugged)
-        self.assertIsNotNone(self.plug().kept)
+        self.assertIsNotNone(self.plug().connection)
 
     def test_serverAway(self) -> None:
         """It is waited a while for its server, before another one's device is taken."""
@@ -389,7 +389,7 @@ class AdoptTests(ServiceCase):
         self.assertEqual(self.plugged, [])
         self.raspi.answer = Answer.ACCEPTS
         self.soon(lambda: self.plugged == ["raspi 1-1.4"])
-        self.assertIsNone(self.plug().kept)
+        self.assertIsNone(self.plug().connection)
 
     def test_serverGone(self) -> None:
         """But not for ever."""

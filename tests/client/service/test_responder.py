@@ -217,7 +217,7 @@ class AttachTests(ApiCase):
         self.network.sleep(5)
         self.assertEqual(self.plugged, [])
         self.assertEqual(self.ask("attach", id="1-1.4")["status"], "success")
-        self.assertEqual(self.plug().want.rule, "uno")
+        self.assertEqual(self.plug().desired.rule, "uno")
         self.ask("detach", id="1-1.4")
         self.reload(KEPT)
         self.soon(lambda: self.plugged)
@@ -263,7 +263,7 @@ class AttachTests(ApiCase):
         self.network.hold = True
         self.reload("devices: [{name: any, desc: arduino}]\n")
         self.network.settle()
-        other = "bench" if self.parts.keeping.isTaken("any", self.found("bench")) else "raspi"
+        other = "bench" if self.parts.reconciler.isTaken("any", self.found("bench")) else "raspi"
         attaching = self.asking("attach", id="1-1.4", host=other)
         for _ in range(4):
             self.network.settle()
@@ -276,7 +276,7 @@ class AttachTests(ApiCase):
 
     def found(self, name: str) -> RemoteDevice:
         """A server's board."""
-        [found] = [each for each in self.parts.links.found() if placeOf(each) == (name, "1-1.4")]
+        [found] = [each for each in self.parts.servers.found() if placeOf(each) == (name, "1-1.4")]
         return found
 
     def test_atOnce(self) -> None:
@@ -386,7 +386,7 @@ class WatchTests(ApiCase):
 
     def test_http(self) -> None:
         """Over HTTP likewise; what is not remembered any more begins anew there."""
-        found = asked(self.parts.api.watch(LocalWatch(since=5), Caller(Peer(LOCAL, uid=0))))
+        found = asked(self.parts.responder.watch(LocalWatch(since=5), Caller(Peer(LOCAL, uid=0))))
         answer = self.successResultOf(found)
         self.assertEqual(len(json.loads(answer.encoded)["data"]), 2)
 
@@ -415,8 +415,8 @@ class WatchTests(ApiCase):
 
     def test_heartbeat(self) -> None:
         """A sign of life tells the last number."""
-        beat = json.loads(self.parts.api.heartbeat())
-        self.assertEqual((beat["event"], beat["seq"]), ("heartbeat", self.parts.news.seq))
+        beat = json.loads(self.parts.responder.heartbeat())
+        self.assertEqual((beat["event"], beat["seq"]), ("heartbeat", self.parts.events.seq))
 
 
 class DoorTests(ApiCase):
@@ -429,17 +429,17 @@ class DoorTests(ApiCase):
         answers = self.asking("list", STRANGER)
         self.assertTrue(answers[0].forbidden)
         self.assertIn("user 1234 may not", json.loads(answers[0].encoded)["message"])
-        watching = asked(self.parts.api.watch(LocalWatch(), STRANGER))
+        watching = asked(self.parts.responder.watch(LocalWatch(), STRANGER))
         self.assertTrue(self.successResultOf(watching).forbidden)
 
     def test_allowed(self) -> None:
         """Users and groups can be; also by a group that is not their first."""
         for uids, gids in (((1234,), ()), ((), (1234,)), ((), (1235,))):
-            self.parts.doorkeeper.become(uids, gids)
+            self.reload(f"socket: {{allow_uids: {[*uids]}, allow_gids: {[*gids]}}}\n")
             self.assertEqual(self.ask("list", STRANGER)["status"], "success")
-        self.parts.doorkeeper.become((), ())
+        self.reload("")
         self.assertEqual(self.ask("list", STRANGER)["status"], "error")
 
     def test_bench(self) -> None:
         """The servers of the tests are two."""
-        self.assertEqual({link.server.host for link in self.parts.links}, {RASPI, BENCH})
+        self.assertEqual({link.server.host for link in self.parts.servers}, {RASPI, BENCH})

@@ -110,9 +110,9 @@ class ClientServiceTests(ElsewhereCase):
         self.server.kill()
         self.server.start()
         self.assertEqual(self.port(), port)
-        self.service.logged("{server} is there")
+        self.service.logged("{server} connected")
         guest.check("nc", "-N", "127.0.0.1", "5055", stdin='{"command":"kick","serial":"DISK42"}')
-        self.service.logged("{device} of {server} is not plugged in any more")
+        self.service.logged("{device} at {server} detached")
         self.attached("after a kick by the server that was killed")
         self.assertTrueBytes()
 
@@ -139,7 +139,7 @@ class ClientServiceTests(ElsewhereCase):
             how()
             self.assertTrue(self.isPlugged())
             self.service.start()
-            self.service.logged("{device} of {server} is plugged in already")
+            self.service.logged("{device} at {server} adopted")
             self.assertEqual(self.port(), port)
             self.assertTrueBytes()
         print("adopted after a stop and after a kill", flush=True)
@@ -175,7 +175,7 @@ class ClientServiceTests(ElsewhereCase):
             self.assertIn(f"usbip://{self.elsewhere.server}:3240/{busId}", listed)
         self.service.kill()
         self.service.start()
-        adopted = "{device} of {server} is plugged in already"
+        adopted = "{device} at {server} adopted"
         for _ in range(2):
             self.service.logged(adopted)
         (disk, serial) = sorted(
@@ -204,7 +204,7 @@ class ClientServiceTests(ElsewhereCase):
         """
         self.attached("at first")
         guest.check("usbip", "detach", "-p", str(self.port()))
-        self.service.logged("{device} of {server} is not plugged in any more")
+        self.service.logged("{device} at {server} detached")
         self.attached("after a detach by hand")
         self.assertTrueBytes()
         config = f"servers: {json.dumps({'here': {'host': self.elsewhere.server}})}\n"

@@ -1,6 +1,12 @@
 """
-A device that a program asks for: it may have to wait for it, want it for a time, or take it from
-somebody.
+Attaches and detaches devices for local programs. C{wait}, C{lease} and C{force} are passed on to
+the server of the device: one connection to it lasts as long as the program waits, and what the
+server reports about the place in its queue goes to the program::
+
+    program: {"command":"attach","serial":"S1","wait":60}
+    service:     to the server of S1: {"command":"attach","bus":"1-1","wait":60}
+    program: {"event":"queued","place":1,...}
+    program: {"status":"success",...}      it is bound at the server, and attached here
 """
 
 from __future__ import annotations
@@ -13,34 +19,30 @@ import msgspec
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import LoopingCall
 
+from usbip_server.client.attach import Attached
 from usbip_server.client.devices import RemoteDevice
-from usbip_server.client.service.conflicts import Conflicts, Kept, Rollback
+from usbip_server.client.service.config import LiveSettings
+from usbip_server.client.service.conflicts import Conflicts, KeptHere, Rollback
 from usbip_server.client.service.devices.adoption import Adoption
-from usbip_server.client.service.devices.attachments import Attachments, placeOf
-from usbip_server.client.service.devices.desired import (
-    DesiredAttachment,
-    DesiredAttachments,
-    isLeasedBy,
-)
-from usbip_server.client.service.devices.events import ServiceEvents
-from usbip_server.client.service.devices.operations import CannotPlug, Operations
+from usbip_server.client.service.devices.attachments import placeOf
+from usbip_server.client.service.devices.desired import DesiredAttachment, isLeasedBy
+from usbip_server.client.service.devices.operations import AttachFailed, Operations
 from usbip_server.client.service.devices.reconciler import Reconciler
-from usbip_server.client.service.devices.servers import Lookup, ServerPool
-from usbip_server.client.service.messages import LocalAttach, LocalNotice
-from usbip_server.model.device import DeviceState
+from usbip_server.client.service.devices.view import DeviceView
+from usbip_server.client.service.messages import LocalAttach, LocalDetach, LocalNotice
 from usbip_server.model.errors import DeviceLeased, DeviceNotFound, NotDone, ShareError, Unreachable
 from usbip_server.model.replies import ReceivedNotice
 from usbip_server.model.timestamps import timestamp
 from usbip_server.net.caller import Caller
 from usbip_server.runtime.latch import ChangeSignal
 
-SHOWN = 5.0
-"""Seconds for a server to tell of a lease that it has just granted."""
+LEASE_SECONDS = 5.0
+"""For a server to report a lease that it has granted."""
 
 
-class NotHad(ShareError):
+class RequestFailed(ShareError):
     """
-    A device was found, but is not to be had.
+    The device of a request was found, but it could not be attached or detached.
 
     @ivar found: the device.
     """
@@ -52,260 +54,286 @@ class NotHad(ShareError):
 
 class Acquisition:
     """
-    Gets it.
-
-    @ivar heartbeat: seconds between signs of life to those who wait.
+    Carries out C{attach}.
     """
 
     def __init__(
         self,
         reactor: Any,
-        links: ServerPool,
-        wants: DesiredAttachments,
-        plugs: Attachments,
-        keeping: Reconciler,
-        plugging: Operations,
-        orphans: Adoption,
-        news: ServiceEvents,
-        save: Callable[[], None],
+        settings: LiveSettings,
+        view: DeviceView,
+        reconciler: Reconciler,
+        operations: Operations,
+        conflicts: Conflicts,
+        rollback: Rollback,
+        changes: ChangeSignal,
+        now: Callable[[], float],
     ) -> None:
         """
         @param reactor: provides C{IReactorTime}.
-        @param save: called when something else is wanted than before.
+        @param changes: signalled after each event; programs that wait look again then.
+        @param now: the time, in seconds since the epoch.
         """
-        self.heartbeat = 15.0
         self._reactor = reactor
-        self._links = links
-        self._lookup = Lookup(links)
-        self._wants = wants
-        self._plugs = plugs
-        self._keeping = keeping
-        self._plugging = plugging
-        self._orphans = orphans
-        self._news = news
-        self._save = save
-        self._obstacles = Conflicts(wants, plugs, keeping, news.now)
-        self._waking = ChangeSignal(reactor)
-        news.listen(lambda item: self._waking.look())
-        self._undoing = Rollback(wants, plugs, keeping, plugging, self.look)
+        self._settings = settings
+        self._view = view
+        self._reconciler = reconciler
+        self._operations = operations
+        self._conflicts = conflicts
+        self._rollback = rollback
+        self._changes = changes
+        self._now = now
 
     async def attach(self, command: LocalAttach, caller: Caller) -> RemoteDevice:
         """
-        Plug a device in, perhaps after a while.
+        Attach a device for a program, and keep it attached.
 
-        @raise NotHad: it cannot be had.
-        @raise ShareError: no device is meant, or several are.
+        @raise RequestFailed: the device cannot be attached.
+        @raise ShareError: the request selects no device, or several.
         """
         if not command.wait:
             return await self._attach(command, caller, 0.0)
-        beats = LoopingCall(lambda: caller.tell(self._notice("heartbeat")))
-        beats.clock = self._reactor
-        beats.start(self.heartbeat, now=False)
-        caller.whenGone(self.look)
+        heartbeats = LoopingCall(lambda: caller.tell(self._notice("heartbeat")))
+        heartbeats.clock = self._reactor
+        heartbeats.start(self._settings.config.timeouts.heartbeat, now=False)
+        caller.whenGone(self._changes.look)
         try:
             return await self._wait(command, caller, command.wait)
         finally:
-            caller.forget(self.look)
-            beats.stop()
-
-    def look(self) -> None:
-        """Something has happened: those who wait look again, in a moment."""
-        self._waking.look()
-
-    def leased(self, want: DesiredAttachment, found: RemoteDevice) -> ShareError:
-        """
-        Why a device that was leased here is not to be had by others.
-        """
-        return self._obstacles.leased(want, found)
+            caller.forget(self._changes.look)
+            heartbeats.stop()
 
     async def _wait(self, command: LocalAttach, caller: Caller, seconds: float) -> RemoteDevice:
         until = self._reactor.seconds() + seconds
-        said = None
+        told = None
         while not caller.isGone:
             left = max(0.0, until - self._reactor.seconds())
             try:
                 return await self._attach(command, caller, left)
-            except (DeviceNotFound, Unreachable, Kept) as error:
+            except (DeviceNotFound, Unreachable, KeptHere) as error:
                 if not left or caller.isGone:
                     raise
-                if said != str(error):
-                    said = str(error)
-                    caller.tell(self._notice("queued", message=said))
-                await self._waking.something(left)
+                if told != str(error):
+                    told = str(error)
+                    caller.tell(self._notice("queued", message=told))
+                await self._changes.something(left)
             except CancelledError:
-                pass  # what was waited for is not what is meant any more
+                pass  # the criteria select another device now
         raise NotDone("the client is gone")
 
     async def _attach(self, command: LocalAttach, caller: Caller, left: float) -> RemoteDevice:
         """
-        @param left: how many seconds it may wait.
+        @param left: how many seconds the program waits.
         """
-        found = await self._chosen(command)
-        claim = placeOf(found), command.owner
+        found = await self._selected(command)
+        reservation = placeOf(found), command.owner
         try:
-            obstacle = self._obstacles.of(command, found)
-            if obstacle is not None and (not left or isinstance(obstacle, Kept)):
-                raise obstacle
-            if obstacle is None and await self._isHere(command, found):
+            conflict = self._conflicts.of(command, found)
+            if conflict is not None and (not left or isinstance(conflict, KeptHere)):
+                raise conflict
+            if conflict is None and await self._isAttached(command, found):
                 return found
-            self._keeping.claimed.append(claim)
-            isHad = False
+            self._reconciler.reserved.append(reservation)
+            isDone = False
             try:
                 if left or command.lease or command.force:
-                    found = await self._claim(command, found, caller, left)
-                await self._plugIn(found, command.owner)
-                isHad = True
+                    found = await self._bind(command, found, caller, left)
+                await self._attachHere(found, command.owner)
+                isDone = True
                 return found
             finally:
-                self._keeping.claimed.remove(claim)
-                self._keeping.look()
-                if not isHad:
-                    self._undoing.begin(found, command.owner)
-        except (Unreachable, Kept) as error:
+                self._reconciler.reserved.remove(reservation)
+                self._reconciler.look()
+                if not isDone:
+                    self._rollback.begin(found, command.owner)
+        except (Unreachable, KeptHere) as error:
             if left:
                 raise
-            raise NotHad(found, error) from error
-        except (CannotPlug, DeviceLeased) as error:
-            raise NotHad(found, error) from error
+            raise RequestFailed(found, error) from error
+        except (AttachFailed, DeviceLeased) as error:
+            raise RequestFailed(found, error) from error
 
-    async def _chosen(self, command: LocalAttach) -> RemoteDevice:
+    async def _selected(self, command: LocalAttach) -> RemoteDevice:
         """
-        The device that is meant, when nothing is being undone there any more.
+        The selected device, after the rollback of an earlier request for it.
         """
         while True:
-            found = self._now(command)
-            if not self._undoing.isAt(placeOf(found)):
+            found = self._select(command)
+            if not self._rollback.isAt(placeOf(found)):
                 return found
-            await self._waking.something(SHOWN)
+            await self._changes.something(LEASE_SECONDS)
 
-    def _now(self, command: LocalAttach) -> RemoteDevice:
-        return self._lookup.chosen(command, command.host, self._lookup.there(command.host))
+    def _select(self, command: LocalAttach) -> RemoteDevice:
+        return self._view.select(command, command.host, self._view.devices(command.host))
 
-    async def _isHere(self, command: LocalAttach, found: RemoteDevice) -> bool:
+    async def _isAttached(self, command: LocalAttach, found: RemoteDevice) -> bool:
         """
-        Is it plugged in here? What others have plugged in is kept from now on.
+        Is the device attached to this machine, if only by another program? Then keep it.
 
-        @raise CannotPlug: its lease cannot be renewed.
+        @raise AttachFailed: its lease cannot be renewed.
         """
-        place = placeOf(found)
-        plug = self._plugs.at(place)
-        if plug is not None:
-            if command.lease is not None:
-                await self._plugging.renew(found, _leaseIn(command))
-            self._wants.confirm(plug.want)  # it may be here only as it could not be pulled out
-            self._save()
-            return True
-        if command.lease is not None or command.force:
-            return False
-        if found.device.state is not DeviceState.IN_USE or self._keeping.isBusyAt(place):
-            return False
-        attached = await self._orphans.at(found)
-        if attached is None or self._keeping.isBusyAt(place):
-            return False
-        if self._plugs.at(place) is None:
-            self._orphans.adopt(attached, found, self._want(found, None))
+        attachment = self._view.attachments.at(placeOf(found))
+        if attachment is None:
+            if command.lease is not None or command.force:
+                return False
+            return await self._reconciler.adopt(found, lambda: self._request(found, None))
+        if command.lease is not None:
+            await self._operations.renew(found, _leaseOf(command))
+        self._view.desired.restore(attachment.desired)  # it may be here as its detach has failed
         return True
 
-    async def _claim(
+    async def _bind(
         self, command: LocalAttach, found: RemoteDevice, caller: Caller, left: float
     ) -> RemoteDevice:
         """
-        Have it bound for us, in our turn.
+        Pass the request on to the server of the device.
+
+        @raise CancelledError: the program does not wait for this device any more.
         """
-        asked: dict[str, Any] = {"detail": bool(command.detail)}
+        request: dict[str, Any] = {"detail": bool(command.detail)}
         if left:
-            asked["wait"] = left
+            request["wait"] = left
         if command.lease is not None:
-            asked["lease"] = _leaseIn(command)
-        if command.force and self._obstacles.of(command, found) is None:
-            asked["force"] = True  # not from others here: their lease is waited for
-        told = partial(self._told, found, caller)
-        turn = Deferred.fromCoroutine(self._plugging.claim(found, asked, told))
-        bound = await self._waking.unless(
-            turn, lambda: bool(left) and (caller.isGone or self._isOld(command, found))
+            request["lease"] = _leaseOf(command)
+        if command.force and self._conflicts.of(command, found) is None:
+            request["force"] = True  # but not against a lease of another program here
+        told = partial(self._passOn, found, caller)
+        binding = Deferred.fromCoroutine(self._operations.bind(found, request, told))
+        bound = await self._changes.unless(
+            binding, lambda: bool(left) and (caller.isGone or self._isOutdated(command, found))
         )
-        await self._settled(command, bound)
+        await self._leaseShown(command, bound)
         if left and caller.isGone:
             raise NotDone("the client is gone")
         return bound
 
-    async def _settled(self, command: LocalAttach, bound: RemoteDevice) -> None:
+    async def _leaseShown(self, command: LocalAttach, bound: RemoteDevice) -> None:
         """
-        A lease counts as long as its server tells of it: from now on. And who had the device
-        here is about to lose it.
+        Wait until the server reports the lease in its events, as a lease is kept as long as it
+        does; and until the device is detached from this machine, if it was taken from a program.
 
-        @raise ShareError: that does not come to pass.
+        @raise ShareError: that does not happen.
         """
-        until = self._reactor.seconds() + SHOWN
+        until = self._reactor.seconds() + LEASE_SECONDS
         while True:
-            found: RemoteDevice | None = bound
-            if command.owner is not None:
-                found = self._shown(bound, command.owner)
-            obstacle = None if found is None else self._obstacles.of(command, found)
-            if found is not None and obstacle is None:
+            now = self._view.now(bound) if command.owner is not None else bound
+            isShown = command.owner is None or isLeasedBy(command.owner, now.device)
+            conflict = self._conflicts.of(command, now) if isShown else None
+            if isShown and conflict is None:
                 return
-            if not await self._waking.something(until - self._reactor.seconds()):
-                raise obstacle or CannotPlug(f"{bound.server} does not tell of the lease")
+            if not await self._changes.something(until - self._reactor.seconds()):
+                raise conflict or AttachFailed(f"{bound.server} does not report the lease")
 
-    def _shown(self, found: RemoteDevice, owner: str) -> RemoteDevice | None:
-        link = self._links.of(found.server)
-        now = None if link is None else link.inventory.same(found.device)
-        if now is None or not isLeasedBy(owner, now):
-            return None
-        return msgspec.structs.replace(found, device=now)
-
-    async def _plugIn(self, found: RemoteDevice, owner: str | None) -> None:
-        before = self._wants.requested(found)
-        want = self._want(found, owner)
+    async def _attachHere(self, found: RemoteDevice, owner: str | None) -> None:
+        before = self._view.desired.requested(found)
+        desired = self._request(found, owner)
         try:
-            await self._keeping.now(want, found)
-        except CannotPlug:
+            await self._reconciler.attach(desired, found)
+        except AttachFailed:
             if before is not None and before.owner != owner:
-                self._wants.confirm(before)
-            elif before is None and want.requested is not None:
-                self._wants.withdraw(want.name)
-            self._save()
-            await self._keeping.finished(want.name)
+                self._view.desired.restore(before)
+            elif before is None and desired.requested is not None:
+                self._view.desired.withdraw(desired.name)
+            await self._reconciler.finished(desired.name)
             raise
 
-    def _want(self, found: RemoteDevice, owner: str | None) -> DesiredAttachment:
-        want = self._wants.request(found, lambda name: self._keeping.isTaken(name, found), owner)
-        self._save()
-        return want
+    def _request(self, found: RemoteDevice, owner: str | None) -> DesiredAttachment:
+        return self._view.desired.request(
+            found, owner, lambda name: self._reconciler.isTaken(name, found)
+        )
 
-    def _isOld(self, command: LocalAttach, found: RemoteDevice) -> bool:
+    def _isOutdated(self, command: LocalAttach, found: RemoteDevice) -> bool:
         """
-        Is it another device by now that is meant, or is it plugged in here? While its server is
-        not watched nobody knows.
+        Do the criteria select another device now, or is this one attached here by now? Unknown
+        while its server is not connected: then the place in its queue is kept.
         """
-        link = self._links.of(found.server)
-        if link is not None and not link.isUp:
+        server = self._view.servers.of(found.server)
+        if server is not None and not server.isUp:
             return False
         try:
-            now = self._now(command)
+            now = self._select(command)
         except ShareError:
             return True
-        stay = placeOf(found), found.device.deviceNumber
-        if (placeOf(now), now.device.deviceNumber) != stay:
+        identity = placeOf(found), found.device.deviceNumber
+        if (placeOf(now), now.device.deviceNumber) != identity:
             return True
-        obstacle = self._obstacles.of(command, now)
-        isHere = self._plugs.at(placeOf(found)) is not None
-        return isHere and (obstacle is None or isinstance(obstacle, Kept))
+        conflict = self._conflicts.of(command, now)
+        isHere = self._view.attachments.at(placeOf(found)) is not None
+        return isHere and (conflict is None or isinstance(conflict, KeptHere))
 
-    def _told(self, found: RemoteDevice, caller: Caller, notice: ReceivedNotice) -> None:
-        """
-        Its server says where we are in its queue.
-        """
+    def _passOn(self, found: RemoteDevice, caller: Caller, notice: ReceivedNotice) -> None:
         if notice.get("event") == "queued":
-            said: dict[str, Any] = {"place": notice.get("place"), "message": notice.get("message")}
+            keys: dict[str, Any] = {key: notice.get(key) for key in ("place", "message")}
             if "data" in notice:
-                said["data"] = msgspec.Raw(msgspec.json.encode(notice["data"]))
-            caller.tell(self._notice("queued", server=found.server.name, **said))
+                keys["data"] = msgspec.Raw(msgspec.json.encode(notice["data"]))
+            caller.tell(self._notice("queued", server=found.server.name, **keys))
 
-    def _notice(self, word: str, **keys: Any) -> bytes:
-        return LocalNotice(event=word, time=timestamp(self._news.now()), **keys).encode()
+    def _notice(self, event: str, **keys: Any) -> bytes:
+        return LocalNotice(event=event, time=timestamp(self._now()), **keys).encode()
 
 
-def _leaseIn(command: LocalAttach) -> dict[str, Any]:
-    asked: dict[str, Any] = msgspec.to_builtins(command.lease)
-    return asked
+class Release:
+    """
+    Carries out C{detach}.
+    """
+
+    def __init__(
+        self,
+        view: DeviceView,
+        reconciler: Reconciler,
+        operations: Operations,
+        adoption: Adoption,
+        conflicts: Conflicts,
+    ) -> None:
+        self._view = view
+        self._reconciler = reconciler
+        self._operations = operations
+        self._adoption = adoption
+        self._conflicts = conflicts
+
+    async def detach(self, command: LocalDetach) -> RemoteDevice:
+        """
+        Detach a device from this machine, and do not keep it attached any more.
+
+        @raise RequestFailed: it is not attached by this service, leased by another owner, or the
+            kernel does not detach it.
+        @raise ShareError: the request selects no device, or several.
+        """
+        found = self._view.select(command, command.host, self._view.detachable(command.host))
+        attachment = self._view.attachments.at(placeOf(found))
+        requested = self._view.desired.requested(found)
+        if attachment is None and requested is None:
+            reason = _notOurs(await self._adoption.portOf(found))
+            raise RequestFailed(found, AttachFailed(reason))
+        both = requested, None if attachment is None else attachment.desired
+        desired = {each.name: each for each in both if each is not None}
+        for each in desired.values():
+            if each.owner not in (None, command.owner) and not command.force:
+                raise RequestFailed(found, self._conflicts.leased(each, found))
+        for name in desired:
+            self._view.desired.withdraw(name)
+            await self._reconciler.finished(name)
+        attachment = self._view.attachments.at(placeOf(found))
+        if attachment is not None:
+            try:
+                await self._reconciler.detach(attachment)
+            except AttachFailed as error:
+                raise RequestFailed(found, error) from error
+        elif requested is not None and requested.owner is not None:
+            busId = found.device.busId
+            await self._operations.unbind(found.server, busId, requested.owner)
+        return found
+
+
+def _leaseOf(command: LocalAttach) -> dict[str, Any]:
+    lease: dict[str, Any] = msgspec.to_builtins(command.lease)
+    return lease
+
+
+def _notOurs(attached: Attached | None) -> str:
+    if attached is None:
+        return "it is not attached to this machine"
+    return (
+        f"it is attached here to port {attached.port}, but not by this service: attach it first, "
+        "or detach it with the program that has attached it"
+    )

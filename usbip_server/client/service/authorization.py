@@ -1,5 +1,6 @@
 """
-Who is at the other end of the client service's socket, and who may be.
+Identifies the peer of a unix socket (SO_PEERCRED, SO_PEERGROUPS), and checks whether it may use the
+client service.
 """
 
 from __future__ import annotations
@@ -8,27 +9,28 @@ import contextlib
 import os
 import socket
 import struct
-from collections.abc import Sequence
 from typing import Any
 
+from usbip_server.client.service.config import LiveSettings
 from usbip_server.model.errors import NotAllowed
 from usbip_server.model.policy import LOCAL, Principal
 from usbip_server.net.caller import UCRED
 
 SO_PEERGROUPS = 59
-"""C{include/uapi/asm-generic/socket.h}; the C{socket} module has no name for it."""
+"""C{include/uapi/asm-generic/socket.h}; the C{socket} module does not define it."""
 
 GROUP_SIZE = 4
 
 MOST_GROUPS = 256
-"""As many as C{getsockopt} of Python takes. Whoever is in more has none here but the first."""
+"""The most that C{getsockopt} of Python can return. Of a process with more supplementary groups
+only the first group is known."""
 
 
 class Peer(Principal, frozen=True):
     """
-    Somebody of this machine, be it from within a container.
+    A process on this machine, perhaps in a container.
 
-    @ivar gids: the groups it is in.
+    @ivar gids: its groups.
     """
 
     gids: tuple[int, ...] = ()
@@ -36,54 +38,48 @@ class Peer(Principal, frozen=True):
 
 def peerOf(transport: Any) -> Peer:
     """
-    Who is at the other end of a unix socket.
+    Identify the peer of a connection.
 
-    @param transport: an C{ITransport}.
+    @param transport: an C{ITransport} over a unix socket.
     """
     with contextlib.suppress(OSError, AttributeError):
-        handle = transport.getHandle()
-        raw = handle.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size)
+        connection: socket.socket = transport.getHandle()
+        raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size)
         _, uid, gid = UCRED.unpack(raw)
-        return Peer(LOCAL, uid=uid, gids=(gid, *_others(handle)))
+        return Peer(LOCAL, uid=uid, gids=(gid, *_supplementaryGroups(connection)))
     return Peer(LOCAL)
+
+
+def _supplementaryGroups(connection: socket.socket) -> tuple[int, ...]:
+    with contextlib.suppress(OSError):  # before Linux 4.13; or more than MOST_GROUPS
+        raw = connection.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, GROUP_SIZE * MOST_GROUPS)
+        return struct.unpack(f"={len(raw) // GROUP_SIZE}I", raw)
+    return ()
 
 
 class SocketAuthorizer:
     """
-    Knows who may ask: root, whoever the service itself is, the members of the socket's group,
-    and those that the configuration names.
+    Allows root, the user of the service, members of the socket's group, and the users and groups
+    in the configuration.
+
+    @ivar group: the socket's group; C{None} until it exists.
     """
 
-    def __init__(self, uids: Sequence[int] = (), gids: Sequence[int] = ()) -> None:
-        """
-        @param uids: users that may.
-        @param gids: groups whose members may.
-        """
-        self.become(uids, gids)
-
-    def become(self, uids: Sequence[int], gids: Sequence[int]) -> None:
-        """Let these from now on."""
-        self._uids = {0, os.geteuid(), *uids}
-        self._gids = {*gids}
+    def __init__(self, settings: LiveSettings) -> None:
+        self.group: int | None = None
+        self._settings = settings
 
     def check(self, peer: Principal) -> None:
         """
-        @raise NotAllowed: they may not.
+        @raise NotAllowed: the peer may not use the socket.
         """
+        config = self._settings.config.socket
         groups = peer.gids if isinstance(peer, Peer) else ()
-        if peer.uid in self._uids or not self._gids.isdisjoint(groups):
+        if peer.uid in (0, os.geteuid(), *config.allowUids):
+            return
+        if not {self.group, *config.allowGids}.isdisjoint(groups):
             return
         raise NotAllowed(
             f"user {peer.uid} may not use this socket: it takes root, the socket's group, or "
             "`socket: {allow_uids: [...], allow_gids: [...]}` in the service's configuration"
         )
-
-
-def _others(handle: socket.socket) -> tuple[int, ...]:
-    """
-    The other groups that whoever has connected is in.
-    """
-    with contextlib.suppress(OSError):  # before Linux 4.13; or too many
-        raw = handle.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, GROUP_SIZE * MOST_GROUPS)
-        return struct.unpack(f"={len(raw) // GROUP_SIZE}I", raw)
-    return ()

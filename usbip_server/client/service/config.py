@@ -1,8 +1,6 @@
 """
-The configuration of the client service: YAML, checked to the last key before anything else
-happens.
-
-C{client.example.yaml} shows every key.
+The configuration of the client service: the schema of its YAML file (C{client.example.yaml} shows
+every key), and L{LiveSettings}, which holds the one in force.
 """
 
 from __future__ import annotations
@@ -16,6 +14,7 @@ import msgspec
 
 from usbip_server.client.config import ClientSettings, Entry, ServersFile
 from usbip_server.client.selection import Selector
+from usbip_server.client.servers import Server
 from usbip_server.model.device import isBusId
 from usbip_server.model.options import Limits, Seconds
 from usbip_server.model.rules import LONGEST_NAME, NAME, UNSET, Recipient
@@ -32,50 +31,44 @@ RESTRICTED, OPEN = 0o660, 0o666
 
 class OnStop(enum.Enum):
     """
-    What becomes of what is plugged in when the service stops.
+    What to do with attached devices when the service stops.
     """
 
     KEEP = "keep"
     DETACH = "detach"
 
 
-class Moment(enum.Enum):
+class HookEvent(enum.Enum):
     """
-    What hooks are called on.
+    The events that can run a hook.
     """
 
     ATTACHED = "attached"
-    """A device was plugged in."""
-
     LOST = "lost"
-    """It is not there any more."""
 
 
-CHOICES: dict[str, type[enum.Enum]] = {"on_stop": OnStop, "events": Moment}
+CHOICES: dict[str, type[enum.Enum]] = {"on_stop": OnStop, "events": HookEvent}
 
 
 class ClientHook(Recipient, frozen=True, kw_only=True):
     """
-    Whom to tell what becomes of a device.
+    A program or URL that receives the events of a device.
 
-    @ivar events: what of.
+    @ivar events: which events.
     """
 
-    events: Annotated[tuple[Moment, ...], msgspec.Meta(min_length=1)] = (
-        Moment.ATTACHED,
-        Moment.LOST,
-    )
+    events: Annotated[tuple[HookEvent, ...], msgspec.Meta(min_length=1)] = tuple(HookEvent)
 
 
 class DeviceRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
-    A device that is to be plugged in here whenever it is to be had. Criteria as of requests,
-    which all have to be met, or a word; with none it is the one that its server calls C{name}.
+    A device to keep attached to this machine. It is selected by the criteria of a request, all of
+    which must match, or by C{word}; with neither it is the device whose server calls it C{name}.
 
-    @ivar name: what it is called here.
-    @ivar servers: where it may be; none: anywhere.
-    @ivar symlink: are there to be links to its nodes?
-    @ivar hooks: whom to tell.
+    @ivar name: the name of the rule, and of its symlinks.
+    @ivar servers: names of servers to look at; empty: all.
+    @ivar symlink: create symlinks to its device nodes.
+    @ivar hooks: what to run on its events.
     """
 
     name: str
@@ -95,12 +88,12 @@ class DeviceRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
                 "characters at the most, and no bus id"
             )
         if self.word is not None and given(self):
-            raise ValueError("`word`, or criteria: not both")
-        self.wanted  # noqa: B018 - made, to see whether it can be
+            raise ValueError("`word` and criteria exclude each other: remove one of them")
+        self.selector  # noqa: B018 - raises ValueError if it is invalid
 
     @property
-    def wanted(self) -> Selector:
-        """Which device is meant."""
+    def selector(self) -> Selector:
+        """Selects the device."""
         if self.word is not None:
             return Selector(word=self.word)
         criteria = given(self, CRITERIA)
@@ -115,14 +108,14 @@ class SocketConfig(
     rename={"allowUids": "allow_uids", "allowGids": "allow_gids"},
 ):
     """
-    Where programs of this machine ask for devices.
+    The unix socket for local programs.
 
-    @ivar path: of the unix socket; C{None}: nowhere.
-    @ivar group: that it belongs to, a name or a number; C{None}: the service's own.
-    @ivar mode: of the file, in octal; C{"auto"}: 0660, or 0666 where somebody else is allowed
-        by name: who is not is turned away in any case.
-    @ivar allowUids: users that may ask, besides root, the service's own and the group's.
-    @ivar allowGids: groups whose members may.
+    @ivar path: its path; C{None}: no socket.
+    @ivar group: its group, a name or a number; C{None}: the group of the service.
+    @ivar mode: its permissions in octal. C{"auto"} is 0660, or 0666 if C{allowUids} or
+        C{allowGids} is set: then each request is checked against the peer's credentials.
+    @ivar allowUids: users allowed besides root, the service's own user and the socket's group.
+    @ivar allowGids: groups whose members are allowed.
     """
 
     path: str | None = "/run/usbipshare/client.sock"
@@ -133,7 +126,9 @@ class SocketConfig(
 
     def __post_init__(self) -> None:
         if self.mode != "auto" and not 0 < self._octal() <= 0o777:
-            raise ValueError(f'`mode`: {self.mode!r} is none: "auto", or in quotes, as "0660"')
+            raise ValueError(
+                f'`mode`: {self.mode!r} is not a mode: use "auto" or octal digits in quotes, "0660"'
+            )
         if self.path is not None and not 0 < len(os.fsencode(self.path)) <= UNIX_PATH:
             raise ValueError(f"`path`: {self.path!r} is not a path of 1 to {UNIX_PATH} bytes")
 
@@ -145,16 +140,16 @@ class SocketConfig(
 
     @property
     def permissions(self) -> int:
-        """The file's mode."""
+        """The mode of the socket's file."""
         if self.mode != "auto":
             return self._octal()
         return OPEN if self.allowUids or self.allowGids else RESTRICTED
 
     def groupId(self) -> int | None:
         """
-        The number of C{group}.
+        The numeric id of C{group}.
 
-        @raise ValueError: there is no such group.
+        @raise ValueError: no such group exists.
         """
         if self.group is None or isinstance(self.group, int):
             return self.group
@@ -166,7 +161,7 @@ class SocketConfig(
 
 class StateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
-    @ivar file: where it is kept what was attached by request; C{None}: nowhere.
+    @ivar file: the file that remembers which devices programs have attached; C{None}: none.
     """
 
     file: str | None = "auto"
@@ -174,13 +169,13 @@ class StateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 class ServiceTimeouts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
-    How long things may take, in seconds.
+    Time limits in seconds.
 
-    @ivar server: for a server to be connected to, and to answer.
-    @ivar attach: until a device is fetched and plugged in; its nodes come on top.
-    @ivar request: until a whole request is there.
-    @ivar heartbeat: between signs of life to those who watch.
-    @ivar stop: how long the end of the service waits for what is in progress.
+    @ivar server: to connect to a server, and again for its answer.
+    @ivar attach: to import a device and attach it, without the wait for its device nodes.
+    @ivar request: to receive a complete request.
+    @ivar heartbeat: between heartbeats to clients that watch or wait.
+    @ivar stop: to finish operations in progress when the service stops.
     """
 
     server: Seconds = 5.0
@@ -198,17 +193,16 @@ class ServiceConfig(
     rename={"onStop": "on_stop"},
 ):
     """
-    A configuration.
+    The whole file.
 
-    @ivar servers: by their names, as in C{client.yaml}.
-    @ivar devices: what is to be plugged in.
-    @ivar socket: where programs ask.
-    @ivar links: the folder for links to nodes.
-    @ivar state: what is remembered.
-    @ivar onStop: what becomes of what is plugged in when the service stops.
-    @ivar reconnect: when a server that is gone is tried again.
-    @ivar retry: when a device that could not be had is tried again, if nothing happens to it.
-    @ivar keepalive: how it is noticed that a server has vanished, by what is plugged in.
+    @ivar servers: by name, as in C{client.yaml}.
+    @ivar devices: the rules: devices to keep attached.
+    @ivar socket: the socket for local programs.
+    @ivar links: the directory of the symlinks to device nodes.
+    @ivar onStop: what to do with attached devices when the service stops.
+    @ivar reconnect: pauses before reconnecting to a server.
+    @ivar retry: pauses before retrying a device that could not be attached.
+    @ivar keepalive: TCP keepalive of the sessions of attached devices.
     """
 
     servers: dict[str, Entry | None] = msgspec.field(default_factory=dict)
@@ -226,14 +220,14 @@ class ServiceConfig(
 
 class ServiceFile(ServersFile):
     """
-    A configuration file, and where in it each key stands.
+    A configuration file, and the line of each key in it.
     """
 
     def config(self) -> ServiceConfig:
         """
-        Check it.
+        Decode and check it.
 
-        @raise ConfigError: something in it is wrong.
+        @raise ConfigError: it is invalid.
         """
         config = self.checkedServers(ServiceConfig, CHOICES)
         known = config.servers
@@ -241,17 +235,20 @@ class ServiceFile(ServersFile):
         for index, rule in enumerate(config.devices):
             path = ("devices", index)
             if rule.name in names:
-                raise self.error((*path, "name"), f"{rule.name!r} is the name of another, too")
+                raise self.error(
+                    (*path, "name"), f"{rule.name!r} is already the name of another rule"
+                )
             names.add(rule.name)
             stem, dash, number = rule.name.rpartition("-")
             if dash and number.isdecimal() and any(stem == other.name for other in config.devices):
                 raise self.error(
-                    (*path, "name"), f"so are links to the nodes of {stem!r} called: choose another"
+                    (*path, "name"),
+                    f"the symlinks of {stem!r} can have this name: choose another one",
                 )
             for place, name in enumerate(rule.servers):
                 if name not in known:
                     raise self.error(
-                        (*path, "servers", place), f"{name!r} is none of those at `servers`"
+                        (*path, "servers", place), f"{name!r} is not configured at `servers`"
                     )
         for name, backOff in (("reconnect", config.reconnect), ("retry", config.retry)):
             if backOff.first > backOff.longest:
@@ -266,15 +263,15 @@ class ServiceFile(ServersFile):
         """
         The servers in it.
 
-        @raise ConfigError: something in it is wrong.
+        @raise ConfigError: one of them is invalid.
         """
         settings = self.settings(config.servers)
         for name, servers in settings.known.items():
             if settings.stock & {*servers}:
                 raise self.error(
                     ("servers", name, "stock"),
-                    "the service hears from a server what happens to its devices, and a stock "
-                    "usbipd does not tell",
+                    "the service needs the events of a server, and a stock usbipd sends none: "
+                    "run `twistd usbipshare` there, or use the command `usbipshare`",
                 )
         return settings
 
@@ -286,3 +283,38 @@ def load(path: str) -> ServiceFile:
     @raise ConfigError: it cannot be read.
     """
     return ServiceFile(path, textOf(path))
+
+
+class LiveSettings:
+    """
+    The configuration in force. Parts of the service read it when they need a value; a reload
+    replaces it as a whole.
+
+    @ivar config: the file.
+    @ivar servers: the servers in it.
+    """
+
+    def __init__(self, config: ServiceConfig, servers: ClientSettings) -> None:
+        self.replace(config, servers)
+
+    @classmethod
+    def read(cls, path: str) -> LiveSettings:
+        """
+        Read a file.
+
+        @raise ConfigError: it cannot be read, or is invalid.
+        """
+        file = load(path)
+        config = file.config()
+        return cls(config, file.known(config))
+
+    def replace(self, config: ServiceConfig, servers: ClientSettings) -> None:
+        """Put another configuration in force."""
+        self.config = config
+        self.servers = servers
+
+    @property
+    def allServers(self) -> tuple[Server, ...]:
+        """Each configured server, with the members of ranges, once."""
+        known = self.servers.known.values()
+        return tuple(dict.fromkeys(server for servers in known for server in servers))

@@ -1,6 +1,6 @@
 """
-Why this machine itself does not let a program have a device: it is another one's here, or a
-rule's.
+Conflicts between the programs and rules of this machine over a device, which no server knows of;
+and the rollback of a request that has failed.
 """
 
 from __future__ import annotations
@@ -11,132 +11,127 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from usbip_server.client.devices import RemoteDevice
-from usbip_server.client.service.devices.attachments import Attachments, Place, placeOf
-from usbip_server.client.service.devices.desired import (
-    DesiredAttachment,
-    DesiredAttachments,
-    isLeasedBy,
-)
-from usbip_server.client.service.devices.operations import CannotPlug, Operations
+from usbip_server.client.service.devices.attachments import Place, placeOf
+from usbip_server.client.service.devices.desired import DesiredAttachment, isLeasedBy
+from usbip_server.client.service.devices.operations import AttachFailed, Operations
 from usbip_server.client.service.devices.reconciler import Reconciler
+from usbip_server.client.service.devices.view import DeviceView
 from usbip_server.client.service.messages import LocalAttach
 from usbip_server.model.errors import DeviceLeased, ShareError
+from usbip_server.runtime.latch import ChangeSignal
 
 
-class Kept(CannotPlug):
+class KeptHere(AttachFailed):
     """
-    A device is plugged in here without a lease, or is to be. No server knows of that.
+    A device is attached to this machine without a lease, or about to be.
     """
 
 
 class Conflicts:
     """
-    All of them.
+    Finds what on this machine keeps a program from having a device.
     """
 
-    def __init__(
-        self,
-        wants: DesiredAttachments,
-        plugs: Attachments,
-        keeping: Reconciler,
-        now: Callable[[], float],
-    ) -> None:
+    def __init__(self, view: DeviceView, reconciler: Reconciler, now: Callable[[], float]) -> None:
         """
         @param now: the time, in seconds since the epoch.
         """
-        self._wants = wants
-        self._plugs = plugs
-        self._keeping = keeping
+        self._view = view
+        self._reconciler = reconciler
         self._now = now
 
     def of(self, command: LocalAttach, found: RemoteDevice) -> ShareError | None:
         """
-        What is in a program's way.
+        The conflict with a request.
 
-        @return: C{None}: nothing; L{Kept}; or else whose lease.
+        @return: C{None}, L{KeptHere}, or the error that names the lease of another program.
         """
-        plug = self._plugs.at(placeOf(found))
-        isHere = plug is not None or self._keeping.isBusyAt(placeOf(found))
-        want = self._wants.requested(found) if plug is None else plug.want
-        owner = None if want is None else want.owner
+        place = placeOf(found)
+        isAttached = self._view.attachments.at(place) is not None
+        isHere = isAttached or self._reconciler.isAttaching(place)
+        desired = self._view.desiredFor(found)
+        owner = None if desired is None else desired.owner
         if owner == command.owner:
             return None
-        if want is not None and owner is not None and (isHere or isLeasedBy(owner, found.device)):
-            return self.leased(want, found)
+        isLeased = owner is not None and (isHere or isLeasedBy(owner, found.device))
+        if desired is not None and isLeased:
+            return self.leased(desired, found)
         if isHere:
-            return Kept("it is plugged in here already, without a lease: detach it first")
+            return KeptHere("it is attached here already, without a lease: detach it first")
         if command.force or command.owner is None:
             return None
-        if want is not None and owner is None:
-            return Kept("it is attached here, without a lease, and only lost: detach it first")
-        for rule in self._wants:
-            isFor = rule.owner is None and self._plugs.of(rule.name) is None and rule.isFor(found)
-            if isFor and rule.mayHave(found.device) and self._keeping.isFree(found):
-                return Kept(f"{rule.name}, a rule here, is for it, and just about to have it")
+        if desired is not None and owner is None:
+            return KeptHere(
+                "it is to be attached here without a lease, and only lost for now: detach it first"
+            )
+        for rule in self._view.desired:
+            if rule.owner is None and self._isAboutToAttach(rule, found):
+                return KeptHere(f"the rule {rule.name} is about to attach it: detach it first")
         return None
 
-    def leased(self, want: DesiredAttachment, found: RemoteDevice) -> ShareError:
+    def _isAboutToAttach(self, rule: DesiredAttachment, found: RemoteDevice) -> bool:
+        isUnattached = self._view.attachments.of(rule.name) is None
+        isAllowed = rule.matches(found) and rule.mayAttach(found.device)
+        return isUnattached and isAllowed and self._reconciler.isAvailable(found)
+
+    def leased(self, desired: DesiredAttachment, found: RemoteDevice) -> ShareError:
         """
-        Why a device that was leased here is not to be had by others.
+        The error for a device that was leased from this machine.
         """
         lease = found.device.lease
-        if lease is None or not isLeasedBy(str(want.owner), found.device):
-            return CannotPlug(f"leased by {want.owner}: {found.device}")
+        if lease is None or not isLeasedBy(str(desired.owner), found.device):
+            return AttachFailed(f"leased by {desired.owner}: {found.device}")
         left = None if lease.until is None else max(0.0, lease.until - self._now())
         return DeviceLeased(found.device, lease, left)
 
 
 class Rollback:
     """
-    Gives it back, whoever is gone meanwhile.
+    Unbinds devices that servers have bound for requests that have failed.
     """
 
     _log = Logger()
 
     def __init__(
         self,
-        wants: DesiredAttachments,
-        plugs: Attachments,
-        keeping: Reconciler,
-        plugging: Operations,
-        done: Callable[[], None],
+        view: DeviceView,
+        reconciler: Reconciler,
+        operations: Operations,
+        changes: ChangeSignal,
     ) -> None:
         """
-        @param done: called when one is given back.
+        @param changes: signalled after each rollback.
         """
-        self._wants = wants
-        self._plugs = plugs
-        self._keeping = keeping
-        self._plugging = plugging
-        self._done = done
+        self._view = view
+        self._reconciler = reconciler
+        self._operations = operations
+        self._changes = changes
         self._places: list[Place] = []
 
     def isAt(self, place: Place) -> bool:
-        """Is a device just being given back?"""
+        """Is a device being rolled back?"""
         return place in self._places
 
     def begin(self, found: RemoteDevice, owner: str | None) -> None:
         """
-        Give back what may be bound for somebody, if nobody here has it for the same owner, wants
-        it, or is about to.
+        Roll a device back, unless it is desired, attached or reserved for the same owner.
         """
         place = placeOf(found)
-        plug = self._plugs.at(place)
-        want = self._wants.requested(found) if plug is None else plug.want
-        isMeant = want is not None and want.owner == owner
-        if owner is None and not isMeant:
-            isWanted = any(each.isFor(found) for each in self._wants)
-            isMeant = isWanted or self._keeping.isBusyAt(place)
-        if isMeant or (place, owner) in self._keeping.claimed:
+        desired = self._view.desiredFor(found)
+        isDesired = desired is not None and desired.owner == owner
+        if owner is None and not isDesired:
+            isDesired = any(each.matches(found) for each in self._view.desired)
+            isDesired = isDesired or self._reconciler.isAttaching(place)
+        if isDesired or (place, owner) in self._reconciler.reserved:
             return
         self._places.append(place)
-        self._keeping.claimed.append((place, owner))
-        work = Deferred.fromCoroutine(self._plugging.giveBack(found, owner))
-        work.addErrback(lambda failure: self._log.failure("a bug in giving back", failure))
-        work.addBoth(lambda _: self._over(place, owner))
+        self._reconciler.reserved.append((place, owner))
+        work = Deferred.fromCoroutine(self._operations.rollBack(found, owner))
+        work.addErrback(lambda failure: self._log.failure("bug during a rollback", failure))
+        work.addBoth(lambda _: self._ended(place, owner))
 
-    def _over(self, place: Place, owner: str | None) -> None:
+    def _ended(self, place: Place, owner: str | None) -> None:
         self._places.remove(place)
-        self._keeping.claimed.remove((place, owner))
-        self._keeping.look()
-        self._done()
+        self._reconciler.reserved.remove((place, owner))
+        self._reconciler.look()
+        self._changes.look()

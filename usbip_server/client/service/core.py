@@ -1,5 +1,19 @@
 """
-What the client service is made of, and how that is put together.
+Builds the parts of the client service, and starts and stops them. Data flows down::
+
+    LocalResponder                     JSON requests of local programs
+     |-- Acquisition, Release          attach and detach; Conflicts, Rollback
+     |      |
+    Reconciler                         desired and actual attachments
+     |-- Adoption                      devices that are attached already
+     |-- RetrySchedule                 when to try again
+     |-- Notifier                      ServiceEvents, HookRunner, Symlinks
+     |-- Operations                    requests to servers; vhci_hcd
+     |
+    DeviceView
+     |-- ServerPool                    actual state at the servers
+     |-- DesiredAttachments            rules, and requests in the state file
+     `-- Attachments                   actual state on this machine
 """
 
 from __future__ import annotations
@@ -12,29 +26,27 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 
 from usbip_server.client.attach import Attaching
 from usbip_server.client.blockingrelay import relay
 from usbip_server.client.config import ClientSettings
-from usbip_server.client.servers import Server
-from usbip_server.client.service.acquisition import Acquisition
+from usbip_server.client.service.acquisition import Acquisition, Release
 from usbip_server.client.service.authorization import SocketAuthorizer, peerOf
-from usbip_server.client.service.config import DeviceRule, ServiceConfig
+from usbip_server.client.service.config import LiveSettings, OnStop, ServiceConfig
+from usbip_server.client.service.conflicts import Conflicts, Rollback
 from usbip_server.client.service.devices.adoption import Adoption
 from usbip_server.client.service.devices.attachments import Attachment, Attachments
-from usbip_server.client.service.devices.desired import (
-    DesiredAttachment,
-    DesiredAttachments,
-    Requests,
-)
-from usbip_server.client.service.devices.events import ServiceEvents, Word
+from usbip_server.client.service.devices.desired import DesiredAttachments, Requests
+from usbip_server.client.service.devices.events import ServiceEventKind, ServiceEvents
 from usbip_server.client.service.devices.notifier import Notifier
-from usbip_server.client.service.devices.operations import Operations
+from usbip_server.client.service.devices.operations import AttachFailed, Operations
 from usbip_server.client.service.devices.reconciler import Reconciler
 from usbip_server.client.service.devices.retries import RetrySchedule
 from usbip_server.client.service.devices.servers import ServerConnection, ServerPool
 from usbip_server.client.service.devices.symlinks import Symlinks
+from usbip_server.client.service.devices.view import DeviceView
 from usbip_server.client.service.messages import LocalWatch
 from usbip_server.client.service.responder import HINT, LocalResponder
 from usbip_server.kernel.system import ISystem
@@ -48,16 +60,17 @@ from usbip_server.protocols.multiplexer import FirstByteFactory
 from usbip_server.protocols.web import WebFactory
 from usbip_server.runtime.backoff import Chance
 from usbip_server.runtime.hookrunner import HookRunner
+from usbip_server.runtime.latch import ChangeSignal
 from usbip_server.runtime.statefile import StateFile
 from usbip_server.runtime.threads import BlockingCalls, Spawn, startThread
 
 
 class Kernel:
     """
-    This machine: what a test replaces.
+    Access to this machine's kernel, which tests replace.
 
-    @ivar folder: of nodes.
-    @ivar spawn: runs what may block.
+    @ivar folder: the directory of device nodes.
+    @ivar spawn: runs a function that may block.
     """
 
     def __init__(
@@ -68,7 +81,7 @@ class Kernel:
         spawn: Spawn = startThread,
     ) -> None:
         """
-        @param records: the folder of notes about ports.
+        @param records: the directory of records of where attached devices come from.
         """
         self.vhci = Vhci(system)
         self.nodes = Nodes(system, folder)
@@ -77,15 +90,15 @@ class Kernel:
         self.spawn = spawn
 
     def attaching(self) -> Attaching:
-        """What plugs devices in and out."""
+        """What attaches and detaches devices."""
         return Attaching(self.vhci, self.nodes, self.records, _relayInThread)
 
 
 class Core:
     """
-    All of them.
+    The composition root.
 
-    @ivar config: that is true now.
+    @ivar factory: for connections of local programs.
     """
 
     _log = Logger()
@@ -94,168 +107,146 @@ class Core:
         self,
         reactor: Any,
         kernel: Kernel,
-        config: ServiceConfig,
-        settings: ClientSettings,
+        settings: LiveSettings,
         stateFile: StateFile[Requests] | None,
         chance: Chance = random.random,
         now: Callable[[], float] = time.time,
     ) -> None:
         """
-        @param settings: its servers.
-        @param stateFile: where it is kept what was asked for; C{None}: nowhere.
+        @param stateFile: keeps the requests of programs; C{None}: nothing does.
         @param now: the time, in seconds since the epoch.
         """
-        self.config = config
         self.settings = settings
-        self.stateFile = stateFile
-        self.calls = BlockingCalls(reactor, kernel.spawn)
-        self.wants = DesiredAttachments()
-        self.links = ServerPool(reactor, self._changed, self._turned, chance)
-        self.plugs = Attachments(reactor, kernel.vhci, self.calls, self._over)
-        self.plugging = Operations(reactor, kernel.attaching(), self.calls)
-        self.news = ServiceEvents(now, config.limits.history)
-        self.hooks = HookRunner(reactor, config.limits.hooks)
-        self.telling = Notifier(
+        self._reactor = reactor
+        self._stateFile = stateFile
+        self._calls = BlockingCalls(reactor, kernel.spawn)
+        self._hooks = HookRunner(reactor, settings.config.limits.hooks)
+        self.events = ServiceEvents(now, settings)
+        self._changes = ChangeSignal(reactor)
+        self.events.listen(lambda event: self._changes.look())
+        self.servers = ServerPool(reactor, settings, self._changed, self._turned, chance)
+        self.desired = DesiredAttachments(settings, stateFile)
+        self.attachments = Attachments(reactor, kernel.vhci, self._calls, self._ended)
+        view = DeviceView(self.servers, self.desired, self.attachments)
+        operations = Operations(reactor, settings, kernel.attaching(), self._calls)
+        symlinks = Symlinks(settings, kernel.folder)
+        self._notifier = Notifier(reactor, self.events, self._hooks, symlinks, operations.ports)
+        self._adoption = Adoption(reactor, view, operations, self._notifier)
+        retries = RetrySchedule(reactor, settings, chance)
+        self.reconciler = Reconciler(
+            reactor, view, operations, self._adoption, retries, self._notifier
+        )
+        conflicts = Conflicts(view, self.reconciler, now)
+        acquisition = Acquisition(
             reactor,
-            self.news,
-            self.hooks,
-            Symlinks(config.links, kernel.folder),
-            self.plugging.attached,
+            settings,
+            view,
+            self.reconciler,
+            operations,
+            conflicts,
+            Rollback(view, self.reconciler, operations, self._changes),
+            self._changes,
+            now,
         )
-        self.orphans = Adoption(
-            reactor, self.plugging, self.links, self.wants, self.plugs, self.telling
+        release = Release(view, self.reconciler, operations, self._adoption, conflicts)
+        self.authorizer = SocketAuthorizer(settings)
+        self.responder = LocalResponder(
+            view, acquisition, release, operations, self.events, self.authorizer
         )
-        self.troubles = RetrySchedule(reactor, chance)
-        self.keeping = Reconciler(
-            reactor,
-            self.links,
-            self.wants,
-            self.plugs,
-            self.plugging,
-            self.orphans,
-            self.telling,
-            self.troubles,
-        )
-        self.claiming = Acquisition(
-            reactor,
-            self.links,
-            self.wants,
-            self.plugs,
-            self.keeping,
-            self.plugging,
-            self.orphans,
-            self.news,
-            self._save,
-        )
-        self.doorkeeper = SocketAuthorizer()
-        self.api = LocalResponder(
-            self.links,
-            self.wants,
-            self.plugs,
-            self.keeping,
-            self.plugging,
-            self.orphans,
-            self.claiming,
-            self.news,
-            self.doorkeeper,
-            self._save,
-        )
-        timeouts = self._timeouts(config)
-        self.web = WebFactory(self.api, (), config.limits, timeouts, reactor, HINT, LocalWatch)
+        limits, timeouts = settings.config.limits, self._timeouts()
+        self.web = WebFactory(self.responder, (), limits, timeouts, reactor, HINT, LocalWatch)
         self.factory = FirstByteFactory(
             lambda principal: CommandProtocol(
-                self.api, principal, self.web.limits, self.web.timeouts, reactor
+                self.responder, principal, self.web.limits, self.web.timeouts, reactor
             ),
             self.web.makeChannel,
-            config.limits.connections,
+            limits.connections,
             reactor,
             identify=peerOf,
         )
-        self._apply()
+        self._logWarnings()
 
-    def become(self, config: ServiceConfig, settings: ClientSettings) -> None:
+    async def start(self) -> None:
         """
-        Let another configuration be true from now on.
+        Find what is attached already, connect to the servers, and begin to reconcile.
         """
-        before = {*self._linked()}
-        isElsewhere = config.links != self.config.links
-        self.config, self.settings = config, settings
-        for name in before if isElsewhere else before - {*self._linked()}:
-            self.telling.symlinks.hide(name)
-        self._apply()
-        for plug in self.plugs if isElsewhere else ():
-            self.telling.relink(plug)
-        self.news.keep(config.limits.history)
-        self.hooks.most = config.limits.hooks
-        self.web.apply((), config.limits, self._timeouts(config))
+        self.desired.load()
+        await self._adoption.start()
+        self.servers.update()
+        self.reconciler.start()
+
+    async def stop(self) -> None:
+        """
+        Detach the devices if the configuration says so, and stop everything.
+        """
+        config = self.settings.config
+        seconds = config.timeouts.stop
+        self.reconciler.stop()
+        self.servers.stop()
+        if config.onStop is OnStop.DETACH:
+            await self.reconciler.idle(seconds)
+            detaching = [Deferred.fromCoroutine(self._detach(each)) for each in self.attachments]
+            work = gatherResults(detaching).addTimeout(seconds, self._reactor)
+            await work.addErrback(lambda failure: None)
+        self.attachments.stop()
+        self._notifier.stop()
+        await self._hooks.stop(seconds)
+        if self._stateFile is not None:
+            await self._stateFile.close(seconds)
+        self._calls.stop()
+
+    def reload(self, config: ServiceConfig, servers: ClientSettings) -> None:
+        """Put another configuration in force."""
+        self.settings.replace(config, servers)
+        self.desired.update()
+        for attachment in self.attachments:
+            self._notifier.relink(attachment)
+        self.events.keep(config.limits.history)
+        self._hooks.most = config.limits.hooks
+        self.web.apply((), config.limits, self._timeouts())
         self.factory.most = config.limits.connections
-        self.watch()
-        self.keeping.look()
+        self.servers.update()
+        self.reconciler.look()
+        self._logWarnings()
 
-    def watch(self) -> None:
-        """Watch the servers that are configured, and no others."""
-        self.links.become(
-            self.settings.servers([*self.settings.known], {}) if self.settings.known else (),
-            self.config.reconnect,
-            self.config.timeouts.server,
-            lambda server: self.settings.rangeOf(server) is not None,
-        )
+    def _timeouts(self) -> Timeouts:
+        timeouts = self.settings.config.timeouts
+        return Timeouts(request=timeouts.request, heartbeat=timeouts.heartbeat)
 
-    def _apply(self) -> None:
-        config = self.config
-        rules = [self._want(rule) for rule in config.devices]
-        self.wants.become(rules, [s for servers in self.settings.known.values() for s in servers])
-        self.plugging.answerSeconds = config.timeouts.server
-        self.plugging.attachSeconds = config.timeouts.attach
-        self.plugging.keepAlive = config.keepalive
-        self.claiming.heartbeat = config.timeouts.heartbeat
-        self.troubles.retry = config.retry
-        self.telling.symlinks.become(config.links)
-        for warning in self.settings.warnings:
+    def _logWarnings(self) -> None:
+        for warning in self.settings.servers.warnings:
             self._log.warn("{warning}", warning=warning)
 
-    def _want(self, rule: DeviceRule) -> DesiredAttachment:
-        return DesiredAttachment(
-            name=rule.name,
-            servers=self._serversOf(rule),
-            wanted=rule.wanted,
-            symlink=rule.symlink,
-            hooks=rule.hooks,
-        )
-
-    def _serversOf(self, rule: DeviceRule) -> tuple[Server, ...] | None:
-        if not rule.servers:
-            return None
-        return tuple(server for name in rule.servers for server in self.settings.known[name])
-
-    def _linked(self) -> list[str]:
-        return [rule.name for rule in self.config.devices if rule.symlink]
-
-    def _timeouts(self, config: ServiceConfig) -> Timeouts:
-        return Timeouts(request=config.timeouts.request, heartbeat=config.timeouts.heartbeat)
-
-    def _changed(self, link: ServerConnection, changes: tuple[Change, ...]) -> None:
-        """A server has told of its devices."""
+    def _changed(self, connection: ServerConnection, changes: tuple[Change, ...]) -> None:
+        server = connection.server
         for change in changes:
-            plug = self.plugs.at((link.server.name, change.device.busId))
-            self.news.changed(link.server, change, () if plug is None else plug.nodes)
-            self.keeping.changed(link, change)
+            device = change.device
+            attachment = self.attachments.at((server.name, device.busId))
+            nodes = () if attachment is None else attachment.nodes
+            self.events.record(change.kind, server, device, nodes, before=change.before)
+            self.reconciler.changed(connection, change)
 
-    def _turned(self, link: ServerConnection, isNews: bool) -> None:
-        """A server is there, or not any more."""
-        word = Word.CONNECTED if link.isUp else Word.DISCONNECTED
+    def _turned(self, connection: ServerConnection, isNews: bool) -> None:
+        isUp = connection.isUp
+        kind = ServiceEventKind.CONNECTED if isUp else ServiceEventKind.DISCONNECTED
         if isNews:
-            self.news.happened(word, link.server, message=link.trouble)
-        self.keeping.look()
-        self.claiming.look()
+            self.events.record(kind, connection.server, message=connection.trouble)
+        self.reconciler.look()
+        self._changes.look()
 
-    def _over(self, plug: Attachment) -> None:
-        self.keeping.over(plug)
+    def _ended(self, attachment: Attachment) -> None:
+        self.reconciler.ended(attachment)
 
-    def _save(self) -> None:
-        if self.stateFile is not None:
-            self.stateFile.save(self.wants.save())
+    async def _detach(self, attachment: Attachment) -> None:
+        try:
+            await self.reconciler.detach(attachment)
+        except AttachFailed as error:
+            self._log.warn(
+                "{device} stays attached: {error}",
+                device=str(attachment.device),
+                error=str(error),
+            )
 
 
-def _relayInThread(secured: ssl.SSLSocket, ours: socket.socket) -> None:
-    startThread(partial(relay, secured, ours))
+def _relayInThread(encrypted: ssl.SSLSocket, plain: socket.socket) -> None:
+    startThread(partial(relay, encrypted, plain))

@@ -1,6 +1,7 @@
 """
-The requests to the client service (docs/reference/client_service_api.md): those to a server, and
-at which server it is to be.
+The JSON messages of the client service's socket (docs/reference/client_service_api.md): the
+requests of a server with a C{host} key, and the replies and notices with C{server} and
+C{local_devices}.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from typing import Annotated, Any
 
 import msgspec
 
-from usbip_server.client.devices import RemoteDevice
 from usbip_server.client.selection import SeveralFound
 from usbip_server.model.device import UsbDevice
 from usbip_server.model.errors import NAME_AT_MOST, NAMED_AT_MOST, InvalidRequest, ShareError
@@ -25,33 +25,32 @@ from usbip_server.model.requests import (
     decodeAs,
 )
 
-Host = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+Host = Annotated[str, msgspec.Meta(min_length=1, max_length=256)] | None
+"""Restricts a request to one server: its name, or its address as configured."""
 
 
 class LocalList(ListDevices, frozen=True, kw_only=True, tag="list"):
     """
-    All devices of all servers.
-
-    @ivar host: of this one only: its name, or its address as it is configured.
+    List the devices of all servers.
     """
 
-    host: Host | None = None
+    host: Host = None
 
 
 class LocalFind(FindDevice, frozen=True, kw_only=True, tag="find"):
     """
-    Which device is it?
+    Find one device.
     """
 
-    host: Host | None = None
+    host: Host = None
 
 
 class LocalAttach(AttachDevice, frozen=True, kw_only=True, tag="attach"):
     """
-    Plug it in here, and keep it so: with a lease as long as that lasts.
+    Attach a device to this machine, and keep it attached; with a lease, while the lease lasts.
     """
 
-    host: Host | None = None
+    host: Host = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,66 +62,72 @@ class LocalAttach(AttachDevice, frozen=True, kw_only=True, tag="attach"):
 
     @property
     def owner(self) -> str | None:
-        """Who leases it, if somebody does."""
+        """The owner of the requested lease."""
         return None if self.lease is None else self.lease.owner
 
 
 class LocalDetach(DetachDevice, frozen=True, kw_only=True, tag="detach"):
     """
-    Pull it out, and let it be.
+    Detach a device from this machine, and do not keep it attached any more.
     """
 
-    host: Host | None = None
+    host: Host = None
 
 
 class LocalPorts(Request, frozen=True, kw_only=True, tag="ports"):
     """
-    What is plugged in here, by whomever.
+    List the ports of vhci_hcd in use, including those of other programs.
     """
 
-    host: Host | None = None
+    host: Host = None
 
 
 class LocalWatch(WatchDevices, frozen=True, kw_only=True, tag="watch"):
     """
-    Tell what there is, and then what happens.
+    List the devices, then send each event.
     """
 
-    host: Host | None = None
+    host: Host = None
 
 
 LocalCommand = LocalList | LocalFind | LocalAttach | LocalDetach | LocalPorts | LocalWatch
 
 COMMANDS = ("list", "find", "attach", "detach", "ports", "watch")
 
+NARROW = 'Narrow the criteria, name the "host", or say "first": true.'
+
 _decoder: msgspec.json.Decoder[LocalCommand] = msgspec.json.Decoder(LocalCommand)
 
 
 def decode(raw: bytes) -> LocalCommand:
     """
-    Make a command of one JSON object.
+    Decode one JSON object.
 
-    @raise InvalidRequest: it is none; the message names the key that is wrong.
+    @raise InvalidRequest: it is no valid command; the message names the key.
     """
     command = decodeAs(_decoder, COMMANDS, raw)
     if command.token is not None:
-        raise InvalidRequest("invalid request: `token`: who asks is known from the socket")
+        raise InvalidRequest(
+            "invalid request: `token`: the service identifies a program by the socket: remove it"
+        )
     return command
 
 
-NARROW = 'Narrow the criteria, name the "host", or say "first": true.'
+class _Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    def encode(self) -> bytes:
+        """Encode as compact JSON, with a line feed."""
+        return msgspec.json.encode(self) + b"\n"
 
 
-class LocalReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class LocalReply(_Message, frozen=True, kw_only=True, omit_defaults=True):
     """
-    One answer.
+    The reply to a request.
 
-    @ivar status: how it went.
-    @ivar seq: of a watch: the number of the last event that C{data} knows of.
-    @ivar data: the device, or the devices or ports.
-    @ivar message: what is wrong and what to do, for a person.
-    @ivar server: of the device.
-    @ivar local_devices: what programs can open of it.
+    @ivar seq: for C{watch}: the number of the last event that C{data} includes.
+    @ivar data: the device, or a list of devices or ports.
+    @ivar message: what is wrong and what to do, for people.
+    @ivar server: the name of the device's server.
+    @ivar local_devices: the device nodes on this machine.
     """
 
     status: Status
@@ -132,26 +137,17 @@ class LocalReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     server: str | None = None
     local_devices: tuple[str, ...] | None = None
 
-    def encode(self) -> bytes:
-        """The answer as it goes over the wire: compact JSON and a line feed."""
-        return msgspec.json.encode(self) + b"\n"
 
-
-class LocalNotice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class LocalNotice(_Message, frozen=True, kw_only=True, omit_defaults=True):
     """
-    A line that answers nothing: something has happened.
+    An event, a heartbeat, or a place in a queue.
 
-    @ivar event: what.
-    @ivar seq: its number; C{None} for what is only told to one who waits.
-    @ivar time: when.
-    @ivar data: to which device.
-    @ivar server: of it.
-    @ivar local_devices: what programs can open of it.
-    @ivar rule: the name of the rule by which it is kept.
-    @ivar holder: who has imported it, or has given it back.
-    @ivar lease: whose it is for a time.
-    @ivar place: in the queue of those who wait for it.
-    @ivar message: for a person.
+    @ivar seq: the number of the event; C{None} for what only one waiting client receives.
+    @ivar time: RFC 3339.
+    @ivar data: the device.
+    @ivar rule: the name of the rule that keeps it attached.
+    @ivar holder: the client that has imported it, or has released it.
+    @ivar place: in the server's queue.
     """
 
     event: str
@@ -166,75 +162,55 @@ class LocalNotice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     place: int | None = None
     message: str | None = None
 
-    def encode(self) -> bytes:
-        """The notice as it goes over the wire."""
-        return msgspec.json.encode(self) + b"\n"
 
-
-def deviceFields(
-    device: UsbDevice, server: str, localDevices: Sequence[str], detail: bool
-) -> dict[str, Any]:
+def listItem(device: UsbDevice, server: str, nodes: Sequence[str], detail: bool) -> dict[str, Any]:
     """
-    A device among others, each of which may be of another server.
+    A device in a list.
     """
     fields: dict[str, Any] = msgspec.json.decode(encodeDevices(device, detail))
-    return {**fields, "server": server, "local_devices": list(localDevices)}
+    return {**fields, "server": server, "local_devices": list(nodes)}
 
 
-def aboutOne(
-    device: UsbDevice, server: str, localDevices: Sequence[str], detail: bool
+def deviceReply(
+    device: UsbDevice,
+    server: str,
+    nodes: tuple[str, ...],
+    detail: bool,
+    error: Exception | None = None,
 ) -> LocalReply:
     """
-    It is done, with this device.
+    The reply about one device: C{success}, or C{failure} with the text of an error.
     """
     return LocalReply(
-        status=Status.SUCCESS,
+        status=Status.SUCCESS if error is None else Status.FAILURE,
         data=encodeDevices(device, detail),
+        message=None if error is None else _clean(str(error)),
         server=server,
-        local_devices=tuple(localDevices),
+        local_devices=nodes,
     )
 
 
-def refused(error: ShareError) -> LocalReply:
+def errorReply(error: ShareError) -> LocalReply:
     """
-    It cannot be done: no device is meant, or several are.
+    The reply to a request that does not select one device.
     """
-    if isinstance(error, SeveralFound):
-        named = [_named(each) for each in error.found[:NAMED_AT_MOST]]
-        if len(error.found) > NAMED_AT_MOST:
-            named.append(f"and {len(error.found) - NAMED_AT_MOST} more")
-        message = f"{error}: {'; '.join(named)}. {NARROW}"
-        return LocalReply(status=Status.MULTIPLE_MATCHES, message=_clean(message))
-    reply = failed(error)
-    return LocalReply(status=reply.status, message=reply.message)
-
-
-def wentWrong(
-    error: Exception, device: UsbDevice, server: str, localDevices: Sequence[str], detail: bool
-) -> LocalReply:
-    """
-    The device was found, but what was to be done with it was not.
-    """
-    return LocalReply(
-        status=Status.FAILURE,
-        data=encodeDevices(device, detail),
-        message=_clean(str(error)),
-        server=server,
-        local_devices=tuple(localDevices),
-    )
-
-
-def _named(found: RemoteDevice) -> str:
-    device = found.device
-    serial = (device.serial or "-")[:NAME_AT_MOST]
-    return (
-        f"{device.busId} ({device.description[:NAME_AT_MOST]})"
-        f" id={device.vendorId}:{device.productId} serial={serial} at {found.server}"
-    )
+    if not isinstance(error, SeveralFound):
+        reply = failed(error)
+        return LocalReply(status=reply.status, message=reply.message)
+    named = [
+        f"{found.device.busId} ({found.device.description[:NAME_AT_MOST]})"
+        f" id={found.device.vendorId}:{found.device.productId}"
+        f" serial={(found.device.serial or '-')[:NAME_AT_MOST]} at {found.server}"
+        for found in error.found[:NAMED_AT_MOST]
+    ]
+    if len(error.found) > NAMED_AT_MOST:
+        named.append(f"and {len(error.found) - NAMED_AT_MOST} more")
+    message = _clean(f"{error}: {'; '.join(named)}. {NARROW}")
+    return LocalReply(status=Status.MULTIPLE_MATCHES, message=message)
 
 
 def _clean(text: str) -> str:
     """
-    A file name or a device's string in a message can hold half a surrogate pair.
+    Escape lone surrogates, which file names and string descriptors can contain.
     """
     return text.encode("utf-8", "backslashreplace").decode()

@@ -1,6 +1,6 @@
 """
-What was plugged in already when the service began: by an earlier one, mostly, which does not
-take its devices with it.
+Adopts devices that are attached to this machine already: by an earlier process of the service,
+which leaves them attached, or by other programs.
 """
 
 from __future__ import annotations
@@ -11,136 +11,122 @@ from twisted.logger import Logger
 
 from usbip_server.client.attach import Attached
 from usbip_server.client.devices import RemoteDevice
-from usbip_server.client.service.devices.attachments import Attachment, Attachments, deviceId
-from usbip_server.client.service.devices.desired import DesiredAttachment, DesiredAttachments
+from usbip_server.client.service.devices.attachments import Attachment, deviceId
+from usbip_server.client.service.devices.desired import DesiredAttachment
 from usbip_server.client.service.devices.notifier import Notifier
 from usbip_server.client.service.devices.operations import Operations
-from usbip_server.client.service.devices.servers import ServerConnection, ServerPool
+from usbip_server.client.service.devices.servers import ServerConnection
+from usbip_server.client.service.devices.view import DeviceView
 from usbip_server.model.device import DeviceState, UsbDevice
 from usbip_server.model.errors import LocalTrouble
 
-GRACE = 10.0
-"""Seconds for a server to say whether what is plugged in is what is wanted; then another one's
-device is taken."""
+GRACE_SECONDS = 10.0
+"""For a server to report whether a device attached at start is a desired one; after that the
+device of another server is attached instead."""
 
 
 class Adoption:
     """
-    All of them, until it is known whose they are; and what others plug in later.
+    The devices attached at start that no server has identified yet; and a way to adopt others.
 
-    @ivar until: how long it is waited for that, by the reactor's clock.
+    @ivar until: when to stop waiting for servers, in seconds of the reactor's clock.
     """
 
     _log = Logger()
 
     def __init__(
-        self,
-        reactor: Any,
-        plugging: Operations,
-        links: ServerPool,
-        wants: DesiredAttachments,
-        plugs: Attachments,
-        telling: Notifier,
+        self, reactor: Any, view: DeviceView, operations: Operations, notifier: Notifier
     ) -> None:
         """
         @param reactor: provides C{IReactorTime}.
         """
         self.until = 0.0
         self._reactor = reactor
-        self._plugging = plugging
-        self._links = links
-        self._wants = wants
-        self._plugs = plugs
-        self._telling = telling
-        self._orphans: list[Attached] = []
+        self._view = view
+        self._operations = operations
+        self._notifier = notifier
+        self._unidentified: list[Attached] = []
 
-    async def find(self) -> None:
-        """
-        See what there is.
-        """
+    async def start(self) -> None:
+        """Find what is attached at start."""
         try:
-            ports = await self._plugging.attached()
-            self._orphans = [each for each in ports if each.deviceId and each.record]
+            ports = await self._operations.ports()
+            self._unidentified = [each for each in ports if each.deviceId and each.record]
         except LocalTrouble as error:
-            self._log.warn("nothing can be plugged in: {error}", error=str(error))
-        self.until = self._reactor.seconds() + GRACE
-
-    def look(self) -> None:
-        """Adopt those that are known by now to be what is wanted."""
-        for orphan in tuple(self._orphans):
-            link = linkOf(orphan, self._links)
-            if link is None:
-                self._orphans.remove(orphan)  # of no server of ours
-            elif link.isUp:
-                self._orphans.remove(orphan)
-                self._know(orphan, link)
+            self._log.warn("no device can be attached: {error}", error=str(error))
+        self.until = self._reactor.seconds() + GRACE_SECONDS
 
     @property
     def isWaiting(self) -> bool:
-        """Is it waited for what a server says of one?"""
-        return bool(self._orphans) and self._reactor.seconds() < self.until
+        """May a server still identify one of them?"""
+        return bool(self._unidentified) and self._reactor.seconds() < self.until
 
-    def mayHave(self, want: DesiredAttachment) -> bool:
-        """May one of them be what is wanted?"""
+    def mayFulfil(self, desired: DesiredAttachment) -> bool:
+        """May one of them turn out to be the desired device?"""
         if not self.isWaiting:
             return False
-        links = [linkOf(orphan, self._links) for orphan in self._orphans]
+        origins = map(self._view.origin, self._unidentified)
         return any(
-            link is not None and (want.servers is None or link.server in want.servers)
-            for link in links
+            origin is not None and (desired.servers is None or origin.server in desired.servers)
+            for origin in origins
         )
 
-    async def at(self, found: RemoteDevice) -> Attached | None:
+    def identify(self) -> None:
+        """Adopt those that servers identify as desired by now."""
+        for attached in tuple(self._unidentified):
+            origin = self._view.origin(attached)
+            if origin is None:  # it is from no configured server
+                self._unidentified.remove(attached)
+            elif origin.isUp:
+                self._unidentified.remove(attached)
+                self._identify(attached, origin)
+
+    async def portOf(self, found: RemoteDevice) -> Attached | None:
         """
-        Where a device is plugged in, if that was somebody else, and as far as the kernel tells.
+        The port where another program has attached a device, if the kernel reports it.
         """
         try:
-            ports = await self._plugging.attached()
+            ports = await self._operations.ports()
         except LocalTrouble:
             return None
         for attached in ports:
-            link = linkOf(attached, self._links)
-            isOurs = any(plug.isAt(attached) for plug in self._plugs)
-            if link is None or isOurs or link.server != found.server:
+            origin = self._view.origin(attached)
+            isOurs = any(each.isAt(attached) for each in self._view.attachments)
+            if origin is None or isOurs or origin.server != found.server:
                 continue
-            if _isIt(attached, link.inventory.same(found.device)):
+            if _isIt(attached, origin.inventory.same(found.device)):
                 return attached
         return None
 
-    def adopt(self, attached: Attached, found: RemoteDevice, want: DesiredAttachment) -> None:
-        """Keep what is plugged in already."""
-        now = self._reactor.seconds()
-        plug = Attachment(want, found.server, found.device, attached, None, False, now)
-        self._plugs.add(plug)
-        self._telling.adopted(plug)
+    def adopt(self, attached: Attached, found: RemoteDevice, desired: DesiredAttachment) -> None:
+        """Keep a device attached that is attached already."""
+        attachment = Attachment(
+            desired=desired,
+            server=found.server,
+            device=found.device,
+            attached=attached,
+            since=self._reactor.seconds(),
+            holder=found.device.holder,
+        )
+        self._view.attachments.add(attachment)
+        self._notifier.adopted(attachment)
 
-    def _know(self, orphan: Attached, link: ServerConnection) -> None:
-        """
-        Now that its server is there.
-        """
-        assert orphan.record is not None
-        device = link.inventory.get(orphan.record.busId)
-        if device is None or not _isIt(orphan, device):
-            return  # its session has ended, and this machine will notice
-        found = RemoteDevice(server=link.server, device=device, raw={})
-        for want in self._wants:
-            isFor = want.isFor(found) and want.mayHave(device)
-            if isFor and self._plugs.of(want.name) is None:
-                self.adopt(orphan, found, want)
+    def _identify(self, attached: Attached, origin: ServerConnection) -> None:
+        assert attached.record is not None
+        device = origin.inventory.get(attached.record.busId)
+        if device is None or not _isIt(attached, device):
+            return  # its session has ended, which the kernel will notice
+        found = RemoteDevice(server=origin.server, device=device, raw={})
+        for desired in self._view.desired:
+            isFree = self._view.attachments.of(desired.name) is None
+            if isFree and desired.matches(found) and desired.mayAttach(device):
+                self.adopt(attached, found, desired)
                 return
-
-
-def linkOf(attached: Attached, links: ServerPool) -> ServerConnection | None:
-    """
-    To the server that something came from, as the note about it has it.
-    """
-    record = attached.record
-    return None if record is None else links.at(record.host, record.service)
 
 
 def _isIt(attached: Attached, device: UsbDevice | None) -> bool:
     """
-    Is something that came from a device's server, and place there, this device?
+    Is what is attached this device? Its server and bus id are known to be the same.
     """
     if device is None or attached.record is None or device.state is not DeviceState.IN_USE:
         return False

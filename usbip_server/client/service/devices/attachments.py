@@ -1,5 +1,5 @@
 """
-What this service has plugged in, until it ends.
+The devices that this service has attached, until each session ends.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
@@ -17,88 +18,90 @@ from usbip_server.client.attach import Attached
 from usbip_server.client.devices import RemoteDevice
 from usbip_server.client.servers import Server
 from usbip_server.client.service.devices.desired import DesiredAttachment, isLeasedBy
-from usbip_server.kernel.vhci.ports import Port, PortState, Vhci
-from usbip_server.model.device import UsbDevice
+from usbip_server.kernel.vhci.ports import PortState, Vhci
+from usbip_server.model.device import Holder, UsbDevice
 from usbip_server.model.errors import LocalTrouble
 from usbip_server.net.hangup import HangupWatcher
 from usbip_server.runtime.threads import BlockingCalls, StillOut, TookTooLong
 
-LOOK_AGAIN = 1.0
-"""Seconds between looks at what was adopted, whose end nothing announces."""
+POLL_SECONDS = 1.0
+"""Between polls of the ports of adopted devices: no connection of ours shows their end."""
 
-PATIENCE = 10.0
-"""Seconds for the kernel to tell."""
+STATUS_SECONDS = 10.0
+"""For the kernel to report its ports."""
 
 Place = tuple[str, str]
 """The name of a server, and a bus id there."""
 
 
-class Attachment:
+def placeOf(found: RemoteDevice) -> Place:
     """
-    A device that is plugged in here.
+    The place of a device.
+    """
+    return found.server.name, found.device.busId
 
-    @ivar want: why.
-    @ivar server: where it is.
-    @ivar device: as its server describes it, when it was plugged in.
-    @ivar attached: what has become of it here.
-    @ivar kept: a duplicate of its connection; C{None} where somebody else has plugged it in: an
-        earlier service.
-    @ivar bound: has its server bound it as we asked?
-    @ivar since: when, by the reactor's clock.
-    @ivar holder: we, as its server has us; C{None} until it has told.
+
+def deviceId(device: UsbDevice) -> int:
+    """
+    The number of a server's device in C{vhci_hcd} (C{devid}, C{drivers/usb/usbip/vhci_sysfs.c}).
+    """
+    return device.busNumber << 16 | device.deviceNumber
+
+
+class Attachment(msgspec.Struct, kw_only=True, eq=False):
+    """
+    An attached device.
+
+    @ivar desired: why it is attached.
+    @ivar device: as its server last described it.
+    @ivar attached: its port and device nodes.
+    @ivar connection: a duplicate of its connection; C{None} if the device was adopted.
+    @ivar bound: has the server bound it at our request?
+    @ivar since: when it was attached, in seconds of the reactor's clock.
+    @ivar holder: this machine, as the server reports it; C{None} until it does.
     """
 
-    def __init__(
-        self,
-        want: DesiredAttachment,
-        server: Server,
-        device: UsbDevice,
-        attached: Attached,
-        kept: socket.socket | None,
-        bound: bool,
-        since: float,
-    ) -> None:
-        self.want = want
-        self.server = server
-        self.device = device
-        self.attached = attached
-        self.kept = kept
-        self.bound = bound
-        self.since = since
-        self.holder = device.holder
+    desired: DesiredAttachment
+    server: Server
+    device: UsbDevice
+    attached: Attached
+    connection: socket.socket | None = None
+    bound: bool = False
+    since: float
+    holder: Holder | None = None
 
     @property
     def place(self) -> Place:
-        """Where the device is."""
+        """The place of the device."""
         return self.server.name, self.device.busId
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Its device nodes."""
+        return self.attached.nodes
 
     @property
     def unbinds(self) -> bool:
         """
-        Is it for us to have it unbound, when it is pulled out? When a lease has ended its server
-        does that.
+        Unbind the device at its server when it is detached? After the end of a lease the server
+        does it.
         """
-        owner = self.want.owner
+        owner = self.desired.owner
         return self.bound if owner is None else isLeasedBy(owner, self.device)
 
     def isAt(self, attached: Attached) -> bool:
-        """Is it what is plugged in there?"""
+        """Is this what a port has?"""
         return (attached.port, attached.deviceId) == (self.attached.port, self.attached.deviceId)
 
-    def become(self, device: UsbDevice) -> None:
-        """Its server describes it anew."""
+    def update(self, device: UsbDevice) -> None:
+        """Take over the server's new description."""
         self.device = device
         self.holder = self.holder or device.holder
-
-    @property
-    def nodes(self) -> tuple[str, ...]:
-        """What programs can open."""
-        return self.attached.nodes
 
 
 class Attachments:
     """
-    All of them, each with its own want.
+    The attachments, by the names of what desires them; reports the end of each session.
     """
 
     _log = Logger()
@@ -108,99 +111,76 @@ class Attachments:
     ) -> None:
         """
         @param reactor: provides C{IReactorTime} and C{IReactorFDSet}.
-        @param lost: called with one that has ended of itself.
+        @param lost: called with an attachment whose session has ended.
         """
         self._reactor = reactor
         self._vhci = vhci
         self._calls = calls
         self._lost = lost
         self._hangups = HangupWatcher(reactor)
-        self._plugs: dict[str, Attachment] = {}
+        self._attachments: dict[str, Attachment] = {}
         self._timer: IDelayedCall | None = None
         self._isStopped = False
 
     def __iter__(self) -> Iterator[Attachment]:
-        return iter(tuple(self._plugs.values()))
+        return iter(tuple(self._attachments.values()))
 
     def of(self, name: str) -> Attachment | None:
-        """That of a want."""
-        return self._plugs.get(name)
+        """The attachment for a L{DesiredAttachment}, by its name."""
+        return self._attachments.get(name)
 
     def at(self, place: Place) -> Attachment | None:
-        """That of a device."""
-        return next((plug for plug in self._plugs.values() if plug.place == place), None)
+        """The attachment of a device."""
+        return next((each for each in self._attachments.values() if each.place == place), None)
 
-    def add(self, plug: Attachment) -> None:
-        """One more; from now on its end is told."""
-        self._plugs[plug.want.name] = plug
-        if plug.kept is not None:
-            self._hangups.listen(plug.kept, partial(self._over, plug))
+    def add(self, attachment: Attachment) -> None:
+        """Add one, and report its end."""
+        self._attachments[attachment.desired.name] = attachment
+        if attachment.connection is not None:
+            self._hangups.listen(attachment.connection, partial(self._ended, attachment))
         else:
-            self._lookLater()
+            self._pollLater()
 
-    def remove(self, plug: Attachment) -> None:
-        """It is pulled out: its end is not told."""
-        if self._plugs.get(plug.want.name) is plug:
-            del self._plugs[plug.want.name]
-        if plug.kept is not None:
-            self._hangups.leave(plug.kept)
-            plug.kept.close()
-            plug.kept = None
+    def remove(self, attachment: Attachment) -> None:
+        """Remove one without a report."""
+        if self._attachments.get(attachment.desired.name) is attachment:
+            del self._attachments[attachment.desired.name]
+        if attachment.connection is not None:
+            self._hangups.leave(attachment.connection)
+            attachment.connection.close()
+            attachment.connection = None
 
     def stop(self) -> None:
-        """Tell no more ends; all goes on."""
+        """Stop to report ends; the sessions go on."""
         self._isStopped = True
         self._hangups.stop()
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
 
-    def _over(self, plug: Attachment) -> None:
-        self.remove(plug)
-        self._lost(plug)
+    def _ended(self, attachment: Attachment) -> None:
+        self.remove(attachment)
+        self._lost(attachment)
 
-    def _lookLater(self) -> None:
+    def _pollLater(self) -> None:
         if self._timer is None and not self._isStopped:
-            self._timer = self._reactor.callLater(LOOK_AGAIN, self._look)
+            self._timer = self._reactor.callLater(POLL_SECONDS, self._poll)
 
-    def _look(self) -> None:
-        Deferred.fromCoroutine(self._lookNow()).addErrback(
-            lambda failure: self._log.failure("a bug in looking at ports", failure)
+    def _poll(self) -> None:
+        Deferred.fromCoroutine(self._pollNow()).addErrback(
+            lambda failure: self._log.failure("bug while polling ports", failure)
         )
 
-    async def _lookNow(self) -> None:
-        """
-        Are those still there that were adopted?
-        """
+    async def _pollNow(self) -> None:
         try:
-            ports = await self._calls.call("status", PATIENCE, self._vhci.ports)
+            ports = await self._calls.call("status", STATUS_SECONDS, self._vhci.ports)
         except (LocalTrouble, StillOut, TookTooLong, RuntimeError):
-            pass  # nothing is known
+            pass  # poll again later
         else:
-            there = {(port.number, port.deviceId) for port in ports if isUsed(port)}
-            for plug in self:
-                if plug.kept is None and (plug.attached.port, deviceId(plug.device)) not in there:
-                    self._over(plug)
+            used = {(port.number, port.deviceId) for port in ports if port.state is PortState.USED}
+            for each in self:
+                port = each.attached.port, deviceId(each.device)
+                if each.connection is None and port not in used:
+                    self._ended(each)
         self._timer = None
-        if any(plug.kept is None for plug in self):
-            self._lookLater()
-
-
-def placeOf(found: RemoteDevice) -> Place:
-    """
-    Where a device is.
-    """
-    return found.server.name, found.device.busId
-
-
-def isUsed(port: Port) -> bool:
-    """
-    Has it a device that works?
-    """
-    return port.state is PortState.USED
-
-
-def deviceId(device: UsbDevice) -> int:
-    """
-    What C{vhci_hcd} calls a device of a server (C{devid}, C{drivers/usb/usbip/vhci_sysfs.c}).
-    """
-    return device.busNumber << 16 | device.deviceNumber
+        if any(each.connection is None for each in self):
+            self._pollLater()

@@ -1,5 +1,6 @@
 """
-What is to be plugged in: what the configuration says, and what was asked for.
+The desired state: the devices to keep attached, by rules of the configuration and by requests of
+programs. Requests are saved in the state file.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import msgspec
 from usbip_server.client.devices import RemoteDevice
 from usbip_server.client.selection import Selector, among
 from usbip_server.client.servers import Server
-from usbip_server.client.service.config import ClientHook
+from usbip_server.client.service.config import ClientHook, DeviceRule, LiveSettings
 from usbip_server.model.device import DeviceState, UsbDevice
+from usbip_server.runtime.statefile import StateFile
 
 
 class Requested(
@@ -23,13 +25,13 @@ class Requested(
     rename={"vendorId": "vendor_id", "productId": "product_id", "busId": "bus_id"},
 ):
     """
-    A device that somebody has asked for. It is known again by its ids and its serial number,
-    wherever it is plugged in at its server; without a serial number only at the same place.
+    A device that a program has requested, as the state file has it. It is recognised by its server,
+    ids and serial number; without a serial number also by its bus id.
 
     @ivar server: the name of its server.
-    @ivar busId: where it was there.
-    @ivar description: what it was called then.
-    @ivar owner: who has leased it: it is wanted as long as it is theirs.
+    @ivar busId: its bus id when it was requested.
+    @ivar description: its description then.
+    @ivar owner: the owner of its lease: the device is kept as long as that owner has it leased.
     """
 
     server: str
@@ -41,8 +43,8 @@ class Requested(
     owner: str | None = None
 
     @classmethod
-    def of(cls, found: RemoteDevice, owner: str | None = None) -> Requested:
-        """A device."""
+    def of(cls, found: RemoteDevice, owner: str | None) -> Requested:
+        """Make one for a device."""
         return cls(
             server=found.server.name,
             vendorId=found.device.vendorId,
@@ -53,18 +55,19 @@ class Requested(
             owner=owner,
         )
 
-    def isFor(self, device: UsbDevice) -> bool:
-        """Is it for such a device of its server?"""
-        known = device.vendorId, device.productId, device.serial
-        isSame = known == (self.vendorId, self.productId, self.serial)
+    def matches(self, found: RemoteDevice) -> bool:
+        """Is it this device, leased or not?"""
+        device = found.device
+        identity = found.server.name, device.vendorId, device.productId, device.serial
+        isSame = identity == (self.server, self.vendorId, self.productId, self.serial)
         return isSame and (self.serial is not None or device.busId == self.busId)
 
-    def isTheirs(self, device: UsbDevice) -> bool:
-        """Is it still leased by who has leased it, if anybody has?"""
+    def isStillLeased(self, device: UsbDevice) -> bool:
+        """Has the owner still leased the device, if there is an owner?"""
         return self.owner is None or isLeasedBy(self.owner, device)
 
     def device(self) -> UsbDevice:
-        """The device, as far as it is remembered."""
+        """The device, with what is saved of it."""
         return UsbDevice(
             busId=self.busId,
             vendorId=self.vendorId,
@@ -73,10 +76,16 @@ class Requested(
             description=self.description,
         )
 
+    @property
+    def name(self) -> str:
+        """A name that no rule can have."""
+        which = self.serial if self.serial is not None else f"at {self.busId}"
+        return f"{self.server}/{self.vendorId}:{self.productId} {which}"
+
 
 class Requests(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
-    What the state file holds.
+    The content of the state file.
     """
 
     version: int = 1
@@ -85,175 +94,183 @@ class Requests(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 class DesiredAttachment(msgspec.Struct, frozen=True, kw_only=True):
     """
-    A device that is to be plugged in whenever it is to be had.
+    A device to keep attached.
 
-    @ivar name: tells it from others.
-    @ivar servers: where it may be; C{None}: anywhere.
-    @ivar wanted: which device is meant; or else C{requested}.
-    @ivar symlink: are there to be links to its nodes?
-    @ivar hooks: whom to tell.
+    @ivar name: unique.
+    @ivar servers: where to look for it; C{None}: at all servers.
+    @ivar selector: selects the device; or else C{requested} does.
+    @ivar symlink: create symlinks to its device nodes.
+    @ivar hooks: what to run on its events.
     """
 
     name: str
     servers: tuple[Server, ...] | None = None
-    wanted: Selector | None = None
+    selector: Selector | None = None
     requested: Requested | None = None
     symlink: bool = False
     hooks: tuple[ClientHook, ...] = ()
 
     @property
     def rule(self) -> str | None:
-        """The name of the rule that says so, if one does."""
+        """The name of its rule, if it comes from one."""
         return None if self.requested is not None else self.name
 
     @property
     def owner(self) -> str | None:
-        """Who has leased the device, if somebody has."""
+        """The owner of the lease, if a program has requested one."""
         return None if self.requested is None else self.requested.owner
 
-    def mayHave(self, device: UsbDevice) -> bool:
+    def mayAttach(self, device: UsbDevice) -> bool:
         """
-        Is it to be had at its server, as far as leases go? One that is leased has not to be asked
-        for: its server binds it of itself.
+        Do leases allow it? A device leased by C{owner} is bound by its server without a request.
         """
         if self.owner is None:
             return device.lease is None
         return device.state in (DeviceState.BOUND, DeviceState.IN_USE)
 
     def among(self, found: Iterable[RemoteDevice]) -> tuple[RemoteDevice, ...]:
-        """
-        The devices that are meant.
-        """
+        """The devices that it selects."""
         there = [each for each in found if self.servers is None or each.server in self.servers]
-        if self.requested is not None:
-            requested = self.requested
-            return tuple(
-                each
-                for each in there
-                if requested.isFor(each.device) and requested.isTheirs(each.device)
-            )
-        assert self.wanted is not None
-        return among(self.wanted, there)
+        if self.requested is None:
+            assert self.selector is not None
+            return among(self.selector, there)
+        requested = self.requested
+        return tuple(
+            each
+            for each in there
+            if requested.matches(each) and requested.isStillLeased(each.device)
+        )
 
-    def isFor(self, found: RemoteDevice) -> bool:
-        """Is this device one of those?"""
+    def matches(self, found: RemoteDevice) -> bool:
+        """Does it select this device?"""
         return found in self.among((found,))
 
 
 class DesiredAttachments:
     """
-    All that is wanted: rules first.
+    All desired attachments: those of rules first, in the order of the file.
     """
 
-    def __init__(self) -> None:
-        self._rules: tuple[DesiredAttachment, ...] = ()
+    def __init__(self, settings: LiveSettings, stateFile: StateFile[Requests] | None) -> None:
+        """
+        @param stateFile: keeps the requests; C{None}: they end with the process.
+        """
+        self._settings = settings
+        self._stateFile = stateFile
         self._requests: dict[str, Requested] = {}
-        self._servers: dict[str, Server] = {}
         self._resting: set[str] = set()
+        self.update()
 
-    def become(self, rules: Iterable[DesiredAttachment], servers: Iterable[Server]) -> None:
-        """
-        From now on these rules. None of them rests any more.
+    def load(self) -> None:
+        """Read the requests from the state file."""
+        if self._stateFile is not None:
+            self._requests = {each.name: each for each in self._stateFile.open().requests}
 
-        @param servers: all there are.
-        """
-        self._rules = tuple(rules)
-        self._servers = {server.name: server for server in servers}
+    def update(self) -> None:
+        """Take over a reloaded configuration: rules that were detached by request apply again."""
         self._resting.clear()
+        self._servers = {server.name: server for server in self._settings.allServers}
+        self._rules = tuple(map(self._desiredOf, self._settings.config.devices))
+
+    def _desiredOf(self, rule: DeviceRule) -> DesiredAttachment:
+        known = self._settings.servers.known
+        servers = tuple(server for name in rule.servers for server in known[name])
+        return DesiredAttachment(
+            name=rule.name,
+            servers=servers if rule.servers else None,
+            selector=rule.selector,
+            symlink=rule.symlink,
+            hooks=rule.hooks,
+        )
 
     def __iter__(self) -> Iterator[DesiredAttachment]:
-        """All, but for those that rest."""
-        yield from (want for want in self._rules if want.name not in self._resting)
-        for name, requested in self._requests.items():
+        yield from (rule for rule in self._rules if rule.name not in self._resting)
+        for requested in self._requests.values():
             server = self._servers.get(requested.server)
             if server is not None:
-                yield DesiredAttachment(name=name, servers=(server,), requested=requested)
+                yield _desiredBy(requested, server)
 
     def get(self, name: str) -> DesiredAttachment | None:
-        """One of those, by its name."""
-        return next((want for want in self if want.name == name), None)
+        """One of them, by its name."""
+        return next((desired for desired in self if desired.name == name), None)
 
     def request(
-        self, found: RemoteDevice, isTaken: Callable[[str], bool], owner: str | None = None
+        self, found: RemoteDevice, owner: str | None, isTaken: Callable[[str], bool]
     ) -> DesiredAttachment:
         """
-        A device is asked for.
+        Add the request of a program. Without an owner a rule that matches stands for it.
 
-        @param isTaken: has a want, by its name, a device already?
-        @param owner: who has leased it.
-        @return: the rule that is for it, which rests no more, or something new. No rule is for
-            what is leased.
+        @param owner: the owner of the lease.
+        @param isTaken: has the rule of this name another device?
         """
-        for want in self._rules if owner is None else ():
-            if not isTaken(want.name) and want.isFor(found):
-                self._resting.discard(want.name)
-                return want
+        for rule in self._rules if owner is None else ():
+            if not isTaken(rule.name) and rule.matches(found):
+                self._resting.discard(rule.name)
+                return rule
         requested = Requested.of(found, owner)
-        name = _nameOf(requested)
-        self._requests[name] = requested
-        return DesiredAttachment(name=name, servers=(found.server,), requested=requested)
+        self._requests[requested.name] = requested
+        self._save()
+        return _desiredBy(requested, found.server)
 
-    def confirm(self, want: DesiredAttachment) -> None:
-        """What has a device is wanted, also if it was withdrawn."""
-        self._resting.discard(want.name)
-        if want.requested is not None:
-            self._requests[want.name] = want.requested
+    def restore(self, desired: DesiredAttachment) -> None:
+        """Add one that may have been withdrawn."""
+        self._resting.discard(desired.name)
+        if desired.requested is not None:
+            self._requests[desired.name] = desired.requested
+            self._save()
 
     def withdraw(self, name: str) -> None:
-        """It is not wanted any more: what was asked for is forgotten, and a rule rests."""
+        """Remove a request, or disable a rule until it is requested or the next reload."""
         if self._requests.pop(name, None) is None:
             self._resting.add(name)
+        else:
+            self._save()
 
     def endLeases(self, found: Iterable[RemoteDevice]) -> None:
         """
-        What was leased, and is not any more as its server says, is not wanted any more.
+        Remove the requests whose lease has ended.
 
-        @param found: all devices of servers that are there.
+        @param found: the devices of all servers that are connected.
         """
-        leased = [(name, each) for name, each in self._requests.items() if each.owner is not None]
-        there = tuple(found) if leased else ()
-        for name, requested in leased:
-            for each in there:
-                isIt = each.server.name == requested.server and requested.isFor(each.device)
-                if isIt and not requested.isTheirs(each.device):
-                    self._requests.pop(name, None)
+        leased = [each for each in self._requests.values() if each.owner is not None]
+        if leased:
+            there = tuple(found)
+            for requested in leased:
+                for each in there:
+                    if requested.matches(each) and not requested.isStillLeased(each.device):
+                        self._requests.pop(requested.name, None)
+            self._save()
 
     def requested(self, found: RemoteDevice) -> DesiredAttachment | None:
-        """What was asked for, if it is this device; whether it is still leased or not."""
-        name, device = found.server.name, found.device
-        for want in self:
-            requested = want.requested
-            if requested is not None and requested.server == name and requested.isFor(device):
-                return want
+        """The request for a device, whether its lease has ended or not."""
+        for desired in self:
+            if desired.requested is not None and desired.requested.matches(found):
+                return desired
         return None
 
     def remembered(self) -> tuple[RemoteDevice, ...]:
-        """The devices that were asked for, as far as they are remembered."""
+        """The requested devices, with what is saved of them."""
         return tuple(
             RemoteDevice(server=server, device=requested.device(), raw={})
             for requested in self._requests.values()
             if (server := self._servers.get(requested.server)) is not None
         )
 
-    def load(self, requests: Requests) -> None:
-        """What was asked for before."""
-        self._requests = {_nameOf(each): each for each in requests.requests}
-
-    def save(self) -> Requests:
-        """What is to be remembered."""
+    def saved(self) -> Requests:
+        """The content of the state file."""
         return Requests(requests=tuple(self._requests.values()))
+
+    def _save(self) -> None:
+        if self._stateFile is not None:
+            self._stateFile.save(self.saved())
 
 
 def isLeasedBy(owner: str, device: UsbDevice) -> bool:
     """
-    Is a device somebody's at present?
+    Has this owner leased the device?
     """
     return device.lease is not None and device.lease.owner == owner
 
 
-def _nameOf(requested: Requested) -> str:
-    """
-    A name that no rule can have.
-    """
-    which = requested.serial if requested.serial is not None else f"at {requested.busId}"
-    return f"{requested.server}/{requested.vendorId}:{requested.productId} {which}"
+def _desiredBy(requested: Requested, server: Server) -> DesiredAttachment:
+    return DesiredAttachment(name=requested.name, servers=(server,), requested=requested)

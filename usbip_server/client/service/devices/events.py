@@ -1,6 +1,6 @@
 """
-What happens to devices here and at all servers, for those who want to hear of it: numbered,
-dated and remembered for a while.
+The event log of the client service: what servers report, and what happens to devices on this
+machine.
 """
 
 from __future__ import annotations
@@ -11,53 +11,53 @@ from collections.abc import Callable
 import msgspec
 
 from usbip_server.client.servers import Server
+from usbip_server.client.service.config import LiveSettings
 from usbip_server.client.service.messages import LocalNotice, LocalWatch
 from usbip_server.model.device import Holder, UsbDevice
 from usbip_server.model.errors import SnapshotNeeded
-from usbip_server.model.inventory import Change, ChangeKind
+from usbip_server.model.inventory import ChangeKind
 from usbip_server.model.replies import encodeDevices, holderFields, leaseFields
 from usbip_server.model.selector import given, matching
 from usbip_server.model.timestamps import timestamp
 from usbip_server.runtime.eventlog import EventLog, Subscription
 
 
-class Word(enum.Enum):
+class ServiceEventKind(enum.Enum):
     """
-    What happens besides what servers tell (L{ChangeKind}).
+    The kinds of events besides those that servers report (L{ChangeKind}).
     """
 
     ATTACHED = "attached"
-    """A device was plugged in here."""
+    """A device was attached to this machine."""
 
     NODES = "nodes"
-    """Programs can open something else of it than they could."""
+    """The nodes of an attached device have changed."""
 
     LOST = "lost"
-    """It is not plugged in here any more."""
+    """A device is not attached any more."""
 
     FAILED = "failed"
-    """It could not be plugged in."""
+    """A device could not be attached."""
 
     CONNECTED = "connected"
-    """A server is there."""
+    """The service has connected to a server."""
 
     DISCONNECTED = "disconnected"
-    """It is not."""
+    """A server is not connected any more, or could not be."""
 
 
-class Item(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+class ServiceEvent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """
-    One thing that happened.
+    One event.
 
-    @ivar word: what.
+    @ivar word: its kind.
     @ivar seq: its number.
-    @ivar time: when, in seconds since the epoch.
-    @ivar server: where.
-    @ivar device: to which device; C{None}: to the server.
-    @ivar before: the device as it was, where a server tells.
-    @ivar localDevices: what programs can open of it; C{None}: this is not about that.
-    @ivar rule: the rule by which it is kept.
-    @ivar message: for a person.
+    @ivar time: seconds since the epoch.
+    @ivar device: C{None}: it is about the server.
+    @ivar before: the device before a change that its server reports.
+    @ivar localDevices: the nodes of the device; C{None}: the event has none.
+    @ivar rule: the name of the rule that keeps the device attached.
+    @ivar message: a reason, for people.
     """
 
     word: str
@@ -71,7 +71,7 @@ class Item(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     message: str | None = None
 
     def line(self, detail: bool) -> bytes:
-        """It as it goes over the wire."""
+        """Encode it for a client."""
         lease = None if self.device is None else self.device.lease
         return LocalNotice(
             event=self.word,
@@ -94,103 +94,76 @@ class Item(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         return None
 
 
-class ServiceEvents(EventLog[Item]):
+class ServiceEvents(EventLog[ServiceEvent]):
     """
-    All of it.
+    Numbers, dates and keeps the events.
 
     @ivar now: the time, in seconds since the epoch.
     """
 
-    def __init__(self, now: Callable[[], float], keep: int) -> None:
-        """
-        @param now: the time, in seconds since the epoch.
-        @param keep: how many items are remembered.
-        """
+    def __init__(self, now: Callable[[], float], settings: LiveSettings) -> None:
         self.now = now
-        # From the time in microseconds, so that no number comes twice.
+        self._settings = settings
+        # From the time in microseconds: no number of an earlier process is used again.
         self._seq = int(now() * 1e6)
-        super().__init__(self._seq, keep)
+        super().__init__(self._seq, settings.config.limits.history)
 
     @property
     def seq(self) -> int:
         return self._seq
 
-    def changed(self, server: Server, change: Change, localDevices: tuple[str, ...] | None) -> None:
-        """A server has told what has happened to a device."""
-        self._tell(
-            word=change.kind.value,
-            server=server,
-            device=change.device,
-            before=change.before,
-            localDevices=localDevices,
-        )
-
-    def happened(
+    def record(
         self,
-        word: Word,
+        kind: ServiceEventKind | ChangeKind,
         server: Server,
         device: UsbDevice | None = None,
-        localDevices: tuple[str, ...] | None = None,
+        nodes: tuple[str, ...] | None = None,
         rule: str | None = None,
         message: str | None = None,
-    ) -> Item:
-        """Something has happened here."""
-        return self._tell(
-            word=word.value,
-            server=server,
-            device=device,
-            localDevices=localDevices,
-            rule=rule,
-            message=message,
-        )
-
-    def heartbeat(self) -> bytes:
-        """A sign of life, which is no item: its number is that of the last one."""
-        now = timestamp(self.now())
-        return LocalNotice(event="heartbeat", seq=self.seq, time=now).encode()
-
-    def stream(self, request: LocalWatch, servers: tuple[Server, ...] | None) -> Subscription[Item]:
-        """
-        What a watcher is told.
-
-        @param servers: of which servers; C{None}: of all.
-        @raise SnapshotNeeded: it cannot go on from where it wants to.
-        """
-        if request.since is not None and self.after(request.since) is None:
-            raise SnapshotNeeded(request.since)
-        isAboutAll = not given(request)
-
-        def isWanted(item: Item) -> bool:
-            if servers is not None and item.server not in servers:
-                return False
-            if isAboutAll or item.device is None:
-                return True
-            about = (item.device,) if item.before is None else (item.device, item.before)
-            return bool(matching(request, about))
-
-        return Subscription(self, request.since, self.seq, bool(request.detail), isWanted)
-
-    def _tell(
-        self,
-        word: str,
-        server: Server,
-        device: UsbDevice | None = None,
         before: UsbDevice | None = None,
-        localDevices: tuple[str, ...] | None = None,
-        rule: str | None = None,
-        message: str | None = None,
-    ) -> Item:
+    ) -> ServiceEvent:
+        """
+        Add an event. Parameters are those of L{ServiceEvent}.
+        """
         self._seq += 1
-        item = Item(
-            word=word,
+        event = ServiceEvent(
+            word=kind.value,
             seq=self._seq,
             time=self.now(),
             server=server,
             device=device,
             before=before,
-            localDevices=localDevices,
+            localDevices=nodes,
             rule=rule,
             message=message,
         )
-        self._add(item)
-        return item
+        self._add(event)
+        return event
+
+    def heartbeat(self) -> bytes:
+        """A line with the number of the last event, which is no event itself."""
+        now = timestamp(self.now())
+        return LocalNotice(event="heartbeat", seq=self.seq, time=now).encode()
+
+    def subscribe(
+        self, request: LocalWatch, servers: tuple[Server, ...] | None
+    ) -> Subscription[ServiceEvent]:
+        """
+        The events that a client watches.
+
+        @param servers: of which servers; C{None}: of all.
+        @raise SnapshotNeeded: events after C{since} are not kept any more.
+        """
+        if request.since is not None and self.after(request.since) is None:
+            raise SnapshotNeeded(request.since)
+        hasCriteria = bool(given(request))
+
+        def isSelected(event: ServiceEvent) -> bool:
+            if servers is not None and event.server not in servers:
+                return False
+            if not hasCriteria or event.device is None:
+                return True
+            states = (event.device,) if event.before is None else (event.device, event.before)
+            return bool(matching(request, states))
+
+        return Subscription(self, request.since, self.seq, bool(request.detail), isSelected)

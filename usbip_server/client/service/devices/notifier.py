@@ -1,6 +1,5 @@
 """
-Whoever is to know what becomes of devices is told: watchers, hooks, the log, and the links to
-nodes.
+Publishes what happens to attached devices: events, hooks, log lines, and symlinks to their nodes.
 """
 
 from __future__ import annotations
@@ -15,24 +14,22 @@ from twisted.logger import Logger
 
 from usbip_server.client.attach import Attached
 from usbip_server.client.devices import RemoteDevice
-from usbip_server.client.service.config import Moment
+from usbip_server.client.service.config import HookEvent
 from usbip_server.client.service.devices.attachments import Attachment
 from usbip_server.client.service.devices.desired import DesiredAttachment
-from usbip_server.client.service.devices.events import Item, ServiceEvents, Word
+from usbip_server.client.service.devices.events import ServiceEvent, ServiceEventKind, ServiceEvents
 from usbip_server.client.service.devices.symlinks import Symlinks
 from usbip_server.model.errors import LocalTrouble
 from usbip_server.runtime.hookrunner import HookRunner
 
-LOOKS = (1.0, 2.0, 4.0, 8.0, 16.0)
-"""Seconds between looks at the nodes of what was just plugged in: a driver may have to be loaded
-first, or a disk be scanned."""
+POLL_PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)
+"""Seconds between polls of the nodes of a newly attached device: the kernel may have to load a
+driver, or scan a disk."""
 
 
 class Notifier:
     """
-    Does it.
-
-    @ivar symlinks: where links are.
+    One method for each thing that happens to an attached device.
     """
 
     _log = Logger()
@@ -40,118 +37,122 @@ class Notifier:
     def __init__(
         self,
         reactor: Any,
-        news: ServiceEvents,
+        events: ServiceEvents,
         hooks: HookRunner,
         symlinks: Symlinks,
-        look: Callable[[], Awaitable[tuple[Attached, ...]]],
+        ports: Callable[[], Awaitable[tuple[Attached, ...]]],
     ) -> None:
         """
         @param reactor: provides C{IReactorTime}.
-        @param look: tells what is plugged in now.
+        @param ports: lists what is attached to this machine now.
         """
-        self.symlinks = symlinks
         self._reactor = reactor
-        self._news = news
+        self._events = events
         self._hooks = hooks
-        self._look = look
+        self._symlinks = symlinks
+        self._ports = ports
         self._timers: dict[Attachment, IDelayedCall] = {}
 
-    def attached(self, plug: Attachment) -> None:
-        """A device was plugged in."""
-        self.relink(plug)
-        self._log.info(
-            "{device} of {server} is plugged in at port {port}: {nodes}",
-            device=str(plug.device),
-            server=str(plug.server),
-            port=plug.attached.port,
-            nodes=" ".join(plug.nodes) or "no nodes",
-        )
-        self._lookLater(plug, 0)
-        self._call(Moment.ATTACHED, plug, self._item(Word.ATTACHED, plug))
+    def attached(self, attachment: Attachment) -> None:
+        """A device was attached."""
+        event = self._begun(attachment, "{device} at {server} attached to port {port}: {nodes}")
+        self._runHooks(HookEvent.ATTACHED, attachment, event)
 
-    def adopted(self, plug: Attachment) -> None:
-        """One was plugged in already."""
-        self.relink(plug)
-        self._log.info(
-            "{device} of {server} is plugged in already, at port {port}",
-            device=str(plug.device),
-            server=str(plug.server),
-            port=plug.attached.port,
-        )
-        self._lookLater(plug, 0)
-        self._item(Word.ATTACHED, plug)
+    def adopted(self, attachment: Attachment) -> None:
+        """A device that was attached already is kept attached from now on. No hook is run."""
+        self._begun(attachment, "{device} at {server} adopted at port {port}: {nodes}")
 
-    def lost(self, plug: Attachment, why: str) -> None:
-        """A device is not plugged in any more."""
+    def lost(self, attachment: Attachment, reason: str) -> None:
+        """A device is not attached any more."""
         self._log.info(
-            "{device} of {server} is not plugged in any more: {why}",
-            device=str(plug.device),
-            server=str(plug.server),
-            why=why,
+            "{device} at {server} detached: {reason}",
+            device=str(attachment.device),
+            server=str(attachment.server),
+            reason=reason,
         )
-        timer = self._timers.pop(plug, None)
+        timer = self._timers.pop(attachment, None)
         if timer is not None and timer.active():
             timer.cancel()
-        if plug.want.symlink:
-            self.symlinks.hide(plug.want.name)
-        plug.attached = msgspec.structs.replace(plug.attached, nodes=())
-        self._call(Moment.LOST, plug, self._item(Word.LOST, plug, why))
+        attachment.attached = msgspec.structs.replace(attachment.attached, nodes=())
+        self.relink(attachment)
+        event = self._record(ServiceEventKind.LOST, attachment, reason)
+        self._runHooks(HookEvent.LOST, attachment, event)
 
-    def failed(self, want: DesiredAttachment, found: RemoteDevice, why: str) -> None:
-        """A device could not be plugged in."""
-        self._log.warn("{device} cannot be plugged in: {why}", device=str(found), why=why)
-        self._news.happened(Word.FAILED, found.server, found.device, rule=want.rule, message=why)
+    def failed(self, desired: DesiredAttachment, found: RemoteDevice, reason: str) -> None:
+        """A device could not be attached."""
+        self._log.warn("cannot attach {device}: {reason}", device=str(found), reason=reason)
+        self._events.record(
+            ServiceEventKind.FAILED, found.server, found.device, rule=desired.rule, message=reason
+        )
 
-    def relink(self, plug: Attachment) -> None:
-        """Let the links to a device's nodes be as they should."""
-        if plug.want.symlink:
-            self.symlinks.show(plug.want.name, plug.nodes)
+    def relink(self, attachment: Attachment) -> None:
+        """Let the symlinks fit the nodes of a device and the configuration."""
+        desired = attachment.desired
+        if desired.symlink or self._symlinks.isShown(desired.name):
+            self._symlinks.show(desired.name, attachment.nodes if desired.symlink else ())
 
-    def tidy(self, wants: Iterable[DesiredAttachment]) -> None:
-        """What an earlier service has left of the links to these is not true any more."""
-        for want in wants:
-            if want.symlink:
-                self.symlinks.hide(want.name)
+    def tidy(self, unattached: Iterable[DesiredAttachment]) -> None:
+        """Remove the symlinks that an earlier process has left for devices not attached now."""
+        for desired in unattached:
+            if desired.symlink:
+                self._symlinks.hide(desired.name)
 
     def stop(self) -> None:
-        """Look at no nodes any more."""
+        """Stop polling nodes."""
         for timer in self._timers.values():
             if timer.active():
                 timer.cancel()
         self._timers.clear()
 
-    def _lookLater(self, plug: Attachment, number: int) -> None:
-        if number < len(LOOKS):
-            self._timers[plug] = self._reactor.callLater(
-                LOOKS[number], self._lookAgain, plug, number + 1
+    def _begun(self, attachment: Attachment, message: str) -> ServiceEvent:
+        self.relink(attachment)
+        self._log.info(
+            message,
+            device=str(attachment.device),
+            server=str(attachment.server),
+            port=attachment.attached.port,
+            nodes=" ".join(attachment.nodes) or "no nodes yet",
+        )
+        self._pollLater(attachment, 0)
+        return self._record(ServiceEventKind.ATTACHED, attachment)
+
+    def _pollLater(self, attachment: Attachment, number: int) -> None:
+        if number < len(POLL_PAUSES):
+            self._timers[attachment] = self._reactor.callLater(
+                POLL_PAUSES[number], self._poll, attachment, number + 1
             )
 
-    def _lookAgain(self, plug: Attachment, number: int) -> None:
-        Deferred.fromCoroutine(self._lookNow(plug, number)).addErrback(
-            lambda failure: self._log.failure("a bug in looking at nodes", failure)
+    def _poll(self, attachment: Attachment, number: int) -> None:
+        Deferred.fromCoroutine(self._pollNow(attachment, number)).addErrback(
+            lambda failure: self._log.failure("bug while polling device nodes", failure)
         )
 
-    async def _lookNow(self, plug: Attachment, number: int) -> None:
+    async def _pollNow(self, attachment: Attachment, number: int) -> None:
         try:
-            ports = await self._look()
+            ports = await self._ports()
         except LocalTrouble:
             ports = ()
-        if plug not in self._timers:
+        if attachment not in self._timers:
             return
+        known = attachment.attached
         for now in ports:
-            isSame = (now.port, now.localBusId) == (plug.attached.port, plug.attached.localBusId)
-            if isSame and now.nodes != plug.nodes:
-                plug.attached = msgspec.structs.replace(plug.attached, nodes=now.nodes)
-                self.relink(plug)
-                self._item(Word.NODES, plug)
-        self._lookLater(plug, number)
+            isSame = (now.port, now.localBusId) == (known.port, known.localBusId)
+            if isSame and now.nodes != known.nodes:
+                attachment.attached = msgspec.structs.replace(known, nodes=now.nodes)
+                self.relink(attachment)
+                self._record(ServiceEventKind.NODES, attachment)
+        self._pollLater(attachment, number)
 
-    def _item(self, word: Word, plug: Attachment, message: str | None = None) -> Item:
-        return self._news.happened(
-            word, plug.server, plug.device, plug.nodes, plug.want.rule, message
+    def _record(
+        self, kind: ServiceEventKind, attachment: Attachment, reason: str | None = None
+    ) -> ServiceEvent:
+        rule = attachment.desired.rule
+        return self._events.record(
+            kind, attachment.server, attachment.device, attachment.nodes, rule, reason
         )
 
-    def _call(self, moment: Moment, plug: Attachment, item: Item) -> None:
-        for hook in plug.want.hooks:
-            if moment in hook.events:
-                self._hooks.call(hook, plug.device.busId, item.line(detail=True).rstrip())
+    def _runHooks(self, kind: HookEvent, attachment: Attachment, event: ServiceEvent) -> None:
+        for hook in attachment.desired.hooks:
+            if kind in hook.events:
+                line = event.line(detail=True).rstrip()
+                self._hooks.call(hook, attachment.device.busId, line)

@@ -1,6 +1,6 @@
 """
-Plugging in and pulling out: both halves, that at the server and that here, each with its
-deadline.
+The operations on one device, each with a deadline: requests to its server, and attaching it to
+vhci_hcd in a thread.
 """
 
 from __future__ import annotations
@@ -20,187 +20,192 @@ from usbip_server.client.attach import Attached, Attaching
 from usbip_server.client.conversation import askToTheEnd
 from usbip_server.client.devices import RemoteDevice, deviceIn
 from usbip_server.client.servers import Server
+from usbip_server.client.service.config import LiveSettings
+from usbip_server.client.service.devices.attachments import Attachment
 from usbip_server.client.service.devices.desired import isLeasedBy
 from usbip_server.model.device import DeviceState, UsbDevice
 from usbip_server.model.errors import LocalTrouble, ShareError, Unreachable
 from usbip_server.model.replies import ReceivedNotice, Refused, Status
 from usbip_server.model.usbip import NotGiven
-from usbip_server.net.keepalive import KeepAlive
 from usbip_server.runtime.threads import BlockingCalls, StillOut, TookTooLong
 
 NODES_SECONDS = 10.0
-"""For nodes to appear, and for threads to have their turn."""
+"""For device nodes to appear, on top of C{timeouts.attach}."""
 
-DETACH_SECONDS = 10.0
+PORT_SECONDS = 10.0
+"""For the kernel to detach a port, or to list its ports."""
 
-BIND_SECONDS = 60.0
-"""In which a server has bound a device, or given it up."""
+UNBIND_SECONDS = 60.0
+"""For a server to end a bind, so that it can be undone."""
 
-AGAIN = 1.0
+UNBIND_PAUSE = 1.0
 """Seconds between questions whether it has."""
+
+BOUND = (DeviceState.BOUND, DeviceState.IN_USE)
 
 Result = tuple[Attached, socket.socket]
 
+_ERRORS = (ShareError, NotGiven, TookTooLong, StillOut, RuntimeError)
 
-class CannotPlug(ShareError):
+
+class AttachFailed(ShareError):
     """
-    A device could not be plugged in, or not be pulled out. The text says why.
+    A device could not be attached, or not be detached.
     """
 
 
 class Operations:
     """
-    Does it.
-
-    @ivar answerSeconds: for a server to answer.
-    @ivar attachSeconds: for a device to be fetched and plugged in.
-    @ivar keepAlive: how it is noticed that a server has vanished.
+    Carries them out, and keeps account of what servers have bound at our request.
     """
 
     _log = Logger()
 
-    def __init__(self, reactor: Any, attaching: Attaching, calls: BlockingCalls) -> None:
-        self.answerSeconds = 5.0
-        self.attachSeconds = 15.0
-        self.keepAlive = KeepAlive()
+    def __init__(
+        self, reactor: Any, settings: LiveSettings, attaching: Attaching, calls: BlockingCalls
+    ) -> None:
+        """
+        @param reactor: provides C{IReactorTime} and what connections need.
+        """
         self._reactor = reactor
+        self._settings = settings
         self._attaching = attaching
         self._calls = calls
-        self._bound: set[tuple[str, str, str | None]] = set()
-        self._looking = DeferredLock()
+        self._bound: set[tuple[str, str, str | None]] = set()  # server, bus id, lease's owner
+        self._listing = DeferredLock()
 
-    async def claim(
-        self, found: RemoteDevice, asked: dict[str, Any], told: Callable[[ReceivedNotice], None]
+    async def bind(
+        self, found: RemoteDevice, request: dict[str, Any], told: Callable[[ReceivedNotice], None]
     ) -> RemoteDevice:
         """
-        Have a device bound as somebody asks for it: when it is to be had, with a lease, by force.
+        Ask a server to C{attach} with C{wait}, C{lease} and C{force}, as a program has asked. The
+        connection lasts until the answer: cancelling this gives up the place in the queue.
 
-        @param asked: that, with the contract's keys.
-        @param told: called with what its server says meanwhile.
+        @param request: the keys of the request besides C{command} and C{bus}.
+        @param told: called with the notices of the server before its answer.
         @return: the device, bound.
-        @raise CannotPlug: it is not to be had.
-        @raise Unreachable: its server is not there.
+        @raise AttachFailed: the server refuses.
+        @raise Unreachable: the server does not answer.
         """
         device = found.device
-        owner = asked["lease"]["owner"] if "lease" in asked else None
-        mine = found.server.name, device.busId, owner
-        if owner is not None or device.state not in (DeviceState.BOUND, DeviceState.IN_USE):
-            self._bound.add(mine)  # it may be from now on, also if there is no answer
+        owner = request["lease"]["owner"] if "lease" in request else None
+        key = found.server.name, device.busId, owner
+        if owner is not None or device.state not in BOUND:
+            self._bound.add(key)  # it may become bound even if the answer is lost
         try:
-            await self._ask(found.server, "attach", device.busId, told, **asked)
+            await self._ask(found.server, "attach", device.busId, told, **request)
         except Unreachable:
             raise
         except ShareError as error:
-            self._bound.discard(mine)
-            raise CannotPlug(str(error)) from error
+            self._bound.discard(key)
+            raise AttachFailed(str(error)) from error
         if device.state is not DeviceState.BOUND:
-            self._bound.add(mine)
+            self._bound.add(key)
         bound = msgspec.structs.replace(device, state=DeviceState.BOUND, holder=None, lease=None)
         return msgspec.structs.replace(found, device=bound)
 
     async def renew(self, found: RemoteDevice, lease: dict[str, Any]) -> None:
         """
-        Let a lease last longer.
+        Extend a lease.
 
-        @raise CannotPlug: there is none.
+        @raise AttachFailed: the server refuses, or does not answer.
         """
         try:
             await self._ask(found.server, "renew", found.device.busId, lease=lease)
         except ShareError as error:
-            raise CannotPlug(str(error)) from error
+            raise AttachFailed(str(error)) from error
 
-    async def plugIn(
-        self, found: RemoteDevice, isOurs: bool = False, owner: str | None = None
-    ) -> tuple[Attached, Any, bool]:
+    async def attach(
+        self, found: RemoteDevice, owner: str | None, isDeadSession: bool
+    ) -> tuple[Attached, socket.socket, bool]:
         """
-        Have a device bound, fetch it and plug it in.
+        Bind a device if it is not bound, import it and attach it to vhci_hcd.
 
-        @param isOurs: is whoever has it ourselves, by a connection that is dead?
-        @param owner: who has leased it.
-        @return: what has become of it, a duplicate of its connection, and was it bound for us?
-        @raise CannotPlug: that is not possible.
+        @param owner: the owner of its lease.
+        @param isDeadSession: is it in use by a dead session of this machine? That is ended first.
+        @return: where it is attached, a duplicate of its connection, and whether its server has
+            bound it at our request.
+        @raise AttachFailed: that is not possible.
         """
-        server, busId = found.server, found.device.busId
-        mine = server.name, busId, owner
-        device = found.device
-        bind = device.state not in (DeviceState.BOUND, DeviceState.IN_USE)
-        isTheirs = device.state is DeviceState.IN_USE or (device.lease and owner is None)
+        server, device = found.server, found.device
+        busId, key = device.busId, (server.name, device.busId, owner)
+        isOthers = device.state is DeviceState.IN_USE or (device.lease and owner is None)
         try:
-            if isOurs:
-                await self._ask(server, "kick", busId, **_owned(owner))
-            elif bind or isTheirs:  # then the answer says whose it is
+            if isDeadSession:
+                await self._ask(server, "kick", busId, **_ownerKey(owner))
+            elif device.state not in BOUND:
                 await self._ask(server, "attach", busId)
-                if bind:
-                    self._bound.add(mine)
-            attached, kept = await self._attach(server, busId)
-        except (ShareError, NotGiven, TookTooLong, StillOut, RuntimeError) as error:
-            raise CannotPlug(_text(error)) from error
-        bound = mine in self._bound
+                self._bound.add(key)
+            elif isOthers:
+                await self._ask(server, "attach", busId)  # the refusal names the holder
+            attached, connection = await self._attach(server, busId)
+        except _ERRORS as error:
+            raise AttachFailed(_reason(error)) from error
+        isBound = key in self._bound
         if owner is not None:
-            self._bound.discard(mine)  # from now on its lease tells
-        return attached, kept, bound
+            self._bound.discard(key)  # from now on its lease says so
+        return attached, connection, isBound
 
-    async def pullOut(
-        self, server: Server, busId: str, port: int, unbind: bool, owner: str | None = None
-    ) -> None:
+    async def detach(self, attachment: Attachment, unbind: bool) -> None:
         """
-        Pull a device out.
+        Detach a device from vhci_hcd.
 
-        @param unbind: have its server unbind it as well. That this fails is only logged.
-        @param owner: who has leased it.
-        @raise CannotPlug: it is still there.
+        @param unbind: then unbind it at its server. If that fails, a warning is logged.
+        @raise AttachFailed: it is still attached.
         """
-        await self._free(port)
+        await self._detachPort(attachment.attached.port)
         if unbind:
-            await self.release(server, busId, owner)
+            busId = attachment.device.busId
+            await self.unbind(attachment.server, busId, attachment.desired.owner)
 
-    async def release(self, server: Server, busId: str, owner: str | None) -> None:
+    async def unbind(self, server: Server, busId: str, owner: str | None) -> None:
         """
-        Have a server unbind a device. Parameters are those of C{pullOut}.
+        Unbind a device at its server. If that fails, a warning is logged.
         """
         try:
             await self._unbind(server, busId, owner)
         except ShareError as error:
-            self._staysBound(server, busId, error)
+            self._warnStillBound(server, busId, error)
 
-    async def giveBack(self, found: RemoteDevice, owner: str | None) -> None:
+    async def rollBack(self, found: RemoteDevice, owner: str | None) -> None:
         """
-        Have a server unbind a device that it has bound for somebody who cannot have it now, or
-        may have: there was no answer. Who else has it by now is not disturbed.
+        Unbind a device that its server has bound, or may have bound, for a request that has
+        failed; unless somebody else has leased or imported it by now.
 
-        @param owner: who would have leased it.
+        @param owner: the owner of the requested lease.
         """
         server, busId = found.server, found.device.busId
-        if (server.name, busId, owner) not in self._bound:
+        key = server.name, busId, owner
+        if key not in self._bound:
             return
-        until = self._reactor.seconds() + BIND_SECONDS
+        until = self._reactor.seconds() + UNBIND_SECONDS
         while True:
             try:
-                shown = await self._ask(server, "find", busId, detail=True)
-                if _isFor(owner, deviceIn(server, shown)):
+                device = deviceIn(server, await self._ask(server, "find", busId, detail=True))
+                if _isNobodyElses(device, owner):
                     await self._unbind(server, busId, owner)
                 break
             except ShareError as error:
-                # What it is just at cannot be undone yet.
-                isAtIt = isinstance(error, Refused) and error.status is Status.ERROR
-                if not isAtIt or self._reactor.seconds() >= until:
-                    self._staysBound(server, busId, error)
+                # A bind that is still in progress cannot be undone yet.
+                isInProgress = isinstance(error, Refused) and error.status is Status.ERROR
+                if not isInProgress or self._reactor.seconds() >= until:
+                    self._warnStillBound(server, busId, error)
                     break
-            await deferLater(self._reactor, AGAIN)
+            await deferLater(self._reactor, UNBIND_PAUSE)
         if owner is not None:
-            self._bound.discard((server.name, busId, owner))
+            self._bound.discard(key)
 
-    async def attached(self) -> tuple[Attached, ...]:
+    async def ports(self) -> tuple[Attached, ...]:
         """
-        What is plugged in now, by whomever.
+        List what is attached to this machine, also by other programs.
 
-        @raise LocalTrouble: the kernel does not tell.
+        @raise LocalTrouble: the kernel does not report it.
         """
-        async with self._looking:  # several may want to know at the same time
+        async with self._listing:  # one call at a time
             try:
-                return await self._calls.call("ports", DETACH_SECONDS, self._attaching.attached)
+                return await self._calls.call("ports", PORT_SECONDS, self._attaching.attached)
             except (TookTooLong, StillOut, RuntimeError) as error:
-                raise LocalTrouble(_text(error)) from error
+                raise LocalTrouble(_reason(error)) from error
 
     async def _ask(
         self,
@@ -208,83 +213,76 @@ class Operations:
         command: str,
         busId: str,
         told: Callable[[ReceivedNotice], None] = lambda notice: None,
-        **asked: Any,
+        **keys: Any,
     ) -> Any:
-        request = {"command": command, "bus": busId, **asked}
-        answer = await askToTheEnd(self._reactor, server, request, self.answerSeconds, told)
-        if answer.status is not Status.SUCCESS:
-            raise Refused(answer.status, answer.message)
-        return answer.data
+        seconds = self._settings.config.timeouts.server
+        request = {"command": command, "bus": busId, **keys}
+        reply = await askToTheEnd(self._reactor, server, request, seconds, told)
+        if reply.status is not Status.SUCCESS:
+            raise Refused(reply.status, reply.message)
+        return reply.data
 
     async def _unbind(self, server: Server, busId: str, owner: str | None) -> None:
-        await self._ask(server, "detach", busId, **_owned(owner))
-        self._bound.discard((server.name, busId, owner))
-        self._bound.discard((server.name, busId, None))
+        await self._ask(server, "detach", busId, **_ownerKey(owner))
+        self._bound -= {(server.name, busId, owner), (server.name, busId, None)}
 
-    def _staysBound(self, server: Server, busId: str, error: ShareError) -> None:
+    def _warnStillBound(self, server: Server, busId: str, error: ShareError) -> None:
         self._log.warn(
-            "{busId} stays bound at {server}: {error}",
+            "{busId} is still bound at {server}: {error}",
             busId=busId,
             server=str(server),
             error=str(error),
         )
 
     async def _attach(self, server: Server, busId: str) -> Result:
+        config = self._settings.config
+        seconds = config.timeouts.attach
         results: list[Result] = []
 
         def attach() -> None:
-            result = self._attaching.attach(server, busId, self.attachSeconds, self.keepAlive)
-            results.append(result)
+            results.append(self._attaching.attach(server, busId, seconds, config.keepalive))
 
         def late() -> None:
-            for attached, kept in results:
-                Deferred.fromCoroutine(self._undo(attached, kept))
+            for attached, connection in results:
+                Deferred.fromCoroutine(self._undo(attached, connection))
 
-        seconds = self.attachSeconds + NODES_SECONDS
-        await self._calls.call((server.name, busId), seconds, attach, late)
+        await self._calls.call((server.name, busId), seconds + NODES_SECONDS, attach, late)
         return results[0]
 
-    async def _undo(self, attached: Attached, kept: socket.socket) -> None:
+    async def _undo(self, attached: Attached, connection: socket.socket) -> None:
         """
-        It was plugged in after all, when nobody waited for it any longer.
+        Detach a device that was attached after its deadline.
         """
-        with kept, contextlib.suppress(OSError):
-            kept.shutdown(socket.SHUT_RDWR)
+        with connection, contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
         try:
-            await self._free(attached.port)
-        except CannotPlug as error:
+            await self._detachPort(attached.port)
+        except AttachFailed as error:
             self._log.warn(
                 "port {port} is still in use: {error}", port=attached.port, error=str(error)
             )
 
-    async def _free(self, port: int) -> None:
+    async def _detachPort(self, port: int) -> None:
+        detach = partial(self._attaching.detach, port)
         try:
-            await self._calls.call(
-                ("port", port), DETACH_SECONDS, partial(self._attaching.detach, port)
-            )
+            await self._calls.call(("port", port), PORT_SECONDS, detach)
         except (LocalTrouble, TookTooLong, StillOut, RuntimeError) as error:
-            raise CannotPlug(_text(error)) from error
+            raise AttachFailed(_reason(error)) from error
 
 
-def _owned(owner: str | None) -> dict[str, Any]:
+def _ownerKey(owner: str | None) -> dict[str, Any]:
     return {} if owner is None else {"owner": owner}
 
 
-def _isFor(owner: str | None, device: UsbDevice) -> bool:
-    """
-    Is a device still bound for nobody else?
-    """
+def _isNobodyElses(device: UsbDevice, owner: str | None) -> bool:
     if owner is not None:
         return isLeasedBy(owner, device)
     return device.lease is None and device.state is not DeviceState.IN_USE
 
 
-def _text(error: BaseException) -> str:
-    """
-    For a person.
-    """
+def _reason(error: BaseException) -> str:
     if isinstance(error, TookTooLong):
-        return "it takes too long: see dmesg"
+        return "the kernel takes too long: see dmesg"
     if isinstance(error, StillOut):
-        return "the kernel is still busy with an earlier try"
+        return "the kernel is still busy with an earlier attempt: see dmesg"
     return str(error)

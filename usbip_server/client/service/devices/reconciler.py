@@ -1,9 +1,6 @@
 """
-Keeps devices plugged in that are wanted, whatever happens to them, to their servers and to the
-network.
-
-There is what is wanted, and what there is; whoever finds a difference sees to it. It is looked
-for whenever anything has happened, and when a pause is over; never just so.
+A level-triggered reconciler: compares the desired attachments with the actual ones, after each
+event and when a retry is due, and starts the operations that make up the difference.
 """
 
 from __future__ import annotations
@@ -18,28 +15,41 @@ from twisted.python.failure import Failure
 
 from usbip_server.client.devices import RemoteDevice
 from usbip_server.client.service.devices.adoption import Adoption
-from usbip_server.client.service.devices.attachments import Attachment, Attachments, Place, placeOf
-from usbip_server.client.service.devices.desired import DesiredAttachment, DesiredAttachments
+from usbip_server.client.service.devices.attachments import Attachment, Place, placeOf
+from usbip_server.client.service.devices.desired import DesiredAttachment
 from usbip_server.client.service.devices.notifier import Notifier
-from usbip_server.client.service.devices.operations import CannotPlug, Operations
-from usbip_server.client.service.devices.retries import AT_ONCE, RetrySchedule
-from usbip_server.client.service.devices.servers import ServerConnection, ServerPool
+from usbip_server.client.service.devices.operations import AttachFailed, Operations
+from usbip_server.client.service.devices.retries import SOONEST, RetrySchedule
+from usbip_server.client.service.devices.servers import ServerConnection
+from usbip_server.client.service.devices.view import DeviceView
 from usbip_server.model.device import DeviceState
 from usbip_server.model.inventory import Change, ChangeKind
 from usbip_server.runtime.latch import Latch
 
-LASTING = 5.0
-"""Seconds; what ends sooner has not worked."""
+LASTING_SECONDS = 5.0
+"""A session that ends sooner counts as a failed attempt."""
 
-FREEABLE = (DeviceState.FREE, DeviceState.BOUND, DeviceState.ERROR)
-"""In which a device may be had."""
+
+class _Attempt:
+    """
+    A device that is being attached.
+
+    @ivar results: fire with the attachment, or fail with L{AttachFailed}.
+    @ivar ended: fire when the attempt has ended, either way.
+    """
+
+    def __init__(self, found: RemoteDevice) -> None:
+        self.found = found
+        self.results: list[Deferred[Attachment]] = []
+        self.ended: list[Deferred[None]] = []
 
 
 class Reconciler:
     """
-    Does it.
+    Attaches and detaches devices, one attempt at a time for each desired attachment.
 
-    @ivar claimed: devices that are somebody else's to ask for: where, and for which owner.
+    @ivar reserved: devices that a program is acquiring: place, and owner of the lease. They are not
+        attached for anything else meanwhile.
     """
 
     _log = Logger()
@@ -47,277 +57,300 @@ class Reconciler:
     def __init__(
         self,
         reactor: Any,
-        links: ServerPool,
-        wants: DesiredAttachments,
-        plugs: Attachments,
-        plugging: Operations,
-        orphans: Adoption,
-        telling: Notifier,
-        troubles: RetrySchedule,
+        view: DeviceView,
+        operations: Operations,
+        adoption: Adoption,
+        retries: RetrySchedule,
+        notifier: Notifier,
     ) -> None:
         """
         @param reactor: provides C{IReactorTime}.
         """
-        self.claimed: list[tuple[Place, str | None]] = []
+        self.reserved: list[tuple[Place, str | None]] = []
         self._reactor = reactor
-        self._links = links
-        self._wants = wants
-        self._plugs = plugs
-        self._plugging = plugging
-        self._orphans = orphans
-        self._telling = telling
-        self._troubles = troubles
+        self._view = view
+        self._operations = operations
+        self._adoption = adoption
+        self._retries = retries
+        self._notifier = notifier
         self._isRunning = False
         self._isTidy = False
-        self._isIdle = Latch(reactor)
-        self._due: IDelayedCall | None = None
+        self._idle = Latch(reactor)
+        self._soon: IDelayedCall | None = None
         self._alarm: IDelayedCall | None = None
-        self._busy: dict[str, RemoteDevice] = {}
-        self._waiting: dict[str, list[Deferred[Attachment]]] = {}
-        self._ending: dict[str, list[Deferred[None]]] = {}
+        self._attempts: dict[str, _Attempt] = {}
 
     def start(self) -> None:
-        """Begin to look."""
+        """Begin to reconcile."""
         self._isRunning = True
         self.look()
 
     def stop(self) -> None:
-        """Begin nothing more."""
+        """Start no more operations."""
         self._isRunning = False
-        for timer in (self._due, self._alarm):
+        for timer in (self._soon, self._alarm):
             if timer is not None and timer.active():
                 timer.cancel()
-        self._notice()
+        self._noteIdle()
 
     async def idle(self, seconds: float) -> None:
-        """After C{stop}: wait until nothing is being plugged in any more."""
-        await self._isIdle.within(seconds)
+        """After L{stop}: wait until the attempts in progress have ended."""
+        await self._idle.within(seconds)
 
     def look(self) -> None:
-        """Something has happened: see what is to be done, in a moment."""
-        if self._isRunning and (self._due is None or not self._due.active()):
-            self._due = self._reactor.callLater(0, self._lookNow)
+        """Reconcile in the next turn of the reactor."""
+        if self._isRunning and (self._soon is None or not self._soon.active()):
+            self._soon = self._reactor.callLater(0, self._reconcile)
 
-    def changed(self, link: ServerConnection, change: Change) -> None:
-        """
-        Something has happened to a device.
-        """
+    def changed(self, server: ServerConnection, change: Change) -> None:
+        """Reconcile after the change of a device at its server."""
         device = change.device
-        place = link.server.name, device.busId
-        plug = self._plugs.at(place)
-        if plug is not None and plug.device.deviceNumber == device.deviceNumber:
-            plug.become(device)
+        place = server.server.name, device.busId
+        attachment = self._view.attachments.at(place)
+        if attachment is not None and attachment.device.deviceNumber == device.deviceNumber:
+            attachment.update(device)
             if device.state is not DeviceState.IN_USE or change.kind is ChangeKind.REMOVED:
-                self._reactor.callLater(AT_ONCE, self._suspect, plug, link)
+                self._reactor.callLater(SOONEST, self._endIfDead, attachment, server)
         if change.kind in (ChangeKind.ADDED, ChangeKind.REMOVED):
-            self._troubles.forget(place)
-        self._troubles.hurry(place)
+            self._retries.forget(place)
+        self._retries.hasten(place)
         self.look()
 
-    async def now(self, want: DesiredAttachment, found: RemoteDevice) -> Attachment:
+    def ended(self, attachment: Attachment) -> None:
+        """Reconcile after the end of a session."""
+        server = self._view.servers.of(attachment.server)
+        self._retries.hasten()  # a port is free again
+        if self._reactor.seconds() - attachment.since < LASTING_SECONDS:
+            self._retries.failed(attachment.place, "its session ended at once")
+        else:
+            self._retries.forget(attachment.place)
+        self._retries.lost(attachment.place, attachment.holder, server)
+        if server is not None:
+            server.verify()
+        self._notifier.lost(attachment, "its session has ended")
+        self.look()
+
+    async def attach(self, desired: DesiredAttachment, found: RemoteDevice) -> Attachment:
         """
-        Have a device, or say why not.
+        Attach a device now, or join the attempt in progress.
 
-        @raise CannotPlug: that.
+        @raise AttachFailed: it could not be attached.
         """
-        plug = self._plugs.of(want.name)
-        if plug is not None:
-            return plug
-        waiting: Deferred[Attachment] = Deferred()
-        self._waiting.setdefault(want.name, []).append(waiting)
-        if want.name not in self._busy:
-            self._begin(want, found)
-        return await waiting
+        attachment = self._view.attachments.of(desired.name)
+        if attachment is not None:
+            return attachment
+        result: Deferred[Attachment] = Deferred()
+        attempt = self._attempts.get(desired.name) or _Attempt(found)
+        attempt.results.append(result)
+        if desired.name not in self._attempts:
+            self._begin(desired, attempt)
+        return await result
 
-    def isTaken(self, name: str, found: RemoteDevice) -> bool:
-        """Has a want a device, or is it just getting another one than this?"""
-        busy = self._busy.get(name)
-        isOther = busy is not None and placeOf(busy) != placeOf(found)
-        return isOther or self._plugs.of(name) is not None
-
-    def isBusyAt(self, place: Place) -> bool:
-        """Is a device just being plugged in?"""
-        return place in map(placeOf, self._busy.values())
-
-    async def finished(self, name: str) -> None:
-        """If a device is just being plugged in for a want: wait until it is, or is not."""
-        if name in self._busy:
-            ending: Deferred[None] = Deferred()
-            self._ending.setdefault(name, []).append(ending)
-            await ending
-
-    async def letGo(self, plug: Attachment) -> None:
+    async def adopt(self, found: RemoteDevice, desired: Callable[[], DesiredAttachment]) -> bool:
         """
-        Pull a device out; it stays so if it is not wanted any more.
+        Keep a device attached that another program has attached to this machine.
 
-        @raise CannotPlug: it is still there, and is tried again if it is not wanted.
+        @param desired: called if there is such a device.
+        @return: is there?
         """
-        self._plugs.remove(plug)
-        busId, port, owner = plug.device.busId, plug.attached.port, plug.want.owner
+        place = placeOf(found)
+        if found.device.state is not DeviceState.IN_USE or self.isAttaching(place):
+            return False
+        attached = await self._adoption.portOf(found)
+        if attached is None or self.isAttaching(place):
+            return False
+        if self._view.attachments.at(place) is None:
+            self._adoption.adopt(attached, found, desired())
+        return True
+
+    async def detach(self, attachment: Attachment) -> None:
+        """
+        Detach a device; it is attached again if it is still desired.
+
+        @raise AttachFailed: it is still attached. That is retried if it is not desired.
+        """
+        attachments = self._view.attachments
+        attachments.remove(attachment)
         try:
-            await self._plugging.pullOut(plug.server, busId, port, plug.unbinds, owner)
-            self._telling.lost(plug, "it was let go")
-        except CannotPlug as error:
-            self._troubles.note(plug.place, str(error))
-            if self._plugs.of(plug.want.name) is None:
-                self._plugs.add(plug)
+            await self._operations.detach(attachment, attachment.unbinds)
+            self._notifier.lost(attachment, "it is not wanted here any more")
+        except AttachFailed as error:
+            self._retries.failed(attachment.place, str(error))
+            if attachments.of(attachment.desired.name) is None:
+                attachments.add(attachment)
             raise
         finally:
             self.look()
 
-    def over(self, plug: Attachment) -> None:
-        """A device was lost."""
-        link = self._links.of(plug.server)
-        self._troubles.hurry()  # now there is a port that was not free before
-        if self._reactor.seconds() - plug.since < LASTING:
-            self._troubles.note(plug.place, "it was lost at once")
-        else:
-            self._troubles.forget(plug.place)
-        self._troubles.lost(plug.place, plug.holder, link)
-        if link is not None:
-            link.doubt()
-        self._telling.lost(plug, "its session has ended")
-        self.look()
+    def isTaken(self, name: str, found: RemoteDevice) -> bool:
+        """Has a desired attachment a device, or is another device being attached for it?"""
+        attempt = self._attempts.get(name)
+        isOther = attempt is not None and placeOf(attempt.found) != placeOf(found)
+        return isOther or self._view.attachments.of(name) is not None
 
-    def _lookNow(self) -> None:
+    def isAttaching(self, place: Place) -> bool:
+        """Is a device being attached?"""
+        return any(placeOf(attempt.found) == place for attempt in self._attempts.values())
+
+    async def finished(self, name: str) -> None:
+        """Wait for the end of the attempt for a desired attachment, if there is one."""
+        attempt = self._attempts.get(name)
+        if attempt is not None:
+            ended: Deferred[None] = Deferred()
+            attempt.ended.append(ended)
+            await ended
+
+    def isAvailable(self, found: RemoteDevice) -> bool:
+        """Can a device be attached, as far as its state is known?"""
+        isFree = found.device.state is not DeviceState.IN_USE or self._isDeadSession(found)
+        return isFree and not self._retries.isPausing(placeOf(found))
+
+    def _reconcile(self) -> None:
         if not self._isRunning:
             return
-        self._wants.endLeases(self._links.found())
-        self._orphans.look()
-        for plug in self._plugs:
-            if not (self._isStillWanted(plug) or self._troubles.isPausing(plug.place)):
-                Deferred.fromCoroutine(self.letGo(plug)).addErrback(self._stays, plug)
-        if not self._isTidy and not self._orphans.isWaiting:
+        view = self._view
+        view.desired.endLeases(view.servers.found())
+        self._adoption.identify()
+        for attachment in view.attachments:
+            isPausing = self._retries.isPausing(attachment.place)
+            if not (self._isStillDesired(attachment) or isPausing):
+                self._start(self.detach(attachment), attachment)
+        if not self._isTidy and not self._adoption.isWaiting:
             self._isTidy = True
-            self._telling.tidy(want for want in self._wants if self._plugs.of(want.name) is None)
-        for want in self._wants:
-            if want.name not in self._busy and self._plugs.of(want.name) is None:
-                found = self._candidate(want)
+            self._notifier.tidy(
+                desired for desired in view.desired if view.attachments.of(desired.name) is None
+            )
+        for desired in view.desired:
+            if desired.name not in self._attempts and view.attachments.of(desired.name) is None:
+                found = self._candidate(desired)
                 if found is not None:
-                    self._begin(want, found)
+                    self._begin(desired, _Attempt(found))
         self._setAlarm()
 
-    def _suspect(self, plug: Attachment, link: ServerConnection) -> None:
+    def _isStillDesired(self, attachment: Attachment) -> bool:
         """
-        Its server says that nobody has it: if that is so, and its connection has not ended, that
-        is dead.
+        Is it still desired, perhaps with other settings? Then these are taken over.
         """
-        device = link.inventory.same(plug.device)
-        isInUse = device is not None and device.state is DeviceState.IN_USE
-        if self._isRunning and self._plugs.of(plug.want.name) is plug and not isInUse:
-            self._plugs.remove(plug)
-            work = Deferred.fromCoroutine(
-                self._plugging.pullOut(plug.server, plug.device.busId, plug.attached.port, False)
-            )
-            work.addErrback(self._stays, plug)
-            work.addBoth(lambda _: self.over(plug))
-
-    def _isStillWanted(self, plug: Attachment) -> bool:
-        """
-        The configuration may be another one by now: then what it says is true of what was
-        plugged in before.
-        """
-        record = plug.attached.record
-        link = None if record is None else self._links.at(record.host, record.service)
-        want = self._wants.get(plug.want.name)
-        if want is None or link is None:
+        server = self._view.origin(attachment.attached)
+        desired = self._view.desired.get(attachment.desired.name)
+        if desired is None or server is None:
             return False
-        found = RemoteDevice(server=link.server, device=plug.device, raw={})
-        if not want.isFor(found):
+        found = RemoteDevice(server=server.server, device=attachment.device, raw={})
+        if not desired.matches(found):
             return False
-        plug.server = link.server
-        if plug.want != want:
-            plug.want = want
-            self._telling.relink(plug)
+        attachment.server = server.server
+        if attachment.desired != desired:
+            attachment.desired = desired
+            self._notifier.relink(attachment)
         return True
 
-    def _candidate(self, want: DesiredAttachment) -> RemoteDevice | None:
+    def _candidate(self, desired: DesiredAttachment) -> RemoteDevice | None:
         """
-        The first device that would do, of those that may be had.
+        The first selected device that can be attached.
         """
-        if self._orphans.mayHave(want):
+        if self._adoption.mayFulfil(desired):
             return None
-        taken = {plug.place for plug in self._plugs}.union(place for place, _ in self.claimed)
-        for found in want.among(self._links.found()):
+        taken = {attachment.place for attachment in self._view.attachments}
+        taken.update(place for place, _ in self.reserved)
+        for found in desired.among(self._view.servers.found()):
             place = placeOf(found)
-            isTaken = place in taken or self.isBusyAt(place) or not want.mayHave(found.device)
-            if not isTaken and self.isFree(found):
+            isTaken = place in taken or self.isAttaching(place)
+            if not isTaken and desired.mayAttach(found.device) and self.isAvailable(found):
                 return found
         return None
 
-    def isFree(self, found: RemoteDevice) -> bool:
-        """Is a device to be had at present, as far as is known?"""
-        isOurs = found.device.state in FREEABLE or self._isOurs(found)
-        return isOurs and not self._troubles.isPausing(placeOf(found))
+    def _isDeadSession(self, found: RemoteDevice) -> bool:
+        return self._retries.isDeadSession(found, self._view.servers.of(found.server))
 
-    def _isOurs(self, found: RemoteDevice) -> bool:
-        return self._troubles.isOurs(found, self._links.of(found.server))
+    def _begin(self, desired: DesiredAttachment, attempt: _Attempt) -> None:
+        self._attempts[desired.name] = attempt
+        work = Deferred.fromCoroutine(self._try(desired, attempt))
+        work.addErrback(self._bug, desired, attempt)
+        work.addBoth(lambda _: self._attemptEnded(desired, attempt))
 
-    def _begin(self, want: DesiredAttachment, found: RemoteDevice) -> None:
-        self._busy[want.name] = found
-        work = Deferred.fromCoroutine(self._try(want, found))
-        work.addErrback(self._bug, want, found)
-        work.addBoth(self._done, want)
-
-    async def _try(self, want: DesiredAttachment, found: RemoteDevice) -> None:
+    async def _try(self, desired: DesiredAttachment, attempt: _Attempt) -> None:
+        found = attempt.found
+        isDead = self._isDeadSession(found)
         try:
-            isOurs = self._isOurs(found)
-            attached, kept, bound = await self._plugging.plugIn(found, isOurs, want.owner)
-        except CannotPlug as error:
-            self._failed(want, found, error)
+            attached, connection, bound = await self._operations.attach(
+                found, desired.owner, isDead
+            )
+        except AttachFailed as error:
+            self._failed(desired, attempt, error)
             return
-        link = self._links.of(found.server)
-        device = (link and link.inventory.same(found.device)) or found.device
-        plug = Attachment(
-            want, found.server, device, attached, kept, bound, self._reactor.seconds()
+        device = self._view.now(found).device
+        attachment = Attachment(
+            desired=desired,
+            server=found.server,
+            device=device,
+            attached=attached,
+            connection=connection,
+            bound=bound,
+            since=self._reactor.seconds(),
+            holder=device.holder,
         )
-        self._plugs.add(plug)
-        self._telling.attached(plug)
-        self._settle(want, lambda waiting: waiting.callback(plug))
+        self._view.attachments.add(attachment)
+        self._notifier.attached(attachment)
+        _settle(attempt, lambda result: result.callback(attachment))
 
-    def _failed(self, want: DesiredAttachment, found: RemoteDevice, error: CannotPlug) -> None:
-        if self._troubles.note(placeOf(found), str(error)):
-            self._telling.failed(want, found, str(error))
-        self._settle(want, lambda waiting: waiting.errback(Failure(error)))
+    def _failed(self, desired: DesiredAttachment, attempt: _Attempt, error: AttachFailed) -> None:
+        if self._retries.failed(placeOf(attempt.found), str(error)):
+            self._notifier.failed(desired, attempt.found, str(error))
+        _settle(attempt, lambda result: result.errback(Failure(error)))
 
-    def _done(self, result: object, want: DesiredAttachment) -> None:
-        self._busy.pop(want.name, None)
-        self._notice()
+    def _attemptEnded(self, desired: DesiredAttachment, attempt: _Attempt) -> None:
+        del self._attempts[desired.name]
+        self._noteIdle()
         self.look()
-        for ending in self._ending.pop(want.name, []):
-            ending.callback(None)
+        for ended in attempt.ended:
+            ended.callback(None)
 
-    def _notice(self) -> None:
-        if not (self._isRunning or self._busy):
-            self._isIdle.happen()
+    def _endIfDead(self, attachment: Attachment, server: ServerConnection) -> None:
+        """
+        Detach a device whose server shows that nobody has imported it: its connection is dead.
+        """
+        attachments = self._view.attachments
+        device = server.inventory.same(attachment.device)
+        isInUse = device is not None and device.state is DeviceState.IN_USE
+        isCurrent = attachments.of(attachment.desired.name) is attachment
+        if self._isRunning and isCurrent and not isInUse:
+            attachments.remove(attachment)
+            detaching = self._operations.detach(attachment, unbind=False)
+            work = self._start(detaching, attachment)
+            work.addBoth(lambda _: self.ended(attachment))
 
-    def _settle(
-        self, want: DesiredAttachment, settle: Callable[[Deferred[Attachment]], None]
-    ) -> None:
-        for waiting in self._waiting.pop(want.name, []):
-            settle(waiting)
+    def _start(self, detaching: Any, attachment: Attachment) -> Deferred[None]:
+        work: Deferred[None] = Deferred.fromCoroutine(detaching)
+        return work.addErrback(self._stillAttached, attachment)
+
+    def _noteIdle(self) -> None:
+        if not (self._isRunning or self._attempts):
+            self._idle.happen()
 
     def _setAlarm(self) -> None:
-        """
-        Look again when the first pause is over.
-        """
         if self._alarm is not None and self._alarm.active():
             self._alarm.cancel()
         now = self._reactor.seconds()
-        later = [each for each in (*self._troubles.moments(), self._orphans.until) if each > now]
-        if later:
-            self._alarm = self._reactor.callLater(min(later) - now, self.look)
+        times = [each for each in (*self._retries.times(), self._adoption.until) if each > now]
+        if times:
+            self._alarm = self._reactor.callLater(min(times) - now, self.look)
 
-    def _stays(self, failure: Failure, plug: Attachment) -> None:
-        if not failure.check(CannotPlug):
-            self._log.failure("a bug in pulling a device out", failure)
+    def _stillAttached(self, failure: Failure, attachment: Attachment) -> None:
+        if not failure.check(AttachFailed):
+            self._log.failure("bug while detaching {device}", failure, device=attachment.device)
             return
         self._log.warn(
-            "{device} is still plugged in: {error}",
-            device=str(plug.device),
+            "{device} is still attached: {error}",
+            device=str(attachment.device),
             error=str(failure.value),
         )
 
-    def _bug(self, failure: Failure, want: DesiredAttachment, found: RemoteDevice) -> None:
-        self._log.failure("a bug in attaching {device}", failure, device=str(found))
-        self._failed(want, found, CannotPlug("an error in the service: see its log"))
+    def _bug(self, failure: Failure, desired: DesiredAttachment, attempt: _Attempt) -> None:
+        self._log.failure("bug while attaching {device}", failure, device=str(attempt.found))
+        self._failed(desired, attempt, AttachFailed("an internal error: see the service's log"))
+
+
+def _settle(attempt: _Attempt, settle: Callable[[Deferred[Attachment]], None]) -> None:
+    results, attempt.results = attempt.results, []
+    for result in results:
+        settle(result)

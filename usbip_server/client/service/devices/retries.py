@@ -1,5 +1,6 @@
 """
-Devices that cannot be had at present, and when it is worth to try again.
+When to try again a device that could not be attached, and which sessions at a server are dead ones
+of this machine.
 """
 
 from __future__ import annotations
@@ -11,118 +12,122 @@ from typing import Any
 import msgspec
 
 from usbip_server.client.devices import RemoteDevice
-from usbip_server.client.service.devices.attachments import Place
+from usbip_server.client.service.config import LiveSettings
+from usbip_server.client.service.devices.attachments import Place, placeOf
 from usbip_server.client.service.devices.servers import ServerConnection
 from usbip_server.model.device import Holder
-from usbip_server.runtime.backoff import BackOff, Chance, Pauses
+from usbip_server.runtime.backoff import Chance, Pauses
 
-AT_ONCE = 1.0
-"""Seconds after a try in vain, in which nothing that happens to a device makes for another: it
-may be the try itself that it happens by."""
+SOONEST = 1.0
+"""Seconds after a failed attempt in which no change of the device causes another attempt: the
+change may be an effect of the attempt itself."""
 
 
-class Trouble:
+class _Failure:
     """
-    A device that could not be had.
+    A device that could not be attached.
 
-    @ivar text: why.
-    @ivar until: when it is tried again, by the reactor's clock.
-    @ivar soonest: not before that, whatever happens.
+    @ivar reason: why.
+    @ivar until: when to try again, in seconds of the reactor's clock.
+    @ivar soonest: not before that, in the same seconds, whatever changes.
     """
 
     def __init__(self, pauses: Pauses) -> None:
         self.pauses = pauses
-        self.text = ""
+        self.reason = ""
         self.until = self.soonest = 0.0
 
 
-class Lost(msgspec.Struct, frozen=True, kw_only=True):
+class _LostSession(msgspec.Struct, frozen=True, kw_only=True):
     """
-    A device was lost, and its server may not have noticed.
+    A session that ended on this machine, and perhaps not at the server.
 
-    @ivar since: since when we have had it, as the server has it.
-    @ivar at: when it was lost, by the reactor's clock.
-    @ivar times: how often its server had been connected to then.
+    @ivar since: when it began, as the server reported it.
+    @ivar lostAt: when it ended, in seconds of the reactor's clock.
+    @ivar connects: how often the server had been connected to by then.
     """
 
     since: float
-    at: float
-    times: int
+    lostAt: float
+    connects: int
 
 
 class RetrySchedule:
     """
-    All of them.
-
-    @ivar retry: how long it is waited.
+    Exponential backoff for each device that could not be attached.
     """
 
-    def __init__(self, reactor: Any, chance: Chance = random.random) -> None:
+    def __init__(
+        self, reactor: Any, settings: LiveSettings, chance: Chance = random.random
+    ) -> None:
         """
         @param reactor: provides C{IReactorTime}.
         """
-        self.retry = BackOff(longest=30.0)
         self._reactor = reactor
+        self._settings = settings
         self._chance = chance
-        self._troubles: dict[Place, Trouble] = {}
-        self._lost: dict[Place, Lost] = {}
+        self._failures: dict[Place, _Failure] = {}
+        self._lost: dict[Place, _LostSession] = {}
 
-    def note(self, place: Place, text: str) -> bool:
+    def failed(self, place: Place, reason: str) -> bool:
         """
-        A device cannot be had, for a while.
+        Schedule the next attempt for a device.
 
-        @return: is that news?
+        @return: does the reason differ from that of the last attempt?
         """
-        trouble = self._troubles.setdefault(place, Trouble(Pauses(self.retry, self._chance)))
+        failure = self._failures.get(place)
+        if failure is None:
+            failure = _Failure(Pauses(self._settings.config.retry, self._chance))
+            self._failures[place] = failure
         now = self._reactor.seconds()
-        trouble.until = now + trouble.pauses.next()
-        trouble.soonest = now + AT_ONCE
-        isNews = trouble.text != text
-        trouble.text = text
-        return isNews
+        failure.until = now + failure.pauses.next()
+        failure.soonest = now + SOONEST
+        isNew = failure.reason != reason
+        failure.reason = reason
+        return isNew
 
     def isPausing(self, place: Place) -> bool:
-        """Is it too soon to try again?"""
-        trouble = self._troubles.get(place)
-        return trouble is not None and self._reactor.seconds() < trouble.until
+        """Is it too early for the next attempt?"""
+        failure = self._failures.get(place)
+        return failure is not None and self._reactor.seconds() < failure.until
 
-    def hurry(self, place: Place | None = None) -> None:
-        """Something has happened to a device, or to our ports: it may be had now."""
-        for known, trouble in self._troubles.items():
+    def hasten(self, place: Place | None = None) -> None:
+        """Shorten the pause of a device that has changed, or of all devices if a port is free."""
+        for known, failure in self._failures.items():
             if place in (None, known):
-                trouble.until = min(trouble.until, trouble.soonest)
+                failure.until = min(failure.until, failure.soonest)
 
     def forget(self, place: Place) -> None:
-        """It is another device by now, or we have it."""
-        self._troubles.pop(place, None)
+        """Discard what is known of a device that was replugged, or has worked."""
+        self._failures.pop(place, None)
         self._lost.pop(place, None)
 
-    def lost(self, place: Place, holder: Holder | None, link: ServerConnection | None) -> None:
+    def lost(self, place: Place, holder: Holder | None, server: ServerConnection | None) -> None:
         """
-        A device was lost.
+        Remember a session that has ended on this machine.
 
-        @param holder: we, as its server had us.
-        @param link: to its server.
+        @param holder: this machine, as the server reported it.
         """
-        if holder is not None and holder.since is not None and link is not None:
+        if holder is not None and holder.since is not None and server is not None:
             now = self._reactor.seconds()
-            self._lost[place] = Lost(since=holder.since, at=now, times=link.times)
+            self._lost[place] = _LostSession(
+                since=holder.since, lostAt=now, connects=server.connects
+            )
 
-    def isOurs(self, found: RemoteDevice, link: ServerConnection | None) -> bool:
+    def isDeadSession(self, found: RemoteDevice, server: ServerConnection | None) -> bool:
         """
-        Has a device the session that was lost? Its server is asked first what is true.
-
-        @param link: to its server.
+        Is the session that the server shows the one that has ended on this machine? That is known
+        only after the server was connected to again.
         """
-        lost = self._lost.get((found.server.name, found.device.busId))
+        lost = self._lost.get(placeOf(found))
         holder = found.device.holder
-        if lost is None or holder is None or link is None:
+        if lost is None or holder is None or server is None:
             return False
-        isSame = holder.since == lost.since
-        isFresh = link.isUp and link.times > lost.times
-        return isSame and isFresh and self._reactor.seconds() - lost.at >= AT_ONCE
+        isFresh = server.isUp and server.connects > lost.connects
+        isSettled = self._reactor.seconds() - lost.lostAt >= SOONEST
+        return holder.since == lost.since and isFresh and isSettled
 
-    def moments(self) -> Iterator[float]:
-        """When something can be tried again."""
-        yield from (trouble.until for trouble in self._troubles.values())
-        yield from (lost.at + AT_ONCE for lost in self._lost.values())
+    def times(self) -> Iterator[float]:
+        """When devices can be tried again, in seconds of the reactor's clock."""
+        yield from (failure.until for failure in self._failures.values())
+        yield from (lost.lostAt + SOONEST for lost in self._lost.values())

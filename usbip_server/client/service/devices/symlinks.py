@@ -1,6 +1,6 @@
 """
-Links with names that stay, to nodes whose names do not: C{/dev/usbipshare/uno} leads to
-C{/dev/ttyUSB0}, and C{uno-1} to the device's next one.
+Symlinks with stable names to device nodes: C{/dev/usbipshare/uno} points to C{/dev/ttyUSB0}, and
+C{uno-1} to the next node of the device.
 """
 
 from __future__ import annotations
@@ -12,93 +12,96 @@ from collections.abc import Sequence
 
 from twisted.logger import Logger
 
+from usbip_server.client.service.config import LiveSettings
+
 LAST = ("bsg/", "sg")
-"""What begins like this is hardly ever what is meant: a disk is C{sda}."""
+"""Prefixes of nodes that come last: the first of a disk is C{sda}, not C{sg0}."""
 
 
 class Symlinks:
     """
-    In one folder, which is ours. What cannot be is logged.
+    The symlinks in the configured directory. An error is logged and has no other effect.
     """
 
     _log = Logger()
 
-    def __init__(self, folder: str, nodes: str = "/dev") -> None:
+    def __init__(self, settings: LiveSettings, nodes: str) -> None:
         """
-        @param nodes: where nodes are.
+        @param nodes: the directory of device nodes.
         """
-        self._folder = folder
+        self._settings = settings
         self._nodes = nodes
-        self._complaint = ""
-
-    def become(self, folder: str) -> None:
-        """Let it be another folder from now on."""
-        self._folder = folder
+        self._folders: dict[str, str] = {}
+        self._lastError = ""
 
     def show(self, name: str, nodes: Sequence[str]) -> None:
         """
-        Let these be a device's nodes: the first by its name alone, each other with a number.
+        Let C{name} point to the first of the nodes, and C{name-1} and so on to the others; remove
+        what was shown before, also in another directory.
         """
-        wanted = {
+        folder = self._settings.config.links
+        before = self._folders.pop(name, folder)
+        real = [node for node in nodes if not os.path.islink(node)]  # no names given by udev
+        targets = {
             name if index == 0 else f"{name}-{index}": node
-            for index, node in enumerate(self._real(nodes))
+            for index, node in enumerate(sorted(real, key=self._isLast))
         }
         try:
-            for old in self._linksOf(name) - wanted.keys():
-                os.unlink(os.path.join(self._folder, old))
-            for link, node in wanted.items():
-                self._place(link, node)
+            if before != folder:
+                _remove(before, _symlinksOf(name, before))
+            _remove(folder, _symlinksOf(name, folder) - targets.keys())
+            for link, node in targets.items():
+                self._folders[name] = folder
+                _place(folder, link, node)
         except OSError as error:
-            self._complain(error)
+            self._complain(folder, error)
         else:
-            self._complaint = ""
+            self._lastError = ""
+
+    def isShown(self, name: str) -> bool:
+        """Are there symlinks of this name that this process has made?"""
+        return name in self._folders
 
     def hide(self, name: str) -> None:
-        """It has none any more."""
+        """Remove the symlinks of this name."""
         self.show(name, ())
-
-    def _real(self, nodes: Sequence[str]) -> list[str]:
-        """
-        The nodes themselves, without udev's names for them; what is most likely meant first.
-        """
-        real = [node for node in nodes if not os.path.islink(node)]
-        return sorted(real, key=self._isLast)
 
     def _isLast(self, node: str) -> bool:
         return node.removeprefix(f"{self._nodes}/").startswith(LAST)
 
-    def _linksOf(self, name: str) -> set[str]:
-        with contextlib.suppress(FileNotFoundError):
-            ours = re.compile(rf"{re.escape(name)}(-[1-9][0-9]*)?")
-            return {
-                entry.name
-                for entry in os.scandir(self._folder)
-                if ours.fullmatch(entry.name) and entry.is_symlink()
-            }
-        return set()
-
-    def _place(self, name: str, node: str) -> None:
-        path = os.path.join(self._folder, name)
-        with contextlib.suppress(OSError):
-            if os.readlink(path) == node:
-                return
-        os.makedirs(self._folder, 0o755, exist_ok=True)
-        beside = f"{path}.new"
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(beside)
-        os.symlink(node, beside)
-        os.replace(beside, path)
-
-    def _complain(self, error: OSError) -> None:
-        """
-        Once, until it has been right again.
-        """
+    def _complain(self, folder: str, error: OSError) -> None:
         text = str(error)
-        if text != self._complaint:
-            self._complaint = text
+        if text != self._lastError:
+            self._lastError = text
             self._log.warn(
-                "no links in {folder}: {error}. Let the service write there, or set `links` to "
-                "another folder",
-                folder=self._folder,
+                "no symlinks in {folder}: {error}. Let the service write there, or set `links` to "
+                "another directory",
+                folder=folder,
                 error=text,
             )
+
+
+def _symlinksOf(name: str, folder: str) -> set[str]:
+    pattern = re.compile(rf"{re.escape(name)}(-[1-9][0-9]*)?")
+    with contextlib.suppress(FileNotFoundError):
+        entries = os.scandir(folder)
+        return {each.name for each in entries if pattern.fullmatch(each.name) and each.is_symlink()}
+    return set()
+
+
+def _remove(folder: str, names: set[str]) -> None:
+    for name in names:
+        os.unlink(os.path.join(folder, name))
+
+
+def _place(folder: str, name: str, node: str) -> None:
+    path = os.path.join(folder, name)
+    with contextlib.suppress(OSError):
+        if os.readlink(path) == node:
+            return
+    os.makedirs(folder, 0o755, exist_ok=True)
+    new = f"{path}.new"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(new)
+    os.symlink(node, new)
+    os.replace(new, path)
