@@ -33,7 +33,7 @@ else:
     Base = object
 
 PROGRAMS = {
-    "ln",
+    *("ln", "."),
     *("apt-get", "chgrp", "chmod", "curl", "echo", "install", "journalctl", "ls", "make"),
     *("modprobe", "nc", "openssl", "pip", "python", "python3", "rm", "ss", "ssh", "systemctl"),
     *("tee", "twistd", "udevadm", "ufw", "useradd", "userdel", "usbip", "usbipshare"),
