@@ -16,8 +16,8 @@ import msgspec
 
 PACKAGE = Path(__file__).parents[2] / "usbip_server"
 
-QUIET = {"info", "debug"}
-"""Methods of a logger whose messages tell what happens, not what is wrong."""
+QUIET = {"info", "debug", "compile"}
+"""Functions whose arguments are no messages about what is wrong."""
 
 HELP = {"help", "short_help", "epilog", "metavar"}
 """Keyword arguments with texts of C{--help}."""
@@ -71,9 +71,8 @@ def _texts(node: ast.AST) -> Iterator[tuple[ast.expr, str]]:
         return
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
         return
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-        if node.func.attr in QUIET or node.func.attr == "compile":
-            return
+    if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in QUIET:
+        return
     if isinstance(node, ast.keyword) and node.arg in HELP:
         return
     if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in HELP_OF:
