@@ -263,7 +263,7 @@ class GatewayTests(GatewayTestCase):
         self.kitchen.kill()
         watching.told("removed", "102-1.4")
         self.assertOver(port)
-        lost = self.gateway.logged("{reason}: there are no devices of {server}")
+        lost = self.gateway.logged("{reason}: the devices of {server} are not available")
         self.assertEqual(lost["server"], "kitchen")
         self.assertEqual(
             [device["bus_id"] for device in self.gateway.ask("list")["data"]],
@@ -281,7 +281,7 @@ class GatewayTests(GatewayTestCase):
         self.kitchen.kill()
         self.cellar.kill()
         for _ in range(2):
-            self.gateway.logged("{reason}: there are no devices of {server}")
+            self.gateway.logged("{reason}: the devices of {server} are not available")
         answer = self.gateway.ask("list")
         self.assertEqual(answer["status"], "error")
         self.assertRegex(answer["message"], "no server is there: kitchen .*: .*; cellar .*: .*")

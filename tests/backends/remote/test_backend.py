@@ -344,7 +344,7 @@ class ExportTests(RemoteTestCase):
         await self.until(isAsked.is_set)
         self.timed.timeIsOver()
         try:
-            self.assertIn("has not given it to us within 1000 s", await refusing)
+            self.assertIn("has not answered the import within 1000 s", await refusing)
         finally:
             isOver.set()
 

@@ -98,7 +98,7 @@ class OptionsTests(SynchronousTestCase):
         self.assertWrong("hosts.0.host", "is missing", {"name": "raspi3"})
         self.assertWrong("hosts.0.hots", "unknown key", {"host": "raspi3", "hots": 1})
         self.assertWrong("hosts.0.bus", "<= 65000", {"host": "raspi3", "bus": 65001})
-        self.assertWrong("hosts.1", "stands here twice", "raspi3", "raspi3")
+        self.assertWrong("hosts.1", "is named twice", "raspi3", "raspi3")
         for key in ("ca", "certificate"):
             said = {"host": "raspi3", "tls": {key: "/nowhere.pem"}}
             self.assertWrong(f"hosts.0.tls.{key}", "/nowhere.pem cannot be read: No such", said)
@@ -106,7 +106,7 @@ class OptionsTests(SynchronousTestCase):
     def test_apart(self) -> None:
         """No two servers have a bus in common."""
         for bus in (1, 100, 199):
-            self.assertWrong("hosts.1", "are those of a", "a", {"host": "b", "bus": bus})
+            self.assertWrong("hosts.1", "overlaps that of a", "a", {"host": "b", "bus": bus})
         self.assertEqual([host.bus for host in hosts("a", {"host": "b", "bus": 0})], [100, 0])
 
     def test_plugin(self) -> None:

@@ -17,7 +17,7 @@ from twisted.trial.unittest import TestCase
 
 from tests.support.fixtures import MOUSE, UNO, changed
 from tests.support.scriptedserver import Play, ScriptedServer
-from usbip_server.backends.remote.watch import RemoteFollowing
+from usbip_server.backends.remote.watch import RemoteWatch
 from usbip_server.model.device import DeviceState, Holder, Traffic, UsbDevice
 from usbip_server.model.replies import Notice, Reply, Status, encodeDevices, holderFields
 
@@ -67,7 +67,7 @@ class FollowingTestCase(TestCase):
 
     timeout = 300
 
-    async def follow(self, play: Play, turns: int = 1) -> RemoteFollowing:
+    async def follow(self, play: Play, turns: int = 1) -> RemoteWatch:
         """
         Follow one.
 
@@ -85,15 +85,15 @@ class FollowingTestCase(TestCase):
             if len(told) == turns:
                 enough.callback(None)
 
-        following = RemoteFollowing(server.server, reactor, changed_, lambda: 0.0)
-        self.addCleanup(following.stop)
-        following.start()
+        watch = RemoteWatch(server.server, reactor, changed_, lambda: 0.0)
+        self.addCleanup(watch.stop)
+        watch.start()
         await enough
-        return following
+        return watch
 
-    def devices(self, following: RemoteFollowing) -> Sequence[UsbDevice]:
+    def devices(self, watch: RemoteWatch) -> Sequence[UsbDevice]:
         """Those that are known."""
-        return [known.device for known in following.known.values()]
+        return [known.device for known in watch.devices.values()]
 
 
 class FollowingTests(FollowingTestCase):
@@ -103,14 +103,14 @@ class FollowingTests(FollowingTestCase):
 
     async def test_snapshot(self) -> None:
         """All that the server has is known at once, with all that it tells of it."""
-        following = await self.follow(tells(snapshot(10, UNO, MOUSE)))
+        watch = await self.follow(tells(snapshot(10, UNO, MOUSE)))
         self.assertEqual(self.told, [None])
-        self.assertIsNone(following.trouble)
-        self.assertEqual(self.devices(following), [UNO, MOUSE])
+        self.assertIsNone(watch.trouble)
+        self.assertEqual(self.devices(watch), [UNO, MOUSE])
 
     async def test_events(self) -> None:
         """And then what becomes of each."""
-        following = await self.follow(
+        watch = await self.follow(
             tells(
                 snapshot(10, UNO),
                 event("bound", 11, BOUND),
@@ -120,27 +120,27 @@ class FollowingTests(FollowingTestCase):
             turns=4,
         )
         self.assertEqual(self.told, [None, "1-1.4", "2-10", "1-1.4"])
-        self.assertEqual(self.devices(following), [MOUSE])
+        self.assertEqual(self.devices(watch), [MOUSE])
 
     async def test_order(self) -> None:
         """What is older than what is known already does not count, wherever it comes from:
         what an answer has shown is not undone by events from before that."""
-        following = await self.follow(
+        watch = await self.follow(
             tells(snapshot(10, UNO, MOUSE), event("removed", 9, UNO), event("removed", 11, MOUSE)),
             turns=2,
         )
-        self.assertEqual(self.devices(following), [UNO])
+        self.assertEqual(self.devices(watch), [UNO])
         bound = msgspec.json.decode(encodeDevices(BOUND, True))
-        following.learn("1-1.4", 15, bound)
-        following.learn("1-1.4", 14, None)
-        self.assertEqual(self.devices(following), [BOUND])
-        following.learn("1-1.4", 16, None)
-        following.learn("1-1.4", 15, bound)
-        self.assertEqual(self.devices(following), [])
+        watch.learn("1-1.4", 15, bound)
+        watch.learn("1-1.4", 14, None)
+        self.assertEqual(self.devices(watch), [BOUND])
+        watch.learn("1-1.4", 16, None)
+        watch.learn("1-1.4", 15, bound)
+        self.assertEqual(self.devices(watch), [])
 
     async def test_traffic(self) -> None:
         """What a holder has moved is known when it was told, until there is another one."""
-        following = await self.follow(
+        watch = await self.follow(
             tells(
                 snapshot(10, BOUND),
                 event("imported", 11, HELD, Traffic(bytesIn=0, bytesOut=0)),
@@ -149,16 +149,16 @@ class FollowingTests(FollowingTestCase):
             ),
             turns=4,
         )
-        self.assertEqual(following.known["1-1.4"].traffic, MOVED)
+        self.assertEqual(watch.devices["1-1.4"].traffic, MOVED)
         other = changed(HELD, holder=Holder(address="192.0.2.9", since=2.5))
-        following.learn("1-1.4", 14, msgspec.json.decode(encodeDevices(other, True)))
-        self.assertIsNone(following.known["1-1.4"].traffic)
+        watch.learn("1-1.4", 14, msgspec.json.decode(encodeDevices(other, True)))
+        self.assertIsNone(watch.devices["1-1.4"].traffic)
 
     async def test_unknown(self) -> None:
         """Events and keys that are not known are left out."""
         more = {"event": "polished", "seq": 11, "time": WHEN, "data": {"bus_id": "1-1"}}
         beat = {"event": "heartbeat", "seq": 11, "time": WHEN, "shine": 7}
-        following = await self.follow(
+        watch = await self.follow(
             tells(
                 snapshot(10, UNO),
                 *(json.dumps(line).encode() + b"\n" for line in (more, beat)),
@@ -166,7 +166,7 @@ class FollowingTests(FollowingTestCase):
             ),
             turns=2,
         )
-        self.assertEqual(self.devices(following), [BOUND])
+        self.assertEqual(self.devices(watch), [BOUND])
 
 
 class TroubleTests(FollowingTestCase):
@@ -177,13 +177,13 @@ class TroubleTests(FollowingTestCase):
     async def trouble(self, *lines: bytes, turns: int = 1) -> str:
         """What is the matter, after the server's name and address."""
         with capturedLogs() as events:
-            following = await self.follow(tells(*lines), turns)
-        following.stop()
-        self.assertEqual(following.known, {})
-        assert following.trouble is not None
+            watch = await self.follow(tells(*lines), turns)
+        watch.stop()
+        self.assertEqual(watch.devices, {})
+        assert watch.trouble is not None
         warnings = [each["reason"] for each in events if each["log_level"].name == "warn"]
-        self.assertEqual(warnings, [following.trouble])
-        name, _, why = following.trouble.partition("): ")
+        self.assertEqual(warnings, [watch.trouble])
+        name, _, why = watch.trouble.partition("): ")
         self.assertRegex(name, r"^raspi \(127\.0\.0\.1:\d+$")
         return why
 
@@ -219,8 +219,8 @@ class TroubleTests(FollowingTestCase):
             if len(came) != 2:
                 tells(snapshot(len(came), UNO), stays=len(came) > 1)(connection)
 
-        following = await self.follow(play, turns=4)
+        watch = await self.follow(play, turns=4)
         # There, lost, refused, there.
         self.assertEqual(self.told, [None] * 4)
-        self.assertIsNone(following.trouble)
-        self.assertEqual(self.devices(following), [UNO])
+        self.assertIsNone(watch.trouble)
+        self.assertEqual(self.devices(watch), [UNO])

@@ -1,3 +1,3 @@
 """
-A backend for the devices of other servers: the gateway.
+The gateway: a backend whose devices are those of other servers.
 """

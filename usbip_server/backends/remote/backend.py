@@ -1,18 +1,15 @@
 """
-Devices of other servers: a daemon with this backend is a gateway to them.
-
-Their servers bind and unbind them, and tell what happens to them; USB traffic passes through
-here::
+The gateway: a backend whose devices are those of other servers. These bind and unbind them, and
+report changes; USB traffic is relayed by this process::
 
     RemoteBackend
-     |-- remotemirror.py       the devices of all servers, in one inventory
-     |     |-- remotehosts.py        which servers; what their buses are called here
-     |     |-- remotefollowing.py    what is known of the devices of one
-     |     |-- remoterequests.py     what is asked of one
-     |     `-- remotesessions.py     which client has a device
-     |-- remoteoperations.py   attach, detach and kick
-     `-- remoteexports.py      imports from there, in a thread (importing.py)
-           `-- remoterelay.py        between a client and the server of its device
+     |-- RemoteReplica         replica.py: one inventory of all servers
+     |     |-- Host                  config.py: bus ids here and there
+     |     |-- RemoteWatch           watch.py: the devices of one server
+     |     |-- RemoteRequests        requests.py: requests to one server
+     |     `-- RemoteSessions        sessions.py: which client has imported a device
+     |-- RemoteOperations      operations.py: attach, detach and kick, with deadlines
+     `-- RemoteExports         exports.py: imports from servers, and relays
 """
 
 from __future__ import annotations
@@ -28,7 +25,7 @@ from zope.interface import implementer
 
 from usbip_server.backends.remote.config import Host, Options, hostsIn
 from usbip_server.backends.remote.exports import RemoteExports
-from usbip_server.backends.remote.operations import RemoteOperations, RemoteWork
+from usbip_server.backends.remote.operations import RemoteOperations, RemoteTasks
 from usbip_server.backends.remote.replica import RemoteReplica
 from usbip_server.interfaces import IUsbBackend
 from usbip_server.model.device import Holder, Traffic, UsbDevice
@@ -38,10 +35,10 @@ from usbip_server.runtime.backoff import Chance
 from usbip_server.runtime.threads import TookTooLong
 
 FIRST_SECONDS = 2.0
-"""For the servers to answer when the daemon starts; it goes on without those that have not."""
+"""For the servers to answer when the daemon starts; it does not wait longer for the others."""
 
 LOOK_SECONDS = 5.0
-"""For a server to tell how a device is."""
+"""For a server to report the state of a device."""
 
 
 def makeBackend(options: Mapping[str, Any], reactor: Any) -> RemoteBackend:
@@ -54,7 +51,7 @@ def makeBackend(options: Mapping[str, Any], reactor: Any) -> RemoteBackend:
 @implementer(IUsbBackend)
 class RemoteBackend:
     """
-    Puts the parts together.
+    Implements the interface with the parts of this folder.
     """
 
     def __init__(
@@ -68,32 +65,32 @@ class RemoteBackend:
             what endpoints need.
         @param chance: see L{usbip_server.runtime.backoff.Pauses}.
         """
-        self._mirror = RemoteReplica(hosts, reactor, chance)
-        self._work = RemoteWork(reactor)
-        self._operations = RemoteOperations(self._mirror, self._work)
-        self._exports = RemoteExports(self._mirror, self._work, reactor)
-        self.inventory = self._mirror.inventory
+        self._replica = RemoteReplica(hosts, reactor, chance)
+        self._tasks = RemoteTasks(reactor)
+        self._operations = RemoteOperations(self._replica, self._tasks)
+        self._exports = RemoteExports(self._replica, self._tasks, reactor)
+        self.inventory = self._replica.inventory
 
     async def start(self) -> None:
-        first = [far.following.start() for far in self._mirror.servers]
+        first = [server.watch.start() for server in self._replica.servers]
 
         async def all_() -> None:
             await gatherResults(first, consumeErrors=True)
 
         with contextlib.suppress(TookTooLong, CancelledError):
-            await self._work.within(FIRST_SECONDS, all_(), lambda outcome: None)
-        self._mirror.judge()
+            await self._tasks.within(FIRST_SECONDS, all_(), lambda outcome: None)
+        self._replica.updateTrouble()
 
     async def stop(self) -> None:
-        for far in self._mirror.servers:
-            far.following.stop()
-        self._work.stop()
+        for server in self._replica.servers:
+            server.watch.stop()
+        self._tasks.stop()
         self._exports.stop()
 
     async def bind(
         self, device: UsbDevice, deadline: float, evenMounted: bool = False
     ) -> UsbDevice:
-        # What is mounted there is for that server's own configuration to allow.
+        # Whether a mounted disk may be bound is for the server's configuration to say.
         return await self._operations.attach(device, deadline)
 
     async def unbind(self, device: UsbDevice, deadline: float) -> UsbDevice:
@@ -108,13 +105,13 @@ class RemoteBackend:
         return await self._exports.export(device, connection, holder, deadline)
 
     async def look(self, device: UsbDevice) -> None:
-        for far in self._mirror.servers:
-            there = far.there(device)
-            if there is not None and far.following.trouble is None:
-                # If there is no answer, whoever follows that server sees that it is gone.
+        for server in self._replica.servers:
+            there = server.there(device)
+            if there is not None and server.watch.trouble is None:
+                # Without an answer, the watch of the server notices that it is gone.
                 with contextlib.suppress(ShareError, TookTooLong, CancelledError):
-                    await self._work.within(LOOK_SECONDS, far.requests.look(there.busId))
+                    await self._tasks.within(LOOK_SECONDS, server.requests.look(there.busId))
 
     def traffic(self, device: UsbDevice) -> Traffic | None:
-        ours = self._mirror.sessions.traffic(device)
-        return self._mirror.traffic(device) if ours is None else ours
+        own = self._replica.sessions.traffic(device)
+        return self._replica.traffic(device) if own is None else own

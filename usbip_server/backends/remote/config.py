@@ -1,8 +1,6 @@
 """
-The servers of a gateway, as its configuration names them, and what their devices are called
-here.
-
-Each has a range of bus numbers: what is C{1-1.4} at the third is C{301-1.4} here.
+The configuration of a gateway: its servers, and the bus ids of their devices at the gateway. Each
+server has a range of bus numbers: C{1-1.4} of the third is C{301-1.4} at the gateway.
 """
 
 from __future__ import annotations
@@ -18,21 +16,21 @@ from usbip_server.model.device import UsbDevice, busOrder
 from usbip_server.model.options import InvalidOption
 
 BUSES = 100
-"""How far apart the ranges of two servers are: a bus there has a number below that."""
+"""The size of a range."""
 
 HIGHEST = 65000
-"""The end of the last range is a number that fits into 16 bits, as that of a bus has to
-(C{devid}, C{drivers/usb/usbip/vhci_sysfs.c})."""
+"""The start of the last range: bus numbers have 16 bits (C{devid},
+C{drivers/usb/usbip/vhci_sysfs.c})."""
 
 
 class HostOptions(ServerOptions, frozen=True, kw_only=True):
     """
-    What is said of a server.
+    A server.
 
-    @ivar host: its name or address.
-    @ivar name: what it is called; C{None}: the same.
-    @ivar bus: what is added to the numbers of its buses; C{None}: 100 for the first server,
-        200 for the second, and so on.
+    @ivar host: its host name or address.
+    @ivar name: its name in descriptions of devices; C{None}: C{host}.
+    @ivar bus: the start of its range; C{None}: 100 for the first server, 200 for the second, and
+        so on.
     """
 
     host: Text
@@ -42,7 +40,7 @@ class HostOptions(ServerOptions, frozen=True, kw_only=True):
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
-    @ivar hosts: the servers; the name of one is enough.
+    @ivar hosts: the servers, each with options or only by its host name.
     """
 
     hosts: Annotated[tuple[Text | HostOptions, ...], msgspec.Meta(min_length=1)]
@@ -50,9 +48,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 class Host(msgspec.Struct, frozen=True, kw_only=True):
     """
-    A server.
+    A server, and its range of bus numbers.
 
-    @ivar bus: what is added to the numbers of its buses.
+    @ivar bus: the start of the range.
     """
 
     server: Server
@@ -60,22 +58,21 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
 
     def busIdHere(self, there: str) -> str | None:
         """
-        What a bus id of its is here; C{None} if the number of its bus is too high.
+        Convert a bus id of the server; C{None} if the number of its bus is too high.
         """
         number = busOrder(there)[0]
         return f"{self.bus + number}-{there.partition('-')[2]}" if number < BUSES else None
 
     def busIdThere(self, here: str) -> str | None:
         """
-        The reverse; C{None} if it is none of this server's.
+        Convert a bus id of the gateway; C{None} if it is not in this server's range.
         """
         number = busOrder(here)[0] - self.bus
         return f"{number}-{here.partition('-')[2]}" if 0 < number < BUSES else None
 
     def here(self, device: UsbDevice, busId: str) -> UsbDevice:
         """
-        A device of this server's as it is shown here. Its name and its lease there are none
-        here.
+        Convert a device of the server. Its name and its lease are not shown at the gateway.
         """
         return msgspec.structs.replace(
             device,
@@ -89,9 +86,9 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
 
 def hostsIn(options: Options) -> tuple[Host, ...]:
     """
-    The servers that are named.
+    The configured servers.
 
-    @raise InvalidOption: one cannot be meant, or there are two of a kind.
+    @raise InvalidOption: one is invalid, or two have the same name or overlapping ranges.
     """
     hosts: list[Host] = []
     for index, said in enumerate(options.hosts):
@@ -119,11 +116,11 @@ def _requireApart(host: Host, others: Iterable[Host], index: int) -> None:
     for other in others:
         if other.server.name == host.server.name:
             raise InvalidOption(
-                ("hosts", index), f"{host.server} stands here twice: give it another `name`"
+                ("hosts", index), f"{host.server} is named twice: give one of them another `name`"
             )
         if abs(other.bus - host.bus) < BUSES:
             raise InvalidOption(
                 ("hosts", index),
-                f"its buses, from {host.bus} on, are those of {other.server}, from {other.bus} "
-                f"on: say `bus`, {BUSES} apart from any other",
+                f"its range of buses, from {host.bus}, overlaps that of {other.server}, from "
+                f"{other.bus}: set `bus` to a number at least {BUSES} from any other",
             )

@@ -1,5 +1,6 @@
 """
-Giving devices of other servers to clients: the gateway imports them from there, and carries.
+Exports devices of other servers: imports a device from its server, and relays between it and the
+client.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any
 import msgspec
 from twisted.internet.defer import CancelledError
 
-from usbip_server.backends.remote.operations import RemoteWork, inOurWords
+from usbip_server.backends.remote.operations import RemoteTasks, asOperationFailed
 from usbip_server.backends.remote.replica import RemoteReplica, RemoteServer
 from usbip_server.backends.remote.sessions import RemoteSession
 from usbip_server.client.imports import Imported, importDevice
@@ -23,22 +24,22 @@ from usbip_server.runtime.threads import BlockingCalls, StillOut, TookTooLong
 
 class RemoteExports:
     """
-    Does it.
+    Begins sessions of clients, and ends them when the daemon stops.
     """
 
-    def __init__(self, mirror: RemoteReplica, work: RemoteWork, reactor: Any) -> None:
+    def __init__(self, replica: RemoteReplica, tasks: RemoteTasks, reactor: Any) -> None:
         """
         @param reactor: provides C{IReactorFDSet}, C{IReactorTime} and C{IReactorFromThreads}.
         """
-        self._mirror = mirror
-        self._work = work
+        self._replica = replica
+        self._tasks = tasks
         self._reactor = reactor
         self._calls = BlockingCalls(reactor)
 
     def stop(self) -> None:
-        """All sessions end: their traffic passes through here."""
+        """End all sessions: their traffic passes through this process."""
         self._calls.stop()
-        self._mirror.sessions.endAll()
+        self._replica.sessions.endAll()
 
     async def export(
         self, device: UsbDevice, connection: socket.socket, holder: Holder, deadline: float
@@ -46,34 +47,34 @@ class RemoteExports:
         """
         See L{usbip_server.interfaces.IUsbBackend}.
         """
-        far, there = self._mirror.at(device)
+        server, there = self._replica.at(device)
         try:
             client = socket.fromfd(
                 connection.fileno(), connection.family, connection.type, connection.proto
             )
         except OSError as error:
             raise OperationFailed(device, f"cannot export {device}: {error}") from None
-        self._mirror.sessions.begins(device.busId)
+        self._replica.sessions.reserve(device.busId)
         try:
-            begun = self._begun(far, device, there, client, holder, deadline)
-            await self._work.within(deadline, begun)
+            beginning = self._begin(server, device, there, client, holder, deadline)
+            await self._tasks.within(deadline, beginning)
         except BaseException as error:
             client.close()
-            self._mirror.sessions.fail(device.busId)
-            self._mirror.showAgain(device.busId)
+            self._replica.sessions.cancel(device.busId)
+            self._replica.update(device.busId)
             if isinstance(error, TookTooLong):
                 raise OperationTimedOut(
-                    self._mirror.now(device),
-                    f"{device}: its server has not given it to us within {deadline:g} s",
+                    self._replica.now(device),
+                    f"{device}: its server has not answered the import within {deadline:g} s",
                 ) from None
             if isinstance(error, ShareError | CancelledError):
-                raise inOurWords(self._mirror.now(device), error) from error
+                raise asOperationFailed(self._replica.now(device), error) from error
             raise
-        return self._mirror.here(device)
+        return self._replica.require(device)
 
-    async def _begun(
+    async def _begin(
         self,
-        far: RemoteServer,
+        server: RemoteServer,
         device: UsbDevice,
         there: UsbDevice,
         client: socket.socket,
@@ -81,19 +82,19 @@ class RemoteExports:
         deadline: float,
     ) -> None:
         """
-        Import a device, and have its traffic carried from now on.
+        Import a device, and begin to relay.
         """
-        before = await far.requests.require(there)
+        before = await server.requests.require(there)
         if before.state is DeviceState.IN_USE:
-            raise DeviceInUse(self._taken(device, before.holder))
+            raise DeviceInUse(self._inUse(device, before.holder))
         if before.state is not DeviceState.BOUND:
             raise OperationFailed(device, f"{device} cannot be imported: it is not bound")
         try:
-            imported = await self._imported(far, device, there.busId, deadline)
+            imported = await self._imported(server, device, there.busId, deadline)
         except (NotGiven, StillOut, RuntimeError) as error:  # the last: no more threads
-            raise self._why(device, error) from error
+            raise self._failure(device, error) from error
         try:
-            now = await far.requests.require(there)
+            now = await server.requests.require(there)
             if now.state is not DeviceState.IN_USE:
                 raise OperationFailed(device, f"{device} was taken away again at once")
         except BaseException:
@@ -101,7 +102,7 @@ class RemoteExports:
             raise
         busId = device.busId
         relay = RemoteRelay(
-            client, imported.connection, self._reactor, lambda: self._mirror.showAgain(busId)
+            client, imported.connection, self._reactor, lambda: self._replica.update(busId)
         )
         session = RemoteSession(
             deviceNumber=device.deviceNumber,
@@ -110,52 +111,52 @@ class RemoteExports:
             exported=imported.device,
             relay=relay,
         )
-        self._mirror.sessions.add(busId, session)
-        self._mirror.showAgain(busId)
+        self._replica.sessions.add(busId, session)
+        self._replica.update(busId)
         relay.begin()
 
     async def _imported(
-        self, far: RemoteServer, device: UsbDevice, busId: str, deadline: float
+        self, server: RemoteServer, device: UsbDevice, busId: str, deadline: float
     ) -> Imported:
         """
-        A thread does it. What it has got is closed if nobody waits for it any more.
+        Import a device in a thread. What arrives after the deadline is closed.
         """
-        got: list[Imported] = []
+        results: list[Imported] = []
         isWanted = True
 
-        def fetch() -> Imported:
-            got.append(importDevice(far.host.server, busId, deadline))
+        def run() -> Imported:
+            results.append(importDevice(server.host.server, busId, deadline))
             if not isWanted:
-                drop()
-            return got[0]
+                close()
+            return results[0]
 
-        def drop() -> None:
-            for imported in got:
+        def close() -> None:
+            for imported in results:
                 imported.connection.close()
 
         try:
-            return await self._calls.call(device.busId, deadline, fetch)
+            return await self._calls.call(device.busId, deadline, run)
         except BaseException:
             isWanted = False
-            drop()
+            close()
             raise
 
-    def _why(self, device: UsbDevice, error: Exception) -> OperationFailed:
+    def _failure(self, device: UsbDevice, error: Exception) -> OperationFailed:
         """
-        What it means that an import has gone wrong.
+        The error for an import that has failed.
         """
         if isinstance(error, NotGiven) and error.status == OpStatus.DEV_BUSY:
-            return DeviceInUse(self._taken(device, None))
+            return DeviceInUse(self._inUse(device, None))
         if isinstance(error, StillOut):
-            why = "its server does not answer an earlier import"
-            return OperationFailed(device, f"cannot export {device}: {why}")
+            reason = "its server has not answered an earlier import yet: try again later"
+            return OperationFailed(device, f"cannot export {device}: {reason}")
         return OperationFailed(device, f"cannot export {device}: {error}")
 
-    def _taken(self, device: UsbDevice, holder: Holder | None) -> UsbDevice:
+    def _inUse(self, device: UsbDevice, holder: Holder | None) -> UsbDevice:
         """
-        A device that somebody else has, though it is perhaps not shown yet.
+        A device that another client has imported, even if its server has not reported it yet.
         """
-        now = self._mirror.now(device)
+        now = self._replica.now(device)
         if now.state is DeviceState.IN_USE:
             return now
         return msgspec.structs.replace(now, state=DeviceState.IN_USE, holder=holder)

@@ -1,6 +1,5 @@
 """
-What is under way at other servers: none of it without a deadline, and all of it ends with the
-daemon.
+The operations of the gateway at other servers. Each has a deadline, and all end with the daemon.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from usbip_server.backends.remote.replica import RemoteReplica, RemoteServer
-from usbip_server.backends.remote.requests import NotDoneThere
+from usbip_server.backends.remote.requests import RefusedThere
 from usbip_server.model.device import DeviceState, UsbDevice
 from usbip_server.model.errors import DeviceInUse, OperationFailed, OperationTimedOut, ShareError
 from usbip_server.runtime.threads import TookTooLong
@@ -21,12 +20,12 @@ from usbip_server.runtime.threads import TookTooLong
 T = TypeVar("T")
 
 Late = Callable[[Any], None]
-"""Takes what comes when nobody waits for it any more: a result, or a C{Failure}."""
+"""Receives a result, or a C{Failure}, after the deadline."""
 
 
-class RemoteWork:
+class RemoteTasks:
     """
-    All that is under way.
+    Runs coroutines with deadlines.
     """
 
     _log = Logger()
@@ -36,97 +35,97 @@ class RemoteWork:
         @param reactor: provides C{IReactorTime}.
         """
         self._reactor = reactor
-        self._underWay: set[Deferred[Any]] = set()
-        self._stopped = False
+        self._running: set[Deferred[Any]] = set()
+        self._isStopped = False
 
     def begin(self, work: Coroutine[Any, Any, None]) -> None:
-        """Begin something that nobody waits for, unless everything has ended."""
-        if self._stopped:
+        """Run a coroutine in the background, unless L{stop} was called."""
+        if self._isStopped:
             work.close()
             return
-        self._begun(work).addErrback(self._failed)
+        self._begin(work).addErrback(self._failed)
 
     async def within(
         self, seconds: float, work: Coroutine[Any, Any, T], late: Late | None = None
     ) -> T:
         """
-        Begin something, and wait for it.
+        Run a coroutine, and wait for it.
 
-        @param seconds: how long.
-        @param late: takes its outcome when the time has run out, unless everything ends then;
-            C{None}: it is cancelled.
-        @raise TookTooLong: the time has run out.
-        @raise CancelledError: everything ends.
+        @param seconds: the deadline.
+        @param late: called with its outcome after the deadline, unless L{stop} was called; C{None}:
+            it is cancelled at the deadline.
+        @raise TookTooLong: the deadline has passed.
+        @raise CancelledError: L{stop} was called.
         """
-        if self._stopped:
+        if self._isStopped:
             work.close()
             raise CancelledError
         result: Deferred[T] = Deferred()
-        begun = self._begun(work)
+        running = self._begin(work)
 
-        def over(outcome: Any) -> None:
+        def ended(outcome: Any) -> None:
             if timer.active():
                 timer.cancel()
                 result.callback(outcome)
-            elif late is not None and not self._stopped:
+            elif late is not None and not self._isStopped:
                 late(outcome)
 
         def giveUp() -> None:
             if late is None:
-                begun.cancel()
+                running.cancel()
             result.errback(TookTooLong(seconds))
 
         timer = self._reactor.callLater(seconds, giveUp)
-        begun.addBoth(over)
+        running.addBoth(ended)
         return await result
 
     def stop(self) -> None:
-        """End everything."""
-        self._stopped = True
-        for work in tuple(self._underWay):
-            work.cancel()
+        """Cancel all of them."""
+        self._isStopped = True
+        for running in tuple(self._running):
+            running.cancel()
 
-    def _begun(self, work: Coroutine[Any, Any, T]) -> Deferred[T]:
-        begun = Deferred.fromCoroutine(work)
-        self._underWay.add(begun)
+    def _begin(self, work: Coroutine[Any, Any, T]) -> Deferred[T]:
+        running = Deferred.fromCoroutine(work)
+        self._running.add(running)
 
-        def over(outcome: Any) -> Any:
-            self._underWay.discard(begun)
+        def ended(outcome: Any) -> Any:
+            self._running.discard(running)
             return outcome
 
-        return begun.addBoth(over)
+        return running.addBoth(ended)
 
     def _failed(self, failure: Failure) -> None:
         if not failure.check(CancelledError, ShareError):
-            self._log.failure("a bug in what is asked of another server", failure)
+            self._log.failure("bug in an operation at another server", failure)
 
 
-def inOurWords(device: UsbDevice, error: Exception) -> OperationFailed:
+def asOperationFailed(device: UsbDevice, error: Exception) -> OperationFailed:
     """
-    What the contract of backends has for what can go wrong at another server.
+    Convert an error to one that L{usbip_server.interfaces.IUsbBackend} allows.
 
-    @param device: as it is by now.
+    @param device: its present state.
     """
     if isinstance(error, OperationFailed):
         return error
     if isinstance(error, CancelledError):
         return OperationFailed(device, f"{device}: the daemon is stopping")
-    if isinstance(error, NotDoneThere):
+    if isinstance(error, RefusedThere):
         return OperationFailed(device, f"{device}: its server says: {error}")
     return OperationFailed(device, f"{device}: {error}")
 
 
 class RemoteOperations:
     """
-    Has it done.
+    Binds, unbinds and releases devices at their servers.
     """
 
     _log = Logger()
 
-    def __init__(self, mirror: RemoteReplica, work: RemoteWork) -> None:
-        self._mirror = mirror
-        self._work = work
-        self._last: dict[str, object] = {}  # which operation on a device is the last one
+    def __init__(self, replica: RemoteReplica, tasks: RemoteTasks) -> None:
+        self._replica = replica
+        self._tasks = tasks
+        self._latest: dict[str, object] = {}  # by bus id, a mark of the latest operation
 
     async def attach(self, device: UsbDevice, deadline: float) -> UsbDevice:
         """
@@ -138,9 +137,9 @@ class RemoteOperations:
         except OperationTimedOut:
             raise
         except OperationFailed as error:
-            now = self._mirror.inventory.same(device)
+            now = self._replica.inventory.same(device)
             if now is not None and now.state is DeviceState.IN_USE:
-                raise DeviceInUse(now, self._mirror.traffic(now)) from error
+                raise DeviceInUse(now, self._replica.traffic(now)) from error
             raise
 
     async def detach(self, device: UsbDevice, deadline: float) -> UsbDevice:
@@ -148,58 +147,63 @@ class RemoteOperations:
         return await self._perform("detach", device, deadline)
 
     async def kick(self, device: UsbDevice, deadline: float) -> UsbDevice:
-        """End the session of the client that has a device."""
+        """End the session of a device."""
         return await self._perform("kick", device, deadline)
 
-    async def _perform(self, verb: str, device: UsbDevice, deadline: float) -> UsbDevice:
-        far, there = self._mirror.at(device)
-        mark = self._last[device.busId] = object()
+    async def _perform(self, command: str, device: UsbDevice, deadline: float) -> UsbDevice:
+        replica, busId = self._replica, device.busId
+        server, there = replica.at(device)
+        mark = self._latest[busId] = object()
 
         def late(outcome: Any) -> None:
-            self._work.begin(self._afterwards(far, verb, there, device.busId, mark, outcome))
+            self._tasks.begin(self._afterDeadline(server, command, there, busId, mark, outcome))
 
         try:
-            performing = far.requests.perform(verb, there, deadline)
-            await self._work.within(deadline, performing, late)
+            performing = server.requests.perform(command, there, deadline)
+            await self._tasks.within(deadline, performing, late)
         except TookTooLong:
-            trouble = f"its server has not ended the {verb} within {deadline:g} s"
-            self._mirror.stuck[device.busId] = device.deviceNumber, trouble
-            self._mirror.showAgain(device.busId)
-            raise OperationTimedOut(self._mirror.now(device), f"{device}: {trouble}") from None
+            trouble = f"its server has not ended the {command} within {deadline:g} s"
+            replica.stuck[busId] = device.deviceNumber, trouble
+            replica.update(busId)
+            raise OperationTimedOut(replica.now(device), f"{device}: {trouble}") from None
         except (ShareError, CancelledError) as error:
-            self._freed(device.busId)
-            raise inOurWords(self._mirror.now(device), error) from error
-        self._freed(device.busId)
-        if verb != "attach":
-            self._mirror.sessions.end(device.busId)  # if it has not heard of it yet
-        return self._mirror.here(device)
+            self._freed(busId)
+            raise asOperationFailed(replica.now(device), error) from error
+        self._freed(busId)
+        if command != "attach":
+            replica.sessions.end(busId)  # the server may not have ended its connection yet
+        return replica.require(device)
 
-    async def _afterwards(
-        self, far: RemoteServer, verb: str, there: UsbDevice, busId: str, mark: object, outcome: Any
+    async def _afterDeadline(
+        self,
+        server: RemoteServer,
+        command: str,
+        there: UsbDevice,
+        busId: str,
+        mark: object,
+        outcome: Any,
     ) -> None:
         """
-        What nobody waits for any more has ended after all. A device that was bound, and that
-        was said not to be, is given back. If something else was asked for since then that is
-        what counts.
+        An operation has ended after its deadline. A device that was bound is unbound, as its bind
+        was reported to have failed; unless there is a later operation.
         """
-        if self._last.get(busId) is not mark:
+        if self._latest.get(busId) is not mark:
             return
-        if verb == "attach" and not isinstance(outcome, Failure):
+        if command == "attach" and not isinstance(outcome, Failure):
             try:
-                await far.requests.perform("detach", there, 0)
+                await server.requests.perform("detach", there, 0)
             except ShareError as error:
                 self._log.warn(
-                    "{device} at {server} is not given back: {error}",
+                    "{device} at {server} stays bound after a bind that took too long: {error}",
                     device=str(there),
-                    server=str(far.host.server),
+                    server=str(server.host.server),
                     error=str(error),
                 )
-        if self._last.get(busId) is mark:
+        if self._latest.get(busId) is mark:
             self._freed(busId)
         if isinstance(outcome, Failure):
             outcome.trap(ShareError)
 
     def _freed(self, busId: str) -> None:
-        """Nothing is being done there any more."""
-        if self._mirror.stuck.pop(busId, None) is not None:
-            self._mirror.showAgain(busId)
+        if self._replica.stuck.pop(busId, None) is not None:
+            self._replica.update(busId)

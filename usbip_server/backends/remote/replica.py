@@ -1,5 +1,5 @@
 """
-The devices of all servers of a gateway, in one inventory.
+One inventory of the devices of all servers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from twisted.logger import Logger
 from usbip_server.backends.remote.config import BUSES, Host
 from usbip_server.backends.remote.requests import RemoteRequests
 from usbip_server.backends.remote.sessions import RemoteSessions
-from usbip_server.backends.remote.watch import RemoteFollowing
+from usbip_server.backends.remote.watch import RemoteWatch
 from usbip_server.model.device import DeviceState, Traffic, UsbDevice
 from usbip_server.model.errors import OperationFailed
 from usbip_server.model.inventory import Inventory
@@ -23,29 +23,30 @@ NOBODY = "no server is there"
 ITSELF = "it is a gateway that reaches no server itself, or this one"
 
 
-class RemoteServer(msgspec.Struct, frozen=True, eq=False):
+class RemoteServer:
     """
-    A server, and what we have to do with it.
+    One server: the bus ids of its devices here, its devices, and requests to it.
     """
 
-    host: Host
-    following: RemoteFollowing
-    requests: RemoteRequests
+    def __init__(self, host: Host, watch: RemoteWatch, requests: RemoteRequests) -> None:
+        self.host = host
+        self.watch = watch
+        self.requests = requests
 
     def there(self, device: UsbDevice) -> UsbDevice | None:
-        """A device as this server calls it; C{None}: it is none of its."""
+        """A device with its bus id at this server; C{None}: it is another server's."""
         busId = self.host.busIdThere(device.busId)
         return None if busId is None else msgspec.structs.replace(device, busId=busId)
 
 
 class RemoteReplica:
     """
-    Keeps the inventory in step with what the servers tell.
+    Replicates what the servers report, with the bus ids of the gateway.
 
-    @ivar inventory: their devices.
-    @ivar sessions: those of our clients.
-    @ivar stuck: devices to which something is still being done, by their bus ids: which it is,
-        and what is the matter. Say C{showAgain} after a change.
+    @ivar inventory: all devices.
+    @ivar sessions: of the gateway's clients.
+    @ivar stuck: operations that are still in progress after their deadline, by bus id: the device
+        number, and what to show. Call L{update} after a change.
     """
 
     _log = Logger()
@@ -57,24 +58,24 @@ class RemoteReplica:
         self.inventory = Inventory()
         self.sessions = RemoteSessions()
         self.stuck: dict[str, tuple[int, str]] = {}
-        self.servers = tuple(self._far(host, reactor, chance) for host in hosts)
-        self._tooHigh: set[tuple[str, str]] = set()
+        self.servers = tuple(self._server(host, reactor, chance) for host in hosts)
+        self._warned: set[tuple[str, str]] = set()
 
     def at(self, device: UsbDevice) -> tuple[RemoteServer, UsbDevice]:
         """
-        Where a device is, and what it is called there.
+        The server of a device, and the device as it is called there.
 
         @raise OperationFailed: it is gone.
         """
-        for far in self.servers:
-            there = far.there(device)
+        for server in self.servers:
+            there = server.there(device)
             if there is not None and self.inventory.same(device) is not None:
-                return far, there
+                return server, there
         raise OperationFailed(device, f"{device} is gone: it was unplugged")
 
-    def here(self, device: UsbDevice) -> UsbDevice:
+    def require(self, device: UsbDevice) -> UsbDevice:
         """
-        A device as it is now.
+        The present state of a device.
 
         @raise OperationFailed: it is gone.
         """
@@ -82,78 +83,72 @@ class RemoteReplica:
         return self.now(device)
 
     def now(self, device: UsbDevice) -> UsbDevice:
-        """A device as it is now, or was."""
+        """The present state of a device, or the last if it is gone."""
         return self.inventory.same(device) or device
 
     def traffic(self, device: UsbDevice) -> Traffic | None:
-        """What a device's last holder has moved, as far as its server has told."""
-        for far in self.servers:
-            there = far.there(device)
-            known = None if there is None else far.following.known.get(there.busId)
+        """The traffic of a device's last session, as its server reports it."""
+        for server in self.servers:
+            there = server.there(device)
+            known = None if there is None else server.watch.devices.get(there.busId)
             if known is not None and known.device.deviceNumber == device.deviceNumber:
                 return known.traffic
         return None
 
-    def showAgain(self, busId: str) -> None:
-        """What we know of a device besides has changed."""
-        for far in self.servers:
-            there = far.host.busIdThere(busId)
+    def update(self, busId: str) -> None:
+        """Show a device anew after a change of C{sessions} or C{stuck}."""
+        for server in self.servers:
+            there = server.host.busIdThere(busId)
             if there is not None:
-                self._show(far, there)
+                self._show(server, there)
 
-    def judge(self) -> None:
-        """Can there be devices at all?"""
-        troubles = [far.following.trouble for far in self.servers]
-        # A gateway that reaches nobody, and be it we ourselves, says it in these words too.
-        told = [
-            trouble if NOBODY not in trouble else f"{trouble.partition(': ')[0]}: {ITSELF}"
-            for trouble in troubles
-            if trouble is not None
+    def updateTrouble(self) -> None:
+        """Set the trouble of the inventory: it has one if no server is connected."""
+        troubles = [server.watch.trouble for server in self.servers]
+        # Another gateway without servers, or this one itself, answers with these words too.
+        texts = [
+            each if NOBODY not in each else f"{each.partition(': ')[0]}: {ITSELF}"
+            for each in troubles
+            if each is not None
         ]
-        isNone = len(told) == len(troubles)
-        self.inventory.trouble = f"{NOBODY}: {'; '.join(told)}" if isNone else None
+        isNone = len(texts) == len(troubles)
+        self.inventory.trouble = f"{NOBODY}: {'; '.join(texts)}" if isNone else None
 
-    def _far(self, host: Host, reactor: Any, chance: Chance) -> RemoteServer:
-        following = RemoteFollowing(
-            host.server, reactor, lambda busId: self._told(far, busId), chance
+    def _server(self, host: Host, reactor: Any, chance: Chance) -> RemoteServer:
+        watch = RemoteWatch(
+            host.server, reactor, lambda busId: self._changed(server, busId), chance
         )
-        far = RemoteServer(host, following, RemoteRequests(host.server, reactor, following))
-        return far
+        server = RemoteServer(host, watch, RemoteRequests(host.server, reactor, watch))
+        return server
 
-    def _told(self, far: RemoteServer, busId: str | None) -> None:
-        """
-        A server has told something of a device, or of all.
-        """
-        self.judge()
+    def _changed(self, server: RemoteServer, busId: str | None) -> None:
+        self.updateTrouble()
         if busId is not None:
-            self._show(far, busId)
+            self._show(server, busId)
             return
-        host = far.host
-        ours = (device.busId for device in self.inventory.snapshot.devices)
-        there = {busId for here in ours if (busId := host.busIdThere(here)) is not None}
-        self._show(far, *(there | far.following.known.keys()))
+        shown = (device.busId for device in self.inventory.snapshot.devices)
+        before = {there for busId in shown if (there := server.host.busIdThere(busId)) is not None}
+        self._show(server, *(before | server.watch.devices.keys()))
 
-    def _show(self, far: RemoteServer, *busIds: str) -> None:
+    def _show(self, server: RemoteServer, *busIds: str) -> None:
         """
-        @param busIds: those there.
+        @param busIds: of the devices to show, as at the server.
         """
-        found: list[UsbDevice] = []
+        devices: list[UsbDevice] = []
         among: set[str] = set()
         for there in busIds:
-            busId = far.host.busIdHere(there)
-            known = far.following.known.get(there)
+            busId = server.host.busIdHere(there)
             if busId is None:
-                self._leaveOut(far, there)
+                self._warnOfBus(server, there)
                 continue
-            device = None if known is None else far.host.here(known.device, busId)
-            before = self.inventory.get(busId)
-            isSame = device is not None and before is not None
-            if self.sessions.isBeginning(busId) and isSame:
+            known = server.watch.devices.get(there)
+            isShown = known is not None and self.inventory.get(busId) is not None
+            if self.sessions.isBeginning(busId) and isShown:
                 continue
             among.add(busId)
-            if device is not None:
-                found.append(self._shown(device))
-        self.inventory.replace(found, among)
+            if known is not None:
+                devices.append(self._shown(server.host.here(known.device, busId)))
+        self.inventory.replace(devices, among)
 
     def _shown(self, device: UsbDevice) -> UsbDevice:
         number, trouble = self.stuck.get(device.busId, (None, None))
@@ -163,13 +158,13 @@ class RemoteReplica:
             )
         return self.sessions.shown(device)
 
-    def _leaveOut(self, far: RemoteServer, there: str) -> None:
-        key = far.host.server.name, there.partition("-")[0]
-        if key not in self._tooHigh:
-            self._tooHigh.add(key)
+    def _warnOfBus(self, server: RemoteServer, there: str) -> None:
+        key = server.host.server.name, there.partition("-")[0]
+        if key not in self._warned:
+            self._warned.add(key)
             self._log.warn(
-                "bus {bus} of {server} is left out: there is room for those below {most} only. "
-                "A server that is a gateway itself cannot be one of a gateway's",
+                "bus {bus} of {server} is left out: a gateway shows buses below {most} only. A "
+                "gateway cannot be a server of another gateway",
                 bus=key[1],
                 server=key[0],
                 most=BUSES,

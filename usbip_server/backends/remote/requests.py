@@ -1,19 +1,16 @@
 """
-What a gateway asks of one server: to do something to a device, or to look at it.
+Requests to one server about one device. Each uses a connection of its own::
 
-Each time a connection of its own::
-
-    gateway: find        is it still the device that is meant?
-    gateway: attach      again, as long as it is said to take longer
-    gateway: watch       how it is now, and which event that is from
-
+    gateway: find        is it still the same device?
+    gateway: attach      again, as long as the server answers that it takes longer
+    gateway: watch       its state now, and the number of the last event that it includes
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from usbip_server.backends.remote.watch import RemoteFollowing
+from usbip_server.backends.remote.watch import RemoteWatch
 from usbip_server.client.conversation import Conversation, converse
 from usbip_server.client.devices import deviceIn
 from usbip_server.client.servers import Server
@@ -23,106 +20,99 @@ from usbip_server.model.errors import ShareError, Unreachable
 from usbip_server.model.replies import ReceivedReply, Status
 
 
-class NotThere(ShareError):
+class DeviceGone(ShareError):
     """
-    The device that is meant is gone, or another one is in its place.
-    """
-
-
-class NotDoneThere(ShareError):
-    """
-    A server has not done what was asked; the text is what it says.
-
-    @ivar device: as it is after it; C{None}: it is gone.
+    The device is gone, or another one has its bus id.
     """
 
-    def __init__(self, message: str, device: UsbDevice | None = None) -> None:
-        super().__init__(message)
-        self.device = device
+
+class RefusedThere(ShareError):
+    """
+    A server has refused a request, or its operation has failed; the text is the server's.
+    """
 
 
 class RemoteRequests:
     """
-    To one server. Devices have the bus ids they have there.
+    The requests to one server. Devices have the bus ids they have there.
     """
 
-    def __init__(self, server: Server, reactor: Any, following: RemoteFollowing) -> None:
+    def __init__(self, server: Server, reactor: Any, watch: RemoteWatch) -> None:
         """
-        @param following: learns what is seen.
+        @param watch: receives each state that is seen.
         """
         self._server = server
         self._reactor = reactor
-        self._following = following
+        self._watch = watch
 
     async def look(self, busId: str) -> UsbDevice | None:
         """
-        What is at a bus id now.
+        The device with a bus id.
 
-        @raise Unreachable: the server does not tell.
+        @raise Unreachable: the server does not answer.
         """
         conversation = await self._converse()
         try:
-            return await self._seen(conversation, busId)
+            return await self._look(conversation, busId)
         finally:
             conversation.close()
 
     async def require(self, device: UsbDevice) -> UsbDevice:
         """
-        A device, as it is now.
+        The present state of a device.
 
-        @raise NotThere: it is gone.
-        @raise Unreachable: as C{look}.
+        @raise DeviceGone: it is gone.
+        @raise Unreachable: the server does not answer.
         """
         return self._same(device, await self.look(device.busId))
 
-    async def perform(self, verb: str, device: UsbDevice, seconds: float) -> UsbDevice:
+    async def perform(self, command: str, device: UsbDevice, seconds: float) -> UsbDevice:
         """
-        Do something to a device. Goes on as long as the server says that it does.
+        Carry out a command, as long as it takes the server.
 
-        @param verb: C{attach}, C{detach} or C{kick}.
-        @param seconds: how long an answer may take, at least.
+        @param command: C{attach}, C{detach} or C{kick}.
+        @param seconds: the least time for each answer.
         @return: the device after it.
-        @raise NotThere: it is gone.
-        @raise NotDoneThere: it was refused, or went wrong.
-        @raise Unreachable: as C{look}; nobody knows what was done.
+        @raise DeviceGone: it is gone.
+        @raise RefusedThere: it was refused, or has failed.
+        @raise Unreachable: the server does not answer, and may have carried it out.
         """
         conversation = await self._converse()
         try:
-            await self._find(conversation, device)
+            await self._check(conversation, device)
             while True:
-                answer = await conversation.ask(
-                    {"command": verb, "bus": device.busId}, max(seconds, SECONDS)
-                )
-                if not answer.isPending:
+                request = {"command": command, "bus": device.busId, "detail": True}
+                reply = await conversation.ask(request, max(seconds, SECONDS))
+                if not reply.isPending:
                     break
-            now = await self._seen(conversation, device.busId)
+            now = await self._look(conversation, device.busId)
         finally:
             conversation.close()
-        if answer.status is not Status.SUCCESS:
-            raise NotDoneThere(answer.message, now)
+        if reply.status is not Status.SUCCESS:
+            raise RefusedThere(reply.message)
         return self._same(device, now)
 
     async def _converse(self) -> Conversation:
         return await converse(self._reactor, self._server, SECONDS)
 
-    async def _find(self, conversation: Conversation, device: UsbDevice) -> None:
-        answer = await conversation.ask(
-            {"command": "find", "bus": device.busId, "detail": True}, SECONDS
-        )
-        if answer.status is Status.NOT_FOUND:
+    async def _check(self, conversation: Conversation, device: UsbDevice) -> None:
+        request = {"command": "find", "bus": device.busId, "detail": True}
+        reply = await conversation.ask(request, SECONDS)
+        if reply.status is Status.NOT_FOUND:
             raise self._gone(device)
-        if answer.status is not Status.SUCCESS:
-            raise NotDoneThere(answer.message, device)
-        self._same(device, deviceIn(self._server, answer.data))
+        if reply.status is not Status.SUCCESS:
+            raise RefusedThere(reply.message)
+        self._same(device, deviceIn(self._server, reply.data))
 
-    async def _seen(self, conversation: Conversation, busId: str) -> UsbDevice | None:
-        answer = await conversation.ask({"command": "watch", "bus": busId, "detail": True}, SECONDS)
-        if answer.status is not Status.SUCCESS or answer.seq is None:
-            raise self._trouble(answer)
-        if not isinstance(answer.data, list) or len(answer.data) > 1:
-            raise self._trouble(answer)
-        data = answer.data[0] if answer.data else None
-        self._following.learn(busId, answer.seq, data)
+    async def _look(self, conversation: Conversation, busId: str) -> UsbDevice | None:
+        request = {"command": "watch", "bus": busId, "detail": True}
+        reply = await conversation.ask(request, SECONDS)
+        if reply.status is not Status.SUCCESS or reply.seq is None:
+            raise self._invalid(reply)
+        if not isinstance(reply.data, list) or len(reply.data) > 1:
+            raise self._invalid(reply)
+        data = reply.data[0] if reply.data else None
+        self._watch.learn(busId, reply.seq, data)
         return None if data is None else deviceIn(self._server, data)
 
     def _same(self, device: UsbDevice, now: UsbDevice | None) -> UsbDevice:
@@ -130,9 +120,9 @@ class RemoteRequests:
             raise self._gone(device)
         return now
 
-    def _gone(self, device: UsbDevice) -> NotThere:
-        return NotThere(f"{device.busId} is gone at {self._server}: it was unplugged")
+    def _gone(self, device: UsbDevice) -> DeviceGone:
+        return DeviceGone(f"{device.busId} is gone at {self._server}: it was unplugged")
 
-    def _trouble(self, answer: ReceivedReply) -> Unreachable:
-        why = answer.message or "its answer is not understood"
+    def _invalid(self, reply: ReceivedReply) -> Unreachable:
+        why = reply.message or "its answer is not understood"
         return Unreachable(f"{self._server.called(self._server.address)}: {why}")

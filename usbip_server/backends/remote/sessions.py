@@ -1,11 +1,9 @@
 """
-The sessions of clients that have imported a device through a gateway. To the server that has
-the device the gateway is the client; here it is shown who it really is.
+The sessions of clients that have imported a device through the gateway. The server of the device
+reports the gateway as its holder; the gateway shows its own client instead.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import msgspec
 
@@ -16,12 +14,11 @@ from usbip_server.net.relay import RemoteRelay
 
 class RemoteSession(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """
-    One of them.
+    The session of one client.
 
-    @ivar deviceNumber: of the device.
     @ivar holder: the client.
-    @ivar since: when it began, by the other server's clock.
-    @ivar exported: the device as that server has described it on import.
+    @ivar since: when it began, by the clock of the device's server.
+    @ivar exported: the device as its server has described it in the reply to the import.
     """
 
     deviceNumber: int
@@ -32,16 +29,16 @@ class RemoteSession(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     def isOf(self, device: UsbDevice) -> bool:
         """
-        Is this the session that its server tells of? Who has it by what it says is us, and
-        since when it may have forgotten.
+        Is this the session that the server of the device reports? After a restart of its daemon
+        the time when it began may be unknown.
         """
         if device.state is not DeviceState.IN_USE or device.deviceNumber != self.deviceNumber:
             return False
-        told = None if device.holder is None else device.holder.since
-        return not self.relay.isOver or told == self.since
+        since = None if device.holder is None else device.holder.since
+        return not self.relay.isOver or since == self.since
 
     def shown(self, device: UsbDevice) -> UsbDevice:
-        """The device, with who has it, and what only an import tells of it."""
+        """The device with its holder, and with what only the reply to the import contains."""
         exported = self.exported
         return msgspec.structs.replace(
             device,
@@ -56,22 +53,22 @@ class RemoteSession(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
 class RemoteSessions:
     """
-    Those there are, and the last ones there were, by bus ids.
+    The current or last session of each device, by bus id.
     """
 
     def __init__(self) -> None:
         self._sessions: dict[str, RemoteSession] = {}
         self._beginning: set[str] = set()
 
-    def begins(self, busId: str) -> None:
+    def reserve(self, busId: str) -> None:
         """
-        A client is to have a device: what its server tells of it from now on may be that
-        already, and is not understood before C{add} or C{fail}.
+        Note that a session is about to begin: until L{add} or L{cancel} it is not known whether an
+        import that the server reports is this one.
         """
         self._beginning.add(busId)
 
-    def fail(self, busId: str) -> None:
-        """It does not come to that."""
+    def cancel(self, busId: str) -> None:
+        """Note that the session does not begin."""
         self._beginning.discard(busId)
 
     def isBeginning(self, busId: str) -> bool:
@@ -79,37 +76,34 @@ class RemoteSessions:
         return busId in self._beginning
 
     def add(self, busId: str, session: RemoteSession) -> None:
-        """It has begun."""
+        """Add a session that has begun."""
         self._beginning.discard(busId)
         self._sessions[busId] = session
 
     def shown(self, device: UsbDevice) -> UsbDevice:
         """
-        A device as it is to be shown.
+        A device as the gateway shows it.
 
-        @param device: as its server tells of it, with the bus id it has here.
+        @param device: as its server reports it, with its bus id at the gateway.
         """
         session = self._sessions.get(device.busId)
         return session.shown(device) if session is not None and session.isOf(device) else device
 
     def traffic(self, device: UsbDevice) -> Traffic | None:
-        """What the device's last session has moved, if that was one of ours."""
+        """The traffic of the device's last session, if it was through the gateway."""
         session = self._sessions.get(device.busId)
         if session is None or session.deviceNumber != device.deviceNumber:
             return None
         return session.relay.traffic if device.holder in (None, session.holder) else None
 
     def end(self, busId: str) -> None:
-        """End a session, if there is one."""
+        """End the session of a device, if there is one."""
         session = self._sessions.get(busId)
         if session is not None:
             session.relay.end()
 
     def endAll(self) -> None:
-        """End all of them."""
-        for session in tuple(self._open):
-            session.relay.end()
-
-    @property
-    def _open(self) -> Iterator[RemoteSession]:
-        return (each for each in self._sessions.values() if not each.relay.isOver)
+        """End all sessions."""
+        for session in self._sessions.values():
+            if not session.relay.isOver:
+                session.relay.end()

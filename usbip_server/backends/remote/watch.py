@@ -1,9 +1,8 @@
 """
-What a gateway knows of the devices of one server, which it follows.
+The devices of one server, kept up to date by its events.
 
-Everything that is known of a device has a number: that of the server's last event it knows of.
-So what an answer shows and what the events tell can come in any order, and nothing old
-takes the place of anything newer.
+Each state of a device has a number, that of the last event of the server that it includes. Replies
+and events may arrive in any order: a state never replaces one with a higher number.
 """
 
 from __future__ import annotations
@@ -26,44 +25,40 @@ from usbip_server.model.replies import ReceivedNotice, ReceivedReply
 from usbip_server.runtime.backoff import BackOff, Chance, Pauses
 
 BACK_OFF = BackOff(longest=5.0)
-"""Until it is tried again."""
+"""Between attempts to connect."""
 
-STEADY = 5.0
-"""Seconds that a server has to be there to be one that is not lost at once again."""
+STEADY_SECONDS = 5.0
+"""A connection has to last so long for the pauses to start from the first again."""
 
 EVENTS = {"added", "bound", "unbound", "imported", "released", "changed", "lease", "removed"}
-"""Those that say what has become of a device."""
+"""The events about a device; others are ignored."""
 
 
 class _Event(msgspec.Struct, frozen=True, kw_only=True):
-    """
-    An event as it comes.
-    """
-
     event: str
     seq: int
     data: dict[str, Any] | None = None
     holder: dict[str, Any] | None = None
 
 
-class Known(msgspec.Struct, frozen=True, kw_only=True):
+class KnownDevice(msgspec.Struct, frozen=True, kw_only=True):
     """
-    A device.
+    A device of the server.
 
-    @ivar device: as its server describes it, with its bus id there.
-    @ivar traffic: what its last holder had moved when that was last told.
+    @ivar device: with its bus id there.
+    @ivar traffic: of its last session, as last reported.
     """
 
     device: UsbDevice
     traffic: Traffic | None = None
 
 
-class RemoteFollowing:
+class RemoteWatch:
     """
-    Follows one server.
+    Watches one server.
 
-    @ivar known: the devices it has, by their bus ids there; none while it is not there.
-    @ivar trouble: why it is not there; C{None}: it is.
+    @ivar devices: its devices by their bus ids there; empty while it is not connected.
+    @ivar trouble: why it is not connected; C{None}: it is.
     """
 
     _log = Logger()
@@ -76,11 +71,11 @@ class RemoteFollowing:
         chance: Chance = random.random,
     ) -> None:
         """
-        @param changed: called with the bus id of a device that something has happened to, or
-            with C{None} if that can be all of them.
+        @param changed: called with the bus id of a device that has changed, or with C{None} if all
+            may have.
         @param chance: see L{Pauses}.
         """
-        self.known: dict[str, Known] = {}
+        self.devices: dict[str, KnownDevice] = {}
         self.trouble: str | None = f"{server.called(server.address)}: it has not answered yet"
         self._server = server
         self._changed = changed
@@ -91,52 +86,52 @@ class RemoteFollowing:
             self._told,
             self._lost,
             Pauses(BACK_OFF, chance),
-            steady=STEADY,
+            steady=STEADY_SECONDS,
         )
         self._first: Deferred[None] = Deferred()
-        self._begin = 0  # all that is known is from this event on
-        self._asOf: dict[str, int] = {}  # and from this one, of some devices
+        self._snapshotSeq = 0
+        self._seqs: dict[str, int] = {}  # of devices that have changed since the snapshot
 
     def start(self) -> Deferred[None]:
         """
-        Begin.
+        Connect.
 
-        @return: fires when the server has answered for the first time, or was tried in vain.
+        @return: fires after the first reply of the server, or the first failure.
         """
         self._following.start()
         return self._first
 
     def stop(self) -> None:
-        """Follow it no more."""
+        """Disconnect."""
         self._following.stop()
 
     def learn(self, busId: str, seq: int, data: Any, holder: Any = None) -> None:
         """
-        What has become of a device.
+        Take over a state of a device, unless a newer one is known.
 
-        @param seq: the number of the last event that this knows of.
-        @param data: the device as its server describes it; C{None}: there is none.
-        @param holder: who has it or had it, with what was moved, if that was told.
-        @raise Unreachable: it makes no sense.
+        @param seq: the number of the last event that the state includes.
+        @param data: the device in JSON; C{None}: it is gone.
+        @param holder: its last holder in JSON, with the traffic of the session.
+        @raise Unreachable: the data is invalid.
         """
-        if self.trouble is not None or seq < self._asOf.get(busId, self._begin):
+        if self.trouble is not None or seq < self._seqs.get(busId, self._snapshotSeq):
             return
         if data is None:
-            self.known.pop(busId, None)
+            self.devices.pop(busId, None)
         else:
-            self.known[busId] = self._noted(data, holder)
-        self._asOf[busId] = seq
-        self._tell(busId)
+            self.devices[busId] = self._decode(data, holder)
+        self._seqs[busId] = seq
+        self._report(busId)
 
-    def _begun(self, server: Server, answer: ReceivedReply) -> None:
-        noted = [self._noted(data, None) for data in answer.data]
-        self.known = {known.device.busId: known for known in noted}
-        self._begin, self._asOf = answer.seq or 0, {}
+    def _begun(self, server: Server, reply: ReceivedReply) -> None:
+        decoded = [self._decode(data, None) for data in reply.data]
+        self.devices = {known.device.busId: known for known in decoded}
+        self._snapshotSeq, self._seqs = reply.seq or 0, {}
         self.trouble = None
         self._log.info(
-            "{server} is there, with {count} devices", server=str(server), count=len(noted)
+            "{server} connected, with {count} devices", server=str(server), count=len(decoded)
         )
-        self._tell(None)
+        self._report(None)
 
     def _told(self, server: Server, notice: ReceivedNotice) -> None:
         if notice["event"] not in EVENTS:
@@ -144,56 +139,56 @@ class RemoteFollowing:
         try:
             event = msgspec.convert(notice, _Event)
         except msgspec.ValidationError as error:
-            raise self._nonsense(str(error)) from error
+            raise self._invalid(str(error)) from error
         if event.data is None:
-            raise self._nonsense("an event is about no device")
+            raise self._invalid("an event is about no device")
         busId = deviceIn(server, event.data).busId
-        isGone = event.event == "removed"
-        self.learn(busId, event.seq, None if isGone else event.data, event.holder)
+        data = None if event.event == "removed" else event.data
+        self.learn(busId, event.seq, data, event.holder)
 
-    def _noted(self, data: Any, holder: Any) -> Known:
+    def _decode(self, data: Any, holder: Any) -> KnownDevice:
         """
-        What is known of a device from now on.
+        Decode a device. Traffic that is not reported is that of the known session.
         """
         device = deviceIn(self._server, data)
-        told = _moved(holder) or _moved(data.get("holder"))
-        before = self.known.get(device.busId)
-        if told is None and before is not None:
+        traffic = _trafficOf(holder) or _trafficOf(data.get("holder"))
+        before = self.devices.get(device.busId)
+        if traffic is None and before is not None:
             isSame = before.device.deviceNumber == device.deviceNumber
-            isNext = device.holder is not None and device.holder != before.device.holder
-            told = before.traffic if isSame and not isNext else None
-        return Known(device=device, traffic=told)
+            isNewSession = device.holder is not None and device.holder != before.device.holder
+            traffic = before.traffic if isSame and not isNewSession else None
+        return KnownDevice(device=device, traffic=traffic)
 
     def _lost(self, server: Server, error: Exception) -> None:
-        why = str(error)
+        reason = str(error)
         if not isinstance(error, ShareError):
-            self._log.failure("a bug in following {server}", Failure(error), server=str(server))
-            why = f"{server}: it cannot be followed: see the log"
-        wasThere = self.trouble is None or not self._first.called
-        self.trouble = why
-        self.known = {}
-        self._following.since = None  # whatever it has when it is back is new
-        if wasThere:
+            self._log.failure("bug while watching {server}", Failure(error), server=str(server))
+            reason = f"{server}: an internal error: see the log"
+        isNews = self.trouble is None or not self._first.called
+        self.trouble = reason
+        self.devices = {}
+        self._following.since = None  # the next connection begins with a snapshot
+        if isNews:
             self._log.warn(
-                "{reason}: there are no devices of {server} until it is back",
-                reason=why,
+                "{reason}: the devices of {server} are not available until it is connected again",
+                reason=reason,
                 server=str(server),
             )
-        self._tell(None)
+        self._report(None)
 
-    def _tell(self, busId: str | None) -> None:
+    def _report(self, busId: str | None) -> None:
         self._changed(busId)
         if not self._first.called:
             self._first.callback(None)
 
-    def _nonsense(self, why: str) -> Unreachable:
+    def _invalid(self, why: str) -> Unreachable:
         called = self._server.called(self._server.address)
         return Unreachable(f"{called}: its answer is not understood: {why}")
 
 
-def _moved(holder: Any) -> Traffic | None:
+def _trafficOf(holder: Any) -> Traffic | None:
     if isinstance(holder, dict):
-        came, went = holder.get("bytes_in"), holder.get("bytes_out")
-        if isinstance(came, int) and isinstance(went, int):
-            return Traffic(bytesIn=came, bytesOut=went)
+        bytesIn, bytesOut = holder.get("bytes_in"), holder.get("bytes_out")
+        if isinstance(bytesIn, int) and isinstance(bytesOut, int):
+            return Traffic(bytesIn=bytesIn, bytesOut=bytesOut)
     return None
