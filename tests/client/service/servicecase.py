@@ -1,19 +1,18 @@
 """
-The client service's parts on a clock that stands still, with servers and a kernel in memory.
+The parts of the client service on a clock that stands still, with servers and a kernel in memory.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.fixtures import STICK, UNO, asked, changed
-from tests.support.network import Network, Room
+from tests.support.network import Network
 from usbip_server.client import attach
 from usbip_server.client.attach import Attaching
 from usbip_server.client.service.authorization import Peer
@@ -21,24 +20,31 @@ from usbip_server.client.service.config import LiveSettings, ServiceFile
 from usbip_server.client.service.core import Core, Kernel
 from usbip_server.client.service.devices.attachments import Attachment
 from usbip_server.client.service.devices.desired import Requests
+from usbip_server.client.service.devices.events import ServiceEventKind
+from usbip_server.model.device import DeviceState
 from usbip_server.model.policy import LOCAL
 from usbip_server.net.caller import Caller
 from usbip_server.protocols.interfaces import Response
-from usbip_server.runtime.eventlog import Told
 from usbip_server.testing import FakeVhci
 
 RASPI, BENCH = "192.0.2.1", "192.0.2.2"
 
+OTHER = "192.0.2.99"
+"""The address of another client."""
+
 SERVERS = f"servers: {{raspi: {{host: {RASPI}}}, bench: {{host: {BENCH}}}}}\n"
 
-UNO_RULE = f"devices: [{{name: uno, serial: {UNO.serial}}}]\n"
+RULE = f"devices: [{{name: uno, serial: {UNO.serial}}}]\n"
+"""A rule for the board."""
 
-ROOT = Caller(Peer(LOCAL, uid=0, gids=(0,)))
+PORT = "devices/platform/vhci_hcd.0/detach"
+
+ROOT = Peer(LOCAL, uid=0, gids=(0,))
 
 
-class Turned:
+class SleepClock:
     """
-    A clock that goes only while somebody sleeps.
+    A clock that advances only by C{sleep}.
     """
 
     def __init__(self) -> None:
@@ -53,21 +59,21 @@ class Turned:
 
 class MemoryKernel(Kernel):
     """
-    One that takes no time.
+    A kernel that takes no time.
     """
 
     def attaching(self) -> Attaching:
-        clock = Turned()
+        clock = SleepClock()
 
         def relay(*args: object) -> None:
-            raise AssertionError("nothing is encrypted here")
+            raise AssertionError("no connection is encrypted")
 
         return Attaching(self.vhci, self.nodes, self.records, relay, clock.now, clock.sleep)
 
 
 class MemoryFile:
     """
-    Remembers as long as the test lasts.
+    A state file in memory.
     """
 
     def __init__(self) -> None:
@@ -85,13 +91,11 @@ class MemoryFile:
 
 class ServiceCase(SynchronousTestCase):
     """
-    Two servers, each with a board and a stick.
+    Two servers; one has a board C{1-1.4} and a stick C{1-2}.
 
-    @ivar parts: those of the service.
-    @ivar told: what watchers are told.
+    @ivar core: the service.
+    @ivar events: those that it has recorded.
     """
-
-    chance = 1.0
 
     def setUp(self) -> None:
         self.network = Network()
@@ -107,117 +111,116 @@ class ServiceCase(SynchronousTestCase):
         for name in ("ttyUSB0", "sda", "sda1", "sg0"):
             (self.folder / "dev" / name).touch()
 
-    def begin(self, text: str = UNO_RULE, settled: bool = True) -> Core:
-        """
-        The service starts.
-
-        @param text: of its configuration, less the servers.
-        """
-        kernel = MemoryKernel(
+    def kernel(self) -> MemoryKernel:
+        """This machine."""
+        return MemoryKernel(
             self.vhci, str(self.folder / "dev"), str(self.folder / "records"), self.network.spawn
         )
-        self.parts = Core(
+
+    def begin(self, config: str = RULE, isSettled: bool = True) -> Core:
+        """
+        Start the service.
+
+        @param config: its configuration without the servers.
+        """
+        self.core = Core(
             self.network,
-            kernel,
-            LiveSettings(*self.read(text)),
+            self.kernel(),
+            self.read(config),
             self.file,  # type: ignore[arg-type]
-            lambda: self.chance,
+            lambda: 1.0,
             self.network.now,
         )
-        self.told: list[dict[str, Any]] = []
-        self.parts.events.listen(lambda item: self.told.append(json.loads(item.line(False))))
-        asked(self.parts.start())
-        if settled:
+        self.events: list[dict[str, Any]] = []
+        self.core.events.listen(lambda event: self.events.append(json.loads(event.line(False))))
+        asked(self.core.start())
+        if isSettled:
             self.network.settle()
-        return self.parts
+        return self.core
 
-    def end(self, kills: bool = False) -> None:
-        """
-        It stops, and leaves what is plugged in.
-
-        @param kills: it has no time for anything.
-        """
-        asked(self.parts.stop())
-        for attachment in self.parts.attachments:
+    def end(self) -> None:
+        """Stop the service; devices stay attached."""
+        asked(self.core.stop())
+        for attachment in self.core.attachments:
             if attachment.connection is not None:
                 attachment.connection.close()
         self.network.settle()
 
-    def reload(self, text: str, servers: str = SERVERS) -> None:
-        """It reads its configuration anew."""
-        self.parts.reload(*self.read(text, servers))
+    def reload(self, config: str, servers: str = SERVERS) -> None:
+        """Reload the configuration."""
+        settings = self.read(config, servers)
+        self.core.reload(settings.config, settings.servers)
         self.network.settle()
 
-    def read(self, text: str, servers: str = SERVERS) -> Any:
-        """A configuration."""
+    def read(self, text: str, servers: str = SERVERS) -> LiveSettings:
+        """Read a configuration."""
         file = ServiceFile("s.yaml", f"{servers}links: {self.folder}/links\n{text}")
         config = file.config()
-        return config, file.known(config)
+        return LiveSettings(config, file.known(config))
 
     @property
-    def plugged(self) -> list[str]:
-        """What is plugged in: server and bus id."""
-        return sorted(f"{plug.server} {plug.device.busId}" for plug in self.parts.attachments)
+    def attached(self) -> list[str]:
+        """The attached devices: server and bus id."""
+        return sorted(f"{each.server} {each.device.busId}" for each in self.core.attachments)
 
-    def plug(self, name: str = "uno") -> Attachment:
-        """What a rule has."""
-        plug = self.parts.attachments.of(name)
-        assert plug is not None, self.plugged
-        return plug
-
-    @property
-    def words(self) -> list[str]:
-        """What watchers were told, less what servers tell."""
-        ours = ("attached", "nodes", "lost", "failed", "connected", "disconnected")
-        return [item["event"] for item in self.told if item["event"] in ours]
-
-    def last(self, word: str) -> dict[str, Any]:
-        """The last of these events."""
-        return next(item for item in reversed(self.told) if item["event"] == word)
+    def attachment(self, name: str = "uno") -> Attachment:
+        """The attachment of a rule."""
+        attachment = self.core.attachments.of(name)
+        assert attachment is not None, self.attached
+        return attachment
 
     @property
-    def links(self) -> dict[str, str]:
-        """The links there are, and where they lead."""
+    def kinds(self) -> list[str]:
+        """The kinds of the recorded events that are not those of servers."""
+        ours = {kind.value for kind in ServiceEventKind}
+        return [event["event"] for event in self.events if event["event"] in ours]
+
+    def last(self, kind: str) -> dict[str, Any]:
+        """The last event of a kind."""
+        return next(event for event in reversed(self.events) if event["event"] == kind)
+
+    @property
+    def symlinks(self) -> dict[str, str]:
+        """The symlinks, and their targets."""
         folder = self.folder / "links"
-        if not folder.exists():
-            return {}
         prefix = f"{self.folder}/dev/"
-        return {
-            path.name: os.readlink(path).removeprefix(prefix) for path in sorted(folder.iterdir())
-        }
+        found = sorted(folder.iterdir()) if folder.exists() else []
+        return {path.name: os.readlink(path).removeprefix(prefix) for path in found}
 
-    def ask(self, command: str, caller: Caller = ROOT, **keys: object) -> dict[str, Any]:
-        """What a program is answered, which has to be at once."""
-        answers = self.asking(command, caller, **keys)
-        self.network.settle()
-        (answer,) = answers
-        value: dict[str, Any] = json.loads(answer.encoded)
-        return value
-
-    def asking(self, command: str, caller: Caller = ROOT, **keys: object) -> list[Response]:
-        """Ask; what is answered is in here as soon as it is."""
-        answers: list[Response] = []
-        raw = json.dumps({"command": command, **keys}).encode()
-        asked(self.parts.responder.to(raw, caller)).addCallback(answers.append)
-        return answers
-
-    def streamed(self, answer: Response) -> list[dict[str, Any]]:
-        """What comes behind an answer, as it comes."""
-        lines: list[dict[str, Any]] = []
-        assert answer.stream is not None
-
-        def tell(told: Told, line: bytes) -> None:
-            lines.append(json.loads(line))
-
-        missed: Iterator[tuple[Told, bytes]] = answer.stream.begin(tell)
-        lines += [json.loads(line) for _, line in missed]
-        return lines
-
-    def soon(self, condition: Callable[[], Any], most: float = 2.0) -> float:
-        """It is so before long."""
+    def soon(self, condition: Any, most: float = 2.0) -> float:
+        """Let time pass until a condition holds; return the seconds."""
         return self.network.until(condition, most)
 
-    def has(self, room: Room, busId: str) -> bool:
-        """Is a device of a server plugged in here?"""
-        name = {RASPI: "raspi", BENCH: "bench"}[room.host]
-        return f"{name} {busId}" in self.plugged
+    def ask(self, command: str, caller: Caller | None = None, /, **keys: object) -> dict[str, Any]:
+        """The reply to a request, which has to take no time."""
+        responses = self.asking(command, caller, **keys)
+        self.network.settle()
+        (response,) = responses
+        reply: dict[str, Any] = json.loads(response.encoded)
+        return reply
+
+    def asking(
+        self, command: str, caller: Caller | None = None, /, **keys: object
+    ) -> list[Response]:
+        """Send a request; its response is in the list as soon as there is one."""
+        responses: list[Response] = []
+        raw = json.dumps({"command": command, **keys}).encode()
+        asked(self.core.responder.to(raw, caller or Caller(ROOT))).addCallback(responses.append)
+        return responses
+
+    def assertReply(self, status: str, text: str, command: str, **keys: object) -> None:
+        """A request is answered with this status and a message that contains the text."""
+        reply = self.ask(command, **keys)
+        self.assertEqual(reply["status"], status, reply)
+        self.assertIn(text, reply.get("message", ""))
+
+    def takeByOther(self, busId: str = "1-1.4") -> None:
+        """Another client imports a device."""
+        self.raspi.become(busId, DeviceState.BOUND)
+        self.raspi.become(busId, DeviceState.IN_USE, OTHER)
+        self.network.settle()
+
+    def giveBack(self, busId: str = "1-1.4") -> None:
+        """It ends its session."""
+        self.raspi.become(busId, DeviceState.BOUND)
+        self.network.settle()

@@ -1,6 +1,6 @@
 """
-Tests of L{usbip_server.client.service.acquisition}: devices that programs wait for, lease, or take
-from somebody; and those that others have plugged in.
+Tests of L{usbip_server.client.service.acquisition} and of C{conflicts}: programs that wait for a
+device, lease it, or take it from another client, and devices attached by other programs.
 """
 
 from __future__ import annotations
@@ -10,38 +10,44 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from tests.client.service.servicecase import BENCH, RASPI, UNO_RULE, MemoryKernel, ServiceCase
+from tests.client.service.servicecase import OTHER, PORT, RASPI, ROOT, RULE, ServiceCase
 from tests.support.fixtures import STICK, UNO, asked, changed
-from tests.support.network import US, Answer, Room
-from usbip_server.client.attach import Attached
+from tests.support.network import US, Answer
 from usbip_server.client.servers import Server
-from usbip_server.client.service.authorization import Peer
 from usbip_server.model.device import DeviceState, UsbDevice
-from usbip_server.model.policy import LOCAL, Principal
+from usbip_server.model.policy import Principal
 from usbip_server.model.replies import Status
 from usbip_server.model.usbip import OpStatus
 from usbip_server.net.caller import Caller
 
-OTHER = "192.0.2.99"
-
 CI = {"owner": "ci-81", "ttl": 600}
+CI2 = {"owner": "ci-82", "ttl": 5}
+
+NEW = changed(UNO, busId="2-7", serial="NEW")
+
+HERE = ["raspi 1-1.4"]
 
 
 class Program(Caller):
     """
-    A program that waits, and what it is told meanwhile.
+    A program.
+
+    @ivar notices: those that it has received.
     """
 
     def __init__(self) -> None:
-        self.told: list[dict[str, Any]] = []
-        super().__init__(
-            Peer(LOCAL, uid=0, gids=(0,)), lambda line: self.told.append(json.loads(line))
-        )
+        self.notices: list[dict[str, Any]] = []
+        super().__init__(ROOT, lambda line: self.notices.append(json.loads(line)))
+
+    @property
+    def message(self) -> str:
+        """The message of the last notice."""
+        return str(self.notices[-1]["message"])
 
 
-class ClaimCase(ServiceCase):
+class AcquisitionCase(ServiceCase):
     """
-    A service that has nothing to keep, unless a test says so.
+    A service without rules, and a program.
     """
 
     def setUp(self) -> None:
@@ -49,35 +55,44 @@ class ClaimCase(ServiceCase):
         self.begin("")
         self.program = Program()
 
-    def claim(self, **keys: Any) -> list[dict[str, Any]]:
-        """A program asks to attach; what it is answered is in here as soon as it is."""
-        answers: list[dict[str, Any]] = []
-        raw = json.dumps({"command": "attach", **keys}).encode()
-        asking = asked(self.parts.responder.to(raw, self.program))
-        asking.addCallback(lambda answer: answers.append(json.loads(answer.encoded)))
-        self.network.settle()
-        return answers
+    def attach(self, serial: str | None = None, /, **keys: Any) -> list[dict[str, Any]]:
+        """
+        The program asks to attach the board, or the device with a serial number.
 
-    def taken(self, address: str = OTHER) -> None:
-        """Somebody else has the board."""
-        self.raspi.become("1-1.4", DeviceState.BOUND)
-        self.raspi.become("1-1.4", DeviceState.IN_USE, address)
+        @return: has the reply as soon as there is one.
+        """
+        which = {"id": "1-1.4"} if serial is None else {"serial": serial}
+        replies: list[dict[str, Any]] = []
+        raw = json.dumps({"command": "attach", **which, **keys}).encode()
+        replying = asked(self.core.responder.to(raw, self.program))
+        replying.addCallback(lambda response: replies.append(json.loads(response.encoded)))
         self.network.settle()
+        return replies
 
-    def server(self, room: Room, **keys: Any) -> str:
-        """What a server answers somebody else, and how."""
-        answer = self.successResultOf(asked(room.answers.to(json.dumps(keys).encode(), Caller(US))))
+    def leave(self) -> None:
+        """The program closes its connection; there is another one."""
+        self.program.gone()
         self.network.settle()
-        return str(answer.status.value)
+        self.program = Program()
 
-    def shown(self, busId: str = "1-1.4") -> tuple[str, str | None]:
-        """The board's state, and whose lease it has, as its server says."""
-        raw = json.dumps({"command": "find", "bus": busId, "detail": True}).encode()
-        answer = self.successResultOf(asked(self.raspi.answers.to(raw, Caller(US))))
-        device = json.loads(answer.encoded)["data"]
+    def assertStatus(self, status: str, replies: list[dict[str, Any]]) -> None:
+        """There is a reply, with this status."""
+        self.assertEqual([each["status"] for each in replies], [status], replies)
+
+    def askServer(self, **keys: Any) -> Any:
+        """Another client asks the server."""
+        raw = json.dumps(keys).encode()
+        response = self.successResultOf(asked(self.raspi.answers.to(raw, Caller(US))))
+        self.network.settle()
+        return json.loads(response.encoded)
+
+    @property
+    def shown(self) -> tuple[str, str | None]:
+        """The board's state and the owner of its lease, as the server shows them."""
+        device = self.askServer(command="find", bus="1-1.4", detail=True)["data"]
         return device["state"], device["lease"] and device["lease"]["owner"]
 
-    def slowly(self) -> Deferred[None]:
+    def delayBinds(self) -> Deferred[None]:
         """The server binds nothing until this fires."""
         done: Deferred[None] = Deferred()
         bind = self.raspi.backend.bind
@@ -89,627 +104,526 @@ class ClaimCase(ServiceCase):
         self.patch(self.raspi.backend, "bind", late)
         return done
 
-    def there(self, busId: str = "1-1.4") -> UsbDevice:
-        """The board, as it is shown by its server."""
-        link = next(iter(self.parts.servers))
-        device = link.inventory.get(busId)
-        assert device is not None
-        return device
-
-    def typed(self, busId: str = "1-1.4", host: str = RASPI) -> Attached:
-        """C{usbipshare attach}, or stock C{usbip}, plugs a device in."""
+    def attachByCommand(self, busId: str = "1-1.4", host: str = RASPI) -> None:
+        """The command attaches a device."""
         self.raspi.become(busId, DeviceState.BOUND)
-        kernel = MemoryKernel(self.vhci, str(self.folder / "dev"), str(self.folder / "records"))
-        attached, kept = kernel.attaching().attach(Server(name=host, host=host), busId, 5.0)
-        kept.close()
+        server = Server(name=host, host=host)
+        _, connection = self.kernel().attaching().attach(server, busId, 5.0)
+        connection.close()
         self.network.settle()
-        return attached
 
 
-class WaitTests(ClaimCase):
+class WaitTests(AcquisitionCase):
     """
     C{wait}.
     """
 
-    def test_away(self) -> None:
-        """A device that no server has yet is attached when one has it."""
-        answers = self.claim(serial="NEW", wait=60)
+    def test_deviceAppears(self) -> None:
+        """A device that no server has is attached when one has it; meanwhile the program receives
+        the reason and heartbeats."""
+        replies = self.attach("NEW", wait=60)
         self.network.sleep(20)
-        self.assertEqual(answers, [])
-        queued, beat = self.program.told
+        self.assertEqual(replies, [])
+        queued, heartbeat = self.program.notices
         self.assertEqual(queued.keys(), {"event", "time", "message"})
         self.assertEqual(queued["message"], "no device matches serial='NEW'")
-        self.assertEqual((beat["event"], beat.keys()), ("heartbeat", {"event", "time"}))
-        self.bench.plug(changed(UNO, busId="2-7", serial="NEW"))
+        self.assertEqual(heartbeat, {"event": "heartbeat", "time": heartbeat["time"]})
+        self.bench.plug(NEW)
         self.network.settle()
-        self.assertEqual([each["status"] for each in answers], ["success"])
-        self.assertEqual(self.plugged, ["bench 2-7"])
+        self.assertStatus("success", replies)
+        self.assertEqual(self.attached, ["bench 2-7"])
 
-    def test_serverAway(self) -> None:
-        """So is one whose server is not there yet."""
+    def test_serverAppears(self) -> None:
+        """A server that is not connected is waited for."""
         self.raspi.cut(Answer.REFUSES)
         self.network.sleep(1)
-        answers = self.claim(serial=UNO.serial, host="raspi", wait=60)
-        self.assertEqual([each["event"] for each in self.program.told], ["queued"])
+        replies = self.attach(UNO.serial, host="raspi", wait=60)
+        self.assertEqual([each["event"] for each in self.program.notices], ["queued"])
         self.raspi.restart()
         self.network.sleep(2)
-        self.assertEqual(answers[0]["status"], "success")
+        self.assertStatus("success", replies)
 
-    def test_held(self) -> None:
-        """One that somebody else has is attached when it is given back: it is waited for in its
-        server's queue."""
-        self.taken()
-        answers = self.claim(id="1-1.4", wait=60)
-        [queued] = self.program.told
+    def test_inUse(self) -> None:
+        """A device in use is waited for in its server's queue; several programs that wait for it
+        share it."""
+        self.takeByOther()
+        first, second = self.attach(wait=60), self.attach(wait=60)
+        queued = self.program.notices[0]
         self.assertEqual(queued.keys(), {"event", "time", "data", "place", "server", "message"})
         self.assertEqual((queued["place"], queued["server"]), (1, "raspi"))
         self.assertIn(f"in use by {OTHER}", queued["message"])
         self.network.sleep(5)
-        self.assertEqual(answers, [])
-        self.raspi.become("1-1.4", DeviceState.BOUND)
-        self.network.settle()
-        self.assertEqual(answers[0]["status"], "success")
-        self.assertEqual(self.plugged, ["raspi 1-1.4"])
+        self.assertEqual((first, second), ([], []))
+        self.giveBack()
+        self.assertStatus("success", first)
+        self.assertStatus("success", second)
+        self.assertEqual((self.attached, self.vhci.used()), (HERE, {0: "3-1"}))
         self.ask("detach", id="1-1.4")
         self.assertEqual(self.raspi.commands[-1], ("unbind", "1-1.4"))
 
-    def test_late(self) -> None:
-        """When the time is over the answer is why."""
-        self.taken()
-        held = self.claim(id="1-1.4", wait=3)
-        away = self.claim(serial="NEW", wait=3)
+    def test_timeOver(self) -> None:
+        """After the time the reply is the reason, and nothing is attached later."""
+        self.takeByOther()
+        inUse, missing = self.attach(wait=3), self.attach("NEW", wait=3)
         self.network.sleep(4)
-        self.assertEqual((held[0]["status"], away[0]["status"]), ("failure", "not_found"))
-        self.assertIn(f"in use by {OTHER}", held[0]["message"])
-        self.raspi.become("1-1.4", DeviceState.BOUND)
+        self.assertStatus("failure", inUse)
+        self.assertIn(f"in use by {OTHER}", inUse[0]["message"])
+        self.assertStatus("not_found", missing)
+        self.giveBack()
         self.network.sleep(5)
-        self.assertEqual(self.plugged, [])
+        self.assertEqual(self.attached, [])
 
-    def test_moved(self) -> None:
-        """Criteria are looked at anew: whoever waits for a serial number has that device,
-        wherever it is plugged in."""
-        self.taken()
-        answers = self.claim(serial=UNO.serial, wait=60)
+    def test_criteriaAreEvaluatedAgain(self) -> None:
+        """A device that is plugged in elsewhere meanwhile is attached there."""
+        self.takeByOther()
+        replies = self.attach(UNO.serial, wait=60)
         self.raspi.unplug("1-1.4")
         self.network.sleep(1)
-        self.assertEqual(
-            self.program.told[-1]["message"], f"no device matches serial='{UNO.serial}'"
-        )
+        self.assertEqual(self.program.message, f"no device matches serial='{UNO.serial}'")
         self.bench.plug(changed(UNO, busId="2-7"))
         self.network.settle()
-        self.assertEqual(answers[0]["server"], "bench")
+        self.assertEqual(replies[0]["server"], "bench")
 
-    def test_several(self) -> None:
-        """If it turns out that several are meant, that is the answer."""
-        self.taken()
-        answers = self.claim(serial=UNO.serial, wait=60)
+    def test_severalMatchLater(self) -> None:
+        """When the criteria select several devices later, that is the reply."""
+        self.takeByOther()
+        replies = self.attach(UNO.serial, wait=60)
         self.bench.plug(changed(UNO, busId="2-7"))
         self.network.settle()
-        self.assertEqual(answers[0]["status"], "multiple_matches")
+        self.assertStatus("multiple_matches", replies)
 
-    def test_gone(self) -> None:
-        """A program that goes gives up its place."""
-        self.taken()
-        for keys in ({"id": "1-1.4"}, {"serial": "NEW"}):
-            self.claim(wait=60, **keys)
+    def test_programLeaves(self) -> None:
+        """A program that closes its connection gives up its place."""
+        self.takeByOther()
+        for serial in (None, "NEW"):
+            self.attach(serial, wait=60)
             self.assertTrue(self.program.isHeld)
-            self.program.gone()
-            self.network.settle()
-            self.program = Program()
-        self.raspi.become("1-1.4", DeviceState.BOUND)
-        self.raspi.plug(changed(UNO, serial="NEW", busId="1-9"))
+            self.leave()
+        self.giveBack()
+        self.bench.plug(NEW)
         self.network.sleep(5)
-        self.assertEqual((self.plugged, self.flushLoggedErrors()), ([], []))
+        self.assertEqual((self.attached, self.flushLoggedErrors()), ([], []))
 
-    def test_two(self) -> None:
-        """Of two that wait for the same both have it."""
-        self.taken()
-        answers = [self.claim(id="1-1.4", wait=60) for _ in range(2)]
-        self.raspi.become("1-1.4", DeviceState.BOUND)
-        self.network.settle()
-        self.assertEqual([each[0]["status"] for each in answers], ["success", "success"])
-        self.assertEqual(self.vhci.used(), {0: "3-1"})
+    def test_ruleToo(self) -> None:
+        """A device that a rule selects as well is then attached for the rule."""
+        self.takeByOther()
+        self.reload(RULE)
+        replies = self.attach(wait=60)
+        self.giveBack()
+        self.assertStatus("success", replies)
+        self.assertEqual(self.attachment().desired.rule, "uno")
 
-    def test_rule(self) -> None:
-        """If a rule wants it too, it is the rule's then."""
-        self.taken()
-        self.reload(UNO_RULE)
-        answers = self.claim(id="1-1.4", wait=60)
-        self.raspi.become("1-1.4", DeviceState.BOUND)
-        self.network.settle()
-        self.assertEqual((answers[0]["status"], self.plug().desired.rule), ("success", "uno"))
-
-    def test_free(self) -> None:
-        """Who need not wait does not."""
-        self.assertEqual(self.claim(id="1-1.4", wait=60)[0]["status"], "success")
-        self.assertEqual(self.program.told, [])
-        self.assertEqual(self.claim(id="1-1.4", wait=60)[0]["status"], "success")
-        self.assertFalse(self.program.isHeld)
-
-    def test_refused(self) -> None:
-        """What goes wrong goes wrong at once."""
+    def test_noWait(self) -> None:
+        """A device that is free, or attached, is not waited for; nor is one that is refused."""
+        for _ in range(2):
+            self.assertStatus("success", self.attach(wait=60))
+        self.assertEqual((self.program.notices, self.program.isHeld), ([], False))
+        self.ask("detach", id="1-1.4")
+        self.network.sleep(6)  # the place in the queue is held
         self.raspi.refuse = OpStatus.ERROR
-        answers = self.claim(id="1-1.4", wait=60)
-        self.assertEqual(answers[0]["status"], "failure")
+        self.assertStatus("failure", self.attach(wait=60))
 
-    def test_nonsense(self) -> None:
-        """It is as long as at a server."""
-        for keys, said in (
+    def test_invalid(self) -> None:
+        """Invalid values are refused as at a server."""
+        for keys, text in (
             ({"wait": -1}, "`wait`"),
             ({"wait": 1e9}, "`wait`"),
             ({"lease": {"owner": "x"}}, "`lease`: for how long?"),
             ({"lease": {"owner": "x", "ttl": "connection"}}, "for how many seconds"),
             ({"lease": {"owner": "\t", "ttl": 5}}, "cannot be shown"),
         ):
-            answer = self.ask("attach", id="1-1.4", **keys)
-            self.assertEqual(answer["status"], "error")
-            self.assertIn(said, answer["message"])
+            self.assertReply("error", text, "attach", id="1-1.4", **keys)
 
 
-class PlaceTests(ClaimCase):
+class QueueTests(AcquisitionCase):
     """
     The place in a server's queue.
     """
 
-    def behind(self) -> list[str]:
-        """Somebody else waits too."""
-        told: list[str] = []
-        other = Caller(Principal(OTHER), lambda line: told.append(json.loads(line)["place"]))
-        raw = json.dumps({"command": "attach", "id": "1-1.4", "wait": 600}).encode()
-        asked(self.raspi.answers.to(raw, other))
-        self.network.settle()
-        return told
-
-    def test_doubted(self) -> None:
-        """It is kept while it is not known whether the server is still there."""
+    def test_keptWhileVerified(self) -> None:
+        """The place is kept while the connection to the server is verified."""
         self.ask("attach", id="1-2")
-        self.taken()
-        answers = self.claim(id="1-1.4", wait=600)
-        told = self.behind()
+        self.takeByOther()
+        replies = self.attach(wait=600)
+        places: list[int] = []
+        behind = Caller(Principal(OTHER), lambda line: places.append(json.loads(line)["place"]))
+        raw = json.dumps({"command": "attach", "id": "1-1.4", "wait": 600}).encode()
+        asked(self.raspi.answers.to(raw, behind))
         self.raspi.release("1-2")
         self.network.sleep(3)
-        self.assertEqual(([each["place"] for each in self.program.told], told), ([1], [2]))
-        self.raspi.become("1-1.4", DeviceState.BOUND)
-        self.network.settle()
-        self.assertEqual(answers[0]["status"], "success")
+        self.assertEqual(([each["place"] for each in self.program.notices], places), ([1], [2]))
+        self.giveBack()
+        self.assertStatus("success", replies)
 
-    def test_restarted(self) -> None:
-        """When the server is another one it is asked for anew."""
-        self.taken()
-        answers = self.claim(id="1-1.4", wait=600)
+    def test_serverRestarted(self) -> None:
+        """At a restarted server the program waits again."""
+        self.takeByOther()
+        replies = self.attach(wait=600)
         self.raspi.restart()
         self.network.sleep(3)
-        self.raspi.become("1-1.4", DeviceState.BOUND)
-        self.network.settle()
-        self.assertEqual(answers[0]["status"], "success")
+        self.giveBack()
+        self.assertStatus("success", replies)
 
-    def test_noNews(self) -> None:
-        """Who asks while a server is doubted does not sleep on when it is there."""
-        next(iter(self.parts.servers)).verify()
-        answers = self.claim(id="1-1.4", wait=60)
+    def test_requestWhileVerified(self) -> None:
+        """A request while the connection is verified goes on after it."""
+        next(iter(self.core.servers)).verify()
+        replies = self.attach(wait=60)
         self.network.sleep(1)
-        self.assertEqual(answers[0]["status"], "success")
+        self.assertStatus("success", replies)
 
 
-class GoneTests(ClaimCase):
+class RollbackTests(AcquisitionCase):
     """
-    A program goes, or does not hear what it has, and nothing stays bound for it.
+    A device that was bound for a request that fails, or whose program leaves, is unbound.
     """
 
-    def free(self) -> None:
-        """The board is nobody's."""
+    def assertFree(self) -> None:
+        """Nobody has the board."""
         self.network.sleep(2)
-        self.assertEqual((self.shown(), self.plugged), (("free", None), []))
-        self.assertEqual(self.parts.desired.saved().requests, ())
+        self.assertEqual((self.shown, self.attached), (("free", None), []))
+        self.assertEqual(self.core.desired.saved().requests, ())
 
-    def test_untold(self) -> None:
-        """Its server does not report the lease."""
+    def test_leaseNotReported(self) -> None:
+        """A server that does not report the lease it has granted."""
         self.raspi.hush()
-        answers = self.claim(id="1-1.4", lease=CI)
-        self.assertEqual(self.shown(), ("bound", "ci-81"))
+        replies = self.attach(lease=CI)
+        self.assertEqual(self.shown, ("bound", "ci-81"))
         self.network.sleep(6)
-        self.assertIn("does not report the lease", answers[0]["message"])
-        self.free()
-
-    def test_untoldAndGone(self) -> None:
-        """Nor does it hear that the program is gone."""
+        self.assertIn("does not report the lease", replies[0]["message"])
+        self.assertFree()
         self.raspi.hush()
-        self.claim(id="1-1.4", wait=60, lease=CI)
-        self.program.gone()
+        self.attach(wait=60, lease=CI)
+        self.leave()
         self.raspi.hush(False)
-        self.free()
+        self.assertFree()
 
-    def test_unanswered(self) -> None:
-        """The answer gets lost."""
+    def test_replyLost(self) -> None:
+        """The reply of the server is lost."""
         self.raspi.isMute = True
-        answers = self.claim(id="1-1.4", lease=CI)
+        replies = self.attach(lease=CI)
         self.raspi.hush()
         self.raspi.isMute = False
         self.network.sleep(6)
-        self.assertEqual(answers[0]["status"], "failure")
-        self.free()
+        self.assertStatus("failure", replies)
+        self.assertFree()
 
-    def test_plugging(self) -> None:
-        """It goes while the device is being plugged in: that comes to its end as if it had not
-        waited."""
+    def test_programLeaves(self) -> None:
+        """The program leaves during the bind; or during the import, which then fails."""
         for keys in ({}, {"lease": CI}):
-            self.network.hold = True
-            self.claim(id="1-1.4", wait=60, **keys)
-            self.program.gone()
-            self.raspi.refuse = OpStatus.ERROR
-            self.network.runThreads()
-            self.free()
-            self.program = Program()
-            self.raspi.refuse = None
-
-    def test_binding(self) -> None:
-        """It goes while the server is at the bind."""
-        for keys in ({}, {"lease": CI}):
-            bind = self.slowly()
-            self.claim(id="1-1.4", wait=60, **keys)
-            self.program.gone()
+            bind = self.delayBinds()
+            self.attach(wait=60, **keys)
+            self.leave()
             self.network.sleep(5)
             bind.callback(None)
-            self.free()
-            self.program = Program()
+            self.assertFree()
+            self.network.hold = True
+            self.attach(wait=60, **keys)
+            self.leave()
+            self.raspi.refuse = OpStatus.ERROR
+            self.network.runThreads()
+            self.assertFree()
+            self.raspi.refuse = None
+            self.network.hold = False
+            self.network.sleep(5)
 
-    def test_again(self) -> None:
-        """Who asks again at once has it, when that is undone."""
-        bind = self.slowly()
-        self.claim(id="1-1.4", wait=60)
-        self.program.gone()
-        self.program = Program()
-        answers = self.claim(id="1-1.4", wait=60)
+    def test_requestDuringRollback(self) -> None:
+        """Another request for the device is carried out after the rollback."""
+        bind = self.delayBinds()
+        self.attach(wait=60)
+        self.leave()
+        replies = self.attach(wait=60)
         bind.callback(None)
-        self.network.sleep(7)  # the first one's turn lasts for 5 s
-        self.assertEqual((answers[0]["status"], self.plugged), ("success", ["raspi 1-1.4"]))
+        self.network.sleep(7)  # the place of the first program is held for 5 s
+        self.assertStatus("success", replies)
+        self.assertEqual(self.attached, HERE)
 
-    def test_queue(self) -> None:
-        """Whoever has the device is not disturbed by those who waited in vain."""
-        self.taken()
+    def test_othersAreNotDisturbed(self) -> None:
+        """The session of another client goes on; so does that of another program with the same
+        owner."""
+        self.takeByOther()
         for keys in ({}, {"lease": CI}):
-            self.claim(id="1-1.4", wait=60, **keys)
-            self.program.gone()
+            self.attach(wait=60, **keys)
+            self.leave()
             self.network.sleep(2)
-            self.assertEqual(self.shown(), ("in_use", None))
-            self.program = Program()
-
-    def test_same(self) -> None:
-        """What another one has by the same owner stays."""
-        self.taken()
-        answers = [self.claim(id="1-1.4", wait=60, lease=CI) for _ in range(2)]
-        self.raspi.become("1-1.4", DeviceState.BOUND)
+            self.assertEqual(self.shown, ("in_use", None))
+        both = [self.attach(wait=60, lease=CI) for _ in range(2)]
+        self.giveBack()
         self.network.sleep(3)
-        self.assertEqual([each[0]["status"] for each in answers], ["success", "success"])
-        self.assertEqual((self.shown(), self.plugged), (("in_use", "ci-81"), ["raspi 1-1.4"]))
+        for replies in both:
+            self.assertStatus("success", replies)
+        self.assertEqual((self.shown, self.attached), (("in_use", "ci-81"), HERE))
 
-    def test_refused(self) -> None:
-        """What cannot be plugged in here does not stay bound there, however it was asked for."""
+    def test_importRefused(self) -> None:
+        """The device cannot be imported."""
         self.raspi.refuse = OpStatus.ERROR
         for keys in ({}, {"force": True}, {"wait": 5}, {"lease": CI}):
-            self.assertEqual(self.claim(id="1-1.4", **keys)[0]["status"], "failure")
-            self.free()
-            self.network.sleep(5)  # it was their turn
+            self.assertStatus("failure", self.attach(**keys))
+            self.assertFree()
+            self.network.sleep(5)  # the place in the queue is held
 
-    def test_before(self) -> None:
-        """What was asked for before is still wanted when it is asked for again in vain."""
+    def test_earlierRequestStays(self) -> None:
+        """An earlier request for the device is kept."""
         self.ask("attach", id="1-1.4")
         self.network.sleep(20)
         self.raspi.forget("1-1.4")
-        self.taken()
+        self.takeByOther()
         self.network.sleep(3)
-        self.assertEqual(self.ask("attach", id="1-1.4")["status"], "failure")
+        self.assertReply("failure", OTHER, "attach", id="1-1.4")
         self.raspi.become("1-1.4", DeviceState.BOUND)
-        self.soon(lambda: self.plugged == ["raspi 1-1.4"])
+        self.soon(lambda: self.attached == HERE)
 
 
-class ForceTests(ClaimCase):
+class ForceTests(AcquisitionCase):
     """
     C{force}.
     """
 
-    def test_here(self) -> None:
-        """What another program here has leased is not taken, also while it is not plugged in;
-        who waits has it afterwards."""
-        self.ask("attach", id="1-1.4", lease=CI)
-        waiting = self.claim(id="1-1.4", force=True, wait=60)
+    def test_takenFromOtherClient(self) -> None:
+        """A device is taken from another client, and from another client's lease."""
+        self.takeByOther()
+        self.assertReply("failure", f"in use by {OTHER}", "attach", id="1-1.4")
+        self.assertReply("success", "", "attach", id="1-1.4", force=True)
+        self.assertEqual(self.attached, HERE)
+        self.assertIn(("release", "1-1.4"), self.raspi.commands)
+        self.ask("detach", id="1-1.4")
+        self.askServer(command="attach", id="1-1.4", lease=CI)
+        self.assertReply("failure", "leased by ci-81", "attach", id="1-1.4")
+        self.assertReply("success", "", "attach", id="1-1.4", force=True)
+
+    def test_attachedAlready(self) -> None:
+        """A device that is attached already stays attached."""
+        self.ask("attach", id="1-1.4")
+        self.assertReply("success", "", "attach", id="1-1.4", force=True)
+        self.assertEqual(self.kinds.count("lost"), 0)
+
+    def test_leaseOfProgramHere(self) -> None:
+        """The device of another program's lease is not taken, even while it is lost or being
+        attached, but waited for."""
+        self.network.hold = True
+        first = self.attach(lease=CI)
+        self.assertIn("leased by ci-81", self.attach(force=True)[0]["message"])
+        self.network.runThreads()
+        self.network.hold = False
+        self.network.settle()
+        self.assertStatus("success", first)
+        waiting = self.attach(force=True, wait=60)
         self.raspi.refuse = OpStatus.ERROR
         self.raspi.release("1-1.4")
         self.network.sleep(1)
-        self.assertEqual((waiting, self.plugged), ([], []))
-        answer = self.ask("attach", id="1-1.4", force=True)
-        self.assertIn("leased by ci-81", answer["message"])
-        self.assertEqual(self.shown(), ("bound", "ci-81"))
+        self.assertEqual((waiting, self.attached), ([], []))
+        self.assertReply("failure", "leased by ci-81", "attach", id="1-1.4", force=True)
+        self.assertEqual(self.shown, ("bound", "ci-81"))
         self.raspi.refuse = None
         self.ask("detach", id="1-1.4", owner="ci-81")
         self.network.sleep(1)
-        self.assertEqual(waiting[0]["status"], "success")
-
-    def test_plugging(self) -> None:
-        """Nor while it is just being plugged in."""
-        self.network.hold = True
-        answers = self.claim(id="1-1.4", lease=CI)
-        self.assertIn("leased by", self.claim(id="1-1.4", force=True)[0]["message"])
-        self.network.runThreads()
-        self.network.settle()
-        self.assertEqual((answers[0]["status"], self.shown()), ("success", ("in_use", "ci-81")))
-
-    def test_force(self) -> None:
-        """It is taken from whoever has it."""
-        self.taken()
-        self.assertEqual(self.ask("attach", id="1-1.4")["status"], "failure")
-        answer = self.ask("attach", id="1-1.4", force=True)
-        self.assertEqual((answer["status"], self.plugged), ("success", ["raspi 1-1.4"]))
-        self.assertIn(("release", "1-1.4"), self.raspi.commands)
-
-    def test_leased(self) -> None:
-        """So is what they have leased."""
-        self.assertEqual(self.server(self.raspi, command="attach", id="1-1.4", lease=CI), "success")
-        answer = self.ask("attach", id="1-1.4")
-        self.assertIn("leased by ci-81", answer["message"])
-        self.assertEqual(self.ask("attach", id="1-1.4", force=True)["status"], "success")
-
-    def test_ours(self) -> None:
-        """What is here already stays as it is."""
-        self.ask("attach", id="1-1.4")
-        self.assertEqual(self.ask("attach", id="1-1.4", force=True)["status"], "success")
-        self.assertEqual(self.words.count("lost"), 0)
+        self.assertStatus("success", waiting)
 
 
-class LeaseTests(ClaimCase):
+class LeaseTests(AcquisitionCase):
     """
     C{lease}.
     """
 
-    def leased(self) -> None:
-        """The board is leased and attached."""
-        answer = self.ask("attach", id="1-1.4", lease=CI)
-        self.assertEqual((answer["status"], self.plugged), ("success", ["raspi 1-1.4"]))
+    def lease(self) -> None:
+        """A program leases and attaches the board."""
+        self.assertStatus("success", self.attach(lease=CI))
+        self.assertEqual((self.attached, self.shown), (HERE, ("in_use", "ci-81")))
 
-    def test_lease(self) -> None:
-        """The server has it leased, and it is given back with the detach of its owner."""
-        self.leased()
-        lease = self.there().lease
-        assert lease is not None
-        self.assertEqual((lease.owner, lease.ttl), ("ci-81", 600))
-        answer = self.ask("detach", id="1-1.4")
-        self.assertEqual(answer["status"], "failure")
-        self.assertIn("leased by ci-81", answer["message"])
-        self.assertEqual(self.ask("detach", id="1-1.4", owner="ci-81")["status"], "success")
+    def release(self) -> None:
+        """The owner detaches it."""
+        self.assertReply("success", "", "detach", id="1-1.4", owner="ci-81")
         self.network.settle()
-        self.assertIsNone(self.there().lease)
-        self.assertEqual(self.raspi.commands[-1], ("unbind", "1-1.4"))
 
-    def test_others(self) -> None:
-        """Other programs do not have it: they are told whose it is, and can wait for it."""
-        self.leased()
-        for keys in ({}, {"lease": {"owner": "ci-82", "ttl": 5}}, {"force": True}):
-            answer = self.ask("attach", id="1-1.4", **keys)
-            self.assertEqual(answer["status"], "failure")
-            self.assertIn("leased by ci-81 (192.0.2.200) for 600 s more", answer["message"])
-        answers = self.claim(id="1-1.4", wait=60, lease={"owner": "ci-82", "ttl": 5})
-        self.assertEqual((answers, self.program.told[0]["place"]), ([], 1))
-        self.ask("detach", id="1-1.4", owner="ci-81")
-        self.network.settle()
-        self.assertEqual((answers[0]["status"], self.plugged), ("success", ["raspi 1-1.4"]))
-        self.assertEqual(self.ask("detach", id="1-1.4", force=True)["status"], "success")
+    def test_detach(self) -> None:
+        """Only the owner can detach the device, or C{force}; then the lease has ended."""
+        self.lease()
+        self.assertReply("failure", "leased by ci-81", "detach", id="1-1.4")
+        self.release()
+        self.assertEqual(
+            (self.shown, self.raspi.commands[-1]), (("free", None), ("unbind", "1-1.4"))
+        )
+        self.lease()
+        self.assertReply("success", "", "detach", id="1-1.4", force=True)
+
+    def test_otherPrograms(self) -> None:
+        """Other programs cannot attach the device, but wait for it in the server's queue."""
+        self.lease()
+        for keys in ({}, {"lease": CI2}, {"force": True}):
+            text = "leased by ci-81 (192.0.2.200) for 600 s more"
+            self.assertReply("failure", text, "attach", id="1-1.4", **keys)
+        replies = self.attach(wait=60, lease=CI2)
+        self.assertEqual((replies, self.program.notices[0]["place"]), ([], 1))
+        self.release()
+        self.assertStatus("success", replies)
+        self.assertEqual(self.attached, HERE)
 
     def test_renewed(self) -> None:
-        """Who asks again has it for so long from now."""
-        self.leased()
+        """Another request of the owner extends the lease; when it ends, the device is lost."""
+        self.lease()
         self.network.sleep(400, 1)
-        self.assertEqual(self.ask("attach", id="1-1.4", lease=CI)["status"], "success")
-        self.network.sleep(400, 1)
-        self.assertEqual(self.plugged, ["raspi 1-1.4"])
-
-    def test_ends(self) -> None:
-        """When it ends the device is lost, and not attached anew."""
-        self.leased()
+        self.assertStatus("success", self.attach(lease=CI))
         self.network.sleep(599, 1)
-        self.assertEqual(self.plugged, ["raspi 1-1.4"])
+        self.assertEqual(self.attached, HERE)
         self.network.sleep(10, 1)
-        self.assertEqual((self.plugged, self.vhci.used()), ([], {}))
-        self.assertEqual(self.words.count("attached"), 1)
-        self.assertIs(self.there().state, DeviceState.FREE)
-        self.assertEqual(self.ask("attach", id="1-1.4")["status"], "success")
+        self.assertEqual((self.attached, self.vhci.used()), ([], {}))
+        self.assertEqual((self.kinds.count("attached"), self.shown), (1, ("free", None)))
+        self.assertStatus("success", self.attach())
 
-    def test_kept(self) -> None:
-        """Until then it is kept: plugged in anew, and by the next service."""
-        self.leased()
+    def test_keptWhileLeased(self) -> None:
+        """During the lease the device is attached again when it was lost, also by the next process,
+        and not for a rule."""
+        self.lease()
         self.raspi.unplug("1-1.4")
         self.network.settle()
         self.raspi.plug(UNO)
-        self.soon(lambda: self.plugged == ["raspi 1-1.4"])
-        self.assertEqual(self.ask("detach", id="1-1.4")["status"], "failure")
+        self.soon(lambda: self.attached == HERE)
         self.end()
-        self.begin("")
-        self.assertEqual(self.plugged, ["raspi 1-1.4"])
+        self.begin(RULE)
+        self.assertEqual((self.attached, self.core.attachments.of("uno")), (HERE, None))
         self.end()
         self.network.sleep(700, 1)
         self.begin("")
         self.network.sleep(20)
-        self.assertEqual(self.plugged, [])
+        self.assertEqual(self.attached, [])
 
-    def test_away(self) -> None:
-        """One that is away can be given back as well."""
-        self.leased()
+    def test_unplugged(self) -> None:
+        """The owner can detach the device also while it is unplugged."""
+        self.lease()
         self.raspi.unplug("1-1.4")
         self.network.settle()
-        self.assertEqual(self.ask("detach", serial=UNO.serial)["status"], "failure")
-        self.assertEqual(self.ask("detach", serial=UNO.serial, owner="ci-81")["status"], "success")
+        self.assertReply("failure", "leased by", "detach", serial=UNO.serial)
+        self.assertReply("success", "", "detach", serial=UNO.serial, owner="ci-81")
         self.raspi.plug(UNO)
         self.network.sleep(5)
-        self.assertEqual((self.there().lease, self.plugged), (None, []))
-
-    def test_nextService(self) -> None:
-        """The next service does not give it to a rule."""
-        self.leased()
-        self.end()
-        self.begin(UNO_RULE)
-        self.assertEqual(self.plugged, ["raspi 1-1.4"])
-        self.assertIsNone(self.parts.attachments.of("uno"))
+        self.assertEqual((self.shown[1], self.attached), (None, []))
 
     def test_rule(self) -> None:
-        """No rule has what is leased: neither by a program here nor by somebody else."""
-        self.reload(UNO_RULE)
-        answer = self.ask("attach", id="1-1.4", lease=CI)
-        self.assertIn("detach it first", answer["message"])
+        """A leased device is not attached for a rule; the device of a rule has to be detached
+        before it can be leased."""
+        self.reload(RULE)
+        self.assertReply("failure", "detach it first", "attach", id="1-1.4", lease=CI)
         self.ask("detach", id="1-1.4")
-        self.leased()
-        self.assertIsNone(self.parts.attachments.of("uno"))
-        self.reload(UNO_RULE)
+        self.lease()
+        self.reload(RULE)
         self.raspi.release("1-1.4")
-        self.soon(lambda: self.plugged)
-        self.assertIsNone(self.parts.attachments.of("uno"))
-        self.assertNotIn("failed", self.words)
-        self.ask("detach", id="1-1.4", owner="ci-81")
-        self.soon(lambda: self.parts.attachments.of("uno"))
+        self.soon(lambda: self.attached)
+        self.assertIsNone(self.core.attachments.of("uno"))
+        self.assertNotIn("failed", self.kinds)
+        self.release()
+        self.soon(lambda: self.core.attachments.of("uno"))
 
-    def test_waits(self) -> None:
-        """What is plugged in here without a lease is not taken from who has attached it, or from
-        a rule, in a moment in which it is lost: it has to be detached."""
-        for text in ("", UNO_RULE):
-            self.reload(text)
+    def test_keptHere(self) -> None:
+        """A device attached without a lease, by request or by rule, has to be detached first, also
+        while it is lost; C{wait} waits for that."""
+        for config in ("", RULE):
+            self.reload(config)
             self.ask("attach", id="1-1.4")
-            answers = self.claim(id="1-1.4", wait=600, lease=CI)
-            self.assertIn("detach it first", self.program.told[-1]["message"])
+            replies = self.attach(wait=600, lease=CI)
+            self.assertIn("detach it first", self.program.message)
             self.network.sleep(20)
             self.raspi.release("1-1.4")
             self.network.sleep(3)
-            self.assertEqual((answers, self.plugged), ([], ["raspi 1-1.4"]))
+            self.assertEqual((replies, self.attached), ([], HERE))
             self.ask("detach", id="1-1.4")
             self.network.sleep(1)
-            self.assertEqual((answers[0]["status"], self.shown()[1]), ("success", "ci-81"))
-            self.ask("detach", id="1-1.4", owner="ci-81")
+            self.assertStatus("success", replies)
+            self.assertEqual(self.shown[1], "ci-81")
+            self.release()
 
-    def test_lost(self) -> None:
-        """Nor as long as somebody else has it, unless by force."""
+    def test_takenByOther(self) -> None:
+        """The same while another client has it; C{force} takes it."""
         self.ask("attach", id="1-1.4")
         self.network.sleep(20)
         self.raspi.forget("1-1.4")
-        self.taken()
+        self.takeByOther()
         self.network.sleep(3)
-        self.assertIn("detach it first", self.ask("attach", id="1-1.4", lease=CI)["message"])
-        answer = self.ask("attach", id="1-1.4", lease=CI, force=True)
-        self.assertEqual((answer["status"], self.shown()[1]), ("success", "ci-81"))
+        self.assertReply("failure", "detach it first", "attach", id="1-1.4", lease=CI)
+        self.assertReply("success", "", "attach", id="1-1.4", lease=CI, force=True)
+        self.assertEqual(self.shown[1], "ci-81")
 
-    def test_atOnce(self) -> None:
-        """Of two that ask at the same time, one with a lease, one has it."""
+    def test_sameTime(self) -> None:
+        """Of two requests at the same time, one with a lease, one is carried out."""
         self.network.hold = True
-        answers = [self.claim(id="1-1.4", **keys) for keys in ({}, {"lease": CI})]
+        plain, leasing = self.attach(), self.attach(lease=CI)
         self.network.runThreads()
         self.network.settle()
-        self.assertEqual([each[0]["status"] for each in answers], ["success", "failure"])
-        self.assertEqual(self.shown(), ("in_use", None))
-
-    def test_failed(self) -> None:
-        """What could not be plugged in is nobody's afterwards."""
-        self.raspi.refuse = OpStatus.ERROR
-        self.assertEqual(self.ask("attach", id="1-1.4", lease=CI)["status"], "failure")
-        self.network.settle()
-        self.assertIsNone(self.there().lease)
-        self.assertEqual(self.parts.desired.saved().requests, ())
-
-    def test_untold(self) -> None:
-        """A lease that the server does not tell of is none."""
-        self.raspi.isMute = True
-        answers = self.claim(id="1-1.4", lease=CI)
-        self.network.sleep(12)
-        self.assertEqual(answers[0]["status"], "failure")
+        self.assertStatus("success", plain)
+        self.assertStatus("failure", leasing)
+        self.assertEqual(self.shown, ("in_use", None))
 
 
-class OthersTests(ClaimCase):
+class OtherProgramTests(AcquisitionCase):
     """
-    What was plugged in by the command, or by stock C{usbip}.
+    A device attached by the command, or by stock C{usbip}.
     """
 
-    def test_ports(self) -> None:
-        """It is shown for what it is."""
-        self.typed()
+    def test_adopted(self) -> None:
+        """A request adopts it without touching it; from then on it is kept attached."""
+        self.attachByCommand()
         [port] = self.ask("ports")["data"]
         self.assertEqual(
             (port["server"], port["bus_id"], port["kept"], port["local_devices"]),
             ("raspi", "1-1.4", False, [f"{self.folder}/dev/ttyUSB0"]),
         )
-
-    def test_attach(self) -> None:
-        """Who attaches it has it as it is; from now on it is kept."""
-        self.typed()
-        answer = self.ask("attach", id="1-1.4")
-        self.assertEqual(answer["status"], "success")
-        self.assertEqual(answer["local_devices"], [f"{self.folder}/dev/ttyUSB0"])
-        self.assertEqual(self.vhci.used(), {0: "3-1"})
-        self.assertEqual(self.raspi.commands, [])
+        reply = self.ask("attach", id="1-1.4")
+        self.assertEqual(
+            (reply["status"], reply["local_devices"]), ("success", port["local_devices"])
+        )
+        self.assertEqual((self.vhci.used(), self.raspi.commands), ({0: "3-1"}, []))
         self.assertTrue(self.ask("ports")["data"][0]["kept"])
-        self.vhci.write("devices/platform/vhci_hcd.0/detach", b"0")
-        self.soon(lambda: "lost" in self.words)
-        self.soon(lambda: self.plugged == ["raspi 1-1.4"])
+        self.vhci.write(PORT, b"0")
+        self.soon(lambda: "lost" in self.kinds)
+        self.soon(lambda: self.attached == HERE)
 
     def test_rule(self) -> None:
         """A rule leaves it alone until it is free."""
-        self.typed()
-        self.reload(UNO_RULE)
+        self.attachByCommand()
+        self.reload(RULE)
         self.network.sleep(10)
-        self.assertEqual((self.plugged, self.vhci.used()), ([], {0: "3-1"}))
-        self.assertNotIn("failed", self.words)
-        self.vhci.write("devices/platform/vhci_hcd.0/detach", b"0")
-        self.soon(lambda: self.plugged == ["raspi 1-1.4"])
+        self.assertEqual((self.attached, self.vhci.used()), ([], {0: "3-1"}))
+        self.assertNotIn("failed", self.kinds)
+        self.vhci.write(PORT, b"0")
+        self.soon(lambda: self.attached == HERE)
 
-    def test_detach(self) -> None:
-        """It is not the service's to pull it out."""
-        self.typed()
-        answer = self.ask("detach", id="1-1.4")
-        self.assertEqual(answer["status"], "failure")
-        self.assertIn("to port 0, but not by this service", answer["message"])
+    def test_notAdopted(self) -> None:
+        """It cannot be detached or leased by request, but taken."""
+        self.attachByCommand()
+        self.assertReply("failure", "to port 0, but not by this service", "detach", id="1-1.4")
+        inUse = f"in use by {US.address}"
+        self.assertReply("failure", inUse, "attach", id="1-1.4", lease=CI)
         self.assertEqual(self.vhci.used(), {0: "3-1"})
-
-    def test_lease(self) -> None:
-        """It cannot be leased while it is in use, but it can be taken."""
-        self.typed()
-        answer = self.ask("attach", id="1-1.4", lease=CI)
-        self.assertEqual(answer["status"], "failure")
-        self.assertIn(f"in use by {US.address}", answer["message"])
-        self.assertEqual(self.ask("attach", id="1-1.4", force=True)["status"], "success")
+        self.assertReply("success", "", "attach", id="1-1.4", force=True)
         self.assertEqual(len(self.vhci.used()), 1)
 
-    def test_otherName(self) -> None:
-        """Where it came from is known by the name of the server that was typed: if it is another
-        one, that is told, and nothing is plugged in twice."""
+    def test_unknownServer(self) -> None:
+        """A device of a server by another name is not recognised, and not attached twice."""
         self.network.rooms["raspi.local"] = self.raspi
-        self.typed(host="raspi.local")
+        self.attachByCommand(host="raspi.local")
         [port] = self.ask("ports")["data"]
         self.assertEqual((port["server"], port["kept"]), ("raspi.local:3240", False))
-        answer = self.ask("attach", id="1-1.4")
-        self.assertEqual(answer["status"], "failure")
-        self.assertIn(f"in use by {US.address}", answer["message"])
+        self.assertReply("failure", f"in use by {US.address}", "attach", id="1-1.4")
         self.assertEqual(self.vhci.used(), {0: "3-1"})
 
-    def test_another(self) -> None:
-        """What another device left behind at a port is not taken for it."""
-        self.typed()
+    def test_otherDevice(self) -> None:
+        """Another device at the same port is not taken for it, nor one with the same numbers at
+        another server."""
+        self.attachByCommand()
         self.raspi.forget("1-1.4")
         self.vhci.used()
-        self.typed("1-2")
-        self.raspi.become("1-1.4", DeviceState.BOUND)
-        self.raspi.become("1-1.4", DeviceState.IN_USE, OTHER)
-        self.network.settle()
-        self.assertIn(f"in use by {OTHER}", self.ask("attach", id="1-1.4")["message"])
-
-    def test_bench(self) -> None:
-        """Nor is one of the same numbers at another server."""
+        self.attachByCommand("1-2")
+        self.takeByOther()
+        self.assertReply("failure", f"in use by {OTHER}", "attach", id="1-1.4")
         self.bench.plug(changed(STICK, speed="480"))
         self.network.settle()
-        self.typed()
-        self.assertEqual({link.server.host for link in self.parts.servers}, {RASPI, BENCH})
-        self.assertEqual(self.ask("attach", id="1-2", host="bench")["status"], "success")
+        self.assertReply("success", "", "attach", id="1-2", host="bench")
         self.assertEqual(len(self.vhci.used()), 2)
 
-    def test_atOnce(self) -> None:
-        """Several who ask for what is plugged in, at the same time, are all answered."""
-        self.typed()
+    def test_portsAtSameTime(self) -> None:
+        """Several requests for the ports at the same time are all answered."""
+        self.attachByCommand()
         self.network.hold = True
-        answers = [self.asking("ports") for _ in range(3)]
+        replies = [self.asking("ports") for _ in range(3)]
         self.network.settle()
         self.network.runThreads()
         self.network.settle()
-        self.assertEqual([each[0].status for each in answers], [Status.SUCCESS] * 3)
+        self.assertEqual([each[0].status for each in replies], [Status.SUCCESS] * 3)

@@ -1,14 +1,16 @@
 """
-Tests of L{usbip_server.client.service.devices.reconciler}, and of the parts that it works with:
-servers, a network and a kernel in memory.
+Tests of L{usbip_server.client.service.devices.reconciler} and the parts that it works with.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 from itertools import pairwise
 
-from tests.client.service.servicecase import BENCH, RASPI, SERVERS, UNO_RULE, ServiceCase
+import msgspec
+
+from tests.client.service.servicecase import BENCH, PORT, RASPI, RULE, SERVERS, ServiceCase
 from tests.support.fixtures import STICK, UNO, changed
 from tests.support.network import Answer
 from usbip_server.client import attach
@@ -17,92 +19,93 @@ from usbip_server.model.usbip import OpStatus
 from usbip_server.testing import vhci
 
 PROMISED = 2.0
-"""Seconds."""
+"""Seconds after which a device that is available is attached again."""
+
+HERE = ["raspi 1-1.4"]
+
+MOVED = changed(UNO, busId="2-7")
 
 
 class AttachTests(ServiceCase):
     """
-    What is wanted is plugged in.
+    A desired device is attached.
     """
 
-    def test_attached(self) -> None:
-        """A device that is free is bound, fetched, plugged in and told of."""
+    def test_freeDevice(self) -> None:
+        """A free device is bound, imported and attached, and an event is recorded."""
         self.begin()
-        self.assertEqual(self.plugged, ["raspi 1-1.4"])
+        self.assertEqual((self.attached, self.vhci.used()), (HERE, {0: "3-1"}))
         self.assertEqual(self.raspi.commands, [("bind", "1-1.4")])
-        self.assertEqual(self.vhci.used(), {0: "3-1"})
-        told = self.last("attached")
-        self.assertEqual(
-            (told["event"], told["server"], told["rule"]), ("attached", "raspi", "uno")
-        )
-        self.assertEqual(told["local_devices"], [f"{self.folder}/dev/ttyUSB0"])
+        event = self.last("attached")
+        self.assertEqual((event["server"], event["rule"]), ("raspi", "uno"))
+        self.assertEqual(event["local_devices"], [f"{self.folder}/dev/ttyUSB0"])
 
-    def test_bound(self) -> None:
-        """One that is bound already is only fetched."""
+    def test_boundDevice(self) -> None:
+        """A bound device is only imported."""
         self.raspi.become("1-1.4", DeviceState.BOUND)
         self.begin()
-        self.assertEqual((self.plugged, self.raspi.commands), (["raspi 1-1.4"], []))
+        self.assertEqual((self.attached, self.raspi.commands), (HERE, []))
 
-    def test_anyServer(self) -> None:
-        """It may be at any server, unless it is said at which."""
+    def test_serversOfRule(self) -> None:
+        """The device may be at any server, unless the rule names servers."""
         self.raspi.unplug("1-1.4")
-        self.bench.plug(changed(UNO, busId="2-7"))
+        self.bench.plug(MOVED)
         self.begin()
-        self.assertEqual(self.plugged, ["bench 2-7"])
-        self.reload(UNO_RULE.replace("}", ", servers: [raspi]}"))
-        self.soon(lambda: not self.plugged)
+        self.assertEqual(self.attached, ["bench 2-7"])
+        self.reload(RULE.replace("}", ", servers: [raspi]}"))
+        self.soon(lambda: not self.attached)
         self.raspi.plug(UNO)
-        self.soon(lambda: self.plugged == ["raspi 1-1.4"])
+        self.soon(lambda: self.attached == HERE)
 
-    def test_name(self) -> None:
-        """Without criteria it is the one that its server calls so."""
-        self.raspi.plug(changed(UNO, name="uno"))
-        self.begin("devices: [{name: uno}, {name: other}]\n")
-        self.assertEqual(self.plugged, [])  # backends give no names: there is none
-
-    def test_word(self) -> None:
-        """A word can be any of what devices are known by."""
-        for word in ("1-1.4", "2341:0043", UNO.serial, "arduino"):
-            self.begin(f"devices: [{{name: it, word: '{word}'}}]\n")
-            self.assertEqual(self.plugged, ["raspi 1-1.4"], word)
+    def test_selectors(self) -> None:
+        """A word selects by bus id, ids, serial number or description; without criteria the name
+        that the server gives the device does."""
+        for rule, expected in (
+            ("name: it, word: 1-1.4", HERE),
+            ("name: it, word: '2341:0043'", HERE),
+            (f"name: it, word: '{UNO.serial}'", HERE),
+            ("name: it, word: arduino", HERE),
+            ("name: uno", []),  # the server has no name for it
+        ):
+            self.begin(f"devices: [{{{rule}}}]\n")
+            self.assertEqual(self.attached, expected, rule)
             self.reload("")
-            self.assertEqual(self.plugged, [])
+            self.assertEqual(self.attached, [])
             self.end()
 
-    def test_several(self) -> None:
-        """Of two rules for one kind each has a device of its own."""
-        self.bench.plug(changed(UNO, busId="2-7", serial="OTHER"))
+    def test_oneDevicePerRule(self) -> None:
+        """Rules with the same criteria have different devices, in the order of the rules."""
+        self.bench.plug(changed(MOVED, serial="OTHER"))
         rules = ", ".join(f"{{name: {name}, id: '2341:0043'}}" for name in ("one", "two", "three"))
         self.begin(f"devices: [{rules}]\n")
-        self.assertEqual(self.plugged, ["bench 2-7", "raspi 1-1.4"])
-        self.assertEqual(self.plug("one").device.busId, "1-1.4")
+        self.assertEqual(self.attached, ["bench 2-7", "raspi 1-1.4"])
+        self.assertEqual(self.attachment("one").device.busId, "1-1.4")
 
     def test_inUse(self) -> None:
-        """What somebody else has is left to them, until they give it back."""
-        self.raspi.become("1-1.4", DeviceState.BOUND)
-        self.raspi.become("1-1.4", DeviceState.IN_USE, "192.0.2.99")
+        """The device of another client is attached as soon as that client gives it back."""
+        self.takeByOther()
         self.begin()
         self.network.sleep(10)
-        self.assertEqual((self.plugged, self.raspi.commands), ([], []))
+        self.assertEqual((self.attached, self.raspi.commands), ([], []))
         self.raspi.become("1-1.4", DeviceState.BOUND)
-        self.assertLess(self.soon(lambda: self.plugged), 0.1)
+        self.assertLess(self.soon(lambda: self.attached), 0.1)
 
-    def test_fullHub(self) -> None:
-        """Where no port is free it waits for one."""
+    def test_noFreePort(self) -> None:
+        """Without a free port of vhci_hcd a device is attached when there is one."""
         rules = ", ".join(f"{{name: d{n}, bus: 1-{n}}}" for n in range(10, 18))
         for number in range(10, 18):
             self.bench.plug(changed(STICK, busId=f"1-{number}", speed="12"))
         self.begin(f"devices: [{rules}]\n")
-        self.assertEqual(len(self.plugged), 6)  # two controllers, three ports each
+        self.assertEqual(len(self.attached), 6)  # two controllers with three ports each
         self.assertIn("no port of vhci_hcd is free", self.last("failed")["message"])
         self.network.sleep(20)
         self.bench.unplug("1-10")
-        self.assertLess(self.soon(lambda: "bench 1-16" in self.plugged), PROMISED)
+        self.assertLess(self.soon(lambda: "bench 1-16" in self.attached), PROMISED)
 
 
-class ReturnTests(ServiceCase):
+class ReattachTests(ServiceCase):
     """
-    What was lost is back soon.
+    A lost device is attached again.
     """
 
     def setUp(self) -> None:
@@ -110,64 +113,60 @@ class ReturnTests(ServiceCase):
         self.begin()
         self.network.sleep(10)
 
-    def back(self) -> None:
-        """It was lost, and is back in time."""
-        self.soon(lambda: self.words[-2:] == ["lost", "attached"], PROMISED)
+    def assertBack(self) -> None:
+        """The device was lost, and is attached again in time."""
+        self.soon(lambda: self.kinds[-2:] == ["lost", "attached"], PROMISED)
 
-    def test_unplugged(self) -> None:
-        """It was pulled out and put in again."""
+    def test_replugged(self) -> None:
+        """A device that is unplugged is lost until it is plugged in, there or elsewhere."""
         self.raspi.unplug("1-1.4")
         self.network.sleep(30)
-        self.assertEqual((self.plugged, self.words[-1]), ([], "lost"))
+        self.assertEqual((self.attached, self.kinds[-1]), ([], "lost"))
         self.raspi.plug(UNO)
-        self.soon(lambda: self.plugged)
-
-    def test_elsewhere(self) -> None:
-        """Also into another server."""
+        self.assertBack()
         self.raspi.unplug("1-1.4")
-        self.bench.plug(changed(UNO, busId="2-7"))
-        self.soon(lambda: self.plugged == ["bench 2-7"])
+        self.bench.plug(MOVED)
+        self.assertBack()
+        self.assertEqual(self.attached, ["bench 2-7"])
 
-    def test_released(self) -> None:
-        """Its session was ended at the server."""
+    def test_sessionEnded(self) -> None:
+        """A session that ends at the server, or is ended here by hand, begins again."""
         self.raspi.release("1-1.4")
-        self.back()
+        self.assertBack()
+        self.network.sleep(10)
+        self.vhci.write(PORT, b"0")
+        self.assertBack()
 
-    def test_detachedHere(self) -> None:
-        """Somebody has pulled it out on this machine."""
-        self.vhci.write("devices/platform/vhci_hcd.0/detach", b"0")
-        self.back()
-
-    def test_port(self) -> None:
-        """The port is not used again before what was there is gone."""
+    def test_otherPort(self) -> None:
+        """A port that the kernel still has to free is not used."""
         self.vhci.lingering = 10**6
         self.raspi.release("1-1.4")
-        self.back()
+        self.assertBack()
         self.assertEqual(self.vhci.used(), {1: "3-2"})
 
-    def test_killed(self) -> None:
-        """The server's daemon was killed, and is back: sessions go on, and are ours."""
+    def test_serverDaemonKilled(self) -> None:
+        """A restart of the server's daemon ends no session."""
         self.raspi.cut(Answer.REFUSES)
         self.network.sleep(60)
-        self.assertEqual((self.plugged, self.words[-1]), (["raspi 1-1.4"], "disconnected"))
+        self.assertEqual((self.attached, self.kinds[-1]), (HERE, "disconnected"))
         self.raspi.restart()
-        self.soon(lambda: self.words[-1] == "connected")
+        self.soon(lambda: self.kinds[-1] == "connected")
         self.network.sleep(5)
-        self.assertEqual(self.words.count("lost"), 0)
+        self.assertEqual(self.kinds.count("lost"), 0)
 
-    def test_rebooted(self) -> None:
-        """The whole server is away for as long as it likes."""
+    def test_serverRebooted(self) -> None:
+        """After a reboot of the server, however long, the device is attached again."""
         for away in (1, 5, 60):
             self.raspi.forget("1-1.4")
             self.raspi.cut()
             self.network.sleep(away)
-            self.assertEqual(self.plugged, [])
+            self.assertEqual(self.attached, [])
             self.raspi.become("1-1.4", DeviceState.FREE)
             self.raspi.restart()
-            self.assertLess(self.soon(lambda: self.plugged), PROMISED)
+            self.assertLess(self.soon(lambda: self.attached), PROMISED)
 
-    def test_cable(self) -> None:
-        """The cable was out: our end has ended, and the server's after that."""
+    def test_networkDown(self) -> None:
+        """When the network is back after both ends of the session have ended, likewise."""
         self.raspi.cut()
         self.network.sleep(11)
         self.raspi.forget("1-1.4")
@@ -175,290 +174,264 @@ class ReturnTests(ServiceCase):
         self.raspi.become("1-1.4", DeviceState.BOUND)
         self.network.sleep(47)
         self.raspi.answer = Answer.ACCEPTS
-        self.assertLess(self.soon(lambda: self.plugged), PROMISED)
+        self.assertLess(self.soon(lambda: self.attached), PROMISED)
 
-    def test_doubt(self) -> None:
-        """
-        When a session ends, the connection for requests is not trusted any more: it may be dead
-        as well, without anybody having noticed.
-        """
+    def test_deadSessionAtServer(self) -> None:
+        """When a session has ended here only, the server is connected to anew, and its session is
+        kicked."""
         before = len(self.raspi.tries)
         self.raspi.forget("1-1.4")
-        self.network.settle()
         self.network.sleep(0.5)
         self.assertGreater(len(self.raspi.tries), before)
-
-    def test_kick(self) -> None:
-        """A server that still believes in a session of ours is told that it is over."""
-        self.raspi.forget("1-1.4")
-        self.back()
+        self.assertBack()
         self.assertIn(("release", "1-1.4"), self.raspi.commands)
 
-    def test_dead(self) -> None:
-        """A session that is none any more at the server is ended here, as nobody else may do that:
-        the server was without power for a moment."""
+    def test_deadSessionHere(self) -> None:
+        """When a session has ended at the server only, it is ended here."""
         self.raspi.become("1-1.4", DeviceState.BOUND)
-        self.back()
+        self.assertBack()
         self.assertEqual(len(self.vhci.used()), 1)
 
-    def test_nobodyElse(self) -> None:
-        """But nobody else's session is ended."""
+    def test_sessionOfOther(self) -> None:
+        """The session of another client is not kicked."""
         self.network.sleep(1)
-        self.raspi.become("1-1.4", DeviceState.BOUND)
-        self.raspi.become("1-1.4", DeviceState.IN_USE, "192.0.2.99")
+        self.takeByOther()
         self.raspi.turn()
         self.raspi.forget("1-1.4")
         self.network.sleep(30)
-        self.assertEqual((self.plugged, self.words[-1]), ([], "lost"))
+        self.assertEqual((self.attached, self.kinds[-1]), ([], "lost"))
         self.assertNotIn(("release", "1-1.4"), self.raspi.commands)
 
 
-class FailureTests(ServiceCase):
+class RetryTests(ServiceCase):
     """
-    What cannot be had is tried again, ever less often, unless something happens.
+    A device that cannot be attached is tried again.
     """
 
-    def test_pauses(self) -> None:
-        """Each pause is twice as long, up to the longest."""
+    def test_backoff(self) -> None:
+        """Each pause is twice as long as the one before, up to the longest; a reason is reported
+        once."""
         self.raspi.refuse = OpStatus.DEV_ERR
-        moments: list[float] = []
+        times: list[float] = []
         refused = self.network.importDevice
 
         def tried(*args: object) -> object:
-            moments.append(self.network.seconds())
+            times.append(self.network.seconds())
             return refused(*args)  # type: ignore[arg-type]
 
         self.patch(attach, "importDevice", tried)
         self.begin()
         self.network.sleep(130)
-        pauses = [round(b - a, 1) for a, b in pairwise(moments)]
+        pauses = [round(b - a, 1) for a, b in pairwise(times)]
         self.assertEqual(pauses[:9], [0.2, 0.5, 1, 2, 4, 8, 16, 30, 30])
-        self.assertEqual(self.words.count("failed"), 1)  # always the same
+        self.assertEqual(self.kinds.count("failed"), 1)
 
-    def test_change(self) -> None:
-        """When something happens to it there is a new try, a second after the last at the
-        soonest."""
+    def test_changeEndsPause(self) -> None:
+        """A change of the device ends the pause."""
         self.raspi.refuse = OpStatus.DEV_ERR
         self.begin()
         self.network.sleep(60)
         self.raspi.refuse = None
         self.raspi.become("1-1.4", DeviceState.FREE)
-        self.assertLess(self.soon(lambda: self.plugged), PROMISED)
+        self.assertLess(self.soon(lambda: self.attached), PROMISED)
 
-    def test_local(self) -> None:
-        """This machine's kernel may refuse: nothing is taken from anybody."""
+    def test_refusedByKernel(self) -> None:
+        """What this machine's kernel refuses is tried again as well."""
         self.vhci.refuse = errno.EACCES
         self.begin()
         self.assertIn("only root", self.last("failed")["message"])
         self.network.sleep(60)
         self.vhci.refuse = 0
-        self.assertLess(self.soon(lambda: self.plugged, 31), 31)
+        self.assertLess(self.soon(lambda: self.attached, 31), 31)
 
-    def test_hang(self) -> None:
-        """One that hangs in the kernel stops no other, and comes back when it is let go."""
+    def test_hangingDevice(self) -> None:
+        """A device that hangs in the kernel delays no other, and is attached when it does not hang
+        any more."""
         self.network.hold = True
         rules = f"devices: [{{name: uno, serial: {UNO.serial}}}, {{name: stick, bus: 1-2}}]\n"
-        self.begin(rules, settled=False)
-        self.network.threads.pop(0)()  # what is plugged in?
+        self.begin(rules, isSettled=False)
+        self.network.threads.pop(0)()  # lists the ports
         self.network.settle()
         self.assertEqual(len(self.network.threads), 2)
-        stuck = self.network.threads.pop(0)
+        hanging = self.network.threads.pop(0)
         self.network.threads.pop(0)()
         self.network.settle()
-        self.assertEqual(self.plugged, ["raspi 1-2"])
+        self.assertEqual(self.attached, ["raspi 1-2"])
         self.network.sleep(26)
-        said = {item["message"] for item in self.told if item["event"] == "failed"}
-        self.assertIn("the kernel takes too long: see dmesg", said)
+        reasons = {event["message"] for event in self.events if event["event"] == "failed"}
+        self.assertIn("the kernel takes too long: see dmesg", reasons)
         self.network.hold = False
-        stuck()
+        hanging()
         self.network.settle()
-        self.assertLess(self.soon(lambda: len(self.plugged) == 2, 31), 31)
+        self.assertLess(self.soon(lambda: len(self.attached) == 2, 31), 31)
         self.assertEqual(len(self.vhci.used()), 2)
 
-    def test_atOnce(self) -> None:
-        """One that is lost as soon as it is there is tried ever less often."""
+    def test_lostAtOnce(self) -> None:
+        """A session that ends at once counts as a failure."""
         self.begin()
         for _ in range(20):
-            self.soon(lambda: self.plugged, 31)
+            self.soon(lambda: self.attached, 31)
             self.raspi.release("1-1.4")
             self.network.settle()
-        self.assertGreater(self.soon(lambda: self.plugged, 31), 4)
+        self.assertGreater(self.soon(lambda: self.attached, 31), 4)
 
 
 class ReloadTests(ServiceCase):
     """
-    Another configuration.
+    After a reload the devices fit the new configuration.
     """
 
-    def test_gone(self) -> None:
-        """What is not wanted any more is pulled out, and unbound if it was bound for us."""
+    def setUp(self) -> None:
+        super().setUp()
         self.begin()
+
+    def test_removedRule(self) -> None:
+        """The device of a removed rule is detached, and unbound if it was bound for the rule."""
         self.reload("")
-        self.assertEqual((self.plugged, self.vhci.used()), ([], {}))
+        self.assertEqual((self.attached, self.vhci.used()), ([], {}))
         self.assertEqual(self.raspi.commands, [("bind", "1-1.4"), ("unbind", "1-1.4")])
 
-    def test_stuck(self) -> None:
-        """What cannot be pulled out is not lost, and is tried again until it is out."""
-        self.begin()
+    def test_detachFails(self) -> None:
+        """A device that cannot be detached is not lost, and tried again."""
         self.vhci.refuse = errno.EACCES
         self.reload("")
         self.network.sleep(20)
-        self.assertEqual((self.plugged, self.words.count("lost")), (["raspi 1-1.4"], 0))
-        tries = [name for name, _ in self.vhci.writes].count("detach")
-        self.assertLess(tries, 9)
+        self.assertEqual((self.attached, self.kinds.count("lost")), (HERE, 0))
+        self.assertLess([name for name, _ in self.vhci.writes].count("detach"), 9)
         self.vhci.refuse = 0
-        self.soon(lambda: not self.plugged, 31)
-        self.assertEqual((self.words.count("lost"), self.vhci.used()), (1, {}))
+        self.soon(lambda: not self.attached, 31)
+        self.assertEqual((self.kinds.count("lost"), self.vhci.used()), (1, {}))
 
-    def test_stuckIsOver(self) -> None:
-        """Nor is it while it hangs; its end is noticed all the same."""
-        self.begin()
+    def test_endsWhileDetachFails(self) -> None:
+        """The end of its session is noticed all the same."""
         self.vhci.refuse = errno.EACCES
         self.reload("")
         self.raspi.unplug("1-1.4")
-        self.assertLess(self.soon(lambda: "lost" in self.words), PROMISED)
-        self.assertEqual(self.plugged, [])
+        self.assertLess(self.soon(lambda: "lost" in self.kinds), PROMISED)
+        self.assertEqual(self.attached, [])
 
-    def test_stays(self) -> None:
-        """What is still wanted is not touched, whatever else has changed."""
-        self.begin()
-        self.reload("timeouts: {attach: 20}\n" + UNO_RULE.replace("}", ", symlink: false}"))
+    def test_stillDesired(self) -> None:
+        """A device that is still desired stays attached, whatever else has changed."""
+        self.reload("timeouts: {attach: 20}\n" + RULE.replace("}", ", symlink: false}"))
         token = f"servers: {{raspi: {{host: {RASPI}, token: abc}}, more: {{host: {BENCH}}}}}\n"
-        self.reload(UNO_RULE, token)
+        self.reload(RULE, token)
         self.network.sleep(5)
-        self.assertEqual((self.plugged, self.words.count("lost")), (["raspi 1-1.4"], 0))
+        self.assertEqual((self.attached, self.kinds.count("lost")), (HERE, 0))
 
-    def test_another(self) -> None:
-        """A rule that means another device has that."""
-        self.begin()
+    def test_otherDeviceOrServer(self) -> None:
+        """A rule that selects another device has that; the device of a removed server is
+        detached."""
         self.reload("devices: [{name: uno, bus: 1-2}]\n")
-        self.soon(lambda: self.plugged == ["raspi 1-2"])
+        self.soon(lambda: self.attached == ["raspi 1-2"])
+        self.reload(RULE, SERVERS.replace("raspi", "other").replace(RASPI, BENCH))
+        self.soon(lambda: self.attached == [])
 
-    def test_serverGone(self) -> None:
-        """What is at a server that is none any more is pulled out."""
+
+class AdoptionTests(ServiceCase):
+    """
+    A device that was attached before the start of the service is adopted.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
         self.begin()
-        self.reload(UNO_RULE, SERVERS.replace("raspi", "other").replace(RASPI, BENCH))
-        self.assertEqual(self.plugged, [])
-
-
-class AdoptTests(ServiceCase):
-    """
-    What an earlier service has left is taken over.
-    """
+        self.end()
 
     def test_adopted(self) -> None:
-        """Nothing is pulled out or fetched again: whoever uses it notices nothing."""
-        self.begin()
-        self.end()
+        """Nothing is written to the kernel, so no program notices anything."""
         self.assertEqual(self.vhci.used(), {0: "3-1"})
         self.begin()
-        self.assertEqual(self.plugged, ["raspi 1-1.4"])
-        self.assertIsNone(self.plug().connection)
-        self.assertEqual(self.plug().nodes, (f"{self.folder}/dev/ttyUSB0",))
+        self.assertEqual(self.attached, HERE)
+        self.assertIsNone(self.attachment().connection)
+        self.assertEqual(self.attachment().nodes, (f"{self.folder}/dev/ttyUSB0",))
         self.assertEqual([name for name, _ in self.vhci.writes], ["attach"])
 
-    def test_end(self) -> None:
-        """Its end is seen within a second or two, and it is fetched again."""
-        self.begin()
-        self.end()
+    def test_endOfAdopted(self) -> None:
+        """The end of its session is noticed by polling, and it is attached again."""
         self.begin()
         self.network.sleep(10)
         self.raspi.release("1-1.4")
-        self.assertLess(self.soon(lambda: "lost" in self.words), 1.5)
-        self.soon(lambda: self.plugged)
-        self.assertIsNotNone(self.plug().connection)
+        self.assertLess(self.soon(lambda: "lost" in self.kinds), 1.5)
+        self.soon(lambda: self.attached)
+        self.assertIsNotNone(self.attachment().connection)
 
-    def test_replugged(self) -> None:
-        """What was plugged in anew meanwhile is not what was left."""
-        self.begin()
-        self.end()
+    def test_repluggedMeanwhile(self) -> None:
+        """A device that was replugged meanwhile is attached anew."""
         self.raspi.unplug("1-1.4")
         self.raspi.plug(UNO)
         self.begin()
-        self.soon(lambda: self.plugged)
-        self.assertIsNotNone(self.plug().connection)
+        self.soon(lambda: self.attached)
+        self.assertIsNotNone(self.attachment().connection)
 
-    def test_serverAway(self) -> None:
-        """It is waited a while for its server, before another one's device is taken."""
-        self.begin()
-        self.end()
-        self.bench.plug(changed(UNO, busId="2-7"))
+    def test_serverNotConnected(self) -> None:
+        """Its server has 10 s to identify it; then the device of another server is attached."""
+        self.bench.plug(MOVED)
         self.raspi.cut()
         self.begin()
         self.network.sleep(3)
-        self.assertEqual(self.plugged, [])
+        self.assertEqual(self.attached, [])
         self.raspi.answer = Answer.ACCEPTS
-        self.soon(lambda: self.plugged == ["raspi 1-1.4"])
-        self.assertIsNone(self.plug().connection)
-
-    def test_serverGone(self) -> None:
-        """But not for ever."""
-        self.begin()
+        self.soon(lambda: self.attached == HERE)
+        self.assertIsNone(self.attachment().connection)
         self.end()
-        self.bench.plug(changed(UNO, busId="2-7"))
         self.raspi.cut()
         self.begin()
-        self.soon(lambda: self.plugged == ["bench 2-7"], 12)
+        self.soon(lambda: self.attached == ["bench 2-7"], 12)
 
-    def test_notOurs(self) -> None:
-        """What nobody wants, and what is of no server of ours, is left alone."""
-        self.begin()
-        self.end()
+    def test_notDesired(self) -> None:
+        """A device that is not desired is left alone."""
         self.begin("")
-        self.assertEqual((self.plugged, self.vhci.used()), ([], {0: "3-1"}))
+        self.assertEqual((self.attached, self.vhci.used()), ([], {0: "3-1"}))
 
-    def test_noKernel(self) -> None:
-        """Without the module the service runs, and says what is missing."""
+    def test_noModule(self) -> None:
+        """Without the kernel module the service runs, and reports what is missing."""
+        self.raspi.release("1-1.4")
         self.vhci.loaded = self.vhci.loadable = False
         self.begin()
         self.assertIn("sudo modprobe", self.last("failed")["message"])
 
 
-class LinkTests(ServiceCase):
+class SymlinkTests(ServiceCase):
     """
-    Links with names that stay.
+    The symlinks to device nodes.
     """
 
-    def test_links(self) -> None:
-        """The first node has the name, each other a number; they go when it does."""
+    def test_names(self) -> None:
+        """The first node has the name of the rule, the others a number; they are removed with the
+        device."""
         self.vhci.becomes = vhci.DISK
         self.begin()
-        self.assertEqual(self.links, {"uno": "sda", "uno-1": "sda1", "uno-2": "sg0"})
+        self.assertEqual(self.symlinks, {"uno": "sda", "uno-1": "sda1", "uno-2": "sg0"})
         self.raspi.unplug("1-1.4")
         self.network.settle()
-        self.assertEqual(self.links, {})
+        self.assertEqual(self.symlinks, {})
 
-    def test_none(self) -> None:
-        """Whoever wants none has none."""
-        self.begin(UNO_RULE.replace("}", ", symlink: false}"))
-        self.assertEqual(self.links, {})
-
-    def test_late(self) -> None:
-        """Nodes that come late are linked, and told of."""
+    def test_lateNodes(self) -> None:
+        """Nodes that appear late get symlinks, and an event is recorded."""
         self.vhci.probing = 10**6
         self.begin()
-        self.assertEqual(self.links, {})
+        self.assertEqual(self.symlinks, {})
         for port in self.vhci._ports:
             port.probing = 0
         self.network.sleep(2)
-        self.assertEqual(self.links, {"uno": "ttyUSB0"})
-        self.assertEqual(self.words[-2:], ["attached", "nodes"])
+        self.assertEqual(self.symlinks, {"uno": "ttyUSB0"})
+        self.assertEqual(self.kinds[-2:], ["attached", "nodes"])
 
     def test_restart(self) -> None:
-        """They are there while the service is not, and right when it is back."""
+        """They stay while the service does not run, and are correct when it has started."""
+        for isUnplugged in (False, True):
+            self.begin()
+            self.assertEqual(self.symlinks, {"uno": "ttyUSB0"})
+            self.end()
+            self.assertEqual(self.symlinks, {"uno": "ttyUSB0"})
+            if isUnplugged:
+                self.raspi.unplug("1-1.4")
+                self.vhci.used()
         self.begin()
-        self.end()
-        self.assertEqual(self.links, {"uno": "ttyUSB0"})
-        self.begin()
-        self.assertEqual(self.links, {"uno": "ttyUSB0"})
-        self.end()
-        self.raspi.unplug("1-1.4")
-        self.vhci.used()
-        self.begin()
-        self.assertEqual(self.links, {})
+        self.assertEqual(self.symlinks, {})
 
-    def test_foreign(self) -> None:
-        """What is in the folder and is not ours stays."""
+    def test_otherFiles(self) -> None:
+        """Other files in the directory stay."""
         (self.folder / "links").mkdir()
         for name in ("unosix", "uno-x", "other"):
             (self.folder / "links" / name).symlink_to("/dev/null")
@@ -469,13 +442,22 @@ class LinkTests(ServiceCase):
         self.assertEqual(names, {"unosix", "uno-x", "other", "uno-7"})
 
     def test_reload(self) -> None:
-        """They follow the configuration."""
-        self.begin()
-        self.reload(UNO_RULE.replace("uno", "board"))
-        self.soon(lambda: self.links == {"board": "ttyUSB0"})
+        """They follow the name of the rule, C{symlink} and C{links}."""
+        self.begin(RULE.replace("}", ", symlink: false}"))
+        self.assertEqual(self.symlinks, {})
+        self.reload(RULE)
+        self.assertEqual(self.symlinks, {"uno": "ttyUSB0"})
+        self.reload(RULE.replace("uno", "board"))
+        self.soon(lambda: self.symlinks == {"board": "ttyUSB0"})
+        settings = self.read(RULE.replace("uno", "board"))
+        moved = f"{self.folder}/moved"
+        self.core.reload(msgspec.structs.replace(settings.config, links=moved), settings.servers)
+        self.assertEqual((self.symlinks, os.listdir(moved)), ({}, ["board"]))
+        self.reload(RULE.replace("uno", "board").replace("}", ", symlink: false}"))
+        self.assertEqual((self.symlinks, os.listdir(moved)), ({}, []))
 
-    def test_folder(self) -> None:
-        """A folder that cannot be is no reason to attach nothing."""
+    def test_noDirectory(self) -> None:
+        """Devices are attached even if the directory cannot be made."""
         (self.folder / "links").touch()
         self.begin()
-        self.assertEqual(self.plugged, ["raspi 1-1.4"])
+        self.assertEqual(self.attached, HERE)

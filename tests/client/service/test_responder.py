@@ -1,34 +1,35 @@
 """
-Tests of L{usbip_server.client.service.responder}: what programs ask, and are answered.
+Tests of L{usbip_server.client.service.responder}: requests of programs, and the replies.
 """
 
 from __future__ import annotations
 
 import errno
 import json
+import socket
+from typing import Any
 
-from tests.client.service.servicecase import BENCH, RASPI, ServiceCase
+from tests.client.service.servicecase import BENCH, RASPI, ROOT, RULE, ServiceCase
 from tests.docs.documentcase import DETAILS, FIELDS
 from tests.support.fixtures import STICK, UNO, Wire, asked, changed
 from tests.support.network import Answer
-from usbip_server.client.devices import RemoteDevice
 from usbip_server.client.service.authorization import Peer
 from usbip_server.client.service.devices.attachments import placeOf
 from usbip_server.client.service.messages import LocalWatch
-from usbip_server.model.device import DeviceState
 from usbip_server.model.policy import LOCAL
 from usbip_server.model.replies import Status
 from usbip_server.model.usbip import OpStatus
 from usbip_server.net.caller import Caller
+from usbip_server.protocols.interfaces import Response
 
 STRANGER = Caller(Peer(LOCAL, uid=1234, gids=(1234, 1235)))
 
-KEPT = f"devices: [{{name: uno, serial: {UNO.serial}}}]\n"
+HERE = ["raspi 1-1.4"]
 
 
-class ApiCase(ServiceCase):
+class ResponderCase(ServiceCase):
     """
-    A service that has nothing to keep, unless a test says so.
+    A service without rules.
     """
 
     def setUp(self) -> None:
@@ -36,117 +37,114 @@ class ApiCase(ServiceCase):
         self.begin("")
 
 
-class LookTests(ApiCase):
+class LookTests(ResponderCase):
     """
     C{list} and C{find}.
     """
 
     def test_list(self) -> None:
-        """All devices of all servers, each with its server and what can be opened of it."""
+        """The devices of all servers, or of one by its name or address, each with its server and
+        its nodes."""
         self.bench.plug(changed(UNO, busId="2-7", serial="OTHER"))
         self.network.settle()
-        answer = self.ask("list")
-        self.assertEqual(answer.keys(), {"status", "data"})
-        devices = answer["data"]
+        reply = self.ask("list")
+        self.assertEqual(reply.keys(), {"status", "data"})
         self.assertEqual(
-            [(each["server"], each["bus_id"]) for each in devices],
+            [(each["server"], each["bus_id"]) for each in reply["data"]],
             [("raspi", "1-1.4"), ("raspi", "1-2"), ("bench", "2-7")],
         )
-        for each in devices:
-            self.assertEqual(each.keys(), FIELDS | {"server", "local_devices"})
+        more = {"server", "local_devices"}
+        self.assertEqual({*map(frozenset, reply["data"])}, {frozenset(FIELDS | more)})
         detailed = self.ask("list", detail=True)["data"]
-        self.assertEqual(detailed[0].keys(), FIELDS | DETAILS | {"server", "local_devices"})
-
-    def test_host(self) -> None:
-        """Or of one, by its name or its address."""
-        for host in ("raspi", RASPI):
-            self.assertEqual(len(self.ask("list", host=host)["data"]), 2)
-        self.assertEqual(self.ask("list", host="bench")["data"], [])
-        answer = self.ask("list", host="attic")
-        self.assertEqual(answer["status"], "error")
-        self.assertIn("it has raspi, bench", answer["message"])
+        self.assertEqual(detailed[0].keys(), FIELDS | DETAILS | more)
+        for host, count in (("raspi", 2), (RASPI, 2), (BENCH, 1)):
+            self.assertEqual(len(self.ask("list", host=host)["data"]), count)
+        self.assertReply("error", "it has raspi, bench", "list", host="attic")
 
     def test_find(self) -> None:
-        """One device, and where it is."""
-        answer = self.ask("find", serial=UNO.serial)
-        self.assertEqual(answer.keys(), {"status", "data", "server", "local_devices"})
-        self.assertEqual((answer["server"], answer["data"]["bus_id"]), ("raspi", "1-1.4"))
-
-    def test_several(self) -> None:
-        """Where several are meant they are named, with their servers."""
+        """One device and its server; several matches are named, with their servers."""
+        reply = self.ask("find", serial=UNO.serial)
+        self.assertEqual(reply.keys(), {"status", "data", "server", "local_devices"})
+        self.assertEqual((reply["server"], reply["data"]["bus_id"]), ("raspi", "1-1.4"))
         self.bench.plug(changed(UNO, busId="2-7"))
         self.network.settle()
-        answer = self.ask("find", serial=UNO.serial)
-        self.assertEqual(answer["status"], "multiple_matches")
-        self.assertIn("at raspi; 2-7", answer["message"])
+        self.assertReply("multiple_matches", "at raspi; 2-7", "find", serial=UNO.serial)
         self.assertEqual(self.ask("find", serial=UNO.serial, first=True)["server"], "raspi")
         self.assertEqual(self.ask("find", serial=UNO.serial, host="bench")["server"], "bench")
 
-    def test_away(self) -> None:
-        """A server that is not there costs nothing; if it may have what is meant, it is named."""
+    def test_serverNotConnected(self) -> None:
+        """The devices of other servers are listed; C{not_found} names the server."""
         self.bench.cut(Answer.REFUSES)
         self.network.settle()
         self.assertEqual(len(self.ask("list")["data"]), 2)
-        self.assertEqual(self.ask("find", serial="X")["status"], "not_found")
-        self.assertIn("bench", self.ask("find", serial="X")["message"])
-        answer = self.ask("list", host="bench")
-        self.assertEqual(answer["status"], "error")
+        self.assertReply("not_found", "bench", "find", serial="X")
+        self.assertReply("error", "bench", "list", host="bench")
 
-    def test_nonsense(self) -> None:
-        """What is no request is refused, with what is wrong."""
-        for keys, said in (
+    def test_invalid(self) -> None:
+        """Invalid requests are refused with the key."""
+        for keys, text in (
             ({"command": "kick", "id": "1-1"}, "`command` is one of list, find, attach"),
             ({"command": "find"}, "no criterion"),
             ({"command": "list", "token": "x"}, "`token`"),
             ({"command": "list", "port": 5}, "unknown field `port`"),
         ):
-            answer = self.ask(**keys)
-            self.assertEqual(answer["status"], "error")
-            self.assertIn(said, answer["message"])
+            self.assertReply("error", text, **keys)
 
 
-class AttachTests(ApiCase):
+class AttachTests(ResponderCase):
     """
     C{attach} and C{detach}.
     """
 
-    def test_attach(self) -> None:
-        """It is plugged in when the answer comes, which says what can be opened."""
-        answer = self.ask("attach", serial=UNO.serial)
-        self.assertEqual(answer["status"], "success")
-        self.assertEqual(answer["local_devices"], [f"{self.folder}/dev/ttyUSB0"])
-        self.assertEqual(answer["data"].keys(), FIELDS)
-        self.assertEqual((answer["server"], self.plugged), ("raspi", ["raspi 1-1.4"]))
-
-    def test_again(self) -> None:
-        """What is plugged in already is as good as plugged in."""
-        first = self.ask("attach", id="1-1.4")
-        self.assertEqual(self.ask("attach", id="1-1.4"), first)
+    def test_attachAndDetach(self) -> None:
+        """The reply to C{attach} comes after the nodes, each time; C{detach} unbinds the device if
+        it was bound for the request."""
+        reply = self.ask("attach", serial=UNO.serial)
+        self.assertEqual((reply["status"], reply["server"]), ("success", "raspi"))
+        self.assertEqual(reply["local_devices"], [f"{self.folder}/dev/ttyUSB0"])
+        self.assertEqual((reply["data"].keys(), self.attached), (FIELDS, HERE))
+        self.assertEqual(self.ask("attach", id="1-1.4"), reply)
         self.assertEqual(len(self.vhci.used()), 1)
+        reply = self.ask("detach", id="1-1.4")
+        self.assertEqual((reply["status"], reply["local_devices"]), ("success", []))
+        self.assertEqual(self.raspi.commands[-1], ("unbind", "1-1.4"))
+        self.giveBack()
+        self.ask("attach", id="1-1.4")
+        self.ask("detach", id="1-1.4")
+        self.assertEqual(len(self.raspi.commands), 2)
 
-    def test_kept(self) -> None:
-        """It is kept, also by the next service, until it is detached."""
+    def test_detachAfterSecondAttempt(self) -> None:
+        """A device that was bound at a first attempt, which has failed, is unbound as well."""
+        self.raspi.refuse = OpStatus.ERROR
+        self.assertReply("failure", "", "attach", id="1-1.4")
+        self.raspi.refuse = None
+        self.assertReply("success", "", "attach", id="1-1.4")
+        self.ask("detach", id="1-1.4")
+        self.assertEqual(self.raspi.commands[-1], ("unbind", "1-1.4"))
+
+    def test_keptAttached(self) -> None:
+        """An attached device is attached again when it was lost, also by the next process, until it
+        is detached."""
         self.ask("attach", id="1-1.4")
         self.raspi.unplug("1-1.4")
         self.network.settle()
         self.raspi.plug(UNO)
-        self.soon(lambda: self.plugged == ["raspi 1-1.4"])
+        self.soon(lambda: self.attached == HERE)
         self.end()
         self.begin("")
-        self.assertEqual(self.plugged, ["raspi 1-1.4"])
-        self.assertEqual(self.ask("detach", id="1-1.4")["status"], "success")
-        self.assertEqual((self.plugged, self.vhci.used()), ([], {}))
+        self.assertEqual(self.attached, HERE)
+        self.assertReply("success", "", "detach", id="1-1.4")
+        self.assertEqual((self.attached, self.vhci.used()), ([], {}))
         self.end()
         self.begin("")
-        self.assertEqual(self.plugged, [])
+        self.assertEqual(self.attached, [])
 
-    def test_moved(self) -> None:
-        """It is known by its serial number, wherever it is plugged in; without one, by its
-        place."""
+    def test_identity(self) -> None:
+        """A device is recognised by its serial number at another port; without one it is not."""
         self.ask("attach", id="1-1.4")
         self.raspi.unplug("1-1.4")
         self.raspi.plug(changed(UNO, busId="1-9"))
-        self.soon(lambda: self.plugged == ["raspi 1-9"])
+        self.soon(lambda: self.attached == ["raspi 1-9"])
         nameless = changed(STICK, busId="1-3", serial=None, speed="480")
         self.raspi.plug(nameless)
         self.network.settle()
@@ -154,153 +152,114 @@ class AttachTests(ApiCase):
         self.raspi.unplug("1-3")
         self.raspi.plug(changed(nameless, busId="1-4"))
         self.network.sleep(3)
-        self.assertEqual(self.plugged, ["raspi 1-9"])
-
-    def test_detach(self) -> None:
-        """Both halves are undone, if the other one was done for us."""
-        self.ask("attach", id="1-1.4")
-        answer = self.ask("detach", id="1-1.4")
-        self.assertEqual((answer["status"], answer["local_devices"]), ("success", []))
-        self.assertEqual(self.raspi.commands[-1], ("unbind", "1-1.4"))
-        self.raspi.become("1-1.4", DeviceState.BOUND)
-        self.network.settle()
-        self.ask("attach", id="1-1.4")
-        self.ask("detach", id="1-1.4")
-        self.assertEqual(len(self.raspi.commands), 2)
-
-    def test_detachAfterFailure(self) -> None:
-        """That counts also if it could be plugged in only at a second try, when it was bound."""
-        self.raspi.refuse = OpStatus.ERROR
-        self.assertEqual(self.ask("attach", id="1-1.4")["status"], "failure")
-        self.raspi.refuse = None
-        self.assertEqual(self.ask("attach", id="1-1.4")["status"], "success")
-        self.ask("detach", id="1-1.4")
-        self.assertEqual(self.raspi.commands[-1], ("unbind", "1-1.4"))
+        self.assertEqual(self.attached, ["raspi 1-9"])
 
     def test_notAttached(self) -> None:
-        """What is not plugged in cannot be detached."""
-        answer = self.ask("detach", id="1-1.4")
-        self.assertEqual(answer["status"], "failure")
-        self.assertEqual(answer.keys(), {"status", "data", "message", "server", "local_devices"})
+        """A device that is not attached cannot be detached."""
+        reply = self.ask("detach", id="1-1.4")
+        self.assertEqual(reply["status"], "failure")
+        self.assertEqual(reply.keys(), {"status", "data", "message", "server", "local_devices"})
 
-    def test_stuck(self) -> None:
-        """What cannot be pulled out is still there, and goes when it can."""
-        self.ask("attach", id="1-1.4")
-        self.vhci.refuse = errno.EACCES
-        answer = self.ask("detach", id="1-1.4")
-        self.assertEqual(answer["status"], "failure")
-        self.assertEqual(answer["local_devices"], [f"{self.folder}/dev/ttyUSB0"])
-        self.assertEqual(len(self.ask("ports")["data"]), 1)
-        self.assertNotIn("lost", self.words)
-        self.vhci.refuse = 0
-        self.soon(lambda: not self.plugged)
-        self.assertEqual(self.vhci.used(), {})
-
-    def test_stuckAnew(self) -> None:
-        """Unless it was attached again by then: it is there, after all."""
-        self.ask("attach", id="1-1.4")
-        self.vhci.refuse = errno.EACCES
-        self.ask("detach", id="1-1.4")
-        self.assertEqual(self.ask("attach", id="1-1.4")["status"], "success")
-        self.vhci.refuse = 0
-        self.network.sleep(5)
-        self.assertEqual(self.plugged, ["raspi 1-1.4"])
+    def test_detachFails(self) -> None:
+        """A device that cannot be detached stays attached, and is detached later; unless it is
+        requested again."""
+        for isRequested in (False, True):
+            self.ask("attach", id="1-1.4")
+            self.vhci.refuse = errno.EACCES
+            reply = self.ask("detach", id="1-1.4")
+            self.assertEqual(reply["status"], "failure")
+            self.assertEqual(reply["local_devices"], [f"{self.folder}/dev/ttyUSB0"])
+            self.assertEqual(len(self.ask("ports")["data"]), 1)
+            if isRequested:
+                self.assertReply("success", "", "attach", id="1-1.4")
+            self.vhci.refuse = 0
+            self.network.sleep(5)
+            self.assertEqual(self.attached, HERE if isRequested else [])
 
     def test_rule(self) -> None:
-        """What a rule keeps can be detached: it is left alone until it is attached again, or the
-        configuration is read anew."""
-        self.reload(KEPT)
-        self.assertEqual(self.ask("attach", id="1-1.4")["status"], "success")
+        """The device of a rule that is detached stays so until a request or a reload."""
+        self.reload(RULE)
+        self.assertReply("success", "", "attach", id="1-1.4")
         self.ask("detach", id="1-1.4")
         self.raspi.unplug("1-1.4")
         self.raspi.plug(UNO)
         self.network.sleep(5)
-        self.assertEqual(self.plugged, [])
-        self.assertEqual(self.ask("attach", id="1-1.4")["status"], "success")
-        self.assertEqual(self.plug().desired.rule, "uno")
+        self.assertEqual(self.attached, [])
+        self.assertReply("success", "", "attach", id="1-1.4")
+        self.assertEqual(self.attachment().desired.rule, "uno")
         self.ask("detach", id="1-1.4")
-        self.reload(KEPT)
-        self.soon(lambda: self.plugged)
+        self.reload(RULE)
+        self.soon(lambda: self.attached)
 
-    def test_inUse(self) -> None:
-        """What somebody else has is not to be had, and nobody waits for it."""
-        self.raspi.become("1-1.4", DeviceState.BOUND)
-        self.raspi.become("1-1.4", DeviceState.IN_USE, "192.0.2.99")
-        self.network.settle()
-        answer = self.ask("attach", id="1-1.4")
-        self.assertEqual(answer["status"], "failure")
-        self.assertIn("in use by 192.0.2.99", answer["message"])
-        self.raspi.become("1-1.4", DeviceState.BOUND)
+    def test_failedIsNotDesired(self) -> None:
+        """A device in use is not attached later."""
+        self.takeByOther()
+        self.assertReply("failure", "in use by 192.0.2.99", "attach", id="1-1.4")
+        self.giveBack()
         self.network.sleep(5)
-        self.assertEqual(self.plugged, [])
+        self.assertEqual(self.attached, [])
 
-    def test_lost(self) -> None:
-        """One whose server is away can be detached as well."""
+    def test_detachWithoutServer(self) -> None:
+        """A device can be detached while its server is not connected."""
         self.ask("attach", id="1-1.4")
         self.raspi.forget("1-1.4")
         self.raspi.cut(Answer.REFUSES)
         self.network.sleep(2)
-        self.assertEqual(self.ask("detach", serial=UNO.serial)["status"], "success")
+        self.assertReply("success", "", "detach", serial=UNO.serial)
         self.assertEqual(self.file.state.requests, ())
 
-    def test_busy(self) -> None:
-        """One that is just being plugged in is gone when its detach is answered."""
+    def runThreads(self, *replies: list[Response]) -> None:
+        """Let threads run until there are these replies, all C{success}."""
+        for _ in range(4):
+            self.network.settle()
+            self.network.runThreads()
+        self.network.settle()
+        statuses = [response.status for each in replies for response in each]
+        self.assertEqual(statuses, [Status.SUCCESS] * len(replies))
+
+    def test_detachDuringAttach(self) -> None:
+        """A device that is being attached is detached before the reply."""
         self.network.hold = True
         attaching = self.asking("attach", id="1-1.4")
         self.network.settle()
         detaching = self.asking("detach", id="1-1.4")
         self.network.settle()
         self.assertEqual((attaching, detaching), ([], []))
-        self.network.runThreads()
-        self.network.settle()
-        self.assertEqual([each.status for each in attaching + detaching], [Status.SUCCESS] * 2)
-        self.assertEqual((self.plugged, self.vhci.used()), ([], {}))
+        self.runThreads(attaching, detaching)
+        self.assertEqual((self.attached, self.vhci.used()), ([], {}))
 
-    def test_ruleIsAtIt(self) -> None:
-        """Whoever asks for a device that a rule fits, which is just getting another one, has what
-        was asked for."""
+    def test_ruleWithOtherDevice(self) -> None:
+        """A request for a device is carried out though a rule that selects it is getting another
+        one."""
         self.bench.plug(UNO)
         self.network.hold = True
         self.reload("devices: [{name: any, desc: arduino}]\n")
-        self.network.settle()
-        other = "bench" if self.parts.reconciler.isTaken("any", self.found("bench")) else "raspi"
-        attaching = self.asking("attach", id="1-1.4", host=other)
-        for _ in range(4):
-            self.network.settle()
-            self.network.runThreads()
-        self.network.settle()
-        [answer] = attaching
-        self.assertEqual(answer.status, Status.SUCCESS)
-        self.assertIn(f"{other} 1-1.4", self.plugged)
-        self.assertEqual(len(self.plugged), 2)
+        [found] = [each for each in self.core.servers.found() if placeOf(each)[0] == "bench"]
+        other = "bench" if self.core.reconciler.isTaken("any", found) else "raspi"
+        self.runThreads(self.asking("attach", id="1-1.4", host=other))
+        self.assertEqual(self.attached, ["bench 1-1.4", "raspi 1-1.4"])
 
-    def found(self, name: str) -> RemoteDevice:
-        """A server's board."""
-        [found] = [each for each in self.parts.servers.found() if placeOf(each) == (name, "1-1.4")]
-        return found
-
-    def test_atOnce(self) -> None:
-        """Several who want the same at once have the same."""
+    def test_sameTime(self) -> None:
+        """Several requests for a device at the same time share the attachment."""
         self.network.hold = True
-        answers = [self.asking("attach", id="1-1.4") for _ in range(3)]
-        self.network.settle()
-        self.assertEqual(answers, [[], [], []])
-        self.network.runThreads()
-        self.network.settle()
-        self.assertEqual([each[0].status for each in answers], [Status.SUCCESS] * 3)
+        self.runThreads(*(self.asking("attach", id="1-1.4") for _ in range(3)))
         self.assertEqual(len(self.vhci.used()), 1)
 
 
-class PortsTests(ApiCase):
+class PortsTests(ResponderCase):
     """
     C{ports}.
     """
 
     def test_ports(self) -> None:
-        """All that is plugged in, where it came from, and whether it is kept."""
-        self.reload(KEPT)
+        """All attached devices, their origin, and whether they are kept."""
+        self.reload(RULE)
         self.ask("attach", id="1-2")
-        self.vhci.write("devices/platform/vhci_hcd.0/attach", b"2 %d 65537 2" % self.other())
+        connection, end = socket.socketpair()
+        self.addCleanup(connection.close)
+        self.addCleanup(end.close)
+        command = b"2 %d 65537 2" % connection.fileno()
+        self.vhci.write("devices/platform/vhci_hcd.0/attach", command)
         (uno, stick, other) = self.ask("ports")["data"]
         self.assertEqual(
             uno,
@@ -316,66 +275,64 @@ class PortsTests(ApiCase):
         )
         self.assertEqual((stick["bus_id"], stick["kept"], stick["rule"]), ("1-2", True, None))
         self.assertEqual((other["server"], other["kept"]), (None, False))
-        self.assertEqual(len(self.ask("ports", host="raspi")["data"]), 2)
-        self.assertEqual(self.ask("ports", host="bench")["data"], [])
+        for host, count in (("raspi", 2), ("bench", 0)):
+            self.assertEqual(len(self.ask("ports", host=host)["data"]), count)
 
-    def other(self) -> int:
-        """A connection of somebody else's."""
-        import socket
-
-        pair = socket.socketpair()
-        for end in pair:
-            self.addCleanup(end.close)
-        return pair[0].fileno()
-
-    def test_noKernel(self) -> None:
-        """Without the module that is an error."""
+    def test_noModule(self) -> None:
+        """Without the kernel module the reply is an error."""
         self.vhci.loaded = self.vhci.loadable = False
-        answer = self.ask("ports")
-        self.assertEqual(answer["status"], "error")
-        self.assertIn("modprobe", answer["message"])
+        self.assertReply("error", "modprobe", "ports")
 
 
-class WatchTests(ApiCase):
+class WatchTests(ResponderCase):
     """
-    C{watch}.
+    C{watch} and C{GET /events}.
     """
 
-    def test_watch(self) -> None:
-        """What there is, and then what happens, here and there; each event has a number."""
-        (answer,) = self.asking("watch")
-        snapshot = json.loads(answer.encoded)
-        self.assertEqual(len(snapshot["data"]), 2)
-        lines = self.streamed(answer)
+    def watch(self, **keys: object) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The reply to C{watch}, and the events after it, which are added as they happen."""
+        (response,) = self.asking("watch", **keys)
+        lines: list[dict[str, Any]] = []
+        if response.stream is not None:
+            missed = response.stream.begin(lambda event, line: lines.append(json.loads(line)))
+            lines += [json.loads(line) for _, line in missed]
+        return json.loads(response.encoded), lines
+
+    def test_events(self) -> None:
+        """A snapshot, then the events of servers and of this machine, numbered without gaps."""
+        reply, lines = self.watch()
+        self.assertEqual(len(reply["data"]), 2)
         self.ask("attach", id="1-1.4")
         self.raspi.unplug("1-1.4")
         self.network.settle()
-        words = [line["event"] for line in lines]
-        self.assertEqual({*words[:3]}, {"bound", "imported", "attached"})
-        self.assertEqual({*words[3:]}, {"released", "removed", "lost"})
-        first = snapshot["seq"] + 1
+        kinds = [line["event"] for line in lines]
+        self.assertEqual({*kinds[:3]}, {"bound", "imported", "attached"})
+        self.assertEqual({*kinds[3:]}, {"released", "removed", "lost"})
+        first = reply["seq"] + 1
         self.assertEqual([line["seq"] for line in lines], [*range(first, first + len(lines))])
         for line in lines:
             self.assertEqual(line["server"], "raspi")
             self.assertIn("local_devices", line)
+        heartbeat = json.loads(self.core.responder.heartbeat())
+        self.assertEqual((heartbeat["event"], heartbeat["seq"]), ("heartbeat", lines[-1]["seq"]))
 
     def test_since(self) -> None:
-        """Whoever comes back misses nothing, as long as it is remembered."""
-        (answer,) = self.asking("watch")
-        since = json.loads(answer.encoded)["seq"]
+        """C{since} resumes after an event that is kept; over HTTP there is a snapshot otherwise."""
+        since = self.watch()[0]["seq"]
         self.ask("attach", id="1-1.4")
-        (again,) = self.asking("watch", since=since)
-        self.assertNotIn("data", json.loads(again.encoded))
-        told = [line["event"] for line in self.streamed(again)]
-        self.assertEqual(sorted(told), ["attached", "bound", "imported"])
-        (lost,) = self.asking("watch", since=5)
-        self.assertIn("since 5", json.loads(lost.encoded)["message"])
+        reply, lines = self.watch(since=since)
+        self.assertNotIn("data", reply)
+        kinds = sorted(line["event"] for line in lines)
+        self.assertEqual(kinds, ["attached", "bound", "imported"])
+        self.assertIn("since 5", self.watch(since=5)[0]["message"])
+        watching = asked(self.core.responder.watch(LocalWatch(since=5), Caller(ROOT)))
+        response = self.successResultOf(watching)
+        self.assertEqual(len(json.loads(response.encoded)["data"]), 2)
 
-    def test_filtered(self) -> None:
-        """It can be about some devices, or one server."""
-        (answer,) = self.asking("watch", id="1-2", host="raspi")
-        self.assertEqual(len(json.loads(answer.encoded)["data"]), 1)
-        lines = self.streamed(answer)
+    def test_criteria(self) -> None:
+        """Criteria and C{host} select devices and events."""
+        reply, lines = self.watch(id="1-2", host="raspi")
+        self.assertEqual(len(reply["data"]), 1)
         self.ask("attach", id="1-1.4")
         self.bench.plug(changed(STICK, busId="1-2"))
         self.network.settle()
@@ -384,62 +341,49 @@ class WatchTests(ApiCase):
         self.network.settle()
         self.assertEqual([line["event"] for line in lines], ["removed"])
 
-    def test_http(self) -> None:
-        """Over HTTP likewise; what is not remembered any more begins anew there."""
-        found = asked(self.parts.responder.watch(LocalWatch(since=5), Caller(Peer(LOCAL, uid=0))))
-        answer = self.successResultOf(found)
-        self.assertEqual(len(json.loads(answer.encoded)["data"]), 2)
+    def get(self, query: bytes) -> bytes:
+        """The response to C{GET /events} so far."""
+        wire = Wire(self.core.web.makeChannel(ROOT))
+        wire.send(b"GET /events?%b HTTP/1.1\r\nHost: localhost\r\n\r\n" % query)
+        self.network.settle()
+        wire.turn()
+        received: bytes = wire.received
+        wire.drop()
+        return received
 
-    def test_events(self) -> None:
-        """There too it can be about some devices, or one server."""
-        for query, there in (
+    def test_query(self) -> None:
+        """Over HTTP they are in the query."""
+        for query, busIds in (
             (b"host=raspi", ["1-1.4", "1-2"]),
             (b"host=raspi&id=1-2&detail=true", ["1-2"]),
             (b"host=bench", []),
         ):
-            channel = self.parts.web.makeChannel(Peer(LOCAL, uid=0))
-            wire = Wire(channel)
-            wire.send(b"GET /events?%b HTTP/1.1\r\nHost: localhost\r\n\r\n" % query)
-            self.network.settle()
-            wire.turn()
-            [snapshot] = [line for line in wire.received.splitlines() if b'"status"' in line]
-            answer = json.loads(snapshot.removeprefix(b"data: "))
-            self.assertEqual([each["bus_id"] for each in answer["data"]], there)
-            wire.drop()
-        wire = Wire(self.parts.web.makeChannel(Peer(LOCAL, uid=0)))
-        wire.send(b"GET /events?host=attic HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        self.network.settle()
-        wire.turn()
-        self.assertIn(b" 400 ", wire.received)
-        self.assertIn(b"it has raspi, bench", wire.received)
-
-    def test_heartbeat(self) -> None:
-        """A sign of life tells the last number."""
-        beat = json.loads(self.parts.responder.heartbeat())
-        self.assertEqual((beat["event"], beat["seq"]), ("heartbeat", self.parts.events.seq))
+            [snapshot] = [line for line in self.get(query).splitlines() if b'"status"' in line]
+            reply = json.loads(snapshot.removeprefix(b"data: "))
+            self.assertEqual([each["bus_id"] for each in reply["data"]], busIds)
+        received = self.get(b"host=attic")
+        self.assertIn(b" 400 ", received)
+        self.assertIn(b"it has raspi, bench", received)
 
 
-class DoorTests(ApiCase):
+class AuthorizationTests(ResponderCase):
     """
-    Who may ask.
+    Who may use the socket.
     """
 
-    def test_stranger(self) -> None:
-        """Nobody but those who are allowed to."""
-        answers = self.asking("list", STRANGER)
-        self.assertTrue(answers[0].forbidden)
-        self.assertIn("user 1234 may not", json.loads(answers[0].encoded)["message"])
-        watching = asked(self.parts.responder.watch(LocalWatch(), STRANGER))
+    def test_users(self) -> None:
+        """Users and groups in the configuration may, also by a supplementary group; no others."""
+        for config, status in (
+            ("{}", "error"),
+            ("{allow_uids: [1234]}", "success"),
+            ("{allow_gids: [1234]}", "success"),
+            ("{allow_gids: [1235]}", "success"),
+            ("{allow_gids: [1236]}", "error"),
+        ):
+            self.reload(f"socket: {config}\n")
+            self.assertEqual(self.ask("list", STRANGER)["status"], status, config)
+        (response,) = self.asking("list", STRANGER)
+        self.assertTrue(response.forbidden)
+        self.assertIn("user 1234 may not", json.loads(response.encoded)["message"])
+        watching = asked(self.core.responder.watch(LocalWatch(), STRANGER))
         self.assertTrue(self.successResultOf(watching).forbidden)
-
-    def test_allowed(self) -> None:
-        """Users and groups can be; also by a group that is not their first."""
-        for uids, gids in (((1234,), ()), ((), (1234,)), ((), (1235,))):
-            self.reload(f"socket: {{allow_uids: {[*uids]}, allow_gids: {[*gids]}}}\n")
-            self.assertEqual(self.ask("list", STRANGER)["status"], "success")
-        self.reload("")
-        self.assertEqual(self.ask("list", STRANGER)["status"], "error")
-
-    def test_bench(self) -> None:
-        """The servers of the tests are two."""
-        self.assertEqual({link.server.host for link in self.parts.servers}, {RASPI, BENCH})

@@ -63,57 +63,50 @@ class ServersTestCase(SynchronousTestCase):
         self.network.settle()
 
     def begin(self, text: str = ONE) -> ServerConnection:
-        """Connect to it."""
+        """Connect to the server."""
         self.configure(text)
         (server,) = self.servers
+        self.changes.clear()
         return server
 
+    def busIds(self, server: ServerConnection) -> list[str]:
+        """The devices that are known of it."""
+        return [each.device.busId for each in server.found()]
+
     def pauses(self) -> list[float]:
-        """Between the tries there were."""
+        """Between the attempts to connect."""
         return [round(after - before, 1) for before, after in pairwise(self.room.tries)]
 
 
 class WatchTests(ServersTestCase):
     """
-    What a server has is known.
+    The devices of a server are known from its events.
     """
 
-    def test_begins(self) -> None:
-        """All of it, when it is there."""
-        server = self.begin()
-        self.assertEqual([each.device.busId for each in server.found()], ["1-1.4", "1-2", "2-10"])
-        self.assertEqual(self.turns, [True])
+    def test_snapshotThenEvents(self) -> None:
+        """All devices are known at once, and changes without a request."""
+        self.configure(ONE)
         self.assertEqual({kind for kind, _ in self.changes}, {"added"})
-
-    def test_happens(self) -> None:
-        """And what happens to it, without its being asked."""
         server = self.begin()
-        self.changes.clear()
+        self.assertEqual(self.busIds(server), ["1-1.4", "1-2", "2-10"])
         self.room.unplug("1-2")
         self.room.plug(changed(STICK, busId="1-7"))
         self.network.settle()
         self.assertEqual(self.changes, [("removed", "1-2"), ("added", "1-7")])
-        self.assertEqual([each.device.busId for each in server.found()], ["1-1.4", "1-7", "2-10"])
-        self.assertEqual(len(self.room.tries), 1)
+        self.assertEqual(self.busIds(server), ["1-1.4", "1-7", "2-10"])
+        self.assertEqual((len(self.room.tries), self.turns), (1, [True]))
 
-    def test_lease(self) -> None:
-        """A lease that is the same as before is no news."""
+    def test_sameLeaseIsNoChange(self) -> None:
+        """A device is changed only by a lease with other values."""
         server = self.begin()
-        lease = Lease(owner="ci", address="192.0.2.7", ttl=60.0, until=5.0)
-        first = changed(UNO, lease=lease)
-        server.inventory.replace([first], {UNO.busId})
-        self.changes.clear()
-        again = changed(UNO, lease=Lease(owner="ci", address="192.0.2.7", ttl=60.0, until=5.0))
-        server.inventory.replace([server._known(again)], {UNO.busId})
-        self.assertEqual(self.changes, [])
-        other = changed(UNO, lease=Lease(owner="ci", address="192.0.2.7", ttl=60.0, until=6.0))
-        server.inventory.replace([server._known(other)], {UNO.busId})
-        self.assertEqual(self.changes, [("lease", UNO.busId)])
+        for until, changes in ((5.0, 1), (5.0, 1), (6.0, 2)):
+            lease = Lease(owner="ci", address="192.0.2.7", ttl=60.0, until=until)
+            server.inventory.replace([server._known(changed(UNO, lease=lease))], {UNO.busId})
+            self.assertEqual(self.changes, [("lease", UNO.busId)] * changes)
 
-    def test_goesOn(self) -> None:
-        """After an absence it goes on where it was: nothing is missed nor told twice."""
+    def test_resumesAfterDisconnect(self) -> None:
+        """After a new connection no event is missing, nor reported twice."""
         self.begin()
-        self.changes.clear()
         self.room.cut(Answer.SILENT)
         self.room.unplug("1-2")
         self.room.plug(STICK)
@@ -123,18 +116,17 @@ class WatchTests(ServersTestCase):
         self.assertEqual(self.changes, [("removed", "1-2"), ("added", "1-2")])
         self.assertEqual(self.turns, [True, False, True])
 
-    def test_anew(self) -> None:
-        """A server that was started anew tells all anew; what is different is news."""
+    def test_newSnapshotOfRestartedServer(self) -> None:
+        """A restarted server sends a new snapshot; the differences are changes."""
         self.begin()
-        self.changes.clear()
         self.network.sleep(1)
         self.room.unplug("1-2")
         self.room.restart()
         self.network.sleep(2)
         self.assertEqual(self.changes, [("removed", "1-2")])
 
-    def test_nonsense(self) -> None:
-        """What makes no sense ends the connection, and not more than that."""
+    def test_invalidEventEndsConnection(self) -> None:
+        """An event that cannot be decoded ends the connection; there is a new one."""
         server = self.begin()
         conversation = server.watch._conversation
         assert conversation is not None
@@ -144,16 +136,16 @@ class WatchTests(ServersTestCase):
         self.network.sleep(1)
         self.assertTrue(server.isUp)
 
-    def test_silence(self) -> None:
-        """A server that says nothing any more is not there, and that is why."""
+    def test_silentServerIsLost(self) -> None:
+        """A server that sends not even heartbeats is not connected any more."""
         server = self.begin()
         self.room.isMute = True
         self.network.until(lambda: not server.isUp, 46)
         self.assertEqual(server.trouble, "raspi (192.0.2.1): it has said nothing for 45 s")
 
-    def test_doubted(self) -> None:
-        """One that is doubted has no devices until it is asked anew. That it is still there is no
-        news; that it is not, is."""
+    def test_verify(self) -> None:
+        """While a connection is verified there are no devices. That it was alive is no news; that
+        it was dead is."""
         server = self.begin()
         server.verify()
         server.verify()
@@ -167,30 +159,31 @@ class WatchTests(ServersTestCase):
         self.assertEqual((server.isUp, self.turns), (False, [True, False]))
 
 
-class ReturnTests(ServersTestCase):
+class ReconnectTests(ServersTestCase):
     """
-    A server that is away is tried again.
+    A server that is not connected is tried again.
     """
 
-    def test_refused(self) -> None:
-        """Ever less often, up to the longest pause."""
-        self.room.answer = Answer.REFUSES
-        self.begin()
-        self.network.sleep(8)
-        self.assertEqual(self.pauses(), [0.2, 0.5, 1.0, 1.5, 1.5, 1.5, 1.5])
-        self.assertEqual(self.turns, [False])
+    def test_backoff(self) -> None:
+        """Attempts become rarer, whether they are refused or unanswered; a slow attempt does not
+        delay the next one."""
+        for answer, reason in (
+            (Answer.REFUSES, "refused"),
+            (Answer.SILENT, "no connection within 5 s"),
+        ):
+            self.room.answer = answer
+            self.room.tries.clear()
+            self.turns.clear()
+            server = self.begin()
+            self.network.sleep(8)
+            self.assertEqual(self.pauses()[1:], [0.5, 1.0, 1.5, 1.5, 1.5, 1.5])
+            self.assertEqual((server.isTried, server.found(), self.turns), (True, (), [False]))
+            self.assertIn(reason, str(server.trouble))
+            self.configure(NONE)
 
-    def test_silent(self) -> None:
-        """Likewise where nothing comes back: a try does not wait for the one before."""
-        self.room.answer = Answer.SILENT
-        server = self.begin()
-        self.network.sleep(8)
-        self.assertEqual(self.pauses(), [0.2, 0.5, 1.0, 1.5, 1.5, 1.5, 1.5])
-        self.assertEqual(self.turns, [False])
-        self.assertIn("no connection within 5 s", str(server.trouble))
-
-    def test_back(self) -> None:
-        """It is known within the longest pause that it is back, and one connection remains."""
+    def test_connectedWithinLongestPause(self) -> None:
+        """A server that is back is connected within the longest pause, once, and the pauses begin
+        with the first again."""
         server = self.begin()
         for answer in (Answer.SILENT, Answer.REFUSES):
             self.room.cut(answer)
@@ -199,22 +192,14 @@ class ReturnTests(ServersTestCase):
             self.assertLessEqual(self.network.until(lambda: server.isUp, 2), 1.5)
             self.network.sleep(5)
             self.assertEqual(self.room.watchers, 1)
-
-    def test_resets(self) -> None:
-        """When it has worked the pauses begin anew."""
-        self.room.answer = Answer.REFUSES
-        server = self.begin()
-        self.network.sleep(20)
-        self.room.answer = Answer.ACCEPTS
-        self.network.until(lambda: server.isUp, 2)
         self.room.tries.clear()
         self.room.cut(Answer.REFUSES)
         self.network.sleep(2)
         self.assertEqual(self.pauses(), [0.5, 1.0])
 
-    def test_sought(self) -> None:
-        """An address of a range that has never answered is tried less often in the end; one
-        that has, is missed."""
+    def test_rangeIsTriedRarely(self) -> None:
+        """An address of a range that has never answered is tried every 30 s in the end; one that
+        has answered is tried like any other."""
         self.room.answer = Answer.SILENT
         server = self.begin(RANGE)
         self.network.sleep(150)
@@ -226,8 +211,8 @@ class ReturnTests(ServersTestCase):
         self.network.sleep(10)
         self.assertEqual(self.pauses()[-1], 1.5)
 
-    def test_stopped(self) -> None:
-        """One that is not watched any more is not tried."""
+    def test_removedServerIsNotTried(self) -> None:
+        """A server that is not configured any more is disconnected, and not tried."""
         for answer in Answer:
             self.room.answer = answer
             self.begin()
@@ -236,11 +221,3 @@ class ReturnTests(ServersTestCase):
             before = len(self.room.tries)
             self.network.sleep(5)
             self.assertEqual((len(self.room.tries), self.room.watchers), (before, 0))
-
-    def test_settled(self) -> None:
-        """It is known when each was tried once."""
-        self.room.answer = Answer.REFUSES
-        self.begin()
-        self.network.sleep(0.5)
-        (server,) = self.servers
-        self.assertEqual((server.isTried, server.found()), (True, ()))
