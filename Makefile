@@ -70,6 +70,7 @@ benchmark: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.watchers
 	$(BIN)/python -m benchmarks.manyservers
+	$(BIN)/python -m benchmarks.starttime
 	$(BIN)/python -m benchmarks.largetree
 
 benchmark-kernel: $(VENV)/.installed-dev

@@ -352,14 +352,14 @@ class PortTests(GivingTestCase):
         self.kernel.enumerating = 100
         self.assertEqual(self.take(), 0)
         self.kernel.enumerating = 10**6
-        self.assertIn("does not get to know the device in time", self.fails())
+        self.assertIn("does not enumerate the device in time", self.fails())
 
     def test_error(self) -> None:
         """A device that the kernel gives up at once leaves its port free."""
         kernel = Loser(controllers=1, ports=2)
         self.addCleanup(kernel.close)
         self.attaching = self.made(kernel)
-        self.assertIn("does not get to know the device", self.fails())
+        self.assertIn("does not enumerate the device", self.fails())
         self.assertEqual(kernel.states(), {})
 
     def test_gone(self) -> None:

@@ -301,9 +301,9 @@ class TlsTests(AskingTestCase):
         self.start()
         other, _ = authority("Other").write(self.folder, "other")
         for tls, reason in (
-            ({"ca": other}, "its certificate is not to be trusted"),
-            ({"ca": None}, "its certificate is not to be trusted"),
-            ({"serverName": "elsewhere"}, "its certificate is for another name"),
+            ({"ca": other}, "the server's certificate is not trusted"),
+            ({"ca": None}, "the server's certificate is not trusted"),
+            ({"serverName": "elsewhere"}, "the server's certificate is for another name"),
         ):
             self.assertIn(reason, await self.unreachable(self.secured(**self.alice, **tls)))
 
@@ -312,10 +312,8 @@ class TlsTests(AskingTestCase):
         self.start()
         mallory = signed("alice", "Other").write(self.folder, "mallory")
         for tls in ({}, dict(zip(("certificate", "key"), mallory, strict=True))):
-            self.assertEqual(
-                await self.unreachable(self.secured(**tls)),
-                "it asks for a certificate, and takes none of ours",
-            )
+            reason = await self.unreachable(self.secured(**tls))
+            self.assertIn("the server requires a client certificate", reason)
 
     async def test_mixed(self) -> None:
         """Whoever speaks plain to it is told as that, and so is one that is spoken to in TLS
@@ -324,7 +322,7 @@ class TlsTests(AskingTestCase):
         self.assertIn("if it speaks TLS only, give it", await self.unreachable(self.plain))
         daemon = self.daemon()
         server = msgspec.structs.replace(self.secured(), port=daemon.port)
-        self.assertIn("it does not speak TLS", await self.unreachable(server))
+        self.assertIn("the server does not use TLS on this port", await self.unreachable(server))
 
     async def test_handshake(self) -> None:
         """A handshake that does not end is given up in time."""
@@ -352,7 +350,7 @@ class CommandReachingTests(CommandsMixin, ReachingTests):
     One server, asked by a command.
     """
 
-    noName = "that is no name of a machine"
+    noName = "this is not a valid host name"
 
     @contextlib.contextmanager
     def names(self, isSilent: bool) -> Iterator[None]:

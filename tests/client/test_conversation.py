@@ -227,7 +227,7 @@ class TroubleTests(AskingTestCase):
         self.wire.drop()
         self.assertEqual(
             self.unreachable(asking),
-            "it speaks TLS, and is spoken to in plain: give it `tls` in client.yaml",
+            "the server expects TLS: configure `tls` for this server in client.yaml",
         )
 
     def test_closes(self) -> None:
@@ -248,7 +248,7 @@ class TroubleTests(AskingTestCase):
         asking = self.ask()
         self.wire.lost = True
         self.conversation.connectionLost(Failure(ConnectionLost()))
-        self.assertEqual(self.unreachable(asking), "the connection breaks")
+        self.assertEqual(self.unreachable(asking), "the connection was lost")
 
     def test_long(self) -> None:
         """An answer without an end has one here; a long one is taken."""
@@ -258,7 +258,7 @@ class TroubleTests(AskingTestCase):
         self.assertEqual(len(self.successResultOf(asking).data), LONGEST_LINE - 100)
         asking = self.ask()
         self.wire.send(*64 * [b"x" * (LONGEST_LINE // 32)])
-        self.assertIn("longer than anything", self.unreachable(asking))
+        self.assertIn("longer than any valid reply", self.unreachable(asking))
         self.assertTrue(self.wire.transport.aborted)
 
     def test_unasked(self) -> None:
@@ -327,7 +327,7 @@ class WatchTests(AskingTestCase):
         """One that answers anything else does not know what it is asked."""
         for line in (DONE, b'{"status":"success","seq":17,"data":{}}\n'):
             self.setUp()
-            self.assertIn("nothing of events", self.unreachable(self.watch(line)))
+            self.assertIn("no number of the last event", self.unreachable(self.watch(line)))
             self.end()
 
     def test_nonsense(self) -> None:
@@ -345,7 +345,7 @@ class WatchTests(AskingTestCase):
         self.assertFalse(self.wire.lost)
         self.clock.advance(SILENCE)
         self.wire.turn()
-        self.assertEqual(self.lost(), "it has said nothing for 45 s")
+        self.assertEqual(self.lost(), "no line received for 45 s")
 
     def test_longer(self) -> None:
         """How long that may be can be said."""

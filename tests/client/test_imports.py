@@ -26,9 +26,12 @@ from tests.support.scriptedserver import (
 from usbip_server.client import imports
 from usbip_server.client.imports import importDevice, listDevices
 from usbip_server.client.servers import ClientTls, Server
+from usbip_server.client.tls import LEAVES
 from usbip_server.model.device import Encryption
 from usbip_server.model.errors import Unreachable
 from usbip_server.model.usbip import NotGiven, OpStatus, encodeImport, encodeList, encodeRefusal
+
+NO_TLS = "the server does not use TLS on this port"
 
 SECONDS = 60.0
 
@@ -145,7 +148,7 @@ class UnreachableTests(ImportingTestCase):
 
     def test_another(self) -> None:
         """Nor is it a device if it is another one than was asked for."""
-        self.unreachable(says(encodeImport(MOUSE)), "it was asked for 1-1.4, and gives 2-10")
+        self.unreachable(says(encodeImport(MOUSE)), "the reply to a request for 1-1.4 is for 2-10")
 
     def test_early(self) -> None:
         """One that closes early has said nothing, wherever it stops."""
@@ -174,7 +177,7 @@ class UnreachableTests(ImportingTestCase):
         alert = b"\x15\x03\x01\x00\x02\x02\x46"
         self.unreachable(
             says(alert),
-            "it speaks TLS, and is spoken to in plain: give it `tls` in client.yaml",
+            "the server expects TLS: configure `tls` for this server in client.yaml",
         )
 
     def test_nobody(self) -> None:
@@ -184,8 +187,8 @@ class UnreachableTests(ImportingTestCase):
         for host, reason in (
             ("127.0.0.1", "Connection refused"),
             ("nosuch.invalid", "there is no machine of this name"),
-            ("a" * 64 + ".invalid", "that is no name of a machine"),
-            ("a..b", "that is no name of a machine"),
+            ("a" * 64 + ".invalid", "this is not a valid host name"),
+            ("a..b", "this is not a valid host name"),
         ):
             server = Server(name="raspi", host=host, exportPort=port)
             error = self.assertRaises(Unreachable, importDevice, server, "1-1.4", SECONDS)
@@ -261,7 +264,7 @@ class ListTests(ImportingTestCase):
 
         with ScriptedServer(endless) as scripted:
             error = self.assertRaises(Unreachable, listDevices, scripted.server, SECONDS)
-        self.assertIn("its list has no end", str(error))
+        self.assertIn("the list of devices is longer than any valid list", str(error))
 
     def test_refused(self) -> None:
         """A server may refuse that."""
@@ -325,8 +328,8 @@ class TlsTests(ImportingTestCase):
         """Whoever is not who they should be is asked for nothing."""
         other, _ = authority("Other").write(self.folder, "other")
         for tls, reason in (
-            ({"ca": other}, "its certificate is not to be trusted: "),
-            ({"serverName": "elsewhere"}, "its certificate is for another name"),
+            ({"ca": other}, "the server's certificate is not trusted: "),
+            ({"serverName": "elsewhere"}, "the server's certificate is for another name"),
         ):
             with ScriptedServer(self.secured()) as scripted:
                 error = self.assertRaises(
@@ -343,9 +346,18 @@ class TlsTests(ImportingTestCase):
             connection.close()
 
         for play, reason in (
-            (says(b"HTTP/1.1 400 Bad Request\r\n\r\n", size=1), "it does not speak TLS"),
-            (says(size=1), "it leaves in the handshake of TLS, which it may not speak"),
-            (slams, "it leaves in the handshake of TLS, which it may not speak"),
+            (
+                says(b"HTTP/1.1 400 Bad Request\r\n\r\n", size=1),
+                NO_TLS,
+            ),
+            (
+                says(size=1),
+                LEAVES,
+            ),
+            (
+                slams,
+                LEAVES,
+            ),
         ):
             with ScriptedServer(play) as scripted:
                 error = self.assertRaises(

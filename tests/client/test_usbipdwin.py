@@ -243,7 +243,7 @@ class CommandTests(CommandCase, WindowsCase):
         for arguments in (("2-4",), ("2341:0043",), ("--id", "2341:*"), ("--bus", "2-4")):
             done = self.type("attach", *arguments)
             self.assertEqual(done.stdout, f"{self.node}\n")
-            self.assertIn("2-4 (USB device 2341:0043) at desktop is plugged in here", done.stderr)
+            self.assertIn("2-4 (USB device 2341:0043) at desktop: attached at port", done.stderr)
             self.assertEqual(self.type("attach", *arguments).stdout, done.stdout)
             done = self.type("detach", *arguments)
             self.assertIn("desktop is a stock usbipd: 2-4 stays bound there", done.stderr)
@@ -255,8 +255,9 @@ class CommandTests(CommandCase, WindowsCase):
         said = self.json("attach", "1-6", status=Exit.NOT_FOUND)["message"]
         self.assertEqual(
             said,
-            "no device matches '1-6'; a stock usbipd (desktop) lists only what is bound: there, "
-            "sudo usbip bind -b 1-6; on Windows, as administrator, usbipd bind --busid 1-6",
+            "no device matches '1-6'; a stock usbipd (desktop) lists only devices that are bound: "
+            "on the server, sudo usbip bind -b 1-6; "
+            "on Windows, as administrator, usbipd bind --busid 1-6",
         )
         for command, arguments in (("find", ("nothing",)), ("attach", ("--id", "13d3:*"))):
             done = self.type(command, *arguments, status=Exit.NOT_FOUND)
@@ -269,14 +270,14 @@ class CommandTests(CommandCase, WindowsCase):
         self.assertEqual(
             done.stderr,
             "2-4 (USB device 2341:0043) at desktop: its server has none there that is bound, or "
-            "none that we may have; there: as administrator, usbipd bind --busid 2-4\n",
+            "none that we may have; on the server: as administrator, usbipd bind --busid 2-4\n",
         )
 
     def test_taken(self) -> None:
         """Whoever has it can be a client, or Windows."""
         self.usbipd.stays["2-4"] = OpStatus.DEV_BUSY
         said = self.refused("2-4")
-        self.assertIn("somebody else has it; usbipd list there says whether a client does", said)
+        self.assertIn("somebody else has it; `usbipd list` on the server shows", said)
         self.assertIn("as administrator: usbipd bind --force --busid 2-4", said)
 
     def test_kept(self) -> None:
@@ -285,7 +286,7 @@ class CommandTests(CommandCase, WindowsCase):
             self.usbipd.stays["2-4"] = status
             self.assertIn("administrator: usbipd bind --force --busid 2-4", self.refused("2-4"))
         self.usbipd.stays["2-4"] = OpStatus.ERROR
-        self.assertTrue(self.refused("2-4").endswith("; there: usbipd list"))
+        self.assertTrue(self.refused("2-4").endswith("; on the server: usbipd list"))
 
     def test_doctor(self) -> None:
         """Nothing is wrong with it because it has one port only; if there is no answer Windows'
@@ -297,7 +298,7 @@ class CommandTests(CommandCase, WindowsCase):
             self.known("desktop", host="127.0.0.1", export_port=silent.port, stock=True)
             check = self.checks("--timeout", "0.2", status=Exit.UNREACHABLE)["desktop: USB/IP"]
         self.assertIn("no answer in time", check["found"])
-        self.assertIn("on Windows its rule usbipd lets in", check["fix"])
+        self.assertIn("on Windows, its rule usbipd admits only", check["fix"])
 
     def checks(self, *arguments: str, status: int = 0) -> dict[str, Any]:
         """What C{doctor} finds, by what was looked at."""

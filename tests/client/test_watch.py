@@ -15,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.support.fixtures import UNO
 from tests.support.network import Network
 from tests.support.scriptedserver import SECONDS, ScriptedServer
-from usbip_server.client.cli.commands.watch import run
+from usbip_server.client.cli.eventprinter import run
 from usbip_server.client.servers import Server
 from usbip_server.client.watch import Following
 from usbip_server.model.device import UsbDevice

@@ -275,7 +275,10 @@ backend:
     def test_unknown(self) -> None:
         """What is unknown is shown."""
         text = self.TEXT.replace("kind: toaster", "knid: inert")
-        self.assertEqual(self.message(text), "c.yaml:8: backend.devices.1.knid: unknown key")
+        self.assertEqual(
+            self.message(text),
+            "c.yaml:8: backend.devices.1.knid: unknown key. Did you mean 'kind'?",
+        )
 
     def test_range(self) -> None:
         """So is what is out of its range."""

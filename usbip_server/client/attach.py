@@ -1,6 +1,6 @@
 """
-Plugging a device of another machine into this one, and pulling it out. Everything here blocks,
-for as long as it is told to: call it in a thread.
+Attaches a device of another machine to this one: imports it, gives its connection to
+C{vhci_hcd}, and waits for its device nodes; and detaches it. All of it blocks: call it in a thread.
 """
 
 from __future__ import annotations
@@ -8,13 +8,12 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import ssl
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 
-from usbip_server.client.blockingrelay import socketPair
 from usbip_server.client.imports import Imported, importDevice
 from usbip_server.client.servers import Server
 from usbip_server.kernel.vhci.devnodes import Nodes
@@ -25,35 +24,37 @@ from usbip_server.model.errors import LocalTrouble
 from usbip_server.model.usbip import Exported
 from usbip_server.net.keepalive import KeepAlive
 
+if TYPE_CHECKING:  # loaded where a connection has TLS
+    import ssl
+
 LOOK_AGAIN = 0.02
-"""Seconds."""
+"""Seconds between two looks at sysfs."""
 
 SETTLED = 0.2
-"""Seconds without another node, after which a device is taken to have all it will have."""
+"""Seconds without a new node after which a device is taken to have all its nodes."""
 
 NODES = 1.0
-"""Seconds for the first node to come: many devices have none."""
+"""Seconds to wait for the first node: many devices have none."""
 
 DISK = 2.5
-"""Likewise, of a disk: it is scanned a second after it is there (C{delay_use} of
-C{usb-storage})."""
+"""The same for a disk, which the kernel scans after a second (C{delay_use} of C{usb-storage})."""
 
 FREED = 2.0
-"""Seconds for the kernel to free a port: it does it at once, but not within the write."""
+"""Seconds to wait for the kernel to free a port, which it does soon after the write."""
 
 DEFAULT = KeepAlive()
 
 
 class Attached(msgspec.Struct, frozen=True, kw_only=True):
     """
-    A device that is plugged in.
+    A device that is attached to this machine.
 
     @ivar port: of C{vhci_hcd}.
-    @ivar localBusId: where it is on this machine.
-    @ivar nodes: what programs can open.
-    @ivar record: where it came from, if that is known.
-    @ivar encryption: of its traffic; C{None} where it is not known.
-    @ivar deviceId: what its server calls it, in its traffic; 0 where it does not work yet.
+    @ivar localBusId: its bus id on this machine; C{None} until it is enumerated.
+    @ivar nodes: its device nodes: paths that programs can open.
+    @ivar record: the server that it came from; C{None} if that is not known.
+    @ivar encryption: of its traffic; C{None} if that is not known.
+    @ivar deviceId: its number in the USB/IP traffic; 0 until it is enumerated.
     """
 
     port: int
@@ -66,7 +67,7 @@ class Attached(msgspec.Struct, frozen=True, kw_only=True):
 
 class Attaching:
     """
-    Does both.
+    Attaches and detaches devices.
     """
 
     def __init__(
@@ -79,9 +80,11 @@ class Attaching:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         """
-        @param relay: has somebody carry between a connection and the kernel from now on, where
-            it cannot encrypt that itself, and close both in the end: see
-            L{usbip_server.client.blockingrelay.relay}.
+        @param relay: called for a TLS connection that the kernel cannot encrypt itself, with the
+            connection and one end of a socket pair, of which the kernel has the other: has to
+            start a relay between the two (L{usbip_server.client.blockingrelay.relay}), which
+            closes them.
+        @param now: a monotonic clock.
         """
         self._vhci = vhci
         self._nodes = nodes
@@ -94,23 +97,23 @@ class Attaching:
         self, server: Server, busId: str, seconds: float, keepAlive: KeepAlive = DEFAULT
     ) -> tuple[Attached, socket.socket]:
         """
-        Fetch a device and plug it in.
+        Import a device and attach it to this machine.
 
-        @param seconds: how long that may take; the nodes come on top.
-        @return: besides, a duplicate of the connection, which shows when the session ends, and
-            does not keep it from ending.
-        @raise NotGiven: the server does not give it to us.
-        @raise Unreachable: it is not there.
-        @raise LocalTrouble: this machine's kernel does not take it.
+        @param seconds: how long that may take; the wait for the nodes comes on top.
+        @return: also a duplicate of the connection: it reports the end of the session, and does
+            not keep the session from ending.
+        @raise NotGiven: the server refuses.
+        @raise Unreachable: the server does not reply.
+        @raise LocalTrouble: this machine's kernel refuses the device.
         """
         until = self._now() + seconds
-        self._vhci.require()  # before anything is taken from anybody
+        self._vhci.require()  # before a server is asked for anything
         imported = importDevice(server, busId, seconds, keepAlive)
         kept = _duplicate(imported.connection)
         try:
             port = self._enumerated(self._plug(imported, until), until)
             record = Record(host=server.host, service=str(server.exportPort), busId=busId)
-            with contextlib.suppress(OSError):  # it is only a hint
+            with contextlib.suppress(OSError):  # the device works without a record
                 self._records.write(port.number, record)
             attached = Attached(
                 port=port.number,
@@ -122,17 +125,17 @@ class Attaching:
             )
         except BaseException:
             with contextlib.suppress(OSError):
-                kept.shutdown(socket.SHUT_RDWR)  # whoever has the connection: it is over
+                kept.shutdown(socket.SHUT_RDWR)  # ends the session in the kernel, too
             kept.close()
             raise
         return attached, kept
 
     def detach(self, port: int) -> bool:
         """
-        Pull the device at a port out.
+        Detach the device at a port.
 
         @return: was there one?
-        @raise LocalTrouble: the kernel does not let us.
+        @raise LocalTrouble: the kernel refuses.
         """
         there = self._vhci.detach(port)
         self._records.remove(port)
@@ -143,9 +146,9 @@ class Attaching:
 
     def attached(self) -> tuple[Attached, ...]:
         """
-        What is plugged in now, by whomever.
+        All devices that are attached now, by any program.
 
-        @raise LocalTrouble: the kernel does not tell.
+        @raise LocalTrouble: the kernel's list cannot be read.
         """
         return tuple(
             Attached(
@@ -161,23 +164,22 @@ class Attaching:
 
     def _plug(self, imported: Imported, until: float) -> Port:
         """
-        The connection is not ours any more after that.
+        Give the connection to the kernel. It is closed in this process.
         """
         with contextlib.ExitStack() as ours:
             connection = given = ours.enter_context(imported.connection)
             if imported.encryption is Encryption.RELAY:
-                given, end = map(ours.enter_context, _pair())
+                given, end = map(ours.enter_context, _socketPair())
             port = self._give(given, imported.device, until)
             if imported.encryption is Encryption.RELAY:
-                assert isinstance(connection, ssl.SSLSocket)
-                self._relay(connection, end)
+                self._relay(cast("ssl.SSLSocket", connection), end)
                 ours.pop_all()
                 given.close()
         return port
 
     def _give(self, connection: socket.socket, device: Exported, until: float) -> Port:
         """
-        Find a port for it.
+        Attach the device at a free port.
         """
         while True:
             for port in self._vhci.candidates(device.speed):
@@ -193,7 +195,8 @@ class Attaching:
 
     def _isAnyFree(self, device: Exported) -> bool:
         """
-        Is there a port for it that is only still busy with an earlier one?
+        Is there a port of the right speed that is free, though an earlier device may still be
+        in the hub's folder?
         """
         isSuper = device.speed >= SUPER_SPEED
         return any(
@@ -202,26 +205,25 @@ class Attaching:
 
     def _enumerated(self, port: Port, until: float) -> Port:
         """
-        The port, when its device has a bus id on this machine.
+        The port, once its device has a bus id on this machine.
         """
         while True:
             now = self._vhci.port(port.number)
             if now is None or now.state is PortState.FREE:
                 raise LocalTrouble(
-                    "the device went away at once: its server's log, and this machine's dmesg, "
-                    "say why"
+                    "the device went away at once: see the server's log and this machine's dmesg"
                 )
             if now.state is PortState.USED and now.busId is not None:
                 return now
             if now.state is PortState.ERROR or self._now() > until:
                 with contextlib.suppress(LocalTrouble):
                     self._vhci.detach(port.number)
-                raise LocalTrouble("the kernel does not get to know the device in time: see dmesg")
+                raise LocalTrouble("the kernel does not enumerate the device in time: see dmesg")
             self._sleep(LOOK_AGAIN)
 
     def _settled(self, port: Port) -> tuple[str, ...]:
         """
-        The device's nodes, when no more seem to come.
+        The device's nodes, once no more are expected.
         """
         begin = last = self._now()
         nodes: tuple[str, ...] = ()
@@ -230,11 +232,12 @@ class Attaching:
             now = self._now()
             if found != nodes:
                 nodes, last = found, now
-            if now - last > SETTLED if nodes else now - begin > self._patience(port):
+            if now - last > SETTLED if nodes else now - begin > self._longestWait(port):
                 return nodes
             self._sleep(LOOK_AGAIN)
 
-    def _patience(self, port: Port) -> float:
+    def _longestWait(self, port: Port) -> float:
+        """Seconds to wait for the first node."""
         folder = self._vhci.folderOf(port)
         return DISK if folder is not None and self._nodes.isDisk(folder) else NODES
 
@@ -249,17 +252,19 @@ class Attaching:
 
 def _duplicate(connection: socket.socket) -> socket.socket:
     """
-    @raise LocalTrouble: there is no descriptor left; it is closed.
+    @raise LocalTrouble: there is no descriptor left; C{connection} is closed.
     """
     try:
-        # Not dup(): a connection with TLS does not let us.
+        # Not connection.dup(): ssl.SSLSocket does not support it.
         return socket.socket(fileno=os.dup(connection.fileno()))
     except OSError as error:
         connection.close()
         raise _exhausted(error) from error
 
 
-def _pair() -> tuple[socket.socket, socket.socket]:
+def _socketPair() -> tuple[socket.socket, socket.socket]:
+    from usbip_server.client.blockingrelay import socketPair
+
     try:
         return socketPair()
     except OSError as error:

@@ -1,17 +1,19 @@
 """
-Reaching a server's port, with TLS or without. Everything here blocks, for as long as it is told
-to.
+Requests to a server without a reactor, over plain TCP or TLS. All functions block, up to the
+time that they are given.
+
+There is a second JSON client, L{usbip_server.client.conversation}, for programs that run
+Twisted: to load Twisted takes longer than all else that a short command does.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import os
 import queue
 import socket
-import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,8 +22,7 @@ from typing import Any
 import msgspec
 
 from usbip_server.client.devices import RemoteDevice, foundIn
-from usbip_server.client.servers import ClientTls, Server
-from usbip_server.client.tls import ALERT, LEAVES, SPEAKS_TLS, controlContext, nameOf, reasonOf
+from usbip_server.client.servers import Server
 from usbip_server.model.errors import Unreachable
 from usbip_server.model.replies import (
     LONGEST_LINE,
@@ -36,86 +37,96 @@ from usbip_server.model.replies import (
 from usbip_server.net.keepalive import KeepAlive
 
 AT_LEAST = 1.0
-"""Seconds, after which the kernel says for a second time that it wants to connect: the first
-may have been lost (RFC 6298, 2.1)."""
+"""Seconds after which the kernel repeats the first packet of a connection, as that may have been
+lost (RFC 6298, 2.1)."""
+
+CHUNK = 65536
+"""Bytes that are read at once."""
+
+ALERT = b"\x15\x03"
+"""The first bytes of TLS's reply to a client that does not speak TLS (RFC 5246, 6.2.1)."""
+
+SPEAKS_TLS = "the server expects TLS: configure `tls` for this server in client.yaml"
+
+DEFAULT = KeepAlive()
+
+
+class HandshakeTimeout(TimeoutError):
+    """
+    The TCP connection was made, but the TLS handshake took too long.
+    """
 
 
 def shareOf(seconds: float) -> float:
     """
-    How much of the time for an answer there is to get a connection: half of it. A machine that
-    is there takes far less, however slow its server; one that is not is given up before the
-    slowest has answered.
+    The part of the time for a reply that connecting may take: half of it, so that a machine that
+    is off is given up before the slowest server has replied.
     """
     return min(seconds, max(AT_LEAST, seconds / 2))
 
 
 def unreachable(server: Server, why: str) -> Unreachable:
     """
-    That a server is not to be had.
+    The error of a server that cannot be reached.
     """
     return Unreachable(f"{server.called(server.address)}: {why}")
 
 
 def connected(
-    server: Server,
-    port: int,
-    context: Callable[[ClientTls], ssl.SSLContext],
-    there: float,
-    until: float,
+    server: Server, port: int, connectBy: float, handshakeBy: float, isExport: bool = False
 ) -> socket.socket:
     """
-    A connection.
+    Connect to a server. C{ssl} is loaded only for a server with TLS.
 
-    @param context: makes what is needed for TLS, when there is a connection: that takes a while.
-    @param there: until when there has to be one, by the monotonic clock.
-    @param until: until when the handshake of TLS has to be done.
+    @param connectBy: deadline of the TCP connection, by the monotonic clock.
+    @param handshakeBy: deadline of the TLS handshake, by the monotonic clock.
+    @param isExport: for USB/IP, not for requests: with a version and ciphers of TLS that the
+        kernel can take over.
     @raise TimeoutError: it takes longer.
-    @raise OSError: it cannot be had; also C{ssl.SSLError}.
-    @raise ValueError: the server's name is none, or a file for TLS makes no sense.
+    @raise OSError: the connection fails; C{ssl.SSLError} is one of these.
+    @raise ValueError: the server's name is not valid, or a file for TLS is wrong.
     """
-    connection = _first(server.host, port, there)
+    connection = _first(server.host, port, connectBy)
     if server.tls is None:
         return connection
+    from usbip_server.client import tls
+
     try:
-        secured = context(server.tls)
-        connection.settimeout(left(until))
-        return secured.wrap_socket(connection, server_hostname=nameOf(server.host, server.tls))
+        secured = tls.contextFor(server.tls, isExport)
+        connection.settimeout(left(handshakeBy))
+        return secured.wrap_socket(connection, server_hostname=tls.nameOf(server.host, server.tls))
     except TimeoutError as error:
         connection.close()
         raise HandshakeTimeout from error
     except ConnectionError:
         connection.close()
-        raise ConnectionError(LEAVES) from None
+        raise ConnectionError(tls.LEAVES) from None
     except BaseException:
         connection.close()
         raise
 
 
-class HandshakeTimeout(TimeoutError):
-    """
-    There was a connection, but TLS took too long.
-    """
-
-
 def received(connection: socket.socket, size: int, until: float) -> bytes:
     """
-    What comes next; nothing if that was all.
+    The next bytes from a connection; empty at its end.
 
-    @raise TimeoutError: nothing has come.
-    @raise ValueError: it is TLS, and we do not speak that.
+    @param size: of them at most.
+    @param until: deadline, by the monotonic clock.
+    @raise TimeoutError: nothing has arrived.
+    @raise ValueError: the server expects TLS on this connection without TLS.
     """
     connection.settimeout(left(until))
     data = connection.recv(size)
-    if data.startswith(ALERT) and not isinstance(connection, ssl.SSLSocket):
+    if data.startswith(ALERT) and type(connection) is socket.socket:
         raise ValueError(SPEAKS_TLS)
     return data
 
 
 def left(until: float) -> float:
     """
-    How many seconds there still are.
+    The seconds that are left.
 
-    @raise TimeoutError: none.
+    @raise TimeoutError: none are.
     """
     seconds = until - time.monotonic()
     if seconds <= 0:
@@ -125,33 +136,132 @@ def left(until: float) -> float:
 
 def why(error: Exception) -> str:
     """
-    What has gone wrong with a connection, less what is for programmers.
+    The reason why a connection failed, in words for users.
     """
     if isinstance(error, TimeoutError):
         return "no answer in time"
     if isinstance(error, socket.gaierror):
         return "there is no machine of this name"
-    if isinstance(error, ssl.SSLError):
+    if isTlsError(error):
+        from usbip_server.client.tls import reasonOf
+
         return reasonOf(error)
     if isinstance(error, UnicodeError):
-        return "that is no name of a machine"
+        return "this is not a valid host name"
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
     return str(error)
 
 
+def isTlsError(error: BaseException | None) -> bool:
+    """
+    Is this a C{ssl.SSLError}? Does not load C{ssl}: where that is not loaded, nothing has raised
+    its errors.
+    """
+    return "ssl" in sys.modules and isinstance(error, sys.modules["ssl"].SSLError)
+
+
+def ask(
+    server: Server,
+    request: dict[str, Any],
+    seconds: float,
+    onNotice: Callable[[ReceivedNotice], None] = lambda notice: None,
+) -> ReceivedReply:
+    """
+    Send one request on a connection of its own, and wait for the reply.
+
+    @param seconds: how long that may take, of which connecting has its share (L{shareOf}); the
+        request's C{wait} comes on top.
+    @param onNotice: called with each line that is an event and not the reply.
+    @raise Unreachable: there is no reply, or it is not understood.
+    """
+    longest = seconds + float(request.get("wait") or 0)
+    line = request if server.token is None else {**request, "token": server.token}
+    until = time.monotonic() + longest
+    with talking(server, seconds, longest) as connection:
+        connection.sendall(msgspec.json.encode({**line, "keep_alive": True}) + b"\n")
+        silent = NO_ANSWER + MAYBE_TLS if server.tls is None else NO_ANSWER
+        for reply in map(decodeReply, _lines(connection, until, silent)):
+            if isinstance(reply, ReceivedReply):
+                return reply
+            onNotice(reply)
+    raise AssertionError("_lines ends only by an error")
+
+
+def askToTheEnd(
+    server: Server,
+    request: dict[str, Any],
+    seconds: float,
+    onNotice: Callable[[ReceivedNotice], None] = lambda notice: None,
+    onPending: Callable[[ReceivedReply], None] = lambda reply: None,
+) -> ReceivedReply:
+    """
+    The same, and repeat the request for as long as the server replies that the operation is still
+    in progress. The server has a deadline for the operation.
+
+    @param seconds: for each reply; the request's C{wait} is for all of them together.
+    @param onPending: called with each of these replies.
+    """
+    until = time.monotonic() + float(request.get("wait") or 0)
+    while True:
+        wait = {"wait": max(0.0, until - time.monotonic())} if "wait" in request else {}
+        reply = ask(server, {**request, **wait}, seconds, onNotice)
+        if not reply.isPending:
+            return reply
+        onPending(reply)
+
+
+def devicesOf(server: Server, seconds: float) -> tuple[RemoteDevice, ...]:
+    """
+    All devices of a server that this client may see. Parameters and errors as of L{ask}.
+
+    @raise Refused: the server refuses the request.
+    """
+    reply = ask(server, {"command": "list", "detail": True}, seconds)
+    if reply.status is not Status.SUCCESS:
+        raise Refused(reply.status, f"{server.called(server.address)}: {reply.message}")
+    return foundIn(server, reply.data)
+
+
+@contextlib.contextmanager
+def talking(server: Server, seconds: float, longest: float) -> Iterator[socket.socket]:
+    """
+    A connection to a server's port for requests. Errors of the connection in the body of the
+    C{with} statement become L{Unreachable}.
+
+    @param seconds: how long a reply may take, of which connecting has its share.
+    @param longest: the seconds that the message of a timeout names.
+    @raise Unreachable: the connection fails.
+    """
+    begin = time.monotonic()
+    share = shareOf(seconds)
+    late = f"no connection within {share:g} s"
+    try:
+        connection = connected(server, server.port, begin + share, begin + seconds)
+        late = f"no answer within {math.ceil(10 * longest) / 10:g} s"
+        with connection:
+            DEFAULT.apply(connection)
+            yield connection
+    except HandshakeTimeout as error:
+        raise unreachable(server, f"no answer within {seconds:g} s") from error
+    except TimeoutError as error:
+        raise unreachable(server, late) from error
+    except (OSError, ValueError) as error:
+        raise unreachable(server, why(error)) from error
+
+
 def _first(host: str, port: int, until: float) -> socket.socket:
     """
-    A connection to the first of a host's addresses that answers. None takes the time of those
-    behind it. If none answers, but the machine does, that is told.
+    Connect to a host: to the first of its addresses that accepts. Each address has an equal part
+    of the time that is left. If none accepts and one refuses, the error is that of the refusal.
     """
     addresses = _addresses(host, port, until)
-    trouble: OSError = ConnectionError("it has no address")
+    trouble: OSError = ConnectionError("the name has no address")
     for index, (family, kind, protocol, _, address) in enumerate(addresses):
         made = None
         try:
             made = socket.socket(family, kind, protocol)
-            # A TLS handshake would wait for delayed acknowledgements, of 40 ms each.
+            # Without this a TLS handshake waits for delayed acknowledgements, of 40 ms each.
             made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             made.settimeout(left(until) / (len(addresses) - index))
             made.connect(address)
@@ -168,8 +278,8 @@ def _first(host: str, port: int, until: float) -> socket.socket:
 
 def _addresses(host: str, port: int, until: float) -> list[Any]:
     """
-    Looking a name up can take a quarter of a minute, and nothing can interrupt it: so it is done
-    in a thread that nobody waits for in the end.
+    Resolve a name. C{getaddrinfo} can take 15 seconds and cannot be interrupted: it runs in a
+    daemon thread, which is left alone at the deadline.
     """
     with contextlib.suppress(socket.gaierror):
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
@@ -192,132 +302,25 @@ def _addresses(host: str, port: int, until: float) -> list[Any]:
     return addresses
 
 
-AT_ONCE = 65536
-
-DEFAULT = KeepAlive()
-
-_MAKING = threading.Lock()
-
-
-def ask(
-    server: Server,
-    request: dict[str, Any],
-    seconds: float,
-    told: Callable[[ReceivedNotice], None] = lambda notice: None,
-) -> ReceivedReply:
-    """
-    Ask a server one thing.
-
-    @param seconds: how long that may take, of which a connection has its share (L{shareOf}); what
-        the request says to C{wait} comes on top.
-    @param told: called with lines that answer nothing.
-    @raise Unreachable: there is no answer, or none that is understood.
-    """
-    longest = seconds + float(request.get("wait") or 0)
-    line = request if server.token is None else {**request, "token": server.token}
-    until = time.monotonic() + longest
-    with talking(server, seconds, longest) as connection:
-        connection.sendall(msgspec.json.encode({**line, "keep_alive": True}) + b"\n")
-        silent = NO_ANSWER + MAYBE_TLS if server.tls is None else NO_ANSWER
-        for answer in map(decodeReply, _lines(connection, until, silent)):
-            if isinstance(answer, ReceivedReply):
-                return answer
-            told(answer)
-    raise AssertionError("there are lines until there is an answer")
-
-
-@contextlib.contextmanager
-def talking(server: Server, seconds: float, longest: float) -> Iterator[socket.socket]:
-    """
-    A connection to a server's port for requests. What goes wrong with it meanwhile is told.
-
-    @param seconds: how long an answer may take, of which a connection has its share.
-    @param longest: the same, as far as it is told.
-    @raise Unreachable: so it is.
-    """
-    begin = time.monotonic()
-    share = shareOf(seconds)
-    late = f"no connection within {share:g} s"
-    try:
-        connection = connected(server, server.port, _context, begin + share, begin + seconds)
-        late = f"no answer within {math.ceil(10 * longest) / 10:g} s"
-        with connection:
-            DEFAULT.apply(connection)
-            yield connection
-    except HandshakeTimeout as error:
-        raise unreachable(server, f"no answer within {seconds:g} s") from error
-    except TimeoutError as error:
-        raise unreachable(server, late) from error
-    except (OSError, ValueError) as error:
-        raise unreachable(server, why(error)) from error
-
-
-def askToTheEnd(
-    server: Server,
-    request: dict[str, Any],
-    seconds: float,
-    told: Callable[[ReceivedNotice], None] = lambda notice: None,
-    pending: Callable[[ReceivedReply], None] = lambda answer: None,
-) -> ReceivedReply:
-    """
-    The same, and again for as long as the server is at it: it gives up at some time.
-
-    @param seconds: for each answer; what the request says to C{wait} is for all of them.
-    @param pending: called with each answer that only says so.
-    """
-    until = time.monotonic() + float(request.get("wait") or 0)
-    while True:
-        wait = {"wait": max(0.0, until - time.monotonic())} if "wait" in request else {}
-        answer = ask(server, {**request, **wait}, seconds, told)
-        if not answer.isPending:
-            return answer
-        pending(answer)
-
-
-def devicesOf(server: Server, seconds: float) -> tuple[RemoteDevice, ...]:
-    """
-    All devices of a server that we may see. Parameters and errors are those of L{ask}.
-
-    @raise Refused: it does not let us.
-    """
-    answer = ask(server, {"command": "list", "detail": True}, seconds)
-    if answer.status is not Status.SUCCESS:
-        raise Refused(answer.status, f"{server.called(server.address)}: {answer.message}")
-    return foundIn(server, answer.data)
-
-
-@functools.lru_cache
-def _made(tls: ClientTls) -> ssl.SSLContext:
-    return controlContext(tls)
-
-
-def _context(tls: ClientTls) -> ssl.SSLContext:
-    """
-    What is needed for TLS: the same for all servers that are spoken to alike.
-    """
-    with _MAKING:
-        return _made(tls)
-
-
 def _lines(connection: socket.socket, until: float, silent: str) -> Iterator[bytes]:
     """
-    What a server says.
+    The lines that a server sends.
 
-    @param silent: what there is to say of one that says nothing.
-    @raise ConnectionError: it does not say anything more.
-    @raise ValueError: it says more than there is to be said.
+    @param silent: the error's message if the server closes the connection without a line.
+    @raise ConnectionError: the server has closed the connection.
+    @raise ValueError: a line is longer than any reply.
     """
     data = bytearray()
-    hasSpoken = False
+    isSilent = True
     while True:
-        more = received(connection, AT_ONCE, until)
+        more = received(connection, CHUNK, until)
         if not more:
-            raise ConnectionError(NO_ANSWER if hasSpoken else silent)
+            raise ConnectionError(silent if isSilent else NO_ANSWER)
         data += more
         while (end := data.find(b"\n", max(0, len(data) - len(more)))) >= 0:
-            hasSpoken = True
+            isSilent = False
             yield bytes(data[:end])
             del data[: end + 1]
             more = bytes(data)
         if len(data) > LONGEST_LINE:
-            raise ValueError("its answer is longer than anything that it could have to say")
+            raise ValueError("the reply is longer than any valid reply")

@@ -1,6 +1,6 @@
 """
-USB traffic between this machine's kernel and a TLS connection that the kernel cannot encrypt:
-it passes through here.
+A relay between a TLS connection that the kernel cannot encrypt itself and the socket that the
+kernel has instead. It blocks.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import socket
 import ssl
 
 CHUNK = 256 * 1024
-"""Bytes that may wait in each direction."""
+"""Bytes that are buffered in each direction at most."""
 
 RECORD = 16384
-"""Bytes in a record of TLS at most (RFC 8446, 5.1)."""
+"""Bytes in a TLS record at most (RFC 8446, 5.1)."""
 
 OVER = select.POLLHUP | select.POLLERR | select.POLLNVAL
-"""Nothing goes through there any more, in neither direction."""
+"""Events of C{poll} that mean that a connection has ended."""
 
 
 def socketPair() -> tuple[socket.socket, socket.socket]:
     """
-    One end for the kernel, one for L{relay}.
+    Two connected sockets: one for the kernel, one for L{relay}.
 
     @raise OSError: there is no descriptor left.
     """
@@ -34,14 +34,14 @@ def socketPair() -> tuple[socket.socket, socket.socket]:
 
 def relay(secured: ssl.SSLSocket, ours: socket.socket) -> None:
     """
-    Carry between the two until one of them ends; then both are shut down, whoever else has
-    them, and closed. Blocks until that: call it in a thread or a process of its own.
+    Copy bytes both ways until one of the two ends; then shut both down and close them. Blocks
+    until then: call it in a thread or a process of its own.
     """
     with secured, ours:
         try:
             Relay(secured, ours).run()
         except OSError:
-            pass  # one of them is gone
+            pass  # one of the two has broken
         finally:
             for end in (secured, ours):
                 with contextlib.suppress(OSError):
@@ -50,7 +50,8 @@ def relay(secured: ssl.SSLSocket, ours: socket.socket) -> None:
 
 class Relay:
     """
-    Whoever is slower than the other keeps it waiting.
+    The buffers of both directions, with backpressure: bytes are read only as far as the other
+    side takes them.
     """
 
     def __init__(self, secured: ssl.SSLSocket, ours: socket.socket) -> None:
@@ -65,20 +66,20 @@ class Relay:
 
     def run(self) -> None:
         """
-        Until one of them ends.
+        Copy until one of the two ends.
 
-        @raise OSError: one of them breaks.
+        @raise OSError: one of the two breaks.
         """
         while self._fromServer() and self._fromKernel():
             self._send(self._secured, self._toServer)
             self._send(self._ours, self._toKernel)
-            # What OpenSSL has read already is not to be seen at the socket.
+            # poll() does not report bytes that OpenSSL has read already.
             if not self._secured.pending() or len(self._toKernel) >= CHUNK:
                 self._wait()
 
     def _fromServer(self) -> bool:
         """
-        @return: does the connection go on?
+        @return: is the connection still open?
         """
         with contextlib.suppress(ssl.SSLWantReadError):
             while len(self._toKernel) < CHUNK:
@@ -90,7 +91,7 @@ class Relay:
 
     def _fromKernel(self) -> bool:
         """
-        @return: does the session go on?
+        @return: is the session still open?
         """
         with contextlib.suppress(BlockingIOError):
             if len(self._toServer) < CHUNK:
@@ -100,17 +101,16 @@ class Relay:
         return True
 
     def _send(self, end: socket.socket, waiting: bytearray) -> None:
-        # What OpenSSL could not send is there again the next time, and more behind it, as it
-        # wants it (SSL_write(3)).
+        # After SSL_ERROR_WANT_WRITE the next call has to begin with the same bytes (SSL_write(3)).
         with contextlib.suppress(BlockingIOError, ssl.SSLWantWriteError):
             while waiting:
                 del waiting[: end.send(waiting)]
 
     def _wait(self) -> None:
         """
-        Until there is something to be done.
+        Wait until something can be read or written.
 
-        @raise ConnectionError: one of them is gone, whether we want to read or not.
+        @raise ConnectionError: one of the two has ended.
         """
         for end, arriving, leaving in (
             (self._secured, self._toKernel, self._toServer),

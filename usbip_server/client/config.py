@@ -1,5 +1,6 @@
 """
-What configurations say of a server, whichever they are, and the files that they name.
+client.yaml: the servers, how to reach them, and the files that they need. The options of a server
+are also those of the gateway's and the client service's configurations.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from usbip_server.client.servers import (
     serverAt,
     serversIn,
 )
-from usbip_server.client.tls import WrongTls, require
 from usbip_server.model.options import InvalidOption, Seconds
 from usbip_server.model.requests import LONGEST_TOKEN
 from usbip_server.runtime.yamlfile import Choices, ConfigError, YamlFile, textOf
@@ -37,13 +37,13 @@ class ServerOptions(
     rename={"exportPort": "export_port", "tokenFile": "token_file"},
 ):
     """
-    How to reach a server, and what is shown there.
+    How to reach a server.
 
-    @ivar port: for requests.
-    @ivar exportPort: for USB/IP.
-    @ivar token: proves who we are.
-    @ivar tokenFile: where the token is instead.
-    @ivar tls: how to speak TLS with it, on both ports; C{None}: it is spoken to in plain.
+    @ivar port: TCP port for requests.
+    @ivar exportPort: TCP port for USB/IP.
+    @ivar token: authenticates this client.
+    @ivar tokenFile: the path of a file with the token.
+    @ivar tls: TLS on both ports; C{None}: without TLS.
     """
 
     port: TcpPort = CONTROL_PORT
@@ -54,18 +54,18 @@ class ServerOptions(
 
     def __post_init__(self) -> None:
         if self.token is not None and self.tokenFile is not None:
-            raise ValueError("`token` or `token_file`: which of them?")
+            raise ValueError("`token` and `token_file` exclude each other")
 
     def server(self, name: str, host: str, at: Callable[[str], str] = str) -> Server:
         """
-        The server that is meant. Its files are looked at.
+        The server. Its files are read and checked.
 
-        @param at: where a file is that is named.
-        @raise InvalidOption: it cannot be reached like that.
+        @param at: makes an absolute path of one in the configuration.
+        @raise InvalidOption: an option is wrong.
         """
         try:
             if serverAt(host).host != host:
-                raise ValueError(f"{host!r} is more than a host: a port goes into `port`")
+                raise ValueError(f"{host!r} is not a host alone: set the port with `port`")
         except ValueError as error:
             raise InvalidOption(("host",), str(error)) from None
         return Server(
@@ -90,13 +90,15 @@ def _tokenIn(path: str) -> str:
     return token
 
 
-def _checked(said: ClientTls, at: Callable[[str], str]) -> ClientTls:
+def _checked(options: ClientTls, at: Callable[[str], str]) -> ClientTls:
+    from usbip_server.client.tls import WrongTls, require
+
     files = {
         key: at(path)
         for key in ("ca", "certificate", "key")
-        if (path := getattr(said, key)) is not None
+        if (path := getattr(options, key)) is not None
     }
-    tls: ClientTls = msgspec.structs.replace(said, **files)
+    tls: ClientTls = msgspec.structs.replace(options, **files)
     try:
         require(tls)
     except WrongTls as error:
@@ -110,21 +112,21 @@ T = TypeVar("T")
 FILE = "client.yaml"
 
 HOSTS = "USBIPSHARE_HOSTS"
-"""The environment variable with servers, separated by spaces or commas."""
+"""The environment variable that names servers, separated by spaces or commas."""
 
 DEFAULT = "localhost"
-"""The server, where none is named."""
+"""The server if none is configured."""
 
 _NAME = re.compile(r"[^\s,]+")
 
 
 class Entry(ServerOptions, frozen=True, kw_only=True):
     """
-    What stands at the name of a server, or of several with addresses in a row.
+    The options of a server, or of a range of servers.
 
-    @ivar host: its name or address; C{None}: the same as what it is called.
-    @ivar range: the addresses: see L{serversIn}.
-    @ivar stock: there is no control port, only a stock C{usbipd}.
+    @ivar host: its name or address; C{None}: the entry's name.
+    @ivar range: addresses: see L{serversIn}.
+    @ivar stock: there is only a stock C{usbipd}, and no port for requests.
     """
 
     host: Text | None = None
@@ -134,15 +136,15 @@ class Entry(ServerOptions, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.host is not None and self.range is not None:
-            raise ValueError("`host` or `range`: it is one, or it is several")
+            raise ValueError("`host` and `range` exclude each other")
 
 
 class ClientFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
-    The file.
+    client.yaml.
 
     @ivar servers: by their names.
-    @ivar timeout: seconds for each to answer.
+    @ivar timeout: seconds for each server's reply.
     """
 
     servers: dict[str, Entry | None] = msgspec.field(default_factory=dict)
@@ -151,12 +153,12 @@ class ClientFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 class ClientSettings:
     """
-    What there is to know of servers.
+    The configured servers.
 
-    @ivar timeout: seconds for each to answer.
-    @ivar warnings: what somebody should be told.
-    @ivar known: the servers in the file, by its names: several at the name of a range.
-    @ivar stock: those of them that have no control port.
+    @ivar timeout: seconds for each server's reply.
+    @ivar warnings: for the user.
+    @ivar known: the servers in the file, by its names: several under the name of a range.
+    @ivar stock: those of them that have no port for requests.
     """
 
     def __init__(self) -> None:
@@ -167,11 +169,11 @@ class ClientSettings:
 
     def servers(self, named: Iterable[str], environment: Mapping[str, str]) -> tuple[Server, ...]:
         """
-        Those that are to be asked: those that are named, or else those in the environment, in
-        the file, or on this machine.
+        The servers to ask: those named, or else those in the environment variable, or else all in
+        the file, or else this machine.
 
-        @param named: names in the file, or hosts.
-        @raise ValueError: one is no server.
+        @param named: names in the file, or addresses.
+        @raise ValueError: one of these is not a valid address.
         """
         names = [*named] or [*filter(None, re.split(r"[\s,]+", environment.get(HOSTS, "")))]
         if not names and self.known:
@@ -187,7 +189,7 @@ class ClientSettings:
         return None
 
     def exporting(self, host: str, service: str) -> Server:
-        """The server that gives devices away at a host's port."""
+        """The server that exports devices on a TCP port of a host."""
         port = int(service) if service.isdigit() else EXPORT_PORT
         for servers in self.known.values():
             for server in servers:
@@ -198,7 +200,7 @@ class ClientSettings:
     def _called(self, name: str) -> tuple[Server, ...]:
         if name in self.known:
             return self.known[name]
-        for servers in self.known.values():  # an address in a range
+        for servers in self.known.values():  # one address of a range
             for server in servers:
                 if server.name == name:
                     return (server,)
@@ -207,9 +209,9 @@ class ClientSettings:
 
 def places(environment: Mapping[str, str], folder: str) -> Iterator[str]:
     """
-    Where the file can be; the first that is there counts.
+    Where client.yaml may be, in the order of precedence.
 
-    @param folder: the machine's.
+    @param folder: that of the settings for all users.
     """
     home = environment.get("XDG_CONFIG_HOME")
     if not home and environment.get("HOME"):
@@ -221,9 +223,9 @@ def places(environment: Mapping[str, str], folder: str) -> Iterator[str]:
 
 def find(environment: Mapping[str, str], folder: str) -> ClientSettings:
     """
-    Read the file that there is, if there is any. One that we may not read is left out.
+    Read the first client.yaml that exists. Without read permission it is ignored, with a warning.
 
-    @raise ConfigError: it is wrong.
+    @raise ConfigError: the file is wrong.
     """
     for path in places(environment, folder):
         try:
@@ -231,7 +233,7 @@ def find(environment: Mapping[str, str], folder: str) -> ClientSettings:
         except ConfigError as error:
             if isinstance(error.__cause__, PermissionError):
                 settings = ClientSettings()
-                settings.warnings.append(f"{error}: it is left out")
+                settings.warnings.append(f"{error}: ignored")
                 return settings
             if not isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
                 raise
@@ -244,21 +246,21 @@ def load(path: str) -> ClientSettings:
 
     @raise ConfigError: it cannot be read, or is wrong.
     """
-    reading = ServersFile(path, textOf(path))
-    file = reading.checkedServers(ClientFile)
-    settings = reading.settings(file.servers)
+    source = ServersFile(path, textOf(path))
+    file = source.checkedServers(ClientFile)
+    settings = source.settings(file.servers)
     settings.timeout = file.timeout
     return settings
 
 
 class ServersFile(YamlFile):
     """
-    A file with C{servers} in it, while it is read.
+    A YAML file with a mapping C{servers}.
     """
 
     def checkedServers(self, kind: type[T], choices: Choices | None = None) -> T:
         """
-        What it says, as C{checked}.
+        The content, as C{checked}.
 
         @raise ConfigError: something in it is wrong.
         """
@@ -267,9 +269,9 @@ class ServersFile(YamlFile):
 
     def settings(self, entries: Mapping[str, Entry | None]) -> ClientSettings:
         """
-        What it says of servers.
+        The servers.
 
-        @param entries: what stands at C{servers}.
+        @param entries: the mapping C{servers}.
         @raise ConfigError: something in it is wrong.
         """
         self._settings = ClientSettings()
@@ -285,7 +287,7 @@ class ServersFile(YamlFile):
     def _servers(self, name: str, entry: Entry) -> Iterator[Server]:
         path = ("servers", name)
         if not _NAME.fullmatch(name) or not name.isprintable():
-            raise self.error(path, "a server's name has no spaces and no commas in it")
+            raise self.error(path, "a server's name must not contain spaces or commas")
         try:
             yield from self._made(name, entry)
         except InvalidOption as error:
@@ -306,7 +308,7 @@ class ServersFile(YamlFile):
             yield msgspec.structs.replace(first, name=address, host=address)
 
     def _beside(self, path: str) -> str:
-        """A path in the file: it is taken from where the file is."""
+        """An absolute path: one in the file is relative to the file's folder."""
         return os.path.join(os.path.dirname(os.path.abspath(self._name)), os.path.expanduser(path))
 
     def _warnOf(self, path: str) -> None:
@@ -315,4 +317,6 @@ class ServersFile(YamlFile):
         except OSError:
             return
         if mode & (stat.S_IRGRP | stat.S_IROTH):
-            self._settings.warnings.append(f"others can read the token in {path}: chmod 600 {path}")
+            self._settings.warnings.append(
+                f"other users can read the token in {path}: chmod 600 {path}"
+            )

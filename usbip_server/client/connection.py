@@ -1,5 +1,5 @@
 """
-TLS with a server as Twisted speaks it, by pyOpenSSL.
+A Twisted connection to a server, with or without TLS.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from usbip_server.client.servers import ClientTls, Server
 from usbip_server.client.tls import OTHER_NAME, certificatesIn, keyOf, meaningOf, nameOf
 
 TLS_ERRORS = (SSL.Error, VerificationError)
-"""What a connection ends with that has not come to TLS."""
+"""The errors of a connection whose TLS handshake failed."""
 
 
 def creatorFor(host: str, tls: ClientTls) -> IOpenSSLClientConnectionCreator:
     """
-    For requests.
+    TLS for requests.
 
-    @raise WrongTls: a file cannot be read, or makes no sense.
+    @raise WrongTls: a file cannot be read, or is not what it should be.
     """
     root = None
     if tls.ca is not None:
@@ -55,7 +55,7 @@ def creatorFor(host: str, tls: ClientTls) -> IOpenSSLClientConnectionCreator:
 
 def reasonOf(error: BaseException) -> str:
     """
-    Why there is no TLS, for a person.
+    The reason why TLS failed, in words for users.
     """
     if isinstance(error, VerificationError):
         return OTHER_NAME
@@ -77,8 +77,8 @@ async def connect(reactor: Any, server: Server, seconds: float, make: Callable[[
 
     @param seconds: how long that may take.
     @param make: makes the protocol.
-    @raise Unreachable: it cannot be reached. Whether it is who it should be is known only when
-        it is asked something.
+    @raise Unreachable: it cannot be connected to. A TLS handshake that fails is reported by the
+        first request.
     """
     try:
         endpoint: IStreamClientEndpoint = HostnameEndpoint(
@@ -96,7 +96,7 @@ async def connect(reactor: Any, server: Server, seconds: float, make: Callable[[
     try:
         return cast(P, await connecting)
     except (CancelledError, ConnectingCancelledError) as error:
-        if giveUp.active():  # whoever waits for it does not any more
+        if giveUp.active():  # it was cancelled by the caller
             raise CancelledError from error
         raise unreachable(server, late) from error
     except TimeoutError as error:
@@ -110,12 +110,12 @@ async def connect(reactor: Any, server: Server, seconds: float, make: Callable[[
 
 def reason(error: BaseException | None) -> str:
     """
-    What has gone wrong with a connection, less what is for programmers.
+    The reason why a connection failed, in words for users.
     """
     if isinstance(error, DNSLookupError):
         return "there is no machine of this name"
     if isinstance(error, ConnectionLost):
-        return "the connection breaks"
+        return "the connection was lost"
     if isinstance(error, TLS_ERRORS):
         return reasonOf(error)
     number = getattr(error, "osError", None)

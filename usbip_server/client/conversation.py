@@ -1,11 +1,12 @@
 """
-Asking one server: JSON lines, as docs/reference/protocol.md has them, seen from the client.
+The client side of the JSON protocol, on Twisted: requests, replies and events on one connection.
+For programs without a reactor there is L{usbip_server.client.blocking}.
 
 A conversation::
 
     client: {"command":"attach",...,"keep_alive":true}
-    server: {"event":"queued",...}       any number of these: how it goes
-    server: {"status":"success",...}     the answer
+    server: {"event":"queued",...}       any number of these
+    server: {"status":"success",...}     the reply
 """
 
 from __future__ import annotations
@@ -22,10 +23,9 @@ from twisted.internet.protocol import connectionDone
 from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
 
-from usbip_server.client.blocking import shareOf, unreachable
+from usbip_server.client.blocking import ALERT, SPEAKS_TLS, shareOf, unreachable
 from usbip_server.client.connection import connect, reason
 from usbip_server.client.servers import Server
-from usbip_server.client.tls import ALERT, SPEAKS_TLS
 from usbip_server.model.errors import ShareError, Unreachable
 from usbip_server.model.replies import (
     LONGEST_LINE,
@@ -40,18 +40,18 @@ from usbip_server.model.replies import (
 from usbip_server.net.liveness import watchOver
 
 SILENCE = 45.0
-"""Seconds without a line from a server that has something to tell, after which it is taken for
-gone: three of its heartbeats (C{timeouts.heartbeat})."""
+"""Seconds without a line during a watch after which the connection is aborted: three heartbeats
+(C{timeouts.heartbeat})."""
 
 VANISHED = 5.0
-"""Seconds without a word, after which its machine is asked whether it is still there."""
+"""Seconds of silence after which the kernel probes whether the machine is still there."""
 
 
 class Conversation(LineReceiver):
     """
-    A connection to a server. One request at a time.
+    A connection to a server, with one request at a time.
 
-    @ivar lost: fires with the reason when it is gone.
+    @ivar lost: fires with the reason when the connection is lost.
     """
 
     delimiter = b"\n"
@@ -65,8 +65,8 @@ class Conversation(LineReceiver):
         self.server = server
         self.lost: Deferred[ShareError] = Deferred()
         self._reactor = reactor
-        self._answer: Deferred[ReceivedReply] | None = None
-        self._told: Callable[[ReceivedNotice], None] = lambda notice: None
+        self._reply: Deferred[ReceivedReply] | None = None
+        self._onNotice: Callable[[ReceivedNotice], None] = lambda notice: None
         self._silence: IDelayedCall | None = None
         self._longest = SILENCE
         self._why: ShareError | None = None
@@ -76,22 +76,22 @@ class Conversation(LineReceiver):
         self,
         request: dict[str, Any],
         seconds: float,
-        told: Callable[[ReceivedNotice], None] = lambda notice: None,
+        onNotice: Callable[[ReceivedNotice], None] = lambda notice: None,
     ) -> ReceivedReply:
         """
-        Send a request, and wait for its answer.
+        Send a request, and wait for the reply.
 
-        @param seconds: how long at the most; what the request says to C{wait} comes on top.
-        @param told: called with lines that answer nothing, until the connection is gone. If it
-            raises L{ShareError} that is its end.
-        @raise Unreachable: there is no answer, or none that is understood.
+        @param seconds: how long that may take; the request's C{wait} comes on top.
+        @param onNotice: called with each line that is an event, until the connection is lost. If
+            it raises a L{ShareError} the connection is aborted.
+        @raise Unreachable: there is no reply, or it is not understood.
         """
         if self._isLost:
-            raise self._why or self._trouble("the connection is gone")
-        assert self._answer is None, "one at a time"
-        self._told = told
-        answer: Deferred[ReceivedReply] = Deferred()
-        self._answer = answer
+            raise self._why or self._trouble("the connection is lost")
+        assert self._reply is None, "one request at a time"
+        self._onNotice = onNotice
+        reply: Deferred[ReceivedReply] = Deferred()
+        self._reply = reply
         line = {**request, "keep_alive": True}
         if self.server.token is not None:
             line["token"] = self.server.token
@@ -100,9 +100,9 @@ class Conversation(LineReceiver):
         late = f"no answer within {math.ceil(10 * longest) / 10:g} s"
         giveUp = self._reactor.callLater(longest, self._fail, late)
         try:
-            return await answer
+            return await reply
         finally:
-            self._answer = None
+            self._reply = None
             if giveUp.active():
                 giveUp.cancel()
 
@@ -110,30 +110,30 @@ class Conversation(LineReceiver):
         self,
         more: dict[str, Any],
         seconds: float,
-        told: Callable[[ReceivedNotice], None],
+        onNotice: Callable[[ReceivedNotice], None],
         silence: float = SILENCE,
     ) -> ReceivedReply:
         """
-        Be told what happens. Other parameters and errors are those of C{ask}.
+        Subscribe to events. Other parameters and errors are those of C{ask}.
 
-        @param more: of the request: criteria, and C{since} to go on.
-        @param silence: how many seconds the server may say nothing from now on.
-        @return: C{data} is a list of all devices, if it does not go on.
-        @raise Refused: it does not let us, or does not go back that far.
+        @param more: further keys of the request: criteria, and C{since} to resume.
+        @param silence: seconds without a line after which the connection is aborted.
+        @return: its C{data} is the list of all devices, unless the watch is resumed.
+        @raise Refused: the server refuses, or no longer has all events since C{since}.
         """
-        answer = await self.ask({"command": "watch", "detail": True, **more}, seconds, told)
-        if answer.status is not Status.SUCCESS:
-            raise Refused(answer.status, str(self._trouble(answer.message)))
-        if answer.seq is None or not ("since" in more or isinstance(answer.data, list)):
-            raise self._trouble("its answer is not understood: it tells nothing of events")
+        reply = await self.ask({"command": "watch", "detail": True, **more}, seconds, onNotice)
+        if reply.status is not Status.SUCCESS:
+            raise Refused(reply.status, str(self._trouble(str(reply.message))))
+        if reply.seq is None or not ("since" in more or isinstance(reply.data, list)):
+            raise self._trouble("its answer is not understood: it has no number of the last event")
         self._longest = silence
-        quiet = f"it has said nothing for {silence:g} s"
+        quiet = f"no line received for {silence:g} s"
         self._silence = self._reactor.callLater(silence, self._fail, quiet)
-        return answer
+        return reply
 
     def close(self) -> None:
-        """The end: nothing more is told."""
-        self._fail("it was closed")
+        """Abort the connection. C{onNotice} is not called any more."""
+        self._fail("the connection was closed")
 
     def connectionMade(self) -> None:
         watchOver(self.transport, VANISHED)
@@ -141,42 +141,42 @@ class Conversation(LineReceiver):
     def lineReceived(self, line: bytes) -> None:
         self._hasSpoken = True
         if self._why is not None:
-            return  # it is being cut off
+            return  # the connection is being aborted
         if self._silence is not None and self._silence.active():
             self._silence.reset(self._longest)
         try:
-            answer = decodeReply(line)
+            reply = decodeReply(line)
         except ValueError as error:
             self._fail(str(error))
             return
-        if not isinstance(answer, ReceivedReply):
+        if not isinstance(reply, ReceivedReply):
             try:
-                self._told(answer)
+                self._onNotice(reply)
             except ShareError as error:
                 self._end(error)
             return
-        if self._answer is not None and not self._answer.called:
-            self._answer.callback(answer)
-        elif answer.status is not Status.SUCCESS:
-            self._fail(answer.message)
+        if self._reply is not None and not self._reply.called:
+            self._reply.callback(reply)
+        elif reply.status is not Status.SUCCESS:
+            self._fail(str(reply.message))
 
     def lineLengthExceeded(self, line: bytes) -> None:
-        self._fail("its answer is longer than anything that it could have to say")
+        self._fail("the reply is longer than any valid reply")
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._isLost = True
         if self._silence is not None and self._silence.active():
             self._silence.cancel()
         self._why = self._why or self._trouble(self._ending(reason.value))
-        if self._answer is not None and not self._answer.called:
-            self._answer.errback(self._why)
+        if self._reply is not None and not self._reply.called:
+            self._reply.errback(self._why)
         self.lost.callback(self._why)
 
     def _ending(self, error: BaseException | None) -> str:
         if self.clearLineBuffer().startswith(ALERT):
             return SPEAKS_TLS
         if isinstance(error, ConnectionDone):
-            if self._answer is None:
+            if self._reply is None:
                 return "the connection is lost"
             isPlain = self.server.tls is None
             return NO_ANSWER + (MAYBE_TLS if isPlain and not self._hasSpoken else "")
@@ -195,7 +195,7 @@ class Conversation(LineReceiver):
 
 async def converse(reactor: Any, server: Server, seconds: float) -> Conversation:
     """
-    Begin a conversation. Parameters and errors are those of L{connect}.
+    Connect to a server. Parameters and errors are those of L{connect}.
     """
     return await connect(reactor, server, seconds, lambda: Conversation(server, reactor))
 
@@ -205,17 +205,17 @@ async def ask(
     server: Server,
     request: dict[str, Any],
     seconds: float,
-    told: Callable[[ReceivedNotice], None] = lambda notice: None,
+    onNotice: Callable[[ReceivedNotice], None] = lambda notice: None,
 ) -> ReceivedReply:
     """
-    Ask a server one thing. Parameters and errors are those of L{converse} and
-    L{Conversation.ask}; both together may take so many seconds, of which a connection has its
-    share (L{shareOf}).
+    Send one request on a connection of its own. Parameters and errors are those of L{converse} and
+    L{Conversation.ask}; C{seconds} are for both together, of which connecting has its share
+    (L{shareOf}).
     """
     until = reactor.seconds() + seconds
     conversation = await converse(reactor, server, shareOf(seconds))
     try:
-        return await conversation.ask(request, max(0, until - reactor.seconds()), told)
+        return await conversation.ask(request, max(0, until - reactor.seconds()), onNotice)
     finally:
         conversation.close()
 
@@ -225,21 +225,21 @@ async def askToTheEnd(
     server: Server,
     request: dict[str, Any],
     seconds: float,
-    told: Callable[[ReceivedNotice], None] = lambda notice: None,
-    pending: Callable[[ReceivedReply], None] = lambda answer: None,
+    onNotice: Callable[[ReceivedNotice], None] = lambda notice: None,
+    onPending: Callable[[ReceivedReply], None] = lambda reply: None,
 ) -> ReceivedReply:
     """
-    The same, and again for as long as the server is at it: it gives up at some time. What the
-    request says to C{wait} is for all together.
+    The same, and repeat the request for as long as the server replies that the operation is still
+    in progress. The server has a deadline for the operation.
 
-    @param seconds: for each answer.
-    @param pending: called with each answer that only says so.
+    @param seconds: for each reply; the request's C{wait} is for all of them together.
+    @param onPending: called with each of these replies.
     """
     until = reactor.seconds() + float(request.get("wait") or 0)
     while True:
-        answer = await ask(reactor, server, request, seconds, told)
-        if not answer.isPending:
-            return answer
-        pending(answer)
+        reply = await ask(reactor, server, request, seconds, onNotice)
+        if not reply.isPending:
+            return reply
+        onPending(reply)
         if "wait" in request:
             request = {**request, "wait": max(0.0, until - reactor.seconds())}

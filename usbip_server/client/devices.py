@@ -36,8 +36,8 @@ class _Lease(msgspec.Struct, frozen=True, kw_only=True):
 
 class _Device(msgspec.Struct, frozen=True, kw_only=True):
     """
-    The contract's device object; what is not there in an answer without C{detail} has the
-    values it would have for a device that nobody has.
+    A device in a reply. Keys that only replies with C{detail} have default to those of a free
+    device.
     """
 
     bus_id: str
@@ -61,9 +61,9 @@ class _Device(msgspec.Struct, frozen=True, kw_only=True):
 
 class RemoteDevice(msgspec.Struct, frozen=True, kw_only=True):
     """
-    A device, and where it is.
+    A device of a server.
 
-    @ivar raw: as its server has described it.
+    @ivar raw: the JSON object that the server describes it with.
     """
 
     server: Server
@@ -76,9 +76,9 @@ class RemoteDevice(msgspec.Struct, frozen=True, kw_only=True):
 
 def foundIn(server: Server, data: Any) -> tuple[RemoteDevice, ...]:
     """
-    The devices in an answer.
+    The devices in the C{data} of a reply.
 
-    @raise Unreachable: it makes no sense.
+    @raise Unreachable: the data is not understood.
     """
     several = data if isinstance(data, list) else [data]
     return tuple(
@@ -88,33 +88,33 @@ def foundIn(server: Server, data: Any) -> tuple[RemoteDevice, ...]:
 
 def deviceIn(server: Server, data: Any) -> UsbDevice:
     """
-    One device.
+    One device in the C{data} of a reply.
 
-    @raise Unreachable: it makes no sense.
+    @raise Unreachable: the data is not understood.
     """
     try:
-        told = msgspec.convert(data, _Device)
-        if not isBusId(told.bus_id):
-            raise ValueError(f"{told.bus_id!r} is no bus id")
-        number = told.device_name.rpartition("/")[2]
+        fields = msgspec.convert(data, _Device)
+        if not isBusId(fields.bus_id):
+            raise ValueError(f"{fields.bus_id!r} is not a bus id")
+        number = fields.device_name.rpartition("/")[2]
         return UsbDevice(
-            busId=told.bus_id,
-            vendorId=told.vendor_id,
-            productId=told.product_id,
-            description=told.description,
-            serial=told.serial,
+            busId=fields.bus_id,
+            vendorId=fields.vendor_id,
+            productId=fields.product_id,
+            description=fields.description,
+            serial=fields.serial,
             deviceNumber=int(number) if number.isdigit() else 0,
-            manufacturer=told.manufacturer,
-            product=told.product,
-            speed=told.speed,
-            deviceClass=told.device_class,
-            interfaces=told.interfaces,
-            driver=told.driver,
-            state=told.state,
-            holder=_holder(told.holder),
-            trouble=told.trouble,
-            name=told.name,
-            lease=_lease(told.lease),
+            manufacturer=fields.manufacturer,
+            product=fields.product,
+            speed=fields.speed,
+            deviceClass=fields.device_class,
+            interfaces=fields.interfaces,
+            driver=fields.driver,
+            state=fields.state,
+            holder=_holder(fields.holder),
+            trouble=fields.trouble,
+            name=fields.name,
+            lease=_lease(fields.lease),
         )
     except (msgspec.ValidationError, ValueError) as error:
         raise Unreachable(
@@ -122,22 +122,22 @@ def deviceIn(server: Server, data: Any) -> UsbDevice:
         ) from error
 
 
-def _holder(told: _Holder | None) -> Holder | None:
-    if told is None:
+def _holder(fields: _Holder | None) -> Holder | None:
+    if fields is None:
         return None
-    return Holder(address=told.address, since=_moment(told.since), encryption=told.encryption)
+    return Holder(address=fields.address, since=_moment(fields.since), encryption=fields.encryption)
 
 
-def _lease(told: _Lease | None) -> Lease | None:
-    if told is None:
+def _lease(fields: _Lease | None) -> Lease | None:
+    if fields is None:
         return None
     return Lease(
-        owner=told.owner,
-        address=told.address,
-        ttl=told.ttl if isinstance(told.ttl, float) else None,  # or for as long as a connection
-        until=_moment(told.until),
+        owner=fields.owner,
+        address=fields.address,
+        ttl=fields.ttl if isinstance(fields.ttl, float) else None,  # or the word "connection"
+        until=_moment(fields.until),
     )
 
 
-def _moment(told: str | None) -> float | None:
-    return None if told is None else moment(told)
+def _moment(text: str | None) -> float | None:
+    return None if text is None else moment(text)

@@ -1,13 +1,12 @@
 """
-Fetching a device: from the connection to a server's export port until it is ours. Everything
-here blocks, for as long as it is told to: call it in a thread.
+The client side of USB/IP until the traffic of a device begins: OP_REQ_DEVLIST and OP_REQ_IMPORT
+on a server's export port. All functions block, up to the time that they are given.
 """
 
 from __future__ import annotations
 
 import contextlib
 import socket
-import ssl
 import time
 from collections.abc import Iterator
 
@@ -15,7 +14,6 @@ import msgspec
 
 from usbip_server.client.blocking import connected, received, shareOf, why
 from usbip_server.client.servers import Server
-from usbip_server.client.tls import exportContext
 from usbip_server.model.device import Encryption
 from usbip_server.model.errors import Unreachable
 from usbip_server.model.replies import NO_ANSWER
@@ -30,25 +28,24 @@ from usbip_server.model.usbip import (
     decodeList,
     encodeRequest,
 )
-from usbip_server.net import ktls
 from usbip_server.net.keepalive import KeepAlive
 
-AT_ONCE = 65536
+CHUNK = 65536
+"""Bytes that are read at once."""
 
 LONGEST_LIST = 1024 * 1024
-"""Bytes: of thousands of devices."""
+"""Bytes of a list of devices: enough for thousands."""
 
 DEFAULT = KeepAlive()
 
 
 class Imported(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """
-    A device that a server has given us. Nobody has read anything of its traffic yet.
+    A device that a server has exported to this client. None of its traffic has been read yet.
 
     @ivar device: as the server describes it.
-    @ivar connection: what the traffic goes over.
-    @ivar encryption: C{RELAY}: the kernel cannot read C{connection}, and somebody has to carry
-        between the two.
+    @ivar connection: carries the traffic.
+    @ivar encryption: C{RELAY}: the kernel cannot decrypt C{connection} itself: a relay is needed.
     """
 
     device: Exported
@@ -60,12 +57,12 @@ def importDevice(
     server: Server, busId: str, seconds: float, keepAlive: KeepAlive = DEFAULT
 ) -> Imported:
     """
-    Fetch a device.
+    Import a device from a server, which has it bound.
 
     @param seconds: how long that may take.
-    @param keepAlive: how it is noticed later that the server has vanished.
-    @raise NotGiven: the server does not give it to us.
-    @raise Unreachable: it is not there, or speaks something else.
+    @param keepAlive: of the connection, for the whole session.
+    @raise NotGiven: the server refuses.
+    @raise Unreachable: the server does not reply, or its reply is not USB/IP.
     """
     with _connected(server, seconds, seconds) as (connection, until):
         keepAlive.apply(connection)
@@ -73,29 +70,29 @@ def importDevice(
         answer = b""
         device = None
         while device is None:
-            # Not a byte more than the answer: what comes behind it is USB traffic.
+            # Not a byte more than the reply: the bytes after it are USB traffic, for the kernel.
             wanted = REPLY_HEAD if len(answer) < REPLY_HEAD else IMPORT_REPLY
             answer += _more(connection, wanted - len(answer), until)
             device = decodeImport(answer)
         if device.busId != busId:
-            raise NotUsbIp(f"it was asked for {busId}, and gives {device.busId}")
+            raise NotUsbIp(f"the reply to a request for {busId} is for {device.busId}")
         connection.settimeout(None)
         return Imported(device=device, connection=connection, encryption=_encryption(connection))
 
 
 def listDevices(server: Server, seconds: float) -> tuple[Exported, ...]:
     """
-    What a server has to give away. All that a stock C{usbipd} tells of its devices. Parameters
-    and errors as of L{importDevice}; connecting has its share of the time (L{shareOf}).
+    The devices that a server exports (OP_REQ_DEVLIST). Parameters and errors as of
+    L{importDevice}; connecting has its share of the time (L{shareOf}).
     """
     with _connected(server, seconds, shareOf(seconds)) as (connection, until), connection:
         connection.sendall(encodeRequest(ListRequest()))
         answer = b""
         devices = None
         while devices is None:
-            answer += _more(connection, AT_ONCE, until)
+            answer += _more(connection, CHUNK, until)
             if len(answer) > LONGEST_LIST:
-                raise NotUsbIp("its list has no end")
+                raise NotUsbIp("the list of devices is longer than any valid list")
             devices = decodeList(answer)
         return devices
 
@@ -105,16 +102,15 @@ def _connected(
     server: Server, seconds: float, connecting: float
 ) -> Iterator[tuple[socket.socket, float]]:
     """
-    A connection to the export port, and until when everything has to be done. It is closed if
-    anything goes wrong.
+    A connection to the export port, and the deadline of everything. It is closed after an error.
 
-    @param connecting: how many of the seconds it may take until the machine is there.
+    @param connecting: how many of the seconds the TCP connection may take.
     """
     begin = time.monotonic()
     until = begin + seconds
     connection: socket.socket | None = None
     try:
-        connection = connected(server, server.exportPort, exportContext, begin + connecting, until)
+        connection = connected(server, server.exportPort, begin + connecting, until, True)
         yield connection, until
     except (OSError, ValueError, NotUsbIp) as error:
         _close(connection)
@@ -132,8 +128,13 @@ def _more(connection: socket.socket, size: int, until: float) -> bytes:
 
 
 def _encryption(connection: socket.socket) -> Encryption:
-    if not isinstance(connection, ssl.SSLSocket):
+    if type(connection) is socket.socket:
         return Encryption.NONE
+    import ssl
+
+    from usbip_server.net import ktls
+
+    assert isinstance(connection, ssl.SSLSocket)
     if connection.pending() or ktls.missing(connection, connection.version()) is not None:
         return Encryption.RELAY
     return Encryption.KTLS

@@ -1,5 +1,5 @@
 """
-Which device is meant, of all that all servers have.
+Which device a user means, among the devices of all servers.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from usbip_server.model.selector import CRITERIA, describe, given, matching
 
 class Selector(msgspec.Struct, frozen=True, kw_only=True):
     """
-    What somebody asks for: criteria, all of which have to be met; or a word.
+    Criteria, a word, or both. A device has to match all that is given.
 
     @ivar word: a name, a bus id, C{vid:pid} or a glob of these, a serial number or a part of
-        the description: the first of these that fits any device.
-    @ivar first: of several take the first.
+        the description: the first of these that matches any device.
+    @ivar first: of several devices take the first.
     """
 
     id: str | None = None
@@ -36,119 +36,76 @@ class Selector(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError("say which device")
 
     def __str__(self) -> str:
-        if self.word is not None:
-            return repr(self.word)
-        return describe(given(self))
+        word = [] if self.word is None else [repr(self.word)]
+        criteria = given(self)
+        return ", ".join([*word, describe(criteria)] if criteria else word)
+
+    @property
+    def busId(self) -> str | None:
+        """The bus id in it; C{None} if there is none."""
+        values = map(str, (self.word, self.bus, self.id))
+        return next(filter(isBusId, values), None)
 
 
 class SeveralFound(ShareError):
     """
-    More than one device is meant.
+    More than one device matches.
 
     @ivar found: those.
     """
 
-    def __init__(self, wanted: Selector, found: Sequence[RemoteDevice]) -> None:
-        super().__init__(f"{len(found)} devices match {wanted}")
+    def __init__(self, selector: Selector, found: Sequence[RemoteDevice]) -> None:
+        super().__init__(f"{len(found)} devices match {selector}")
         self.found = tuple(found)
 
 
-def choose(wanted: Selector, found: Sequence[RemoteDevice]) -> RemoteDevice:
+def selectorOf(word: str | None, first: bool, **criteria: Any) -> Selector | None:
     """
-    The one device that is meant.
+    The selector that a command line gives.
 
-    @raise DeviceNotFound: there is none.
-    @raise SeveralFound: there are several, and C{first} is not said.
+    @return: C{None}: there is neither a word nor a criterion.
+    @raise ValueError: one of them is empty or too long.
     """
-    matches = among(wanted, found)
+    values = {name: criteria[name] for name in CRITERIA if criteria.get(name) is not None}
+    if word is None and not values:
+        return None
+    return Selector(word=word, first=first, **values)
+
+
+def choose(selector: Selector, found: Sequence[RemoteDevice]) -> RemoteDevice:
+    """
+    The one device that matches.
+
+    @raise DeviceNotFound: none does.
+    @raise SeveralFound: several do, and C{first} is not set.
+    """
+    matches = among(selector, found)
     if not matches:
-        raise DeviceNotFound(f"no device matches {wanted}")
-    if len(matches) > 1 and not wanted.first:
-        raise SeveralFound(wanted, matches)
+        raise DeviceNotFound(f"no device matches {selector}")
+    if len(matches) > 1 and not selector.first:
+        raise SeveralFound(selector, matches)
     return matches[0]
 
 
-def among(wanted: Selector, found: Sequence[RemoteDevice]) -> tuple[RemoteDevice, ...]:
+def among(selector: Selector, found: Sequence[RemoteDevice]) -> tuple[RemoteDevice, ...]:
     """
-    All devices that are meant.
+    All devices that match.
     """
-    if wanted.word is None:
-        return _meeting(wanted, found)
-    word = wanted.word
+    if given(selector):
+        found = _matching(selector, found)
+    word = selector.word
+    if word is None:
+        return tuple(found)
     named = tuple(each for each in found if each.device.name == word)
     ways = [Selector(id=word), Selector(serial=word), Selector(desc=word)]
     if isBusId(word):
         ways.insert(0, Selector(bus=word))
-    return next(filter(None, (named, *(_meeting(way, found) for way in ways))), ())
+    return next(filter(None, (named, *(_matching(way, found) for way in ways))), ())
 
 
-def _meeting(wanted: Selector, found: Sequence[RemoteDevice]) -> tuple[RemoteDevice, ...]:
+def _matching(selector: Selector, found: Sequence[RemoteDevice]) -> tuple[RemoteDevice, ...]:
     """
-    Those that meet the criteria, as if all were one server's.
+    The devices that match the criteria, as if one server had them all.
     """
-    meeting = [id(device) for device in matching(wanted, [each.device for each in found])]
-    return tuple(each for each in found if id(each.device) in meeting)
-
-
-class Selection(msgspec.Struct, frozen=True, kw_only=True):
-    """
-    What was typed.
-
-    @ivar word: what L{Selector} calls a word.
-    @ivar criteria: what has to be met besides.
-    @ivar first: of several take the first.
-    """
-
-    word: Selector | None = None
-    criteria: Selector | None = None
-    first: bool = False
-
-    def __str__(self) -> str:
-        return ", ".join(str(part) for part in (self.word, self.criteria) if part is not None)
-
-    @property
-    def busId(self) -> str | None:
-        """The bus id that was typed; C{None}: none was."""
-        said = [each for part in (self.word, self.criteria) if part for each in _texts(part)]
-        return next(filter(isBusId, said), None)
-
-    def among(self, found: Sequence[RemoteDevice]) -> tuple[RemoteDevice, ...]:
-        """All devices that are meant."""
-        for part in (self.criteria, self.word):
-            if part is not None:
-                found = among(part, found)
-        return tuple(found)
-
-    def choose(self, found: Sequence[RemoteDevice]) -> RemoteDevice:
-        """
-        The one device that is meant.
-
-        @raise DeviceNotFound: there is none.
-        @raise SeveralFound: there are several, and C{first} is not said.
-        """
-        if self.word is not None and self.criteria is not None:
-            found = among(self.criteria, found)
-        wanted = self.word or self.criteria
-        assert wanted is not None, "nothing is meant"
-        return choose(wanted, found)
-
-
-def meant(word: str | None, first: bool, **criteria: Any) -> Selection | None:
-    """
-    What was typed.
-
-    @return: C{None}: nothing.
-    @raise ValueError: it makes no sense.
-    """
-    said = {name: criteria[name] for name in CRITERIA if criteria.get(name) is not None}
-    if word is None and not said:
-        return None
-    return Selection(
-        word=None if word is None else Selector(word=word, first=first),
-        criteria=Selector(**said, first=first) if said else None,
-        first=first,
-    )
-
-
-def _texts(wanted: Selector) -> list[str]:
-    return [each for each in (wanted.word, wanted.bus, wanted.id) if isinstance(each, str)]
+    devices = [id(device) for device in matching(selector, [each.device for each in found])]
+    return tuple(each for each in found if id(each.device) in devices)

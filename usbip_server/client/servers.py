@@ -4,8 +4,8 @@ Machines that share devices, as a client knows them.
 
 from __future__ import annotations
 
-import ipaddress
 import re
+import socket
 from collections.abc import Iterator
 from typing import Annotated
 
@@ -15,7 +15,7 @@ CONTROL_PORT = 5055
 EXPORT_PORT = 3240
 
 MOST = 1024
-"""Servers in one range."""
+"""Servers in one range at most."""
 
 TcpPort = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 
@@ -31,12 +31,12 @@ class ClientTls(
     rename={"serverName": "server_name"},
 ):
     """
-    How to speak TLS with a server. All but the last are files in PEM.
+    TLS with a server. All but the last are paths of PEM files.
 
-    @ivar ca: whose certificates servers may show; C{None}: those this machine trusts.
-    @ivar certificate: ours, if it asks for one.
-    @ivar key: its key; C{None}: it is in the same file.
-    @ivar serverName: what stands in the server's certificate, if that is not its host.
+    @ivar ca: the CA that signs servers' certificates; C{None}: those that this machine trusts.
+    @ivar certificate: of this client, for servers that require one.
+    @ivar key: its private key; C{None}: it is in the same file.
+    @ivar serverName: the name in the server's certificate; C{None}: its host.
     """
 
     ca: str | None = None
@@ -46,19 +46,19 @@ class ClientTls(
 
     def __post_init__(self) -> None:
         if self.key is not None and self.certificate is None:
-            raise ValueError("`key` needs `certificate`: whose key is it?")
+            raise ValueError("`key` requires `certificate`")
 
 
 class Server(msgspec.Struct, frozen=True, kw_only=True):
     """
-    One of them.
+    A server and how to reach it.
 
-    @ivar name: what it is called, for people.
+    @ivar name: for users.
     @ivar host: a name or an address.
-    @ivar port: for requests.
-    @ivar exportPort: for USB/IP.
-    @ivar token: proves who we are.
-    @ivar tls: C{None}: it is spoken to in plain.
+    @ivar port: TCP port for requests.
+    @ivar exportPort: TCP port for USB/IP.
+    @ivar token: authenticates this client.
+    @ivar tls: C{None}: without TLS.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def address(self) -> str:
         """
-        Host and port, as they are typed.
+        Host and port as in C{--host}.
         """
         if self.port == CONTROL_PORT:
             return self.host
@@ -90,17 +90,16 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
 
     def called(self, address: str) -> str:
         """
-        Its name, and behind that an address if it is another: for messages.
+        For messages: its name, followed by an address if that is different.
         """
         return self.name if address == self.name else f"{self.name} ({address})"
 
 
 def serverAt(text: str) -> Server:
     """
-    The server that somebody has named: C{raspi}, C{raspi:5056}, C{192.0.2.7}, C{::1},
-    C{[::1]:5056}.
+    The server at an address: C{raspi}, C{raspi:5056}, C{192.0.2.7}, C{::1}, C{[::1]:5056}.
 
-    @raise ValueError: that is no name of a server.
+    @raise ValueError: the text is not an address.
     """
     text = text.strip()
     if _isIpv6(text):
@@ -108,12 +107,12 @@ def serverAt(text: str) -> Server:
     found = _NAMED.fullmatch(text) or _BRACKETED.fullmatch(text)
     if found is None or (text.startswith("[") and not _isIpv6(found["host"])):
         raise ValueError(
-            f"{text!r} is no server: say its name or address, and its port behind a colon if "
-            f"that is not {CONTROL_PORT}; an IPv6 address with a port in brackets"
+            f"{text!r} is not a server: give NAME, ADDRESS, NAME:PORT or [IPV6]:PORT (the default "
+            f"port is {CONTROL_PORT})"
         )
     port = CONTROL_PORT if found["port"] is None else int(found["port"])
     if not 0 < port < 65536:
-        raise ValueError(f"{text!r} is no server: {port} is no port")
+        raise ValueError(f"{text!r} is not a server: {port} is not a TCP port (1 to 65535)")
     return Server(name=text, host=found["host"], port=port)
 
 
@@ -121,13 +120,15 @@ def serversIn(text: str) -> Iterator[str]:
     """
     The addresses in a range: C{192.0.2.10-192.0.2.20}, C{192.0.2.10-20} or C{192.0.2.0/28}.
 
-    @raise ValueError: that is no range, or one of more than L{MOST}.
+    @raise ValueError: the text is not a range, or is one of more than L{MOST}.
     """
+    import ipaddress  # loaded only where there are ranges
+
     try:
         if "/" in text:
             network = ipaddress.ip_network(text)
             if network.num_addresses > MOST:
-                raise ValueError(f"there are {network.num_addresses} in it, {MOST} at the most")
+                raise ValueError(f"it has {network.num_addresses} addresses, more than {MOST}")
             yield from map(str, network.hosts())
             return
         first, dash, last = text.partition("-")
@@ -136,15 +137,16 @@ def serversIn(text: str) -> Iterator[str]:
             last = f"{str(begin).rpartition('.')[0]}.{last.strip()}"
         end = ipaddress.ip_address(last.strip()) if dash else begin
         if begin.version != end.version or not 0 <= int(end) - int(begin) < MOST:
-            raise ValueError(f"it has to go up, by {MOST} at the most")
+            raise ValueError(f"it has to ascend, over at most {MOST} addresses")
     except ValueError as error:
-        raise ValueError(f"{text!r} is no range of addresses: {error}") from None
+        raise ValueError(f"{text!r} is not a range of addresses: {error}") from None
     kind = type(begin)
     yield from (str(kind(number)) for number in range(int(begin), int(end) + 1))
 
 
 def _isIpv6(text: str) -> bool:
     try:
-        return ipaddress.ip_address(text.partition("%")[0]).version == 6
-    except ValueError:
+        socket.inet_pton(socket.AF_INET6, text.partition("%")[0])
+    except (OSError, ValueError):
         return False
+    return True

@@ -1,41 +1,44 @@
 """
-TLS with a server: whom we trust, who we are, and what it means if it comes to nothing.
+TLS with a server: the contexts for requests and for USB/IP, and what its errors mean.
 """
 
 from __future__ import annotations
 
+import functools
 import ssl
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from usbip_server.client.servers import ClientTls
 from usbip_server.net.ktls import OP_ENABLE_KTLS
 
-if TYPE_CHECKING:  # and where there is TLS: it takes longer to load than all else that is here
+if TYPE_CHECKING:  # loaded where a certificate is read: it takes longer than all else here
     from cryptography.x509 import Certificate
 
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
-"""Of TLS 1.2: the kernel can go on with them (C{include/uapi/linux/tls.h})."""
+"""Ciphers of TLS 1.2 that the kernel supports (C{include/uapi/linux/tls.h})."""
 
-ALERT = b"\x15\x03"
-"""How TLS answers those who do not speak it (RFC 5246, 6.2.1)."""
+LEAVES = "the server closes the connection in the TLS handshake: it may not support TLS"
 
-SPEAKS_TLS = "it speaks TLS, and is spoken to in plain: give it `tls` in client.yaml"
-
-LEAVES = "it leaves in the handshake of TLS, which it may not speak"
-
-OTHER_NAME = "its certificate is for another name: if that is its, say so with `server_name`"
+OTHER_NAME = (
+    "the server's certificate is for another name: if that name is right, set `server_name` in "
+    "client.yaml"
+)
 
 _NAME_MISMATCH = (62, 64)
 """C{X509_V_ERR_HOSTNAME_MISMATCH} and C{X509_V_ERR_IP_ADDRESS_MISMATCH} (OpenSSL,
 C{include/openssl/x509_vfy.h})."""
 
-_NO_TLS = "it does not speak TLS"
-_NOT_US = "it asks for a certificate, and takes none of ours"
+_NO_TLS = "the server does not use TLS on this port"
+_NOT_US = (
+    "the server requires a client certificate, and does not accept the one it was given, if any: "
+    "set `tls: {certificate: FILE}`"
+)
 
 MEANING = {
     "certificate verify failed": (
-        "its certificate is not to be trusted: name its CA with `tls: {ca: FILE}`"
+        "the server's certificate is not trusted: name its CA with `tls: {ca: FILE}`"
     ),
     "wrong version number": _NO_TLS,
     "packet length too long": _NO_TLS,
@@ -46,15 +49,15 @@ MEANING = {
     "sslv3 alert bad certificate": _NOT_US,
     "tlsv1 alert unknown ca": _NOT_US,
 }
-"""What OpenSSL's reasons mean."""
+"""What OpenSSL's reasons mean to a user."""
 
 
 class WrongTls(ValueError):
     """
-    What is configured makes no sense.
+    A file that the configuration of TLS names is wrong.
 
-    @ivar key: which of the files it is: C{"ca"}, C{"certificate"} or C{"key"}; C{None}: none of
-        them alone.
+    @ivar key: which of them: C{"ca"}, C{"certificate"} or C{"key"}; C{None}: they do not fit
+        together.
     """
 
     def __init__(self, key: str | None, message: str) -> None:
@@ -64,9 +67,9 @@ class WrongTls(ValueError):
 
 def require(tls: ClientTls) -> None:
     """
-    Look at the files.
+    Check that the files can be read and used.
 
-    @raise WrongTls: one cannot be read, or makes no sense.
+    @raise WrongTls: one cannot be.
     """
     if tls.ca is None and tls.certificate is None:
         return
@@ -80,9 +83,9 @@ def require(tls: ClientTls) -> None:
 
 def controlContext(tls: ClientTls) -> ssl.SSLContext:
     """
-    For requests.
+    The context for requests.
 
-    @raise WrongTls: a file cannot be read, or makes no sense.
+    @raise WrongTls: a file cannot be read, or is not what it should be.
     """
     authorities = [] if tls.ca is None else certificatesIn("ca", tls.ca)
     encoded = b"".join(map(_der, authorities))
@@ -96,33 +99,51 @@ def controlContext(tls: ClientTls) -> ssl.SSLContext:
 
 def exportContext(tls: ClientTls) -> ssl.SSLContext:
     """
-    For USB/IP: the kernel can carry it on, where OpenSSL gives it the keys. Errors as of
-    L{controlContext}.
+    The context for USB/IP: of connections that the kernel can take over, where OpenSSL passes it
+    the keys. Errors as of L{controlContext}.
     """
     context = controlContext(tls)
-    # What else there is in TLS 1.3, tickets and new keys, would be taken for USB traffic.
+    # The kernel would take TLS 1.3's session tickets and key updates for USB traffic.
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(CIPHERS)
     context.options |= OP_ENABLE_KTLS | ssl.OP_NO_RENEGOTIATION
     return context
 
 
+_CREATING = threading.Lock()
+
+_cachedControlContext = functools.lru_cache(controlContext)
+
+
+def contextFor(tls: ClientTls, isExport: bool) -> ssl.SSLContext:
+    """
+    The context for a connection. That for requests is shared by all servers with the same files.
+
+    @param isExport: for USB/IP, not for requests.
+    @raise WrongTls: a file cannot be read, or is not what it should be.
+    """
+    if isExport:
+        return exportContext(tls)
+    with _CREATING:
+        return _cachedControlContext(tls)
+
+
 def nameOf(host: str, tls: ClientTls) -> str:
     """
-    What stands in the certificate of a host. An address is without the interface that it is
-    reached by.
+    The name that the certificate of a host has to be for: an address without its zone
+    (C{%eth0}).
     """
     return tls.serverName or host.partition("%")[0]
 
 
 def reasonOf(error: Exception) -> str:
     """
-    Why there is no TLS, for a person.
+    The reason why TLS failed, in words for users.
     """
     if isinstance(error, ssl.SSLCertVerificationError):
         if error.verify_code in _NAME_MISMATCH:
             return OTHER_NAME
-        return f"its certificate is not to be trusted: {error.verify_message}"
+        return f"the server's certificate is not trusted: {error.verify_message}"
     if isinstance(error, ssl.SSLEOFError):
         return LEAVES
     if isinstance(error, ssl.SSLError) and error.reason:
@@ -132,16 +153,16 @@ def reasonOf(error: Exception) -> str:
 
 def meaningOf(reason: str) -> str:
     """
-    The same of one of OpenSSL's reasons.
+    The same for one of OpenSSL's reasons, in lower case and with spaces.
     """
-    return MEANING.get(reason, f"no TLS: {reason}")
+    return MEANING.get(reason, f"TLS failed: {reason}")
 
 
 def keyOf(tls: ClientTls, certificate: Certificate) -> Any:
     """
-    Our key.
+    The client's private key.
 
-    @raise WrongTls: it cannot be read, or is that of another certificate.
+    @raise WrongTls: it cannot be read, or does not belong to the certificate.
     """
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -162,10 +183,10 @@ def keyOf(tls: ClientTls, certificate: Certificate) -> Any:
 
 def certificatesIn(name: str, path: str) -> list[Certificate]:
     """
-    Those in a file, one at least.
+    The certificates in a file: at least one.
 
-    @param name: which of the files it is.
-    @raise WrongTls: there are none.
+    @param name: which of the files it is, for L{WrongTls}.
+    @raise WrongTls: there are none, or it cannot be read.
     """
     from cryptography.x509 import load_pem_x509_certificates
 

@@ -1,5 +1,5 @@
 """
-Following what happens at a server, through all its absences.
+A watch of a server's events that reconnects and resumes after the connection is lost.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from usbip_server.model.replies import ReceivedNotice, ReceivedReply, Refused
 from usbip_server.runtime.backoff import BackOff, Pauses
 
 BACK_OFF = BackOff(first=1.0, longest=15.0)
-"""Where nothing but what somebody reads depends on it."""
+"""Pauses between two attempts to connect."""
 
 SECONDS = 5.0
-"""For a server to be connected to, and again to answer."""
+"""For connecting to the server, and again for its reply."""
 
 
 class Following:

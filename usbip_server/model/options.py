@@ -5,7 +5,7 @@ How much and how long: what the configuration's C{limits} and C{timeouts} say.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -93,20 +93,66 @@ WORDS = {
 _NAMES = re.compile(rf"`((?:{'|'.join(WORDS)})(?: \| (?:{'|'.join(WORDS)}))*)`")
 
 
-def invalid(error: msgspec.ValidationError) -> InvalidOption:
+def nearest(word: str, known: Iterable[str]) -> str:
     """
-    Take msgspec's C{reason - at `$.a.b[0]`} apart. This is for what stands in YAML.
+    The end of a message about an unknown word: C{". Did you mean 'token'?"} with the most similar
+    of the known words, or an empty string if none is similar.
+    """
+    import difflib
+
+    found = difflib.get_close_matches(word, [*known], 1)
+    return f". Did you mean {found[0]!r}?" if found else ""
+
+
+def invalid(error: msgspec.ValidationError, kind: Any = None) -> InvalidOption:
+    """
+    Make an L{InvalidOption} of msgspec's C{reason - at `$.a.b[0]`}, in the terms of YAML.
+
+    @param kind: the type that was expected, for suggestions.
     """
     reason, _, where = str(error).partition(" - at `$")
     steps = where.rstrip("`").replace("[", ".").replace("]", "").split(".")
     path: list[str | int] = [int(step) if step.isdigit() else step for step in steps if step]
     for told in ("Object contains unknown field `", "Object missing required field `"):
         if reason.startswith(told):
-            path.append(reason.removeprefix(told).rstrip("`"))
-            return InvalidOption(path, "unknown key" if "unknown" in told else "is missing")
+            key = reason.removeprefix(told).rstrip("`")
+            if "missing" in told:
+                return InvalidOption([*path, key], "is missing")
+            return InvalidOption([*path, key], "unknown key" + nearest(key, _keysAt(kind, path)))
     if reason.startswith("Expected `"):
         reason = _NAMES.sub(_worded, reason)
     return InvalidOption(path, reason[:1].lower() + reason[1:])
+
+
+def _keysAt(kind: Any, path: Sequence[str | int]) -> list[str]:
+    """
+    The keys that a mapping can have.
+
+    @param kind: the type of the whole.
+    @param path: the keys and indices that lead to the mapping.
+    """
+    from msgspec import inspect
+
+    types = [*_alternatives(inspect.type_info(kind))]
+    for step in path:
+        below: list[inspect.Type] = []
+        for each in types:
+            if isinstance(each, inspect.StructType):
+                below += [field.type for field in each.fields if field.encode_name == step]
+            elif isinstance(each, inspect.DictType):
+                below.append(each.value_type)
+            elif isinstance(each, inspect.CollectionType):
+                below.append(each.item_type)
+        types = [part for each in below for part in _alternatives(each)]
+    structs = [each for each in types if isinstance(each, inspect.StructType)]
+    return [field.encode_name for each in structs for field in each.fields]
+
+
+def _alternatives(kind: Any) -> Iterator[Any]:
+    """The types in a union, or the type itself."""
+    from msgspec import inspect
+
+    yield from kind.types if isinstance(kind, inspect.UnionType) else (kind,)
 
 
 def _worded(names: re.Match[str]) -> str:
@@ -125,4 +171,4 @@ def convert(options: Mapping[str, Any], kind: type[T]) -> T:
     try:
         return msgspec.convert(dict(options), kind)
     except msgspec.ValidationError as error:
-        raise invalid(error) from None
+        raise invalid(error, kind) from None

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
-import yaml
-from yaml.reader import ReaderError
 
 from usbip_server.model.options import InvalidOption, invalid
+
+if TYPE_CHECKING:  # loaded when there is a file to read: a command without one starts sooner
+    import yaml
 
 T = TypeVar("T")
 
@@ -40,6 +41,9 @@ class YamlFile:
         @param name: the file's name, for messages.
         @raise ConfigError: it is not YAML, or says a key twice.
         """
+        import yaml
+        from yaml.reader import ReaderError
+
         self._name = name
         self._lines: dict[Path, int] = {(): 1}
         try:
@@ -68,7 +72,7 @@ class YamlFile:
         try:
             return msgspec.convert(self.data, kind)
         except msgspec.ValidationError as error:
-            wrong = invalid(error)
+            wrong = invalid(error, kind)
             raise self.error(wrong.path, wrong.reason + _choices(wrong, choices or {})) from None
 
     def checkEach(self, path: Path, kind: Any) -> None:
@@ -86,7 +90,7 @@ class YamlFile:
             try:
                 msgspec.convert(value, kind)
             except msgspec.ValidationError as error:
-                wrong = invalid(error)
+                wrong = invalid(error, kind)
                 raise self.error((*path, name, *wrong.path), wrong.reason) from None
 
     def error(self, path: Path, reason: str) -> ConfigError:
@@ -104,6 +108,8 @@ class YamlFile:
         """
         Make plain data of a node, and note where its parts stand.
         """
+        import yaml
+
         self._lines.setdefault(path, node.start_mark.line + 1)
         if isinstance(node, yaml.SequenceNode):
             return [self._take(part, (*path, index)) for index, part in enumerate(node.value)]
@@ -153,6 +159,8 @@ def _choices(wrong: InvalidOption, choices: Choices) -> str:
 
 
 def _scalar(node: yaml.Node) -> Any:
+    import yaml
+
     loader = yaml.SafeLoader("")
     try:
         return loader.construct_object(node)

@@ -84,16 +84,16 @@ class OptionsTests(SynchronousTestCase):
         where = "hosts.0.token_file"
         said = {"host": "raspi3", "token_file": str(path)}
         self.assertWrong(where, f"{path} holds no token", said)
-        self.assertWrong("hosts.0", "`token` or `token_file`", {**said, "token": "usbip_x"})
+        self.assertWrong("hosts.0", "`token` and `token_file`", {**said, "token": "usbip_x"})
         missing = "/nowhere cannot be read: No such file"
         self.assertWrong(where, missing, {**said, "token_file": "/nowhere"})
 
     def test_wrong(self) -> None:
         """What cannot be meant is refused."""
         self.assertWrong("hosts", "length")
-        self.assertWrong("hosts.1", "is no server", "raspi3", "a b")
+        self.assertWrong("hosts.1", "is not a server", "raspi3", "a b")
         self.assertWrong("hosts.0", "is no port", "raspi3:70000")
-        self.assertWrong("hosts.0.host", "is no server", {"host": "a b"})
+        self.assertWrong("hosts.0.host", "is not a server", {"host": "a b"})
         self.assertWrong("hosts.0.host", "a port goes into `port`", {"host": "raspi3:5056"})
         self.assertWrong("hosts.0.host", "is missing", {"name": "raspi3"})
         self.assertWrong("hosts.0.hots", "unknown key", {"host": "raspi3", "hots": 1})

@@ -123,7 +123,7 @@ class ListTests(CommandCase):
         """Who has called it with sudo is told why the servers are not those that he has named."""
         self.environment |= {"SUDO_USER": "alice", "USBIPSHARE_HOSTS": f"127.0.0.1:{self.nobody()}"}
         done = self.type("list", status=Exit.UNREACHABLE)
-        self.assertIn("say --host, or have /etc/usbipshare/client.yaml", done.stderr)
+        self.assertIn("give --host, or create /etc/usbipshare/client.yaml", done.stderr)
 
     def test_range(self) -> None:
         """Of a range it is told how many of its addresses do not answer, in one line."""
@@ -185,7 +185,7 @@ class ListTests(CommandCase):
         """A file that is wrong is said to be, and where; that is a mistake in usage."""
         self.write("usbipshare/client.yaml", "servers:\n  raspi: {prot: 5055}\n")
         done = self.type("list", status=Exit.USAGE)
-        self.assertRegex(done.stderr, r"client.yaml:2: servers.raspi.prot: unknown key\n\Z")
+        self.assertRegex(done.stderr, r"servers.raspi.prot: unknown key. Did you mean 'port'\?\n\Z")
         other = self.write("other.yaml", "servers: {}\n")
         self.type("list", "--config", str(other), "--host", "a b", status=Exit.USAGE)
 
@@ -205,7 +205,7 @@ class ListTests(CommandCase):
         self.daemon("raspi", token="secret")
         os.chmod(self.folder / "usbipshare/client.yaml", 0o644)
         done = self.type("list", status=Exit.REFUSED)  # nobody knows that token
-        self.assertIn("warning: others can read the token in", done.stderr)
+        self.assertIn("warning: other users can read the token in", done.stderr)
         self.assertNotIn("secret", done.output)
 
 
@@ -233,7 +233,7 @@ class FindTests(CommandCase):
         self.assertEqual(said["status"], "multiple_matches")
         self.assertEqual([device["bus_id"] for device in said["devices"]], ["1-1", "1-2"])
         done = self.type("find", "usbipshare", status=Exit.SEVERAL)
-        self.assertIn("2 devices match 'usbipshare': narrow it down, or say --first", done.stderr)
+        self.assertIn("2 devices match 'usbipshare': give more criteria, or --first", done.stderr)
         self.assertIn("DISK1", done.stderr)
         [device] = self.json("find", "usbipshare", "--first")["devices"]
         self.assertEqual(device["bus_id"], "1-1")
@@ -300,7 +300,7 @@ class OthersTests(CommandCase):
         done = self.type("renew", "DISK1", "--lease", "others", status=Exit.REFUSED)
         self.assertIn("raspi: leased by ci (127.0.0.1) for", done.stderr)
         self.type("kick", "DISK1", status=Exit.REFUSED)
-        self.assertIn("nobody has it now", self.type("kick", "1-2", "--lease", "ci").stdout)
+        self.assertIn("no client uses it now", self.type("kick", "1-2", "--lease", "ci").stdout)
         self.type("kick", "DISK1", "--force")
         told = self.json("renew", "ECHO1", "--lease", "ci", status=Exit.REFUSED)
         self.assertEqual(told["status"], "failure")
@@ -317,7 +317,7 @@ class OthersTests(CommandCase):
             self.known("old", host="127.0.0.1", port=self.nobody(), export_port=usbipd.port)
             for command in (("kick", "3-2"), ("renew", "3-2", "--lease", "ci")):
                 done = self.type(*command, status=Exit.REFUSED)
-                self.assertIn("at old: a stock usbipd can be asked for a list", done.stderr)
+                self.assertIn("at old: a stock usbipd supports only listing", done.stderr)
 
 
 class ShapeTests(CommandCase):

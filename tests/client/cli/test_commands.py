@@ -31,21 +31,71 @@ SECONDS = 60
 TOKEN = "usbip_0123456789abcdef"
 
 
+HEAVY = {
+    *("OpenSSL", "asyncio", "cryptography", "importlib.metadata", "rich", "ssl", "subprocess"),
+    *("twisted", "usbip_server.client.attach", "usbip_server.kernel", "yaml", "zope.interface"),
+}
+"""What is loaded only by commands that use it."""
+
+SLIM = HEAVY | {"ipaddress", "msgspec", "socket", "usbip_server.client.config"}
+
+ATTACHING = {"subprocess", "usbip_server.client.attach", "usbip_server.kernel", "zope.interface"}
+
+LOADS: tuple[tuple[str, str, set[str]], ...] = (
+    ("--help", "", SLIM),
+    ("--version", "", SLIM),
+    ("tokken", "", HEAVY),
+    *((f"{name} --help", "", SLIM) for name in COMMANDS if name not in ("attach", "renew")),
+    *((f"{name} --help", "", HEAVY) for name in ("attach", "renew")),
+    ("", "usbipshare a", SLIM),
+    ("", "usbipshare attach --ho", HEAVY),
+    ("", "usbipshare attach --host 127.0.0.1:1 u", HEAVY),
+    ("list --host 127.0.0.1:1", "", HEAVY),
+    ("list --host 127.0.0.1:1 --json", "", HEAVY),
+    ("status --host 127.0.0.1:1", "", HEAVY),
+    ("kick --host 127.0.0.1:1 uno", "", HEAVY),
+    ("token ci", "", HEAVY),
+    ("completion bash", "", SLIM - {"subprocess"}),
+    ("ports", "", HEAVY - ATTACHING),
+    ("attach --host 127.0.0.1:1 uno", "", HEAVY - ATTACHING),
+    ("detach --host 127.0.0.1:1 uno", "", HEAVY - ATTACHING),
+)
+"""Command lines, or words to complete, and the modules that they must not load."""
+
+
 class LoadingTests(SynchronousTestCase):
     """
-    What a command costs before it does anything.
+    The modules that a command loads, which are most of the time that it takes.
     """
 
-    def test_noTwisted(self) -> None:
-        """No command loads Twisted, nor what is for TLS only; but for the one that follows
-        servers, and where it is Twisted's logger, the one that looks at the kernel."""
-        for command in {*COMMANDS} - {"watch", "doctor"}:
-            code = f"import sys, usbip_server.client.cli.commands.{command}; print(*sys.modules)"
-            loaded = subprocess.run(
-                [sys.executable, "-c", code], check=True, capture_output=True, text=True
-            ).stdout.split()
-            heavy = {"twisted", "OpenSSL", "cryptography", "asyncio"}
-            self.assertEqual(heavy.intersection(loaded), set(), command)
+    def test_modules(self) -> None:
+        """Each command loads only what it uses."""
+        folder = self.mktemp()
+        code = (
+            "import atexit, sys; "
+            "atexit.register(lambda: print('modules:', *sys.modules, file=sys.stderr)); "
+            "sys.argv[0] = 'usbipshare'; "
+            "from usbip_server.client.cli.main import main; main()"
+        )
+        for words, completed, unused in LOADS:
+            environment = {"XDG_CONFIG_HOME": folder}
+            if completed:
+                environment |= {
+                    "_USBIPSHARE_COMPLETE": "bash_complete",
+                    "COMP_WORDS": completed,
+                    "COMP_CWORD": str(len(completed.split()) - 1),
+                }
+            done = subprocess.run(
+                [sys.executable, "-c", code, *words.split()],
+                check=False,
+                capture_output=True,
+                text=True,
+                timeout=SECONDS,
+                env=environment,
+            )
+            loaded = set(done.stderr.partition("modules:")[2].split())
+            self.assertIn("usbip_server.client.cli.main", loaded, done.stderr)
+            self.assertEqual(loaded & unused, set(), (words, completed))
 
 
 class CommandLineTestCase(SynchronousTestCase):
@@ -76,7 +126,7 @@ class HelpTests(CommandLineTestCase):
         for option in ("-h", "--help"):
             said = self.type(option)
             for name in COMMANDS:
-                self.assertRegex(said, rf"\n  {name} +[A-Z][^.]+\.\n")
+                self.assertRegex(said, rf"\n  {name} +[A-Z][^.]+[a-z]\n")
                 told = self.type(name, option)
                 self.assertRegex(told, rf"\AUsage: usbipshare {name} \[OPTIONS\]")
                 self.assertIn(f"\n    usbipshare {name}", told.replace("sudo ", ""))
@@ -99,7 +149,9 @@ class HelpTests(CommandLineTestCase):
     def test_mistakes(self) -> None:
         """What makes no sense is said to make none, with exit status 2."""
         for arguments, said in (
-            (("tokken",), "No such command 'tokken'"),
+            (("tokken",), "No such command 'tokken'. Did you mean 'token'?"),
+            (("frobnicate",), "No such command 'frobnicate'.\n"),
+            (("attach", "--first", "--hosts", "raspi", "x"), "--host"),
             (("--verbose",), "No such option"),
             (("token", "a", "b"), "unexpected extra argument"),
             (("token", "--hash"), "No such option"),
@@ -176,13 +228,13 @@ class CheckTests(CommandLineTestCase):
         """A token comes by standard input, with or without the end of the line."""
         for given in (TOKEN, TOKEN + "\n", f"  {TOKEN}\r\n"):
             said = self.type("token", "--check", self.kept, given=given.encode())
-            self.assertEqual(said, "it is this token\n")
+            self.assertEqual(said, "the hash is of this token\n")
 
     def test_another(self) -> None:
         """Another one, or what is none, is told by the exit status; it is not repeated."""
         for given in (b"usbip_guessed", b"", b"usbip_\xff\xed\xa0\x80", b"x" * 100_000):
             said = self.type("token", "--check", self.kept, given=given, status=1)
-            self.assertEqual(said, "it is another token\n")
+            self.assertEqual(said, "the hash is of another token\n")
 
     def test_noHash(self) -> None:
         """What is no hash, as a shell leaves it if it was not quoted, is refused."""
@@ -195,7 +247,7 @@ class CheckTests(CommandLineTestCase):
         """Nothing is made besides."""
         for more in ("ci", "--json"):
             said = self.type("token", "--check", self.kept, more, status=2)
-            self.assertIn("--check stands alone", said)
+            self.assertIn("--check cannot be combined", said)
 
 
 class ManualTests(SynchronousTestCase):

@@ -8,11 +8,12 @@ import socket
 import threading
 
 import msgspec
+from twisted.trial.unittest import SynchronousTestCase
 
 from tests.client.blockingcase import CONFIG, SECONDS, TIMES, ReachingTestCase
 from tests.support.scriptedserver import Play, ScriptedServer, received
-from usbip_server import __version__
-from usbip_server.client.cli.diagnostics import versionOf
+from usbip_server import PRODUCT, __version__
+from usbip_server.client.cli.diagnostics import isOlder, versionIn, versionOf
 from usbip_server.client.servers import Server
 from usbip_server.model.errors import Unreachable
 
@@ -95,3 +96,39 @@ class IntroducingTests(ReachingTestCase):
     def leaving(self) -> Server:
         """One that says nothing, and leaves."""
         return self.stack.enter_context(ScriptedServer(lambda connection: None)).server
+
+
+class VersionTests(SynchronousTestCase):
+    """
+    Versions in headers, and their order.
+    """
+
+    def test_header(self) -> None:
+        """Only the version of usbipshare is used, wherever in the header it is."""
+        for header, version in (
+            (PRODUCT, __version__),
+            ("usbipshare/1.2", "1.2"),
+            ("nginx/1.27 usbipshare/1.2 (Debian)", "1.2"),
+            ("nginx/1.27.1", None),
+            ("usbipshare", None),
+            ("notusbipshare/1.2", None),
+            (f"usbipshare/{5000 * '9'}", None),
+            ("", None),
+        ):
+            self.assertEqual(versionIn(header), version, header)
+
+    def test_order(self) -> None:
+        """Numbers are compared as numbers, and a pre-release precedes its release."""
+        for one, other in (
+            ("0.1.0", "0.2.0"),
+            ("0.9", "0.10"),
+            ("1.0rc1", "1.0"),
+            ("1.0.dev3", "1.0.0"),
+            ("1.0", "1.0.1.dev1"),
+            ("nonsense", "0.1"),
+            ("0.1", 60 * "9"),
+        ):
+            self.assertTrue(isOlder(one, other), (one, other))
+            self.assertFalse(isOlder(other, one), (one, other))
+        for one, other in (("1.0", "1.0.0"), ("1.0+lab", "1.0"), ("x", "y"), ("1.0", "1.0")):
+            self.assertFalse(isOlder(one, other) or isOlder(other, one), (one, other))

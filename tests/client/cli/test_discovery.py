@@ -4,15 +4,22 @@ Tests of L{usbip_server.client.cli.discovery}, and of the lists that are asked f
 
 from __future__ import annotations
 
+import json
 import threading
 
+from twisted.trial.unittest import SynchronousTestCase
+
 from tests.client.blockingcase import CONFIG, SECONDS, TIMES, ReachingTestCase
+from tests.support.fixtures import STICK, UNO
 from usbip_server.client.blocking import devicesOf
-from usbip_server.client.cli.discovery import everywhere
-from usbip_server.client.devices import RemoteDevice
+from usbip_server.client.cli import discovery
+from usbip_server.client.cli.discovery import DiscoveryResult, askAll, waitFor
+from usbip_server.client.devices import RemoteDevice, foundIn
+from usbip_server.client.selection import Selector, SeveralFound
 from usbip_server.client.servers import Server
-from usbip_server.model.errors import Unreachable
-from usbip_server.model.replies import Refused
+from usbip_server.model.device import UsbDevice
+from usbip_server.model.errors import DeviceNotFound, Unreachable
+from usbip_server.model.replies import Refused, encodeDevices
 
 
 class DevicesTests(ReachingTestCase):
@@ -64,13 +71,13 @@ class EverywhereTests(ReachingTestCase):
                         break
             raise trouble
 
-        heard = everywhere(servers, work)
-        self.assertEqual([server for server, _ in heard.answers], [here, here])
-        self.assertEqual([len(found) for _, found in heard.answers], [2, 2])
+        replies = askAll(servers, work)
+        self.assertEqual([server for server, _ in replies.answers], [here, here])
+        self.assertEqual([len(found) for _, found in replies.answers], [2, 2])
         names = ["full", "dead", *(10 * ["silent"])]
-        self.assertEqual([server.name for server, _ in heard.troubles], names)
+        self.assertEqual([server.name for server, _ in replies.troubles], names)
         for (_, trouble), why in zip(
-            heard.troubles,
+            replies.troubles,
             ("no connection within 1 s", "Connection refused", *(10 * [r"no answer within \S+ s"])),
             strict=True,
         ):
@@ -80,8 +87,8 @@ class EverywhereTests(ReachingTestCase):
         """None waits for another."""
         met = threading.Barrier(5)
         servers = [Server(name=str(number), host="192.0.2.1") for number in range(5)]
-        heard = everywhere(servers, lambda server: met.wait(SECONDS))
-        self.assertEqual([server for server, _ in heard.answers], servers)
+        replies = askAll(servers, lambda server: met.wait(SECONDS))
+        self.assertEqual([server for server, _ in replies.answers], servers)
 
     def test_limits(self) -> None:
         """A server that there is no thread for is told of, as others are."""
@@ -96,15 +103,15 @@ class EverywhereTests(ReachingTestCase):
 
         self.patch(threading.Thread, "start", limited)
         servers = [Server(name=str(number), host="192.0.2.1") for number in range(4)]
-        heard = everywhere(servers, lambda server: server.name)
-        self.assertEqual([name for _, name in heard.answers], ["0", "1"])
-        self.assertEqual([server.name for server, _ in heard.troubles], ["2", "3"])
-        self.assertIn("2: not asked, as this machine is at its limits", str(heard.troubles[0][1]))
+        replies = askAll(servers, lambda server: server.name)
+        self.assertEqual([name for _, name in replies.answers], ["0", "1"])
+        self.assertEqual([server.name for server, _ in replies.troubles], ["2", "3"])
+        self.assertIn("2: not asked, as this machine is at its limits", str(replies.troubles[0][1]))
 
     def test_nobody(self) -> None:
-        """Of no servers nothing is heard."""
-        heard = everywhere([], lambda server: devicesOf(server, 1.0))
-        self.assertEqual((heard.answers, heard.troubles), ([], []))
+        """Of no servers nothing is replies."""
+        replies = askAll([], lambda server: devicesOf(server, 1.0))
+        self.assertEqual((replies.answers, replies.troubles), ([], []))
 
     def test_bug(self) -> None:
         """What is no trouble of a server's is not taken for one."""
@@ -112,4 +119,56 @@ class EverywhereTests(ReachingTestCase):
         def fails(server: Server) -> None:
             raise KeyError(server)
 
-        self.assertRaises(KeyError, everywhere, [self.dead()], fails)
+        self.assertRaises(KeyError, askAll, [self.dead()], fails)
+
+
+RASPI = Server(name="raspi", host="192.0.2.1")
+
+
+def devicesAt(*devices: UsbDevice) -> DiscoveryResult:
+    """The devices of a server."""
+    data = json.loads(bytes(encodeDevices(devices, detail=True)))
+    return DiscoveryResult(found=foundIn(RASPI, data), answered=(RASPI,))
+
+
+class WaitForTests(SynchronousTestCase):
+    """
+    Waiting for a device.
+
+    @ivar asked: how often the servers were asked.
+    """
+
+    def setUp(self) -> None:
+        self.asked = 0
+        self.patch(discovery, "AGAIN", 0.001)
+
+    def waitFor(self, word: str, *results: DiscoveryResult, seconds: float = 60.0) -> str:
+        """The bus id of the device, where servers have these one after the other."""
+
+        def discover() -> DiscoveryResult:
+            self.asked += 1
+            return results[min(self.asked, len(results)) - 1]
+
+        found, last = waitFor(Selector(word=word), discover, seconds)
+        self.assertIs(last, results[-1])
+        return found.device.busId
+
+    def test_appears(self) -> None:
+        """The device may be there at once, or appear later, also if no server answers at first."""
+        both = devicesAt(STICK, UNO)
+        for results in ((both,), (DiscoveryResult(), devicesAt(STICK), both)):
+            self.asked = 0
+            self.assertEqual(self.waitFor("uno", *results), UNO.busId)
+            self.assertEqual(self.asked, len(results))
+
+    def test_severalMatch(self) -> None:
+        """Several matches end the wait with an error."""
+        self.assertRaises(SeveralFound, self.waitFor, "1-*", devicesAt(STICK, UNO))
+
+    def test_neverAppears(self) -> None:
+        """At the deadline the wait ends with an error, after several attempts."""
+        error = self.assertRaises(
+            DeviceNotFound, self.waitFor, "uno", DiscoveryResult(), seconds=0.4
+        )
+        self.assertIn("none has appeared within 0 s", str(error))
+        self.assertGreater(self.asked, 1)

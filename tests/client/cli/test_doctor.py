@@ -17,7 +17,7 @@ from tests.support.childdaemon import EXPORT
 from tests.support.scriptedserver import LIST_REQUEST, ScriptedServer, says
 from usbip_server import __version__
 from usbip_server.client.attach import Attached
-from usbip_server.client.cli.diagnostics import Check, compared, plugged, thisMachine
+from usbip_server.client.cli.diagnostics import Check, attachment, compared, thisMachine
 from usbip_server.client.cli.exitcodes import Exit
 from usbip_server.kernel import usbip_host
 from usbip_server.kernel.vhci.ports import Vhci
@@ -47,7 +47,9 @@ class DoctorTests(CommandCase):
         self.assertTrue(all(line.startswith("ok ") for line in lines), done.stdout)
         found = self.checks()
         self.assertIn("2 devices", found["raspi: requests"]["found"])
-        self.assertEqual(found["raspi: version"]["found"], f"usbipshare {__version__}, as here")
+        self.assertEqual(
+            found["raspi: version"]["found"], f"usbipshare {__version__} on both sides"
+        )
         self.assertIn("0 devices can be imported", found["raspi: USB/IP"]["found"])
         self.assertIn("6 of 6 for USB 3", found["free ports"]["found"])
 
@@ -67,7 +69,7 @@ class DoctorTests(CommandCase):
         """Where sudo cannot work, that is said."""
         self.kernel.refuse = errno.EACCES
         for isRoot, status, fix in (
-            (False, "NoNewPrivs:\t1\n", "sudo cannot work in here"),
+            (False, "NoNewPrivs:\t1\n", "sudo is disabled in this container"),
             (False, "NoNewPrivs:\t0\n", "sudo usbipshare attach"),
             (True, "NoNewPrivs:\t0\n", "None"),
         ):
@@ -100,9 +102,11 @@ class DoctorTests(CommandCase):
                 export = stack.enter_context(ScriptedServer(says(answer, size=LIST_REQUEST)))
                 self.known(name, host="127.0.0.1", port=control.port, export_port=export.port)
             found = self.checks(Exit.UNREACHABLE)
-        update = "there: pip install --upgrade usbipshare"
-        self.assertWrong(found["old: version"], "does not say which, so it is older", update)
-        self.assertWrong(found["older: version"], f"0.0.9 there, and {__version__} here", update)
+        update = "on the server: pip install --upgrade usbipshare"
+        self.assertWrong(found["old: version"], "sends no version, so it is older", update)
+        self.assertWrong(
+            found["older: version"], f"0.0.9 on the server, {__version__} here", update
+        )
         usbip = "usbip 0.1.8"
         needed = "it speaks USB/IP 0x0106, and 0x0111 is needed"
         self.assertWrong(found["old: USB/IP"], needed, usbip)
@@ -111,9 +115,14 @@ class DoctorTests(CommandCase):
     def test_versions(self) -> None:
         """Which side has to be updated depends on which is older."""
         for there, here, found, fix in (
-            ("1.0", "1.1", "the server is older", "there: pip"),
+            ("1.0", "1.1", "the server is older", "on the server: pip"),
             ("1.1", "1.0", "the client is older", "here: pip"),
-            ("1.0+lab", "1.0", "usbipshare 1.0+lab there, and 1.0 here", "there and here: pip"),
+            (
+                "1.0+lab",
+                "1.0",
+                "usbipshare 1.0+lab on the server, 1.0 here",
+                "on the server and here: pip",
+            ),
         ):
             self.assertWrong(msgspec.to_builtins(compared("x", there, here)), found, fix)
 
@@ -123,7 +132,7 @@ class DoctorTests(CommandCase):
         self.type("attach", "echo")
         self.assertTrue(self.checks()["port 0"]["ok"])
         attached = Attached(port=3, record=Record(host="raspi", service="3240", busId="1-1.4"))
-        check = plugged(attached, isThere=False)
+        check = attachment(attached, isAnswering=False)
         self.assertWrong(msgspec.to_builtins(check), "1-1.4 of raspi:3240", "detach --port 3")
         daemon.kill()
         self.assertFalse(self.checks(Exit.UNREACHABLE)["raspi: requests"]["ok"])
@@ -134,7 +143,7 @@ class DoctorTests(CommandCase):
             system = _Sharing(taken)
             (check,) = [it for it in self.local(system) if it.what == "usbip-host"]
             self.assertEqual(check.ok, ok)
-            self.assertIn(f"{taken} of its kernel's 16 places", check.found)
+            self.assertIn(f"{taken} of the 16 that its kernel supports", check.found)
 
     def local(self, system: Any) -> list[Check]:
         """What there is to say of a machine."""

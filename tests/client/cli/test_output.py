@@ -13,9 +13,8 @@ from collections.abc import Iterator
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.fixtures import UNO, changed
-from usbip_server.client.cli.exitcodes import Exit
-from usbip_server.client.cli.output import Show, plain
-from usbip_server.client.cli.tables import devicesTable, deviceTable, whoHas
+from usbip_server.client.cli.output import Printer, plain
+from usbip_server.client.cli.tables import devicesTable, deviceTable, userOf
 from usbip_server.client.devices import RemoteDevice
 from usbip_server.client.servers import serverAt
 from usbip_server.model.device import DeviceState, Holder, Lease, UsbDevice
@@ -56,7 +55,7 @@ class ShowTests(ShowTestCase):
 
     def test_people(self) -> None:
         """Results go to standard output, and all else to standard error."""
-        show = Show()
+        show = Printer()
         with self.said() as (out, err):
             show.line("/dev/ttyUSB0")
             show.note("it is plugged in")
@@ -67,12 +66,12 @@ class ShowTests(ShowTestCase):
 
     def test_json(self) -> None:
         """In JSON there is one line of result, and nothing else."""
-        show = Show(asJson=True)
+        show = Printer(asJson=True)
         with self.said() as (out, err):
             show.line("/dev/ttyUSB0")
             show.table(devicesTable([found()]))
             show.trouble("raspi", "no answer")
-            show.result([{"server": "bench"}], Exit.NOT_FOUND, "none", extra=1)
+            show.result([{"server": "bench"}], "not_found", "none", extra=1)
         self.assertEqual(
             json.loads(out.getvalue()),
             {
@@ -88,7 +87,7 @@ class ShowTests(ShowTestCase):
     def test_progress(self) -> None:
         """On a terminal what goes on has one line; elsewhere a line each,
         none twice, if it is worth that."""
-        show = Show()
+        show = Printer()
         with self.said(isTerminal=True) as (_, err):
             show.progress("one")
             show.progress("two" * 1000)
@@ -117,14 +116,14 @@ class TableTests(ShowTestCase):
     def test_wide(self) -> None:
         """What no terminal shows is not cut off, however long it is."""
         with self.said() as (out, _):
-            Show().table(devicesTable([found(changed(UNO, description="x" * 500))]))
+            Printer().table(devicesTable([found(changed(UNO, description="x" * 500))]))
         self.assertEqual(len(out.getvalue().splitlines()), 2)
         self.assertIn("x" * 500, out.getvalue())
 
     def test_numbered(self) -> None:
         """Those of which one is to be chosen have numbers."""
         with self.said() as (_, err):
-            Show(asJson=True).table(devicesTable([found(), found()], numbered=True), err=True)
+            Printer(asJson=True).table(devicesTable([found(), found()], numbered=True), err=True)
         _, first, second = err.getvalue().splitlines()
         self.assertTrue(first.startswith("1  raspi"), first)
         self.assertTrue(second.startswith("2  raspi"), second)
@@ -132,7 +131,7 @@ class TableTests(ShowTestCase):
     def test_markup(self) -> None:
         """A text is not taken for an order to the one who makes the table."""
         with self.said() as (out, _):
-            Show().table(deviceTable(found(changed(UNO, description="[red]:smile: x[/]"))))
+            Printer().table(deviceTable(found(changed(UNO, description="[red]:smile: x[/]"))))
         self.assertIn("[red]:smile: x[/]", out.getvalue())
 
     def test_who(self) -> None:
@@ -153,7 +152,7 @@ class TableTests(ShowTestCase):
                 "somebody since 2026-01-02 12:00, leased by ci until 2026-01-02 12:00",
             ),
         ):
-            self.assertEqual(whoHas(device), said)
+            self.assertEqual(userOf(device), said)
         self.assertRegex(
-            whoHas(changed(UNO, holder=Holder(since=time.time()))), r"\Asomebody since \d\d:\d\d\Z"
+            userOf(changed(UNO, holder=Holder(since=time.time()))), r"\Asomebody since \d\d:\d\d\Z"
         )

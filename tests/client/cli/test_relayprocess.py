@@ -46,15 +46,15 @@ class RelayProcessTests(SynchronousTestCase):
             while data := secured.recv(4096):
                 secured.sendall(data)
 
-    def carry(self) -> int:
+    def start(self) -> int:
         """Have it carry."""
-        self.process.carry(self.secured, self.ours)
+        self.process.start(self.secured, self.ours)
         assert self.process.pid is not None
         return self.process.pid
 
     def test_carries(self) -> None:
         """What is said on one side is heard on the other, though neither is open here."""
-        self.carry()
+        self.start()
         self.assertEqual((self.secured.fileno(), self.ours.fileno()), (-1, -1))
         for said in (b"hello", b"x" * 100_000):
             self.given.sendall(said)
@@ -68,7 +68,7 @@ class RelayProcessTests(SynchronousTestCase):
     def test_apart(self) -> None:
         """It has its own session, and nothing that is open here: it outlives this process."""
         read, write = os.pipe()
-        pid = self.carry()
+        pid = self.start()
         self.given.sendall(b"it has begun")
         self.given.recv(4096)
         self.assertEqual(os.getsid(pid), pid)
@@ -83,7 +83,7 @@ class RelayProcessTests(SynchronousTestCase):
 
     def test_end(self) -> None:
         """It ends with the session, whoever ends it, and so does the other side."""
-        pid = self.carry()
+        pid = self.start()
         self.given.close()
         self.assertEqual(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), 0)
         self.thread.join(SECONDS)

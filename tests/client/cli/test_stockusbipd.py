@@ -9,7 +9,6 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.fixtures import UNO, changed
 from usbip_server.client.cli.stockusbipd import binding, remedy, unlisted
-from usbip_server.client.selection import Selection, Selector
 from usbip_server.client.servers import Server
 from usbip_server.model.usbip import NotGiven, OpStatus
 
@@ -41,7 +40,7 @@ class RemedyTests(SynchronousTestCase):
                 self.assertEqual(said.startswith("; "), isKnown, (path, status))
         self.assertEqual(
             remedy(NotGiven(OpStatus.NODEV), changed(UNO, path=LINUX)),
-            "; there: sudo usbip bind -b 1-1.4",
+            "; on the server: sudo usbip bind -b 1-1.4",
         )
 
     def test_unlisted(self) -> None:
@@ -49,14 +48,3 @@ class RemedyTests(SynchronousTestCase):
         servers = [Server(name=name, host=name) for name in ("old", "desktop")]
         self.assertEqual(unlisted([], "1-4"), "")
         self.assertIn("a stock usbipd (old, desktop) lists only", unlisted(servers, "1-4"))
-
-    def test_typed(self) -> None:
-        """A bus id is known where one was typed."""
-        for word, criteria, busId in (
-            (Selector(word="2-4"), None, "2-4"),
-            (Selector(word="uno"), Selector(bus="2-4"), "2-4"),
-            (None, Selector(id="2-4", serial="1"), "2-4"),
-            (Selector(word="2341:0043"), Selector(bus=2), None),
-            (None, Selector(bus="2-*"), None),
-        ):
-            self.assertEqual(Selection(word=word, criteria=criteria).busId, busId)

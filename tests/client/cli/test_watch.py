@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.client.cli.commands.watch} and L{usbip_server.net.resolver}.
+Tests of L{usbip_server.client.cli.eventprinter} and L{usbip_server.net.resolver}.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from usbip_server.client.cli.commands.watch import SIGNALS, Interrupted, run
+from usbip_server.client.cli.eventprinter import SIGNALS, Interrupted, run
 from usbip_server.net.resolver import Lookup, Resolver
 from usbip_server.testing import FakeReactor
 

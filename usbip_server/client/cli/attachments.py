@@ -1,5 +1,5 @@
 """
-What is typed of plugging in and out: both halves, the one at the server and the one here.
+Attaching a device: bind it at its server, then attach it to this machine; and detaching it.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import msgspec
 
 from usbip_server.client.attach import Attached
 from usbip_server.client.cli.context import CommandContext
-from usbip_server.client.cli.discovery import appearing, isRefused
+from usbip_server.client.cli.discovery import isRefused, waitFor
 from usbip_server.client.cli.relayprocess import RelayProcess
 from usbip_server.client.cli.stockusbipd import remedy
 from usbip_server.client.devices import RemoteDevice, foundIn
-from usbip_server.client.selection import Selection
+from usbip_server.client.selection import Selector
 from usbip_server.client.servers import Server
 from usbip_server.model.device import DeviceState
 from usbip_server.model.errors import DeviceNotFound, LocalTrouble, ShareError, Unreachable
@@ -26,17 +26,17 @@ from usbip_server.model.replies import ReceivedNotice, Refused, Status
 from usbip_server.model.usbip import NotGiven
 
 SECONDS = 15.0
-"""For a server to give a device away, and for the kernel to get to know it."""
+"""For a server to export a device and for the kernel to enumerate it."""
 
 
-class Wish(msgspec.Struct, frozen=True, kw_only=True):
+class AttachOptions(msgspec.Struct, frozen=True, kw_only=True):
     """
-    What is asked for beside the device.
+    The options of C{attach}.
 
-    @ivar wait: seconds to wait for it, if it is not there or somebody else has it.
-    @ivar owner: who leases it.
-    @ivar ttl: for how many seconds.
-    @ivar force: take it from whoever has it.
+    @ivar wait: seconds to wait for a device that is absent or in use.
+    @ivar owner: reserve it under this name; C{None}: without a lease.
+    @ivar ttl: seconds that the lease lasts.
+    @ivar force: end the session of another client.
     """
 
     wait: float = 0.0
@@ -47,188 +47,194 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
 
 class Attacher:
     """
-    Does it for one command. What is done here is done in this thread, of which there is no
-    other then: a process can be forked (L{RelayProcess}).
+    Attaches and detaches devices for one command, in this thread, which has to be the only one
+    when a L{RelayProcess} is started.
 
-    @ivar relay: the process that carries for a TLS connection, if one is needed.
+    @ivar relay: the process for a TLS connection that the kernel cannot encrypt itself.
     """
 
-    def __init__(self, errand: CommandContext) -> None:
-        self._errand = errand
+    def __init__(self, context: CommandContext) -> None:
+        self._context = context
         self.relay = RelayProcess()
-        self._attaching = errand.machine.attaching(self.relay.carry)
+        self._attaching = context.machine.attaching(self.relay.start)
 
     def attached(self) -> tuple[Attached, ...]:
         """
-        What is plugged in here.
+        The devices that are attached to this machine.
 
-        @raise LocalTrouble: the kernel does not tell.
+        @raise LocalTrouble: the kernel's list cannot be read.
         """
         return self._attaching.attached()
 
     def serverOf(self, attached: Attached) -> Server | None:
-        """Where something has come from, if that is known."""
+        """The server that an attached device came from; C{None} if that is not known."""
         record = attached.record
         if record is None:
             return None
-        return self._errand.settings.exporting(record.host, record.service)
+        return self._context.settings.exporting(record.host, record.service)
 
-    def attach(self, meant: Selection, wish: Wish) -> tuple[RemoteDevice, Attached]:
+    def attach(self, selector: Selector, options: AttachOptions) -> tuple[RemoteDevice, Attached]:
         """
-        Plug a device in. If it is already, all is well.
+        Attach a device, unless it is attached to this machine already.
 
-        @return: the device, and where it is now.
-        @raise ShareError: it is not to be had, or this machine does not take it.
+        @return: the device at its server, and on this machine.
+        @raise ShareError: the server or this machine's kernel refuses, or there is no such device.
         """
-        self._errand.machine.vhci().require()  # before anything is asked of a server
+        self._context.machine.vhci().require()  # before a server is asked for anything
         here = self.attached()
-        until = time.monotonic() + wish.wait
-        found, isStock = self._find(meant, wish)
-        already = self._pluggedIn(found, here)
+        until = time.monotonic() + options.wait
+        found, isStock = self._find(selector, options)
+        already = self._among(here, found)
         if already is not None and (isStock or found.device.state is DeviceState.IN_USE):
             return found, already
         if isStock:
-            _requireNothing(found, wish)
-            return found, self._plugIn(found, isStock=True)
+            _requireNoLease(found, options)
+            return found, self._import(found, isStock=True)
         try:
-            bound = self._bind(found, wish, until)
+            bound = self._bind(found, options, until)
         except KeyboardInterrupt:
             with contextlib.suppress(ShareError, KeyboardInterrupt):
-                # Its server may be at it, and does nothing else meanwhile: how did it go?
-                self._bind(found, Wish(owner=wish.owner, ttl=wish.ttl), until)
-                self._undo(found, wish)
+                # The server may still be binding it, and refuses to unbind it meanwhile: wait.
+                self._bind(found, AttachOptions(owner=options.owner, ttl=options.ttl), until)
+                self._undo(found, options)
             raise
         try:
-            return bound, self._plugIn(bound)
+            return bound, self._import(bound)
         except BaseException:
-            self._undo(found, wish)
+            self._undo(found, options)
             raise
 
-    def meantHere(self, meant: Selection | None, port: int | None) -> Attached | None:
+    def local(self, selector: Selector | None, port: int | None) -> Attached | None:
         """
-        What is plugged in here and meant: by its port, or by a word that is one of its nodes,
-        or where it is plugged in, here or at its server.
+        The attached device that is selected by its port, or by a word that is one of its device
+        nodes, its bus id on this machine or its bus id at its server.
 
-        @return: C{None}: nothing; it may be meant by what its server says of it.
-        @raise DeviceNotFound: there is nothing at that port.
-        @raise Refused: several are.
+        @return: C{None}: none is; the word may be one that only the server can resolve.
+        @raise DeviceNotFound: no device is attached at the port.
+        @raise Refused: several devices match.
         """
         if port is not None:
             matches = [each for each in self.attached() if each.port == port]
             if not matches:
-                raise DeviceNotFound(f"nothing is plugged in at port {port}")
-        elif meant is not None and meant.word is not None and meant.criteria is None:
-            word = str(meant.word.word)
+                raise DeviceNotFound(
+                    f"no device is attached at port {port}: see `usbipshare ports`"
+                )
+        elif selector is not None and selector == Selector(word=selector.word or "-"):
+            word = str(selector.word)
             matches = [each for each in self._attachedIfAny() if _isCalled(each, word)]
         else:
             return None
         if len(matches) > 1:
-            places = ", ".join(f"port {each.port} ({each.localBusId})" for each in matches)
+            ports = ", ".join(f"port {each.port} ({each.localBusId})" for each in matches)
             raise Refused(
                 Status.MULTIPLE_MATCHES,
-                f"{len(matches)} of those here are meant: say which --port: {places}",
+                f"{len(matches)} attached devices match: choose one with --port: {ports}",
             )
         return matches[0] if matches else None
 
-    def pluggedIn(self, found: RemoteDevice) -> Attached | None:
-        """Where a server's device is plugged in here."""
-        return self._pluggedIn(found, self._attachedIfAny())
+    def attachedAs(self, found: RemoteDevice) -> Attached | None:
+        """A server's device on this machine; C{None}: it is not attached."""
+        return self._among(self._attachedIfAny(), found)
 
-    def unplug(self, attached: Attached) -> None:
+    def detach(self, attached: Attached) -> None:
         """
-        The half that is here.
+        Detach a device from this machine. It stays bound at its server.
 
-        @raise LocalTrouble: the kernel does not let us.
+        @raise LocalTrouble: the kernel refuses.
         """
         self._attaching.detach(attached.port)
 
-    def release(self, server: Server, busId: str, owner: str | None, force: bool) -> str | None:
+    def unbind(self, server: Server, busId: str, owner: str | None, force: bool) -> str | None:
         """
-        The half at the server.
+        Unbind a device at its server.
 
-        @return: why there is nothing to be done there; C{None}: it is done.
-        @raise ShareError: it is not.
+        @param owner: of the lease.
+        @param force: also if another client uses it or has leased it.
+        @return: why it stays bound; C{None}: it is unbound.
+        @raise ShareError: the server refuses or does not answer.
         """
-        if server in self._errand.settings.stock:
+        if server in self._context.settings.stock:
             return f"{server} is a stock usbipd: {busId} stays bound there"
         try:
-            self._release(server, busId, owner, force)
+            self._unbind(server, busId, owner, force)
         except Unreachable as error:
             if not isRefused(error):
                 raise
             return f"{error}: {busId} stays bound there, if that is a stock usbipd"
         return None
 
-    def _find(self, meant: Selection, wish: Wish) -> tuple[RemoteDevice, bool]:
+    def _find(self, selector: Selector, options: AttachOptions) -> tuple[RemoteDevice, bool]:
         """
-        The device, when there is one, and whether its server has no control port.
+        The device, and whether its server is a stock C{usbipd}.
         """
-        errand = self._errand
+        context = self._context
         try:
-            survey = errand.survey()
-            found = errand.pick(meant, survey)
-            return found, survey.isStock(found.server)
+            result = context.discover()
+            found = context.choose(selector, result)
+            return found, result.isStock(found.server)
         except (DeviceNotFound, Unreachable):
-            if not wish.wait:
+            if not options.wait:
                 raise
-        errand.show.progress(f"waiting for {meant}, {wish.wait:g} s at the most", isNews=True)
-        found, survey = appearing(meant, errand.look, wish.wait)
-        return found, survey.isStock(found.server)
+        message = f"waiting for {selector}, at most {options.wait:g} s"
+        context.printer.progress(message, isNews=True)
+        found, result = waitFor(selector, context.discoverQuietly, options.wait)
+        return found, result.isStock(found.server)
 
-    def _bind(self, found: RemoteDevice, wish: Wish, until: float) -> RemoteDevice:
+    def _bind(self, found: RemoteDevice, options: AttachOptions, until: float) -> RemoteDevice:
         server, device = found.server, found.device
         request: dict[str, Any] = {"command": "attach", "id": device.busId, "detail": True}
         left = round(until - time.monotonic(), 3)
-        if wish.wait and left > 0:
+        if options.wait and left > 0:
             request["wait"] = left
-        if wish.owner is not None:
-            request["lease"] = {"owner": wish.owner, "ttl": wish.ttl}
-        if wish.force:
+        if options.owner is not None:
+            request["lease"] = {"owner": options.owner, "ttl": options.ttl}
+        if options.force:
             request["force"] = True
 
-        def told(notice: ReceivedNotice) -> None:
+        def show(notice: ReceivedNotice) -> None:
             if "message" in notice:
                 place = f" (place {notice['place']})" if "place" in notice else ""
-                self._errand.show.progress(f"{server}: {notice['message']}{place}", isNews=True)
+                text = f"{server}: {notice['message']}{place}"
+                self._context.printer.progress(text, isNews=True)
 
-        self._errand.show.progress(f"{found}: attaching")
-        [bound] = foundIn(server, self._errand.ask(server, request, told))
+        self._context.printer.progress(f"{found}: binding it at the server")
+        [bound] = foundIn(server, self._context.ask(server, request, show))
         return bound
 
-    def _plugIn(self, found: RemoteDevice, isStock: bool = False) -> Attached:
-        self._errand.show.progress(f"{found}: plugging it in")
+    def _import(self, found: RemoteDevice, isStock: bool = False) -> Attached:
+        self._context.printer.progress(f"{found}: attaching it to this machine")
         try:
             attached, kept = self._attaching.attach(found.server, found.device.busId, SECONDS)
         except NotGiven as error:
-            what = remedy(error, found.device) if isStock else ""
-            raise Refused(Status.FAILURE, f"{found}: {error}{what}") from error
+            advice = remedy(error, found.device) if isStock else ""
+            raise Refused(Status.FAILURE, f"{found}: {error}{advice}") from error
         kept.close()
         return attached
 
-    def _undo(self, found: RemoteDevice, wish: Wish) -> None:
+    def _undo(self, found: RemoteDevice, options: AttachOptions) -> None:
         """
-        Leave nothing of it at the server: neither what was bound for us nor a lease.
+        Unbind the device if this command bound it, and end the lease.
         """
-        if found.device.state is DeviceState.FREE or wish.owner is not None:
+        if found.device.state is DeviceState.FREE or options.owner is not None:
             with contextlib.suppress(ShareError, KeyboardInterrupt):
-                self._release(found.server, found.device.busId, wish.owner, False)
+                self._unbind(found.server, found.device.busId, options.owner, False)
 
-    def _release(self, server: Server, busId: str, owner: str | None, force: bool) -> None:
+    def _unbind(self, server: Server, busId: str, owner: str | None, force: bool) -> None:
         request: dict[str, Any] = {"command": "detach", "id": busId}
         if owner is not None:
             request["owner"] = owner
         if force:
             request["force"] = True
-        self._errand.ask(server, request)
+        self._context.ask(server, request)
 
-    def _pluggedIn(self, found: RemoteDevice, here: Sequence[Attached]) -> Attached | None:
+    def _among(self, here: Sequence[Attached], found: RemoteDevice) -> Attached | None:
         server = found.server
         for each in here:
             record = each.record
             if record is None or record.busId != found.device.busId:
                 continue
-            isThere = (record.host, record.service) == (server.host, str(server.exportPort))
-            if isThere or self.serverOf(each) == server:
+            isSame = (record.host, record.service) == (server.host, str(server.exportPort))
+            if isSame or self.serverOf(each) == server:
                 return each
         return None
 
@@ -242,16 +248,15 @@ class Attacher:
 def _isCalled(attached: Attached, word: str) -> bool:
     if word.startswith("/"):
         return word in attached.nodes or os.path.realpath(word) in attached.nodes
-    there = None if attached.record is None else attached.record.busId
-    return word in (attached.localBusId, there)
+    remote = None if attached.record is None else attached.record.busId
+    return word in (attached.localBusId, remote)
 
 
-def _requireNothing(found: RemoteDevice, wish: Wish) -> None:
+def _requireNoLease(found: RemoteDevice, options: AttachOptions) -> None:
     """
-    @raise Refused: what is asked for cannot be had of a stock C{usbipd}.
+    @raise Refused: an option is one that a stock C{usbipd} does not support.
     """
-    if wish.owner is not None or wish.force:
+    if options.owner is not None or options.force:
         raise Refused(
-            Status.FAILURE,
-            f"{found}: a stock usbipd knows no leases, and takes nothing from anybody",
+            Status.FAILURE, f"{found}: a stock usbipd supports neither --lease nor --force"
         )

@@ -1,30 +1,29 @@
 """
-What shells offer when somebody presses the tab key: devices that there are at this moment.
+Shell completion of servers, devices and ports: it offers those that exist at this moment.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import click
 from click.shell_completion import CompletionItem
 
-from usbip_server.client.attach import Attached
-from usbip_server.client.cli.context import Machine
-from usbip_server.client.cli.discovery import survey
 from usbip_server.client.cli.output import plain
-from usbip_server.client.cli.relayprocess import RelayProcess
-from usbip_server.client.config import ClientSettings, find, load
-from usbip_server.client.devices import RemoteDevice
-from usbip_server.model.errors import LocalTrouble
-from usbip_server.runtime.yamlfile import ConfigError
+
+if TYPE_CHECKING:  # loaded when something is completed that servers or the kernel know
+    from usbip_server.client.attach import Attached
+    from usbip_server.client.cli.context import Machine
+    from usbip_server.client.config import ClientSettings
+    from usbip_server.client.devices import RemoteDevice
 
 SECONDS = 0.5
-"""For a server to answer: somebody is waiting at a prompt."""
+"""For a server's reply: the user waits at a prompt."""
 
 _HARMLESS = re.compile(r"[A-Za-z0-9_./@%+-]+", re.ASCII)
-"""What a shell takes to the letter: the rest is not offered, as it comes from devices."""
+"""Words that are literals in every shell. Others are not offered, as devices choose them."""
 
 
 def servers(
@@ -41,7 +40,7 @@ def devices(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """
-    Names and bus ids of devices.
+    Names of devices, and bus ids of those without a name.
     """
     return _offered(
         ((each.device.name or each.device.busId, _about(each)) for each in _found(context)),
@@ -60,13 +59,14 @@ def serialNumbers(
     )
 
 
-def plugged(
+def attached(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """
-    What is plugged in here: its nodes, or where it is on this machine; and what servers have.
+    Devices attached to this machine, by device node and local bus id; if none matches, those of
+    servers.
     """
-    here = _offered(_places(_attached(context)), incomplete)
+    here = _offered(_localNames(_attached(context)), incomplete)
     return here or devices(context, parameter, incomplete)
 
 
@@ -74,37 +74,45 @@ def ports(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """
-    Ports of this machine that something is plugged in at.
+    Ports that devices are attached at.
     """
     return _offered(
         ((str(each.port), each.localBusId or "") for each in _attached(context)), incomplete
     )
 
 
-def _places(attached: Iterable[Attached]) -> Iterator[tuple[str, str]]:
-    for each in attached:
+def _localNames(devices: Iterable[Attached]) -> Iterator[tuple[str, str]]:
+    for each in devices:
         about = f"port {each.port}"
         yield each.localBusId or "", about
         yield from ((node, about) for node in each.nodes)
 
 
 def _attached(context: click.Context) -> tuple[Attached, ...]:
+    from usbip_server.client.cli.relayprocess import RelayProcess
+    from usbip_server.model.errors import LocalTrouble
+
     try:
-        return _machine(context).attaching(RelayProcess().carry).attached()
+        return _machine(context).attaching(RelayProcess().start).attached()
     except LocalTrouble:
         return ()
 
 
 def _found(context: click.Context) -> tuple[RemoteDevice, ...]:
+    from usbip_server.client.cli.discovery import discover
+
     settings = _settings(context)
     try:
-        meant = settings.servers(context.params.get("host") or (), _machine(context).environment)
-        return survey(meant, SECONDS, settings.stock).found
+        asked = settings.servers(context.params.get("host") or (), _machine(context).environment)
+        return discover(asked, SECONDS, settings.stock).found
     except (KeyboardInterrupt, ValueError):
         return ()
 
 
 def _settings(context: click.Context) -> ClientSettings:
+    from usbip_server.client.config import ClientSettings, find, load
+    from usbip_server.runtime.yamlfile import ConfigError
+
     machine = _machine(context)
     try:
         if context.params.get("config"):
@@ -115,6 +123,8 @@ def _settings(context: click.Context) -> ClientSettings:
 
 
 def _machine(context: click.Context) -> Machine:
+    from usbip_server.client.cli.context import Machine
+
     machine = context.obj or Machine()
     assert isinstance(machine, Machine)
     return machine

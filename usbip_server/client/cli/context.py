@@ -1,57 +1,61 @@
 """
-What a command works with: the servers that are meant, and how to ask them.
+The context of a command: its servers, how to ask them, and this machine.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-import ssl
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from usbip_server.client.attach import Attaching
 from usbip_server.client.blocking import askToTheEnd
-from usbip_server.client.cli.discovery import DiscoveryResult, survey
-from usbip_server.client.cli.output import Show
+from usbip_server.client.cli.discovery import DiscoveryResult, discover
+from usbip_server.client.cli.output import Printer
 from usbip_server.client.cli.stockusbipd import unlisted
 from usbip_server.client.cli.tables import devicesTable
 from usbip_server.client.config import DEFAULT, ClientSettings, find, load
 from usbip_server.client.devices import RemoteDevice
-from usbip_server.client.selection import Selection, SeveralFound
+from usbip_server.client.selection import Selector, SeveralFound, choose
 from usbip_server.client.servers import Server
-from usbip_server.kernel.system import ISystem, System
-from usbip_server.kernel.vhci import records as vhcirecords
-from usbip_server.kernel.vhci.devnodes import Nodes
-from usbip_server.kernel.vhci.ports import Vhci
-from usbip_server.kernel.vhci.records import Records
 from usbip_server.model.errors import DeviceNotFound, ShareError, Unreachable
+from usbip_server.model.options import nearest
 from usbip_server.model.replies import ReceivedNotice, Refused, Status
+
+if TYPE_CHECKING:  # loaded by commands that attach and detach
+    import ssl
+
+    from usbip_server.client.attach import Attaching
+    from usbip_server.kernel.system import ISystem
+    from usbip_server.kernel.vhci.ports import Vhci
 
 Request = dict[str, Any]
 
 
 class CommandContext:
     """
-    One command's.
+    What a command works with.
 
-    @ivar servers: those that are meant.
-    @ivar seconds: for each to answer.
+    @ivar machine: this machine.
+    @ivar printer: prints what the command reports.
+    @ivar settings: the configured servers.
+    @ivar servers: those that the command asks.
+    @ivar seconds: for each server's reply.
     """
 
     def __init__(
         self,
         machine: Machine,
-        show: Show,
+        printer: Printer,
         settings: ClientSettings,
         servers: tuple[Server, ...],
         seconds: float,
     ) -> None:
         self.machine = machine
-        self.show = show
+        self.printer = printer
         self.settings = settings
         self.servers = servers
         self.seconds = seconds
@@ -60,75 +64,74 @@ class CommandContext:
     def of(
         cls,
         machine: Machine,
-        show: Show,
+        printer: Printer,
         hosts: Sequence[str] = (),
         config: str | None = None,
         timeout: float | None = None,
     ) -> CommandContext:
         """
-        The one that options tell of.
+        The context that the options of a command line make.
 
-        @param hosts: whom to ask.
-        @param config: the file of servers.
-        @param timeout: seconds.
-        @raise ConfigError: the file is wrong.
-        @raise click.UsageError: one of C{hosts} is none.
+        @param hosts: of C{--host}.
+        @param config: the path of client.yaml; C{None}: in the usual places.
+        @param timeout: seconds; C{None}: as in client.yaml.
+        @raise ConfigError: client.yaml is wrong.
+        @raise click.UsageError: one of C{hosts} is not an address.
         """
-        known = find(machine.environment, machine.etc) if config is None else load(config)
-        for warning in known.warnings:
-            show.note(f"warning: {warning}")
+        settings = find(machine.environment, machine.etc) if config is None else load(config)
+        for warning in settings.warnings:
+            printer.note(f"warning: {warning}")
         try:
-            servers = known.servers(hosts, machine.environment)
+            servers = settings.servers(hosts, machine.environment)
         except ValueError as error:
             raise click.UsageError(str(error)) from error
-        return cls(machine, show, known, servers, timeout or known.timeout)
+        return cls(machine, printer, settings, servers, timeout or settings.timeout)
 
-    def survey(self) -> DiscoveryResult:
+    def discover(self) -> DiscoveryResult:
         """
-        What all servers have. Those that do not answer are told of.
+        Ask all servers for their devices, and report those that do not answer.
 
-        @raise Refused: none lets us.
-        @raise Unreachable: none does.
+        @raise Refused: no server answers, and one refuses.
+        @raise Unreachable: no server answers.
         """
-        stock = self.settings.stock
-        found = self.look()
-        self.tell(found.troubles)
-        for server in found.stock:
-            if server not in stock:
-                self.show.note(
-                    f"{server}: nobody at port {server.port}, but at {server.exportPort}: taken "
-                    "for a stock usbipd"
+        result = self.discoverQuietly()
+        self.report(result.troubles)
+        for server in result.stock:
+            if server not in self.settings.stock:
+                self.printer.note(
+                    f"{server}: port {server.port} is closed, but port {server.exportPort} is "
+                    "open: taken for a stock usbipd"
                 )
-        if not found.answered:
-            refusals = [error for _, error in found.troubles if isinstance(error, Refused)]
+        if not result.answered:
+            refusals = [error for _, error in result.troubles if isinstance(error, Refused)]
             if refusals:
-                raise Refused(refusals[0].status, self._nobody("lets us"))
-            raise Unreachable(self._nobody("answers"))
-        return found
+                raise Refused(refusals[0].status, self._none("accepts the request", "refuses"))
+            raise Unreachable(self._none("answers", "does not answer"))
+        return result
 
-    def look(self) -> DiscoveryResult:
+    def discoverQuietly(self) -> DiscoveryResult:
         """
-        Likewise, but nothing is told of those that do not answer.
+        Ask all servers for their devices, without reports nor errors.
         """
-        return survey(self.servers, self.seconds, self.settings.stock)
+        return discover(self.servers, self.seconds, self.settings.stock)
 
-    def pick(self, meant: Selection, found: DiscoveryResult) -> RemoteDevice:
+    def choose(self, selector: Selector, result: DiscoveryResult) -> RemoteDevice:
         """
-        The one device that is meant; if there are several, the one that somebody chooses.
+        The one device that matches. If there are several, the user is asked on a terminal.
 
-        @raise DeviceNotFound: there is none.
-        @raise SeveralFound: there are several, and nobody can be asked.
+        @raise DeviceNotFound: none matches.
+        @raise SeveralFound: several match, and there is no terminal.
         """
         try:
-            return meant.choose(found.found)
+            return choose(selector, result.found)
         except DeviceNotFound as error:
-            why = unlisted(found.stock, meant.busId)
-            raise DeviceNotFound(f"{error}{why}") from error
+            hint = unlisted(result.stock, selector.busId)
+            raise DeviceNotFound(f"{error}{hint}") from error
         except SeveralFound as several:
-            if self.show.asJson or not self.machine.isTerminal:
+            if self.printer.asJson or not self.machine.isTerminal:
                 raise
-            self.show.note(f"{several}:")
-            self.show.table(devicesTable(several.found, numbered=True), err=True)
+            self.printer.note(f"{several}:")
+            self.printer.table(devicesTable(several.found, numbered=True), err=True)
             numbers = click.IntRange(1, len(several.found))
             number: int = click.prompt("Which one", type=numbers, err=True)
             return several.found[number - 1]
@@ -137,66 +140,72 @@ class CommandContext:
         self,
         server: Server,
         request: Request,
-        told: Callable[[ReceivedNotice], None] = lambda notice: None,
+        onNotice: Callable[[ReceivedNotice], None] = lambda notice: None,
     ) -> Any:
         """
-        Ask a server for something, and again for as long as it is at it.
+        Send a request, and repeat it while the server replies that it is still in progress.
 
-        @return: the C{data} of its answer.
-        @raise Refused: it does not do it.
-        @raise Unreachable: it does not answer.
+        @param onNotice: called with each event before the reply.
+        @return: the C{data} of the reply.
+        @raise Refused: the server refuses.
+        @raise Unreachable: the server does not reply.
         """
-        answer = askToTheEnd(
+        reply = askToTheEnd(
             server,
             request,
             self.seconds,
-            told,
-            lambda answer: self.show.progress(f"{server}: {answer.message}", isNews=True),
+            onNotice,
+            lambda reply: self.printer.progress(f"{server}: {reply.message}", isNews=True),
         )
-        if answer.status is not Status.SUCCESS:
-            raise Refused(answer.status, f"{server}: {answer.message}")
-        return answer.data
+        if reply.status is not Status.SUCCESS:
+            raise Refused(reply.status, f"{server}: {reply.message}")
+        return reply.data
 
-    def tell(self, troubles: Iterable[tuple[Server, ShareError]]) -> None:
+    def report(self, troubles: Iterable[tuple[Server, ShareError]]) -> None:
         """
-        Say which servers do not answer: of a range, how many, as most of its addresses may be
-        nobody's.
+        Report the servers that do not answer: for a range only their number, as most addresses of
+        a range may be unused.
         """
         silent: dict[str, int] = {}
         for server, error in troubles:
             name = self.settings.rangeOf(server)
-            if name is None:
-                self.show.trouble(server.name, str(error))
-            else:
+            if name is not None:
                 silent[name] = silent.get(name, 0) + 1
+                continue
+            isUnknown = isinstance(error.__cause__, socket.gaierror)
+            hint = nearest(server.name, self.settings.known) if isUnknown else ""
+            self.printer.trouble(server.name, f"{error}{hint}")
         for name, count in silent.items():
             addresses = len(self.settings.known[name])
-            self.show.trouble(name, f"{name}: {count} of its {addresses} addresses do not answer")
+            message = f"{name}: {count} of its {addresses} addresses do not answer"
+            self.printer.trouble(name, message)
 
-    def _nobody(self, does: str) -> str:
-        several = f"none of {len(self.servers)} servers {does}"
-        alone = f"{self.servers[0]} {'does not answer' if does == 'answers' else 'refuses'}"
-        said = several if len(self.servers) > 1 else alone
+    def _none(self, several: str, alone: str) -> str:
+        """
+        The message of a command that no server answers.
+
+        @param several: what none of several servers does.
+        @param alone: what the only server does.
+        """
+        message = f"none of {len(self.servers)} servers {several}"
+        if len(self.servers) == 1:
+            message = f"{self.servers[0]} {alone}"
         if not self.settings.known and [server.name for server in self.servers] == [DEFAULT]:
-            said += ": say with --host, USBIPSHARE_HOSTS or client.yaml which server you mean"
+            message += ": name a server with --host, USBIPSHARE_HOSTS or client.yaml"
         if self.machine.environment.get("SUDO_USER") and not self.settings.known:
-            said += (
-                ": with sudo neither USBIPSHARE_HOSTS nor the client.yaml of your own account "
-                "counts, so say --host, or have /etc/usbipshare/client.yaml"
+            message += (
+                ": sudo hides USBIPSHARE_HOSTS and the client.yaml of your own account, so give "
+                "--host, or create /etc/usbipshare/client.yaml"
             )
-        return said
-
-
-Relay = Callable[[ssl.SSLSocket, socket.socket], None]
+        return message
 
 
 class Machine:
     """
-    What a test replaces, in click's C{obj}.
+    This machine. Tests replace it, in click's C{obj}.
 
-    @ivar environment: variables.
-    @ivar system: the kernel.
-    @ivar etc: the folder of settings for everybody.
+    @ivar environment: the environment variables.
+    @ivar etc: the folder of the settings for all users.
     """
 
     def __init__(
@@ -205,34 +214,54 @@ class Machine:
         environment: Mapping[str, str] = os.environ,
         etc: str = "/etc/usbipshare",
         nodes: str = "/dev",
-        records: str = vhcirecords.FOLDER,
+        records: str | None = None,
         isTerminal: bool | None = None,
     ) -> None:
         """
         @param system: the kernel; C{None}: the real one.
-        @param nodes: where its nodes are.
-        @param records: where notes on imported devices are.
-        @param isTerminal: is there somebody who can be asked? C{None}: look.
+        @param nodes: the folder of device nodes.
+        @param records: the folder of the records of attached devices; C{None}: that of C{usbip}.
+        @param isTerminal: can the user be asked? C{None}: find out.
         """
         self.environment = environment
         self.etc = etc
-        self.system: ISystem = system or System()
+        self._system = system
         self._nodes = nodes
         self._records = records
         self._isTerminal = isTerminal
 
     @property
     def isTerminal(self) -> bool:
-        """Is there somebody who can be asked something?"""
+        """Can the user be asked?"""
         if self._isTerminal is not None:
             return self._isTerminal
         return sys.stdin.isatty() and sys.stderr.isatty()
 
+    @property
+    def system(self) -> ISystem:
+        """The kernel."""
+        if self._system is None:
+            from usbip_server.kernel.system import System
+
+            self._system = System()
+        return self._system
+
     def vhci(self) -> Vhci:
-        """The ports that devices are plugged in at."""
+        """The ports that devices are attached at."""
+        from usbip_server.kernel.vhci.ports import Vhci
+
         return Vhci(self.system)
 
-    def attaching(self, relay: Relay) -> Attaching:
-        """What plugs devices in and out."""
-        nodes, records = Nodes(self.system, self._nodes), Records(self._records)
-        return Attaching(self.vhci(), nodes, records, relay)
+    def attaching(self, relay: Callable[[ssl.SSLSocket, socket.socket], None]) -> Attaching:
+        """
+        Attaches and detaches devices.
+
+        @param relay: see L{Attaching}.
+        """
+        from usbip_server.client.attach import Attaching
+        from usbip_server.kernel.vhci import records
+        from usbip_server.kernel.vhci.devnodes import Nodes
+
+        nodes = Nodes(self.system, self._nodes)
+        kept = records.Records(self._records or records.FOLDER)
+        return Attaching(self.vhci(), nodes, kept, relay)

@@ -1,22 +1,24 @@
 """
-What can be wrong on the way from a device to a program here, looked at one thing after the
-other.
+The checks of C{usbipshare doctor}: this machine's kernel, each server, each attached device.
 """
 
 from __future__ import annotations
 
+import os
 import re
-import ssl
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import msgspec
-from rich.table import Table
 
 from usbip_server import __version__
 from usbip_server.client.attach import Attached
-from usbip_server.client.blocking import ask, received, talking
-from usbip_server.client.cli.tables import cell
+from usbip_server.client.blocking import ask, isTlsError, received, talking
+from usbip_server.client.cli.attachments import Attacher
+from usbip_server.client.cli.context import CommandContext
+from usbip_server.client.cli.discovery import askAll
+from usbip_server.client.cli.tables import Table, cell
 from usbip_server.client.imports import listDevices
 from usbip_server.client.servers import Server
 from usbip_server.kernel import usbip_host
@@ -26,30 +28,34 @@ from usbip_server.model.errors import LocalTrouble, Unreachable
 from usbip_server.model.replies import NO_ANSWER, Status
 from usbip_server.model.usbip import NotGiven, OtherVersion
 
-STATUS = "/proc/self/status"
-
 UPDATE = "pip install --upgrade usbipshare"
 
-FILES = "`tls` of this server in client.yaml: its `ca`, our `certificate` and `key`"
+TLS_FILES = "check `tls` of this server in client.yaml: `ca`, and `certificate` and `key`"
 
-TOO_OLD = "there: update usbip, and the kernel with it: usbip 0.1.8 and older speak 0x0106"
-"""C{configure.ac} of these has it so, and that of the kernel's C{tools/usb/usbip} 0x0111."""
+TOO_OLD = "on the server: update usbip and the kernel; usbip 0.1.8 and older speak 0x0106"
+"""C{configure.ac} of these versions; the kernel's C{tools/usb/usbip} speaks 0x0111."""
 
-LEAVES = "does something else listen there? or it is usbip 0.1.8 or older, which is to be updated"
-"""These close when they are spoken to in another version than their own."""
+CLOSES = (
+    "does another program listen on this port? usbip 0.1.8 and older also close the connection: "
+    "update them"
+)
+"""They close a connection on which the client speaks another version than theirs."""
 
-OF_WINDOWS = "; on Windows its rule usbipd lets in only who is in the same subnet"
-"""The firewall, as C{usbipd-win} sets it up (C{Installer/Server.wxs})."""
+WINDOWS_FIREWALL = "; on Windows, its rule usbipd admits only clients in the same subnet"
+"""C{usbipd-win} creates this rule (C{Installer/Server.wxs})."""
+
+LONGEST_HEAD = 16 * 1024
+"""Bytes of an HTTP response that are read at most."""
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
     """
-    One thing that was looked at.
+    The result of one check.
 
-    @ivar what: in a word or two.
-    @ivar ok: is it as it should be?
-    @ivar found: how it is.
-    @ivar fix: what to do.
+    @ivar what: the subject.
+    @ivar ok: is everything as it should be?
+    @ivar found: the facts.
+    @ivar fix: what to do; C{None}: nothing.
     """
 
     what: str
@@ -58,11 +64,55 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     fix: str | None = None
 
 
+def diagnose(context: CommandContext) -> tuple[list[Check], list[Check]]:
+    """
+    Check everything: this machine, the servers of a command, the servers of attached devices.
+
+    @return: the results for this machine, and the others.
+    """
+    machine = context.machine
+    status = Path("/proc/self/status").read_text()
+    local = [*thisMachine(machine.vhci(), machine.system, os.geteuid() == 0, status)]
+    try:
+        attached = Attacher(context).attached()
+    except LocalTrouble:
+        attached = ()
+    others = _otherServers(context, attached)
+    stock = context.settings.stock
+    replies = askAll(
+        [*context.servers, *others],
+        lambda server: checkServer(server, context.seconds, server in stock),
+    )
+    remote = [check for server, found in replies.answers if server not in others for check in found]
+    answering = {
+        (server.host, str(server.exportPort)): found[-1].ok for server, found in replies.answers
+    }
+    for each in attached:
+        source = ("", "") if each.record is None else (each.record.host, each.record.service)
+        remote.append(attachment(each, answering.get(source, True)))
+    return local, remote
+
+
+def _otherServers(context: CommandContext, attached: Iterable[Attached]) -> list[Server]:
+    """
+    The servers of attached devices that the command does not ask anyway.
+    """
+    asked = {(server.host, str(server.exportPort)) for server in context.servers}
+    sources = {
+        (each.record.host, each.record.service) for each in attached if each.record is not None
+    }
+    return [
+        context.settings.exporting(host, service)
+        for host, service in sorted(sources - asked)
+        if service.isdigit()
+    ]
+
+
 def thisMachine(vhci: Vhci, system: ISystem, isRoot: bool, status: str) -> Iterator[Check]:
     """
-    Can devices be plugged in here, and, if it shares some of its own, how many more?
+    Can this machine attach devices, and, if it shares devices, can it share more?
 
-    @param status: what the kernel says of this process (proc_pid_status(5)).
+    @param status: of this process in the format of proc_pid_status(5).
     """
     try:
         ports = vhci.ports()
@@ -77,16 +127,16 @@ def thisMachine(vhci: Vhci, system: ISystem, isRoot: bool, status: str) -> Itera
     else:
         yield Check(what="vhci-hcd", ok=True, found=f"loaded, with {len(ports)} ports")
         for isSuper, kind in ((False, "for USB 1 and 2"), (True, "for USB 3")):
-            there = [port for port in ports if port.isSuper is isSuper]
-            free = sum(port.state is PortState.FREE for port in there)
+            alike = [port for port in ports if port.isSuper is isSuper]
+            free = sum(port.state is PortState.FREE for port in alike)
             yield Check(
                 what="free ports",
                 ok=free > 0,
-                found=f"{free} of {len(there)} {kind}",
+                found=f"{free} of {len(alike)} {kind}",
                 fix=None if free else "usbipshare ports; usbipshare detach --port N",
             )
         yield _permission(vhci, isRoot, status)
-    yield from _slots(system)
+    yield from _usbipHost(system)
 
 
 def _permission(vhci: Vhci, isRoot: bool, status: str) -> Check:
@@ -96,167 +146,163 @@ def _permission(vhci: Vhci, isRoot: bool, status: str) -> Check:
         fix = "sudo usbipshare attach ..."
         if "NoNewPrivs:\t1" in status:
             fix = (
-                "sudo cannot work in here: run it outside of this container or service "
-                "(NoNewPrivileges=), or use the client service's socket"
+                "sudo is disabled in this container or service (NoNewPrivileges=): run the command "
+                "outside of it, or use the client service's socket"
             )
         return Check(what="permission", ok=False, found=str(error), fix=None if isRoot else fix)
-    return Check(what="permission", ok=True, found="devices can be plugged in")
+    return Check(what="permission", ok=True, found="this user may attach devices")
 
 
-def _slots(system: ISystem) -> Iterator[Check]:
+def _usbipHost(system: ISystem) -> Iterator[Check]:
     """
-    Nothing, where no devices are shared.
+    One check where C{usbip-host} is loaded; none otherwise.
     """
     taken = usbip_host.taken(system)
     if taken is None:
         return
+    isFull = taken >= usbip_host.SLOTS
     yield Check(
         what="usbip-host",
-        ok=taken < usbip_host.SLOTS,
-        found=f"this machine shares devices too: {taken} of its kernel's {usbip_host.SLOTS} places "
-        "are taken",
-        fix=None
-        if taken < usbip_host.SLOTS
-        else "detach a device for good, or restart the machine",
+        ok=not isFull,
+        found=f"this machine shares devices: {taken} of the {usbip_host.SLOTS} that its kernel "
+        "supports",
+        fix="unbind a device, or restart the machine" if isFull else None,
     )
 
 
-def server(asked: Server, seconds: float, isStock: bool = False) -> list[Check]:
+def checkServer(server: Server, seconds: float, isStock: bool = False) -> list[Check]:
     """
-    Does a server answer at both its ports, let us, and speak as we do? USB/IP comes last.
+    Does a server answer on both ports, accept requests, and have the same version? The check of
+    USB/IP is the last.
 
-    @param isStock: it is known to have only the one for USB/IP.
+    @param seconds: for each reply.
+    @param isStock: it is known to have only the port of USB/IP.
     """
     if isStock:
-        return [_export(asked, seconds, True, OF_WINDOWS)]
-    control = _control(asked, seconds)
-    version = [_version(asked, seconds)] if control.ok else []
-    return [control, *version, _export(asked, seconds, control.ok)]
+        return [_export(server, seconds, True, WINDOWS_FIREWALL)]
+    requests = _requests(server, seconds)
+    version = [_version(server, seconds)] if requests.ok else []
+    return [requests, *version, _export(server, seconds, requests.ok)]
 
 
-def _control(asked: Server, seconds: float) -> Check:
-    what, tcp = f"{asked}: requests", f"{asked.port}/tcp"
+def _requests(server: Server, seconds: float) -> Check:
+    what, tcp = f"{server}: requests", f"{server.port}/tcp"
     begin = time.monotonic()
     try:
-        answer = ask(asked, {"command": "list"}, seconds)
+        reply = ask(server, {"command": "list"}, seconds)
     except Unreachable as error:
-        fix = f"is it on? does a firewall keep {tcp} closed? there: sudo ufw allow {tcp}"
+        fix = f"is the server on? does a firewall block {tcp}? on the server: sudo ufw allow {tcp}"
         if isinstance(error.__cause__, ConnectionRefusedError):
-            fix = "there: systemctl status usbipshare; a stock usbipd has no such port"
-        elif isinstance(error.__cause__, ssl.SSLError):
-            fix = FILES
+            fix = (
+                "on the server: systemctl status usbipshare; for a stock usbipd set `stock: true` "
+                "in client.yaml"
+            )
+        elif isTlsError(error.__cause__):
+            fix = TLS_FILES
         return Check(what=what, ok=False, found=str(error), fix=fix)
     took = f"answers within {1000 * (time.monotonic() - begin):.0f} ms"
-    if answer.status is not Status.SUCCESS:
-        fix = "a token, or another address: `access` in the server's configuration"
-        return Check(what=what, ok=False, found=f"{took}: {answer.message}", fix=fix)
-    return Check(what=what, ok=True, found=f"{took}, {len(answer.data)} devices")
+    if reply.status is not Status.SUCCESS:
+        fix = "set `token` in client.yaml, or change `access` in the server's configuration"
+        return Check(what=what, ok=False, found=f"{took}: {reply.message}", fix=fix)
+    return Check(what=what, ok=True, found=f"{took}, {len(reply.data)} devices")
 
 
-def _version(asked: Server, seconds: float) -> Check:
-    """
-    Is the program there the same as here?
-    """
-    what = f"{asked}: version"
+def _version(server: Server, seconds: float) -> Check:
+    what = f"{server}: version"
     try:
-        there = versionOf(asked, seconds)
+        remote = versionOf(server, seconds)
     except Unreachable as error:
-        return Check(what=what, ok=False, found=str(error), fix="ask again")
-    return compared(what, there)
+        return Check(what=what, ok=False, found=str(error), fix="run `usbipshare doctor` again")
+    return compared(what, remote)
 
 
-def compared(what: str, there: str | None, here: str = __version__) -> Check:
+def compared(what: str, remote: str | None, local: str = __version__) -> Check:
     """
-    Are two versions the same, or which is older?
+    Are a server's version and this one the same, or which is older?
 
-    @param there: what a server says; C{None}: nothing, which only those do that are older than
-        the header that says it.
+    @param remote: C{None}: the server does not send it, as only old versions do.
     """
-    if there == here:
-        return Check(what=what, ok=True, found=f"usbipshare {there}, as here")
-    if there is None:
-        found = f"it does not say which, so it is older than {here}, which is here"
-        return Check(what=what, ok=False, found=found, fix=f"there: {UPDATE}")
-    found = f"usbipshare {there} there, and {here} here"
-    if isOlder(there, here):
-        found, fix = f"{found}: the server is older", f"there: {UPDATE}"
-    elif isOlder(here, there):
+    if remote == local:
+        return Check(what=what, ok=True, found=f"usbipshare {remote} on both sides")
+    if remote is None:
+        found = f"the server sends no version, so it is older than {local}, which runs here"
+        return Check(what=what, ok=False, found=found, fix=f"on the server: {UPDATE}")
+    found = f"usbipshare {remote} on the server, {local} here"
+    if isOlder(remote, local):
+        found, fix = f"{found}: the server is older", f"on the server: {UPDATE}"
+    elif isOlder(local, remote):
         found, fix = f"{found}: the client is older", f"here: {UPDATE}"
     else:
-        fix = f"there and here: {UPDATE}"
+        fix = f"on the server and here: {UPDATE}"
     return Check(what=what, ok=False, found=found, fix=fix)
 
 
-def _export(asked: Server, seconds: float, answers: bool, more: str = "") -> Check:
-    what, tcp = f"{asked}: USB/IP", f"{asked.exportPort}/tcp"
+def _export(server: Server, seconds: float, isOn: bool, hint: str = "") -> Check:
+    """
+    @param isOn: is the machine known to be on?
+    @param hint: the end of the advice if the port is blocked.
+    """
+    what, tcp = f"{server}: USB/IP", f"{server.exportPort}/tcp"
     try:
-        listed = listDevices(asked, seconds)
+        listed = listDevices(server, seconds)
     except (Unreachable, NotGiven) as error:
         found = str(error)
-        fix = f"does a firewall keep {tcp} closed? there: sudo ufw allow {tcp}{more}"
-        if isinstance(error.__cause__, ssl.SSLError):
-            fix = FILES
+        fix = f"does a firewall block {tcp}? on the server: sudo ufw allow {tcp}{hint}"
+        if isTlsError(error.__cause__):
+            fix = TLS_FILES
         elif isinstance(error.__cause__, ConnectionRefusedError):
-            fix = "there: `export` in the configuration is off, or: sudo systemctl start usbipd"
+            fix = "on the server: set `export` in its configuration, or sudo systemctl start usbipd"
         elif isinstance(error.__cause__, OtherVersion):
             return Check(what=what, ok=False, found=found, fix=TOO_OLD)
-        elif isinstance(error.__cause__, ConnectionError) and asked.tls is None:
-            return Check(what=what, ok=False, found=found, fix=LEAVES)
-        return Check(what=what, ok=False, found=found, fix=fix if answers else None)
+        elif isinstance(error.__cause__, ConnectionError) and server.tls is None:
+            return Check(what=what, ok=False, found=found, fix=CLOSES)
+        return Check(what=what, ok=False, found=found, fix=fix if isOn else None)
     return Check(what=what, ok=True, found=f"answers, {len(listed)} devices can be imported")
 
 
-def plugged(attached: Attached, isThere: bool) -> Check:
+def attachment(attached: Attached, isAnswering: bool) -> Check:
     """
-    Is the server of something that is plugged in still there?
+    Does the server of an attached device still answer?
     """
-    record = attached.record
+    what, record = f"port {attached.port}", attached.record
     if record is None:
-        found = "where it came from is not known (no file below /var/run/vhci_hcd)"
-        return Check(what=f"port {attached.port}", ok=True, found=found)
+        found = "its server is not known (no file in /var/run/vhci_hcd)"
+        return Check(what=what, ok=True, found=found)
     source = f"{record.busId} of {record.host}:{record.service}"
-    if isThere:
-        return Check(what=f"port {attached.port}", ok=True, found=source)
-    return Check(
-        what=f"port {attached.port}",
-        ok=False,
-        found=f"{source}, which does not answer",
-        fix=f"sudo usbipshare detach --port {attached.port}",
-    )
+    if isAnswering:
+        return Check(what=what, ok=True, found=source)
+    fix = f"sudo usbipshare detach --port {attached.port}"
+    return Check(what=what, ok=False, found=f"{source}, which does not answer", fix=fix)
 
 
 def table(checks: Iterable[Check]) -> Table:
     """
-    What was looked at, a line for each, and one for what to do.
+    The results, a row for each and one for what to do.
     """
-    shown = Table(box=None, show_header=False, pad_edge=False)
+    rows = []
     for check in checks:
         mark = cell("ok", "green") if check.ok else cell("not ok", "bold red")
-        shown.add_row(mark, cell(check.what, "bold"), cell(check.found))
+        rows.append((mark, cell(check.what, "bold"), cell(check.found)))
         if check.fix is not None:
-            shown.add_row(cell(" "), cell(" "), cell(f"-> {check.fix}"))
-    return shown
-
-
-LONGEST = 16 * 1024
-"""Bytes: the head of an answer."""
+            rows.append((cell(" "), cell(" "), cell(f"-> {check.fix}")))
+    return Table(rows)
 
 
 def versionOf(server: Server, seconds: float) -> str | None:
     """
-    Ask a server for it. It tells everybody, so no token goes along.
+    Ask a server for its version. The server sends it to every client, so no token is sent.
 
     @param seconds: how long that may take.
-    @return: C{None}: it does not say. It is no usbipshare, or one that is older than that.
-    @raise Unreachable: there is no connection, or no answer in time.
+    @return: C{None}: it is another program, or a version too old to send it.
+    @raise Unreachable: there is no connection, or no reply in time.
     """
     until = time.monotonic() + seconds
     with talking(server, seconds, seconds) as connection:
-        # Not 1.1: that wants to know by which of its names the server is meant.
+        # Not HTTP/1.1, which requires a Host that the server knows.
         connection.sendall(b"HEAD / HTTP/1.0\r\n\r\n")
         head = b""
-        while b"\r\n\r\n" not in head and len(head) < LONGEST:
-            more = received(connection, LONGEST, until)
+        while b"\r\n\r\n" not in head and len(head) < LONGEST_HEAD:
+            more = received(connection, LONGEST_HEAD, until)
             if not more:
                 break
             head += more
@@ -269,23 +315,23 @@ def versionOf(server: Server, seconds: float) -> str | None:
     return None
 
 
-_OURS_IN = re.compile(r"(?:^|\s)usbipshare/(?P<version>[^\s()]{1,64})(?=$|[\s(])")
+_PRODUCT = re.compile(r"(?:^|\s)usbipshare/(?P<version>[^\s()]{1,64})(?=$|[\s(])")
 
 _RELEASE = re.compile(r"(?P<numbers>\d{1,9}(?:\.\d{1,9})*)(?P<rest>.*)")
 
 
 def versionIn(server: str) -> str | None:
     """
-    The version that a C{Server} header tells of; C{None} if it is none of ours.
+    The version of usbipshare in a C{Server} header; C{None} if it is of another program.
     """
-    found = _OURS_IN.search(server)
+    found = _PRODUCT.search(server)
     return None if found is None else found["version"]
 
 
 def isOlder(one: str, other: str) -> bool:
     """
-    Does a version come before another? Of two that differ in what stands behind their numbers
-    (PEP 440), those that come before a release are told from it, and others are the same.
+    Does a version precede another (PEP 440)? Beyond their numbers, only pre-releases are told from
+    releases.
     """
     return _order(one) < _order(other)
 

@@ -1,13 +1,11 @@
 """
-Asking many servers at once: each has its own time, and none waits for another.
+Asks all servers at once for their devices. Each server has its own deadline.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import queue
-import resource
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -17,8 +15,7 @@ import msgspec
 
 from usbip_server.client.blocking import devicesOf
 from usbip_server.client.devices import RemoteDevice
-from usbip_server.client.imports import listDevices
-from usbip_server.client.selection import Selection
+from usbip_server.client.selection import Selector, choose
 from usbip_server.client.servers import Server
 from usbip_server.model.device import DeviceState, UsbDevice
 from usbip_server.model.errors import DeviceNotFound, ShareError, Unreachable
@@ -28,15 +25,20 @@ from usbip_server.model.usbip import SPEED_OF, Exported, NotGiven
 T = TypeVar("T")
 
 STACK = 512 * 1024
-"""Bytes for each thread: there may be a thousand."""
+"""Bytes of stack for each thread: there may be a thousand."""
+
+AGAIN = 1.0
+"""Seconds between two attempts to find a device that is waited for."""
+
+_SPEEDS = {number: speed for speed, number in reversed(SPEED_OF.items())}
 
 
-class Heard(Generic[T]):
+class Replies(Generic[T]):
     """
-    What came of it.
+    The results of asking several servers.
 
-    @ivar answers: of those that have answered, in the servers' order.
-    @ivar troubles: of the others.
+    @ivar answers: of the servers that answered, in the order of the servers.
+    @ivar troubles: the errors of the others.
     """
 
     def __init__(self) -> None:
@@ -44,22 +46,22 @@ class Heard(Generic[T]):
         self.troubles: list[tuple[Server, ShareError]] = []
 
 
-def everywhere(servers: Sequence[Server], work: Callable[[Server], T]) -> Heard[T]:
+def askAll(servers: Sequence[Server], ask: Callable[[Server], T]) -> Replies[T]:
     """
-    Do something with each server, at the same time, in as many threads; they are over when this
-    returns, but for ctrl-C.
+    Call a function with each server, at the same time, each in a thread of its own. The threads
+    have ended when this returns, except after C{KeyboardInterrupt}.
 
-    @param work: has to come to an end by itself.
+    @param ask: has to return by itself.
     """
     done: queue.SimpleQueue[tuple[int, T | BaseException]] = queue.SimpleQueue()
 
-    def one(index: int) -> None:
+    def run(index: int) -> None:
         try:
-            done.put((index, work(servers[index])))
+            done.put((index, ask(servers[index])))
         except BaseException as error:
             done.put((index, error))
 
-    def begin(index: int, thread: threading.Thread) -> bool:
+    def start(index: int, thread: threading.Thread) -> bool:
         try:
             thread.start()
         except RuntimeError as error:
@@ -68,49 +70,49 @@ def everywhere(servers: Sequence[Server], work: Callable[[Server], T]) -> Heard[
             return False
         return True
 
-    allowManyConnections()
-    threads = [threading.Thread(target=one, args=(i,), daemon=True) for i in range(len(servers))]
+    if len(servers) > 1:
+        allowManyConnections()
+    threads = [threading.Thread(target=run, args=(i,), daemon=True) for i in range(len(servers))]
     before = threading.stack_size(STACK)
     try:
-        started = [thread for index, thread in enumerate(threads) if begin(index, thread)]
+        started = [thread for index, thread in enumerate(threads) if start(index, thread)]
     finally:
         threading.stack_size(before)
     results = dict(done.get() for _ in servers)
     for thread in started:
         thread.join()
-    heard: Heard[T] = Heard()
+    replies: Replies[T] = Replies()
     for index, server in enumerate(servers):
         result = results[index]
         if isinstance(result, ShareError):
-            heard.troubles.append((server, result))
+            replies.troubles.append((server, result))
         elif isinstance(result, BaseException):
             raise result
         else:
-            heard.answers.append((server, result))
-    return heard
+            replies.answers.append((server, result))
+    return replies
 
 
 def allowManyConnections() -> None:
     """
-    A range of servers can have more than the thousand that are usual.
+    Raise the limit on open files: a range of servers can exceed the usual 1024.
     """
+    import resource
+
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-_SPEEDS = {number: speed for speed, number in reversed(SPEED_OF.items())}
-
-
 class DiscoveryResult(msgspec.Struct, frozen=True, kw_only=True):
     """
-    What has come of asking.
+    The devices of all servers.
 
-    @ivar found: all devices, in the servers' order.
-    @ivar answered: the servers that have answered.
-    @ivar stock: those of them that have no control port: nothing can be asked of them but a
-        list and an import.
-    @ivar troubles: the others, and what is wrong with them.
+    @ivar found: all devices, in the order of the servers.
+    @ivar answered: the servers that answered.
+    @ivar stock: those of them that have no port for requests: a stock C{usbipd} supports only
+        listing and importing.
+    @ivar troubles: the other servers, and their errors.
     """
 
     found: tuple[RemoteDevice, ...] = ()
@@ -119,83 +121,90 @@ class DiscoveryResult(msgspec.Struct, frozen=True, kw_only=True):
     troubles: tuple[tuple[Server, ShareError], ...] = ()
 
     def isStock(self, server: Server) -> bool:
-        """Has it no control port?"""
+        """Has the server no port for requests?"""
         return server in self.stock
 
     def requireControl(self, found: RemoteDevice) -> None:
         """
-        @raise Refused: the server of a device cannot be asked for anything about it.
+        @raise Refused: the server of the device has no port for requests.
         """
         if self.isStock(found.server):
             raise Refused(
                 Status.FAILURE,
-                f"{found}: a stock usbipd can be asked for a list and for an import only",
+                f"{found}: a stock usbipd supports only listing and importing devices",
             )
 
 
-def survey(
-    servers: Sequence[Server], seconds: float, known: Collection[Server] = ()
+def discover(
+    servers: Sequence[Server], seconds: float, stock: Collection[Server] = ()
 ) -> DiscoveryResult:
     """
-    Ask all servers at once what they have.
+    Ask all servers for their devices.
 
     @param seconds: for each.
-    @param known: those that are known to have no control port. Others may have none either,
-        which is seen if their machine refuses the connection.
+    @param stock: the servers that are known to have no port for requests. Others are taken for a
+        stock C{usbipd} if they refuse connections to that port and accept those to the other.
     """
-    stock: list[Server] = []
+    found: list[Server] = []
 
     def ask(server: Server) -> tuple[RemoteDevice, ...]:
         refused: Unreachable | None = None
-        if server not in known:
+        if server not in stock:
             try:
                 return devicesOf(server, seconds)
             except Unreachable as error:
                 if not isRefused(error):
                     raise
                 refused = error
-        found = _exported(server, seconds, refused)
-        stock.append(server)
-        return found
+        devices = _exportedBy(server, seconds, refused)
+        found.append(server)
+        return devices
 
-    heard = everywhere(servers, ask)
+    replies = askAll(servers, ask)
     return DiscoveryResult(
-        found=tuple(each for _, found in heard.answers for each in found),
-        answered=tuple(server for server, _ in heard.answers),
-        stock=tuple(stock),
-        troubles=tuple(heard.troubles),
+        found=tuple(each for _, devices in replies.answers for each in devices),
+        answered=tuple(server for server, _ in replies.answers),
+        stock=tuple(found),
+        troubles=tuple(replies.troubles),
     )
 
 
 def isRefused(error: ShareError) -> bool:
     """
-    Is there a machine, but nobody at the control port?
+    Did the machine refuse the connection, as nothing listens on the port?
     """
     return isinstance(error.__cause__, ConnectionRefusedError)
 
 
-def _exported(
-    server: Server, seconds: float, refused: Unreachable | None
-) -> tuple[RemoteDevice, ...]:
+def waitFor(
+    selector: Selector, discover: Callable[[], DiscoveryResult], seconds: float
+) -> tuple[RemoteDevice, DiscoveryResult]:
     """
-    What stands in the list of a stock C{usbipd}.
+    Wait until a device appears at any server.
 
-    @param refused: what is wrong with the server if it is none either; C{None}: that.
+    @param discover: asks all servers.
+    @param seconds: to wait at most.
+    @return: the device, and the devices of all servers.
+    @raise DeviceNotFound: it has not appeared.
+    @raise usbip_server.client.selection.SeveralFound: several devices match.
     """
-    try:
-        listed = listDevices(server, seconds)
-    except (Unreachable, NotGiven) as error:
-        if refused is not None:
-            raise refused from refused.__cause__
-        if isinstance(error, Unreachable):
-            raise
-        raise Unreachable(f"{server.called(server.exportAddress)}: {error}") from error
-    return tuple(exported(server, each) for each in listed)
+    until = time.monotonic() + seconds
+    while True:
+        result = discover()
+        try:
+            return choose(selector, result.found), result
+        except DeviceNotFound:
+            left = until - time.monotonic()
+            if left <= 0:
+                raise DeviceNotFound(
+                    f"no device matches {selector}, and none has appeared within {seconds:.0f} s"
+                ) from None
+        time.sleep(min(AGAIN, left))
 
 
 def exported(server: Server, listed: Exported) -> RemoteDevice:
     """
-    A device as far as USB/IP tells of it: whether somebody has it, it does not.
+    A device as far as USB/IP describes it, which does not include who uses it.
     """
     ids = f"{listed.vendorId}:{listed.productId}"
     device = UsbDevice(
@@ -210,35 +219,26 @@ def exported(server: Server, listed: Exported) -> RemoteDevice:
         interfaces=listed.interfaces,
         state=DeviceState.BOUND,
     )
-    raw = json.loads(bytes(encodeDevices(device, detail=True)))
+    raw = msgspec.json.decode(encodeDevices(device, detail=True))
     return RemoteDevice(server=server, device=device, raw=raw)
 
 
-AGAIN = 1.0
-"""Seconds until all servers are asked again."""
-
-
-def appearing(
-    meant: Selection, survey: Callable[[], DiscoveryResult], patience: float
-) -> tuple[RemoteDevice, DiscoveryResult]:
+def _exportedBy(
+    server: Server, seconds: float, refused: Unreachable | None
+) -> tuple[RemoteDevice, ...]:
     """
-    Wait for it. Servers that do not answer are asked again, too.
+    The devices in the list of a stock C{usbipd}.
 
-    @param survey: asks all of them.
-    @param patience: seconds that the device may take.
-    @return: the device, and what else there is.
-    @raise DeviceNotFound: it has not come.
-    @raise usbip_server.client.selection.SeveralFound: several have.
+    @param refused: the error to raise if the server has no C{usbipd} either.
     """
-    until = time.monotonic() + patience
-    while True:
-        there = survey()
-        try:
-            return meant.choose(there.found), there
-        except DeviceNotFound:
-            left = until - time.monotonic()
-            if left <= 0:
-                raise DeviceNotFound(
-                    f"no device matches {meant}, and none has come within {patience:.0f} s"
-                ) from None
-        time.sleep(min(AGAIN, left))
+    from usbip_server.client.imports import listDevices
+
+    try:
+        listed = listDevices(server, seconds)
+    except (Unreachable, NotGiven) as error:
+        if refused is not None:
+            raise refused from refused.__cause__
+        if isinstance(error, Unreachable):
+            raise
+        raise Unreachable(f"{server.called(server.exportAddress)}: {error}") from error
+    return tuple(exported(server, each) for each in listed)

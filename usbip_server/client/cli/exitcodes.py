@@ -1,5 +1,5 @@
 """
-How commands end: exit codes for shells, and a word for each for programs that read JSON.
+Exit codes of the commands, and the word for each in JSON.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from usbip_server.model.replies import Refused, Status
 
 class Exit(enum.IntEnum):
     """
-    How a command has ended.
+    An exit code.
     """
 
     DONE = 0
-    """It is done."""
+    """Success."""
 
     USAGE = 2
-    """The command line or the file of servers makes no sense."""
+    """The command line or client.yaml is wrong."""
 
     NOT_FOUND = 3
-    """No device is meant, or nothing is plugged in there."""
+    """No device matches, or no device is attached at the port."""
 
     SEVERAL = 4
-    """Several are."""
+    """Several devices match."""
 
     REFUSED = 5
-    """A server refuses, or somebody else has the device."""
+    """A server refuses, or another client uses the device."""
 
     UNREACHABLE = 6
-    """No server answers that could."""
+    """No server answers."""
 
     TROUBLE = 7
-    """This machine's kernel does not do it, or does not let us."""
+    """This machine's kernel refuses or fails, or permission is missing."""
 
     @property
     def word(self) -> str:
-        """What stands for it in JSON."""
+        """The C{status} in JSON."""
         return WORD_OF[self]
 
 
@@ -60,7 +60,7 @@ WORD_OF = {
 }
 
 INTERRUPTED = 130
-"""Somebody has ended it, with ctrl-C: as shells have it, 128 and the signal's number."""
+"""Exit code after ctrl-C or C{SIGTERM}: as shells have it, 128 and the number of SIGINT."""
 
 EXIT_OF: dict[type[ShareError], Exit] = {
     ShareError: Exit.REFUSED,
@@ -70,7 +70,7 @@ EXIT_OF: dict[type[ShareError], Exit] = {
     Unreachable: Exit.UNREACHABLE,
     LocalTrouble: Exit.TROUBLE,
 }
-"""How a command ends that fails with an error; a subclass is as its base."""
+"""The exit code for each error; a subclass has that of its base."""
 
 EXIT_AFTER: dict[Status, Exit] = {
     Status.SUCCESS: Exit.DONE,
@@ -79,12 +79,12 @@ EXIT_AFTER: dict[Status, Exit] = {
     Status.NOT_FOUND: Exit.NOT_FOUND,
     Status.MULTIPLE_MATCHES: Exit.SEVERAL,
 }
-"""And one whose server has answered so."""
+"""The exit code for each status of a server's reply."""
 
 
 def exitFor(error: ShareError) -> Exit:
     """
-    How a command ends that fails with this.
+    The exit code of a command that fails with an error.
     """
     if isinstance(error, Refused):
         return EXIT_AFTER[error.status]

@@ -1,5 +1,5 @@
 """
-Options that many commands have, and how each command ends.
+Options that several commands share, and how a command ends.
 """
 
 from __future__ import annotations
@@ -8,85 +8,85 @@ import contextlib
 import functools
 import signal
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
 
 from usbip_server.client.cli.completion import devices, serialNumbers, servers
-from usbip_server.client.cli.context import CommandContext, Machine
-from usbip_server.client.cli.exitcodes import INTERRUPTED, Exit, exitFor
-from usbip_server.client.cli.output import Show, fieldsOf
-from usbip_server.client.cli.tables import devicesTable
-from usbip_server.client.config import HOSTS
-from usbip_server.client.selection import SeveralFound, meant
-from usbip_server.model.errors import ShareError
-from usbip_server.model.usbip import NotGiven
-from usbip_server.runtime.yamlfile import ConfigError
+
+if TYPE_CHECKING:  # loaded when a command runs
+    from usbip_server.client.cli.output import Printer
 
 LONGEST = 86400.0
-"""Seconds."""
+"""Seconds of the longest C{--timeout} and C{--wait}."""
 
 INTERRUPTION = 0.5
 """Seconds after which a signal is noticed that did not interrupt a system call."""
 
+Command = Callable[..., None]
+
 Offers = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
 
-def asking(command: Callable[..., None]) -> Callable[..., None]:
+def withServers(command: Command) -> Command:
     """
-    Makes a command of a function whose first parameter is an L{CommandContext}: adds the options
-    that select servers, and C{--json}.
+    Decorates the function of a command, whose first parameter is a
+    L{usbip_server.client.cli.context.CommandContext}: adds the options that name servers, and
+    C{--json}.
     """
 
     @functools.wraps(command)
     def wrapped(
         host: tuple[str, ...], config: str | None, timeout: float | None, asJson: bool, **rest: Any
     ) -> None:
+        from usbip_server.client.cli.context import CommandContext, Machine
+        from usbip_server.client.cli.output import Printer
+
         machine = click.get_current_context().obj or Machine()
-        show = Show(asJson)
-        with ending(show):
-            command(CommandContext.of(machine, show, host, config, timeout), **rest)
+        printer = Printer(asJson)
+        with ending(printer):
+            command(CommandContext.of(machine, printer, host, config, timeout), **rest)
 
     for option in (
-        click.option("--json", "asJson", is_flag=True, help="Print JSON, for programs."),
+        click.option("--json", "asJson", is_flag=True, help="Print the result as JSON."),
         click.option(
             "--timeout",
             type=click.FloatRange(0, LONGEST, min_open=True),
             metavar="SECONDS",
-            help="How long a server may take to answer; 3 if the file does not say either.",
+            help="Time limit for each server's reply.  [default: `timeout` in client.yaml, or 3]",
         ),
         click.option(
             "--config",
             metavar="FILE",
             type=click.Path(dir_okay=False),
-            help="The file of servers; ~/.config/usbipshare/client.yaml, or "
-            "/etc/usbipshare/client.yaml, if not given.",
+            help="Read the servers from FILE.  [default: ~/.config/usbipshare/client.yaml, or "
+            "/etc/usbipshare/client.yaml]",
         ),
         click.option(
             "--host",
             metavar="SERVER",
             multiple=True,
             shell_complete=servers,
-            help="Whom to ask: NAME, NAME:PORT, or a name in the file. Can be given several "
-            f"times. Otherwise: {HOSTS}, or all in the file, or this machine.",
+            help="Ask this server: NAME, NAME:PORT, or a name in client.yaml. Repeat it for "
+            "several.  [default: USBIPSHARE_HOSTS, or all servers in client.yaml, or localhost]",
         ),
     ):
         wrapped = option(wrapped)
     return wrapped
 
 
-def meaning(
-    required: bool = True, offers: Offers = devices
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def withSelector(required: bool = True, offers: Offers = devices) -> Callable[[Command], Command]:
     """
-    Adds what tells which device is meant: a command's parameter C{meant}, which is a
-    L{usbip_server.client.selection.Selection}, or C{None} where none is required.
+    Decorates the function of a command: adds the argument and the options that select a device,
+    which become its parameter C{selector}: a L{usbip_server.client.selection.Selector}, or
+    C{None} if none is given.
 
-    @param offers: what shells offer for the word.
+    @param required: is a selector required?
+    @param offers: completes the argument.
     """
 
-    def decorated(command: Callable[..., None]) -> Callable[..., None]:
+    def decorated(command: Command) -> Command:
         @functools.wraps(command)
         def wrapped(
             *args: Any,
@@ -98,37 +98,43 @@ def meaning(
             first: bool,
             **rest: Any,
         ) -> None:
+            from usbip_server.client.selection import selectorOf
+
             try:
-                which = meant(word, first, id=id, bus=bus, serial=serial, desc=desc)
+                selector = selectorOf(word, first, id=id, bus=bus, serial=serial, desc=desc)
             except ValueError as error:
                 raise click.UsageError(str(error)) from error
-            if which is None and required:
+            if selector is None and required:
                 raise click.UsageError(
-                    "say which device: a word (a name, a bus id, vid:pid, a serial number, a part "
-                    "of the description), or --id, --bus, --serial, --desc"
+                    "name the device: by a WORD (a name, a bus id, vid:pid, a serial number or a "
+                    "part of the description), or by --id, --bus, --serial or --desc"
                 )
-            command(*args, meant=which, **rest)
+            command(*args, selector=selector, **rest)
 
         for parameter in (
-            click.option("--first", is_flag=True, help="Of several devices take the first."),
-            click.option("--desc", metavar="TEXT", help="A part of the description, or a glob."),
+            click.option("--first", is_flag=True, help="If several devices match, use the first."),
+            click.option(
+                "--desc",
+                metavar="TEXT",
+                help="Select by a part of the description, or a glob.",
+            ),
             click.option(
                 "--serial",
                 metavar="NUMBER",
                 shell_complete=serialNumbers,
-                help="The serial number, or a glob of it.",
+                help="Select by serial number, or a glob.",
             ),
             click.option(
                 "--bus",
                 metavar="BUS",
                 shell_complete=devices,
-                help="A bus number, a bus id, or a glob of one.",
+                help="Select by bus number, or by bus id or a glob of it.",
             ),
             click.option(
                 "--id",
                 metavar="ID",
                 shell_complete=devices,
-                help="A bus id, a name, vid:pid, or a glob of one.",
+                help="Select by bus id, name or vid:pid, or a glob.",
             ),
             click.argument("word", required=False, shell_complete=offers),
         ):
@@ -139,25 +145,38 @@ def meaning(
 
 
 @contextlib.contextmanager
-def ending(show: Show) -> Iterator[None]:
+def ending(printer: Printer) -> Iterator[None]:
     """
-    Say what has gone wrong, and leave with the exit code for it.
+    Report the error of a command, and exit with its code.
     """
+    from usbip_server.client.cli.exitcodes import INTERRUPTED, Exit, exitFor
+    from usbip_server.client.selection import SeveralFound
+    from usbip_server.model.errors import ShareError
+    from usbip_server.model.usbip import NotGiven
+    from usbip_server.runtime.yamlfile import ConfigError
+
     try:
         with interruptible():
             yield
     except (KeyboardInterrupt, click.Abort):
-        show.note("interrupted")
+        printer.note("interrupted")
         raise SystemExit(INTERRUPTED) from None
     except SeveralFound as error:
-        show.note(f"{error}: narrow it down, or say --first")
-        show.table(devicesTable(error.found), err=True)
-        show.result([fieldsOf(each) for each in error.found], Exit.SEVERAL, str(error))
+        from usbip_server.client.cli.output import fieldsOf
+        from usbip_server.client.cli.tables import devicesTable
+
+        printer.note(f"{error}: give more criteria, or --first")
+        printer.table(devicesTable(error.found), err=True)
+        printer.result([fieldsOf(each) for each in error.found], Exit.SEVERAL.word, str(error))
         raise SystemExit(Exit.SEVERAL) from error
     except (ShareError, NotGiven, ConfigError) as error:
-        status = _status(error)
-        show.note(str(error))
-        show.result(status=status, message=str(error))
+        status = Exit.REFUSED
+        if isinstance(error, ConfigError):
+            status = Exit.USAGE
+        elif isinstance(error, ShareError):
+            status = exitFor(error)
+        printer.note(str(error))
+        printer.result(status=status.word, message=str(error))
         raise SystemExit(status) from error
 
 
@@ -181,9 +200,3 @@ def interruptible() -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, alarm)
         signal.signal(signal.SIGTERM, terminate)
-
-
-def _status(error: ShareError | NotGiven | ConfigError) -> Exit:
-    if isinstance(error, ConfigError):
-        return Exit.USAGE
-    return Exit.REFUSED if isinstance(error, NotGiven) else exitFor(error)

@@ -1,62 +1,61 @@
 """
-What commands say: to people, or in JSON to programs.
-
-JSON is one object for each command::
+The output of a command: text for people, or one JSON object for programs::
 
     {"status": ..., "devices": [...], "errors": [{"server": ..., "message": ...}], "message": ...}
+
+Results go to standard output, everything else to standard error.
 """
 
 from __future__ import annotations
 
 import io
-import json
 import os
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console, RenderableType
 
-from usbip_server.client.attach import Attached
-from usbip_server.client.cli.exitcodes import Exit
-from usbip_server.client.devices import RemoteDevice
+if TYPE_CHECKING:  # not loaded by commands that do without
+    from usbip_server.client.attach import Attached
+    from usbip_server.client.cli.tables import Table
+    from usbip_server.client.devices import RemoteDevice
 
-WIDEST = 1_000_000
-"""Columns of what is no terminal: nothing is cut off there."""
+Fields = dict[str, Any]
 
-ShownFields = Mapping[str, Any]
+SUCCESS = "success"
 
 
-class Show:
+class Printer:
     """
-    What one command says. Results go to standard output, all else to standard error.
+    Prints what one command has to report.
     """
 
     def __init__(self, asJson: bool = False) -> None:
         """
-        @param asJson: say results in JSON.
+        @param asJson: print results as JSON.
         """
         self.asJson = asJson
-        self._errors: list[ShownFields] = []
+        self._errors: list[Fields] = []
         self._progress = ""
 
     def note(self, text: str) -> None:
-        """Something that people should know."""
+        """Print a message for people to standard error."""
         self._wipe()
         click.echo(plain(text), err=True)
 
     def progress(self, text: str, isNews: bool = False) -> None:
         """
-        What is going on. On a terminal the next thing that is said takes its place.
+        Print what the command does now. On a terminal the next output replaces it.
 
-        @param isNews: it is to be said elsewhere, too.
+        @param isNews: print it also where standard error is not a terminal.
         """
         if sys.stderr.isatty():
+            import shutil
+
             self._wipe()
             self._progress = text
-            width = shutil.get_terminal_size().columns - 1  # more could not be wiped away
+            width = shutil.get_terminal_size().columns - 1  # a longer line could not be erased
             click.echo(plain(text)[:width], err=True, nl=False)
         elif isNews and text != self._progress:
             self._progress = text
@@ -64,57 +63,51 @@ class Show:
 
     def trouble(self, server: str | None, message: str) -> None:
         """
-        Something went wrong.
+        Report an error that does not end the command.
 
-        @param server: the one that it is about.
+        @param server: the server that it is about.
         """
         self._errors.append({"server": server, "message": message})
         self.note(message)
 
-    def table(self, table: RenderableType, err: bool = False) -> None:
-        """For people; colours only on a terminal, and not if C{NO_COLOR} is set."""
+    def table(self, table: Table, err: bool = False) -> None:
+        """Print a table for people. Colours only on a terminal, and not if C{NO_COLOR} is set."""
         if self.asJson and not err:
             return
         self._wipe()
-        stream = sys.stderr if err else sys.stdout
-        width = None if stream.isatty() else WIDEST
-        console = Console(file=stream, width=width, markup=False, emoji=False, highlight=False)
-        with console.capture() as captured:
-            console.print(table)
-        for line in captured.get().splitlines():
-            click.echo(line.rstrip(), err=err, color=True)
+        for line in table.lines(sys.stderr if err else sys.stdout):
+            click.echo(line, err=err, color=True)
 
     def line(self, text: str) -> None:
-        """A result, for people."""
+        """Print a result for people."""
         if not self.asJson:
             self._wipe()
             click.echo(plain(text))
 
     def result(
         self,
-        devices: Sequence[ShownFields] = (),
-        status: Exit = Exit.DONE,
+        devices: Sequence[Mapping[str, Any]] = (),
+        status: str = SUCCESS,
         message: str | None = None,
         **more: Any,
     ) -> None:
         """
-        The result, for programs.
+        Print the result for programs.
 
-        @param devices: those that it is about.
+        @param devices: the devices that it is about.
+        @param status: see L{usbip_server.client.cli.exitcodes.Exit.word}.
         @param message: for people.
         @param more: further keys.
         """
         if self.asJson:
             self.event(
-                status=status.word,
-                devices=[*devices],
-                errors=self._errors,
-                message=message,
-                **more,
+                status=status, devices=[*devices], errors=self._errors, message=message, **more
             )
 
     def event(self, **fields: Any) -> None:
-        """A line of JSON."""
+        """Print a line of JSON."""
+        import json
+
         self._wipe()
         click.echo(json.dumps(fields))
 
@@ -126,47 +119,78 @@ class Show:
 
 def plain(text: str) -> str:
     """
-    A text with nothing in it that a terminal would take for an order: devices and servers say
-    what they like.
+    A text without control characters: names of devices and messages of servers must not control
+    the terminal.
     """
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
+def fieldsOf(found: RemoteDevice, attached: Attached | None = None) -> Fields:
+    """
+    The JSON object of a server's device.
+
+    @param attached: the same device attached to this machine; C{None}: it is not.
+    """
+    return {
+        "server": found.server.name,
+        **{key: value for key, value in found.raw.items() if key != "server"},
+        **({} if attached is None else _localFields(attached)),
+    }
+
+
+def portFields(attached: Attached, server: str | None) -> Fields:
+    """
+    The JSON object of an attached device.
+
+    @param server: that it came from, if that is known.
+    """
+    busId = None if attached.record is None else attached.record.busId
+    return {"server": server, "bus_id": busId, **_localFields(attached)}
+
+
+def _localFields(attached: Attached) -> Fields:
+    return {
+        "port": attached.port,
+        "local_bus_id": attached.localBusId,
+        "local_devices": [*attached.nodes],
+    }
+
+
 FAILED = 1
-"""How a command ends whose results could not be written, as those of GNU do."""
+"""Exit code of a command whose results could not be written, as of the GNU core utilities."""
 
 _STREAMS = (("stdout", 1, os.O_RDONLY), ("stderr", 2, os.O_WRONLY))
 
 
 class NotWritten(OSError):
     """
-    Standard output does not take what is to be said.
+    Standard output cannot be written.
     """
 
 
-class Output(io.TextIOWrapper):
+class StandardOutput(io.TextIOWrapper):
     """
-    Standard output: what goes wrong with it is told from what goes wrong elsewhere.
+    Standard output, whose errors are told from those of other files.
     """
 
     def write(self, text: str) -> int:
         try:
             return super().write(text)
         except OSError as error:
-            raise _notWritten(error) from error
+            raise NotWritten(error.errno, error.strerror) from error
 
     def flush(self) -> None:
         try:
             super().flush()
         except OSError as error:
-            raise _notWritten(error) from error
+            raise NotWritten(error.errno, error.strerror) from error
 
 
-def prepare() -> None:
+def prepareStreams() -> None:
     """
-    Let everything be written that devices may be called, and let there be something to write to.
-    Where standard output is closed, writing to it is an error; what is said to a standard error
-    that is closed is lost.
+    Make standard output and error accept every text, and exist: a stream that was closed when the
+    process started is opened anew. Writing to a standard output that was closed is an error;
+    messages to a standard error that was closed are discarded.
     """
     for name, number, mode in _STREAMS:
         if getattr(sys, name) is None:
@@ -181,7 +205,7 @@ def prepare() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     if type(sys.stdout) is io.TextIOWrapper:
-        sys.stdout = Output(
+        sys.stdout = StandardOutput(
             sys.stdout.buffer,
             encoding=sys.stdout.encoding,
             errors=sys.stdout.errors,
@@ -190,52 +214,10 @@ def prepare() -> None:
         )
 
 
-def giveUp() -> None:
+def closeOutput() -> None:
     """
-    Write no more to standard output: what could not be written would be tried once more at the
-    end.
+    Discard what standard output still buffers: Python would try to write it again at exit.
     """
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
-
-
-def _notWritten(error: OSError) -> NotWritten:
-    return NotWritten(error.errno, error.strerror)
-
-
-Fields = dict[str, Any]
-
-
-def fieldsOf(found: RemoteDevice, attached: Attached | None = None) -> Fields:
-    """
-    A device of a server's.
-
-    @param attached: where it is plugged in here.
-    """
-    return {
-        "server": found.server.name,
-        **{key: value for key, value in found.raw.items() if key != "server"},
-        **({} if attached is None else pluggedFields(attached)),
-    }
-
-
-def portFields(attached: Attached, server: str | None) -> Fields:
-    """
-    What is plugged in here.
-
-    @param server: where it came from, if that is known.
-    """
-    busId = None if attached.record is None else attached.record.busId
-    return {"server": server, "bus_id": busId, **pluggedFields(attached)}
-
-
-def pluggedFields(attached: Attached) -> Fields:
-    """
-    Where something is plugged in here.
-    """
-    return {
-        "port": attached.port,
-        "local_bus_id": attached.localBusId,
-        "local_devices": [*attached.nodes],
-    }

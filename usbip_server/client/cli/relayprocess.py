@@ -1,9 +1,9 @@
 """
-Carrying USB traffic for a TLS connection that the kernel cannot encrypt, when the program that
-has made it ends: in a process of its own, which ends with the session.
+A background process that relays the USB traffic of a TLS connection that the kernel cannot
+encrypt itself. It outlives the command, and ends with the session.
 
-A connection's keys are in this process's memory, so the other one has to be made of this:
-C{fork}, which is to be called while there is one thread only.
+The keys of the connection are in the memory of this process, so the other one is made by C{fork},
+which needs a process with one thread only.
 """
 
 from __future__ import annotations
@@ -11,30 +11,33 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import ssl
+from typing import TYPE_CHECKING
 
-from usbip_server.client.blockingrelay import relay
+if TYPE_CHECKING:
+    import ssl
 
 STANDARD = 3
-"""Descriptors: input, output, error."""
+"""The number of standard descriptors: input, output, error."""
 
 
 class RelayProcess:
     """
-    Begins it.
+    Starts the process.
 
-    @ivar pid: of the process; C{None} as long as there is none.
+    @ivar pid: of the process; C{None} until it is started.
     """
 
     def __init__(self) -> None:
         self.pid: int | None = None
 
-    def carry(self, secured: ssl.SSLSocket, ours: socket.socket) -> None:
+    def start(self, secured: ssl.SSLSocket, ours: socket.socket) -> None:
         """
-        Have it carry between the two, which it closes in the end; they are closed here.
+        Start a process that relays between the two. Closes both in this process.
 
-        @raise OSError: there can be no more processes.
+        @raise OSError: no further process can be started.
         """
+        from usbip_server.client.blockingrelay import relay
+
         pid = os.fork()
         if pid == 0:
             try:
@@ -43,13 +46,13 @@ class RelayProcess:
             finally:
                 os._exit(0)
         self.pid = pid
-        secured.close()  # without a word to the other end
+        secured.close()  # sends no close_notify
         ours.close()
 
 
 def _leave(*needed: int) -> None:
     """
-    Keep nothing of what the other process has: not its terminal, its folder, nor its files.
+    Detach from the terminal, the working directory and the open files of the parent process.
     """
     os.setsid()
     os.chdir("/")

@@ -1,7 +1,7 @@
 """
-What somebody has to do at a stock C{usbipd}, as nothing can be done about its devices from here.
+Advice for devices of a stock C{usbipd}, which can only be bound on its own machine.
 
-That of Linux is C{tools/usb/usbip}; for what Windows' C{usbipd-win} means with a status see its
+That of Linux is C{tools/usb/usbip}; for the meaning of a status of Windows' C{usbipd-win} see its
 C{Usbipd/ConnectedClient.cs}.
 """
 
@@ -14,52 +14,56 @@ from usbip_server.model.device import UsbDevice
 from usbip_server.model.usbip import NotGiven, OpStatus
 
 LINUX = "/"
-"""How the paths of its devices begin, which are those of sysfs."""
+"""The paths of devices begin so where the server runs Linux: they are those of sysfs."""
 
 WINDOWS = "USB\\"
-"""Likewise: they are what Windows calls instance ids."""
+"""The same for Windows: they are instance ids."""
 
 
 def remedy(error: NotGiven, device: UsbDevice) -> str:
     """
-    What can be done against a refusal, C{""} if nothing is known: it goes behind the error.
+    The end of a message about a refused import: what to do on the server; empty if that is not
+    known.
 
     @param device: as it was listed.
     """
     path = device.path or ""
     if error.status == OpStatus.NODEV:
-        return f"; there: {binding(device.busId, path)}"
+        return f"; on the server: {binding(device.busId, path)}"
     if not path.startswith(WINDOWS):
         return ""
     force = f"usbipd bind --force --busid {device.busId}"
     if error.status == OpStatus.DEV_BUSY:
         return (
-            "; usbipd list there says whether a client does; else it is a program of Windows, "
-            f"and this takes it away from it, as administrator: {force}"
+            "; `usbipd list` on the server shows whether a client uses it; otherwise a program of "
+            f"Windows does, and this takes it away, as administrator: {force}"
         )
     if error.status in (OpStatus.NA, OpStatus.DEV_ERR):
-        return f"; Windows may not let go of it: there, as administrator: {force}"
-    return "; there: usbipd list"
+        return f"; a driver of Windows may keep it: on the server, as administrator: {force}"
+    return "; on the server: usbipd list"
 
 
 def unlisted(servers: Sequence[Server], busId: str | None) -> str:
     """
-    Why a device may be missing in the lists of some, C{""} if there are none: it goes behind
-    the error.
+    The end of a message about a device that was not found: that these servers list only bound
+    devices; empty if there are none.
 
-    @param busId: of that device, where it is known.
+    @param busId: of the device, if it is known.
     """
     if not servers:
         return ""
     names = ", ".join(map(str, servers))
-    return f"; a stock usbipd ({names}) lists only what is bound: there, {binding(busId)}"
+    return (
+        f"; a stock usbipd ({names}) lists only devices that are bound: on the server, "
+        f"{binding(busId)}"
+    )
 
 
 def binding(busId: str | None, path: str = "") -> str:
     """
-    How a device is bound at its server.
+    The command that binds a device on its server.
 
-    @param path: of it, as far as it is known: that of Linux and that of Windows are told apart.
+    @param path: of the device, as far as it is known: Linux and Windows have different ones.
     """
     name = busId or "BUSID"
     linux = f"sudo usbip bind -b {name}"

@@ -4,14 +4,16 @@ C{usbipshare attach}.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from usbip_server.client.cli.attachments import Attacher, Wish
-from usbip_server.client.cli.context import CommandContext
-from usbip_server.client.cli.options import LONGEST, asking, meaning
-from usbip_server.client.cli.output import fieldsOf
-from usbip_server.client.selection import Selection
+from usbip_server.client.cli.options import LONGEST, withSelector, withServers
 from usbip_server.model.device import LONGEST_LEASE
+
+if TYPE_CHECKING:
+    from usbip_server.client.cli.context import CommandContext
+    from usbip_server.client.selection import Selector
 
 _EXAMPLES = """\b
 Examples:
@@ -21,54 +23,59 @@ Examples:
 """
 
 
-@click.command("attach", short_help="Plug a device in here.", epilog=_EXAMPLES)
+@click.command("attach", epilog=_EXAMPLES)
 @click.option(
     "--wait",
     type=click.FloatRange(0, LONGEST),
     default=0.0,
     metavar="SECONDS",
-    help="Wait for a device that is not there yet, or that somebody else has.",
+    help="Wait up to SECONDS for a device that is absent or in use.",
 )
 @click.option(
     "--lease",
     "owner",
     metavar="OWNER",
-    help="Have it for yourself, whatever you call yourself, for --ttl.",
+    help="Reserve the device under the name OWNER for --ttl seconds.",
 )
 @click.option(
     "--ttl",
     type=click.FloatRange(0, LONGEST_LEASE, min_open=True),
     metavar="SECONDS",
-    help="How long the lease lasts; after that you lose the device.",
+    help="Duration of the lease; at its end the server takes the device back.",
 )
-@click.option("--force", is_flag=True, help="Take it from whoever has it.")
-@asking
-@meaning()
+@click.option(
+    "--force", is_flag=True, help="End the session or lease of another client that has the device."
+)
+@withServers
+@withSelector()
 def command(
-    errand: CommandContext,
-    meant: Selection,
+    context: CommandContext,
+    selector: Selector,
     wait: float,
     owner: str | None,
     ttl: float | None,
     force: bool,
 ) -> None:
     """
-    Plug a device of a server's into this machine, and print what programs can open of it.
+    Attach a device to this machine, and print its device nodes, one a line.
 
-    WORD is a name, a bus id, vid:pid, a serial number or a part of the description: the first
-    of these that fits any device.
+    WORD is a name, a bus id, vid:pid, a serial number or a part of the description: the first of
+    these that matches any device. A device that is attached already stays as it is. Needs root.
     """
+    from usbip_server.client.cli.attachments import Attacher, AttachOptions
+    from usbip_server.client.cli.output import fieldsOf
+
     if (owner is None) != (ttl is None):
-        raise click.UsageError("--lease OWNER and --ttl SECONDS go together")
-    plugger = Attacher(errand)
-    found, attached = plugger.attach(meant, Wish(wait=wait, owner=owner, ttl=ttl, force=force))
-    where = f"port {attached.port}, {attached.localBusId}"
-    errand.show.note(f"{found} is plugged in here: {where}")
-    if plugger.relay.pid is not None:
-        errand.show.note(
-            "the kernel cannot encrypt this connection itself: process "
-            f"{plugger.relay.pid} carries its traffic, and has to stay as long as the device"
+        raise click.UsageError("--lease OWNER and --ttl SECONDS require each other")
+    attacher, printer = Attacher(context), context.printer
+    options = AttachOptions(wait=wait, owner=owner, ttl=ttl, force=force)
+    found, attached = attacher.attach(selector, options)
+    printer.note(f"{found}: attached at port {attached.port}, {attached.localBusId}")
+    if attacher.relay.pid is not None:
+        printer.note(
+            f"the kernel cannot encrypt this connection itself: process {attacher.relay.pid} "
+            "relays its traffic until the device is detached"
         )
     for node in attached.nodes:
-        errand.show.line(node)
-    errand.show.result([fieldsOf(found, attached)])
+        printer.line(node)
+    printer.result([fieldsOf(found, attached)])

@@ -9,7 +9,7 @@ from click.shell_completion import get_completion_class
 
 PROGRAM = "usbipshare"
 VARIABLE = "_USBIPSHARE_COMPLETE"
-"""By which click sees that a shell asks."""
+"""The environment variable by which click recognises a request for completions."""
 
 _EXAMPLES = """\b
 Examples:
@@ -19,13 +19,13 @@ Examples:
 """
 
 
-@click.command("completion", short_help="Print what makes a shell complete.", epilog=_EXAMPLES)
+@click.command("completion", epilog=_EXAMPLES)
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def command(context: click.Context, shell: str) -> None:
     """
-    Print what makes a shell complete the commands, their options, and the devices that there
-    are at that moment.
+    Print the script that makes SHELL complete commands, options, and the devices that exist at
+    that moment.
     """
     kind = get_completion_class(shell)
     assert kind is not None, shell

@@ -4,17 +4,16 @@ C{usbipshare detach}.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from usbip_server.client.cli.attachments import Attacher
-from usbip_server.client.cli.completion import plugged, ports
-from usbip_server.client.cli.context import CommandContext
-from usbip_server.client.cli.options import asking, meaning
-from usbip_server.client.cli.output import fieldsOf, portFields
-from usbip_server.client.cli.tables import whoHas
-from usbip_server.client.selection import Selection
-from usbip_server.model.device import DeviceState
-from usbip_server.model.replies import Refused, Status
+from usbip_server.client.cli.completion import attached, ports
+from usbip_server.client.cli.options import withSelector, withServers
+
+if TYPE_CHECKING:
+    from usbip_server.client.cli.context import CommandContext
+    from usbip_server.client.selection import Selector
 
 _EXAMPLES = """\b
 Examples:
@@ -24,60 +23,69 @@ Examples:
 """
 
 
-@click.command("detach", short_help="Unplug a device.", epilog=_EXAMPLES)
+@click.command("detach", epilog=_EXAMPLES)
 @click.option(
     "--port",
     type=click.IntRange(min=0),
     metavar="PORT",
     shell_complete=ports,
-    help="What is plugged in at this port: see usbipshare ports.",
+    help="Select the device attached at this port (see usbipshare ports).",
 )
-@click.option("--keep-bound", "keepBound", is_flag=True, help="Leave it bound at its server.")
-@click.option("--lease", "owner", metavar="OWNER", help="Who has leased it.")
-@click.option("--force", is_flag=True, help="Even if somebody else has it, or has leased it.")
-@asking
-@meaning(required=False, offers=plugged)
+@click.option(
+    "--keep-bound", "keepBound", is_flag=True, help="Leave the device bound at its server."
+)
+@click.option("--lease", "owner", metavar="OWNER", help="Name that the device is leased under.")
+@click.option(
+    "--force", is_flag=True, help="Unbind the device even if another client uses or has leased it."
+)
+@withServers
+@withSelector(required=False, offers=attached)
 def command(
-    errand: CommandContext,
-    meant: Selection | None,
+    context: CommandContext,
+    selector: Selector | None,
     port: int | None,
     keepBound: bool,
     owner: str | None,
     force: bool,
 ) -> None:
     """
-    Unplug a device here, and give it back to its server's own drivers.
+    Detach a device from this machine, and unbind it at its server.
 
-    WORD is what attach takes, or a node such as /dev/ttyACM0, or where the device is plugged
-    in here, such as 3-1.
+    WORD is what attach accepts, or a device node such as /dev/ttyACM0, or the bus id on this
+    machine, such as 3-1. Needs root.
     """
-    if (meant is None) == (port is None):
-        raise click.UsageError("say which device: a word, criteria, or --port; one of these")
-    plugger, show = Attacher(errand), errand.show
-    attached = plugger.meantHere(meant, port)
-    if attached is not None:
-        server = plugger.serverOf(attached)
-        busId = None if attached.record is None else attached.record.busId
-        fields = portFields(attached, None if server is None else server.name)
+    from usbip_server.client.cli.attachments import Attacher
+    from usbip_server.client.cli.output import fieldsOf, portFields
+    from usbip_server.client.cli.tables import userOf
+    from usbip_server.model.device import DeviceState
+    from usbip_server.model.replies import Refused, Status
+
+    if (selector is None) == (port is None):
+        raise click.UsageError("name the device: by a WORD, by criteria, or by --port")
+    attacher, printer = Attacher(context), context.printer
+    here = attacher.local(selector, port)
+    if here is not None:
+        server = attacher.serverOf(here)
+        busId = None if here.record is None else here.record.busId
+        fields = portFields(here, None if server is None else server.name)
     else:
-        assert meant is not None
-        found = errand.pick(meant, errand.survey())
-        attached = plugger.pluggedIn(found)
+        assert selector is not None
+        found = context.choose(selector, context.discover())
+        here = attacher.attachedAs(found)
         server, busId = found.server, found.device.busId
-        fields = fieldsOf(found, attached)
-        if attached is None and found.device.state is DeviceState.IN_USE and not force:
+        fields = fieldsOf(found, here)
+        if here is None and found.device.state is DeviceState.IN_USE and not force:
             raise Refused(
                 Status.FAILURE,
-                f"{found} is not plugged in here, but {whoHas(found.device)} has it: "
-                "--force takes it away",
+                f"{found} is not attached to this machine; it is in use by {userOf(found.device)}: "
+                "--force ends that session",
             )
-    if attached is not None:
-        plugger.unplug(attached)
-        show.note(f"port {attached.port} ({attached.localBusId}) is unplugged")
-    if keepBound or server is None or busId is None:
-        if server is None:
-            show.note("where it came from is not known: it stays bound there")
-    else:
-        why = plugger.release(server, busId, owner, force)
-        show.note(why or f"{busId} at {server} is its own again")
-    show.result([fields])
+    if here is not None:
+        attacher.detach(here)
+        printer.note(f"port {here.port} ({here.localBusId}): detached")
+    if server is None:
+        printer.note("its server is not known: the device stays bound there")
+    elif not keepBound and busId is not None:
+        why = attacher.unbind(server, busId, owner, force)
+        printer.note(why or f"{busId} at {server}: unbound, its own drivers have it again")
+    printer.result([fields])

@@ -4,13 +4,15 @@ C{usbipshare find}.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from usbip_server.client.cli.context import CommandContext
-from usbip_server.client.cli.options import asking, meaning
-from usbip_server.client.cli.output import fieldsOf
-from usbip_server.client.cli.tables import deviceTable
-from usbip_server.client.selection import Selection
+from usbip_server.client.cli.options import withSelector, withServers
+
+if TYPE_CHECKING:
+    from usbip_server.client.cli.context import CommandContext
+    from usbip_server.client.selection import Selector
 
 _EXAMPLES = """\b
 Examples:
@@ -19,16 +21,19 @@ Examples:
 """
 
 
-@click.command("find", short_help="Tell all about one device.", epilog=_EXAMPLES)
-@asking
-@meaning()
-def command(errand: CommandContext, meant: Selection) -> None:
+@click.command("find", epilog=_EXAMPLES)
+@withServers
+@withSelector()
+def command(context: CommandContext, selector: Selector) -> None:
     """
-    Tell all that is known of one device.
+    Show all details of one device.
 
-    WORD is a name, a bus id, vid:pid, a serial number or a part of the description: the first
-    of these that fits any device.
+    WORD is a name, a bus id, vid:pid, a serial number or a part of the description: the first of
+    these that matches any device.
     """
-    found = errand.pick(meant, errand.survey())
-    errand.show.table(deviceTable(found))
-    errand.show.result([fieldsOf(found)])
+    from usbip_server.client.cli.output import fieldsOf
+    from usbip_server.client.cli.tables import deviceTable
+
+    found = context.choose(selector, context.discover())
+    context.printer.table(deviceTable(found))
+    context.printer.result([fieldsOf(found)])

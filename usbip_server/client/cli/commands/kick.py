@@ -4,15 +4,15 @@ C{usbipshare kick}.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from usbip_server.client.cli.context import CommandContext
-from usbip_server.client.cli.options import asking, meaning
-from usbip_server.client.cli.output import fieldsOf
-from usbip_server.client.devices import foundIn
-from usbip_server.client.selection import Selection
+from usbip_server.client.cli.options import withSelector, withServers
+
+if TYPE_CHECKING:
+    from usbip_server.client.cli.context import CommandContext
+    from usbip_server.client.selection import Selector
 
 _EXAMPLES = """\b
 Examples:
@@ -21,23 +21,26 @@ Examples:
 """
 
 
-@click.command("kick", short_help="Take a device from whoever has it.", epilog=_EXAMPLES)
-@click.option("--lease", "owner", metavar="OWNER", help="Who has leased it.")
-@click.option("--force", is_flag=True, help="Even if somebody else has leased it.")
-@asking
-@meaning()
-def command(errand: CommandContext, meant: Selection, owner: str | None, force: bool) -> None:
+@click.command("kick", epilog=_EXAMPLES)
+@click.option("--lease", "owner", metavar="OWNER", help="Name that the device is leased under.")
+@click.option("--force", is_flag=True, help="Also if another client has leased the device.")
+@withServers
+@withSelector()
+def command(context: CommandContext, selector: Selector, owner: str | None, force: bool) -> None:
     """
-    Take a device from the client that has it, and leave it bound for the next one.
+    End the session of the client that uses a device. The device stays bound, for the next client.
     """
-    survey = errand.survey()
-    found = errand.pick(meant, survey)
-    survey.requireControl(found)
+    from usbip_server.client.cli.output import fieldsOf
+    from usbip_server.client.devices import foundIn
+
+    result = context.discover()
+    found = context.choose(selector, result)
+    result.requireControl(found)
     request: dict[str, Any] = {"command": "kick", "id": found.device.busId, "detail": True}
     if owner is not None:
         request["owner"] = owner
     if force:
         request["force"] = True
-    [now] = foundIn(found.server, errand.ask(found.server, request))
-    errand.show.line(f"{now}: nobody has it now")
-    errand.show.result([fieldsOf(now)])
+    [now] = foundIn(found.server, context.ask(found.server, request))
+    context.printer.line(f"{now}: no client uses it now")
+    context.printer.result([fieldsOf(now)])

@@ -4,13 +4,15 @@ C{usbipshare list}.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from usbip_server.client.cli.context import CommandContext
-from usbip_server.client.cli.options import asking, meaning
-from usbip_server.client.cli.output import fieldsOf
-from usbip_server.client.cli.tables import devicesTable
-from usbip_server.client.selection import Selection
+from usbip_server.client.cli.options import withSelector, withServers
+
+if TYPE_CHECKING:
+    from usbip_server.client.cli.context import CommandContext
+    from usbip_server.client.selection import Selector
 
 _EXAMPLES = """\b
 Examples:
@@ -20,18 +22,25 @@ Examples:
 """
 
 
-@click.command("list", short_help="List devices.", epilog=_EXAMPLES)
-@asking
-@meaning(required=False)
-def command(errand: CommandContext, meant: Selection | None) -> None:
+@click.command("list", epilog=_EXAMPLES)
+@withServers
+@withSelector(required=False)
+def command(context: CommandContext, selector: Selector | None) -> None:
     """
     List the devices of all servers; with WORD or criteria, those that match.
+
+    WORD is a name, a bus id, vid:pid, a serial number or a part of the description: the first of
+    these that matches any device.
     """
-    found = errand.survey().found
-    if meant is not None:
-        found = meant.among(found)
+    from usbip_server.client.cli.output import fieldsOf
+    from usbip_server.client.cli.tables import devicesTable
+    from usbip_server.client.selection import among
+
+    found = context.discover().found
+    if selector is not None:
+        found = among(selector, found)
     if found:
-        errand.show.table(devicesTable(found))
+        context.printer.table(devicesTable(found))
     else:
-        errand.show.note("no devices" if meant is None else f"no device matches {meant}")
-    errand.show.result([fieldsOf(each) for each in found])
+        context.printer.note("no devices" if selector is None else f"no device matches {selector}")
+    context.printer.result([fieldsOf(each) for each in found])

@@ -4,13 +4,14 @@ C{usbipshare ports}.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from usbip_server.client.cli.attachments import Attacher
-from usbip_server.client.cli.context import CommandContext
-from usbip_server.client.cli.options import asking
-from usbip_server.client.cli.output import portFields
-from usbip_server.client.cli.tables import portsTable
+from usbip_server.client.cli.options import withServers
+
+if TYPE_CHECKING:
+    from usbip_server.client.cli.context import CommandContext
 
 _EXAMPLES = """\b
 Examples:
@@ -19,22 +20,26 @@ Examples:
 """
 
 
-@click.command("ports", short_help="List what is plugged in here.", epilog=_EXAMPLES)
-@asking
-def command(errand: CommandContext) -> None:
+@click.command("ports", epilog=_EXAMPLES)
+@withServers
+def command(context: CommandContext) -> None:
     """
-    List what is plugged into this machine, by whichever program, and what it came from.
+    List the devices attached to this machine by any program, with their servers.
     """
-    plugger = Attacher(errand)
+    from usbip_server.client.cli.attachments import Attacher
+    from usbip_server.client.cli.output import portFields
+    from usbip_server.client.cli.tables import portsTable
+
+    attacher = Attacher(context)
     rows, fields = [], []
-    for attached in plugger.attached():
-        server = plugger.serverOf(attached)
+    for attached in attacher.attached():
+        server = attacher.serverOf(attached)
         name = None if server is None else server.name
         busId = None if attached.record is None else attached.record.busId
         rows.append((attached, name or "", busId or ""))
         fields.append(portFields(attached, name))
     if rows:
-        errand.show.table(portsTable(rows))
+        context.printer.table(portsTable(rows))
     else:
-        errand.show.note("nothing is plugged in")
-    errand.show.result(fields)
+        context.printer.note("no device is attached")
+    context.printer.result(fields)

@@ -4,17 +4,16 @@ C{usbipshare renew}.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from usbip_server.client.cli.context import CommandContext
-from usbip_server.client.cli.options import asking, meaning
-from usbip_server.client.cli.output import fieldsOf
-from usbip_server.client.cli.tables import whoHas
-from usbip_server.client.devices import foundIn
-from usbip_server.client.selection import Selection
+from usbip_server.client.cli.options import withSelector, withServers
 from usbip_server.model.device import LONGEST_LEASE
+
+if TYPE_CHECKING:
+    from usbip_server.client.cli.context import CommandContext
+    from usbip_server.client.selection import Selector
 
 _EXAMPLES = """\b
 Examples:
@@ -23,25 +22,35 @@ Examples:
 """
 
 
-@click.command("renew", short_help="Have a leased device for longer.", epilog=_EXAMPLES)
-@click.option("--lease", "owner", metavar="OWNER", required=True, help="Who has leased it.")
+@click.command("renew", epilog=_EXAMPLES)
+@click.option(
+    "--lease",
+    "owner",
+    metavar="OWNER",
+    required=True,
+    help="Name that the device is leased under.",
+)
 @click.option(
     "--ttl",
     type=click.FloatRange(0, LONGEST_LEASE, min_open=True),
     metavar="SECONDS",
-    help="How long the lease lasts from now; if not given, as long as before.",
+    help="New duration of the lease, from now.  [default: the same duration as before]",
 )
-@asking
-@meaning()
-def command(errand: CommandContext, meant: Selection, owner: str, ttl: float | None) -> None:
+@withServers
+@withSelector()
+def command(context: CommandContext, selector: Selector, owner: str, ttl: float | None) -> None:
     """
-    Have a device that you have leased for longer.
+    Extend the lease of a device.
     """
-    survey = errand.survey()
-    found = errand.pick(meant, survey)
-    survey.requireControl(found)
+    from usbip_server.client.cli.output import fieldsOf
+    from usbip_server.client.cli.tables import userOf
+    from usbip_server.client.devices import foundIn
+
+    result = context.discover()
+    found = context.choose(selector, result)
+    result.requireControl(found)
     lease: dict[str, Any] = {"owner": owner} if ttl is None else {"owner": owner, "ttl": ttl}
     request = {"command": "renew", "id": found.device.busId, "lease": lease, "detail": True}
-    [now] = foundIn(found.server, errand.ask(found.server, request))
-    errand.show.line(f"{now}: {whoHas(now.device)}")
-    errand.show.result([fieldsOf(now)])
+    [now] = foundIn(found.server, context.ask(found.server, request))
+    context.printer.line(f"{now}: {userOf(now.device)}")
+    context.printer.result([fieldsOf(now)])

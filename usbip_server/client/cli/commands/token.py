@@ -1,6 +1,5 @@
 """
-C{usbipshare token}: tokens are made by who is to have them or by who runs the daemon; no
-server is asked.
+C{usbipshare token}. It asks no server: users or administrators create tokens.
 """
 
 from __future__ import annotations
@@ -11,15 +10,10 @@ import sys
 
 import click
 
-from usbip_server.model.policy import BUILT_IN
-from usbip_server.model.requests import LONGEST_TOKEN
-from usbip_server.model.rules import LONGEST_NAME
-from usbip_server.model.tokens import hashOf, isHashOf, newToken, requireHash
-
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*", re.ASCII)
 
 _NO_TEXT = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
-"""Words that YAML 1.1 takes for something else, in whatever case."""
+"""Words that YAML 1.1 does not read as text, in upper or lower case."""
 
 _EXAMPLES = """\b
 Examples:
@@ -33,12 +27,15 @@ def _requireName(
 ) -> str | None:
     if name is None:
         return None
+    from usbip_server.model.policy import BUILT_IN
+    from usbip_server.model.rules import LONGEST_NAME
+
     if name in BUILT_IN:
-        raise click.BadParameter(f"{name!r} is there already: choose another name")
+        raise click.BadParameter(f"{name!r} is a built-in principal: choose another name")
     if len(name) > LONGEST_NAME:
-        raise click.BadParameter(f"it is longer than {LONGEST_NAME} characters")
+        raise click.BadParameter(f"the name is longer than {LONGEST_NAME} characters")
     if not name.isprintable() or not name.strip():
-        raise click.BadParameter("it is empty, or there is something in it that does not show")
+        raise click.BadParameter("the name is empty, or contains unprintable characters")
     return name
 
 
@@ -46,36 +43,41 @@ def _requireHash(
     context: click.Context, parameter: click.Parameter, kept: str | None
 ) -> str | None:
     if kept is not None:
+        from usbip_server.model.tokens import requireHash
+
         try:
             requireHash(kept)
         except ValueError:
             raise click.BadParameter(
-                "it is no hash of a token, sha256$...; put it in single quotes, as there is $ in it"
+                "this is not the hash of a token, sha256$...: put it in single quotes, because of "
+                "the $"
             ) from None
     return kept
 
 
-@click.command("token", short_help="Make a token.", epilog=_EXAMPLES)
+@click.command("token", epilog=_EXAMPLES)
 @click.argument("name", required=False, callback=_requireName)
-@click.option("--json", "asJson", is_flag=True, help='Print {"token": ..., "hash": ...} only.')
+@click.option("--json", "asJson", is_flag=True, help='Print {"token": ..., "hash": ...}.')
 @click.option(
     "--check",
     "kept",
     metavar="HASH",
     callback=_requireHash,
-    help="Make none, but read one from standard input: is it the one that HASH was made of? "
-    "Exit status 1 if not.",
+    help="Read a token from standard input, and check whether HASH is its hash. The exit code is "
+    "1 if it is not.",
 )
 def command(name: str | None, asJson: bool, kept: str | None) -> None:
     """
-    Make a token for NAME: a secret by which the daemon knows who asks.
+    Create an access token for NAME: a secret that authenticates a client to a server.
 
-    Prints the token, which is for NAME, and its hash, which is for the daemon's
-    configuration. Nobody can make the token of the hash: it is not shown again.
+    Prints the token, for NAME, and its hash, for the server's configuration. The token cannot be
+    derived from the hash, and is not shown again.
     """
+    from usbip_server.model.tokens import hashOf, newToken
+
     if kept is not None:
         if asJson or name is not None:
-            raise click.UsageError("--check stands alone: it makes no token")
+            raise click.UsageError("--check cannot be combined with NAME or --json")
         _check(kept)
         return
     made = newToken()
@@ -86,7 +88,7 @@ def command(name: str | None, asJson: bool, kept: str | None) -> None:
     click.echo(
         f"The token of {name}, which is not shown again:\n\n"
         f"{made}\n\n"
-        "For the daemon's configuration, where `allow` says what may be done with it:\n\n"
+        "For the server's configuration, where `allow` grants it rights:\n\n"
         "access:\n"
         "  principals:\n"
         f'    {_key(name)}: {{token: "{hashOf(made)}"}}'
@@ -95,19 +97,22 @@ def command(name: str | None, asJson: bool, kept: str | None) -> None:
 
 def _check(kept: str) -> None:
     """
-    Leave with exit status 1 if another token comes in. It comes by standard input, as everybody
-    on a machine can read the command lines there.
+    Exit with code 1 if standard input has another token. A token is not an argument, as all users
+    of a machine can read its command lines.
     """
+    from usbip_server.model.requests import LONGEST_TOKEN
+    from usbip_server.model.tokens import isHashOf
+
     shown = sys.stdin.buffer.read(4 * LONGEST_TOKEN)
     if not isHashOf(kept, shown.decode("utf-8", "surrogateescape").strip()):
-        click.echo("it is another token", err=True)
+        click.echo("the hash is of another token", err=True)
         raise SystemExit(1)
-    click.echo("it is this token")
+    click.echo("the hash is of this token")
 
 
 def _key(name: str) -> str:
     """
-    A name as a key in YAML.
+    A name as a key in YAML, quoted where needed.
     """
     if _PLAIN.fullmatch(name) and name.lower() not in _NO_TEXT:
         return name

@@ -1,0 +1,178 @@
+"""
+C{usbipshare watch}: prints the events of all servers. The only command that runs a reactor.
+"""
+
+from __future__ import annotations
+
+import datetime
+import signal
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from usbip_server.client.cli.context import CommandContext
+from usbip_server.client.cli.discovery import allowManyConnections
+from usbip_server.client.servers import Server
+from usbip_server.client.watch import Following
+from usbip_server.model.errors import ShareError
+from usbip_server.model.replies import ReceivedNotice, ReceivedReply
+from usbip_server.model.timestamps import moment
+from usbip_server.net.resolver import Resolver
+
+T = TypeVar("T")
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class EventPrinter:
+    """
+    Watches all servers of a command.
+    """
+
+    def __init__(self, context: CommandContext) -> None:
+        self._context = context
+        self._printer = context.printer
+        self._over: Deferred[None] = Deferred()
+
+    async def watch(self, reactor: Any, criteria: dict[str, Any]) -> None:
+        """
+        Print events until cancelled.
+
+        @param criteria: the devices to watch, as in the command C{watch} of the protocol.
+        @raise OSError: standard output cannot be written.
+        """
+        following = [
+            Following(
+                server,
+                reactor,
+                self._begun,
+                self._event,
+                self._lost,
+                criteria=criteria,
+                seconds=self._context.seconds,
+            )
+            for server in self._context.servers
+        ]
+        try:
+            for each in following:
+                each.start()
+            await self._over
+        finally:
+            for each in following:
+                each.stop()
+
+    def _begun(self, server: Server, answer: ReceivedReply) -> None:
+        if answer.data is not None:
+            text = f"{server}: {len(answer.data)} devices"
+            self._say(text, event="connected", server=server.name, devices=answer.data)
+
+    def _event(self, server: Server, notice: ReceivedNotice) -> None:
+        try:
+            if self._printer.asJson:
+                self._printer.event(**{**notice, "server": server.name})
+            else:
+                self._printer.line(_line(server, notice))
+        except OSError:
+            self._fail(Failure())
+
+    def _lost(self, server: Server, error: Exception) -> None:
+        text = str(error)
+        if isinstance(error, ShareError):
+            self._say(text, event="disconnected", server=server.name, message=text)
+        else:
+            self._fail(Failure(error))
+
+    def _say(self, note: str, **fields: Any) -> None:
+        try:
+            if self._printer.asJson:
+                self._printer.event(**fields)
+            else:
+                self._printer.note(note)
+        except OSError:
+            self._fail(Failure())
+
+    def _fail(self, failure: Failure) -> None:
+        if not self._over.called:
+            self._over.errback(failure)
+
+
+def _line(server: Server, notice: ReceivedNotice) -> str:
+    """An event for people."""
+    device = notice.get("data")
+    if not isinstance(device, dict):
+        device = {}
+    try:
+        when = datetime.datetime.fromtimestamp(moment(str(notice.get("time"))))
+        time = when.strftime("%H:%M:%S")
+    except ValueError:
+        time = "--:--:--"
+    words = [time, server.name, str(device.get("bus_id", "-")), str(notice.get("event"))]
+    called = device.get("name") or device.get("description") or ""
+    about = notice.get("holder") or {}
+    lease = notice.get("lease") or {}
+    more = about.get("address") or lease.get("owner")
+    return "  ".join([*words, f"{called} ({more})" if more else str(called)])
+
+
+class Interrupted(KeyboardInterrupt):
+    """
+    The coroutine was ended by ctrl-C or C{SIGTERM}.
+    """
+
+
+def run(work: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
+    """
+    Run a coroutine on the reactor. This can be repeated, but not nested.
+
+    @param work: called with the reactor.
+    @return: the result of the coroutine, whose errors are raised.
+    @raise Interrupted: ctrl-C or C{SIGTERM}.
+    """
+    from twisted.internet import reactor as installed
+
+    reactor: Any = installed
+    results: list[T] = []
+    errors: list[BaseException] = []
+    working: list[Deferred[None]] = []
+
+    def interrupt(number: int, frame: object) -> None:
+        reactor.callFromThread(callOff)
+
+    def callOff() -> None:
+        errors.insert(0, Interrupted())
+        for deferred in working:
+            deferred.cancel()
+        soon()
+
+    def soon() -> None:
+        # Aborted connections are closed in the reactor's next turn.
+        reactor.callLater(0, reactor.callLater, 0, reactor.crash)
+
+    def begin() -> None:
+        for number in SIGNALS:
+            signal.signal(number, interrupt)
+        done = Deferred.fromCoroutine(work(reactor)).addCallbacks(
+            results.append, lambda failure: errors.append(failure.value)
+        )
+        working.append(done)
+        done.addBoth(lambda nothing: soon())
+
+    allowManyConnections()
+    others = {*reactor.getDelayedCalls()}
+    before = reactor.installNameResolver(Resolver(reactor))
+    signals = {number: signal.getsignal(number) for number in SIGNALS}
+    reactor.callWhenRunning(begin)
+    try:
+        # Not stop(): after that a reactor cannot run again, and it waits for the thread pool.
+        reactor.run()
+    finally:
+        for number, does in signals.items():
+            signal.signal(number, does)
+        reactor.installNameResolver(before)
+        for call in {*reactor.getDelayedCalls()} - others:
+            call.cancel()
+    for error in errors:
+        raise error
+    return results[0]
