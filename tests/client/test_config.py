@@ -105,7 +105,7 @@ servers:
             ("servers: [raspi]", "1: servers: expected a mapping, got a list"),
             ("hosts: {}", "1: hosts: unknown key"),
             ("timeout: 0", "1: timeout: expected a number > 0.0"),
-            ("servers:\n  a: {prot: 1}", "2: servers.a.prot: unknown key"),
+            ("servers:\n  a: {prot: 1}", "2: servers.a.prot: unknown key. Did you mean 'port'?"),
             ("servers:\n  a: {port: 0}", "2: servers.a.port: expected a whole number >= 1"),
             ("servers:\n  a: {tls: {cert: x}}", "2: servers.a.tls.cert: unknown key"),
             ("servers:\n  a: {host: 'b:5056'}", "2: servers.a.host: 'b:5056' is not a host alone"),
@@ -123,7 +123,7 @@ servers:
             ("servers:\n  a: {token: x, token_file: y}", "2: servers.a: `token` and `token_file`"),
             ("servers:\n  a: {token_file: none}", "none cannot be read: No such file or directory"),
             ("servers:\n  a: {token_file: empty.token}", "empty.token holds no token"),
-            ("servers:\n  a: {tls: {key: x}}", "2: servers.a.tls: `key` needs `certificate`"),
+            ("servers:\n  a: {tls: {key: x}}", "2: servers.a.tls: `key` requires `certificate`"),
             ("servers:\n  a: {\n", "3: this is not YAML"),
             ("[]", "1: the file has to be a mapping"),
         ):
