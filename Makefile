@@ -39,7 +39,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check
 
 types: $(VENV)/.installed-dev
-	$(BIN)/mypy usbip_server twisted tests fuzz benchmarks docs/demo.py
+	$(BIN)/mypy usbip_server twisted tests fuzz benchmarks docs/demo.py docs/conf.py
 	cd docs/example_backend && MYPYPATH=. ../../$(BIN)/mypy \
 	    --config-file ../../pyproject.toml jsonfile_backend
 

@@ -18,6 +18,7 @@ import msgspec
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from tests.backends.sysfscase import SysfsCase
+from usbip_server import DOCUMENTS
 from usbip_server.backends import sysfs, usbiptool, virtual
 from usbip_server.backends.remote import config as remotehosts
 from usbip_server.client.servers import ClientTls
@@ -28,6 +29,8 @@ from usbip_server.server.config import Config, Source
 
 PROJECT = Path(__file__).parent.parent
 SECONDS = 120
+
+SUFFIXES = (".py", ".service", ".rules")
 
 
 class ExampleTests(SynchronousTestCase):
@@ -248,6 +251,36 @@ def packaged(name: str) -> str:
     return resources.files("usbip_server.data").joinpath(name).read_text()
 
 
+def documentsIn(folder: Path) -> set[str]:
+    """
+    The names of the documents in a folder and the folders in it.
+    """
+    return {str(path.relative_to(folder)) for path in folder.rglob("*.md")}
+
+
+class DocumentsTests(SynchronousTestCase):
+    """
+    The documents that come with the package.
+    """
+
+    def test_messagesReferToDocumentsThatAreThere(self) -> None:
+        """Each path of a document in a message leads to a file of the package."""
+        text = "".join(path.read_text() for path in (PROJECT / "usbip_server").rglob("*.py"))
+        names = set(re.findall(r"\{DOCUMENTS\}/([\w/]+\.md)", text))
+        self.assertIn("howto/server_setup.md", names)
+        for name in names:
+            self.assertTrue((Path(DOCUMENTS) / name).is_file(), name)
+
+    def test_everyOtherReferenceIsToADocument(self) -> None:
+        """Comments, docstrings and units refer to documents that are there."""
+        for path in [
+            *(p for p in (PROJECT / "usbip_server").rglob("*") if p.suffix in SUFFIXES),
+            *PROJECT.glob("*.example.yaml"),
+        ]:
+            for name in re.findall(r"\bdocs/([\w/]+\.md)", path.read_text()):
+                self.assertTrue((PROJECT / "docs" / name).is_file(), f"{path}: {name}")
+
+
 class WheelTests(SynchronousTestCase):
     """
     A wheel.
@@ -269,15 +302,15 @@ class WheelTests(SynchronousTestCase):
 
     def test_wheel(self) -> None:
         """
-        An installed wheel has the plugin, the backends, the unit and the udev rule.
+        An installed wheel has the plugin, the backends, the unit, the udev rule and the documents.
         """
         source, target = Path(self.mktemp()), Path(self.mktemp())
         source.mkdir()
         for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
             shutil.copy(PROJECT / name, source)
-        for name in ("usbip_server", "twisted"):
+        for name in ("usbip_server", "twisted", "docs"):
             ignored = shutil.ignore_patterns("__pycache__", "dropin.cache")
-            shutil.copytree(PROJECT / name, source / name, ignore=ignored)
+            shutil.copytree(PROJECT / name, source / name, symlinks=True, ignore=ignored)
         pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "install")
         options = ("--no-deps", "--no-build-isolation", "--no-index", "--target", target)
         self.run_(*pip, *options, source)
@@ -291,6 +324,10 @@ class WheelTests(SynchronousTestCase):
         self.assertLessEqual(
             {"usbipshare.service", "usbipclient.service", "60-usbipshare.rules"}, {*said.split("'")}
         )
+        where = "import usbip_server; print(usbip_server.DOCUMENTS)"
+        installed = Path(self.run_(sys.executable, "-c", where, env=environment, cwd="/").strip())
+        self.assertTrue(installed.is_relative_to(target.absolute()), installed)
+        self.assertEqual(documentsIn(installed), documentsIn(PROJECT / "docs"))
         said = self.run_(sys.executable, "-m", "twisted", "--help", env=environment, cwd="/")
         self.assertIn("usbipshare", said)
         check = ("-m", "twisted", "usbipshare", "--check", "--backend", "virtual")

@@ -732,6 +732,17 @@ class AllDocumentsTests(SynchronousTestCase):
         tested = {case.name for case in DocumentCase.__subclasses__()}
         self.assertLessEqual({document.name for document in documents()}, tested)
 
+    def test_changelog(self) -> None:
+        """towncrier makes a changelog of all news fragments."""
+        command = [sys.executable, "-m", "towncrier", "build", "--draft", "--version", "9.9"]
+        draft = child(command, ROOT)
+        self.assertIn("## 9.9 (", draft)
+        for fragment in (ROOT / "newsfragments").glob("*.md"):
+            kind = fragment.name.split(".")[1]
+            self.assertIn(kind, ("feature", "bugfix", "doc", "removal", "misc"), fragment.name)
+            if kind != "misc":
+                self.assertIn(fragment.read_text()[:40], draft)
+
     def test_anchors(self) -> None:
         """Headings become anchors as GitHub makes them."""
         self.assertEqual(anchor("Limits and time-outs"), "limits-and-time-outs")
