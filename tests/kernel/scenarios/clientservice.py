@@ -1,6 +1,6 @@
 """
-The client service on another machine, as far as the network goes: devices stay plugged in whatever
-happens to them, to the server, to the network and to the service itself.
+The client service in a network namespace of its own, with real kernels: devices are attached again
+after events at the device, the server, the network and the service itself.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.support.childservice import REAL, ChildService
 SERIAL = guest.SERIAL.busId
 
 PATIENCE = 20.0
-"""Seconds on an emulated machine; the documents promise two."""
+"""Seconds on an emulated machine; the documentation promises two."""
 
 SOCKET = "/run/usbipshare/client.sock"
 
@@ -50,7 +50,7 @@ class ClientServiceTests(ElsewhereCase):
 
     def within(self, what: str, condition: Callable[[], object]) -> None:
         """
-        Something has to become true; how long that takes is printed.
+        Wait for a condition, and print how long that takes.
         """
         begin = time.monotonic()
         guest.waitUntil(condition, what, PATIENCE)
@@ -58,31 +58,31 @@ class ClientServiceTests(ElsewhereCase):
 
     def attached(self, what: str) -> None:
         """
-        The disk has to be plugged in; how long that takes is printed, and how long it takes until
-        there is a link to it: the kernel scans a disk for a second.
+        Wait until the disk is attached, and until it has its symlink, which takes longer as the
+        kernel scans a disk for a second. Print how long each takes.
         """
         begin = time.monotonic()
         guest.waitUntil(guest.imports, what, PATIENCE)
-        plugged = time.monotonic() - begin
-        guest.waitUntil(self.isPlugged, what, PATIENCE)
+        attached = time.monotonic() - begin
+        guest.waitUntil(self.isAttached, what, PATIENCE)
         linked = time.monotonic() - begin
-        print(f"plugged in {what}: {plugged:.2f} s, linked: {linked:.2f} s", flush=True)
+        print(f"attached {what}: {attached:.2f} s, linked: {linked:.2f} s", flush=True)
 
-    def isPlugged(self) -> bool:
-        """Is the disk plugged in here, with its link?"""
+    def isAttached(self) -> bool:
+        """Is the disk attached, with its symlink?"""
         return bool(guest.imports()) and LINK.is_symlink() and LINK.exists()
 
     def port(self) -> int:
-        """Of the disk."""
+        """The port of the disk."""
         (port,) = guest.imports()
         return port
 
-    def assertTrueBytes(self) -> None:
-        """The link leads to the disk."""
-        self.assertTrue(self.hasTrueBytes())
+    def assertReadable(self) -> None:
+        """The symlink points to the disk."""
+        self.assertTrue(self.isReadable())
 
-    def hasTrueBytes(self) -> bool:
-        """Can the disk be read by its link?"""
+    def isReadable(self) -> bool:
+        """Can the content of the disk be read through the symlink?"""
         try:
             return guest.diskBytes() == guest.readBlockDevice(str(LINK))
         except OSError:
@@ -90,21 +90,21 @@ class ClientServiceTests(ElsewhereCase):
 
     def test_returns(self) -> None:
         """
-        Unplugged and plugged in again; the server killed and started anew; the link down for 5 s
-        and for 60 s; the service stopped, and killed: it is there again within the promise each
-        time, or it was never away.
+        The disk is replugged; the server is killed and started; the network is down for 5 s and for
+        60 s; the service is stopped, and killed. Each time the disk is attached again, or was
+        attached all the time.
         """
         self.attached("at first")
-        self.assertTrueBytes()
+        self.assertReadable()
         self.resetInUse()
 
         guest.unplug(guest.DISK)
-        self.within("the unplugged disk is gone here", lambda: not guest.imports())
-        guest.waitUntil(lambda: not LINK.is_symlink(), "so is its link")
+        self.within("the unplugged disk is detached", lambda: not guest.imports())
+        guest.waitUntil(lambda: not LINK.is_symlink(), "its symlink is removed")
         guest.plug(guest.DISK)
         guest.waitPresent(DISK, "usbip-host")
         self.attached("after a replug")
-        self.assertTrueBytes()
+        self.assertReadable()
 
         port = self.port()
         self.server.kill()
@@ -113,43 +113,43 @@ class ClientServiceTests(ElsewhereCase):
         self.service.logged("{server} connected")
         guest.check("nc", "-N", "127.0.0.1", "5055", stdin='{"command":"kick","serial":"DISK42"}')
         self.service.logged("{device} at {server} detached")
-        self.attached("after a kick by the server that was killed")
-        self.assertTrueBytes()
+        self.attached("after a kick by the restarted server")
+        self.assertReadable()
 
         port = self.port()
         self.elsewhere.vanish()
         time.sleep(5)
         self.elsewhere.appear()
-        self.assertTrueBytes()
+        self.assertReadable()
         self.assertEqual(self.port(), port)
-        print("after 5 s without the link it was never away", flush=True)
+        print("after 5 s without network it was attached all the time", flush=True)
 
         self.elsewhere.vanish()
         began = time.monotonic()
         guest.waitUntil(lambda: not guest.imports(), "it is lost")
         lost = time.monotonic() - began
-        print(f"without the link it is lost after {lost:.1f} s", flush=True)
+        print(f"without network it is lost after {lost:.1f} s", flush=True)
         time.sleep(max(0.0, 60 - lost))
         self.elsewhere.appear()
-        self.attached("after 60 s without the link")
-        self.assertTrueBytes()
+        self.attached("after 60 s without network")
+        self.assertReadable()
 
         for how in (self.service.stop, self.service.kill):
             port = self.port()
             how()
-            self.assertTrue(self.isPlugged())
+            self.assertTrue(self.isAttached())
             self.service.start()
             self.service.logged("{device} at {server} adopted")
             self.assertEqual(self.port(), port)
-            self.assertTrueBytes()
+            self.assertReadable()
         print("adopted after a stop and after a kill", flush=True)
         guest.check("nc", "-N", "127.0.0.1", "5055", stdin='{"command":"kick","serial":"DISK42"}')
         guest.waitUntil(lambda: not guest.imports() or self.port() != port, "it is lost")
-        self.attached("after what was adopted has ended")
-        self.assertTrueBytes()
+        self.attached("after the end of an adopted session")
+        self.assertReadable()
 
     def resetInUse(self) -> None:
-        """The disk is reset while somebody reads it. A reset by a program here ends nothing; after
+        """The disk is reset while a program reads it. A reset on this machine ends nothing; after
         one at the server, where the kernel may end the session, it can be read again."""
         port = self.port()
         with guest.DiskReader(os.path.realpath(LINK), guest.diskBytes(), Path.cwd()) as reader:
@@ -158,12 +158,12 @@ class ClientServiceTests(ElsewhereCase):
             reader.readsOn()
             self.assertEqual(self.port(), port)
             guest.reset(DISK)
-        self.within("read again after a reset at the server", self.hasTrueBytes)
+        self.within("read again after a reset at the server", self.isReadable)
 
     def test_request(self) -> None:
         """
-        What a program asks for is plugged in when it is answered, and is kept by the next
-        service; detach undoes both halves. Stock C{usbip} sees all of it.
+        A requested device is attached when the reply comes, and kept by the next process; detach
+        unbinds it at the server. Stock C{usbip} shows it.
         """
         self.attached("at first")
         answer = self.service.ask("attach", serial="QSER1")
@@ -184,7 +184,7 @@ class ClientServiceTests(ElsewhereCase):
         self.assertEqual((disk["rule"], serial["rule"], serial["kept"]), ("disk", None, True))
 
         guest.unplug(guest.SERIAL)
-        guest.waitUntil(lambda: len(guest.imports()) == 1, "it is gone")
+        guest.waitUntil(lambda: len(guest.imports()) == 1, "the serial port is detached")
         guest.plug(guest.SERIAL)
         guest.waitPresent(SERIAL, "usbip-host")
         self.within("attached after a replug", lambda: len(guest.imports()) == 2)
@@ -195,22 +195,23 @@ class ClientServiceTests(ElsewhereCase):
         guest.waitUntil(lambda: guest.driverOf(SERIAL) == "ftdi_sio" or self.isFree(), "unbound")
 
     def isFree(self) -> bool:
-        """Has this machine the serial port back?"""
+        """Has the serial port no driver but usb?"""
         return guest.driverOf(SERIAL) == "usb"
 
     def test_other(self) -> None:
         """
-        Somebody pulls it out here: it is back. What the rule says no more is pulled out.
+        A disk that is detached by hand is attached again; after a reload that selects another
+        device it is detached.
         """
         self.attached("at first")
         guest.check("usbip", "detach", "-p", str(self.port()))
         self.service.logged("{device} at {server} detached")
         self.attached("after a detach by hand")
-        self.assertTrueBytes()
+        self.assertReadable()
         config = f"servers: {json.dumps({'here': {'host': self.elsewhere.server}})}\n"
         self.service.reload(config + RULES.replace("DISK42", "NONE"))
-        self.within("pulled out", lambda: not guest.imports())
-        guest.waitUntil(lambda: not LINK.is_symlink(), "so is its link")
+        self.within("detached after a reload", lambda: not guest.imports())
+        guest.waitUntil(lambda: not LINK.is_symlink(), "its symlink is removed")
 
 
 class UnitTests(SystemdCase):
@@ -234,25 +235,25 @@ class UnitTests(SystemdCase):
         return f"servers: {{here: {{host: 127.0.0.1}}}}\n{RULES}socket: {{group: 2001}}\n"
 
     def ask(self, **request: object) -> Any:
-        """Ask it, as a program in its mount namespace."""
+        """Send a request, as a program in its mount namespace."""
         inside = ("nsenter", f"--target={self.process}", "--mount")
         said = guest.check(*inside, "nc", "-N", "-U", SOCKET, stdin=json.dumps(request))
         return json.loads(said)
 
     def kept(self) -> list[Any]:
-        """What it keeps, by bus id there."""
+        """The bus ids of the devices that it keeps attached."""
         return [port["bus_id"] for port in self.ask(command="ports")["data"] if port["kept"]]
 
     def test_unit(self) -> None:
         """
-        It has no capability but one, and keeps the disk in spite of its sandbox; the disk is there
-        all the time when it is started anew, killed and stopped, and so is the socket's folder.
+        In its sandbox, with one capability, it keeps the disk attached; the disk and the socket's
+        directory stay when the service is restarted, killed and stopped.
         """
         self.untilActive()
         self.assertEqual(self.show("Type"), "notify")
         fields = self.status()
         self.assertEqual(int(fields["CapBnd"], 16), 1)  # CAP_CHOWN
-        self.wait(LINK.exists, "there is a link")
+        self.wait(LINK.exists, "the symlink exists")
         self.assertTrue(guest.diskBytes() == guest.readBlockDevice(str(LINK)))
         answer = self.ask(command="attach", serial="QSER1")
         self.assertEqual(answer["status"], "success", answer)
