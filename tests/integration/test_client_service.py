@@ -1,6 +1,5 @@
 """
-The client service, as a process, with daemons that have virtual devices, and a kernel that is in
-its own memory.
+The client service as a process, with a daemon that has virtual devices, and a kernel in memory.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
@@ -24,190 +22,164 @@ from tests.support.certificates import LAB, authority, signed
 from tests.support.childdaemon import EXPORT, SECONDS, ChildDaemon, PatientDaemon
 from tests.support.childservice import ChildService, serversOf
 
-VIRTUAL = f"backend: {{type: virtual}}\n{EXPORT}"
+VIRTUAL = "backend: {type: virtual}\n"
 
 DISK = "devices: [{name: disk, serial: DISK1}]\n"
 
-PAUSE = 0.01
+ATTACHED = "{device} at {server} attached to port"
 
-NOTE = 'line=$(cat); printf "%s\\n" "$line" >> {file}'
-"""A hook: each event becomes a line."""
+HOOK = 'line=$(cat); printf "%s\\n" "$line" >> {file}'
+"""A shell command that appends each event to a file."""
 
 
 class ServiceTestCase(SynchronousTestCase):
     """
-    A daemon, and a service.
+    A daemon, and a service that knows it as C{here}.
     """
 
     def setUp(self) -> None:
-        self.server: ChildDaemon = PatientDaemon(VIRTUAL)
-        self.server.__enter__()
-        self.addCleanup(self.server.__exit__, None, None, None)
+        self.server = self.daemon()
 
-    def service(self, config: str = DISK) -> ChildService:
-        """A service that knows the daemon."""
-        service = ChildService(serversOf(here=self.server) + config)
+    def daemon(self, config: str = VIRTUAL + EXPORT, **more: object) -> ChildDaemon:
+        """Start a daemon, until the end of the test."""
+        daemon = PatientDaemon(config, **more)  # type: ignore[arg-type]
+        daemon.__enter__()
+        self.addCleanup(daemon.__exit__, None, None, None)
+        return daemon
+
+    def service(self, config: str = DISK, servers: str | None = None) -> ChildService:
+        """Start a service, until the end of the test."""
+        service = ChildService((servers or serversOf(here=self.server)) + config)
         service.__enter__()
         self.addCleanup(service.__exit__, None, None, None)
         return service
 
     def until(self, condition: Callable[[], object]) -> None:
-        """Wait until something is so, that nobody tells of."""
+        """Poll a condition until it holds."""
         end = time.monotonic() + SECONDS
         while not condition():
-            self.assertLess(time.monotonic(), end, "it is still not so")
-            time.sleep(PAUSE)
+            self.assertLess(time.monotonic(), end)
+            time.sleep(0.01)
 
     def ports(self, service: ChildService) -> list[str]:
-        """What is plugged in, by the bus ids there."""
-        answer = service.ask("ports")
-        self.assertEqual(answer["status"], "success", answer)
-        return [str(port["bus_id"]) for port in answer["data"]]
+        """The bus ids of the attached devices."""
+        reply = service.ask("ports")
+        self.assertEqual(reply["status"], "success", reply)
+        return [str(port["bus_id"]) for port in reply["data"]]
+
+    def untilPorts(self, service: ChildService, *busIds: str) -> None:
+        """Wait until these devices are attached, and no others."""
+        self.until(lambda: self.ports(service) == [*busIds])
 
 
-class KeepTests(ServiceTestCase):
+class RuleTests(ServiceTestCase):
     """
-    It keeps a device.
+    The device of a rule.
     """
 
-    def test_kept(self) -> None:
-        """It is plugged in at the beginning, and again whenever it was lost, with its link."""
-        service = self.service()
-        service.logged("{device} at {server} attached to port")
-        self.assertEqual(self.ports(service), ["1-2"])
-        self.assertEqual(service.links, {"disk": f"{service.folder}/dev/ttyACM0"})
-        for _ in range(3):
-            self.server.ask("kick", serial="DISK1")
-            service.logged("{device} at {server} detached")
-            self.until(lambda: self.ports(service) == ["1-2"])
-            service.logged("{device} at {server} attached to port")
-        self.assertEqual(service.links, {"disk": f"{service.folder}/dev/ttyACM0"})
-
-    def test_killed(self) -> None:
-        """The daemon is killed, and comes back at the same place, before the service has tried to
-        reach it again or after that."""
-        listen = [f"tcp:{freePort()}:interface=127.0.0.1"]
-        export = f"export: {{listen: ['tcp:{freePort()}:interface=127.0.0.1']}}\n"
-        with PatientDaemon(f"backend: {{type: virtual}}\n{export}", listen=listen) as server:
-            self.server = server
-            service = self.service()
-            self.until(lambda: self.ports(service) == ["1-2"])
-            for isTried in (False, True):
-                self.server.kill()
-                self.until(lambda: self.ports(service) == [])
-                if isTried:
-                    self.until(lambda: "refused" in service.ask("list", host="here")["message"])
-                self.server.start()
-                self.until(lambda: self.ports(service) == ["1-2"])
-
-    def test_others(self) -> None:
-        """A server that is not there holds nobody up."""
-        with socket.create_server(("127.0.0.1", 0), backlog=0) as deaf:
-            port = deaf.getsockname()[1]
-            servers = json.loads(serversOf(here=self.server).partition(":")[2])
-            servers["deaf"] = {"host": "127.0.0.1", "port": port}
-            servers["nobody"] = {"host": "127.0.0.1", "port": freePort()}
-            with ChildService(f"servers: {json.dumps(servers)}\n{DISK}") as child:
-                service = cast(ChildService, child)
-                self.until(lambda: self.ports(service) == ["1-2"])
-                answer = service.ask("list", host="nobody")
-                self.assertEqual(answer["status"], "error")
-                self.assertIn("Connection refused", answer["message"])
-
-    def test_hooks(self) -> None:
-        """Hooks are told, with what can be opened."""
-        told = Path(self.mktemp()).absolute()
-        command = json.dumps(["/bin/sh", "-c", NOTE.format(file=told)])
+    def test_attachedAgain(self) -> None:
+        """It is attached at start, and after its session was kicked, with its symlink and hooks."""
+        file = Path(self.mktemp()).absolute()
+        command = json.dumps(["/bin/sh", "-c", HOOK.format(file=file)])
         service = self.service(DISK.replace("}", f", hooks: [{{command: {command}}}]}}"))
-        self.until(told.exists)
+        service.logged(ATTACHED)
+        symlinks = {"disk": f"{service.folder}/dev/ttyACM0"}
+        self.assertEqual((self.ports(service), service.links), (["1-2"], symlinks))
         self.server.ask("kick", serial="DISK1")
-        self.until(lambda: len(told.read_text().splitlines()) >= 3)
-        events = [json.loads(line) for line in told.read_text().splitlines()]
-        self.assertEqual([e["event"] for e in events[:3]], ["attached", "lost", "attached"])
-        first = events[0]
-        self.assertEqual((first["server"], first["rule"]), ("here", "disk"))
-        self.assertEqual(first["data"]["serial"], "DISK1")
-        self.assertEqual(first["local_devices"], [f"{service.folder}/dev/ttyACM0"])
+        service.logged("{device} at {server} detached")
+        service.logged(ATTACHED)
+        self.assertEqual((self.ports(service), service.links), (["1-2"], symlinks))
+        self.until(lambda: file.exists() and len(file.read_text().splitlines()) >= 3)
+        events = [json.loads(line) for line in file.read_text().splitlines()]
+        self.assertEqual([e["event"] for e in events], ["attached", "lost", "attached"])
+        self.assertEqual((events[0]["server"], events[0]["rule"]), ("here", "disk"))
+        self.assertEqual(events[0]["data"]["serial"], "DISK1")
+        self.assertEqual(events[0]["local_devices"], [f"{service.folder}/dev/ttyACM0"])
+
+    def test_daemonKilled(self) -> None:
+        """It is attached again when the daemon is back after an attempt to connect has failed."""
+        listen, export = (f"tcp:{freePort()}:interface=127.0.0.1" for _ in range(2))
+        self.server = self.daemon(f"{VIRTUAL}export: {{listen: ['{export}']}}\n", listen=[listen])
+        service = self.service()
+        self.untilPorts(service, "1-2")
+        self.server.kill()
+        self.untilPorts(service)
+        self.until(lambda: "refused" in service.ask("list", host="here")["message"])
+        self.server.start()
+        self.untilPorts(service, "1-2")
 
     def test_reload(self) -> None:
-        """It reads its configuration anew; a bad one changes nothing."""
+        """A reload changes the devices, the symlinks and the socket; an invalid file nothing."""
         servers = serversOf(here=self.server)
         service = self.service()
-        self.until(lambda: self.ports(service) == ["1-2"])
-        said = service.reload(f"{servers}devices: [{{name: 5}}]\n")
-        self.assertIn("reload failed", said["log_format"])
+        self.untilPorts(service, "1-2")
+        event = service.reload(f"{servers}devices: [{{name: 5}}]\n")
+        self.assertIn("reload failed", event["log_format"])
         self.assertEqual(self.ports(service), ["1-2"])
         service.reload(f"{servers}devices: [{{name: echo, serial: ECHO1}}]\n")
-        self.until(lambda: self.ports(service) == ["1-1"])
+        self.untilPorts(service, "1-1")
         self.until(lambda: [*service.links] == ["echo"])
         service.reload(f"{servers}socket: {{path: {service.path}, mode: '0600'}}\n")
-        self.until(lambda: self.ports(service) == [])
+        self.untilPorts(service)
         self.assertEqual(stat.S_IMODE(os.stat(service.path).st_mode), 0o600)
 
     def test_tls(self) -> None:
-        """With TLS, which the kernel in memory cannot carry on, it carries the traffic itself."""
+        """With TLS that the kernel in memory cannot encrypt, the service relays the traffic."""
         folder = Path(self.mktemp()).absolute()
         signed("server").write(folder, "server")
         authority(LAB).write(folder, "ca")
         tls = f"tls: {{certificate: {folder}/server.pem, key: {folder}/server.key}}\n"
         listen = "tls:0:interface=127.0.0.1"
-        config = f"{tls}backend: {{type: virtual}}\nexport: {{listen: ['{listen}']}}\n"
-        with PatientDaemon(config, listen=[listen]) as server:
-            servers = json.loads(serversOf(here=server).partition(":")[2])
-            servers["here"]["tls"] = {"ca": f"{folder}/ca.pem", "server_name": "localhost"}
-            with ChildService(f"servers: {json.dumps(servers)}\n{DISK}") as child:
-                service = cast(ChildService, child)
-                self.until(lambda: service.ask("ports")["data"])
+        config = f"{tls}{VIRTUAL}export: {{listen: ['{listen}']}}\n"
+        server = self.daemon(config, listen=[listen])
+        servers = json.loads(serversOf(here=server).partition(":")[2])
+        servers["here"]["tls"] = {"ca": f"{folder}/ca.pem", "server_name": "localhost"}
+        service = self.service(servers=f"servers: {json.dumps(servers)}\n")
+        self.untilPorts(service, "1-2")
 
-                def holder() -> Any:
-                    return service.ask("find", serial="DISK1", detail=True)["data"]["holder"]
+        def encryption() -> object:
+            holder = service.ask("find", serial="DISK1", detail=True)["data"]["holder"]
+            return holder and holder["encryption"]
 
-                self.until(holder)  # the server tells of it a moment later
-                self.assertIn(holder()["encryption"], ("relay", "ktls"))
+        self.until(lambda: encryption() in ("relay", "ktls"))
 
 
-class StopTests(ServiceTestCase):
+class ProcessTests(ServiceTestCase):
     """
-    It starts and stops.
+    Start and stop.
     """
 
-    def test_remembers(self) -> None:
-        """What was asked for is plugged in again by the next service."""
+    def test_requestsAreRemembered(self) -> None:
+        """A requested device is attached again after a stop, and after a kill, which leaves the
+        socket behind."""
         service = self.service("")
         self.assertEqual(service.ask("attach", serial="ECHO1")["status"], "success")
         service.stop()
         self.assertFalse(os.path.exists(service.path))
         service.start()
-        self.until(lambda: self.ports(service) == ["1-1"])
+        self.untilPorts(service, "1-1")
         service.kill()
-        service.start()  # its socket is still there, and nobody behind it
-        self.until(lambda: self.ports(service) == ["1-1"])
+        service.start()
+        self.untilPorts(service, "1-1")
         self.assertEqual(service.ask("detach", serial="ECHO1")["status"], "success")
 
-    def test_detaches(self) -> None:
-        """If it is told to, it leaves nothing plugged in."""
+    def test_onStopDetach(self) -> None:
+        """With C{on_stop: detach} no device stays attached or bound."""
         service = self.service(f"{DISK}on_stop: detach\n")
-        self.until(lambda: self.ports(service) == ["1-2"])
+        self.untilPorts(service, "1-2")
         service.stop()
-        self.assertEqual(
-            self.server.ask("find", serial="DISK1", detail=True)["data"]["state"], "free"
-        )
+        found = self.server.ask("find", serial="DISK1", detail=True)["data"]
+        self.assertEqual(found["state"], "free")
 
-    def test_taken(self) -> None:
-        """Where another one listens it does not start, and says so."""
+    def test_socketInUse(self) -> None:
+        """A second service on the same socket does not start, and reports why."""
         service = self.service()
-        again = subprocess.run(
-            [sys.executable, "-m", "tests.client.service.servicechild", "--config", service._file],
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            check=False,
-        )
-        self.assertIn("cannot listen on unix:", again.stdout + again.stderr)
+        command = ["-m", "tests.client.service.servicechild", "--config", service._file]
+        self.assertIn("cannot listen on unix:", run(sys.executable, *command))
         self.assertEqual(service.ask("list")["status"], "success")
 
     def test_notify(self) -> None:
-        """systemd is told when it is ready, and when it ends."""
+        """systemd is notified when the service is ready, and when it stops."""
         with (
             tempfile.TemporaryDirectory() as folder,
             socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd,
@@ -222,89 +194,88 @@ class StopTests(ServiceTestCase):
             self.assertEqual(systemd.recv(100), b"STOPPING=1")
 
     def test_check(self) -> None:
-        """twistd finds it, and it finds what is wrong with a file."""
+        """C{twistd usbipclient --check} reports whether a file is valid."""
         file = Path(self.mktemp()).absolute()
-        for text, said in (("on_stop: keep\n", "configuration OK"), ("a: b\n", "unknown key")):
+        for text, message in (("on_stop: keep\n", "configuration OK"), ("a: b\n", "unknown key")):
             file.write_text(text)
-            command = [sys.executable, "-m", "twisted", "usbipclient", "--check", "--config"]
-            done = subprocess.run(
-                [*command, str(file)],
-                capture_output=True,
-                text=True,
-                timeout=SECONDS,
-                check=False,
-                cwd=Path(__file__).parents[2],
-            )
-            self.assertIn(said, done.stdout + done.stderr)
+            command = ("-m", "twisted", "usbipclient", "--check", "--config", str(file))
+            self.assertIn(message, run(sys.executable, *command))
 
 
-class DoorTests(ServiceTestCase):
+class SocketTests(ServiceTestCase):
     """
-    Its socket.
+    The unix socket.
     """
 
     def test_mode(self) -> None:
-        """It is for its owner and its group; whoever is allowed by name can reach it too."""
+        """It is for its owner and group; with users in the configuration every user can connect."""
         service = self.service("")
         self.assertEqual(stat.S_IMODE(os.stat(service.path).st_mode), 0o660)
-        more = f"socket: {{path: {service.path}, group: 12345, allow_uids: [54321]}}\n"
-        if os.geteuid() != 0:
-            more = more.replace("group: 12345, ", "")
+        isRoot = os.geteuid() == 0
+        group = "group: 12345, " if isRoot else ""
+        more = f"socket: {{path: {service.path}, {group}allow_uids: [54321]}}\n"
         service.reload(serversOf(here=self.server) + more)
         found = os.stat(service.path)
         self.assertEqual(stat.S_IMODE(found.st_mode), 0o666)
-        if os.geteuid() == 0:
-            self.assertEqual(found.st_gid, 12345)
+        self.assertEqual(found.st_gid, 12345 if isRoot else found.st_gid)
 
-    def test_strangers(self) -> None:
-        """Others are turned away, in JSON and over HTTP; groups are looked at, all of them."""
+    def test_credentials(self) -> None:
+        """The user and all groups of a process decide."""
         if os.geteuid() != 0 or shutil.which("setpriv") is None or shutil.which("curl") is None:
             raise SkipTest("this takes root, setpriv and curl")
         service = self.service("")
         os.chmod(service.folder, 0o755)
         more = f"socket: {{path: {service.path}, allow_uids: [2001], allow_gids: [3003]}}\n"
         service.reload(serversOf(here=self.server) + more)
-        curl = ["curl", "-sS", "-w", "%{http_code}", "--unix-socket", service.path]
+        curl = ("curl", "-sS", "-w", "%{http_code}", "--unix-socket", service.path)
+        request = ("http://localhost/", "-d", '{"command":"list"}')
         for options, code in (
             (("--reuid=2001", "--regid=3000", "--clear-groups"), "200"),
             (("--reuid=2002", "--regid=3003", "--clear-groups"), "200"),
             (("--reuid=2002", "--regid=3000", "--groups=3002,3003"), "200"),
             (("--reuid=2002", "--regid=3000", "--groups=3002,3004"), "403"),
         ):
-            command = ["setpriv", *options, *curl, "http://localhost/", "-d", '{"command":"list"}']
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=SECONDS, check=False
-            )
-            self.assertTrue(done.stdout.endswith(code), f"{options}: {done}")
+            output = run("setpriv", *options, *curl, *request)
+            self.assertTrue(output.endswith(code), f"{options}: {output}")
 
     def test_http(self) -> None:
-        """The same over HTTP, with a word for whoever is lost."""
+        """C{GET /} explains, and C{GET /events} sends events."""
         if shutil.which("curl") is None:
             raise SkipTest("apt-get install curl")
         service = self.service()
-        self.until(lambda: self.ports(service) == ["1-2"])
-        curl = ["curl", "-sS", "--unix-socket", service.path]
-        said = subprocess.run(
-            [*curl, "http://localhost"], capture_output=True, text=True, check=True
-        ).stdout
-        self.assertIn("usbipshare's client service", said)
-        watching = subprocess.Popen(
-            [*curl, "-N", "http://localhost/events"], stdout=subprocess.PIPE, text=True
-        )
-        self.addCleanup(watching.wait)
-        self.addCleanup(watching.kill)
-        assert watching.stdout is not None
-        self.addCleanup(watching.stdout.close)
-        kinds = iter(line for line in watching.stdout if line.startswith("event:"))
-        self.assertEqual(next(kinds), "event: snapshot\n")
-        self.server.ask("kick", serial="DISK1")
-        told = {next(kinds) for _ in range(4)}
-        self.assertIn("event: lost\n", told)
+        self.untilPorts(service, "1-2")
+        curl = ("curl", "-sS", "--unix-socket", service.path)
+        self.assertIn("usbipshare's client service", run(*curl, "http://localhost"))
+        events = [*curl, "-N", "http://localhost/events"]
+        with subprocess.Popen(events, stdout=subprocess.PIPE, text=True) as watching:
+            self.addCleanup(watching.kill)
+            assert watching.stdout is not None
+            kinds = iter(line for line in watching.stdout if line.startswith("event:"))
+            self.assertEqual(next(kinds), "event: snapshot\n")
+            self.server.ask("kick", serial="DISK1")
+            self.assertIn("event: lost\n", {next(kinds) for _ in range(4)})
+            watching.kill()
+
+
+def run(*command: str) -> str:
+    """
+    The output of a program, with its errors.
+    """
+    done = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+    return done.stdout
 
 
 def freePort() -> int:
     """
-    One that nobody has.
+    A port that is free.
     """
     with socket.create_server(("127.0.0.1", 0)) as found:
         port: int = found.getsockname()[1]

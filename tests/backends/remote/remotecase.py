@@ -1,5 +1,5 @@
 """
-A gateway to one server, both in this process; between the two are real connections.
+A gateway to one server, both in this process, with real connections between them.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ DEVICES = (
 )
 
 SETTINGS = Settings(access=EVERYBODY, remember=False, timeouts=Timeouts(answer=0.05))
-"""Of the server: it forgets what was attached when it is unplugged, and answers soon."""
+"""The server does not attach a replugged device again, and answers soon."""
 
 
 class HesitantBackend(VirtualBackend):
     """
     Virtual devices that can hang.
 
-    @ivar hanging: what is waited for, by bus ids.
-    @ivar binds: how often something was to be bound.
+    @ivar hanging: what binds wait for, by bus id.
+    @ivar binds: the number of binds.
     """
 
     def __init__(self, devices: tuple[VirtualDevice, ...]) -> None:
@@ -57,18 +57,18 @@ class HesitantBackend(VirtualBackend):
         return await super().bind(device, deadline, evenMounted)
 
     def isHanging(self, device: UsbDevice) -> bool:
-        """Is somebody waiting for a device, that is known as at the gateway?"""
+        """Does a bind wait for a device of the gateway?"""
         return bool(self.hanging[there(device)])
 
     def revive(self, busId: str) -> None:
-        """It hangs no more."""
+        """Let the device work again."""
         for waiting in self.hanging.pop(busId):
             waiting.callback(None)
 
 
 class RemoteCase(TestCase):
     """
-    Makes it.
+    Makes a gateway and its server.
     """
 
     backend: RemoteBackend
@@ -81,7 +81,7 @@ class RemoteCase(TestCase):
         skip = "the package usbip is not installed"
 
     async def makeBackend(self) -> IUsbBackend:
-        """Not started."""
+        """Make a gateway that is not started."""
         self.far = HesitantBackend(self.devices)
         self.server = FarServer(self.far, reactor, self.settings)
         self.addCleanup(self.server.stop)
@@ -90,7 +90,7 @@ class RemoteCase(TestCase):
         return self.backend
 
     async def unplug(self, device: UsbDevice) -> None:
-        """Pull a device out, that is known as here."""
+        """Unplug a device of the gateway."""
         self.far.unplug(there(device))
 
     async def plug(self, device: UsbDevice) -> None:
@@ -98,15 +98,15 @@ class RemoteCase(TestCase):
         self.far.plug(there(device))
 
     async def hang(self, device: UsbDevice) -> None:
-        """From now on it does not answer."""
+        """Let binds of a device hang."""
         self.far.hanging[there(device)] = []
 
     async def revive(self, device: UsbDevice) -> None:
-        """It answers again."""
+        """Let them end."""
         self.far.revive(there(device))
 
     async def importFrom(self, port: int, busId: str) -> None:
-        """Be a client."""
+        """Import a device."""
         client = socket.socket()
         self.addCleanup(client.close)
         await deferToThread(client.connect, ("127.0.0.1", port))
@@ -114,6 +114,6 @@ class RemoteCase(TestCase):
 
 
 def there(device: UsbDevice) -> str:
-    """The bus id at the other server."""
+    """The bus id of a device at its server."""
     bus, _, ports = device.busId.partition("-")
     return f"{int(bus) - 100}-{ports}"

@@ -73,36 +73,36 @@ class RemoteTestCase(RemoteCase):
         return self.shown[0]
 
     def hosts(self) -> list[Host]:
-        """Which servers it knows."""
+        """The servers of the gateway."""
         return [self.server.host()]
 
     @property
     def shown(self) -> tuple[UsbDevice, ...]:
-        """The devices it has."""
+        """The devices that the gateway shows."""
         return self.backend.inventory.snapshot.devices
 
     async def until(self, condition: Any) -> None:
-        """Wait until something is so."""
+        """Poll a condition until it holds."""
         while not condition():
             await deferLater(reactor, 0.01)
 
     async def bindTooLong(self, device: UsbDevice) -> None:
-        """The time of a bind is over while it hangs at its server."""
+        """A bind hangs at the server until after its deadline."""
         binding = asked(self.backend.bind(device, OVER))
         await self.until(lambda: self.far.isHanging(device))
         self.timed.timeIsOver()
         await self.failure(OperationTimedOut, binding)
 
     async def failure(self, kind: type[Exception], awaitable: Any) -> str:
-        """What is said when something fails."""
+        """The text of the expected error."""
         try:
             result = await awaitable
         except kind as error:
             return str(error)
-        self.fail(f"it went well: {result}")
+        self.fail(f"no error: {result}")
 
     def connect(self) -> tuple[socket.socket, socket.socket]:
-        """A client has connected: our end, and the client's."""
+        """A client's connection: the gateway's end, and the client's."""
         with socket.create_server(("127.0.0.1", 0)) as listening:
             client = socket.create_connection(listening.getsockname())
             ours, _ = listening.accept()
@@ -112,13 +112,13 @@ class RemoteTestCase(RemoteCase):
         return ours, client
 
     async def exported(self, device: UsbDevice) -> tuple[UsbDevice, socket.socket]:
-        """A device that a client has, and the client's connection."""
+        """A device that a client has imported, and the client's connection."""
         bound = await self.backend.bind(device, DEADLINE)
         ours, client = self.connect()
         return await self.backend.export(bound, ours, CLIENT, DEADLINE), client
 
     async def untilShutDown(self, client: socket.socket) -> None:
-        """Wait until a client hears that its session has ended."""
+        """Wait until the connection of a client is closed."""
 
         def isShutDown() -> bool:
             try:
@@ -133,14 +133,14 @@ class RemoteTestCase(RemoteCase):
 
 class DevicesTests(RemoteTestCase):
     """
-    What a gateway shows.
+    The devices that a gateway shows.
     """
 
     devices = (*DEVICES, VirtualDevice(bus_id="100-1"), VirtualDevice(bus_id="100-2"))
 
-    async def test_shown(self) -> None:
-        """A device has another bus number here, and its server's name in its description; all
-        else is as it is there. What has no room here is left out, with one warning for each
+    async def test_busIdsAndDescriptions(self) -> None:
+        """A device has another bus number, and its server's name in the description; all else is
+        as at the server. Devices on buses above the range are left out, with one warning for each
         bus."""
         with capturedLogs() as events:
             await self.started()
@@ -159,9 +159,9 @@ class DevicesTests(RemoteTestCase):
         left = [each["bus"] for each in events if "is left out" in each["log_format"]]
         self.assertEqual(left, ["100"])
 
-    async def test_exported(self) -> None:
-        """What only an import tells of a device is known as long as a client has it: above all
-        the numbers by which its own machine knows it in USB traffic."""
+    async def test_importReply(self) -> None:
+        """What only the reply to an import contains is shown during the session: above all the
+        numbers that USB traffic addresses the device by."""
         device = await self.started()
         exported, _ = await self.exported(device)
         there_ = self.far.inventory.get("1-1")
@@ -172,9 +172,9 @@ class DevicesTests(RemoteTestCase):
         released = await self.backend.release(exported, DEADLINE)
         self.assertIsNone(released.numbers)
 
-    async def test_holder(self) -> None:
-        """Changes are told once, with who has the device, though its server says that it is
-        the gateway."""
+    async def test_holderIsTheClient(self) -> None:
+        """Each change is reported once, with the client as holder, though the server reports the
+        gateway."""
         device = await self.started()
         heard: list[Any] = []
         self.backend.inventory.subscribe(heard.extend)
@@ -189,8 +189,8 @@ class DevicesTests(RemoteTestCase):
         self.assertEqual(heard[2].before.holder, CLIENT)
 
     async def test_traffic(self) -> None:
-        """What a session has moved is counted here; of one that is not ours it is what the
-        server has told."""
+        """The traffic of the gateway's sessions is counted by itself; that of others is what their
+        server reports."""
         device = await self.started()
         exported, client = await self.exported(device)
         client.send(b"the beginning of something")
@@ -209,23 +209,22 @@ class DevicesTests(RemoteTestCase):
 
 class OperationsTests(RemoteTestCase):
     """
-    What a gateway has others do.
+    Operations at a server.
     """
 
-    async def test_slow(self) -> None:
-        """An operation that takes longer than an answer of its server's may is waited for: it
-        is asked again how it goes."""
+    async def test_longerThanAnswer(self) -> None:
+        """An operation that takes the server longer than C{timeouts.answer} is asked for again."""
         device = await self.started()
         await self.hang(device)
         binding = asked(self.backend.bind(device, DEADLINE))
         await self.until(lambda: self.far.isHanging(device))
         later(4 * SETTINGS.timeouts.answer, lambda: self.revive(device))
         self.assertIs((await binding).state, DeviceState.BOUND)
-        # Twice, if it has ended just before it was asked again: that changes nothing there.
+        # Twice, if it has ended just before it was asked for again; that changes nothing.
         self.assertLessEqual(self.far.binds, 2)
 
-    async def test_late(self) -> None:
-        """One that was given up and has ended after all is undone."""
+    async def test_undoneAfterDeadline(self) -> None:
+        """A bind that ends after its deadline is undone."""
         device = await self.started()
         await self.hang(device)
         await self.bindTooLong(device)
@@ -235,8 +234,8 @@ class OperationsTests(RemoteTestCase):
         now = self.far.inventory.get("1-1")
         self.assertIs(now and now.state, DeviceState.FREE)
 
-    async def test_lateAndWanted(self) -> None:
-        """But not if it is wanted by then."""
+    async def test_boundAgainAfterDeadline(self) -> None:
+        """But not if there is another bind by then."""
         device = await self.started()
         await self.hang(device)
         await self.bindTooLong(device)
@@ -245,8 +244,8 @@ class OperationsTests(RemoteTestCase):
         await deferLater(reactor, SOON)
         self.assertEqual((bound.state, self.shown[0]), (DeviceState.BOUND, bound))
 
-    async def test_unreachable(self) -> None:
-        """When the server goes away meanwhile the operation fails, and the devices are gone."""
+    async def test_serverLost(self) -> None:
+        """Without the server the operation fails, and the devices are removed."""
         device = await self.started()
         await self.hang(device)
         later(SOON, self.server.cutOff)
@@ -256,7 +255,7 @@ class OperationsTests(RemoteTestCase):
         await self.revive(device)
 
     async def test_stopped(self) -> None:
-        """When the gateway stops nothing is waited for, and sessions end."""
+        """When the gateway stops, operations fail and sessions end."""
         device = await self.started()
         exported, client = await self.exported(self.shown[1])
         await self.hang(device)
@@ -270,7 +269,7 @@ class OperationsTests(RemoteTestCase):
 
 class ForbiddenTests(RemoteTestCase):
     """
-    A server that lets itself be looked at only.
+    A server that does not allow C{attach}.
     """
 
     settings = Settings(
@@ -282,7 +281,7 @@ class ForbiddenTests(RemoteTestCase):
     )
 
     async def test_attach(self) -> None:
-        """What it says is passed on."""
+        """The text of its refusal is passed on."""
         device = await self.started()
         said = await self.failure(OperationFailed, self.backend.bind(device, DEADLINE))
         self.assertIn("101-1 (Port at far): its server says: 127.0.0.1 may not attach", said)
@@ -290,11 +289,11 @@ class ForbiddenTests(RemoteTestCase):
 
 class ExportTests(RemoteTestCase):
     """
-    A server whose export port says what it is told to.
+    A server whose export port sends scripted bytes.
     """
 
     async def refused(self, play: Play, kind: type[Exception], deadline: float) -> str:
-        """A client gets nothing, and its connection is as it was: why."""
+        """The export fails, and the client's connection is untouched; return the error."""
         scripted = ScriptedServer(play)
         scripted.__enter__()
         self.addCleanup(deferToThread, scripted.__exit__, None, None, None)
@@ -317,22 +316,22 @@ class ExportTests(RemoteTestCase):
         return [Host(server=server, bus=100)]
 
     async def test_busy(self) -> None:
-        """One that says that somebody else has the device is believed."""
+        """C{DEV_BUSY} means that the device is in use."""
         said = await self.refused(says(encodeRefusal(OpStatus.DEV_BUSY)), DeviceInUse, DEADLINE)
         self.assertIn("in use", said)
 
-    async def test_none(self) -> None:
-        """One that does not give it away does not."""
+    async def test_notExported(self) -> None:
+        """C{NODEV} is an error."""
         said = await self.refused(says(encodeRefusal(OpStatus.NODEV)), OperationFailed, DEADLINE)
         self.assertIn("cannot export 101-1", said)
 
     async def test_nonsense(self) -> None:
-        """One that speaks something else is named."""
+        """Bytes that are not USB/IP are an error that names the server."""
         said = await self.refused(says(b"SSH-2.0-OpenSSH_9.2"), OperationFailed, DEADLINE)
         self.assertIn(f"far (127.0.0.1:{self.scripted.port}): ", said)
 
     async def test_silent(self) -> None:
-        """One that does not answer is given up in time."""
+        """Without an answer the export fails at its deadline."""
         isAsked, isOver = threading.Event(), threading.Event()
 
         def play(connection: socket.socket) -> None:
@@ -348,8 +347,8 @@ class ExportTests(RemoteTestCase):
         finally:
             isOver.set()
 
-    async def test_lying(self) -> None:
-        """One that says yes without giving it is found out: it is still not in use there."""
+    async def test_notInUseAfterwards(self) -> None:
+        """An import that is confirmed, but not shown as in use by the server, is an error."""
         there_ = HesitantBackend(DEVICES)
         await there_.start()
         device = there_.inventory.get("1-1")
@@ -391,23 +390,22 @@ class SeveralTests(TestCase):
 
     @property
     def busIds(self) -> list[str]:
-        """The devices there are."""
+        """The devices shown."""
         return [device.busId for device in self.backend.inventory.snapshot.devices]
 
     async def until(self, *busIds: str) -> None:
-        """Wait until these are the devices there are."""
+        """Wait until these devices are shown."""
         while self.busIds != [*busIds]:
             await deferLater(reactor, 0.01)
 
     async def test_both(self) -> None:
-        """All devices of both are there when it has started."""
+        """After the start the devices of both servers are shown."""
         await self.make()
         await self.backend.start()
         self.assertEqual(self.busIds, ["101-1", "101-2.3", "201-1", "201-2.3"])
 
     async def test_oneGone(self) -> None:
-        """Those of one that is not there are not; when it is there, they are, and so again when
-        it comes back."""
+        """The devices of a server are shown while it is connected, each time."""
         await self.make()
         kitchen, _ = self.servers
         await kitchen.stop()
@@ -420,8 +418,8 @@ class SeveralTests(TestCase):
             await again.stop()
             await self.until("201-1", "201-2.3")
 
-    async def test_noneThere(self) -> None:
-        """When none is there, it is told of each why; and no longer when one is."""
+    async def test_noServer(self) -> None:
+        """When no server is connected, the trouble of the inventory gives the reason for each."""
         await self.make()
         for server in self.servers:
             await server.stop()
@@ -436,8 +434,8 @@ class SeveralTests(TestCase):
         await self.until("201-1", "201-2.3")
         self.assertIsNone(self.backend.inventory.trouble)
 
-    async def test_silent(self) -> None:
-        """One that takes its time does not keep the gateway from starting."""
+    async def test_slowServer(self) -> None:
+        """A server that does not answer does not delay the start for long."""
         await self.make()
         self.patch(remote, "FIRST_SECONDS", SOON)
         scripted = ScriptedServer(isSilent)
@@ -451,12 +449,12 @@ class SeveralTests(TestCase):
 
 
 def isSilent(connection: socket.socket) -> None:
-    """A server that only listens."""
+    """A server that never answers."""
     while connection.recv(4096):
         pass
 
 
 def later(seconds: float, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Have something done while a test waits for something else."""
+    """Run a coroutine later."""
     clock: Any = reactor
     clock.callLater(seconds, lambda: Deferred.fromCoroutine(work()))

@@ -22,23 +22,23 @@ from usbip_server.model.options import InvalidOption, convert
 
 
 def hosts(*said: Any) -> tuple[Host, ...]:
-    """What comes of it."""
+    """The hosts of a configuration."""
     return hostsIn(convert({"hosts": list(said)}, Options))
 
 
 class OptionsTests(SynchronousTestCase):
     """
-    What the configuration says.
+    The options of the backend.
     """
 
     def assertWrong(self, path: str, reason: str, *said: Any) -> None:
-        """It is refused; where and why is told."""
+        """It is refused, with the path of the key and a reason."""
         error = self.assertRaises(InvalidOption, hosts, *said)
         self.assertEqual(".".join(map(str, error.path)), path)
         self.assertIn(reason, error.reason)
 
     def test_names(self) -> None:
-        """A name or an address is enough; each server has a range of a hundred buses."""
+        """A host name or an address is enough; each server has a range of a hundred buses."""
         self.assertEqual(
             hosts("raspi3", "192.0.2.7:5056", "::1"),
             (
@@ -48,8 +48,8 @@ class OptionsTests(SynchronousTestCase):
             ),
         )
 
-    def test_atLength(self) -> None:
-        """All that there is to say of a server."""
+    def test_allOptions(self) -> None:
+        """Every option of a server."""
         folder = self.mktemp()
         authority(LAB).write(folder, "ca")
         certificate, key = signed("gate").write(folder, "gate")
@@ -75,7 +75,7 @@ class OptionsTests(SynchronousTestCase):
         self.assertEqual(host, Host(server=server, bus=0))
 
     def test_tokenFile(self) -> None:
-        """The token can be in a file of its own."""
+        """The token can be in a file."""
         path = Path(self.mktemp())
         path.write_text("usbip_x\n")
         [host] = hosts({"host": "raspi3", "token_file": str(path)})
@@ -88,8 +88,8 @@ class OptionsTests(SynchronousTestCase):
         missing = "/nowhere cannot be read: No such file"
         self.assertWrong(where, missing, {**said, "token_file": "/nowhere"})
 
-    def test_wrong(self) -> None:
-        """What cannot be meant is refused."""
+    def test_invalid(self) -> None:
+        """Invalid values are refused."""
         self.assertWrong("hosts", "length")
         self.assertWrong("hosts.1", "is not a server", "raspi3", "a b")
         self.assertWrong("hosts.0", "is no port", "raspi3:70000")
@@ -103,14 +103,14 @@ class OptionsTests(SynchronousTestCase):
             said = {"host": "raspi3", "tls": {key: "/nowhere.pem"}}
             self.assertWrong(f"hosts.0.tls.{key}", "/nowhere.pem cannot be read: No such", said)
 
-    def test_apart(self) -> None:
-        """No two servers have a bus in common."""
+    def test_overlappingRanges(self) -> None:
+        """The ranges of two servers must not overlap."""
         for bus in (1, 100, 199):
             self.assertWrong("hosts.1", "overlaps that of a", "a", {"host": "b", "bus": bus})
         self.assertEqual([host.bus for host in hosts("a", {"host": "b", "bus": 0})], [100, 0])
 
     def test_plugin(self) -> None:
-        """C{backend: {type: remote}} finds it, and making it touches nothing."""
+        """It is found as C{backend: {type: remote}}, and does not connect before it is started."""
         [maker] = [each for each in getPlugins(IUsbBackendMaker) if each.name == "remote"]
         reactor = MemoryReactorClock()
         backend = maker.makeBackend({"hosts": ["raspi3"]}, reactor)
@@ -121,13 +121,13 @@ class OptionsTests(SynchronousTestCase):
 
 class HostTests(SynchronousTestCase):
     """
-    What devices are called.
+    Bus ids at the server and at the gateway.
     """
 
     host = Host(server=Server(name="raspi3", host="raspi3"), bus=300)
 
     def test_busIds(self) -> None:
-        """A bus id is that of the other server with the number of its range added."""
+        """The bus number has the start of the range added."""
         for there, here in (("1-1.4", "301-1.4"), ("99-2", "399-2")):
             self.assertEqual(self.host.busIdHere(there), here)
             self.assertEqual(self.host.busIdThere(here), there)
@@ -136,8 +136,7 @@ class HostTests(SynchronousTestCase):
             self.assertIsNone(self.host.busIdThere(here))
 
     def test_here(self) -> None:
-        """A device is shown with its server's name, by which it can be found; its name and its
-        lease there are none here."""
+        """A device has its server's name in the description, and not its name and lease there."""
         lease = Lease(owner="ci", address="192.0.2.8")
         there = changed(UNO, name="uno", lease=lease)
         self.assertEqual(

@@ -1,5 +1,5 @@
 """
-Devices of another server, over a real connection, are as good as one's own.
+The gateway passes the conformance suite of backends, over real connections to a server.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from usbip_server.testing import ExportConformance, HangingDeviceConformance
 
 class GatewayConformanceTests(RemoteCase, ExportConformance, HangingDeviceConformance):
     """
-    With clients that come through the gateway.
+    Clients import through the gateway.
     """
 
     async def makeBackend(self) -> IUsbBackend:
@@ -26,9 +26,9 @@ class GatewayConformanceTests(RemoteCase, ExportConformance, HangingDeviceConfor
         await self.importFrom(self.door.port, device.busId)
 
 
-class BesidesConformanceTests(RemoteCase, ExportConformance):
+class DirectImportConformanceTests(RemoteCase, ExportConformance):
     """
-    With clients that go to the other server themselves.
+    Clients import from the server directly.
     """
 
     async def importDevice(self, device: UsbDevice) -> None:

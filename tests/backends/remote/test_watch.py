@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.backends.remote.watch}, with a server that says what it is told to.
+Tests of L{usbip_server.backends.remote.watch}, with a server that sends scripted lines.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def event(kind: str, seq: int, device: UsbDevice, moved: Traffic | None = None) 
 
 
 def tells(*lines: bytes, stays: bool = True) -> Play:
-    """A server that tells this to whoever watches, and goes on listening, or closes."""
+    """A server that answers C{watch} with these lines, and then waits, or closes."""
 
     def play(connection: socket.socket) -> None:
         request = connection.makefile("rb").readline()
@@ -62,16 +62,16 @@ def tells(*lines: bytes, stays: bool = True) -> Play:
 
 class FollowingTestCase(TestCase):
     """
-    Follows a server for a while.
+    Watches a scripted server.
     """
 
     timeout = 300
 
     async def follow(self, play: Play, turns: int = 1) -> RemoteWatch:
         """
-        Follow one.
+        Watch a server.
 
-        @param turns: until something has been told so many times.
+        @param turns: return after so many reports.
         """
         server = ScriptedServer(play)
         server.__enter__()
@@ -92,24 +92,24 @@ class FollowingTestCase(TestCase):
         return watch
 
     def devices(self, watch: RemoteWatch) -> Sequence[UsbDevice]:
-        """Those that are known."""
+        """The known devices."""
         return [known.device for known in watch.devices.values()]
 
 
 class FollowingTests(FollowingTestCase):
     """
-    What is known of a server's devices.
+    The devices of a server.
     """
 
     async def test_snapshot(self) -> None:
-        """All that the server has is known at once, with all that it tells of it."""
+        """All devices are known at once, with all details."""
         watch = await self.follow(tells(snapshot(10, UNO, MOUSE)))
         self.assertEqual(self.told, [None])
         self.assertIsNone(watch.trouble)
         self.assertEqual(self.devices(watch), [UNO, MOUSE])
 
     async def test_events(self) -> None:
-        """And then what becomes of each."""
+        """Events change them."""
         watch = await self.follow(
             tells(
                 snapshot(10, UNO),
@@ -123,8 +123,8 @@ class FollowingTests(FollowingTestCase):
         self.assertEqual(self.devices(watch), [MOUSE])
 
     async def test_order(self) -> None:
-        """What is older than what is known already does not count, wherever it comes from:
-        what an answer has shown is not undone by events from before that."""
+        """A state with a lower number than the known one is ignored, be it from an event or from a
+        reply."""
         watch = await self.follow(
             tells(snapshot(10, UNO, MOUSE), event("removed", 9, UNO), event("removed", 11, MOUSE)),
             turns=2,
@@ -139,7 +139,7 @@ class FollowingTests(FollowingTestCase):
         self.assertEqual(self.devices(watch), [])
 
     async def test_traffic(self) -> None:
-        """What a holder has moved is known when it was told, until there is another one."""
+        """Traffic that was reported is kept until there is another session."""
         watch = await self.follow(
             tells(
                 snapshot(10, BOUND),
@@ -154,8 +154,8 @@ class FollowingTests(FollowingTestCase):
         watch.learn("1-1.4", 14, msgspec.json.decode(encodeDevices(other, True)))
         self.assertIsNone(watch.devices["1-1.4"].traffic)
 
-    async def test_unknown(self) -> None:
-        """Events and keys that are not known are left out."""
+    async def test_unknownEventsAndKeys(self) -> None:
+        """Unknown events and keys are ignored."""
         more = {"event": "polished", "seq": 11, "time": WHEN, "data": {"bus_id": "1-1"}}
         beat = {"event": "heartbeat", "seq": 11, "time": WHEN, "shine": 7}
         watch = await self.follow(
@@ -171,11 +171,11 @@ class FollowingTests(FollowingTestCase):
 
 class TroubleTests(FollowingTestCase):
     """
-    Servers that are not there, or make no sense.
+    Servers that refuse, or send invalid lines.
     """
 
     async def trouble(self, *lines: bytes, turns: int = 1) -> str:
-        """What is the matter, after the server's name and address."""
+        """The trouble, without the server's name and address."""
         with capturedLogs() as events:
             watch = await self.follow(tells(*lines), turns)
         watch.stop()
@@ -188,12 +188,12 @@ class TroubleTests(FollowingTestCase):
         return why
 
     async def test_refused(self) -> None:
-        """One that does not let us says why."""
+        """The text of a refusal is the trouble."""
         refusal = Reply(status=Status.ERROR, message="you may not").encode()
         self.assertEqual(await self.trouble(refusal), "you may not")
 
-    async def test_nonsense(self) -> None:
-        """One whose answers make no sense is none."""
+    async def test_invalidSnapshot(self) -> None:
+        """An invalid snapshot is a trouble."""
         for line in (
             b"SSH-2.0-OpenSSH_9.2\n",
             b'{"status":"success","data":[]}\n',
@@ -203,15 +203,15 @@ class TroubleTests(FollowingTestCase):
         ):
             self.assertTrue(await self.trouble(line), line)
 
-    async def test_nonsenseLater(self) -> None:
-        """So is one that begins well."""
+    async def test_invalidEvent(self) -> None:
+        """So is an invalid event after a valid snapshot."""
         for notice in ({}, {"data": {"bus_id": "1-1"}}, {"data": None}, {"seq": "x"}):
             line = json.dumps({"event": "bound", "seq": 11, **notice}).encode() + b"\n"
             why = await self.trouble(snapshot(10, UNO), line, turns=2)
             self.assertTrue(why.startswith("its answer is not understood"), why)
 
-    async def test_again(self) -> None:
-        """One that is lost is tried again, until it is there."""
+    async def test_reconnects(self) -> None:
+        """A lost server is connected to again."""
         came: list[int] = []
 
         def play(connection: socket.socket) -> None:
@@ -220,7 +220,7 @@ class TroubleTests(FollowingTestCase):
                 tells(snapshot(len(came), UNO), stays=len(came) > 1)(connection)
 
         watch = await self.follow(play, turns=4)
-        # There, lost, refused, there.
+        # connected, lost, refused, connected
         self.assertEqual(self.told, [None] * 4)
         self.assertIsNone(watch.trouble)
         self.assertEqual(self.devices(watch), [UNO])
