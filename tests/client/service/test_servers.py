@@ -141,7 +141,7 @@ class WatchTests(ServersTestCase):
         server = self.begin()
         self.room.isMute = True
         self.network.until(lambda: not server.isUp, 46)
-        self.assertEqual(server.trouble, "raspi (192.0.2.1): it has said nothing for 45 s")
+        self.assertEqual(server.trouble, "raspi (192.0.2.1): no line received for 45 s")
 
     def test_verify(self) -> None:
         """While a connection is verified there are no devices. That it was alive is no news; that
