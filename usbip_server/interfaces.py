@@ -42,7 +42,7 @@ class IUsbBackend(Interface):
         and may be called without C{start}.
         """
 
-    async def bind(device: UsbDevice, deadline: float, evenMounted: bool = False) -> UsbDevice:
+    async def bind(device: UsbDevice, deadline: float, allowMounted: bool = False) -> UsbDevice:
         """
         Make a device importable.
 
@@ -54,7 +54,7 @@ class IUsbBackend(Interface):
         @param device: as found in the inventory. If another one is at its bus id now,
             that is a failure.
         @param deadline: seconds after which this ends, whatever the device does.
-        @param evenMounted: bind it even if it is a disk that this machine uses itself.
+        @param allowMounted: bind it even if it is a disk that this machine uses itself.
         @return: the device after it, as the inventory has it then.
         @raise usbip_server.model.errors.DeviceMounted: it is such a disk.
         @raise usbip_server.model.errors.DeviceInUse: a client has imported it.
@@ -101,7 +101,7 @@ class IUsbBackend(Interface):
         @raise usbip_server.model.errors.OperationFailed: it is not bound, or anything else.
         """
 
-    async def look(device: UsbDevice) -> None:
+    async def refresh(device: UsbDevice) -> None:
         """
         Look at a device now: something has happened to it, such as the end of a session.
         """

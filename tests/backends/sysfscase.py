@@ -7,7 +7,6 @@ from __future__ import annotations
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from usbip_server.backends.local import Machine
 from usbip_server.backends.sysfs import SysfsBackend
 from usbip_server.kernel import usbip_sockfd
 from usbip_server.kernel.usbids import UsbIds
@@ -27,9 +26,7 @@ class SysfsCase(SynchronousTestCase):
         for busId in ("1-1", "1-2", "1-10"):
             self.kernel.plug(busId, serial=f"S{busId}")
         self.reactor = FakeReactor()
-        self.backend = SysfsBackend(
-            Machine(self.kernel, self.reactor, 30.0, UsbIds([]), self.reactor.spawn)
-        )
+        self.backend = SysfsBackend(self.kernel, self.reactor, 30.0, UsbIds([]), self.reactor.spawn)
         self.successResultOf(Deferred.fromCoroutine(self.backend.start()))
 
     def tearDown(self) -> None:
@@ -42,9 +39,9 @@ class SysfsCase(SynchronousTestCase):
         assert device is not None
         return device
 
-    def bind(self, busId: str = "1-1", evenMounted: bool = False) -> Deferred[UsbDevice]:
+    def bind(self, busId: str = "1-1", allowMounted: bool = False) -> Deferred[UsbDevice]:
         """Begin to bind it."""
-        return Deferred.fromCoroutine(self.backend.bind(self.device(busId), 30, evenMounted))
+        return Deferred.fromCoroutine(self.backend.bind(self.device(busId), 30, allowMounted))
 
     def unbind(self, busId: str = "1-1") -> Deferred[UsbDevice]:
         """Begin to unbind it."""

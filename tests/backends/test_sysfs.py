@@ -7,7 +7,6 @@ from __future__ import annotations
 from twisted.internet import reactor
 from twisted.trial.unittest import TestCase
 
-from usbip_server.backends.local import Machine
 from usbip_server.backends.sysfs import SysfsBackend
 from usbip_server.interfaces import IUsbBackend
 from usbip_server.kernel.usbids import UsbIds
@@ -24,7 +23,7 @@ class SysfsConformanceTests(KernelExportConformance, HangingDeviceConformance, T
         self.kernel = FakeKernel()
         self.kernel.plug("1-1", serial="A1", manufacturer="QEMU", product="QEMU USB HARDDRIVE")
         self.kernel.plug("1-2.4", "0403", "6001", interfaces=((255, 255, 255),))
-        return SysfsBackend(Machine(self.kernel, reactor, 30.0, UsbIds([])))
+        return SysfsBackend(self.kernel, reactor, 30.0, UsbIds([]))
 
     async def importDevice(self, device: UsbDevice) -> None:
         self.kernel.importDevice(device.busId)

@@ -96,7 +96,7 @@ class ExportTests(SysfsCase):
         self.reactor.pump([1] * 5)
         self.assertIs(self.backend.inventory.snapshot, before)
         self.kernel.releaseDevice("1-1")
-        self.successResultOf(Deferred.fromCoroutine(self.backend.look(self.device())))
+        self.successResultOf(Deferred.fromCoroutine(self.backend.refresh(self.device())))
         self.assertEqual((self.device().state, self.device().holder), (DeviceState.BOUND, None))
 
     def test_reset(self) -> None:
@@ -181,7 +181,7 @@ class ExportTests(SysfsCase):
         self.beforeWrite(lambda: self.reactor.advance(31))
         result = self.export()
         self.reactor.runThreads()
-        self.fails(result, "has not ended the export within 30 s", OperationTimedOut)
+        self.fails(result, "has not finished the export within 30 s", OperationTimedOut)
         self.assertIs(self.device().state, DeviceState.BOUND)
         self.assertEqual([path for path, _ in self.kernel.writes].count(SOCKET), 1)
 
@@ -238,7 +238,7 @@ class ExportTests(SysfsCase):
         self.reactor.hold = True
         result = self.export()
         self.reactor.runThreads()
-        self.fails(result, "has not ended the export within 30 s", OperationTimedOut)
+        self.fails(result, "has not finished the export within 30 s", OperationTimedOut)
         self.assertEqual([text for _, text in self.kernel.writes][1:], ["-1"])
         self.assertTrue(self.isShutDown(self.client))
         self.assertEqual((open_, self.descriptors()), ([before], before - 1))
@@ -254,7 +254,7 @@ class ExportTests(SysfsCase):
         self.reactor.threads.clear()
         self.reactor.hold = False
         self.reactor.advance(31)
-        self.fails(result, "has not ended the export", OperationTimedOut)
+        self.fails(result, "has not finished the export", OperationTimedOut)
         self.assertEqual(self.descriptors(), before)
         self.fails(self.export(), "still stuck", OperationTimedOut)
         self.assertEqual(self.descriptors(), before)

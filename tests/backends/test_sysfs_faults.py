@@ -122,7 +122,7 @@ class SysfsFaultTests(SysfsCase):
         self.reactor.advance(29.9)
         self.assertNoResult(stuck)
         self.reactor.advance(0.2)
-        self.fails(stuck, "has not ended the attach within 30 s", OperationTimedOut)
+        self.fails(stuck, "has not finished the attach within 30 s", OperationTimedOut)
         self.assertIs(self.device().state, DeviceState.ERROR)
         self.fails(self.bind("1-1"), "still stuck", OperationTimedOut)
         # It comes back, much later: its driver gets it back, as nobody waits any more.
@@ -255,7 +255,7 @@ class SysfsFaultTests(SysfsCase):
         self.reactor.hold = True
         result = self.bind()
         self.reactor.runThreads()
-        self.fails(result, "has not ended the attach", OperationTimedOut)
+        self.fails(result, "has not finished the attach", OperationTimedOut)
         self.assertEqual(self.kernel.driver("1-1"), "usb")
         self.assertIs(self.device().state, DeviceState.FREE)
 
@@ -305,22 +305,22 @@ class SysfsFaultTests(SysfsCase):
         self.kernel.unmount("1-1")
         self.successResultOf(self.bind())
 
-    def test_evenMounted(self) -> None:
+    def test_allowMounted(self) -> None:
         """Unless that is what is wanted. What is bound is none of its disks any more."""
         self.kernel.mount("1-1", "/boot")
-        self.successResultOf(self.bind(evenMounted=True))
+        self.successResultOf(self.bind(allowMounted=True))
         self.assertIs(self.device().state, DeviceState.BOUND)
         self.successResultOf(self.bind())
         self.successResultOf(self.unbind())
         self.fails(self.bind(), "mounted", DeviceMounted)
 
-    def test_evenMountedAgain(self) -> None:
+    def test_allowMountedAgain(self) -> None:
         """Also if a place in the table had to be freed first."""
         self.successResultOf(self.bind("1-10"))
         self.successResultOf(self.unbind("1-10"))
         self.kernel.fillTable(*(f"9-{port}" for port in range(1, 16)))
         self.kernel.mount("1-1", "/boot")
-        self.successResultOf(self.bind(evenMounted=True))
+        self.successResultOf(self.bind(allowMounted=True))
 
     def test_imported(self) -> None:
         """What was imported from another server is not listed, and not bound either."""

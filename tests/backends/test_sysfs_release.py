@@ -168,7 +168,7 @@ class ReleaseTests(SysfsCase):
         self.whileReset(lambda: self.reactor.advance(31))
         result = self.release()
         self.reactor.runThreads()
-        self.fails(result, "has not ended the kick within 30 s", OperationTimedOut)
+        self.fails(result, "has not finished the kick within 30 s", OperationTimedOut)
 
     def test_stuckShown(self) -> None:
         """Until it does it is shown as an error, and asked for again it is still stuck."""
@@ -178,7 +178,7 @@ class ReleaseTests(SysfsCase):
         self.reactor.threads.clear()
         self.reactor.hold = False
         self.reactor.advance(31)
-        self.fails(result, "has not ended the kick", OperationTimedOut)
+        self.fails(result, "has not finished the kick", OperationTimedOut)
         self.assertIs(self.device().state, DeviceState.ERROR)
         for ask in (self.release, self.bind, self.unbind):
             self.fails(ask(), "still stuck", OperationTimedOut)

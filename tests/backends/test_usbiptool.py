@@ -18,7 +18,6 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests.support.timedreactor import OVER, TimedReactor
-from usbip_server.backends.local import Machine
 from usbip_server.backends.usbiptool import UsbipToolBackend, explain, makeBackend
 from usbip_server.interfaces import IUsbBackend
 from usbip_server.kernel.usbids import UsbIds
@@ -95,9 +94,7 @@ class UsbipToolCase(KernelConformance):
         self.kernel.plug("1-2.4", "0403", "6001", interfaces=((255, 255, 255),))
         self.stock = StockReactor(self.kernel)
         command = ["/usr/sbin/usbip"]
-        return UsbipToolBackend(
-            Machine(self.kernel, self.stock, 30.0, UsbIds([])), self.stock, command
-        )
+        return UsbipToolBackend(self.kernel, self.stock, 30.0, command, UsbIds([]))
 
     async def importDevice(self, device: UsbDevice) -> None:
         self.kernel.importDevice(device.busId)
@@ -133,7 +130,7 @@ class UsbipToolCase(KernelConformance):
         error = await self.failure(DeviceMounted, backend.bind(device, SECONDS))
         self.assertIn("is mounted on /boot", str(error))
         self.assertEqual((self.stock.commands, self.kernel.writes), ([], []))
-        bound = await backend.bind(device, SECONDS, evenMounted=True)
+        bound = await backend.bind(device, SECONDS, allowMounted=True)
         self.assertIs(bound.state, DeviceState.BOUND)
 
     async def test_notTried(self) -> None:
@@ -240,9 +237,7 @@ class ChildTests(TestCase):
         with open(path, "w") as file:
             file.write(f"#!/bin/sh\nLATE={self.late.absolute()}\n{script}\n")
         os.chmod(path, 0o755)
-        backend = UsbipToolBackend(
-            Machine(self.kernel, self.timed, 30.0, UsbIds([])), self.timed, [path, "--"]
-        )
+        backend = UsbipToolBackend(self.kernel, self.timed, 30.0, [path, "--"], UsbIds([]))
         await backend.start()
         self.addCleanup(lambda: Deferred.fromCoroutine(backend.stop()))
         return backend, backend.inventory.snapshot.devices[0]

@@ -299,7 +299,7 @@ class StuckTests(ExportCase):
         with self.assertRaises(OperationTimedOut):
             await self.backend.release(self.device("1-1"), 0.05)
         self.assertTrue(untilShutDown(self.ours, 0))
-        await self.backend.look(self.device("1-1"))
+        await self.backend.refresh(self.device("1-1"))
         self.assertIs(self.device("1-1").state, DeviceState.ERROR)
         with self.assertRaises(DeviceInUse):
             await self.export("1-1")

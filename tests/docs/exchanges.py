@@ -361,11 +361,11 @@ class SlowBackend(PatientBackend):
     """
 
     async def bind(
-        self, device: UsbDevice, deadline: float, evenMounted: bool = False
+        self, device: UsbDevice, deadline: float, allowMounted: bool = False
     ) -> UsbDevice:
         if device.state is DeviceState.BOUND:
             return device
-        return await super().bind(device, deadline, evenMounted)
+        return await super().bind(device, deadline, allowMounted)
 
 
 REHEARSED = {"slow": _succeed, "slow-refused": _fail, "stuck": _nothing, "starting": _nothing}

@@ -15,7 +15,6 @@ from twisted.internet.task import Clock, deferLater
 from twisted.trial.unittest import TestCase
 
 from tests.server.desiredcase import MemoryStateFile
-from usbip_server.backends.local import Machine
 from usbip_server.backends.sysfs import SysfsBackend
 from usbip_server.kernel.usbids import UsbIds
 from usbip_server.model.options import Limits
@@ -46,8 +45,7 @@ class EnduranceTests(TestCase):
         kernel = FakeKernel()
         for number in range(1, 17):
             kernel.plug(f"1-{number}", serial=f"S{number}")
-        machine = Machine(kernel, reactor, 30.0, UsbIds([]))
-        backend = SysfsBackend(machine)
+        backend = SysfsBackend(kernel, reactor, 30.0, UsbIds([]))
         settings = Settings(
             devices=(Rule(match=Match(bus="*"), share=Share.ALWAYS),),
             limits=Limits(history=WARM_UP),
@@ -88,7 +86,7 @@ class EnduranceTests(TestCase):
             before, _ = tracemalloc.get_traced_memory()
             for number in range(WARM_UP, WARM_UP + CYCLES):
                 await cycle(number)
-            await machine.look(None)  # as every 30 s
+            await backend.monitor.refresh(None)  # as every 30 s
             del kernel.writes[:], kernel.reads[:]
             gc.collect()
             after, _ = tracemalloc.get_traced_memory()

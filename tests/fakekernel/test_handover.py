@@ -5,15 +5,15 @@ Who has a device that we have handed out ourselves.
 from __future__ import annotations
 
 import socket
-from collections.abc import Hashable, Set
+from collections.abc import Set
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from usbip_server.kernel.importers import Connection, Sessions, connectionOf
-from usbip_server.model.device import Holder
+from usbip_server.kernel.importers import Connection, Importers, connectionOf
+from usbip_server.model.device import Holder, PlugId
 from usbip_server.testing import FakeKernel
 
-FIRST, SECOND = ("1-1", 2), ("1-2", 3)
+FIRST, SECOND = PlugId("1-1", 2), PlugId("1-2", 3)
 
 ALICE = Holder(address="192.0.2.7", since=900.0)
 BOB = Holder(address="192.0.2.8", since=950.0)
@@ -27,23 +27,23 @@ class HandOverTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.kernel = FakeKernel()
-        self.sessions = Sessions(self.kernel, lambda: 1000.0)
-        self.sessions.look(set)
+        self.importers = Importers(self.kernel, lambda: 1000.0)
+        self.importers.refresh(set)
 
-    def look(self, *stays: Hashable) -> None:
+    def look(self, *plugIds: PlugId) -> None:
         """Look, while these are in use."""
-        self.sessions.look(lambda: set(stays))
+        self.importers.refresh(lambda: set(plugIds))
 
     def handOver(
-        self, holder: Holder, stay: Hashable = FIRST, connection: Connection | None = None
+        self, holder: Holder, plugId: PlugId = FIRST, connection: Connection | None = None
     ) -> None:
         """Hand a device over."""
-        with self.sessions.handingOver(stay, holder, connection):
+        with self.importers.handingOver(plugId, holder, connection):
             pass
 
     def refuse(self, holder: Holder, connection: Connection | None = None) -> None:
         """Try to hand 1-1 over, while somebody has it."""
-        with self.assertRaises(OSError), self.sessions.handingOver(FIRST, holder, connection):
+        with self.assertRaises(OSError), self.importers.handingOver(FIRST, holder, connection):
             self.look(FIRST)
             raise OSError
 
@@ -57,81 +57,81 @@ class HandOverTests(SynchronousTestCase):
         self.handOver(ALICE)
         for _ in range(3):
             self.look(FIRST)
-            self.assertIs(self.sessions.holder(FIRST), ALICE)
+            self.assertIs(self.importers.holder(FIRST), ALICE)
         self.look()
-        self.assertIsNone(self.sessions.holder(FIRST))
+        self.assertIsNone(self.importers.holder(FIRST))
         self.assertEqual(self.kernel.reads, [])
         self.look(FIRST)  # somebody else's, of whom we were not told
-        self.assertEqual(self.sessions.holder(FIRST), Holder(address=None, since=1000.0))
+        self.assertEqual(self.importers.holder(FIRST), Holder(address=None, since=1000.0))
 
     def test_lookBefore(self) -> None:
         """A look that finds the device not in use yet does not end what is about to begin."""
-        with self.sessions.handingOver(FIRST, ALICE, None):
+        with self.importers.handingOver(FIRST, ALICE, None):
             self.look()
-            self.assertIsNone(self.sessions.holder(FIRST))
+            self.assertIsNone(self.importers.holder(FIRST))
             for _ in range(2):
                 self.look(FIRST)
-                self.assertIs(self.sessions.holder(FIRST), ALICE)
+                self.assertIs(self.importers.holder(FIRST), ALICE)
         self.look(FIRST)
-        self.assertIs(self.sessions.holder(FIRST), ALICE)
+        self.assertIs(self.importers.holder(FIRST), ALICE)
 
     def test_lookMeanwhile(self) -> None:
         """Nor does one that has begun before it and ends after it."""
 
-        def read() -> Set[Hashable]:
+        def read() -> Set[PlugId]:
             self.handOver(ALICE)
             return set()
 
-        self.sessions.look(read)
+        self.importers.refresh(read)
         self.look(FIRST)
-        self.assertIs(self.sessions.holder(FIRST), ALICE)
+        self.assertIs(self.importers.holder(FIRST), ALICE)
 
     def test_next(self) -> None:
         """Of two holders the second follows the first when it has the device, and not before."""
         self.handOver(ALICE)
-        with self.sessions.handingOver(FIRST, BOB, None):
+        with self.importers.handingOver(FIRST, BOB, None):
             self.look(FIRST)  # it is being reset
-            self.assertIs(self.sessions.holder(FIRST), ALICE)
+            self.assertIs(self.importers.holder(FIRST), ALICE)
         self.look(FIRST)
-        self.assertIs(self.sessions.holder(FIRST), BOB)
+        self.assertIs(self.importers.holder(FIRST), BOB)
 
     def test_refused(self) -> None:
         """Whoever does not get it is not its holder."""
         self.handOver(ALICE)
         self.refuse(BOB)
         self.look(FIRST)
-        self.assertIs(self.sessions.holder(FIRST), ALICE)
+        self.assertIs(self.importers.holder(FIRST), ALICE)
 
     def test_refusedUnknown(self) -> None:
         """Nor of one that somebody has of whom nothing is known."""
         self.look(FIRST)
         self.refuse(BOB, self.connect("192.0.2.8"))
         self.look(FIRST)
-        self.assertEqual(self.sessions.holder(FIRST), Holder(address=None, since=1000.0))
+        self.assertEqual(self.importers.holder(FIRST), Holder(address=None, since=1000.0))
 
     def test_refusedAtOnce(self) -> None:
         """If nobody was known to have it, it is not shown as that one's for longer than it
         takes to be refused."""
         self.refuse(BOB)
         self.look(FIRST)
-        self.assertEqual(self.sessions.holder(FIRST), Holder(address=None, since=1000.0))
+        self.assertEqual(self.importers.holder(FIRST), Holder(address=None, since=1000.0))
 
     def test_notInferred(self) -> None:
         """A connection that we have handed over is no other device's."""
         self.handOver(ALICE, connection=self.connect("192.0.2.7"))
         self.look(FIRST, SECOND)
-        self.assertEqual(self.sessions.holder(SECOND), Holder(address=None, since=1000.0))
+        self.assertEqual(self.importers.holder(SECOND), Holder(address=None, since=1000.0))
         self.connect(CAROL)
         self.look(FIRST, SECOND)
-        self.assertEqual(self.sessions.holder(SECOND), Holder(address=CAROL, since=1000.0))
-        self.assertIs(self.sessions.holder(FIRST), ALICE)
+        self.assertEqual(self.importers.holder(SECOND), Holder(address=CAROL, since=1000.0))
+        self.assertIs(self.importers.holder(FIRST), ALICE)
 
     def test_otherPort(self) -> None:
         """One that is none of TCP, or on another port, is none of those that are looked at."""
         self.handOver(ALICE)
         self.connect(CAROL)
         self.look(FIRST, SECOND)
-        self.assertEqual(self.sessions.holder(SECOND), Holder(address=CAROL, since=1000.0))
+        self.assertEqual(self.importers.holder(SECOND), Holder(address=CAROL, since=1000.0))
 
     def test_closedAgain(self) -> None:
         """One that was refused and is closed is forgotten: another may get its numbers."""
@@ -140,12 +140,12 @@ class HandOverTests(SynchronousTestCase):
         again = self.kernel.connections()
         self.refuse(BOB, connection)
         self.look(FIRST)
-        self.assertEqual(self.sessions.holder(FIRST), Holder(address=None, since=1000.0))
+        self.assertEqual(self.importers.holder(FIRST), Holder(address=None, since=1000.0))
         self.kernel.disconnect((CAROL, connection.remotePort))
         self.look(FIRST)
         self.kernel.connections = lambda: again  # type: ignore[method-assign]
         self.look(FIRST)
-        self.assertEqual(self.sessions.holder(FIRST), Holder(address=CAROL, since=1000.0))
+        self.assertEqual(self.importers.holder(FIRST), Holder(address=CAROL, since=1000.0))
 
 
 class AdoptionTests(SynchronousTestCase):
@@ -155,12 +155,12 @@ class AdoptionTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.kernel = FakeKernel()
-        self.sessions = Sessions(self.kernel, lambda: 1000.0)
+        self.importers = Importers(self.kernel, lambda: 1000.0)
 
     def look(self) -> Holder | None:
         """Look, while 1-1 is in use."""
-        self.sessions.look(lambda: {FIRST})
-        return self.sessions.holder(FIRST)
+        self.importers.refresh(lambda: {FIRST})
+        return self.importers.holder(FIRST)
 
     def test_later(self) -> None:
         """Who connects later does not have what was in use before."""

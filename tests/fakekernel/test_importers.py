@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from usbip_server.kernel.importers import Connection, established
-from usbip_server.kernel.monitor import TICK, KernelWatch
+from usbip_server.kernel.monitor import TICK, DeviceMonitor
 from usbip_server.kernel.scan import Scanner
 from usbip_server.kernel.system import CONNECTIONS, System
 from usbip_server.kernel.usbids import UsbIds
@@ -146,18 +146,18 @@ class HolderTests(SynchronousTestCase):
         self.inventory = Inventory()
         self.changes: list[Change] = []
         self.inventory.subscribe(self.changes.extend)
-        self.watch = KernelWatch(
+        self.monitor = DeviceMonitor(
             self.kernel,
             Scanner(self.kernel, UsbIds([]), self.reactor.seconds),
             self.inventory,
             BlockingCalls(self.reactor, self.reactor.spawn),
             self.reactor,
         )
-        self.addCleanup(self.watch.stop)
+        self.addCleanup(self.monitor.stop)
 
     def start(self) -> None:
         """Take the first look, at second 1000."""
-        self.successResultOf(Deferred.fromCoroutine(self.watch.start()))
+        self.successResultOf(Deferred.fromCoroutine(self.monitor.start()))
         self.changes.clear()
 
     def tick(self) -> None:
@@ -215,7 +215,7 @@ class HolderTests(SynchronousTestCase):
             self.tick()
 
     def test_unchanged(self) -> None:
-        """While nothing changes nothing is told, and "since" stays."""
+        """While nothing changes nothing is told, and "since" plugIds."""
         self.start()
         self.kernel.importDevice("1-1", ALICE)
         self.kernel.importDevice("1-2")
@@ -278,7 +278,7 @@ class HolderTests(SynchronousTestCase):
         self.assertEqual(self.addresses(), [ALICE])
 
     def test_unseen(self) -> None:
-        """A client whose connection is not to be seen here stays unknown."""
+        """A client whose connection is not to be seen here plugIds unknown."""
         self.start()
         self.kernel.importDevice("1-1")
         self.kernel.importDevice("1-2", BOB)
@@ -333,7 +333,7 @@ class HolderTests(SynchronousTestCase):
         for _ in range(3):
             self.tick()
             for _ in range(3):  # and at each uevent
-                self.successResultOf(Deferred.fromCoroutine(self.watch.look({"1-1"})))
+                self.successResultOf(Deferred.fromCoroutine(self.monitor.refresh({"1-1"})))
             self.assertEqual((self.addresses(), self.kinds()), ([ALICE], []))
         self.tick()
         self.assertEqual(self.device().holder, Holder(address=None, since=1005.0))
@@ -389,7 +389,7 @@ class HolderTests(SynchronousTestCase):
         self.kernel.importDevice("1-1")
         self.tick()
         self.kernel.importDevice("1-2", BOB)
-        self.successResultOf(Deferred.fromCoroutine(self.watch.look({"1-1"})))
+        self.successResultOf(Deferred.fromCoroutine(self.monitor.refresh({"1-1"})))
         self.assertEqual(self.addresses(), [None])
 
     def test_replugged(self) -> None:
@@ -410,11 +410,11 @@ class HolderTests(SynchronousTestCase):
         self.tick()
         holder = self.device().holder
         for trouble, shown in (("stuck", None), (None, holder)):
-            self.successResultOf(Deferred.fromCoroutine(self.watch.setTrouble("1-1", trouble)))
+            self.successResultOf(Deferred.fromCoroutine(self.monitor.setTrouble("1-1", trouble)))
             self.assertEqual(self.device().holder, shown)
 
     def test_unreadable(self) -> None:
-        """If the list cannot be read what was known stays, and nothing more becomes known."""
+        """If the list cannot be read what was known plugIds, and nothing more becomes known."""
         self.start()
         self.kernel.importDevice("1-1", ALICE)
         self.tick()

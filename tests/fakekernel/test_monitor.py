@@ -10,7 +10,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from usbip_server.kernel.monitor import KernelWatch
+from usbip_server.kernel.monitor import DeviceMonitor
 from usbip_server.kernel.scan import Scanner
 from usbip_server.kernel.strings import SECONDS
 from usbip_server.kernel.usbids import UsbIds
@@ -32,7 +32,7 @@ class WatchTests(SynchronousTestCase):
         self.reactor = FakeReactor()
         self.inventory = Inventory()
         self.calls = BlockingCalls(self.reactor, self.reactor.spawn)
-        self.watch = KernelWatch(
+        self.monitor = DeviceMonitor(
             self.kernel,
             Scanner(self.kernel, UsbIds([])),
             self.inventory,
@@ -42,7 +42,7 @@ class WatchTests(SynchronousTestCase):
 
     def start(self) -> None:
         """Start, and take the first look."""
-        self.successResultOf(Deferred.fromCoroutine(self.watch.start()))
+        self.successResultOf(Deferred.fromCoroutine(self.monitor.start()))
 
     def busIds(self) -> list[str]:
         """What the inventory has."""
@@ -95,7 +95,7 @@ class WatchTests(SynchronousTestCase):
             "read",
             lambda path: b"0\n" if path.endswith("1-1/devnum") else read(path),
         )
-        self.successResultOf(Deferred.fromCoroutine(self.watch.look({"1-1"})))
+        self.successResultOf(Deferred.fromCoroutine(self.monitor.refresh({"1-1"})))
         self.assertIs(self.inventory.snapshot, before)
 
     def test_boundByAnother(self) -> None:
@@ -132,7 +132,7 @@ class WatchTests(SynchronousTestCase):
     def test_lostInTheStart(self) -> None:
         """What happens while the first look is taken is looked at again."""
         self.reactor.hold = True
-        started = Deferred.fromCoroutine(self.watch.start())
+        started = Deferred.fromCoroutine(self.monitor.start())
         self.kernel.plug("1-2")
         self.reactor.deliver()
         self.reactor.runThreads()
@@ -291,7 +291,7 @@ class WatchTests(SynchronousTestCase):
     def test_hanging(self) -> None:
         """A scan that hangs is said, and does not keep the daemon from starting."""
         self.reactor.hold = True
-        started = Deferred.fromCoroutine(self.watch.start())
+        started = Deferred.fromCoroutine(self.monitor.start())
         self.reactor.advance(30)
         self.successResultOf(started)
 
@@ -309,7 +309,7 @@ class WatchTests(SynchronousTestCase):
                 return read(path)
 
             self.kernel.read = vanish  # type: ignore[method-assign]
-            self.successResultOf(Deferred.fromCoroutine(self.watch.look(None)))
+            self.successResultOf(Deferred.fromCoroutine(self.monitor.refresh(None)))
             self.kernel.read = read  # type: ignore[method-assign]
             self.assertEqual([b for b in self.busIds() if b != "1-3"], ["1-1", "1-10"])
 
@@ -324,16 +324,16 @@ class WatchTests(SynchronousTestCase):
         self.assertEqual(self.reactor.threads, [])
         self.advance(30)
         self.kernel.reads.clear()
-        self.successResultOf(Deferred.fromCoroutine(self.watch.look({"1-1"})))
+        self.successResultOf(Deferred.fromCoroutine(self.monitor.refresh({"1-1"})))
         self.assertNotIn("bus/usb/devices/1-1/serial", self.kernel.reads)
 
     def test_stop(self) -> None:
         """When it stops it listens and looks no more."""
         self.start()
-        self.watch.stop()
+        self.monitor.stop()
         self.kernel.reads.clear()
         self.advance(60)
         self.assertEqual((self.kernel.reads, self.reactor.readers), ([], []))
 
     def tearDown(self) -> None:
-        self.watch.stop()
+        self.monitor.stop()

@@ -58,11 +58,11 @@ class UeventTests(SynchronousTestCase):
         source = kernel.ueventSocket()
         uevents = Uevents(source, FakeReactor(), heard.append, lambda: lost.append(1))
         uevents.doRead()
-        self.assertFalse(uevents.heard)
+        self.assertFalse(uevents.hasReceived)
         for message in (BIND, HUB, INTERFACE):
             source.send(message)
         uevents.doRead()
-        self.assertEqual((heard, lost, uevents.heard), (["1-2.4", "1-2.4"], [], True))
+        self.assertEqual((heard, lost, uevents.hasReceived), (["1-2.4", "1-2.4"], [], True))
         source.overrun = True
         uevents.doRead()
         self.assertEqual(len(lost), 1)
@@ -93,8 +93,8 @@ class ScannerTests(SynchronousTestCase):
     def test_interfaces(self) -> None:
         """The interfaces are those of the descriptors."""
         self.kernel.plug("1-1", interfaces=((2, 2, 1), (10, 0, 0)))
-        (glance,) = self.scanner.glances(["1-1"])
-        self.assertEqual(glance.interfaces, ("02/02/01", "0a/00/00"))
+        (attributes,) = self.scanner.read(["1-1"])
+        self.assertEqual(attributes.interfaces, ("02/02/01", "0a/00/00"))
 
     def test_manyInterfaces(self) -> None:
         """Of 300 interface descriptors there are as many interfaces as the kernel makes of them:
@@ -115,8 +115,8 @@ class ScannerTests(SynchronousTestCase):
             first = [f"ff/00/{numbers.index(number):02x}" for number in dict.fromkeys(numbers)]
             scanner = Scanner(self.kernel, UsbIds([]))
             self.kernel.read = partial(self.replace, read, descriptors)  # type: ignore[method-assign]
-            (glance,) = scanner.glances(["1-1"])
-            self.assertEqual(glance.interfaces, tuple(first[:expected]))
+            (attributes,) = scanner.read(["1-1"])
+            self.assertEqual(attributes.interfaces, tuple(first[:expected]))
 
     def test_classes(self) -> None:
         """The classes are those of all configurations and settings, each once; the interfaces
@@ -130,10 +130,10 @@ class ScannerTests(SynchronousTestCase):
         )
         whole = read("bus/usb/devices/1-1/descriptors") + second + b"".join(settings)
         self.kernel.read = partial(self.replace, read, whole)  # type: ignore[method-assign]
-        (glance,) = self.scanner.glances(["1-1"])
-        self.assertEqual(glance.interfaces, ("02/02/01", "0a/00/00"))
-        self.assertEqual(glance.classes, ("02/02/01", "0a/00/00", "ff/00/00", "08/06/50"))
-        device = self.scanner.device(glance, Strings(), None)
+        (attributes,) = self.scanner.read(["1-1"])
+        self.assertEqual(attributes.interfaces, ("02/02/01", "0a/00/00"))
+        self.assertEqual(attributes.classes, ("02/02/01", "0a/00/00", "ff/00/00", "08/06/50"))
+        device = self.scanner.device(attributes, Strings(), None)
         self.assertTrue(Match(device_class="storage").meets(device))
 
     def test_deviceDescriptor(self) -> None:
@@ -144,17 +144,17 @@ class ScannerTests(SynchronousTestCase):
         descriptors[5:7], descriptors[12:14], descriptors[17] = b"\x02\x01", b"\x34\x12", 3
         read = self.kernel.read
         self.kernel.read = partial(self.replace, read, bytes(descriptors))  # type: ignore[method-assign]
-        (glance,) = self.scanner.glances(["1-1"])
-        device = self.scanner.device(glance, Strings(), None)
+        (attributes,) = self.scanner.read(["1-1"])
+        device = self.scanner.device(attributes, Strings(), None)
         self.assertEqual((device.deviceClass, device.subclass, device.protocol), ("ef", "02", "01"))
         self.assertEqual((device.release, device.configurations), (0x1234, 3))
 
     def test_path(self) -> None:
         """Where a device is in sysfs is found out by following the link to it."""
         self.kernel.plug("1-1")
-        (glance,) = self.scanner.glances(["1-1"])
+        (attributes,) = self.scanner.read(["1-1"])
         self.assertEqual(
-            self.scanner.device(glance, Strings(), None).path,
+            self.scanner.device(attributes, Strings(), None).path,
             "/sys/devices/pci0000:00/0000:00:03.0/usb1/1-1",
         )
 
@@ -166,8 +166,8 @@ class ScannerTests(SynchronousTestCase):
         self.kernel.read = (  # type: ignore[method-assign]
             lambda path: statuses.pop(0) if path.endswith("usbip_status") else read(path)
         )
-        (glance,) = self.scanner.glances(["1-1"])
-        device = self.scanner.device(glance, Strings(), None)
+        (attributes,) = self.scanner.read(["1-1"])
+        device = self.scanner.device(attributes, Strings(), None)
         self.assertEqual((device.state, device.holder), (DeviceState.BOUND, None))
 
     def test_damagedDescriptors(self) -> None:
@@ -183,8 +183,8 @@ class ScannerTests(SynchronousTestCase):
         ]
         for descriptors in damaged:
             self.kernel.read = partial(self.replace, read, descriptors)  # type: ignore[method-assign]
-            for glance in self.scanner.glances(["1-1"]):
-                self.assertLessEqual(len(glance.interfaces), 2)
+            for attributes in self.scanner.read(["1-1"]):
+                self.assertLessEqual(len(attributes.interfaces), 2)
 
     def replace(self, read: Callable[[str], bytes], descriptors: bytes, path: str) -> bytes:
         """Read, but other descriptors."""
@@ -194,8 +194,8 @@ class ScannerTests(SynchronousTestCase):
         """Strings are cleaned of what no terminal should get to see."""
         self.kernel.plug("1-1", serial=" \x1b[31mA\x00B\n ", product="Grüße")
         texts: dict[str, Strings] = {}
-        glances = self.scanner.glances(["1-1"])
-        self.scanner.readStrings(glances, lambda glance, strings: texts.update(s=strings))
+        found = self.scanner.read(["1-1"])
+        self.scanner.readStrings(found, lambda plugId, strings: texts.update(s=strings))
         self.assertEqual((texts["s"].serial, texts["s"].product), ("[31mAB", "Grüße"))
 
     def test_madeTree(self) -> None:
@@ -209,9 +209,11 @@ class ScannerTests(SynchronousTestCase):
                 file.write(self.kernel.read(f"bus/usb/devices/1-1/{name}"))
         system = System(root)
         scanner = Scanner(system, UsbIds([]))
-        (glance,) = scanner.glances(scanner.busIds())
-        self.assertEqual((glance.busId, glance.vendorId, glance.driver), ("1-1", "46f4", None))
-        self.assertEqual(glance.path, "/sys/bus/usb/devices/1-1")
+        (attributes,) = scanner.read(scanner.busIds())
+        self.assertEqual(
+            (attributes.busId, attributes.vendorId, attributes.driver), ("1-1", "46f4", None)
+        )
+        self.assertEqual(attributes.path, "/sys/bus/usb/devices/1-1")
         self.assertRaises(OSError, system.ueventSocket)
         self.assertRaises(OSError, system.loadModule, "usbip-host")
 

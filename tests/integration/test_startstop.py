@@ -50,7 +50,7 @@ class Slow:
     async def stop(self):
         Logger().info("backend has stopped")
 
-    async def bind(self, device, deadline, evenMounted=False):
+    async def bind(self, device, deadline, allowMounted=False):
         Logger().info("bind has begun")
         while not os.path.exists(self.go):
             await deferLater(self.reactor, 0.02)
@@ -65,7 +65,7 @@ class Slow:
     async def export(self, device, connection, holder, deadline):
         raise OperationFailed(device, "no")
 
-    async def look(self, device):
+    async def refresh(self, device):
         pass
 
     def traffic(self, device):

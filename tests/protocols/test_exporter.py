@@ -347,7 +347,7 @@ class HandedOverTests(ExporterTestCase):
         wire.transport.getHandle().close()  # type: ignore[attr-defined]
         self.leaves(wire)
         self.reactor.advance(0)
-        self.assertEqual(self.backend.looked, [UNO.busId])
+        self.assertEqual(self.backend.refreshed, [UNO.busId])
 
     def test_daemonStops(self) -> None:
         """When the daemon stops it goes on; what carries no traffic ends."""

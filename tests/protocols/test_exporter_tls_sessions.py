@@ -77,7 +77,7 @@ class SessionTestCase(SecuredTestCase):
         self.until(lambda: not self.factory.relayed and self.wires[-1].lost)
         self.quiet()
         self.reactor.advance(0)
-        self.assertEqual(self.backend.looked, [UNO.busId])
+        self.assertEqual(self.backend.refreshed, [UNO.busId])
         self.reactor.advance(2)  # until it was looked at often enough
         self.assertNothingLeft()
         self.assertEqual(len(self.told()), told)
@@ -173,7 +173,7 @@ class RelayTests(SessionTestCase):
         """A client that closes its connection, whether it takes leave or not, or cuts it off:
         the session ends, and the next client has the device."""
         for end in (self.takesLeave, TlsClient.close, self.cutsOff):
-            self.backend.looked.clear()
+            self.backend.refreshed.clear()
             before = openFiles()
             client = self.imports()
             client.send(b"the last")
@@ -213,7 +213,7 @@ class RelayTests(SessionTestCase):
         """When the device's end is closed or shut down, as by a kick or an unplug, the client
         hears what was said before, and a proper end."""
         for end in (socket.socket.close, lambda device: device.shutdown(socket.SHUT_RDWR)):
-            self.backend.looked.clear()
+            self.backend.refreshed.clear()
             client = self.imports()
             self.device.send(b"the last")
             end(self.device)
@@ -423,7 +423,7 @@ class KtlsTests(SessionTestCase):
         """Either side ends it, and nothing is left."""
         before = openFiles()
         for isClients in (True, False):
-            self.backend.looked.clear()
+            self.backend.refreshed.clear()
             client = self.imports()
             if isClients:
                 client.close()

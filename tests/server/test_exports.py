@@ -65,8 +65,8 @@ class ResettingBackend(PromptBackend):
         super().__init__(devices)
         self.over: set[str] = set()
 
-    async def look(self, device: UsbDevice) -> None:
-        await super().look(device)
+    async def refresh(self, device: UsbDevice) -> None:
+        await super().refresh(device)
         now = self.inventory.get(device.busId)
         if now is not None and device.busId in self.over:
             self.over.discard(device.busId)
@@ -196,7 +196,7 @@ class WhoTests(ExportsTestCase):
         for principal in (ALICE, BOB):
             reason = self.denied(DeviceInUse, principal=principal)
             self.assertIn(f"in use by {BOB.address} since", reason)
-        self.assertEqual(self.backend.looked, [])
+        self.assertEqual(self.backend.refreshed, [])
         self.given(STICK.busId)
 
     def test_lease(self) -> None:
@@ -321,12 +321,12 @@ class JustFreedTests(ExportsTestCase):
         self.start(ALWAYS)
         self.leaves(self.given())
         self.clock.advance(0)
-        self.assertEqual(len(self.backend.looked), 1)
+        self.assertEqual(len(self.backend.refreshed), 1)
         self.resetting.over.add(UNO.busId)
         self.clock.advance(AFTERWARDS[1])
         self.assertIs(self.state(), BOUND)
         self.clock.advance(AFTERWARDS[-1])
-        self.assertEqual(len(self.backend.looked), len(AFTERWARDS))
+        self.assertEqual(len(self.backend.refreshed), len(AFTERWARDS))
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_stopped(self) -> None:
@@ -335,7 +335,7 @@ class JustFreedTests(ExportsTestCase):
         self.leaves(self.given())
         self.successResultOf(asked(self.sharing.stop()))
         self.clock.advance(AFTERWARDS[-1])
-        self.assertEqual(self.backend.looked, [])
+        self.assertEqual(self.backend.refreshed, [])
 
     def test_cannotLook(self) -> None:
         """A look that fails is a bug, and told as one; nothing else comes of it."""
@@ -345,7 +345,7 @@ class JustFreedTests(ExportsTestCase):
 
         self.start(ALWAYS)
         client = self.given()
-        self.patch(self.backend, "look", fail)
+        self.patch(self.backend, "refresh", fail)
         self.leaves(client)
         self.clock.advance(0)
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
@@ -676,10 +676,10 @@ class CarrierTests(ExportsTestCase):
         theirs.close()
         server.close()
         self.clock.deliver()
-        self.assertEqual(self.backend.looked, [])
+        self.assertEqual(self.backend.refreshed, [])
         self.leaves(client)
         self.sleep(1)
-        self.assertNotEqual(self.backend.looked, [])
+        self.assertNotEqual(self.backend.refreshed, [])
 
     def test_told(self) -> None:
         """For each import the log has which of the ways it is."""

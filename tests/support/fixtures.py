@@ -292,10 +292,10 @@ class PatientBackend:
     A backend that notes what is asked of it and does it when it is told to.
 
     @ivar calls: the binds, unbinds, releases and exports, in their order.
-    @ivar looked: the bus ids it was to look at, in their order.
+    @ivar refreshed: the bus ids it was to look at, in their order.
     @ivar starting: fires when C{start} is to be over.
     @ivar stopped: how often it was stopped.
-    @ivar evenMounted: what the last bind said of disks that are mounted.
+    @ivar allowMounted: what the last bind said of disks that are mounted.
     @ivar moved: what holders have moved, by bus id.
     """
 
@@ -303,10 +303,10 @@ class PatientBackend:
         self.inventory = Inventory()
         self.inventory.replace(devices)
         self.calls: list[Call] = []
-        self.looked: list[str] = []
+        self.refreshed: list[str] = []
         self.starting: Deferred[None] = Deferred()
         self.stopped = 0
-        self.evenMounted = False
+        self.allowMounted = False
         self.moved: dict[str, Traffic] = {}
         if started:
             self.starting.callback(None)
@@ -318,9 +318,9 @@ class PatientBackend:
         self.stopped += 1
 
     async def bind(
-        self, device: UsbDevice, deadline: float, evenMounted: bool = False
+        self, device: UsbDevice, deadline: float, allowMounted: bool = False
     ) -> UsbDevice:
-        self.evenMounted = evenMounted
+        self.allowMounted = allowMounted
         return await self._call("bind", device, deadline)
 
     async def unbind(self, device: UsbDevice, deadline: float) -> UsbDevice:
@@ -334,8 +334,8 @@ class PatientBackend:
     ) -> UsbDevice:
         return await self._call("export", device, deadline, holder)
 
-    async def look(self, device: UsbDevice) -> None:
-        self.looked.append(device.busId)
+    async def refresh(self, device: UsbDevice) -> None:
+        self.refreshed.append(device.busId)
 
     def traffic(self, device: UsbDevice) -> Traffic | None:
         return self.moved.get(device.busId)

@@ -58,12 +58,12 @@ class Backend(PromptBackend):
         self._end = end
 
     async def bind(
-        self, device: UsbDevice, deadline: float, evenMounted: bool = False
+        self, device: UsbDevice, deadline: float, allowMounted: bool = False
     ) -> UsbDevice:
         now = self.inventory.same(device) or device
         if now.state is DeviceState.IN_USE:
             raise DeviceInUse(now)
-        return await super().bind(device, deadline, evenMounted)
+        return await super().bind(device, deadline, allowMounted)
 
     async def unbind(self, device: UsbDevice, deadline: float) -> UsbDevice:
         self._end(device.busId)

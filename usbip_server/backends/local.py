@@ -1,5 +1,5 @@
 """
-The devices of this machine: what every backend that shares them has in common.
+What the backends for this machine's devices share: the inventory, export and release.
 """
 
 from __future__ import annotations
@@ -14,30 +14,37 @@ from typing import Any, TypeVar
 from twisted.internet.defer import Deferred
 
 from usbip_server.kernel.importers import connectionOf
-from usbip_server.kernel.monitor import KernelWatch
+from usbip_server.kernel.monitor import DeviceMonitor
 from usbip_server.kernel.scan import Scanner
 from usbip_server.kernel.system import ISystem
 from usbip_server.kernel.usbids import UsbIds
 from usbip_server.kernel.usbip_host import UsbipHost
 from usbip_server.kernel.usbip_sockfd import UsbipSockfd
-from usbip_server.model.device import Holder, UsbDevice
+from usbip_server.model.device import Holder, Traffic, UsbDevice
 from usbip_server.model.errors import OperationFailed, OperationTimedOut
 from usbip_server.model.inventory import Change, ChangeKind, Inventory
-from usbip_server.runtime.threads import BlockingCalls, Spawn, StillOut, TookTooLong, startThread
+from usbip_server.runtime.threads import (
+    BlockingCalls,
+    CallPending,
+    CallTimedOut,
+    Spawn,
+    startThread,
+)
 
 T = TypeVar("T")
 
 RECLAIM_SECONDS = 2.0
-"""How long to wait for a device whose place in usbip-host's table could be freed."""
+"""How long to wait for a device whose entry in usbip-host's table may be removed."""
 
 
-class Machine:
+class LocalBackend:
     """
-    An inventory that is kept current, the driver, and what may block for ever.
+    Everything of L{usbip_server.interfaces.IUsbBackend} but C{bind} and C{unbind}, for the
+    devices of this machine.
 
     @ivar inventory: the devices.
-    @ivar host: the driver; its methods block, so use C{call}.
-    @ivar start: see L{KernelWatch}, as C{look} and C{setTrouble}.
+    @ivar monitor: keeps the inventory current.
+    @ivar host: the C{usbip-host} driver. Its methods block: use C{call}.
     """
 
     def __init__(
@@ -48,23 +55,72 @@ class Machine:
         names: UsbIds | None = None,
         spawn: Spawn = startThread,
     ) -> None:
+        """
+        @param reactor: provides C{IReactorTime}, C{IReactorFromThreads} and C{IReactorFDSet}.
+        @param rescan: seconds between scans of all devices.
+        """
         self.inventory = Inventory()
         self.host = UsbipHost(system)
         self._sockfd = UsbipSockfd(system, self.host)
         self._calls = BlockingCalls(reactor, spawn)
         scanner = Scanner(system, names or UsbIds())
-        self._sessions = scanner.sessions
-        watch = KernelWatch(system, scanner, self.inventory, self._calls, reactor, rescan)
-        self._watch = watch
-        self.start = watch.start
-        self.look = watch.look
-        self.setTrouble = watch.setTrouble
+        self._importers = scanner.importers
+        self.monitor = DeviceMonitor(system, scanner, self.inventory, self._calls, reactor, rescan)
         self.inventory.subscribe(self._changed)
 
-    def stop(self) -> None:
-        """Look no more, and wait for nothing."""
-        self._watch.stop()
+    async def start(self) -> None:
+        await self.monitor.start()
+
+    async def stop(self) -> None:
+        self.monitor.stop()
         self._calls.stop()
+
+    async def release(self, device: UsbDevice, deadline: float) -> UsbDevice:
+        abandoned = threading.Event()
+        work = partial(self._sockfd.release, device, abandoned)
+        return await self.perform("kick", device, deadline, work, abandoned)
+
+    async def export(
+        self, device: UsbDevice, connection: socket.socket, holder: Holder, deadline: float
+    ) -> UsbDevice:
+        try:
+            duplicate = connection.dup()
+        except OSError as error:
+            raise OperationFailed(device, f"cannot export {device}: {error}") from error
+        untaken = [duplicate]  # closed by the one that takes it out of the list
+        abandoned = threading.Event()
+        work = partial(self._export, device, untaken, holder, abandoned)
+        try:
+            return await self.perform("export", device, deadline, work, abandoned)
+        finally:
+            with contextlib.suppress(IndexError):
+                untaken.pop().close()
+
+    async def refresh(self, device: UsbDevice) -> None:
+        await self.monitor.refresh({device.busId})
+
+    def traffic(self, device: UsbDevice) -> Traffic | None:
+        return None  # the kernel does not count it
+
+    async def perform(
+        self,
+        verb: str,
+        device: UsbDevice,
+        deadline: float,
+        work: Callable[[], object],
+        abandoned: threading.Event | None = None,
+    ) -> UsbDevice:
+        """
+        As L{call}; the inventory is updated afterwards, also if the function fails.
+
+        @return: the device after it.
+        @raise OperationFailed: as L{call}, or the device was unplugged.
+        """
+        try:
+            await self.call(verb, device, deadline, work, abandoned)
+        finally:
+            await self.refresh(device)
+        return self.current(device)
 
     async def call(
         self,
@@ -75,73 +131,77 @@ class Machine:
         abandoned: threading.Event | None = None,
     ) -> T:
         """
-        Do something to a device, in a thread; nothing else is done to it meanwhile.
+        Call a function for a device in a thread. At most one such call is in progress for each
+        bus id.
 
-        @param verb: what it is called.
+        @param verb: the operation, for messages.
         @param abandoned: set when the deadline has passed.
         @return: what C{work} returns.
         @raise OperationTimedOut: the deadline has passed, or an earlier call has not
             returned. The device is shown as C{error} until it returns.
         """
-        late = partial(self._cameBack, device.busId)
+        late = partial(self._clearTrouble, device.busId)
         try:
             return await self._calls.call(device.busId, deadline, work, late)
-        except TookTooLong:
+        except CallTimedOut:
             if abandoned is not None:
                 abandoned.set()
             raise await self.stuck(
                 device,
-                f"the kernel has not ended the {verb} within {deadline:g} s: the device's driver "
-                "waits for it",
+                f"the kernel has not finished the {verb} within {deadline:g} s: the device's "
+                "driver waits for it",
             ) from None
-        except StillOut:
+        except CallPending:
             raise OperationTimedOut(
                 self.inventory.same(device) or device,
                 f"{device}: an earlier attach, detach, kick or export is still stuck in the "
                 "kernel. Unplug the device, or wait until it answers",
             ) from None
 
-    async def release(self, device: UsbDevice, deadline: float) -> UsbDevice:
+    async def stuck(self, device: UsbDevice, trouble: str) -> OperationTimedOut:
         """
-        End the session of the client that has a device.
+        Show a device as C{error}, until the call that hangs returns.
 
-        @return: the device after it.
-        @raise OperationFailed: see L{UsbipSockfd.release} and L{call}.
+        @param trouble: the reason, for clients.
+        @return: the error to raise.
         """
-        abandoned = threading.Event()
-        work = partial(self._sockfd.release, device, abandoned)
-        try:
-            await self.call("kick", device, deadline, work, abandoned)
-        finally:
-            await self.look({device.busId})
-        return self.here(device)
+        trouble += ". Unplug the device, or wait until it answers"
+        await self.monitor.setTrouble(device.busId, trouble)
+        return OperationTimedOut(self.inventory.same(device) or device, f"{device}: {trouble}")
 
-    async def export(
-        self, device: UsbDevice, connection: socket.socket, holder: Holder, deadline: float
-    ) -> UsbDevice:
+    async def recovered(self, busId: str) -> None:
         """
-        Give a bound device to a client.
-
-        @param connection: the client's. It can be closed as soon as this has been called.
-        @return: the device after it.
-        @raise OperationFailed: see L{UsbipSockfd.export} and L{call}.
+        Show a device in the state it is in again: the call that was stuck has returned.
         """
-        try:
-            kept = connection.dup()
-        except OSError as error:
-            raise OperationFailed(device, f"cannot export {device}: {error}") from error
-        untaken = [kept]  # whoever takes it out closes it
-        abandoned = threading.Event()
-        work = partial(self._handOver, device, untaken, holder, abandoned)
-        try:
-            await self.call("export", device, deadline, work, abandoned)
-        finally:
-            with contextlib.suppress(IndexError):
-                untaken.pop().close()
-            await self.look({device.busId})
-        return self.here(device)
+        await self.monitor.setTrouble(busId, None)
 
-    def _handOver(
+    async def makeRoom(self) -> bool:
+        """
+        Remove one entry from usbip-host's table, if there is one that can be removed safely.
+
+        @return: whether one was removed.
+        """
+        for busId in self.host.reclaimable():
+            work = partial(self.host.reclaim, busId)
+            try:
+                if await self._calls.call(busId, RECLAIM_SECONDS, work):
+                    return True
+            except (CallTimedOut, CallPending):
+                continue
+        return False
+
+    def current(self, device: UsbDevice) -> UsbDevice:
+        """
+        The device as it is now.
+
+        @raise OperationFailed: it was unplugged.
+        """
+        now = self.inventory.same(device)
+        if now is None:
+            raise OperationFailed(device, f"{device} was unplugged in the meantime")
+        return now
+
+    def _export(
         self,
         device: UsbDevice,
         untaken: list[socket.socket],
@@ -149,53 +209,18 @@ class Machine:
         abandoned: threading.Event,
     ) -> None:
         """
-        In a thread. The kernel looks the descriptor up when it is written, and that may be
-        long after everybody else has closed the connection.
+        Called in a thread. The kernel looks the descriptor up when it is written, which may be
+        long after the caller has closed the connection: so the thread has a duplicate.
         """
         try:
-            kept = untaken.pop()
+            duplicate = untaken.pop()
         except IndexError:
-            return  # it was given up before the thread has begun
-        stay = device.busId, device.deviceNumber
-        with kept, self._sessions.handingOver(stay, holder, connectionOf(kept)):
-            self._sockfd.export(device, kept.fileno(), abandoned)
+            return  # the deadline passed before the thread began
+        with duplicate, self._importers.handingOver(device.plugId, holder, connectionOf(duplicate)):
+            self._sockfd.export(device, duplicate.fileno(), abandoned)
 
-    async def stuck(self, device: UsbDevice, trouble: str) -> OperationTimedOut:
-        """
-        Show a device as stuck, until C{setTrouble} says otherwise.
-
-        @return: the error to raise.
-        """
-        trouble += ". Unplug the device, or wait until it answers"
-        await self.setTrouble(device.busId, trouble)
-        return OperationTimedOut(self.inventory.same(device) or device, f"{device}: {trouble}")
-
-    async def makeRoom(self) -> bool:
-        """
-        Free a place in usbip-host's table, if that is safe and no device is in the way.
-        """
-        for busId in self.host.reclaimable():
-            work = partial(self.host.reclaim, busId)
-            try:
-                if await self._calls.call(busId, RECLAIM_SECONDS, work):
-                    return True
-            except (TookTooLong, StillOut):
-                continue
-        return False
-
-    def here(self, device: UsbDevice) -> UsbDevice:
-        """
-        What the device is now.
-
-        @raise OperationFailed: it is gone.
-        """
-        now = self.inventory.same(device)
-        if now is None:
-            raise OperationFailed(device, f"{device} was unplugged in the meantime")
-        return now
-
-    def _cameBack(self, busId: str) -> None:
-        Deferred.fromCoroutine(self.setTrouble(busId, None))
+    def _clearTrouble(self, busId: str) -> None:
+        Deferred.fromCoroutine(self.recovered(busId))
 
     def _changed(self, changes: tuple[Change, ...]) -> None:
         for change in changes:

@@ -1,15 +1,13 @@
 """
-This machine's devices, bound by the C{usbip} program.
-
-For daemons that run without root and may call C{sudo -n usbip}. Devices are listed from
-sysfs, which anybody may read.
+A backend that binds this machine's devices by running C{usbip bind} and C{usbip unbind}, for a
+daemon that runs without root and may call C{sudo -n usbip}. The devices are read from sysfs, which
+needs no permission.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import socket
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any
@@ -18,23 +16,24 @@ import msgspec
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
-from usbip_server.backends.local import Machine
+from usbip_server.backends.local import LocalBackend
 from usbip_server.interfaces import IUsbBackend
 from usbip_server.kernel.errors import NotPermitted
 from usbip_server.kernel.scan import USBIP_HOST
-from usbip_server.kernel.system import System
-from usbip_server.model.device import Holder, Traffic, UsbDevice
+from usbip_server.kernel.system import ISystem, System
+from usbip_server.kernel.usbids import UsbIds
+from usbip_server.model.device import UsbDevice
 from usbip_server.model.errors import OperationFailed, OperationTimedOut
 from usbip_server.model.options import InvalidOption, convert
 from usbip_server.runtime.process import PATH, CannotStart, ChildProcess, Finished
-from usbip_server.runtime.threads import TookTooLong
+from usbip_server.runtime.threads import CallTimedOut
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
-    @ivar command: the program, and what comes before its first argument.
+    @ivar command: the program, and the arguments that come first.
     @ivar root: where sysfs is mounted.
-    @ivar rescan: seconds between looks at everything, in case something went unannounced.
+    @ivar rescan: seconds between scans of all devices, in case a uevent was lost.
     """
 
     command: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = ("usbip",)
@@ -52,122 +51,120 @@ def makeBackend(options: Mapping[str, Any], reactor: Any) -> UsbipToolBackend:
         raise InvalidOption(
             ("command",),
             f"there is no program {chosen.command[0]!r}: install it (Debian: apt-get install "
-            "usbip; Fedora: dnf install usbip), or take `backend: {type: sysfs}`, which "
-            "needs none",
+            "usbip; Fedora: dnf install usbip), or use `backend: {type: sysfs}`, which needs no "
+            "program",
         )
     command = (os.path.abspath(program), *chosen.command[1:])
-    machine = Machine(System(chosen.root), reactor, chosen.rescan)
-    return UsbipToolBackend(machine, reactor, command)
+    return UsbipToolBackend(System(chosen.root), reactor, chosen.rescan, command)
 
 
 @implementer(IUsbBackend)
-class UsbipToolBackend:
+class UsbipToolBackend(LocalBackend):
     """
-    Binds and unbinds by running C{usbip bind} and C{usbip unbind}.
+    Binds and unbinds by running the program.
     """
 
-    def __init__(self, machine: Machine, reactor: Any, command: Sequence[str]) -> None:
+    def __init__(
+        self,
+        system: ISystem,
+        reactor: Any,
+        rescan: float,
+        command: Sequence[str],
+        names: UsbIds | None = None,
+    ) -> None:
         """
         @param command: the program, with an absolute path, and its first arguments.
         """
-        self.inventory = machine.inventory
-        self._machine = machine
+        super().__init__(system, reactor, rescan, names)
         self._reactor = reactor
         self._command = tuple(command)
         self._running: dict[str, ChildProcess] = {}
 
-    async def start(self) -> None:
-        await self._machine.start()
-
-    async def stop(self) -> None:
-        self._machine.stop()
-
     async def bind(
-        self, device: UsbDevice, deadline: float, evenMounted: bool = False
+        self, device: UsbDevice, deadline: float, allowMounted: bool = False
     ) -> UsbDevice:
-        # The program takes the device from its driver first and then finds out that it
-        # cannot bind it: all that can be known before is found out before.
+        # The program unbinds the device from its driver before it checks whether the device can
+        # be bound to usbip-host: so everything that can be checked is checked first.
         end = self._reactor.seconds() + deadline
         try:
-            work = partial(self._isBound, device, evenMounted)
-            bound = await self._machine.call("attach", device, deadline, work)
+            work = partial(self._isBound, device, allowMounted)
+            bound = await self.call("attach", device, deadline, work)
         finally:
-            await self._machine.look({device.busId})
+            await self.refresh(device)
         if not bound:
             try:
                 await self._run("attach", "bind", device, end)
             except OperationTimedOut:
                 raise
             except OperationFailed as error:
-                raise await self._givenBack(error, end) from error
-        return self._machine.here(device)
+                raise await self._afterFailedBind(error, end) from error
+        return self.current(device)
 
     async def unbind(self, device: UsbDevice, deadline: float) -> UsbDevice:
         end = self._reactor.seconds() + deadline
-        await self._machine.look({device.busId})
-        now = self._machine.here(device)
+        await self.refresh(device)
+        now = self.current(device)
         if now.driver == USBIP_HOST:
             await self._run("detach", "unbind", device, end)
-        elif now.driver is None:  # left so by a bind that failed
-            work = partial(self._machine.host.unbind, device)
-            await self._machine.call("detach", device, deadline, work)
-            await self._machine.look({device.busId})
-        return self._machine.here(device)
+        elif now.driver is None:  # after a bind that failed
+            work = partial(self.host.unbind, device)
+            await self.call("detach", device, deadline, work)
+            await self.refresh(device)
+        return self.current(device)
 
     async def release(self, device: UsbDevice, deadline: float) -> UsbDevice:
         end = self._reactor.seconds() + deadline
         try:
-            return await self._machine.release(device, deadline)
-        except NotPermitted:  # it takes root, and the program has no word for it
+            return await super().release(device, deadline)
+        except NotPermitted:  # only root may, and the program has no command for it
             await self._run("kick", "unbind", device, end)
         return await self.bind(device, max(0.0, end - self._reactor.seconds()))
 
-    async def export(
-        self, device: UsbDevice, connection: socket.socket, holder: Holder, deadline: float
-    ) -> UsbDevice:
-        return await self._machine.export(device, connection, holder, deadline)
-
-    async def look(self, device: UsbDevice) -> None:
-        await self._machine.look({device.busId})
-
-    def traffic(self, device: UsbDevice) -> Traffic | None:
-        return None  # the kernel does not say
-
-    def _isBound(self, device: UsbDevice, evenMounted: bool) -> bool:
+    def _isBound(self, device: UsbDevice, allowMounted: bool) -> bool:
         """
-        In a thread: is it bound already? If not, can it be?
+        Called in a thread: check that the device can be bound.
+
+        @return: whether it is bound already.
+        @raise OperationFailed: it cannot be bound.
         """
-        bound = self._machine.host.check(device, evenMounted)
+        bound = self.host.check(device, allowMounted)
         if not bound:
-            self._machine.host.ensureSlot(device)
+            self.host.ensureSlot(device)
         return bound
 
-    async def _givenBack(self, error: OperationFailed, end: float) -> OperationFailed:
+    async def _afterFailedBind(self, error: OperationFailed, end: float) -> OperationFailed:
         """
-        The program leaves a device that it cannot bind without a driver: give it back.
+        Give a device that the program could not bind back to its driver: the program leaves it
+        without one.
 
-        @return: C{error}, or one that says that this did not go well.
+        @return: C{error}; if the device has no driver still, an error that contains this too.
         """
         device = error.device
         left = max(0.1, end - self._reactor.seconds())
-        work = partial(self._machine.host.giveBack, device.busId)
+        work = partial(self.host.giveBack, device.busId)
         try:
-            await self._machine.call("attach", device, left, work)
+            await self.call("attach", device, left, work)
         except OperationTimedOut as worse:
             return worse
-        await self._machine.look({device.busId})
+        await self.refresh(device)
         now = self.inventory.same(device)
         if now is None or now.driver is not None:
             return error
         return OperationFailed(
             now,
-            f"{error}. It is left without a driver; as root: "
+            f"{error}. The device is left without a driver; as root: "
             f"echo {device.busId} > /sys/bus/usb/drivers/usb/bind",
         )
 
     async def _run(self, verb: str, argument: str, device: UsbDevice, end: float) -> None:
         """
-        Run the program on a device, and look what became of it.
+        Run the program for a device, and update the inventory.
+
+        @param verb: the operation, for messages.
+        @param argument: the program's subcommand.
+        @param end: the deadline, by the reactor's clock.
+        @raise OperationTimedOut: the program has not ended by then. It is killed.
+        @raise OperationFailed: the program cannot be started, or has failed.
         """
         busId = device.busId
         if busId in self._running:
@@ -180,7 +177,7 @@ class UsbipToolBackend:
         def ended(finished: Finished) -> None:
             del self._running[busId]
             if late:
-                Deferred.fromCoroutine(self._machine.setTrouble(busId, None))
+                Deferred.fromCoroutine(self.recovered(busId))
             else:
                 timer.cancel()
                 done.callback(finished)
@@ -188,7 +185,7 @@ class UsbipToolBackend:
         def giveUp() -> None:
             nonlocal late
             late = True
-            done.errback(TookTooLong(busId))  # first: the trouble is set, and then taken back
+            done.errback(CallTimedOut(busId))  # sets the trouble, before `ended` clears it
             child.kill()
 
         child = ChildProcess(self._reactor, ended)
@@ -202,18 +199,18 @@ class UsbipToolBackend:
         timer = self._reactor.callLater(left, giveUp)
         try:
             finished = await done
-        except TookTooLong:
-            raise await self._machine.stuck(
+        except CallTimedOut:
+            raise await self.stuck(
                 device, f"`{' '.join(command)}` has not ended within {left:.1f} s"
             ) from None
-        await self._machine.look({busId})
+        await self.refresh(device)
         if finished.status != 0:
             raise OperationFailed(device, f"cannot {verb} {device}: {explain(command, finished)}")
 
 
 def explain(command: Sequence[str], finished: Finished) -> str:
     """
-    Why the program failed, and what to do.
+    A message with the reason why the program failed, and what to do.
     """
     errors = [
         line.removeprefix("usbip: ").removeprefix("error: ").strip()
@@ -223,7 +220,7 @@ def explain(command: Sequence[str], finished: Finished) -> str:
     said = "; ".join(errors) or (
         "it was killed" if finished.status is None else f"exit status {finished.status}"
     )
-    message = f"`{' '.join(command)}` says: {said}"
+    message = f"`{' '.join(command)}` failed: {said}"
     for sign, advice in _ADVICE.items():
         if sign in finished.output:
             return f"{message}. {advice}"

@@ -22,7 +22,7 @@ from usbip_server.model.device import DeviceState, Holder, Traffic, UsbDevice, i
 from usbip_server.model.errors import DeviceInUse, OperationFailed, OperationTimedOut
 from usbip_server.model.inventory import Inventory
 from usbip_server.model.options import InvalidOption, convert
-from usbip_server.runtime.threads import BlockingCalls, StillOut, TookTooLong
+from usbip_server.runtime.threads import BlockingCalls, CallPending, CallTimedOut
 
 Hex = Annotated[str, msgspec.Meta(pattern="^[0-9a-fA-F]{4}$")]
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=126)]
@@ -189,7 +189,7 @@ class VirtualBackend:
         self.inventory.replace([], {busId})
 
     async def bind(
-        self, device: UsbDevice, deadline: float, evenMounted: bool = False
+        self, device: UsbDevice, deadline: float, allowMounted: bool = False
     ) -> UsbDevice:
         now = self._here(device)
         self._refuseInUse(now)
@@ -215,7 +215,7 @@ class VirtualBackend:
         soft.shutDown()
         try:
             await self._calls.call(session, deadline, session.ended.wait)
-        except (TookTooLong, StillOut):
+        except (CallTimedOut, CallPending):
             trouble = f"the session of its client has not ended within {deadline:g} s"
             current = self.inventory.same(now)
             if current is not None and soft.session is session:
@@ -240,7 +240,7 @@ class VirtualBackend:
         self._follow(device.busId)
         return self._here(device)
 
-    async def look(self, device: UsbDevice) -> None:
+    async def refresh(self, device: UsbDevice) -> None:
         pass  # nothing happens to one unseen
 
     def traffic(self, device: UsbDevice) -> Traffic | None:
@@ -267,7 +267,7 @@ class VirtualBackend:
         """
         try:
             await self._calls.call(former, deadline, former.ended.wait)
-        except (TookTooLong, StillOut):
+        except (CallTimedOut, CallPending):
             raise DeviceInUse(_heldBy(self._here(device), former.holder)) from None
 
     def _refuseInUse(self, now: UsbDevice) -> None:

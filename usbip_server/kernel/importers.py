@@ -1,11 +1,11 @@
 """
-Who has imported a device.
+Which client has imported which device.
 
-Of those that we hand out ourselves we know. Of those that a stock C{usbipd} has handed out,
-or we before we were started anew, the kernel does not tell. But it was given the connection
-that the client asked on, so that stays in the kernel's list of connections for as long as the
-client has the device. Which one belongs to which device is not in the list: it is known only
-if nothing else is possible.
+For devices that this process has exported the client is known. For devices that were exported by
+a stock C{usbipd}, or by this daemon before a restart, the kernel provides no such information. But
+the kernel has the client's TCP connection, which is listed in C{/proc/net/tcp} for as long as the
+session lasts. The list does not contain which connection belongs to which device: so a client is
+assigned to a device only if there is exactly one possibility.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Set
+from collections.abc import Callable, Iterator, Set
 
 import msgspec
 
 from usbip_server.kernel.system import ISystem
-from usbip_server.model.device import Holder
+from usbip_server.model.device import Holder, PlugId
 
 USBIPD_PORT = 3240
 """C{usbip_port} in C{tools/usb/usbip/src/usbip_network.c}."""
 
 RESET = 2.5
-"""Seconds for the kernel to reset a device whose client has gone, before it shows it as free.
-It takes about 0.2, but one after the other if several clients go at once."""
+"""Seconds that the kernel may need to reset a device at the end of a session, before it shows the
+device as bound. A reset takes about 0.2 s, and several are done one after the other."""
 
 _ESTABLISHED = b"01"
 """C{TCP_ESTABLISHED} (C{include/net/tcp_states.h})."""
@@ -36,10 +36,11 @@ _ESTABLISHED = b"01"
 
 class Connection(msgspec.Struct, frozen=True, kw_only=True):
     """
-    A TCP connection: it has these four things in common with no other.
+    A TCP connection, identified by its addresses and ports. An IPv4 address on an IPv6 socket is
+    written as an IPv4 address.
 
-    @ivar local: our address.
-    @ivar remote: the client's; an IPv4 address as such, also on an IPv6 socket.
+    @ivar local: the address of this machine.
+    @ivar remote: the address of the client.
     """
 
     local: str
@@ -50,11 +51,11 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
 
 def established(table: bytes, port: int = USBIPD_PORT) -> Iterator[Connection]:
     """
-    The connections that clients have to a port of ours.
+    The established connections to a local port.
 
-    @param table: C{/proc/net/tcp}, C{/proc/net/tcp6} or both, as C{get_tcp4_sock}
-        (C{net/ipv4/tcp_ipv4.c}) and C{get_tcp6_sock} (C{net/ipv6/tcp_ipv6.c}) print them.
-        What looks otherwise is left out.
+    @param table: the content of C{/proc/net/tcp}, C{/proc/net/tcp6} or both, as
+        C{get_tcp4_sock} (C{net/ipv4/tcp_ipv4.c}) and C{get_tcp6_sock}
+        (C{net/ipv6/tcp_ipv6.c}) print them. Lines in any other format are skipped.
     """
     for line in table.splitlines():
         fields = line.split()
@@ -71,13 +72,15 @@ def established(table: bytes, port: int = USBIPD_PORT) -> Iterator[Connection]:
 
 def _endpoint(text: bytes) -> tuple[str, int]:
     """
-    @raise ValueError: it is none.
+    The address and the port in a field such as C{0100007F:0CA8}.
+
+    @raise ValueError: the field has another format.
     """
     words, _, port = text.partition(b":")
     if len(words) not in (8, 32) or len(port) != 4:
         raise ValueError(text)
     printed = bytes.fromhex(words.decode("ascii"))
-    # Words in the network's byte order are printed as numbers in the machine's.
+    # Each 32-bit word, which is in network byte order, is printed as a number of the host.
     step = -1 if sys.byteorder == "little" else 1
     packed = b"".join(printed[at : at + 4][::step] for at in range(0, len(printed), 4))
     return _plain(packed), int.from_bytes(bytes.fromhex(port.decode("ascii")), "big")
@@ -85,7 +88,7 @@ def _endpoint(text: bytes) -> tuple[str, int]:
 
 def _plain(packed: bytes) -> str:
     """
-    An address. An IPv4 address as such, also on an IPv6 socket.
+    An address as text; an IPv4-mapped IPv6 address as an IPv4 address.
     """
     address = ipaddress.ip_address(packed)
     if isinstance(address, ipaddress.IPv6Address):
@@ -95,7 +98,7 @@ def _plain(packed: bytes) -> str:
 
 def connectionOf(connected: socket.socket) -> Connection | None:
     """
-    What a socket of ours is called there; C{None} if it is none of TCP, or has come apart.
+    The connection of a socket; C{None} if it is not a TCP socket, or is not connected any more.
     """
     if connected.family not in (socket.AF_INET, socket.AF_INET6):
         return None
@@ -112,9 +115,9 @@ def connectionOf(connected: socket.socket) -> Connection | None:
 
 class _HandOver(msgspec.Struct, frozen=True, eq=False):
     """
-    We have given a connection to the kernel.
+    An export by this process: a client's connection was given to the kernel.
 
-    @ivar connection: C{None} if it is none of TCP.
+    @ivar connection: C{None} if it is not a TCP connection.
     """
 
     holder: Holder
@@ -123,12 +126,12 @@ class _HandOver(msgspec.Struct, frozen=True, eq=False):
 
 class _Session(msgspec.Struct, frozen=True):
     """
-    A device is in use.
+    The session of a client that has imported a device.
 
     @ivar since: as in L{Holder}.
-    @ivar handOver: how it came to that, if it was we.
-    @ivar connection: whose; C{None} until it is certain.
-    @ivar goneSince: when its connection was first seen to be gone.
+    @ivar handOver: the export, if this process has made it.
+    @ivar connection: the client's connection, if it was inferred.
+    @ivar goneSince: when that connection was first missing from the kernel's list.
     """
 
     since: float | None
@@ -137,30 +140,30 @@ class _Session(msgspec.Struct, frozen=True):
     goneSince: float | None = None
 
 
-class Sessions:
+class Importers:
     """
-    The devices that are in use, and by whom. C{look} blocks: call it in a thread.
+    The devices in use, and the client that has each. L{refresh} blocks: call it in a thread.
     """
 
     def __init__(self, system: ISystem, now: Callable[[], float] = time.time) -> None:
         """
-        @param now: the time, in seconds since the epoch.
+        @param now: returns the time, in seconds since the epoch.
         """
         self._system = system
         self._now = now
-        self._sessions: dict[Hashable, _Session] = {}
-        self._hasLooked = False
-        self._atFirst: set[Connection] | None = None  # when we began to look
+        self._sessions: dict[PlugId, _Session] = {}
+        self._hasRefreshed = False
+        self._atFirst: set[Connection] | None = None  # those at the first refresh
         self._lock = threading.Lock()
-        self._beginning: dict[Hashable, _HandOver] = {}
-        self._begun: dict[Hashable, _HandOver] = {}
+        self._beginning: dict[PlugId, _HandOver] = {}
+        self._begun: dict[PlugId, _HandOver] = {}
         self._refused: set[Connection] = set()
 
-    def holder(self, stay: Hashable) -> Holder | None:
+    def holder(self, plugId: PlugId) -> Holder | None:
         """
-        Who has a device, as of the last look; C{None} if it was not in use.
+        The client that had a device at the last refresh; C{None} if it was not in use.
         """
-        session = self._sessions.get(stay)
+        session = self._sessions.get(plugId)
         if session is None:
             return None
         if session.handOver is not None:
@@ -170,44 +173,43 @@ class Sessions:
 
     @contextlib.contextmanager
     def handingOver(
-        self, stay: Hashable, holder: Holder, connection: Connection | None
+        self, plugId: PlugId, holder: Holder, connection: Connection | None
     ) -> Iterator[None]:
         """
-        While a device is given to a client. If that goes well, the device is C{holder}'s
-        until a look that is begun after it finds it not in use.
-
-        @param stay: of the device.
+        A context in which a device is exported to a client. If it is left without an exception,
+        C{holder} is returned for the device until a refresh that begins later finds the device not
+        in use.
         """
         handOver = _HandOver(holder, connection)
         with self._lock:
-            self._beginning[stay] = handOver
+            self._beginning[plugId] = handOver
         try:
             yield
         except BaseException:
             with self._lock:
-                del self._beginning[stay]
+                del self._beginning[plugId]
                 if connection is not None:
-                    self._refused.add(connection)  # it may be open a little longer
+                    self._refused.add(connection)  # the connection may stay open a little longer
             raise
         with self._lock:
-            self._begun[stay] = self._beginning.pop(stay)
+            self._begun[plugId] = self._beginning.pop(plugId)
 
-    def look(self, inUse: Callable[[], Set[Hashable]]) -> None:
+    def refresh(self, inUse: Callable[[], Set[PlugId]]) -> None:
         """
-        Look who has what.
+        Find out which client has which device.
 
-        @param inUse: reads which stays of devices are in use now, of all that there are.
+        @param inUse: reads which devices are in use now, of all devices.
         """
         with self._lock:
             before = self._begun.copy()
-        stays = inUse()
-        since = self._now() if self._hasLooked else None
-        self._hasLooked = True
+        plugIds = inUse()
+        since = self._now() if self._hasRefreshed else None
+        self._hasRefreshed = True
         with self._lock:
-            for stay in before.keys() - stays:
-                if self._begun[stay] is before[stay]:  # else it has begun since
-                    del self._begun[stay]
-            self._sessions = {stay: self._session(stay, since) for stay in stays}
+            for plugId in before.keys() - plugIds:
+                if self._begun[plugId] is before[plugId]:  # else another export has been made since
+                    del self._begun[plugId]
+            self._sessions = {plugId: self._session(plugId, since) for plugId in plugIds}
         if all(session.handOver is not None for session in self._sessions.values()):
             with self._lock:
                 self._refused.clear()
@@ -215,18 +217,18 @@ class Sessions:
         try:
             connections = self._connections()
         except OSError:
-            return  # nothing can be said
-        self._infer(connections, since, lambda: inUse() == stays)
+            return  # nothing can be inferred
+        self._infer(connections, since, lambda: inUse() == plugIds)
 
-    def _session(self, stay: Hashable, since: float | None) -> _Session:
+    def _session(self, plugId: PlugId, since: float | None) -> _Session:
         """
-        The session of a device that is in use. Where a client is being given it, that may
-        still be the last one's: its device is being reset.
+        The session of a device that is in use. While an export is in progress this may still be
+        the session before it, whose device is being reset.
         """
-        last = self._sessions.get(stay)
-        handOver = self._begun.get(stay)
-        if handOver is None and (last is None or last.handOver is self._beginning.get(stay)):
-            handOver = self._beginning.get(stay)
+        last = self._sessions.get(plugId)
+        handOver = self._begun.get(plugId)
+        if handOver is None and (last is None or last.handOver is self._beginning.get(plugId)):
+            handOver = self._beginning.get(plugId)
         if handOver is not None:
             return _Session(handOver.holder.since, handOver)
         return last if last is not None and last.handOver is None else _Session(since)
@@ -235,14 +237,16 @@ class Sessions:
         self, connections: set[Connection], since: float | None, isSame: Callable[[], bool]
     ) -> None:
         """
-        @param since: when what has changed has begun.
-        @param isSame: are the same devices still in use?
+        Assign connections to the sessions that this process has not begun.
+
+        @param since: the begin of sessions that are new.
+        @param isSame: returns whether the same devices are still in use.
         """
         if self._atFirst is None:
             self._atFirst = connections
         free = connections - self._taken() - self._ours(connections)
         now = self._now()
-        for stay, session in self._sessions.items():
+        for plugId, session in self._sessions.items():
             if session.connection is None:
                 continue
             if session.connection in connections:
@@ -250,28 +254,30 @@ class Sessions:
             else:
                 goneSince = now if session.goneSince is None else session.goneSince
             if goneSince is not None and (free or now - goneSince > RESET):
-                self._sessions[stay] = _Session(since)  # another client has it by now
+                self._sessions[plugId] = _Session(since)  # that of another client
             else:
-                self._sessions[stay] = msgspec.structs.replace(session, goneSince=goneSince)
+                self._sessions[plugId] = msgspec.structs.replace(session, goneSince=goneSince)
         unknown = [
-            (stay, session)
-            for stay, session in self._sessions.items()
+            (plugId, session)
+            for plugId, session in self._sessions.items()
             if session.handOver is None and session.connection is None
         ]
         if len(unknown) != 1:
             return
-        stay, session = unknown[0]
+        plugId, session = unknown[0]
         if session.since is None:
             free &= self._atFirst
-        # The list was read after the devices: it says nothing if they have changed since.
+        # The list was read after the devices: it is of no use if they have changed since.
         if len(free) == 1 and isSame():
-            self._sessions[stay] = msgspec.structs.replace(session, connection=free.pop())
+            self._sessions[plugId] = msgspec.structs.replace(session, connection=free.pop())
 
     def _connections(self) -> set[Connection]:
         """
-        The kernel hands the list out in pieces, and finds by counting where it left off
-        (C{tcp_seek_last_pos}): it can miss one. So what was there the last time is gone
-        only if a second reading misses it too.
+        The connections to L{USBIPD_PORT}.
+
+        The kernel returns its list in pieces and counts entries to find where the next piece
+        begins (C{tcp_seek_last_pos}), so it can skip an entry. A connection that is known is taken
+        to be gone only if a second read does not contain it either.
 
         @raise OSError: the list cannot be read.
         """
@@ -289,7 +295,8 @@ class Sessions:
 
     def _ours(self, connections: set[Connection]) -> set[Connection]:
         """
-        Those that have come through our hands: they belong to no other device.
+        The connections that this process has exported devices on: they belong to no other
+        device.
         """
         with self._lock:
             self._refused &= connections

@@ -1,9 +1,9 @@
 """
 Keeps an inventory in step with the kernel.
 
-Uevents only say where to look again. First it listens, then it scans, and whenever
-something may have been missed it scans again: at the start, after lost messages and every
-C{rescan} seconds the same thing happens.
+A uevent contains only which device to read again. The monitor subscribes to uevents before it
+reads the devices for the first time, and reads all of them again whenever uevents may have been
+lost: after an overflow of the socket, and every C{rescan} seconds.
 """
 
 from __future__ import annotations
@@ -16,27 +16,28 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from usbip_server.kernel.scan import Glance, Scanner, Strings
+from usbip_server.kernel.scan import Attributes, Scanner, Strings
 from usbip_server.kernel.strings import StringReader
 from usbip_server.kernel.system import ISystem
 from usbip_server.kernel.uevents import Uevents
 from usbip_server.model.device import DeviceState, UsbDevice
 from usbip_server.model.inventory import Inventory
-from usbip_server.runtime.threads import BlockingCalls, StillOut, TookTooLong
+from usbip_server.runtime.threads import BlockingCalls, CallPending, CallTimedOut
 
 T = TypeVar("T")
 
-SCAN_SECONDS = 30.0
-"""How long a look may take before it is said that it hangs."""
+READ_SECONDS = 30.0
+"""How long reading the devices may take before a warning is logged."""
 
-DEAF = 2.0
-"""Seconds between looks at everything where nothing is announced."""
+POLL_SECONDS = 2.0
+"""Seconds between scans of all devices where no uevents are received."""
 
 TICK = 1.0
-"""Seconds. Nothing announces that a client comes or goes: bound devices are looked at."""
+"""Seconds between looks at what no uevent announces: that a client imports or releases a device."""
 
 SHARE_OF_CORE = 0.02
-"""How much of a core it may take to look at everything again and again."""
+"""The share of a processor core that repeated scans may use: scans are less frequent on machines
+where a scan takes long."""
 
 NO_USB = (
     "this machine's kernel has no USB: {error}. If it has USB hardware, load the driver of "
@@ -44,9 +45,9 @@ NO_USB = (
 )
 
 
-class KernelWatch:
+class DeviceMonitor:
     """
-    Looks at devices, and again when something happens to them.
+    Reads devices into an inventory, and reads each again when its state may have changed.
     """
 
     _log = Logger()
@@ -61,7 +62,7 @@ class KernelWatch:
         rescan: float = 30.0,
     ) -> None:
         """
-        @param rescan: seconds between looks at everything.
+        @param rescan: seconds between scans of all devices.
         """
         self._system = system
         self._scanner = scanner
@@ -69,103 +70,105 @@ class KernelWatch:
         self._calls = calls
         self._reactor = reactor
         self._rescan = rescan
-        self._strings = StringReader(scanner, calls, self._lookAgainAt)
+        self._strings = StringReader(scanner, calls, self._refreshSoon)
         self._uevents: Uevents | None = None
         self._tick = LoopingCall(lambda: Deferred.fromCoroutine(self._onTick()))
         self._tick.clock = reactor
         self._troubles: dict[str, str] = {}
         self._wanted: set[str] = set()
-        self._wantAll = False
-        self._looking = False
+        self._isScanWanted = False
+        self._isRefreshing = False
         self._waiting: list[Deferred[None]] = []
         self._scannedAt = 0.0
         self._scanCost = 0.0  # seconds of CPU time
         self._sequence: bytes | None = None  # uevent_seqnum before the last scan
-        self._saidDeaf = False
+        self._hasLoggedPolling = False
 
     async def start(self) -> None:
-        """Listen, and take the first look."""
+        """Subscribe to uevents and read all devices. Returns when the inventory is complete."""
         try:
             self._uevents = Uevents(
                 self._system.ueventSocket(),
                 self._reactor,
-                lambda busId: self._lookAgainAt([busId]),
-                self._lookAtAll,
+                lambda busId: self._refreshSoon([busId]),
+                self._scanSoon,
             )
             self._uevents.start()
         except OSError as error:
-            self._sayDeaf(f"there are no uevents here: {error}")
+            self._logPolling(f"they cannot be received: {error}")
         self._tick.start(TICK, now=False)
-        await self.look(None)
+        await self.refresh(None)
         if await self._strings.idle():
-            await self.look(())
+            await self.refresh(())
 
     def stop(self) -> None:
-        """Listen and look no more."""
+        """Unsubscribe from uevents and read nothing more."""
         if self._tick.running:
             self._tick.stop()
         if self._uevents is not None:
             self._uevents.stop()
             self._uevents = None
 
-    async def look(self, busIds: Iterable[str] | None) -> None:
+    async def refresh(self, busIds: Iterable[str] | None) -> None:
         """
-        Look at some devices, or (C{None}) at all, now. Returns when the inventory has what
-        was seen.
+        Read devices now. Returns when the inventory is updated.
+
+        @param busIds: which; C{None}: all.
         """
         if busIds is None:
-            self._wantAll = True
+            self._isScanWanted = True
         else:
             self._wanted.update(busIds)
         done: Deferred[None] = Deferred()
         self._waiting.append(done)
-        self._go()
+        self._begin()
         await done
 
     async def setTrouble(self, busId: str, trouble: str | None) -> None:
         """
-        Show a device as C{error}, or (C{None}) as it is.
+        Show a device as C{error} for the reason given, or (C{None}) in the state it is in.
         """
         if trouble is None:
             self._troubles.pop(busId, None)
         else:
             self._troubles[busId] = trouble
-        await self.look({busId})
+        await self.refresh({busId})
 
-    def _lookAgainAt(self, busIds: Iterable[str]) -> None:
+    def _refreshSoon(self, busIds: Iterable[str]) -> None:
         self._wanted.update(busIds)
-        self._go()
+        self._begin()
 
-    def _lookAtAll(self) -> None:
-        self._wantAll = True
-        self._go()
+    def _scanSoon(self) -> None:
+        self._isScanWanted = True
+        self._begin()
 
-    def _go(self) -> None:
-        if not self._looking:
-            self._looking = True
-            Deferred.fromCoroutine(self._lookWhileWanted())
+    def _begin(self) -> None:
+        if not self._isRefreshing:
+            self._isRefreshing = True
+            Deferred.fromCoroutine(self._refreshWhileWanted())
 
-    async def _lookWhileWanted(self) -> None:
+    async def _refreshWhileWanted(self) -> None:
         """
-        What is asked for while a look is under way is answered by the next one.
+        Read what is wanted, until nothing is. A request that comes while devices are being read
+        is satisfied by the next round.
         """
-        while self._wantAll or self._wanted or self._waiting:
-            busIds = None if self._wantAll else frozenset(self._wanted)
+        while self._isScanWanted or self._wanted or self._waiting:
+            busIds = None if self._isScanWanted else frozenset(self._wanted)
             waiting, self._waiting = self._waiting, []
-            self._wantAll = False
+            self._isScanWanted = False
             self._wanted.clear()
             try:
-                await self._lookAt(busIds)
+                await self._read(busIds)
             except OSError as error:
                 self._noUsb(error)
-            except (TookTooLong, StillOut):
-                if self._tick.running:  # else we stop
-                    self._log.warn("looking at devices hangs; the list may be out of date")
+            except (CallTimedOut, CallPending):
+                if self._tick.running:  # else the monitor is being stopped
+                    self._log.warn("reading the devices hangs; the list may be out of date")
             except Exception:
-                self._log.failure("cannot look at the devices")
+                self._log.failure("cannot read the devices")
             for done in waiting:
                 done.callback(None)
-        self._looking = False
+        self._isRefreshing = False
 
     def _noUsb(self, error: OSError) -> None:
         if self._inventory.trouble is None:
@@ -173,10 +176,12 @@ class KernelWatch:
             self._log.warn("{trouble}", trouble=self._inventory.trouble)
         self._inventory.replace([])
 
-    async def _lookAt(self, busIds: frozenset[str] | None) -> None:
+    async def _read(self, busIds: frozenset[str] | None) -> None:
         """
-        A device is shown when its strings are there too; what else is seen is shown at
-        once.
+        Read devices and update the inventory. A new device is shown only when its strings have
+        been read, or have timed out.
+
+        @param busIds: which; C{None}: all.
         """
         isScan = busIds is None or self._inventory.trouble is not None
         costs: list[float] = []
@@ -186,13 +191,13 @@ class KernelWatch:
             busIds = frozenset(await self._call("names", self._scanner.busIds, costs))
             busIds |= {device.busId for device in self._inventory.snapshot.devices}
         wanted = busIds or frozenset()
-        glances = await self._call("glances", lambda: self._scanner.glances(wanted), costs)
+        found = await self._call("attributes", lambda: self._scanner.read(wanted), costs)
         if isScan:
             self._inventory.trouble = None
-            self._strings.keepOnly({glance.stay for glance in glances})
-        known = [(g, s) for g in glances if (s := self._strings.of(g)) is not None]
-        if len(known) < len(glances):
-            self._strings.read(glance for glance in glances if self._strings.of(glance) is None)
+            self._strings.keepOnly({each.plugId for each in found})
+        known = [(each, s) for each in found if (s := self._strings.of(each)) is not None]
+        if len(known) < len(found):
+            self._strings.read(each for each in found if self._strings.of(each) is None)
         devices = await self._call("devices", lambda: self._devices(known), costs) if known else []
         began = time.thread_time()
         self._inventory.replace(devices, wanted)
@@ -201,7 +206,7 @@ class KernelWatch:
 
     async def _call(self, key: str, function: Callable[[], T], costs: list[float]) -> T:
         """
-        Call a function in a thread, and note what it costs.
+        Call a function in a thread, and append the CPU time that it used, in seconds.
         """
 
         def timed() -> T:
@@ -211,37 +216,38 @@ class KernelWatch:
             finally:
                 costs.append(time.thread_time() - began)
 
-        return await self._calls.call(key, SCAN_SECONDS, timed)
+        return await self._calls.call(key, READ_SECONDS, timed)
 
-    def _devices(self, known: list[tuple[Glance, Strings]]) -> list[UsbDevice]:
+    def _devices(self, known: list[tuple[Attributes, Strings]]) -> list[UsbDevice]:
         """
-        In a thread, as it may have to read usb.ids.
+        Called in a thread, as it may have to read usb.ids.
         """
         return [
-            self._scanner.device(glance, strings, self._troubles.get(glance.busId))
-            for glance, strings in known
+            self._scanner.device(attributes, strings, self._troubles.get(attributes.busId))
+            for attributes, strings in known
         ]
 
     async def _onTick(self) -> None:
         """
-        Look at what nothing announces.
+        Read what no uevent announces: bound devices, and all devices where uevents may be missing.
         """
-        if self._looking:
+        if self._isRefreshing:
             return
         try:
-            sequence = await self._calls.call("tick", SCAN_SECONDS, self._readSequence)
+            sequence = await self._calls.call("tick", READ_SECONDS, self._readSequence)
         except Exception as error:
-            self._log.warn("cannot look for changes: {error!r}", error=error)
+            self._log.warn("cannot read uevent_seqnum: {error!r}", error=error)
             return
-        moved = sequence is None or sequence != self._sequence
-        isDeaf = moved and not (self._uevents is not None and self._uevents.heard)
-        if isDeaf:
-            self._sayDeaf("the kernel sends none here, or has not yet")
+        hasChanged = sequence is None or sequence != self._sequence
+        isPolling = hasChanged and not (self._uevents is not None and self._uevents.hasReceived)
+        if isPolling:
+            self._logPolling("none has been received")
         age = self._reactor.seconds() - self._scannedAt
-        if age >= max(DEAF if isDeaf else self._rescan, self._scanCost / SHARE_OF_CORE):
-            self._lookAtAll()
+        interval = POLL_SECONDS if isPolling else self._rescan
+        if age >= max(interval, self._scanCost / SHARE_OF_CORE):
+            self._scanSoon()
             return
-        self._lookAgainAt(
+        self._refreshSoon(
             device.busId
             for device in self._inventory.snapshot.devices
             if device.state is not DeviceState.FREE
@@ -249,18 +255,18 @@ class KernelWatch:
 
     def _readSequence(self) -> bytes | None:
         """
-        How many uevents there have been since the boot, as far as this can be told.
+        The number of uevents since the boot; C{None} if it cannot be read.
         """
         try:
             return self._system.read("kernel/uevent_seqnum")
         except OSError:
             return None
 
-    def _sayDeaf(self, reason: str) -> None:
-        if not self._saidDeaf:
-            self._saidDeaf = True
+    def _logPolling(self, reason: str) -> None:
+        if not self._hasLoggedPolling:
+            self._hasLoggedPolling = True
             self._log.info(
-                "no uevents ({reason}): looking for changes every {seconds:g} s",
+                "no uevents ({reason}): scanning the devices every {seconds:g} s",
                 reason=reason,
-                seconds=DEAF,
+                seconds=POLL_SECONDS,
             )

@@ -1,10 +1,10 @@
 """
-Reading devices from sysfs.
+Reads devices from sysfs.
 
-The first look takes only attributes that the kernel reads without the device's lock, so
-that a device that hangs in a driver holds nobody up. The strings (C{serial},
-C{manufacturer}, C{product}) need the lock: they are read apart, once for each stay of a
-device.
+A device is read in two steps. L{Scanner.read} reads only attributes that the kernel returns
+without taking the device's lock, so that a device that hangs in a driver delays no other. The
+strings (C{serial}, C{manufacturer}, C{product}) need the lock; L{Scanner.readStrings} reads them
+once for each time a device is plugged in.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from __future__ import annotations
 import errno
 import posixpath
 import time
-from collections.abc import Callable, Hashable, Iterable, Set
+from collections.abc import Callable, Iterable, Set
 
 import msgspec
 from twisted.logger import Logger
 
-from usbip_server.kernel.importers import Sessions
+from usbip_server.kernel.importers import Importers
 from usbip_server.kernel.system import ISystem
 from usbip_server.kernel.usbdescriptors import DEVICE, interfacesOf
 from usbip_server.kernel.usbids import UsbIds
-from usbip_server.model.device import HUB_CLASS, DeviceState, Holder, UsbDevice, isBusId
+from usbip_server.model.device import HUB_CLASS, DeviceState, Holder, PlugId, UsbDevice, isBusId
 
 DEVICES = "bus/usb/devices"
 
@@ -32,12 +32,12 @@ STATE_OF = {1: DeviceState.BOUND, 2: DeviceState.IN_USE, 3: DeviceState.ERROR}
 (C{include/uapi/linux/usbip.h})."""
 
 GONE = {errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ENOTDIR}
-"""What reading an attribute fails with when the device is not there any more."""
+"""The errno values of reading an attribute of a device that was unplugged."""
 
 
 class Strings(msgspec.Struct, frozen=True):
     """
-    What a device says of itself.
+    The string descriptors of a device; C{None} for one that it does not have.
     """
 
     serial: str | None = None
@@ -45,9 +45,10 @@ class Strings(msgspec.Struct, frozen=True):
     product: str | None = None
 
 
-class Glance(msgspec.Struct, frozen=True, kw_only=True):
+class Attributes(msgspec.Struct, frozen=True, kw_only=True):
     """
-    What the first look shows. Fields as in L{UsbDevice}.
+    The attributes of a device that can be read without its lock. The fields are those of
+    L{UsbDevice}, and C{status}: C{usbip_status}, C{None} unless the device is bound.
     """
 
     busId: str
@@ -67,20 +68,20 @@ class Glance(msgspec.Struct, frozen=True, kw_only=True):
     status: int | None
 
     @property
-    def stay(self) -> tuple[str, int]:
-        """Names this device while it stays plugged in."""
-        return self.busId, self.deviceNumber
+    def plugId(self) -> PlugId:
+        """Identifies the device until it is unplugged."""
+        return PlugId(self.busId, self.deviceNumber)
 
 
-_Known = tuple[Glance, Strings, str | None, Holder | None]
-"""What a device is put together from; the third is what is the matter with it."""
+_Known = tuple[Attributes, Strings, str | None, Holder | None]
+"""What an L{UsbDevice} is made from; the third item is C{UsbDevice.trouble}."""
 
 
 class Scanner:
     """
-    Looks at devices. Its methods block: call them in a thread, one at a time.
+    Reads devices. Its methods block: call them in a thread, one at a time.
 
-    @ivar sessions: who has what.
+    @ivar importers: which client has imported which device.
     """
 
     _log = Logger()
@@ -89,138 +90,138 @@ class Scanner:
         self, system: ISystem, names: UsbIds, now: Callable[[], float] = time.time
     ) -> None:
         """
-        @param now: the time, in seconds since the epoch.
+        @param now: returns the time, in seconds since the epoch.
         """
         self._system = system
         self._names = names
-        self.sessions = Sessions(system, now)
-        self._seen: dict[str, tuple[int, Glance | None]] = {}
+        self.importers = Importers(system, now)
+        self._seen: dict[str, tuple[int, Attributes | None]] = {}
         self._made: dict[str, tuple[_Known, UsbDevice]] = {}
 
     def busIds(self) -> list[str]:
         """
-        What is plugged in, hubs too.
+        The bus ids of all devices, including hubs.
 
-        @raise OSError: there is no USB on this machine.
+        @raise OSError: the kernel has no USB.
         """
         return [name for name in self._system.list(DEVICES) if isBusId(name)]
 
-    def glances(self, busIds: Iterable[str]) -> list[Glance]:
+    def read(self, busIds: Iterable[str]) -> list[Attributes]:
         """
-        The first look. Hubs, what has been imported from another server, and what is gone
-        are left out. Who has what is looked at too.
+        Read the attributes of devices, and update C{importers}.
+
+        @return: one entry for each device; none for hubs, for devices imported from another
+            server, and for bus ids without a device.
         """
-        found = [glance for busId in busIds if (glance := self._glance(busId)) is not None]
-        self.sessions.look(self._inUse)
-        return found
+        attributes = [each for busId in busIds if (each := self._attributesOf(busId)) is not None]
+        self.importers.refresh(self._inUse)
+        return attributes
 
     def readStrings(
-        self, glances: Iterable[Glance], note: Callable[[Glance, Strings], None]
+        self, devices: Iterable[Attributes], onRead: Callable[[PlugId, Strings], None]
     ) -> None:
         """
-        Read the strings of one device after the other.
+        Read the strings of several devices, one device after the other.
 
-        @param note: called, in this thread, with each that has been read.
+        @param onRead: called, in this thread, after each device.
         """
-        for glance in glances:
-            texts = (
-                self._text(glance.busId, name) for name in ("serial", "manufacturer", "product")
-            )
-            note(glance, Strings(*texts))
+        for device in devices:
+            names = ("serial", "manufacturer", "product")
+            onRead(device.plugId, Strings(*(self._text(device.busId, name) for name in names)))
 
-    def device(self, glance: Glance, strings: Strings, trouble: str | None) -> UsbDevice:
+    def device(self, attributes: Attributes, strings: Strings, trouble: str | None) -> UsbDevice:
         """
-        Put together what is known. The same device as the last time, if nothing has
-        changed.
+        Make the L{UsbDevice}. Returns the same object as the last call if nothing has changed.
 
-        @param trouble: what is the matter with it, if something is.
+        @param trouble: the reason why the device is to be shown as C{error}; C{None}: there is
+            none.
         """
-        known = glance, strings, trouble, self.sessions.holder(glance.stay)
-        made = self._made.get(glance.busId)
+        known = attributes, strings, trouble, self.importers.holder(attributes.plugId)
+        made = self._made.get(attributes.busId)
         if made is None or made[0] != known:
-            made = self._made[glance.busId] = known, self._device(*known)
+            made = self._made[attributes.busId] = known, self._device(*known)
         return made[1]
 
     def _device(
-        self, glance: Glance, strings: Strings, trouble: str | None, holder: Holder | None
+        self, attributes: Attributes, strings: Strings, trouble: str | None, holder: Holder | None
     ) -> UsbDevice:
         state = DeviceState.FREE
-        if glance.driver == USBIP_HOST:
-            state = STATE_OF.get(glance.status or 0, DeviceState.BOUND)
+        if attributes.driver == USBIP_HOST:
+            state = STATE_OF.get(attributes.status or 0, DeviceState.BOUND)
         if state is DeviceState.IN_USE and holder is None:
-            state = DeviceState.BOUND  # not any more
+            state = DeviceState.BOUND  # the session has ended in the meantime
         if state is DeviceState.ERROR and trouble is None:
             trouble = "usbip-host could not reset the device: attach it again"
         if trouble is not None:
             state = DeviceState.ERROR
         return UsbDevice(
-            busId=glance.busId,
-            vendorId=glance.vendorId,
-            productId=glance.productId,
+            busId=attributes.busId,
+            vendorId=attributes.vendorId,
+            productId=attributes.productId,
             description=self._names.describe(
-                glance.vendorId, glance.productId, strings.manufacturer, strings.product
+                attributes.vendorId, attributes.productId, strings.manufacturer, strings.product
             ),
             serial=strings.serial,
-            deviceNumber=glance.deviceNumber,
+            deviceNumber=attributes.deviceNumber,
             manufacturer=strings.manufacturer,
             product=strings.product,
-            speed=glance.speed or None,
-            deviceClass=glance.deviceClass,
-            subclass=glance.subclass,
-            protocol=glance.protocol,
-            release=glance.release,
-            configurations=glance.configurations,
-            path=glance.path,
-            interfaces=glance.interfaces,
-            classes=glance.classes,
-            driver=glance.driver,
+            speed=attributes.speed or None,
+            deviceClass=attributes.deviceClass,
+            subclass=attributes.subclass,
+            protocol=attributes.protocol,
+            release=attributes.release,
+            configurations=attributes.configurations,
+            path=attributes.path,
+            interfaces=attributes.interfaces,
+            classes=attributes.classes,
+            driver=attributes.driver,
             state=state,
             holder=holder if state is DeviceState.IN_USE else None,
             trouble=trouble,
         )
 
-    def _inUse(self) -> Set[Hashable]:
+    def _inUse(self) -> Set[PlugId]:
         """
-        Of all devices, also of those that are not to be looked at now.
+        The devices in state C{in_use}, of all devices, whichever are being read now.
         """
         return {
-            glance.stay
-            for _, glance in self._seen.values()
-            if glance is not None
-            and glance.driver == USBIP_HOST
-            and STATE_OF.get(statusOf(self._system, glance.busId) or 0) is DeviceState.IN_USE
+            attributes.plugId
+            for _, attributes in self._seen.values()
+            if attributes is not None
+            and attributes.driver == USBIP_HOST
+            and STATE_OF.get(statusOf(self._system, attributes.busId) or 0) is DeviceState.IN_USE
         }
 
-    def _glance(self, busId: str) -> Glance | None:
+    def _attributesOf(self, busId: str) -> Attributes | None:
         """
-        Most of it stays the same as long as the device does, and a device that is plugged
-        in anew has another number. One that is being reset, as at the end of a session, has
-        none for a moment (C{hub_port_reset}, C{drivers/usb/core/hub.c}).
+        Only the device number, the driver and the status are read each time: everything else
+        changes only with the device number. While a device is being reset, as at the end of a
+        session, its number is 0 (C{hub_port_reset}, C{drivers/usb/core/hub.c}).
         """
         try:
             number = int(self._read(busId, "devnum"))
             if number == 0 and busId in self._seen:
                 number = self._seen[busId][0]
             if busId not in self._seen or self._seen[busId][0] != number:
-                self._seen[busId] = number, self._firstGlance(busId, number)
-            glance = self._seen[busId][1]
-            if glance is None:
+                self._seen[busId] = number, self._firstAttributes(busId, number)
+            attributes = self._seen[busId][1]
+            if attributes is None:
                 return None
             driver = driverOf(self._system, busId)
             status = statusOf(self._system, busId) if driver == USBIP_HOST else None
-            if (driver, status) != (glance.driver, glance.status):
-                glance = msgspec.structs.replace(glance, driver=driver, status=status)
-                self._seen[busId] = number, glance
-            return glance
+            if (driver, status) != (attributes.driver, attributes.status):
+                attributes = msgspec.structs.replace(attributes, driver=driver, status=status)
+                self._seen[busId] = number, attributes
+            return attributes
         except (OSError, ValueError) as error:
             self._seen.pop(busId, None)
             if getattr(error, "errno", None) not in GONE:
                 self._log.warn("cannot read device {busId}: {error}", busId=busId, error=error)
             return None
 
-    def _firstGlance(self, busId: str, number: int) -> Glance | None:
+    def _firstAttributes(self, busId: str, number: int) -> Attributes | None:
         """
-        @return: C{None} for what is not to be listed: hubs, imported devices.
+        @return: C{None} for a hub and for a device imported from another server.
         """
         descriptors = self._read(busId, "descriptors")
         if len(descriptors) < 18 or descriptors[1] != DEVICE:
@@ -229,7 +230,7 @@ class Scanner:
         if deviceClass == HUB_CLASS or isImported(self._system, busId):
             return None
         interfaces = interfacesOf(descriptors)
-        return Glance(
+        return Attributes(
             busId=busId,
             deviceNumber=number,
             vendorId=f"{int.from_bytes(descriptors[8:10], 'little'):04x}",
@@ -254,35 +255,35 @@ class Scanner:
         try:
             raw = self._read(busId, name)
         except OSError:
-            return None  # it has none, or is gone
+            return None  # the device has no such string, or was unplugged
         text = raw.decode("utf-8", "replace").strip()
         return "".join(char for char in text if char.isprintable()) or None
 
 
 def isImported(system: ISystem, busId: str) -> bool:
     """
-    Has this machine imported the device from another server? The kernel would let us
-    export it again.
+    Whether this machine has imported the device from another server. Nothing in the kernel
+    prevents such a device from being exported again.
     """
     return "vhci_hcd" in pathOf(system, busId)
 
 
 def pathOf(system: ISystem, busId: str) -> str:
     """
-    Where a device is in sysfs: C{"/sys/devices/pci0000:00/0000:00:14.0/usb1/1-1"}.
+    The path of a device in sysfs: C{"/sys/devices/pci0000:00/0000:00:14.0/usb1/1-1"}.
     """
     path = f"/sys/{DEVICES}"
     try:
         return posixpath.normpath(f"{path}/{system.readlink(f'{DEVICES}/{busId}')}")
     except OSError as error:
-        if error.errno == errno.EINVAL:  # a directory, in a made tree
+        if error.errno == errno.EINVAL:  # a directory, in a tree made for a test
             return f"{path}/{busId}"
         raise
 
 
 def driverOf(system: ISystem, busId: str) -> str | None:
     """
-    The name of the driver that has a device.
+    The name of the driver that is bound to a device; C{None} if there is none.
     """
     try:
         return system.readlink(f"{DEVICES}/{busId}/driver").rpartition("/")[2]
@@ -292,7 +293,7 @@ def driverOf(system: ISystem, busId: str) -> str | None:
 
 def statusOf(system: ISystem, busId: str) -> int | None:
     """
-    A bound device's C{usbip_status}; C{None} where it has none (any more).
+    The C{usbip_status} of a device; C{None} if the device is not bound.
     """
     try:
         return int(system.read(f"{DEVICES}/{busId}/usbip_status"))

@@ -1,8 +1,9 @@
 """
-The strings of devices, each read once for each stay.
+Reads the strings of devices (C{serial}, C{manufacturer}, C{product}) in threads, once for each
+time a device is plugged in.
 
-To read them takes the device's lock in the kernel, so a device that hangs in a driver does
-not answer. It is waited for a moment, and then done without until it does.
+Reading a string takes the device's lock in the kernel, so the read blocks while the device hangs
+in a driver. After L{SECONDS} the device is shown without strings until the read returns.
 """
 
 from __future__ import annotations
@@ -13,22 +14,21 @@ from functools import partial
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 
-from usbip_server.kernel.scan import Glance, Scanner, Strings
-from usbip_server.runtime.threads import BlockingCalls, TookTooLong
-
-Stay = tuple[str, int]
-"""Bus id and device number."""
+from usbip_server.kernel.scan import Attributes, Scanner, Strings
+from usbip_server.model.device import PlugId
+from usbip_server.runtime.threads import BlockingCalls, CallTimedOut
 
 SECONDS = 0.5
-"""How long a device is waited for."""
+"""How long to wait for the devices of a lane, and again after each that does not answer."""
 
 LANES = 16
-"""How many devices are read at the same time, each lane in a thread."""
+"""How many devices are read at the same time. Each lane has a thread, and reads its devices one
+after the other."""
 
 
 class StringReader:
     """
-    Reads strings, and remembers them.
+    Reads strings and caches them.
     """
 
     _log = Logger()
@@ -37,43 +37,43 @@ class StringReader:
         self, scanner: Scanner, calls: BlockingCalls, onRead: Callable[[Iterable[str]], None]
     ) -> None:
         """
-        @param onRead: called with the bus ids of devices whose strings have come, or will
-            not be waited for any longer.
+        @param onRead: called with the bus ids of devices whose strings were read, or are not
+            waited for any longer.
         """
         self._scanner = scanner
         self._calls = calls
         self._onRead = onRead
-        self._known: dict[Stay, Strings] = {}
-        self._silent: set[Stay] = set()
-        self._reading: set[Stay] = set()
+        self._known: dict[PlugId, Strings] = {}
+        self._silent: set[PlugId] = set()
+        self._reading: set[PlugId] = set()
         self._idle: list[Deferred[None]] = []
 
-    def of(self, glance: Glance) -> Strings | None:
+    def of(self, attributes: Attributes) -> Strings | None:
         """
-        A device's strings: none of them for a device that does not answer, and C{None} if
-        they have not been read yet.
+        The strings of a device: empty for a device that does not answer, C{None} if they have
+        not been read yet.
         """
-        if glance.stay in self._silent:
+        if attributes.plugId in self._silent:
             return Strings()
-        return None if glance.stay in self._reading else self._known.get(glance.stay)
+        return None if attributes.plugId in self._reading else self._known.get(attributes.plugId)
 
-    def read(self, glances: Iterable[Glance]) -> None:
+    def read(self, devices: Iterable[Attributes]) -> None:
         """
-        Begin to read the strings of devices.
+        Start reading the strings of devices, except those that are being read already.
         """
-        fresh = [glance for glance in glances if glance.stay not in self._reading]
-        if not fresh:
+        unread = [device for device in devices if device.plugId not in self._reading]
+        if not unread:
             return
-        self._reading.update(glance.stay for glance in fresh)
-        lanes = [lane for start in range(LANES) if (lane := fresh[start::LANES])]
+        self._reading.update(device.plugId for device in unread)
+        lanes = [lane for start in range(LANES) if (lane := unread[start::LANES])]
         reading = [Deferred.fromCoroutine(self._readLane(lane)) for lane in lanes]
         gatherResults(reading).addCallback(self._rest)
 
     async def idle(self) -> bool:
         """
-        Wait until nothing is being read.
+        Wait until no strings are being read.
 
-        @return: did that take any waiting?
+        @return: C{False} if none were.
         """
         if not self._reading:
             return False
@@ -82,44 +82,41 @@ class StringReader:
         await done
         return True
 
-    def keepOnly(self, stays: Set[Stay]) -> None:
-        """Forget all devices but these."""
-        for stay in self._known.keys() - stays:
-            del self._known[stay]
-        self._silent &= stays
+    def keepOnly(self, plugIds: Set[PlugId]) -> None:
+        """Remove all other devices from the cache."""
+        for plugId in self._known.keys() - plugIds:
+            del self._known[plugId]
+        self._silent &= plugIds
 
-    async def _readLane(self, glances: list[Glance]) -> None:
+    async def _readLane(self, devices: list[Attributes]) -> None:
         """
-        Read some devices, one after the other. One that does not answer holds up the
-        others once.
+        Read the devices of one lane. A device that does not answer delays those behind it by
+        L{SECONDS}: they are read in another thread then.
         """
-        rest = glances
+        rest = devices
         while rest:
-            read = partial(self._scanner.readStrings, rest, self._note)
+            read = partial(self._scanner.readStrings, rest, self._known.__setitem__)
             try:
-                await self._calls.call(object(), SECONDS, read, late=partial(self._spoke, rest))
+                await self._calls.call(object(), SECONDS, read, late=partial(self._readLate, rest))
                 break
-            except TookTooLong:
-                unread = [glance for glance in rest if glance.stay not in self._known]
-                self._silent.update(glance.stay for glance in unread[:1])
+            except CallTimedOut:
+                unread = [device for device in rest if device.plugId not in self._known]
+                self._silent.update(device.plugId for device in unread[:1])
                 rest = unread[1:]
             except Exception:
                 self._log.failure("cannot read strings")
-                self._silent.update(glance.stay for glance in rest)
+                self._silent.update(device.plugId for device in rest)
                 break
-        self._reading.difference_update(glance.stay for glance in glances)
-        self._onRead([glance.busId for glance in glances])
+        self._reading.difference_update(device.plugId for device in devices)
+        self._onRead([device.busId for device in devices])
 
-    def _note(self, glance: Glance, strings: Strings) -> None:
-        self._known[glance.stay] = strings
-
-    def _spoke(self, glances: list[Glance]) -> None:
+    def _readLate(self, devices: list[Attributes]) -> None:
         """
-        What was not waited for any longer has come.
+        A thread that is not waited for any longer has read its devices.
         """
-        late = {glance.stay for glance in glances} & self._silent & self._known.keys()
+        late = {device.plugId for device in devices} & self._silent & self._known.keys()
         self._silent -= late
-        self._onRead([busId for busId, _ in late])
+        self._onRead([plugId.busId for plugId in late])
 
     def _rest(self, _: object) -> None:
         if not self._reading:

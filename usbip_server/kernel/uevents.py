@@ -1,8 +1,9 @@
 """
-The kernel's uevents: what it says, unasked, about devices that come, go and change hands.
+Receives the kernel's uevents from a netlink socket: messages about devices that are plugged in,
+unplugged, bound and unbound. No udev is needed.
 
-No udev is needed. A message is a line C{action@devpath} and then C{KEY=value}s, each
-ended by a NUL (C{lib/kobject_uevent.c}).
+A message is C{action@devpath}, followed by C{KEY=value} fields; each part ends with a NUL
+(C{lib/kobject_uevent.c}).
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ from usbip_server.kernel.system import UeventSocket
 from usbip_server.model.device import isBusId
 
 LARGEST = 8192
-"""Bytes; the kernel makes none larger than C{UEVENT_BUFFER_SIZE}, 2048, and a header."""
+"""Bytes in a message; the kernel's have at most C{UEVENT_BUFFER_SIZE}, 2048, and a header."""
 
 AT_ONCE = 256
-"""Messages to read before others get a turn."""
+"""Messages read before control returns to the reactor."""
 
 
 @implementer(IReadDescriptor)
 class Uevents:
     """
-    Tells which devices something has happened to.
+    Calls back with the bus id of each USB device that the kernel sends a uevent about.
 
-    @ivar heard: has the kernel said anything at all?
+    @ivar hasReceived: whether any uevent has been received.
     """
 
     _log = Logger()
@@ -44,21 +45,21 @@ class Uevents:
         onLost: Callable[[], None],
     ) -> None:
         """
-        @param onDevice: called with the bus id of a device that something happened to.
-        @param onLost: called when messages were lost: anything may have happened.
+        @param onDevice: called with the bus id of the device in a uevent.
+        @param onLost: called when messages were lost: the state of any device may have changed.
         """
-        self.heard = False
+        self.hasReceived = False
         self._socket = socket
         self._reactor = reactor
         self._onDevice = onDevice
         self._onLost = onLost
 
     def start(self) -> None:
-        """Begin to listen."""
+        """Begin to receive."""
         self._reactor.addReader(self)
 
     def stop(self) -> None:
-        """Listen no more."""
+        """Receive no more, and close the socket."""
         self._reactor.removeReader(self)
         self._socket.close()
 
@@ -80,19 +81,20 @@ class Uevents:
                 self._onLost()
                 return
             if sender != 0:
-                continue  # another program's: anybody may send
-            self.heard = True
+                continue  # from a process, not from the kernel: any process may send
+            self.hasReceived = True
             busId = deviceOf(message)
             if busId is not None:
                 self._onDevice(busId)
 
     def connectionLost(self, reason: Failure) -> None:
-        """The reactor stops, or the socket broke."""
+        """The reactor has stopped, or the socket has failed. Nothing has to be done."""
 
 
 def deviceOf(message: bytes) -> str | None:
     """
-    The bus id of the USB device that a message is about, or whose interface it is about.
+    The bus id of the USB device that a uevent is about, or whose interface it is about; C{None}
+    for a uevent about anything else.
     """
     fields = dict(
         field.split("=", 1)

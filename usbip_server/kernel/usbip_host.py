@@ -89,11 +89,11 @@ class UsbipHost:
         self._ours.pop(busId, None)
         self.fresh.discard(busId)
 
-    def check(self, device: UsbDevice, evenMounted: bool = False) -> bool:
+    def check(self, device: UsbDevice, allowMounted: bool = False) -> bool:
         """
         May this device be bound, as far as can be told without touching it?
 
-        @param evenMounted: also if it is a disk that this machine uses itself.
+        @param allowMounted: also if it is a disk that this machine uses itself.
         @return: is it bound already, and to be left as it is?
         @raise DeviceInUse: a client has imported it.
         @raise DeviceMounted: this machine uses it itself.
@@ -106,7 +106,7 @@ class UsbipHost:
             )
         if device.deviceClass == HUB_CLASS:
             raise OperationFailed(device, f"{device} is a hub; hubs are not shared")
-        if not evenMounted and (uses := usesOf(self._system, device.busId)):
+        if not allowMounted and (uses := usesOf(self._system, device.busId)):
             raise DeviceMounted(device, uses)
         self._requireDriver(device)
         if driverOf(self._system, device.busId) != USBIP_HOST:
@@ -129,19 +129,19 @@ class UsbipHost:
         return device.busId in names
 
     def bind(
-        self, device: UsbDevice, abandoned: threading.Event, evenMounted: bool = False
+        self, device: UsbDevice, abandoned: threading.Event, allowMounted: bool = False
     ) -> None:
         """
         Give a device to usbip-host. If that fails it goes back to its driver.
 
         @param abandoned: set when nobody waits for it any more: then too it goes back.
-        @param evenMounted: see L{check}.
+        @param allowMounted: see L{check}.
         @raise OperationFailed: see its message.
         """
         busId = device.busId
         with self._locks[busId]:
             with explained(self._system, "attach", device):
-                if self.check(device, evenMounted):
+                if self.check(device, allowMounted):
                     return
                 self._ours.pop(busId, None)
                 listed = self.ensureSlot(device)

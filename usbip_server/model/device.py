@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import enum
 import re
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 
@@ -101,6 +101,19 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     until: Annotated[float, msgspec.Meta(ge=0, le=LAST_MOMENT)] | None = None
 
 
+class PlugId(NamedTuple):
+    """
+    Identifies a device for as long as it stays plugged in: the next device at the same port, or
+    the same device plugged in again, has another device number.
+
+    @ivar busId: the bus id.
+    @ivar deviceNumber: the kernel's C{devnum}.
+    """
+
+    busId: str
+    deviceNumber: int
+
+
 class UsbDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
     One USB device, as it was when somebody looked.
@@ -110,8 +123,7 @@ class UsbDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     @ivar productId: C{idProduct}, likewise.
     @ivar description: what C{lsusb} prints for it; never empty.
     @ivar serial: its serial number, or C{None} where it has none.
-    @ivar deviceNumber: the kernel's C{devnum}: another one after each plug, so that
-        (C{busId}, C{deviceNumber}) names one stay of one device.
+    @ivar deviceNumber: the kernel's C{devnum}, a new one each time a device is plugged in.
     @ivar manufacturer: the device's own manufacturer string.
     @ivar product: the device's own product string.
     @ivar speed: in Mbit/s, as sysfs has it: C{"1.5"}, C{"12"}, C{"480"}, C{"5000"}, ...
@@ -159,6 +171,11 @@ class UsbDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     name: str | None = None
     lease: Lease | None = None
     numbers: tuple[int, int] | None = None
+
+    @property
+    def plugId(self) -> PlugId:
+        """Identifies the device until it is unplugged."""
+        return PlugId(self.busId, self.deviceNumber)
 
     @property
     def busNumber(self) -> int:

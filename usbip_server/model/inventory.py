@@ -100,7 +100,7 @@ class Inventory:
         plugged in at its place.
         """
         now = self._devices.get(device.busId)
-        return now if now is not None and now.deviceNumber == device.deviceNumber else None
+        return now if now is not None and now.plugId == device.plugId else None
 
     def subscribe(self, listener: Listener) -> Snapshot:
         """

@@ -1,9 +1,9 @@
 """
-Calls that may never return.
+Runs blocking calls that may never return, each in a daemon thread of its own, with a deadline.
 
-A write to a driver's C{unbind} waits for the device in the kernel, without limit, and
-cannot be interrupted; so can the reading of some attributes. Each such call gets a daemon
-thread of its own: the reactor's pool would fill up, and would wait for them at shutdown.
+A write to a driver's C{unbind} attribute waits for the device in the kernel, without limit, and
+cannot be interrupted; so can reading some attributes. Threads of the reactor's pool cannot be used
+for such calls: the pool would fill up, and the reactor waits for its threads at shutdown.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ T = TypeVar("T")
 Spawn = Callable[[Callable[[], None]], None]
 
 
-class TookTooLong(Exception):
+class CallTimedOut(Exception):
     """
-    A call has not returned in time; its thread goes on.
+    A call has not returned before its deadline. Its thread still runs.
     """
 
 
-class StillOut(Exception):
+class CallPending(Exception):
     """
     An earlier call with the same key has not returned yet.
     """
@@ -34,14 +34,14 @@ class StillOut(Exception):
 
 def startThread(function: Callable[[], None]) -> None:
     """
-    Run a function in a daemon thread of its own.
+    Run a function in a new daemon thread.
     """
     threading.Thread(target=function, daemon=True, name="usbipshare-call").start()
 
 
 class BlockingCalls:
     """
-    Makes calls in threads, one at a time for each key.
+    Runs functions in threads, at most one at a time for each key.
     """
 
     def __init__(self, reactor: Any, spawn: Spawn = startThread) -> None:
@@ -50,17 +50,13 @@ class BlockingCalls:
         """
         self._reactor = reactor
         self._spawn = spawn
-        self._out: set[Hashable] = set()
+        self._pending: set[Hashable] = set()
         self._waiting: set[Callable[[], None]] = set()
         self._stopped = False
 
-    def isOut(self, key: Hashable) -> bool:
-        """Has a call with this key not returned yet?"""
-        return key in self._out
-
     def stop(self) -> None:
         """
-        Wait for nothing any longer: all calls fail with L{TookTooLong}, new ones too.
+        Stop waiting: the calls in progress, and all later ones, fail with L{CallTimedOut}.
         """
         self._stopped = True
         for giveUp in tuple(self._waiting):
@@ -74,20 +70,21 @@ class BlockingCalls:
         late: Callable[[], None] = lambda: None,
     ) -> T:
         """
-        Call C{function} in a thread.
+        Run a function in a thread.
 
-        @param seconds: how long to wait for it.
-        @param late: called when it returns after all, though we had given up.
-        @return: what it returns; what it raises is raised.
-        @raise StillOut: an earlier call with this key has not returned.
-        @raise TookTooLong: C{seconds} have passed.
-        @raise RuntimeError: the system has no more threads.
+        @param key: identifies what the function works on, such as a bus id.
+        @param seconds: the deadline.
+        @param late: called in the reactor's thread when the function returns after the deadline.
+        @return: the function's result; an exception that it raises is raised here.
+        @raise CallPending: an earlier call with this key has not returned yet.
+        @raise CallTimedOut: the function has not returned before the deadline.
+        @raise RuntimeError: the system cannot start another thread.
         """
         if self._stopped:
-            raise TookTooLong(key)
-        if key in self._out:
-            raise StillOut(key)
-        self._out.add(key)
+            raise CallTimedOut(key)
+        if key in self._pending:
+            raise CallPending(key)
+        self._pending.add(key)
         done: Deferred[T] = Deferred()
         gaveUp = False
 
@@ -97,10 +94,10 @@ class BlockingCalls:
             self._waiting.discard(giveUp)
             if timer.active():
                 timer.cancel()
-            done.errback(TookTooLong(key))
+            done.errback(CallTimedOut(key))
 
-        def back(result: Any) -> None:
-            self._out.discard(key)
+        def returned(result: Any) -> None:
+            self._pending.discard(key)
             if gaveUp:
                 if not self._stopped:
                     late()
@@ -115,14 +112,14 @@ class BlockingCalls:
                 result = function()
             except BaseException:
                 result = Failure()
-            self._reactor.callFromThread(back, result)
+            self._reactor.callFromThread(returned, result)
 
         timer = self._reactor.callLater(seconds, giveUp)
         self._waiting.add(giveUp)
         try:
             self._spawn(run)
         except BaseException:  # no more threads, no more memory
-            self._out.discard(key)
+            self._pending.discard(key)
             self._waiting.discard(giveUp)
             timer.cancel()
             raise

@@ -172,7 +172,7 @@ class Exports:
                 if self.handoffs.isOpen(error.device) or self._reactor.seconds() >= until:
                     raise
                 await deferLater(self._reactor, LOOK_AGAIN)
-                await self._backend.look(error.device)
+                await self._backend.refresh(error.device)
 
     def _find(self, busId: str, caller: Caller) -> UsbDevice:
         """
@@ -214,6 +214,6 @@ class Exports:
     def _look(self, device: UsbDevice) -> None:
         if self._stopped:
             return
-        Deferred.fromCoroutine(self._backend.look(device)).addErrback(
-            lambda failure: self._log.failure("cannot look at {device}", failure, device=device)
+        Deferred.fromCoroutine(self._backend.refresh(device)).addErrback(
+            lambda failure: self._log.failure("cannot refresh {device}", failure, device=device)
         )

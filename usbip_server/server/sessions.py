@@ -18,15 +18,12 @@ from typing import Any
 
 import msgspec
 
-from usbip_server.model.device import Holder, Traffic, UsbDevice
+from usbip_server.model.device import Holder, PlugId, Traffic, UsbDevice
 from usbip_server.net.hangup import HangupWatcher
 
 TRAFFIC_AT = 120
 """Where C{tcpi_bytes_acked} and C{tcpi_bytes_received} are (C{struct tcp_info},
 C{include/uapi/linux/tcp.h})."""
-
-Stay = tuple[str, int]
-"""Bus id and device number."""
 
 
 class Session(msgspec.Struct, frozen=True, eq=False):
@@ -41,11 +38,6 @@ class Session(msgspec.Struct, frozen=True, eq=False):
     connection: socket.socket
     holder: Holder
     ended: Callable[[], None]
-
-    @property
-    def stay(self) -> Stay:
-        """Of the device."""
-        return self.device.busId, self.device.deviceNumber
 
     def traffic(self) -> Traffic | None:
         """What it has moved so far."""
@@ -67,7 +59,7 @@ class SessionTable(HangupWatcher):
         """
         super().__init__(reactor)
         self._open: dict[int, Session] = {}
-        self._past: dict[Stay, tuple[Holder, Traffic | None]] = {}
+        self._past: dict[PlugId, tuple[Holder, Traffic | None]] = {}
 
     def begin(self, handoff: Session) -> None:
         """A session is about to begin: C{add} it then, or C{drop} it."""
@@ -92,24 +84,22 @@ class SessionTable(HangupWatcher):
         """
         What a device's holder has moved, also when that was the last one and is gone.
         """
-        stay = device.busId, device.deviceNumber
         for handoff in self._open.values():
-            if handoff.stay == stay and handoff.holder == device.holder:
+            if handoff.device.plugId == device.plugId and handoff.holder == device.holder:
                 return handoff.traffic()
-        holder, traffic = self._past.get(stay, (None, None))
+        holder, traffic = self._past.get(device.plugId, (None, None))
         return traffic if holder == device.holder else None
 
     def isOpen(self, device: UsbDevice) -> bool:
         """Has a client of ours the device?"""
-        stay = device.busId, device.deviceNumber
-        return any(handoff.stay == stay for handoff in self._open.values())
+        return any(handoff.device.plugId == device.plugId for handoff in self._open.values())
 
     def forget(self, device: UsbDevice) -> None:
         """The device is gone."""
-        self._past.pop((device.busId, device.deviceNumber), None)
+        self._past.pop(device.plugId, None)
 
     def _over(self, handoff: Session) -> None:
         del self._open[handoff.connection.fileno()]
-        self._past[handoff.stay] = handoff.holder, handoff.traffic()
+        self._past[handoff.device.plugId] = handoff.holder, handoff.traffic()
         handoff.connection.close()
         handoff.ended()

@@ -141,7 +141,7 @@ class BackendConformance(Base):
     async def test_bindEvenMounted(self) -> None:
         """Whoever does not mind that this machine uses the device itself can say so."""
         backend, device = await self.started()
-        bound = await backend.bind(device, DEADLINE, evenMounted=True)
+        bound = await backend.bind(device, DEADLINE, allowMounted=True)
         self.assertIs(bound.state, DeviceState.BOUND)
 
     async def test_unbind(self) -> None:
@@ -277,7 +277,7 @@ class BackendConformance(Base):
         backend, device = await self.started()
         bound = await backend.bind(device, DEADLINE)
         before = backend.inventory.snapshot
-        await backend.look(bound)
+        await backend.refresh(bound)
         self.assertIs(backend.inventory.snapshot, before)
 
     async def test_traffic(self) -> None:
@@ -383,7 +383,7 @@ class ExportConformance(BackendConformance):
         exported = await backend.export(bound, ours, holder, DEADLINE)
         self.assertEqual((exported.state, exported.holder), (DeviceState.IN_USE, holder))
         self.assertEqual(backend.inventory.get(device.busId), exported)
-        await backend.look(exported)
+        await backend.refresh(exported)
         self.assertEqual(backend.inventory.get(device.busId), exported)
         await self.failure(DeviceInUse, backend.bind(bound, DEADLINE))
 
@@ -414,7 +414,7 @@ class ExportConformance(BackendConformance):
         await self.failure(OperationFailed, backend.export(bound, ours, self.holder(), DEADLINE))
         await self.plug(device)
         await self.failure(OperationFailed, backend.export(bound, ours, self.holder(), DEADLINE))
-        await backend.look(bound)
+        await backend.refresh(bound)
         now = backend.inventory.get(device.busId)
         self.assertIsNot(now and now.state, DeviceState.BOUND)
 
@@ -429,7 +429,7 @@ class ExportConformance(BackendConformance):
         backend, exported, client = await self.exported()
         await self.unplug(exported)
         await self.untilShutDown(client)
-        await backend.look(exported)
+        await backend.refresh(exported)
         await self.until(lambda: backend.inventory.get(exported.busId) is None)
 
     async def test_releaseExported(self) -> None:
@@ -453,7 +453,7 @@ class KernelConformance(BackendConformance):
     async def test_lookImported(self) -> None:
         """A look shows what nothing has announced: that a client has come."""
         backend, device = await self.held()
-        await backend.look(device)
+        await backend.refresh(device)
         now = backend.inventory.get(device.busId)
         self.assertIs(now and now.state, DeviceState.IN_USE)
 
@@ -472,7 +472,7 @@ class KernelExportConformance(ExportConformance, KernelConformance):
         ours.close()
         exported = await exporting
         self.assertEqual(exported.holder, holder)
-        await backend.look(exported)
+        await backend.refresh(exported)
         self.assertEqual(backend.inventory.get(device.busId), exported)
         self.assertRaises(BlockingIOError, client.recv, 1)
         await backend.release(exported, DEADLINE)

@@ -93,7 +93,7 @@ class JsonFileBackend:
             self._loop.stop()
 
     async def bind(
-        self, device: UsbDevice, deadline: float, evenMounted: bool = False
+        self, device: UsbDevice, deadline: float, allowMounted: bool = False
     ) -> UsbDevice:
         # A disk that this machine uses itself would be DeviceMounted: none of these is one.
         now = self._lookAt(device)
@@ -126,7 +126,7 @@ class JsonFileBackend:
     ) -> UsbDevice:
         raise OperationFailed(device, f"{device} cannot be exported by this daemon")
 
-    async def look(self, device: UsbDevice) -> None:
+    async def refresh(self, device: UsbDevice) -> None:
         self._look()
 
     def traffic(self, device: UsbDevice) -> Traffic | None:

@@ -47,14 +47,14 @@ class HesitantBackend(VirtualBackend):
         self.binds = 0
 
     async def bind(
-        self, device: UsbDevice, deadline: float, evenMounted: bool = False
+        self, device: UsbDevice, deadline: float, allowMounted: bool = False
     ) -> UsbDevice:
         self.binds += 1
         if device.busId in self.hanging:
             waiting: Deferred[None] = Deferred()
             self.hanging[device.busId].append(waiting)
             await waiting
-        return await super().bind(device, deadline, evenMounted)
+        return await super().bind(device, deadline, allowMounted)
 
     def isHanging(self, device: UsbDevice) -> bool:
         """Does a bind wait for a device of the gateway?"""

@@ -263,7 +263,7 @@ class OperationsTests(RemoteTestCase):
         said = await self.failure(OperationFailed, self.backend.bind(device, DEADLINE))
         self.assertIn("is stopping", said)
         await self.untilShutDown(client)
-        await self.backend.look(exported)
+        await self.backend.refresh(exported)
         await self.revive(device)
 
 

@@ -179,7 +179,7 @@ class GivenUpTests(HangingCase):
         self.attachHangs(daemon)
         self.stateSoon(daemon, "error", self.bad.busId)
         found = self.succeeds(self.atOnce(daemon, "find", id=self.bad.busId, detail=True))
-        self.assertIn("the kernel has not ended the attach within 3 s", found["trouble"])
+        self.assertIn("the kernel has not finished the attach within 3 s", found["trouble"])
         self.assertIn("Unplug the device", found["trouble"])
         self.fails(daemon.ask("attach", serial="HANG1"), "Unplug the device")
         again = self.atOnce(daemon, "attach", serial="HANG1")

@@ -107,10 +107,10 @@ class AlwaysTests(DesiredTestCase):
     def test_mounted(self) -> None:
         """Only a rule that says so lets a disk be bound that is mounted."""
         self.start(Rule(match=Match(bus="*"), name="d", share=Share.ALWAYS, allow_mounted=True))
-        self.assertTrue(self.backend.evenMounted)
+        self.assertTrue(self.backend.allowMounted)
         self.restart(ALWAYS)
         self.plug()
-        self.assertFalse(self.backend.evenMounted)
+        self.assertFalse(self.backend.allowMounted)
 
 
 class NeverTests(DesiredTestCase):

@@ -32,7 +32,7 @@ from usbip_server.model.device import Holder, Traffic, UsbDevice
 from usbip_server.model.errors import ShareError
 from usbip_server.model.options import convert
 from usbip_server.runtime.backoff import Chance
-from usbip_server.runtime.threads import TookTooLong
+from usbip_server.runtime.threads import CallTimedOut
 
 FIRST_SECONDS = 2.0
 """For the servers to answer when the daemon starts; it does not wait longer for the others."""
@@ -77,7 +77,7 @@ class RemoteBackend:
         async def all_() -> None:
             await gatherResults(first, consumeErrors=True)
 
-        with contextlib.suppress(TookTooLong, CancelledError):
+        with contextlib.suppress(CallTimedOut, CancelledError):
             await self._tasks.within(FIRST_SECONDS, all_(), lambda outcome: None)
         self._replica.updateTrouble()
 
@@ -88,7 +88,7 @@ class RemoteBackend:
         self._exports.stop()
 
     async def bind(
-        self, device: UsbDevice, deadline: float, evenMounted: bool = False
+        self, device: UsbDevice, deadline: float, allowMounted: bool = False
     ) -> UsbDevice:
         # Whether a mounted disk may be bound is for the server's configuration to say.
         return await self._operations.attach(device, deadline)
@@ -109,7 +109,7 @@ class RemoteBackend:
             there = server.there(device)
             if there is not None and server.watch.trouble is None:
                 # Without an answer, the watch of the server notices that it is gone.
-                with contextlib.suppress(ShareError, TookTooLong, CancelledError):
+                with contextlib.suppress(ShareError, CallTimedOut, CancelledError):
                     await self._tasks.within(LOOK_SECONDS, server.requests.look(there.busId))
 
     def traffic(self, device: UsbDevice) -> Traffic | None:

@@ -19,7 +19,7 @@ from usbip_server.model.device import DeviceState, Holder, UsbDevice
 from usbip_server.model.errors import DeviceInUse, OperationFailed, OperationTimedOut, ShareError
 from usbip_server.model.usbip import NotGiven, OpStatus
 from usbip_server.net.relay import RemoteRelay
-from usbip_server.runtime.threads import BlockingCalls, StillOut, TookTooLong
+from usbip_server.runtime.threads import BlockingCalls, CallPending, CallTimedOut
 
 
 class RemoteExports:
@@ -62,7 +62,7 @@ class RemoteExports:
             client.close()
             self._replica.sessions.cancel(device.busId)
             self._replica.update(device.busId)
-            if isinstance(error, TookTooLong):
+            if isinstance(error, CallTimedOut):
                 raise OperationTimedOut(
                     self._replica.now(device),
                     f"{device}: its server has not answered the import within {deadline:g} s",
@@ -91,7 +91,7 @@ class RemoteExports:
             raise OperationFailed(device, f"{device} cannot be imported: it is not bound")
         try:
             imported = await self._imported(server, device, there.busId, deadline)
-        except (NotGiven, StillOut, RuntimeError) as error:  # the last: no more threads
+        except (NotGiven, CallPending, RuntimeError) as error:  # the last: no more threads
             raise self._failure(device, error) from error
         try:
             now = await server.requests.require(there)
@@ -147,7 +147,7 @@ class RemoteExports:
         """
         if isinstance(error, NotGiven) and error.status == OpStatus.DEV_BUSY:
             return DeviceInUse(self._inUse(device, None))
-        if isinstance(error, StillOut):
+        if isinstance(error, CallPending):
             reason = "its server has not answered an earlier import yet: try again later"
             return OperationFailed(device, f"cannot export {device}: {reason}")
         return OperationFailed(device, f"cannot export {device}: {error}")

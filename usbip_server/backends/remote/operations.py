@@ -15,7 +15,7 @@ from usbip_server.backends.remote.replica import RemoteReplica, RemoteServer
 from usbip_server.backends.remote.requests import RefusedThere
 from usbip_server.model.device import DeviceState, UsbDevice
 from usbip_server.model.errors import DeviceInUse, OperationFailed, OperationTimedOut, ShareError
-from usbip_server.runtime.threads import TookTooLong
+from usbip_server.runtime.threads import CallTimedOut
 
 T = TypeVar("T")
 
@@ -54,7 +54,7 @@ class RemoteTasks:
         @param seconds: the deadline.
         @param late: called with its outcome after the deadline, unless L{stop} was called; C{None}:
             it is cancelled at the deadline.
-        @raise TookTooLong: the deadline has passed.
+        @raise CallTimedOut: the deadline has passed.
         @raise CancelledError: L{stop} was called.
         """
         if self._isStopped:
@@ -73,7 +73,7 @@ class RemoteTasks:
         def giveUp() -> None:
             if late is None:
                 running.cancel()
-            result.errback(TookTooLong(seconds))
+            result.errback(CallTimedOut(seconds))
 
         timer = self._reactor.callLater(seconds, giveUp)
         running.addBoth(ended)
@@ -161,7 +161,7 @@ class RemoteOperations:
         try:
             performing = server.requests.perform(command, there, deadline)
             await self._tasks.within(deadline, performing, late)
-        except TookTooLong:
+        except CallTimedOut:
             trouble = f"its server has not ended the {command} within {deadline:g} s"
             replica.stuck[busId] = device.deviceNumber, trouble
             replica.update(busId)

@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from usbip_server.interfaces import IUsbBackend
-from usbip_server.model.device import DeviceState, Traffic, UsbDevice
+from usbip_server.model.device import DeviceState, PlugId, Traffic, UsbDevice
 from usbip_server.model.errors import (
     ASK_AGAIN,
     BackendUnavailable,
@@ -68,11 +68,7 @@ class Operation:
 
     def isAbout(self, verb: str, device: UsbDevice) -> bool:
         """Is it this, on the very device that is there now?"""
-        return (self.verb, self.device.busId, self.device.deviceNumber) == (
-            verb,
-            device.busId,
-            device.deviceNumber,
-        )
+        return self.verb == verb and self.device.plugId == device.plugId
 
     def outcome(self) -> UsbDevice:
         """
@@ -127,7 +123,7 @@ class Operations:
         self._closed = False
         self._running: dict[str, Operation] = {}
         self._unheard: dict[str, Operation] = {}
-        self._bound: set[tuple[str, int]] = set()
+        self._bound: set[PlugId] = set()
         self._work: dict[str, Work] = {
             "attach": self.bind,
             "forced attach": self._seize,
@@ -141,11 +137,11 @@ class Operations:
 
     def hasBound(self, device: UsbDevice) -> bool:
         """Has this daemon bound the device, in this stay of it?"""
-        return (device.busId, device.deviceNumber) in self._bound
+        return device.plugId in self._bound
 
     def forget(self, device: UsbDevice) -> None:
         """The device is gone, or not bound any more."""
-        self._bound.discard((device.busId, device.deviceNumber))
+        self._bound.discard(device.plugId)
 
     async def perform(
         self,
@@ -236,7 +232,7 @@ class Operations:
         wasFree = device.state is DeviceState.FREE
         bound = await self._backend.bind(device, self.timeouts.bind, mounted)
         if wasFree and self._backend.inventory.same(bound) is not None:
-            self._bound.add((bound.busId, bound.deviceNumber))
+            self._bound.add(bound.plugId)
         return bound
 
     async def idle(self, until: float) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from usbip_server.model.device import DeviceState, UsbDevice
+from usbip_server.model.device import DeviceState, PlugId, UsbDevice
 from usbip_server.model.errors import ShareError
 from usbip_server.model.inventory import Change, ChangeKind, Inventory
 from usbip_server.model.policy import Principal
@@ -29,9 +29,6 @@ FIRST_PAUSE = 1.0
 
 LONGEST_PAUSE = 60.0
 """Seconds."""
-
-Stay = tuple[str, int]
-"""Bus id and device number."""
 
 
 class Reconciler:
@@ -60,12 +57,12 @@ class Reconciler:
         self._operations = operations
         self._clock = clock
         self._running = False
-        self._resting: set[Stay] = set()
-        self._expired: set[Stay] = set()
-        self._released: set[Stay] = set()
-        self._driverless: set[Stay] = set()
-        self._failures: dict[Stay, tuple[float, str]] = {}
-        self._timers: dict[Stay, IDelayedCall] = {}
+        self._resting: set[PlugId] = set()
+        self._expired: set[PlugId] = set()
+        self._released: set[PlugId] = set()
+        self._driverless: set[PlugId] = set()
+        self._failures: dict[PlugId, tuple[float, str]] = {}
+        self._timers: dict[PlugId, IDelayedCall] = {}
 
     def start(self) -> None:
         """Look at all devices, and at each that changes from now on."""
@@ -94,9 +91,9 @@ class Reconciler:
         if self._operations.isBusy(busId) or self._isPausing(device):
             return  # it will be looked at when that has ended
         verb = self._missing(device)
-        if verb == "attach" and device.driver is None and _stay(device) not in self._driverless:
-            self._driverless.add(_stay(device))
-            self._lookIn(NO_DRIVER, _stay(device))
+        if verb == "attach" and device.driver is None and device.plugId not in self._driverless:
+            self._driverless.add(device.plugId)
+            self._lookIn(NO_DRIVER, device.plugId)
         elif verb is not None:
             self._do(verb, device)
 
@@ -107,18 +104,18 @@ class Reconciler:
             return False
         if self._wishes.of(device) is not None:
             return True
-        return share is Share.ALWAYS and _stay(device) not in self._resting
+        return share is Share.ALWAYS and device.plugId not in self._resting
 
     def rest(self, device: UsbDevice) -> None:
         """
         A client has detached a device that is always shared: it is left alone until it is
         plugged in anew, or somebody wants it.
         """
-        self._resting.add(_stay(device))
+        self._resting.add(device.plugId)
 
     def wake(self, device: UsbDevice) -> None:
         """Somebody wants a device."""
-        self._resting.discard(_stay(device))
+        self._resting.discard(device.plugId)
 
     def leaseEnded(self, wish: DesiredDevice) -> None:
         """
@@ -126,7 +123,7 @@ class Reconciler:
         """
         device = self._source.get(wish.busId)
         if device is not None and wish.isFor(device):
-            self._expired.add(_stay(device))
+            self._expired.add(device.plugId)
             self.look(device.busId)
 
     def letGo(self, device: UsbDevice) -> None:
@@ -135,12 +132,12 @@ class Reconciler:
         nobody wants it.
         """
         if self._source.same(device) is not None and not self.wants(device):
-            self._released.add(_stay(device))
+            self._released.add(device.plugId)
             self.look(device.busId)
 
     def taken(self, device: UsbDevice) -> None:
         """Another client has imported a device."""
-        self._released.discard(_stay(device))
+        self._released.discard(device.plugId)
 
     def unbindAll(self) -> None:
         """Unbind what this daemon has bound, or would bind."""
@@ -154,21 +151,21 @@ class Reconciler:
         """
         What is to be done to a device so that it is as it is wanted.
         """
-        stay, state = _stay(device), device.state
+        plugId, state = device.plugId, device.state
         if self.wants(device):
             if state in (DeviceState.FREE, DeviceState.ERROR):
                 return "attach"
-            if state is DeviceState.IN_USE and stay in self._expired:
+            if state is DeviceState.IN_USE and plugId in self._expired:
                 return "kick"
         else:
-            isLeftOver = state is not DeviceState.FREE and stay in self._expired
-            if state in (DeviceState.BOUND, DeviceState.ERROR) and stay in self._released:
+            isLeftOver = state is not DeviceState.FREE and plugId in self._expired
+            if state in (DeviceState.BOUND, DeviceState.ERROR) and plugId in self._released:
                 isLeftOver = True
             if isLeftOver or (state is DeviceState.BOUND and self._isForbidden(device)):
                 return "detach"
-        self._expired.discard(stay)
+        self._expired.discard(plugId)
         if state is DeviceState.FREE:
-            self._released.discard(stay)
+            self._released.discard(plugId)
         return None
 
     def _isForbidden(self, device: UsbDevice) -> bool:
@@ -176,42 +173,42 @@ class Reconciler:
         return isOurs and self._rules.of(device).share is Share.NEVER
 
     def _isPausing(self, device: UsbDevice) -> bool:
-        stay = _stay(device)
-        if stay not in self._timers:
+        plugId = device.plugId
+        if plugId not in self._timers:
             return False
-        if stay in self._failures or device.driver is None:
+        if plugId in self._failures or device.driver is None:
             return True
-        self._timers.pop(stay).cancel()  # the driver that was waited for has come
+        self._timers.pop(plugId).cancel()  # the driver that was waited for has come
         return False
 
     def _do(self, verb: str, device: UsbDevice) -> None:
-        stay = _stay(device)
-        _, known = self._failures.get(stay, (0.0, None))
+        plugId = device.plugId
+        _, known = self._failures.get(plugId, (0.0, None))
         self._operations.begin(
             verb,
             self._catalogue.now(device),
             ITSELF,
-            lambda: partial(self._done, stay),
+            lambda: partial(self._done, plugId),
             heard=True,
             known=known,
         )
 
-    def _done(self, stay: Stay, error: ShareError | None) -> None:
-        device = self._source.get(stay[0])
-        if error is None or device is None or _stay(device) != stay:
-            self._failures.pop(stay, None)
+    def _done(self, plugId: PlugId, error: ShareError | None) -> None:
+        device = self._source.get(plugId.busId)
+        if error is None or device is None or device.plugId != plugId:
+            self._failures.pop(plugId, None)
             return
-        pause, _ = self._failures.get(stay, (FIRST_PAUSE, ""))
-        self._failures[stay] = min(2 * pause, LONGEST_PAUSE), str(error)
-        self._lookIn(pause, stay)
+        pause, _ = self._failures.get(plugId, (FIRST_PAUSE, ""))
+        self._failures[plugId] = min(2 * pause, LONGEST_PAUSE), str(error)
+        self._lookIn(pause, plugId)
 
-    def _lookIn(self, seconds: float, stay: Stay) -> None:
+    def _lookIn(self, seconds: float, plugId: PlugId) -> None:
         if self._running:
-            self._timers[stay] = self._clock.callLater(seconds, self._again, stay)
+            self._timers[plugId] = self._clock.callLater(seconds, self._again, plugId)
 
-    def _again(self, stay: Stay) -> None:
-        self._timers.pop(stay, None)
-        self.look(stay[0])
+    def _again(self, plugId: PlugId) -> None:
+        self._timers.pop(plugId, None)
+        self.look(plugId.busId)
 
     def _changed(self, changes: tuple[Change, ...]) -> None:
         for change in changes:
@@ -221,19 +218,15 @@ class Reconciler:
                 self.look(change.device.busId)
 
     def _forget(self, device: UsbDevice) -> None:
-        stay = _stay(device)
+        plugId = device.plugId
         self._operations.forget(device)
-        for stays in (self._resting, self._expired, self._released, self._driverless):
-            stays.discard(stay)
-        self._failures.pop(stay, None)
-        timer = self._timers.pop(stay, None)
+        for plugIds in (self._resting, self._expired, self._released, self._driverless):
+            plugIds.discard(plugId)
+        self._failures.pop(plugId, None)
+        timer = self._timers.pop(plugId, None)
         if timer is not None and timer.active():
             timer.cancel()
         if not self._wishes.remember:
             wish = self._wishes.of(device)
             if wish is not None and wish.lease is None:
                 self._wishes.withdraw(device)
-
-
-def _stay(device: UsbDevice) -> Stay:
-    return device.busId, device.deviceNumber

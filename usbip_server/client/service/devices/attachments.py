@@ -22,7 +22,7 @@ from usbip_server.kernel.vhci.ports import PortState, Vhci
 from usbip_server.model.device import Holder, UsbDevice
 from usbip_server.model.errors import LocalTrouble
 from usbip_server.net.hangup import HangupWatcher
-from usbip_server.runtime.threads import BlockingCalls, StillOut, TookTooLong
+from usbip_server.runtime.threads import BlockingCalls, CallPending, CallTimedOut
 
 POLL_SECONDS = 1.0
 """Between polls of the ports of adopted devices: no connection of ours shows their end."""
@@ -173,7 +173,7 @@ class Attachments:
     async def _pollNow(self) -> None:
         try:
             ports = await self._calls.call("status", STATUS_SECONDS, self._vhci.ports)
-        except (LocalTrouble, StillOut, TookTooLong, RuntimeError):
+        except (LocalTrouble, CallPending, CallTimedOut, RuntimeError):
             pass  # poll again later
         else:
             used = {(port.number, port.deviceId) for port in ports if port.state is PortState.USED}

@@ -27,7 +27,7 @@ from usbip_server.model.device import DeviceState, UsbDevice
 from usbip_server.model.errors import LocalTrouble, ShareError, Unreachable
 from usbip_server.model.replies import ReceivedNotice, Refused, Status
 from usbip_server.model.usbip import NotGiven
-from usbip_server.runtime.threads import BlockingCalls, StillOut, TookTooLong
+from usbip_server.runtime.threads import BlockingCalls, CallPending, CallTimedOut
 
 NODES_SECONDS = 10.0
 """For device nodes to appear, on top of C{timeouts.attach}."""
@@ -45,7 +45,7 @@ BOUND = (DeviceState.BOUND, DeviceState.IN_USE)
 
 Result = tuple[Attached, socket.socket]
 
-_ERRORS = (ShareError, NotGiven, TookTooLong, StillOut, RuntimeError)
+_ERRORS = (ShareError, NotGiven, CallTimedOut, CallPending, RuntimeError)
 
 
 class AttachFailed(ShareError):
@@ -204,7 +204,7 @@ class Operations:
         async with self._listing:  # one call at a time
             try:
                 return await self._calls.call("ports", PORT_SECONDS, self._attaching.attached)
-            except (TookTooLong, StillOut, RuntimeError) as error:
+            except (CallTimedOut, CallPending, RuntimeError) as error:
                 raise LocalTrouble(_reason(error)) from error
 
     async def _ask(
@@ -266,7 +266,7 @@ class Operations:
         detach = partial(self._attaching.detach, port)
         try:
             await self._calls.call(("port", port), PORT_SECONDS, detach)
-        except (LocalTrouble, TookTooLong, StillOut, RuntimeError) as error:
+        except (LocalTrouble, CallTimedOut, CallPending, RuntimeError) as error:
             raise AttachFailed(_reason(error)) from error
 
 
@@ -281,8 +281,8 @@ def _isNobodyElses(device: UsbDevice, owner: str | None) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    if isinstance(error, TookTooLong):
+    if isinstance(error, CallTimedOut):
         return "the kernel takes too long: see dmesg"
-    if isinstance(error, StillOut):
+    if isinstance(error, CallPending):
         return "the kernel is still busy with an earlier attempt: see dmesg"
     return str(error)
