@@ -221,7 +221,10 @@ class DaemonTests(AttachingTestCase):
     def test_notGiven(self) -> None:
         """What a server does not give is not attached."""
         self.attach(self.server, "1-1")
-        for busId, text in (("1-1", "somebody else has it"), ("9-9", "has none there")):
+        for busId, text in (
+            ("1-1", "another client has imported it"),
+            ("9-9", "has no bound device there"),
+        ):
             error = self.assertRaises(NotGiven, self.attaching.attach, self.server, busId, SECONDS)
             self.assertIn(text, str(error))
         self.assertEqual(self.kernel.used(), {0: "3-1"})

@@ -255,7 +255,8 @@ class ReachingTests(AskingTestCase):
         for play in (http, ssh):
             with ScriptedServer(play) as scripted:
                 self.assertEqual(
-                    await self.unreachable(scripted.server), "what answers there is no usbipshare"
+                    await self.unreachable(scripted.server),
+                    "the reply is not that of a usbipshare server",
                 )
 
 
@@ -319,7 +320,7 @@ class TlsTests(AskingTestCase):
         """Whoever speaks plain to it is told as that, and so is one that is spoken to in TLS
         and does not."""
         self.start()
-        self.assertIn("if it speaks TLS only, give it", await self.unreachable(self.plain))
+        self.assertIn("if it requires TLS, set", await self.unreachable(self.plain))
         daemon = self.daemon()
         server = msgspec.structs.replace(self.secured(), port=daemon.port)
         self.assertIn("the server does not use TLS on this port", await self.unreachable(server))

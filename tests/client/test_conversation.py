@@ -217,7 +217,9 @@ class TroubleTests(AskingTestCase):
             self.setUp()
             asking = self.ask()
             self.wire.send(line + b"\n" + DONE)
-            self.assertEqual(self.unreachable(asking), "what answers there is no usbipshare")
+            self.assertEqual(
+                self.unreachable(asking), "the reply is not that of a usbipshare server"
+            )
             self.assertTrue(self.wire.transport.aborted)
 
     def test_tls(self) -> None:
@@ -237,13 +239,15 @@ class TroubleTests(AskingTestCase):
             asking = self.ask()
             self.wire.send(*segments)
             self.wire.drop()
-            reason = "it closes without an answer: if it speaks TLS only, give it `tls` in"
-            self.assertIn(reason, self.unreachable(asking))
+            reason = self.unreachable(asking)
+            self.assertIn("without a reply: if it requires TLS, set `tls` in client.yaml", reason)
         self.setUp()
         self.successResultOf(self.answered())
         asking = self.ask()
         self.wire.drop()
-        self.assertEqual(self.unreachable(asking), "it closes without an answer")
+        self.assertEqual(
+            self.unreachable(asking), "the server has closed the connection without a reply"
+        )
         self.setUp()
         asking = self.ask()
         self.wire.lost = True

@@ -144,7 +144,7 @@ class UnreachableTests(ImportingTestCase):
             bytes(8),
             b"\x01\x11\x00\x05",
         ):
-            self.unreachable(says(said), "what answers there is no USB/IP server")
+            self.unreachable(says(said), "the reply is not that of a USB/IP server")
 
     def test_another(self) -> None:
         """Nor is it a device if it is another one than was asked for."""
@@ -153,7 +153,9 @@ class UnreachableTests(ImportingTestCase):
     def test_early(self) -> None:
         """One that closes early has said nothing, wherever it stops."""
         for length in (0, 1, 8, 319):
-            self.unreachable(says(GIVEN[:length]), "it closes without an answer")
+            self.unreachable(
+                says(GIVEN[:length]), "the server has closed the connection without a reply"
+            )
 
     def test_late(self) -> None:
         """One that is silent is given up in time, and so is one that dribbles."""

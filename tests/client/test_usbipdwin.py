@@ -118,7 +118,7 @@ class WireTests(WindowsCase):
         """If a device goes while they are looked at there is no answer; next time there is."""
         self.usbipd.breaks = True
         error = self.assertRaises(Unreachable, listDevices, self.server, SECONDS)
-        self.assertIn("it closes without an answer", str(error))
+        self.assertIn("the server has closed the connection without a reply", str(error))
         self.usbipd.breaks = False
         self.assertEqual(len(listDevices(self.server, SECONDS)), 2)
 
@@ -269,15 +269,15 @@ class CommandTests(CommandCase, WindowsCase):
         done = self.type("attach", "2-4", status=Exit.REFUSED)
         self.assertEqual(
             done.stderr,
-            "2-4 (USB device 2341:0043) at desktop: its server has none there that is bound, or "
-            "none that we may have; on the server: as administrator, usbipd bind --busid 2-4\n",
+            "2-4 (USB device 2341:0043) at desktop: its server has no bound device there, or "
+            "does not permit the import; on the server: as administrator, usbipd bind --busid 2-4\n",
         )
 
     def test_taken(self) -> None:
         """Whoever has it can be a client, or Windows."""
         self.usbipd.stays["2-4"] = OpStatus.DEV_BUSY
         said = self.refused("2-4")
-        self.assertIn("somebody else has it; `usbipd list` on the server shows", said)
+        self.assertIn("another client has imported it; `usbipd list` on the server shows", said)
         self.assertIn("as administrator: usbipd bind --force --busid 2-4", said)
 
     def test_kept(self) -> None:

@@ -143,7 +143,7 @@ class FollowingTests(SynchronousTestCase):
         watched = Watched(
             [{"status": "success", "seq": 5, "data": []}],
             [
-                {"status": "error", "message": "what happened since 5 is not known any more"},
+                {"status": "error", "message": "the events since 5 are not stored any more"},
                 {"status": "success", "seq": 100, "data": [raw(UNO)]},
             ],
         )

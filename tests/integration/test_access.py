@@ -161,5 +161,5 @@ class AccessTests(SynchronousTestCase):
                 self.assertIn("read anew", told["log_format"])
                 self.assertEqual(listed(), count, access)
             told = self.daemon.reload(CONFIG.format(access="{allow: [{who: nobody}]}"))
-            self.assertIn("there is no principal 'nobody'", told["error"])
+            self.assertIn("unknown principal 'nobody'", told["error"])
             self.assertEqual(listed(), 2)

@@ -62,7 +62,7 @@ class WatchingTestCase(DaemonTestCase):
         """Wait until somebody waits for the device: its first owner is told so when it asks for
         it again, without waiting."""
         message = ""
-        while "others wait" not in message:
+        while "other clients wait" not in message:
             answer = await ask(port, command="attach", id="1-1", lease=FIRST)
             message = answer.get("message", "")
 

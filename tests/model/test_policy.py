@@ -157,7 +157,7 @@ class WhoTests(SynchronousTestCase):
             Principal("192.168.8.1", certificate="alice", token="it", hashes=(HASH,)),
             Principal("192.168.7.1", certificate=""),
         )
-        found = [principal for principal in everybody if who.isThis(principal)]
+        found = [principal for principal in everybody if who.matches(principal)]
         self.assertEqual(found, [*principals], who)
 
     def test_address(self) -> None:
@@ -423,7 +423,7 @@ class WrongTests(SynchronousTestCase):
         """The hash of a token, not a token; what stands there is not repeated."""
         for text in ('""', "usbip_secret", f"{HASH}0", HASH[:-1], HASH.upper()):
             for token in (text, f"[{text}]"):
-                self.who(f"{{token: {token}}}", "lab: `token`: what stands here is the hash")
+                self.who(f"{{token: {token}}}", "lab: `token`: this has to be the hash")
         error = self.assertRaises(
             ConfigError, policyOf, "  principals: {lab: {token: usbip_secret}}"
         )
@@ -435,7 +435,7 @@ class WrongTests(SynchronousTestCase):
         for second in (f'"{HASH}"', f'["{OTHER}", "{HASH}"]'):
             self.assertWrong(
                 f'\n  principals:\n    a: {{token: "{HASH}"}}\n    b: {{token: {second}}}',
-                "access: `principals.b.token`: it is that of 'a' too",
+                "access: `principals.b.token`: 'a' has the same token",
             )
         policyOf(f'\n  principals: {{a: {{token: ["{HASH}", "{HASH}"]}}}}')
 
@@ -447,13 +447,18 @@ class WrongTests(SynchronousTestCase):
 
     def test_certificate(self) -> None:
         """Names, and not empty ones."""
-        self.who('{certificate: ""}', "access.principals.lab: `certificate`: a name is empty")
-        self.who('{certificate: [a, ""]}', "access.principals.lab: `certificate`: a name is empty")
+        self.who(
+            '{certificate: ""}', "access.principals.lab: `certificate`: a name must not be empty"
+        )
+        self.who(
+            '{certificate: [a, ""]}',
+            "access.principals.lab: `certificate`: a name must not be empty",
+        )
         self.who("{certificate: 1}", "access.principals.lab.certificate: expected")
 
     def test_nobody(self) -> None:
         """A description has to say something."""
-        self.who("{}", "access.principals.lab: say who: `address`, `token`, `certificate` or `u")
+        self.who("{}", "access.principals.lab: one of `address`, `token`, `certificate` and")
         self.who("", "access.principals.lab: expected a mapping, got nothing")
 
     def test_leftEmpty(self) -> None:
@@ -480,16 +485,16 @@ class WrongTests(SynchronousTestCase):
         for who in ("lab", "[anyone, lab]"):
             self.grant(
                 f"{{who: {who}}}",
-                "`KEY.0.who`: there is no principal 'lab', only anyone, private, local",
+                "`KEY.0.who`: unknown principal 'lab'; known are anyone, private, local",
             )
         for name in BUILT_IN:
             self.assertWrong(
                 f"  principals: {{{name}: {{uid: 0}}}}",
-                f"access: `principals`: {name!r} is there already: choose another name",
+                f"access: `principals`: {name!r} is a built-in principal: choose another name",
             )
         self.assertWrong(
             "  principals: {lab: {uid: 0}}\n  allow: [{who: lab}, {who: Lab}]",
-            "`allow.1.who`: there is no principal 'Lab', only lab, anyone, private, local",
+            "`allow.1.who`: unknown principal 'Lab'; known are lab, anyone, private, local",
         )
 
     def test_commands(self) -> None:

@@ -124,7 +124,7 @@ class RuleTests(SynchronousTestCase):
         """To share a disk that is mounted it has to be named."""
         rule = {"match": {"bus": "*"}, "allow_mounted": True}
         error = self.assertRaises(msgspec.ValidationError, msgspec.convert, rule, Rule)
-        self.assertIn("needs a `name`", str(error))
+        self.assertIn("requires a `name`", str(error))
         msgspec.convert({**rule, "name": "boot"}, Rule)
 
 

@@ -82,5 +82,5 @@ class HashTests(SynchronousTestCase):
             kept.replace("0", "\u0660"),  # a digit, but not one of ours
         ):
             error = self.assertRaises(ValueError, requireHash, wrong)
-            self.assertIn("`token`: what stands here is the hash of a token", str(error))
+            self.assertIn("`token`: this has to be the hash of a token", str(error))
             self.assertNotIn("secret", str(error))

@@ -87,7 +87,7 @@ class DecodingTests(SynchronousTestCase):
         """A client that says more than its request is none."""
         for request in (LIST, IMPORT):
             for more in (b"\0", b"\1", request, 48 * b"\0"):
-                self.assertNotOne(request + more, "behind the request")
+                self.assertNotOne(request + more, "after the request")
 
     def test_version(self) -> None:
         """What does not begin with the version is refused as soon as that can be seen."""
@@ -100,7 +100,7 @@ class DecodingTests(SynchronousTestCase):
         """There are no other requests; the answers are none."""
         for code in (0, 3, 5, 0x8000, 0x8002, 0x8004, 0x8006, 0xFFFF):
             received = struct.pack(">HHI", 0x0111, code, 0)
-            self.assertNotOne(received, f"no request {code:#06x}")
+            self.assertNotOne(received, f"unknown request code {code:#06x}")
 
     def test_status(self) -> None:
         """A request has no status."""
@@ -112,14 +112,14 @@ class DecodingTests(SynchronousTestCase):
     def test_notABusId(self) -> None:
         """What names no device is refused."""
         for text in (b"", b"usb1", b"1-1:1.0", b"../../x", b"1-1\n", b"\xff", b" 1-1", b"0-1"):
-            self.assertNotOne(self.importOf(text), "no bus id")
+            self.assertNotOne(self.importOf(text), "not a bus id")
 
     def test_noEnd(self) -> None:
         """A bus id that takes all the room, so that no NUL ends it, is none; a byte less is
         one."""
         longest = b"1-1" + 14 * b".1"
         self.assertEqual(decode(self.importOf(longest)), ImportRequest(longest.decode()))
-        self.assertNotOne(self.importOf(longest + b"1"), "no bus id")
+        self.assertNotOne(self.importOf(longest + b"1"), "not a bus id")
 
     def test_padding(self) -> None:
         """What stands behind the NUL does not count: a client need not clear its memory."""

@@ -108,9 +108,9 @@ class ImportTests(SynchronousTestCase):
         """Every status but success says why, those that nobody knows too."""
         for status, text in (
             (OpStatus.NA, "no devices"),
-            (OpStatus.DEV_BUSY, "somebody else"),
+            (OpStatus.DEV_BUSY, "another client"),
             (OpStatus.DEV_ERR, "could not be bound"),
-            (OpStatus.NODEV, "none there"),
+            (OpStatus.NODEV, "no bound device there"),
             (OpStatus.ERROR, "refuses"),
         ):
             error = self.assertRaises(NotGiven, decodeImport, encodeRefusal(status))
@@ -140,7 +140,7 @@ class ImportTests(SynchronousTestCase):
         """USB/IP of another version is told as that, with both."""
         for received in (b"\x01\x06", bytes.fromhex("0106 0003 00000000")):
             error = self.assertRaises(OtherVersion, decodeImport, received)
-            self.assertEqual(str(error), "it speaks USB/IP 0x0106, and 0x0111 is needed")
+            self.assertEqual(str(error), "the server has USB/IP 0x0106, and 0x0111 is needed")
 
     def test_busId(self) -> None:
         """It has to be about a device."""

@@ -377,7 +377,7 @@ class BadTests(SecuredTestCase):
             for records in ((IMPORT + more,), (IMPORT, more)):
                 client = self.connect()
                 client.says(*records)
-                self.assertTold("behind the request")
+                self.assertTold("after the request")
                 client.turn()
                 self.assertEqual(client.received, b"")
         self.assertEqual(self.backend.calls, [])
@@ -390,7 +390,7 @@ class BadTests(SecuredTestCase):
         poll = select.poll()
         poll.register(self.wires[-1].transport.getHandle(), select.POLLRDHUP)  # type: ignore[attr-defined]
         poll.poll()
-        self.assertTold("leaves before")
+        self.assertTold("disconnected before")
         self.assertEqual(self.backend.calls, [])
 
     def test_refused(self) -> None:

@@ -448,5 +448,5 @@ class KtlsTests(SessionTestCase):
         """Whoever says more before it is answered is given nothing."""
         client = self.connect()
         client.says(IMPORT, b"more")
-        self.assertTold("behind the request")
+        self.assertTold("after the request")
         self.assertEqual(self.backend.calls, [])

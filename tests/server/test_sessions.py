@@ -370,13 +370,13 @@ class SilenceTests(SynchronousTestCase):
     def test_more(self) -> None:
         """What it says is seen, and not read."""
         self.client.sendall(b"more")
-        self.assertNotSilent("behind the request")
+        self.assertNotSilent("after the request")
         self.assertEqual(self.server.recv(10), b"more")
 
     def test_closed(self) -> None:
         """That it has closed its side is seen."""
         self.client.shutdown(socket.SHUT_WR)
-        self.assertNotSilent("leaves")
+        self.assertNotSilent("disconnected")
 
     def test_reset(self) -> None:
         """That it has cut the connection off is seen."""

@@ -11,7 +11,7 @@ import msgspec
 
 from usbip_server.client.devices import RemoteDevice
 from usbip_server.model.device import isBusId
-from usbip_server.model.errors import DeviceNotFound, ShareError
+from usbip_server.model.errors import ClientError, DeviceNotFound
 from usbip_server.model.selector import CRITERIA, describe, given, matching
 
 
@@ -47,7 +47,7 @@ class Selector(msgspec.Struct, frozen=True, kw_only=True):
         return next(filter(isBusId, values), None)
 
 
-class SeveralFound(ShareError):
+class SeveralFound(ClientError):
     """
     More than one device matches.
 

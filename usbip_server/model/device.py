@@ -1,5 +1,5 @@
 """
-What is known of a USB device: a value, taken at one moment.
+A USB device at one moment, as a value, with its state, holder and lease.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import msgspec
 _BUS_ID = re.compile(r"[1-9][0-9]*-[1-9][0-9]*(?:\.[1-9][0-9]*)*", re.ASCII)
 
 LONGEST_LEASE = 30 * 86400
-"""Seconds."""
+"""The longest lease, in seconds."""
 
-LAST_MOMENT = 253402300799
-"""The end of the year 9999, in seconds since the epoch."""
+LATEST_TIME = 253402300799
+"""The last second of the year 9999, in seconds since the epoch: RFC 3339 has no later time."""
 
 HUB_CLASS = "09"
 """C{bDeviceClass} of a hub (USB 2.0, 11.23.1)."""
@@ -24,45 +24,45 @@ HUB_CLASS = "09"
 
 class DeviceState(enum.Enum):
     """
-    What becomes of a device at this moment.
+    Which driver has the device, and whether a client uses it.
     """
 
     FREE = "free"
-    """This machine's own drivers have it."""
+    """It is not bound to C{usbip-host}: the machine's own drivers have it."""
 
     BOUND = "bound"
-    """C{usbip-host} has it, and a client may import it."""
+    """It is bound to C{usbip-host}, and can be imported."""
 
     IN_USE = "in_use"
     """A client has imported it."""
 
     ERROR = "error"
-    """It does not answer, or C{usbip-host} gave it up; C{trouble} says more."""
+    """It hangs, or C{usbip-host} could not reset it; see L{UsbDevice.trouble}."""
 
 
 class Encryption(enum.Enum):
     """
-    Whether USB traffic is encrypted on its way between a client and this machine.
+    How the USB traffic between a client and this machine is encrypted.
     """
 
     NONE = "none"
-    """It is not."""
+    """Not at all."""
 
     KTLS = "ktls"
-    """TLS, by the kernel."""
+    """With TLS, by the kernel (kTLS)."""
 
     RELAY = "relay"
-    """TLS, by this daemon, through which the traffic passes."""
+    """With TLS, by this daemon, which relays the traffic."""
 
 
 class Holder(msgspec.Struct, frozen=True, kw_only=True):
     """
-    The client that has a device imported.
+    The client that has imported a device.
 
-    @ivar address: its host's address; C{None} where it is not known.
-    @ivar since: when it was first seen to have the device, in seconds since the epoch;
-        C{None} if that was before the daemon began to look.
-    @ivar encryption: of its traffic; C{None} where it is not known.
+    @ivar address: the IP address of the client; C{None}: not known.
+    @ivar since: when the client imported the device, in seconds since the epoch; C{None}: before
+        the daemon was started.
+    @ivar encryption: how the session's traffic is encrypted; C{None}: not known.
     """
 
     address: str | None = None
@@ -72,7 +72,7 @@ class Holder(msgspec.Struct, frozen=True, kw_only=True):
 
 class Traffic(msgspec.Struct, frozen=True, kw_only=True):
     """
-    What a holder's session has moved so far, in bytes.
+    The bytes of a holder's session so far.
 
     @ivar bytesIn: from the client.
     @ivar bytesOut: to the client.
@@ -84,21 +84,22 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True):
 
 class Lease(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """
-    A device is one owner's for a time. Two are never equal: each has its own end.
+    A reservation of a device for one owner, until it expires. Two leases are never equal.
 
-    @ivar owner: what the owner calls itself.
-    @ivar address: the address that asked for it.
-    @ivar proof: by what else the owner is known: only who can show that is this owner.
-    @ivar ttl: seconds that it lasts, from when it was granted or renewed; C{None}: as long
-        as the connection that asked for it.
-    @ivar until: when it ends, in seconds since the epoch; C{None} with C{ttl}.
+    @ivar owner: the name of the owner, as given in the request.
+    @ivar address: the IP address of the client that requested the lease.
+    @ivar proof: the authentication of that client, if any (L{usbip_server.model.policy.Principal}):
+        only a client with the same one is the owner.
+    @ivar ttl: the duration, in seconds, from when the lease was granted or renewed; C{None}: the
+        lease lasts as long as the connection that requested it.
+    @ivar until: when the lease expires, in seconds since the epoch; C{None} if C{ttl} is C{None}.
     """
 
     owner: str
     address: str
     proof: str | None = None
     ttl: Annotated[float, msgspec.Meta(ge=0, le=LONGEST_LEASE)] | None = None
-    until: Annotated[float, msgspec.Meta(ge=0, le=LAST_MOMENT)] | None = None
+    until: Annotated[float, msgspec.Meta(ge=0, le=LATEST_TIME)] | None = None
 
 
 class PlugId(NamedTuple):
@@ -116,35 +117,35 @@ class PlugId(NamedTuple):
 
 class UsbDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
-    One USB device, as it was when somebody looked.
+    A USB device at one moment.
 
-    @ivar busId: where it is plugged in, C{"1-1.4"}: bus 1, port path 1.4.
+    @ivar busId: the port that the device is plugged into, C{"1-1.4"}: bus 1, port path 1.4.
     @ivar vendorId: C{idVendor}, four lower case hexadecimal digits.
     @ivar productId: C{idProduct}, likewise.
-    @ivar description: what C{lsusb} prints for it; never empty.
-    @ivar serial: its serial number, or C{None} where it has none.
+    @ivar description: the name that C{lsusb} prints; never empty.
+    @ivar serial: the serial number; C{None}: the device has none.
     @ivar deviceNumber: the kernel's C{devnum}, a new one each time a device is plugged in.
     @ivar manufacturer: the device's own manufacturer string.
     @ivar product: the device's own product string.
-    @ivar speed: in Mbit/s, as sysfs has it: C{"1.5"}, C{"12"}, C{"480"}, C{"5000"}, ...
+    @ivar speed: in Mbit/s, in the spelling of sysfs: C{"1.5"}, C{"12"}, C{"480"}, C{"5000"}, ...
     @ivar deviceClass: C{bDeviceClass}, two hexadecimal digits.
     @ivar subclass: C{bDeviceSubClass}, likewise.
     @ivar protocol: C{bDeviceProtocol}, likewise.
     @ivar release: C{bcdDevice}.
     @ivar configurations: C{bNumConfigurations}.
-    @ivar path: where the system has it, for people.
+    @ivar path: the path in sysfs, for display.
     @ivar interfaces: class, subclass and protocol of each interface of the first
         configuration, C{"08/06/50"}.
-    @ivar classes: the same of all configurations and settings, each once, as far as that is
-        known: a client can choose.
-    @ivar driver: the kernel driver that has the device (not its interfaces): C{"usb"},
-        C{"usbip-host"}, or C{None}.
-    @ivar holder: who has imported it, when C{state} is L{DeviceState.IN_USE}.
-    @ivar trouble: what is the matter, when C{state} is L{DeviceState.ERROR}.
-    @ivar name: what the configuration calls it. Backends leave it alone, and C{lease} too.
-    @ivar lease: whose it is for a time.
-    @ivar numbers: bus and device number by which USB traffic calls it, if these are not those
-        here: it is on another machine.
+    @ivar classes: the same of all configurations and alternate settings, without duplicates, as
+        far as known: a client can select another configuration.
+    @ivar driver: the kernel driver of the device as a whole: C{"usb"}, C{"usbip-host"}, or
+        C{None}. The interfaces have drivers of their own.
+    @ivar holder: the client that has imported the device, if C{state} is L{DeviceState.IN_USE}.
+    @ivar trouble: the reason, if C{state} is L{DeviceState.ERROR}.
+    @ivar name: the name in the configuration. Not set by backends.
+    @ivar lease: the lease on the device. Not set by backends.
+    @ivar numbers: the bus and device number in the device's USB traffic, if they differ from
+        those here because the device is plugged into another server.
     """
 
     busId: str
@@ -179,12 +180,12 @@ class UsbDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     @property
     def busNumber(self) -> int:
-        """The bus it is on: 1 for C{"1-1.4"}."""
+        """The bus number: 1 for C{"1-1.4"}."""
         return busOrder(self.busId)[0]
 
     @property
     def portNumbers(self) -> tuple[int, ...]:
-        """The ports on the way to it: C{(1, 4)} for C{"1-1.4"}."""
+        """The port path: C{(1, 4)} for C{"1-1.4"}."""
         return busOrder(self.busId)[1:]
 
     def __str__(self) -> str:
@@ -193,15 +194,15 @@ class UsbDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 def isBusId(text: str) -> bool:
     """
-    Is this the bus id of a device, and not of a root hub (C{usb1}), of an interface
-    (C{1-1:1.0}) or no bus id at all?
+    Whether a text is the bus id of a device, such as C{1-1.4}. A root hub (C{usb1}) and an
+    interface (C{1-1:1.0}) have names of other forms.
     """
     return _BUS_ID.fullmatch(text) is not None
 
 
 def busOrder(busId: str) -> tuple[int, ...]:
     """
-    The key that sorts bus ids as their numbers count: C{1-2} before C{1-10}.
+    A sort key for bus ids that compares their numbers: C{1-2} comes before C{1-10}.
     """
     bus, _, ports = busId.partition("-")
     return (int(bus), *map(int, ports.split(".")))

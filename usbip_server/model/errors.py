@@ -1,8 +1,7 @@
 """
-Everything that can go wrong with a request and is not a bug.
+The errors of requests and operations: one family, L{ShareError}.
 
-A L{ShareError} becomes an answer to the client. Its text says what is wrong and,
-where there is something to be done, what.
+An error that is not in this family is a bug, and is logged with its traceback.
 """
 
 from __future__ import annotations
@@ -13,12 +12,10 @@ from usbip_server.model.device import Holder, Lease, Traffic, UsbDevice
 from usbip_server.model.timestamps import timestamp
 
 NAMED_AT_MOST = 10
-"""How many devices a message lists: an old client takes no more than 4096 bytes."""
-
+"""The number of devices that a message lists: an old client reads at most 4096 bytes."""
 
 NAME_AT_MOST = 50
-"""Characters of a name in such a list; one can take up to four bytes."""
-
+"""Characters of a description or serial number in such a list; each takes up to four bytes."""
 
 ASK_AGAIN = "ask again to hear how it went"
 """How the message ends of an answer that comes before the end: clients look for it."""
@@ -26,21 +23,28 @@ ASK_AGAIN = "ask again to hear how it went"
 
 class ShareError(Exception):
     """
-    The family. The message is for the person at the other end.
+    The base of all errors that a client is answered with or that a client reports. The message
+    states what is wrong and, where the user can do something about it, what.
+    """
+
+
+class ClientError(ShareError):
+    """
+    The base of the errors that only clients raise, and that no server answers with.
     """
 
 
 class InvalidRequest(ShareError):
     """
-    The request is not one we understand: malformed, an unknown key, a wrong type.
+    The request is malformed, or has an unknown key or a value of a wrong type.
     """
 
 
 class NotAllowed(ShareError):
     """
-    Whoever asks may not have this.
+    The client has no permission for the request.
 
-    @ivar device: where it is about one that they may see.
+    @ivar device: the device that the request is about, if the client may see it.
     """
 
     def __init__(self, message: str, device: UsbDevice | None = None) -> None:
@@ -50,27 +54,28 @@ class NotAllowed(ShareError):
 
 class BackendUnavailable(ShareError):
     """
-    There are no devices to speak of at present: no USB here, still starting, stopping.
+    The backend has no devices at present: the machine has no USB, or the daemon is starting or
+    stopping.
     """
 
 
 class NotDone(ShareError):
     """
-    The time ran out before anything was done; nothing has changed.
+    The time limit of the request was reached before anything was done; nothing has changed.
     """
 
 
 class DeviceNotFound(ShareError):
     """
-    No device meets the criteria.
+    No device matches the criteria.
     """
 
 
 class SeveralMatch(ShareError):
     """
-    More than one device meets the criteria, and C{first} was not asked for.
+    Several devices match the criteria, and the request does not contain C{first}.
 
-    @ivar devices: those that do, in bus order.
+    @ivar devices: the devices that match, in bus order.
     """
 
     def __init__(self, criteria: str, devices: Sequence[UsbDevice]) -> None:
@@ -84,28 +89,28 @@ class SeveralMatch(ShareError):
             named.append(f"and {len(devices) - NAMED_AT_MOST} more")
         super().__init__(
             f"{len(devices)} devices match {criteria}: {'; '.join(named)}. "
-            'Narrow the criteria, or say "first": true.'
+            'Narrow the criteria, or add "first": true.'
         )
         self.devices = tuple(devices)
 
 
 class SnapshotNeeded(ShareError):
     """
-    A watcher wants to go on where the history does not reach.
+    A watch request has a C{since} that the event log does not reach back to.
     """
 
     def __init__(self, since: int) -> None:
         super().__init__(
-            f'what happened since {since} is not known any more: watch without "since" to begin '
-            "with all devices anew"
+            f'the events since {since} are not stored any more: watch without "since" to start '
+            "with a list of all devices"
         )
 
 
 class OperationFailed(ShareError):
     """
-    The device was found, but what was asked of it was refused or went wrong.
+    The device was found, but the operation was refused or has failed.
 
-    @ivar device: the device, as it was then.
+    @ivar device: the device at that time.
     """
 
     def __init__(self, device: UsbDevice, message: str) -> None:
@@ -115,15 +120,15 @@ class OperationFailed(ShareError):
 
 class DeviceInUse(OperationFailed):
     """
-    A client has imported the device; it is not disturbed.
+    A client has imported the device. Its session is not interrupted.
     """
 
     def __init__(self, device: UsbDevice, traffic: Traffic | None = None) -> None:
         """
-        @param traffic: what the client has moved, if that is known.
+        @param traffic: the bytes of the client's session; C{None}: not known.
         """
         holder = device.holder or Holder()
-        who = holder.address or "a client of usbipd, which does not say who it is"
+        who = holder.address or "a client whose address is not known"
         if holder.since is not None:
             who += f" since {timestamp(holder.since)}"
         if traffic is not None:
@@ -134,12 +139,12 @@ class DeviceInUse(OperationFailed):
 
 class DeviceLeased(OperationFailed):
     """
-    The device is somebody else's for a time.
+    Another owner has a lease on the device.
     """
 
     def __init__(self, device: UsbDevice, lease: Lease, left: float | None) -> None:
         """
-        @param left: the seconds that are left; C{None}: as long as its connection lasts.
+        @param left: the seconds until the lease ends; C{None}: it ends with its connection.
         """
         until = "while its connection lasts" if left is None else f"for {left:.0f} s more"
         super().__init__(device, f"leased by {lease.owner} ({lease.address}) {until}: {device}")
@@ -147,66 +152,69 @@ class DeviceLeased(OperationFailed):
 
 class NotLeased(OperationFailed):
     """
-    There is no lease that could be renewed.
+    A request to renew a lease, and there is none.
     """
 
     def __init__(self, device: UsbDevice) -> None:
         super().__init__(
-            device, f'nobody has leased {device}: attach it with "lease", or its lease has ended'
+            device,
+            f'there is no lease on {device}, or it has ended: attach the device with "lease"',
         )
 
 
 class DeviceAwaited(OperationFailed):
     """
-    Others wait for the device, and have their turn first.
+    Other requests are waiting for the device, and come first.
     """
 
     def __init__(self, device: UsbDevice, waiting: int) -> None:
         super().__init__(
-            device, f'others wait for {device} ({waiting}): queue up with "wait": seconds'
+            device,
+            f'other clients wait for {device} ({waiting}): join the queue with "wait": seconds',
         )
 
 
 class DeviceMounted(OperationFailed):
     """
-    The device is a disk that this machine uses itself; it was not touched.
+    The device is a disk that the server itself has mounted or uses otherwise.
     """
 
     def __init__(self, device: UsbDevice, uses: Sequence[str]) -> None:
         """
-        @param uses: what for: C{"/dev/sda1 is mounted on /boot"}.
+        @param uses: each use, such as C{"/dev/sda1 is mounted on /boot"}.
         """
         super().__init__(
             device,
             f"{device} is in use by the server itself: {', '.join(uses)}. Unmount it there; to "
-            "share it all the same give it a rule with a `name` and `allow_mounted: true`",
+            "share it nevertheless, give it a rule with a `name` and `allow_mounted: true`",
         )
 
 
 class StillWorking(OperationFailed):
     """
-    The operation takes longer than an answer may; it goes on, and asking again tells.
+    The operation continues beyond the time limit of an answer. The same request, sent again,
+    returns its result.
     """
 
 
 class OperationTimedOut(OperationFailed):
     """
-    The operation did not come to an end within its deadline. It may still be stuck in
-    the kernel; the device is shown as C{error} until it comes back.
+    The operation has not ended before its deadline. While it is stuck in the kernel the device is
+    shown as C{error}.
     """
 
 
 class Unreachable(BackendUnavailable):
     """
-    Another machine does not answer, or says what we do not understand.
+    Another server does not answer, or its answer is not understood.
     """
 
 
 class LocalTrouble(ShareError):
     """
-    This machine's kernel does not do what it takes to import a device.
+    A device cannot be imported because of the kernel of this machine.
     """
 
 
 Settle = Callable[[ShareError | None], None]
-"""To be told, once, what went wrong; C{None}: nothing."""
+"""Called once, with the error that an operation has ended with; C{None}: it has succeeded."""

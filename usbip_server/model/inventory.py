@@ -1,9 +1,8 @@
 """
-The devices known now.
+The devices that are present now, and the changes between two states of them.
 
-A backend keeps an inventory current; requests are answered from it, and whoever wants
-to know of changes subscribes. There is one way to change it, L{Inventory.replace}, so
-there is one place where changes are found and numbered.
+A backend keeps its inventory current with L{Inventory.replace}, which computes the changes, numbers
+them and passes them to the subscribers.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from usbip_server.model.device import DeviceState, UsbDevice, busOrder
 
 class ChangeKind(enum.Enum):
     """
-    What can happen to a device.
+    The kinds of changes of a device.
     """
 
     ADDED = "added"
@@ -34,11 +33,11 @@ class ChangeKind(enum.Enum):
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
     """
-    One thing that happened to one device.
+    One change of one device.
 
-    @ivar seq: counts the changes, without a gap.
-    @ivar device: the device after it; before it, where it was removed.
-    @ivar before: the device before it, unless it was added.
+    @ivar seq: the number of the change; numbers are consecutive.
+    @ivar device: the device after the change; if it was removed, the device before the change.
+    @ivar before: the device before the change; C{None} if it was added.
     """
 
     kind: ChangeKind
@@ -51,7 +50,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """
     All devices at one moment.
 
-    @ivar seq: the number of the last change in it: the next one is C{seq + 1}.
+    @ivar seq: the number of the last change before it.
     @ivar devices: in bus order.
     """
 
@@ -60,25 +59,25 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _Step = tuple[ChangeKind, UsbDevice, UsbDevice | None]
-"""What happened, the device after it and before it."""
+"""The kind of a change, the device after it, and the device before it."""
 
 Listener = Callable[[tuple[Change, ...]], None]
-"""Takes the changes that were seen together, in their order."""
+"""Called with the changes of one L{Inventory.replace}, in order."""
 
 
 class Inventory:
     """
-    The devices known now, and those who want to hear of changes.
+    The devices that are present now, and the subscribers to changes.
 
-    @ivar trouble: why there can be no devices at present, for a client; C{None} when
-        all is well.
+    @ivar trouble: why there can be no devices at present, as a message for clients; C{None}:
+        there can be.
     """
 
     _log = Logger()
 
     def __init__(self, seq: int = 0) -> None:
         """
-        @param seq: what the numbers of the changes begin behind.
+        @param seq: the number before that of the first change.
         """
         self.trouble: str | None = None
         self._devices: dict[str, UsbDevice] = {}
@@ -87,44 +86,44 @@ class Inventory:
 
     @property
     def snapshot(self) -> Snapshot:
-        """The devices now. The same object until something changes."""
+        """The devices now. The same object is returned until the next change."""
         return self._snapshot
 
     def get(self, busId: str) -> UsbDevice | None:
-        """The device at a bus id, if there is one."""
+        """The device at a bus id; C{None} if there is none."""
         return self._devices.get(busId)
 
     def same(self, device: UsbDevice) -> UsbDevice | None:
         """
-        What is known now of a device: C{None} if it is gone, also if another one has been
-        plugged in at its place.
+        The present state of a device; C{None} if it was unplugged, even if another device is at
+        its bus id now.
         """
         now = self._devices.get(device.busId)
         return now if now is not None and now.plugId == device.plugId else None
 
     def subscribe(self, listener: Listener) -> Snapshot:
         """
-        Tell C{listener} of every change after the snapshot returned: none is lost
-        between the two and none told twice.
+        Call C{listener} for every change after the snapshot that is returned. No change is
+        missing between the two, and none is in both.
         """
         self._listeners.append(listener)
         return self._snapshot
 
     def unsubscribe(self, listener: Listener) -> None:
-        """Tell C{listener} nothing more."""
+        """Stop calling C{listener}."""
         self._listeners.remove(listener)
 
     def replace(self, found: Iterable[UsbDevice], among: Collection[str] | None = None) -> None:
         """
-        Take note of what is there.
+        Update the devices, and call the listeners with the changes.
 
-        @param found: the devices there are.
-        @param among: the bus ids that were looked at: what is not found there is gone,
-            and nothing is said of any other. C{None}: all were looked at.
+        @param found: the devices that were found.
+        @param among: the bus ids that were read: a device at one of them that is not in C{found} is
+            removed; devices at other bus ids are kept. C{None}: all bus ids were read.
         """
         now = {device.busId: device for device in found}
-        looked = self._devices.keys() | now.keys() if among is None else among
-        changed = [busId for busId in looked if self._devices.get(busId) != now.get(busId)]
+        wasRead = self._devices.keys() | now.keys() if among is None else among
+        changed = [busId for busId in wasRead if self._devices.get(busId) != now.get(busId)]
         kinds = [
             change
             for busId in sorted(changed, key=busOrder)
@@ -142,14 +141,14 @@ class Inventory:
             seq=self._snapshot.seq + len(kinds),
             devices=tuple(self._devices[busId] for busId in sorted(self._devices, key=busOrder)),
         )
-        self._tell(
+        self._notify(
             tuple(
                 Change(kind=kind, seq=seq, device=device, before=before)
                 for seq, (kind, device, before) in enumerate(kinds, first)
             )
         )
 
-    def _tell(self, changes: tuple[Change, ...]) -> None:
+    def _notify(self, changes: tuple[Change, ...]) -> None:
         for listener in tuple(self._listeners):
             try:
                 listener(changes)
@@ -159,7 +158,7 @@ class Inventory:
 
 def _difference(before: UsbDevice | None, after: UsbDevice | None) -> list[_Step]:
     """
-    What happened between two looks at one bus id.
+    The changes between two states of one bus id.
     """
     if before == after:
         return []
@@ -190,7 +189,7 @@ def _gone(before: UsbDevice | None) -> list[_Step]:
 
 def _path(before: UsbDevice, after: UsbDevice) -> list[tuple[ChangeKind, DeviceState]]:
     """
-    What has a word of its own on the way from one to the other, and where that leads.
+    The changes of state between two states of one device, each with the state after it.
     """
     if before.state is after.state:
         isNext = before.state is DeviceState.IN_USE and _sessionOf(before) != _sessionOf(after)
@@ -200,7 +199,7 @@ def _path(before: UsbDevice, after: UsbDevice) -> list[tuple[ChangeKind, DeviceS
 
 def _sessionOf(device: UsbDevice) -> float | None:
     """
-    What tells one client's session from the next.
+    A value that distinguishes the session of one client from the next.
     """
     return None if device.holder is None else device.holder.since
 

@@ -1,5 +1,6 @@
 """
-How much and how long: what the configuration's C{limits} and C{timeouts} say.
+Options in configuration files: conversion to C{msgspec} structures with errors that name the key,
+and the blocks C{limits} and C{timeouts}.
 """
 
 from __future__ import annotations
@@ -10,60 +11,17 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
+T = TypeVar("T")
+
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
-
-
-class Limits(
-    msgspec.Struct,
-    frozen=True,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    rename={
-        "requestBytes": "request_bytes",
-        "watchBytes": "watch_bytes",
-    },
-):
-    """
-    How much one client may ask for.
-
-    @ivar requestBytes: the longest request, in bytes.
-    @ivar connections: how many connections there may be at a time.
-    @ivar watchBytes: how much of what a watcher is told may wait for it to read, in bytes.
-    @ivar history: how many events are remembered for those who come back.
-    @ivar hooks: how many hooks run at a time.
-    """
-
-    requestBytes: Annotated[int, msgspec.Meta(ge=1024, le=16 * 1024 * 1024)] = 64 * 1024
-    connections: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1024
-    watchBytes: Annotated[int, msgspec.Meta(ge=1024, le=1024 * 1024 * 1024)] = 256 * 1024
-    history: Annotated[int, msgspec.Meta(ge=0, le=10_000_000)] = 10_000
-    hooks: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 8
-
-
-class Timeouts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """
-    How long things may take, in seconds.
-
-    @ivar request: until a whole request is there, from the connection or the last answer.
-    @ivar answer: until the answer; old clients give up after two seconds.
-    @ivar bind: until a bind or unbind is given up.
-    @ivar heartbeat: between signs of life to those who wait or watch.
-    @ivar stop: how long a daemon that is told to end waits for what is in progress.
-    """
-
-    request: Seconds = 30.0
-    answer: Seconds = 1.8
-    bind: Seconds = 30.0
-    heartbeat: Seconds = 15.0
-    stop: Seconds = 5.0
 
 
 class InvalidOption(Exception):
     """
-    An option in the configuration is wrong; not a L{ShareError}, as no client sees it.
+    A value in a configuration file is wrong. Not a L{ShareError}, as it is never sent to a client.
 
-    @ivar path: the keys that lead to it, C{("backend", "root")}.
-    @ivar reason: what is wrong with it.
+    @ivar path: the path of keys to the value, C{("backend", "root")}.
+    @ivar reason: what is wrong with the value.
     """
 
     def __init__(self, path: Sequence[str | int], reason: str) -> None:
@@ -87,8 +45,7 @@ WORDS = {
     "datetime": "a date and time",
     "bytes": "binary data",
 }
-"""What msgspec calls by their names in JSON and Python, as people who write YAML call it."""
-
+"""The names of types in messages of msgspec, and how they are called for a user of YAML."""
 
 _NAMES = re.compile(rf"`((?:{'|'.join(WORDS)})(?: \| (?:{'|'.join(WORDS)}))*)`")
 
@@ -159,16 +116,59 @@ def _worded(names: re.Match[str]) -> str:
     return " or ".join(WORDS[name] for name in names[1].split(" | "))
 
 
-T = TypeVar("T")
-
-
 def convert(options: Mapping[str, Any], kind: type[T]) -> T:
     """
-    Make a C{msgspec.Struct} of the options.
+    Convert options to a C{msgspec.Struct}.
 
-    @raise InvalidOption: one is unknown, of a wrong type, or out of its range.
+    @raise InvalidOption: a key is unknown or missing, or a value has a wrong type or is out of
+        range.
     """
     try:
         return msgspec.convert(dict(options), kind)
     except msgspec.ValidationError as error:
         raise invalid(error, kind) from None
+
+
+class Limits(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    rename={
+        "requestBytes": "request_bytes",
+        "watchBytes": "watch_bytes",
+    },
+):
+    """
+    The C{limits} block.
+
+    @ivar requestBytes: the length of a request, in bytes.
+    @ivar connections: the number of simultaneous connections.
+    @ivar watchBytes: the bytes that may wait to be sent to a watcher.
+    @ivar history: the number of events that are stored for watchers that reconnect.
+    @ivar hooks: the number of hooks that run at the same time.
+    """
+
+    requestBytes: Annotated[int, msgspec.Meta(ge=1024, le=16 * 1024 * 1024)] = 64 * 1024
+    connections: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1024
+    watchBytes: Annotated[int, msgspec.Meta(ge=1024, le=1024 * 1024 * 1024)] = 256 * 1024
+    history: Annotated[int, msgspec.Meta(ge=0, le=10_000_000)] = 10_000
+    hooks: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 8
+
+
+class Timeouts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """
+    The C{timeouts} block, in seconds.
+
+    @ivar request: until a request is complete, from the begin of the connection or the last reply.
+    @ivar answer: until the reply: old clients wait two seconds.
+    @ivar bind: until a bind or unbind has failed.
+    @ivar heartbeat: between heartbeats to clients that wait or watch.
+    @ivar stop: the time that the daemon waits for operations in progress when it stops.
+    """
+
+    request: Seconds = 30.0
+    answer: Seconds = 1.8
+    bind: Seconds = 30.0
+    heartbeat: Seconds = 15.0
+    stop: Seconds = 5.0

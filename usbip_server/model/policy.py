@@ -1,5 +1,5 @@
 """
-Who asks, and what the configuration's C{access} says of who may do what.
+Access control: principals, and the policy in the configuration's C{access} block.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from usbip_server.model.rules import UNSET, Match
 from usbip_server.model.tokens import requireHash
 
 LOCAL = "local"
-"""What stands for an address where there is none: on a unix socket."""
+"""The address of all clients on unix sockets."""
 
 _LOOPBACK = ("127.0.0.0/8", "::1")
 
@@ -30,19 +30,19 @@ _PRIVATE = (
 T = TypeVar("T")
 
 OneOrMany = Union[T, tuple[T, ...]]  # noqa: UP007 - "|" makes no generic alias at run time
-"""In the file, one or a list."""
+"""A value in the configuration that may be given as one item or as a list."""
 
 
 class Principal(msgspec.Struct, frozen=True):
     """
-    Whoever is at the other end of a connection.
+    The client at the other end of a connection, and how it is authenticated.
 
-    @ivar address: the host's address, C{"192.0.2.7"}, or L{LOCAL} for a unix socket.
-    @ivar uid: the user, on a unix socket.
+    @ivar address: the IP address, C{"192.0.2.7"}, or L{LOCAL} for a unix socket.
+    @ivar uid: the user id of the process, on a unix socket.
     @ivar certificate: the name in its TLS certificate, which was verified.
-    @ivar token: the name of the principal whose token it has shown.
-    @ivar hashes: what the configuration keeps of that token: once it does not any more, it
-        was shown in vain.
+    @ivar token: the name of the principal whose token the request contains.
+    @ivar hashes: the hashes of that token in the configuration. A principal whose hash is removed
+        from the configuration is not matched by them any more.
     """
 
     address: str
@@ -54,14 +54,14 @@ class Principal(msgspec.Struct, frozen=True):
     @property
     def proof(self) -> str | None:
         """
-        By what they are known, if it is more than an address: that can be somebody else's
-        tomorrow.
+        The strongest authentication, such as C{"token ci"}; C{None} if only the address is known,
+        which another client may have later.
         """
         return next(reversed(self._proofs), None)
 
     @property
     def _proofs(self) -> list[str]:
-        """The strongest last."""
+        """All authentications, the strongest last."""
         kinds = ("uid", "certificate", "token")
         return [f"{kind} {it}" for kind in kinds if (it := getattr(self, kind)) is not None]
 
@@ -72,7 +72,7 @@ class Principal(msgspec.Struct, frozen=True):
 
 class Right(enum.Enum):
     """
-    What can be allowed: the commands, the import of a device over USB/IP, and C{"force"}.
+    What a policy can allow: the commands, the import of a device over USB/IP, and C{"force"}.
     """
 
     LIST = "list"
@@ -83,7 +83,7 @@ class Right(enum.Enum):
     KICK = "kick"
     RENEW = "renew"
     FORCE = "force"
-    """To disregard others' leases and sessions; needed beside the command."""
+    """To override leases and sessions of other clients; needed in addition to the command."""
 
     IMPORT = "import"
 
@@ -95,13 +95,13 @@ class Who(
     forbid_unknown_fields=True,
 ):
     """
-    A principal, as the configuration describes it: all that is given has to be true of
-    somebody, and of a list one is enough.
+    The definition of a principal in the configuration. A client matches if it matches every field
+    that is given; it matches a list if it matches one item.
 
-    @ivar address: addresses and ranges of them, C{"192.168.7.0/24"}.
+    @ivar address: addresses and ranges, C{"192.168.7.0/24"}.
     @ivar token: hashes of tokens (L{usbip_server.model.tokens}).
     @ivar certificate: names in TLS certificates.
-    @ivar uid: of a user of this machine, on a unix socket.
+    @ivar uid: user ids of this machine, on unix sockets.
     """
 
     address: OneOrMany[str] = UNSET
@@ -111,16 +111,16 @@ class Who(
 
     def __post_init__(self) -> None:
         if all(it is None for it in (self.address, self.token, self.certificate, self.uid)):
-            raise ValueError("say who: `address`, `token`, `certificate` or `uid`")
+            raise ValueError("one of `address`, `token`, `certificate` and `uid` is required")
         for text in several(self.address):
             _requireRange(text)
         for text in several(self.token):
             requireHash(text)
         if "" in several(self.certificate):
-            raise ValueError("`certificate`: a name is empty")
+            raise ValueError("`certificate`: a name must not be empty")
 
-    def isThis(self, principal: Principal) -> bool:
-        """Is somebody this one?"""
+    def matches(self, principal: Principal) -> bool:
+        """Whether a client matches the definition."""
         return (
             (self.address is None or within(principal.address, several(self.address)))
             and (self.token is None or not {*several(self.token)}.isdisjoint(principal.hashes))
@@ -131,11 +131,11 @@ class Who(
 
 class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
-    Some may do something, or may not.
+    An entry of C{allow} or C{deny}.
 
     @ivar who: names of principals.
-    @ivar commands: what; C{None}: everything.
-    @ivar devices: to which devices; C{None}: to all.
+    @ivar commands: the rights; C{None}: all rights.
+    @ivar devices: the devices; C{None}: all devices.
     """
 
     who: OneOrMany[str]
@@ -143,11 +143,11 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     devices: OneOrMany[Match] = UNSET
 
     def isAbout(self, right: Right) -> bool:
-        """Does it say something of this?"""
+        """Whether the entry contains a right."""
         return self.commands is None or right in several(self.commands)
 
     def covers(self, right: Right, device: UsbDevice) -> bool:
-        """Does it say something of doing this to a device?"""
+        """Whether the entry contains a right to a device."""
         return self.isAbout(right) and (
             self.devices is None or any(match.meets(device) for match in several(self.devices))
         )
@@ -155,9 +155,10 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
-    Who may do what: some C{allow} says so, and no C{deny} does.
+    The access policy: a client has a right if an entry of C{allow} contains it and no entry of
+    C{deny} does.
 
-    @ivar principals: what those are called that L{BUILT_IN} does not name.
+    @ivar principals: definitions of principals by name, besides those in L{BUILT_IN}.
     """
 
     principals: dict[str, Who] = {}
@@ -168,12 +169,14 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         owners: dict[str, str] = {}
         for name, who in self.principals.items():
             if name in BUILT_IN:
-                raise ValueError(f"`principals`: {name!r} is there already: choose another name")
-            for kept in several(who.token):
-                if owners.setdefault(kept, name) != name:
+                raise ValueError(
+                    f"`principals`: {name!r} is a built-in principal: choose another name"
+                )
+            for stored in several(who.token):
+                if owners.setdefault(stored, name) != name:
                     raise ValueError(
-                        f"`principals.{name}.token`: it is that of {owners[kept]!r} too, and a "
-                        "token says who somebody is: make another one"
+                        f"`principals.{name}.token`: {owners[stored]!r} has the same token, and a "
+                        "token identifies one principal: create another token"
                     )
         for key, grants in (("allow", self.allow), ("deny", self.deny)):
             for index, grant in enumerate(grants):
@@ -181,16 +184,16 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                     if name not in self.principals and name not in BUILT_IN:
                         known = ", ".join((*self.principals, *BUILT_IN))
                         raise ValueError(
-                            f"`{key}.{index}.who`: there is no principal {name!r}, only {known}"
+                            f"`{key}.{index}.who`: unknown principal {name!r}; known are {known}"
                         )
 
     def isAny(self, names: Iterable[str], principal: Principal) -> bool:
-        """Is somebody one of those that are called this?"""
-        return any(self._isThis(name, principal) for name in names)
+        """Whether a client matches one of the principals with these names."""
+        return any(self._matches(name, principal) for name in names)
 
-    def _isThis(self, name: str, principal: Principal) -> bool:
+    def _matches(self, name: str, principal: Principal) -> bool:
         if name in self.principals:
-            return self.principals[name].isThis(principal)
+            return self.principals[name].matches(principal)
         ranges = BUILT_IN[name]
         isLocal = principal.address == LOCAL
         return ranges is None or isLocal or within(principal.address, ranges)
@@ -201,34 +204,34 @@ BUILT_IN: Mapping[str, tuple[str, ...] | None] = {
     "private": _PRIVATE,
     "local": _LOOPBACK,
 }
-"""Principals that need no description. Whoever is on a unix socket is one of all of them: the
-file's mode says who that can be."""
+"""The built-in principals, and their ranges of addresses; C{None}: all addresses. A client on a
+unix socket matches all of them: the mode of the socket file controls who can connect."""
 
 
 class AccessPreset(enum.Enum):
     """
-    A L{Policy} in a word.
+    A L{Policy} that the configuration can name.
     """
 
     OPEN = "open"
-    """Everybody may do everything."""
+    """All clients have all rights."""
 
     PRIVATE = "private"
-    """Everybody in private, link-local and loopback ranges may."""
+    """Clients with addresses in private, link-local and loopback ranges have all rights."""
 
     LOCAL = "local"
-    """Everybody on this machine may."""
+    """Clients on this machine have all rights."""
 
     @property
     def policy(self) -> Policy:
-        """The same at length."""
+        """The policy."""
         who = "anyone" if self is AccessPreset.OPEN else self.value
         return Policy(allow=(Grant(who=who),))
 
 
 def several(given: OneOrMany[T] | None) -> tuple[T, ...]:
     """
-    What stands in the file as one or as a list, as a tuple.
+    A value that may be one item or a list, as a tuple.
     """
     if given is None:
         return ()
@@ -237,8 +240,8 @@ def several(given: OneOrMany[T] | None) -> tuple[T, ...]:
 
 def within(address: str, ranges: Iterable[str]) -> bool:
     """
-    Is an address in one of these ranges? The word for none is in none. A range with a zone
-    (C{fe80::%eth0/64}; RFC 4007, 11) is for that interface only.
+    Whether an address is in one of several ranges; L{LOCAL} is in none. A range with a zone
+    (C{fe80::%eth0/64}; RFC 4007, 11) contains only addresses of that interface.
     """
     host, _, zone = address.partition("%")
     try:
@@ -251,7 +254,7 @@ def within(address: str, ranges: Iterable[str]) -> bool:
 
 def _requireRange(text: str) -> None:
     """
-    @raise ValueError: this is no range of addresses, or one that nobody can be in.
+    @raise ValueError: the text is not a range of addresses, or no client can be in the range.
     """
     try:
         network = ipaddress.ip_network(text)
@@ -267,7 +270,7 @@ def _zone(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> str | None:
 
 def sameHost(one: str, other: str) -> bool:
     """
-    Do two addresses belong to one machine, as far as that can be told from them?
+    Whether two addresses are known to belong to the same machine.
     """
     return one == other or (_isHere(one) and _isHere(other))
 

@@ -1,8 +1,8 @@
 """
-The answers of the JSON contract (docs/reference/protocol.md).
+JSON replies and events: their structure, and encoding and decoding (docs/reference/protocol.md).
 
-The shapes are closed: old clients reject any other key beside C{status}, C{data} and
-C{message}, and any other status.
+Old clients reject a reply that has any key besides C{status}, C{data} and C{message}, or any other
+status. So nothing can be added to a reply unless the request has asked for it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from usbip_server.model.device import Holder, Lease, Traffic, UsbDevice
 from usbip_server.model.errors import (
     ASK_AGAIN,
     BackendUnavailable,
+    ClientError,
     DeviceNotFound,
     InvalidRequest,
     LocalTrouble,
@@ -32,11 +33,26 @@ from usbip_server.model.timestamps import timestamp
 Devices = UsbDevice | tuple[UsbDevice, ...]
 
 Measure = Callable[[UsbDevice], Traffic | None]
+"""Returns the bytes of the session of a device's holder; C{None}: not known."""
+
+ReceivedNotice = dict[str, Any]
+"""A line from a server that is not a reply: an event or a notice of progress."""
+
+LONGEST_LINE = 16 * 1024 * 1024
+"""The longest line that a client reads, in bytes: room for a detailed list of all devices of a
+large installation."""
+
+NO_ANSWER = "the server has closed the connection without a reply"
+
+MAYBE_TLS = ": if it requires TLS, set `tls` in client.yaml"
+"""Appended to L{NO_ANSWER} if nothing was received at all."""
+
+_encode = msgspec.json.Encoder().encode
 
 
 class Status(enum.Enum):
     """
-    The statuses there are.
+    The status of a reply.
     """
 
     SUCCESS = "success"
@@ -57,17 +73,16 @@ STATUS_OF: dict[type[ShareError], Status] = {
     SeveralMatch: Status.MULTIPLE_MATCHES,
     OperationFailed: Status.FAILURE,
 }
-"""Which status tells of which error; a subclass has its base's."""
+"""The status for each error. A subclass has that of its base."""
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
-    One answer.
+    A reply to a request.
 
-    @ivar status: how it went.
-    @ivar seq: of a watch: the number of the last event that C{data} knows of.
-    @ivar data: the device or devices, already in the contract's JSON.
-    @ivar message: what is wrong and what to do, for a person.
+    @ivar seq: in the reply to a watch: the number of the last event before C{data}.
+    @ivar data: the device or devices, encoded.
+    @ivar message: what is wrong and what to do, for the user.
     """
 
     status: Status
@@ -76,22 +91,22 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     message: str | None = None
 
     def encode(self) -> bytes:
-        """The answer as it goes over the wire: compact JSON and a line feed."""
+        """The reply as one line of compact JSON."""
         return _encode(self) + b"\n"
 
 
 class Notice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
-    A line that answers nothing: an event, or word of how it goes.
+    A line that is not a reply: an event, or a notice of the progress of a request.
 
-    @ivar event: what happened.
-    @ivar seq: the event's number, where it has one.
-    @ivar time: when.
-    @ivar data: the device, already in the contract's JSON.
-    @ivar holder: who has imported it, or has given it back.
-    @ivar lease: whose it is for a time.
-    @ivar place: in the queue.
-    @ivar message: for a person.
+    @ivar event: the name of the event.
+    @ivar seq: the number of the event, if it is one that watchers receive.
+    @ivar time: when it happened, as in RFC 3339.
+    @ivar data: the device, encoded.
+    @ivar holder: the client that has imported or released the device.
+    @ivar lease: the lease on the device.
+    @ivar place: the position in the queue.
+    @ivar message: a text for the user.
     """
 
     event: str
@@ -104,17 +119,17 @@ class Notice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     message: str | None = None
 
     def encode(self) -> bytes:
-        """The notice as it goes over the wire."""
+        """The notice as one line of compact JSON."""
         return _encode(self) + b"\n"
 
 
 def failed(error: ShareError, detail: bool = False) -> Reply:
     """
-    The answer that tells of an error.
+    The reply for an error.
     """
     status = next(STATUS_OF[kind] for kind in type(error).__mro__ if kind in STATUS_OF)
     data = encodeDevices(error.device, detail) if isinstance(error, OperationFailed) else None
-    # A file name or a device's string in a message can hold half a surrogate pair.
+    # A file name or a device string in a message may contain a lone surrogate.
     message = str(error).encode("utf-8", "backslashreplace").decode()
     return Reply(status=status, data=data, message=message)
 
@@ -123,9 +138,10 @@ def encodeDevices(
     devices: Devices, detail: bool, traffic: Measure = lambda device: None
 ) -> msgspec.Raw:
     """
-    The contract's JSON for a device or for several.
+    Encode a device, or a list of devices.
 
-    @param traffic: what the session of a device's holder has moved.
+    @param detail: with all fields; else with those that old clients know.
+    @param traffic: returns the bytes of the session of a device's holder.
     """
     if isinstance(devices, tuple):
         return msgspec.Raw(_encode([_fields(device, detail, traffic) for device in devices]))
@@ -164,7 +180,7 @@ def _fields(device: UsbDevice, detail: bool, traffic: Measure) -> dict[str, Any]
 
 def holderFields(holder: Holder, traffic: Traffic | None = None) -> dict[str, Any]:
     """
-    The contract's JSON for who has a device.
+    The fields of a holder in JSON.
     """
     return {
         "address": holder.address,
@@ -177,7 +193,7 @@ def holderFields(holder: Holder, traffic: Traffic | None = None) -> dict[str, An
 
 def leaseFields(lease: Lease) -> dict[str, Any]:
     """
-    The contract's JSON for whose a device is for a time.
+    The fields of a lease in JSON.
     """
     return {
         "owner": lease.owner,
@@ -187,29 +203,11 @@ def leaseFields(lease: Lease) -> dict[str, Any]:
     }
 
 
-_encode = msgspec.json.Encoder().encode
-
-
-ReceivedNotice = dict[str, Any]
-"""A line that answers nothing, but says how it goes, or what has happened."""
-
-LONGEST_LINE = 16 * 1024 * 1024
-"""Bytes: a list of all devices of a large room, with everything known of each."""
-
-NO_ANSWER = "it closes without an answer"
-
-MAYBE_TLS = ": if it speaks TLS only, give it `tls` in client.yaml"
-"""What there is to add to that if it has not said anything."""
-
-
 class ReceivedReply(msgspec.Struct, frozen=True, kw_only=True):
     """
-    What a server answers.
+    A reply from a server, decoded. The fields are those of L{Reply}.
 
-    @ivar status: how it went.
-    @ivar data: the device, or the devices, with the contract's keys.
-    @ivar message: for people.
-    @ivar seq: of a watch.
+    @ivar data: the device or devices, with the keys that the protocol has.
     """
 
     status: Status
@@ -219,15 +217,15 @@ class ReceivedReply(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def isPending(self) -> bool:
-        """Does it only say that it takes longer, and that it can be asked again?"""
+        """Whether the operation continues: the same request, sent again, returns its result."""
         return self.status is Status.FAILURE and self.message.endswith(ASK_AGAIN)
 
 
 def decodeReply(line: bytes) -> ReceivedReply | ReceivedNotice:
     """
-    What a line says.
+    Decode a line from a server.
 
-    @raise ValueError: nothing that a server of ours would say; the text says so.
+    @raise ValueError: it is neither a reply nor an event of this protocol.
     """
     try:
         value = msgspec.json.decode(line)
@@ -235,14 +233,14 @@ def decodeReply(line: bytes) -> ReceivedReply | ReceivedNotice:
             return value
         return msgspec.convert(value, ReceivedReply)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise ValueError("what answers there is no usbipshare") from None
+        raise ValueError("the reply is not that of a usbipshare server") from None
 
 
-class Refused(ShareError):
+class Refused(ClientError):
     """
-    A server has answered, but not that it is done.
+    The server has answered a request with an error or a failure.
 
-    @ivar status: what it has answered.
+    @ivar status: the status of its answer.
     """
 
     def __init__(self, status: Status, message: str) -> None:

@@ -1,5 +1,5 @@
 """
-The requests of the JSON contract, and how bytes become one (docs/reference/protocol.md).
+JSON requests: their structure, and decoding (docs/reference/protocol.md).
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from usbip_server.model.errors import InvalidRequest
 from usbip_server.model.selector import CRITERIA, given
 
 LONGEST_WAIT = 86400
-"""Seconds."""
+"""The longest C{wait}, in seconds."""
 
 LONGEST_TOKEN = 1024
-"""Characters."""
+"""Characters of a token."""
 
 LONGEST_SHOWN = 200
-"""Characters of a request that a message repeats."""
+"""Characters of a request that a message quotes."""
 
 T = TypeVar("T")
 
@@ -31,11 +31,11 @@ class Request(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="command"
 ):
     """
-    What every request may say; C{null} is as good as nothing.
+    The keys that every request may have. C{null} means that a key is absent.
 
-    @ivar detail: answer with all that is known of a device, not only what fits old clients.
-    @ivar keep_alive: leave the connection open after the answer.
-    @ivar token: proves who asks.
+    @ivar detail: reply with all fields of a device, not only those that old clients know.
+    @ivar keep_alive: leave the connection open after the reply.
+    @ivar token: authenticates the client.
     """
 
     detail: bool | None = False
@@ -45,19 +45,19 @@ class Request(
 
 class ListDevices(Request, frozen=True, kw_only=True, tag="list"):
     """
-    All devices.
+    Lists all devices.
     """
 
 
 class DeviceRequest(Request, frozen=True, kw_only=True):
     """
-    A request about the one device that meets all the criteria given.
+    A request for one device: the one that matches all criteria that are given.
 
     @ivar id: a bus id, a name, or a glob of one; with a colon, C{vid:pid} or a glob of that.
     @ivar bus: a bus number; anything else is a bus id or a glob of one.
     @ivar serial: the serial number, or a glob of it.
-    @ivar desc: part of the description, in any case, or a glob.
-    @ivar first: of several devices take the first in bus order.
+    @ivar desc: a part of the description, ignoring case, or a glob.
+    @ivar first: if several devices match, select the first in bus order.
     """
 
     id: str | None = None
@@ -69,21 +69,21 @@ class DeviceRequest(Request, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not given(self):
             names = ", ".join(f"`{name}`" for name in CRITERIA)
-            raise ValueError(f"no criterion: say which device with at least one of {names}")
+            raise ValueError(f"no criterion: select a device with at least one of {names}")
 
 
 class FindDevice(DeviceRequest, frozen=True, kw_only=True, tag="find"):
     """
-    Which device is it?
+    Finds one device.
     """
 
 
 class LeaseRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
-    To have a device for oneself for a time.
+    Reserves a device for one owner.
 
-    @ivar owner: what the owner calls itself.
-    @ivar ttl: for how many seconds; or C{"connection"}, as long as this connection lasts.
+    @ivar owner: the name of the owner.
+    @ivar ttl: the duration in seconds, or C{"connection"}: until this connection ends.
     """
 
     owner: Owner
@@ -92,18 +92,17 @@ class LeaseRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     )
 
     def __post_init__(self) -> None:
-        if not self.owner.isprintable():  # it is shown to others, and stands in the log
-            raise ValueError("`owner` has characters that cannot be shown")
+        if not self.owner.isprintable():  # it is displayed and logged
+            raise ValueError("`owner` contains characters that are not printable")
 
 
 class AttachDevice(DeviceRequest, frozen=True, kw_only=True, tag="attach"):
     """
-    Bind it to C{usbip-host}, so that a client can import it.
+    Binds a device to C{usbip-host}, so that a client can import it.
 
-    @ivar lease: and have it for oneself.
-    @ivar wait: for how many seconds to wait for one that is not there, or that somebody
-        else has.
-    @ivar force: take it from whoever has it.
+    @ivar lease: a lease to grant on the device.
+    @ivar wait: seconds to wait for a device that is not plugged in, or that another client has.
+    @ivar force: end the session and the lease of another client.
     """
 
     lease: LeaseRequest | None = None
@@ -113,15 +112,15 @@ class AttachDevice(DeviceRequest, frozen=True, kw_only=True, tag="attach"):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.lease is not None and self.lease.ttl is None:
-            raise ValueError('`lease`: for how long? "ttl": seconds, or "connection"')
+            raise ValueError('`lease` requires "ttl": a number of seconds, or "connection"')
 
 
 class DetachDevice(DeviceRequest, frozen=True, kw_only=True, tag="detach"):
     """
-    Unbind it: this machine's own drivers take it back.
+    Unbinds a device: the machine's own drivers take it back.
 
-    @ivar owner: whoever has leased it.
-    @ivar force: even if somebody else has leased it.
+    @ivar owner: the owner of the lease on the device.
+    @ivar force: unbind it even if another owner has a lease.
     """
 
     owner: Owner | None = None
@@ -130,7 +129,8 @@ class DetachDevice(DeviceRequest, frozen=True, kw_only=True, tag="detach"):
 
 class KickClient(DeviceRequest, frozen=True, kw_only=True, tag="kick"):
     """
-    End the session of the client that has imported it; it stays bound. As L{DetachDevice}.
+    Ends the session of the client that has imported a device, which stays bound. The fields are
+    those of L{DetachDevice}.
     """
 
     owner: Owner | None = None
@@ -139,10 +139,9 @@ class KickClient(DeviceRequest, frozen=True, kw_only=True, tag="kick"):
 
 class RenewLease(DeviceRequest, frozen=True, kw_only=True, tag="renew"):
     """
-    Let a lease last longer.
+    Extends a lease.
 
-    @ivar lease: whose, and for how long from now; the same time as before if that is not
-        said.
+    @ivar lease: the owner, and the duration from now; without C{ttl}, the same duration as before.
     """
 
     lease: LeaseRequest
@@ -150,10 +149,10 @@ class RenewLease(DeviceRequest, frozen=True, kw_only=True, tag="renew"):
 
 class WatchDevices(Request, frozen=True, kw_only=True, tag="watch"):
     """
-    Tell what there is, and then what happens. Criteria as in L{DeviceRequest}; none means
-    all devices.
+    Subscribes to events: replies with the devices at present, and then sends an event for each
+    change. The criteria are those of L{DeviceRequest}; without criteria, all devices.
 
-    @ivar since: go on behind the event with this number.
+    @ivar since: resume after the event with this number, instead of a list of the devices.
     """
 
     id: str | None = None
@@ -177,27 +176,28 @@ _decoder: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Command)
 
 def decode(raw: bytes) -> Command:
     """
-    Make a command of one JSON object.
+    Decode a request.
 
-    @raise InvalidRequest: it is none; the message names the key that is wrong.
+    @param raw: one JSON object.
+    @raise InvalidRequest: it is not a valid request; the message contains the key that is wrong.
     """
     return decodeAs(_decoder, COMMANDS, raw)
 
 
 def decodeAs(decoder: msgspec.json.Decoder[T], names: Sequence[str], raw: bytes) -> T:
     """
-    The same for other commands.
+    Decode a request of another set of commands. Errors are those of L{decode}.
 
-    @param names: what they are called.
+    @param names: the names of the commands, for messages.
     """
     try:
         return decoder.decode(raw)
     except msgspec.ValidationError as error:
-        raise InvalidRequest(f"invalid request: {_inOurWords(str(error), names)}") from None
+        raise InvalidRequest(f"invalid request: {_explain(str(error), names)}") from None
     except UnicodeDecodeError:
-        raise InvalidRequest("invalid request: it is not UTF-8") from None
+        raise InvalidRequest("invalid request: not UTF-8") from None
     except RecursionError:
-        raise InvalidRequest("invalid request: it is nested too deeply") from None
+        raise InvalidRequest("invalid request: nested too deeply") from None
     except msgspec.DecodeError as error:
         raise InvalidRequest(
             f"invalid request: {error}. A request is one JSON object on one line, such as "
@@ -207,20 +207,21 @@ def decodeAs(decoder: msgspec.json.Decoder[T], names: Sequence[str], raw: bytes)
 
 def watching(query: dict[str, Any], kind: type[WatchDevices] = WatchDevices) -> WatchDevices:
     """
-    Make a command of what a query string says.
+    Decode the query string of a watch over HTTP.
 
-    @param kind: of which kind.
-    @raise InvalidRequest: it is none; the message names the key that is wrong.
+    @param query: the parameters; their values may be strings where the field has another type.
+    @param kind: the type of the request.
+    @raise InvalidRequest: as L{decode}.
     """
     try:
         return msgspec.convert(query, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise InvalidRequest(f"invalid request: {_inOurWords(str(error))}") from None
+        raise InvalidRequest(f"invalid request: {_explain(str(error))}") from None
 
 
-def _inOurWords(problem: str, names: Sequence[str] = COMMANDS) -> str:
+def _explain(problem: str, names: Sequence[str] = COMMANDS) -> str:
     """
-    msgspec's text, with the key where a reader looks for it and the commands there are.
+    Reword an error of msgspec: begin with the key, and list the commands if C{command} is wrong.
     """
     what, _, where = problem.partition(" - at `$.")
     key = where.rstrip("`")
@@ -231,8 +232,8 @@ def _inOurWords(problem: str, names: Sequence[str] = COMMANDS) -> str:
 
 def shown(text: str) -> str:
     """
-    A text with a client's own words in it, for a message: not too long for one, and nothing
-    that does something to a terminal or a log.
+    Prepare a text that quotes a client's request for a message: escape characters that are not
+    printable, and cut it off after L{LONGEST_SHOWN} characters.
     """
     harmless = "".join(it if it.isprintable() else ascii(it)[1:-1] for it in text)
     return harmless if len(harmless) <= LONGEST_SHOWN else f"{harmless[:LONGEST_SHOWN]}…"

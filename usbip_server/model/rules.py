@@ -1,6 +1,5 @@
 """
-What the configuration says of devices: rules that give them names, say how they are
-shared, and whom to tell.
+The rules for devices in the configuration: names, when a device is shared, and hooks.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from usbip_server.model.options import Seconds
 from usbip_server.model.selector import CRITERIA, given, matching
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*", re.ASCII)
-"""Nothing in it is special in a glob, in C{vid:pid} or in a path."""
+"""The form of a name: no character is special in a glob, in C{vid:pid} or in a path."""
 
 LONGEST_NAME = 64
 
@@ -35,37 +34,37 @@ CLASSES = {
     "keyboard": "03/01/01",
     "mouse": "03/01/02",
 }
-"""Words for C{class} (usb.org, Defined Class Codes; HID 1.11, 4.2 and 4.3)."""
+"""Names for values of C{device_class} (usb.org, Defined Class Codes; HID 1.11, 4.2 and 4.3)."""
 
 _CLASS = re.compile("[0-9a-f]{2}(/[0-9a-f]{2}){0,2}", re.ASCII)
 
 
 UNSET: Any = None
-"""For what may be left out, but not left empty: a key with nothing behind it is a mistake, and
-must not mean "all"."""
+"""The default of optional keys that must not be null in the file: a key without a value is a
+mistake, and must not mean "all"."""
 
 
 class Share(enum.Enum):
     """
-    How a device is shared.
+    When a device is bound.
     """
 
     ALWAYS = "always"
-    """It is bound as soon as it appears."""
+    """As soon as it is plugged in."""
 
     ON_IMPORT = "on_import"
-    """It is bound when a client asks for it, or imports it."""
+    """When a client attaches or imports it."""
 
     ON_REQUEST = "on_request"
-    """It is bound when a client asks for it."""
+    """When a client attaches it."""
 
     NEVER = "never"
-    """It is not shown to clients, and never bound."""
+    """Never; and clients do not see it."""
 
 
 class Occasion(enum.Enum):
     """
-    What hooks are called on.
+    The events that hooks can be run on.
     """
 
     ADDED = "added"
@@ -77,19 +76,19 @@ class Occasion(enum.Enum):
     CHANGED = "changed"
     LEASE = "lease"
     FAILED = "failed"
-    """A bind or unbind went wrong."""
+    """A bind or unbind has failed."""
 
     BEFORE_BIND = "before_bind"
-    """A device is about to be bound; the hook may say no."""
+    """A device is about to be bound; the hook may veto it."""
 
 
 class Recipient(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
-    A program or an address to be told something.
+    A program to run or a URL to post to.
 
-    @ivar command: a program and its arguments; it gets what it is told on its standard input.
-    @ivar url: where to POST it.
-    @ivar timeout: seconds until it is given up.
+    @ivar command: a program and its arguments. It receives the event on its standard input.
+    @ivar url: the URL that the event is posted to.
+    @ivar timeout: the time limit, in seconds.
     """
 
     command: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] | None = None
@@ -98,9 +97,9 @@ class Recipient(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     def __post_init__(self) -> None:
         if (self.command is None) == (self.url is None):
-            raise ValueError("a hook has either a `command` or a `url`")
+            raise ValueError("a hook requires either `command` or `url`")
         if self.url is not None and not re.match(r"https?://[!-~]+\Z", self.url):
-            raise ValueError(f"{self.url!r} is not an address such as http://localhost:8080/usb")
+            raise ValueError(f"{self.url!r} is not a URL such as http://localhost:8080/usb")
 
     def __str__(self) -> str:
         return self.url or " ".join(self.command or ())
@@ -108,9 +107,7 @@ class Recipient(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 class Hook(Recipient, frozen=True, kw_only=True):
     """
-    One that is told of events.
-
-    @ivar events: what of.
+    A program or URL, and the events that it receives.
     """
 
     events: Annotated[tuple[Occasion, ...], msgspec.Meta(min_length=1)]
@@ -118,10 +115,11 @@ class Hook(Recipient, frozen=True, kw_only=True):
 
 class Match(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
-    Which devices are meant: all that is given has to match. The others as in requests.
+    Criteria for devices: a device has to match all that are given. The criteria other than
+    C{device_class} are those of requests (L{usbip_server.model.selector}).
 
-    @ivar device_class: one of L{CLASSES}, or C{"03"} or C{"03/01/01"}; matches the
-        device's class and those of its interfaces, in whichever configuration and setting.
+    @ivar device_class: one of L{CLASSES}, or a code such as C{"03"} or C{"03/01/01"}. Matches the
+        class of the device and those of its interfaces, in all configurations and settings.
     """
 
     id: str = UNSET
@@ -140,7 +138,7 @@ class Match(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             )
 
     def meets(self, device: UsbDevice) -> bool:
-        """Is this one of those that are meant?"""
+        """Whether a device matches."""
         if self.device_class is not None:
             codes = (device.deviceClass, *device.interfaces, *device.classes)
             if not any(f"{code}/".startswith(f"{self._code}/") for code in codes):
@@ -155,14 +153,14 @@ class Match(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
-    What is said of some devices.
+    The settings for some devices.
 
-    @ivar match: which.
-    @ivar name: what they are called.
-    @ivar share: how they are shared.
-    @ivar unbind_released: give it back when its client is done with it.
+    @ivar match: the devices.
+    @ivar name: the name of the device.
+    @ivar share: when the device is bound.
+    @ivar unbind_released: unbind the device when the client that has imported it releases it.
     @ivar allow_mounted: bind a disk even if this machine has mounted it.
-    @ivar hooks: whom to tell.
+    @ivar hooks: hooks for events of the device.
     """
 
     match: Match
@@ -182,35 +180,35 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             if isBusId(self.name):
                 raise ValueError(f"{self.name!r} is not a name: it looks like a bus id")
         if self.allow_mounted and self.name is None:
-            raise ValueError("`allow_mounted` needs a `name`: say which disk you mean by it")
+            raise ValueError("`allow_mounted` requires a `name` for the disk")
 
 
 NO_RULE = Rule(match=Match(bus="*"))
-"""For a device that none matches."""
+"""The rule for a device that no other matches."""
 
 
 class Rules:
     """
-    All rules. The first that matches counts.
+    All rules; the first one that matches a device applies to it.
     """
 
     def __init__(self, rules: Iterable[Rule] = (), hooks: Iterable[Hook] = ()) -> None:
         """
-        @param hooks: those for every device.
+        @param hooks: hooks for events of all devices.
         """
         self.become(rules, hooks)
 
     def become(self, rules: Iterable[Rule], hooks: Iterable[Hook]) -> None:
-        """From now on these."""
+        """Replace all rules and hooks."""
         self._rules = tuple(rules)
         self._hooks = tuple(hooks)
 
     def of(self, device: UsbDevice) -> Rule:
-        """The rule for a device."""
+        """The rule that applies to a device."""
         nameless = msgspec.structs.replace(device, name=None)
         return next((rule for rule in self._rules if rule.match.meets(nameless)), NO_RULE)
 
     def hooks(self, device: UsbDevice, occasion: Occasion) -> list[Hook]:
-        """Whom to tell."""
+        """The hooks to run on an event of a device."""
         both = (*self._hooks, *self.of(device).hooks)
         return [hook for hook in both if occasion in hook.events]

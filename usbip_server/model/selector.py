@@ -1,9 +1,8 @@
 """
-Which devices meet a request's criteria.
+Selects the devices that match the criteria of a request.
 
-All criteria given must be met. A criterion is first taken to the letter and then as a
-glob (C{fnmatch}: C{*}, C{?}, C{[...]}), so that a serial number with a C{[} in it can be
-named as it is.
+A device has to match all criteria that are given. A serial number is compared literally first and
+then as a glob (C{fnmatch}: C{*}, C{?}, C{[...]}), as serial numbers may contain a C{[}.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ Test = Callable[[str], object]
 CRITERIA = ("id", "bus", "serial", "desc")
 
 LONGEST_CRITERION = 256
-"""Characters in a criterion: a USB string has 126 (USB 2.0, 9.6.7), a glob a few more."""
+"""Characters of a criterion: a USB string has at most 126 (USB 2.0, 9.6.7), a glob a few more."""
 
 
 class Criteria(Protocol):
     """
-    What is asked for; what is C{None} does not matter.
+    The criteria of a request. C{None}: not given.
     """
 
     @property
@@ -44,46 +43,46 @@ class Criteria(Protocol):
 
     @property
     def desc(self) -> str | None:
-        """Part of the description, in any case, or a glob."""
+        """A part of the description, ignoring case, or a glob."""
 
 
 class Request(Criteria, Protocol):
     """
-    Criteria that are to lead to one device.
+    Criteria that have to select one device.
     """
 
     @property
     def first(self) -> bool | None:
-        """Of several devices take the first in bus order."""
+        """If several devices match, select the first in bus order."""
 
 
 def given(criteria: object, names: Iterable[str] = CRITERIA) -> dict[str, Any]:
     """
-    The criteria that are given.
+    The criteria that are given, by name.
 
-    @raise ValueError: one is empty or too long.
+    @raise ValueError: a criterion is empty or too long.
     """
     found = {name: value for name in names if (value := getattr(criteria, name)) is not None}
     for name, value in found.items():
         if isinstance(value, str) and not value.strip():
-            raise ValueError(f"`{name}` is empty: leave it out, or say what to look for")
+            raise ValueError(f"`{name}` is empty: remove it, or give a value")
         if isinstance(value, str) and len(value) > LONGEST_CRITERION:
             raise ValueError(f"`{name}` is longer than {LONGEST_CRITERION} characters")
     return found
 
 
 def describe(criteria: Mapping[str, Any]) -> str:
-    """Criteria for a message: C{bus='1-1', desc='Uno'}."""
+    """Format criteria for a message: C{bus='1-1', desc='Uno'}."""
     return ", ".join(f"{name}={value!r}" for name, value in criteria.items())
 
 
 def select(request: Request, devices: Iterable[UsbDevice]) -> UsbDevice:
     """
-    The one device that is meant.
+    Select one device.
 
     @param devices: in bus order.
-    @raise DeviceNotFound: there is none.
-    @raise SeveralMatch: there are several, and C{first} is not set.
+    @raise DeviceNotFound: no device matches.
+    @raise SeveralMatch: several devices match, and C{first} is not set.
     """
     found = matching(request, devices)
     if not found:
@@ -95,7 +94,7 @@ def select(request: Request, devices: Iterable[UsbDevice]) -> UsbDevice:
 
 def matching(request: Criteria, devices: Iterable[UsbDevice]) -> Devices:
     """
-    All devices that meet all criteria, in the order they came.
+    All devices that match all criteria, in the order given.
     """
     found = tuple(devices)
     if request.id is not None:
@@ -146,10 +145,10 @@ def _byDescription(wanted: str, devices: Devices) -> Devices:
 
 def _texts(device: UsbDevice) -> tuple[str, str]:
     """
-    What a device is called and calls itself, in lower case.
+    The description of a device, and its own strings, in lower case.
     """
-    ours = f"{device.manufacturer or ''} {device.product or ''}".strip()
-    return device.description.lower(), ours.lower()
+    strings = f"{device.manufacturer or ''} {device.product or ''}".strip()
+    return device.description.lower(), strings.lower()
 
 
 def _glob(pattern: str) -> Test:

@@ -1,5 +1,5 @@
 """
-Times as people and programs read them.
+Times in the format of RFC 3339.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import datetime
 
 def timestamp(seconds: float) -> str:
     """
-    A time as RFC 3339 has it, in UTC and milliseconds.
+    Format a time in UTC with milliseconds: C{2025-01-31T12:00:00.000Z}.
 
     @param seconds: since the epoch.
     """
@@ -19,8 +19,9 @@ def timestamp(seconds: float) -> str:
 
 def moment(text: str) -> float:
     """
-    The reverse: seconds since the epoch.
+    Parse what L{timestamp} has formatted.
 
-    @raise ValueError: it is no such time.
+    @return: seconds since the epoch.
+    @raise ValueError: the text has another format.
     """
     return datetime.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()

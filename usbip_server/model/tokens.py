@@ -1,9 +1,9 @@
 """
-Tokens: secrets that prove who somebody is, and what is kept of them.
+Tokens, the secrets that authenticate a client, and their hashes.
 
-A token is made here and never chosen by a person: 256 random bits, so that it cannot be
-guessed, and a fast hash is as good as a slow one. The configuration holds only its hash, with
-a salt: C{sha256$SALT$HASH}, both in hexadecimal digits.
+A token is generated, never chosen by a person: it has 256 random bits, so a fast hash is as safe as
+a slow one. The configuration contains only salted hashes, C{sha256$SALT$HASH}, with the salt and
+the hash in hexadecimal digits.
 """
 
 from __future__ import annotations
@@ -14,42 +14,44 @@ import re
 import secrets
 
 PREFIX = "usbip_"
-"""So that people, and programs that look for secrets, see what it is."""
+"""Identifies a token as one, for people and for programs that search for secrets."""
 
 _HASH = re.compile(r"sha256\$[0-9a-f]{32}\$[0-9a-f]{64}", re.ASCII)
 
 
 def newToken() -> str:
     """
-    Make a token.
+    Generate a token.
     """
     return PREFIX + secrets.token_urlsafe(32)
 
 
 def hashOf(token: str, salt: str | None = None) -> str:
     """
-    What to keep of a token.
+    Hash a token.
 
-    @param salt: 32 hexadecimal digits; others each time if it is not given.
+    @param salt: 32 hexadecimal digits; C{None}: random ones.
     """
     salt = salt or secrets.token_hex(16)
     digest = hashlib.sha256(f"{salt}{token}".encode("utf-8", "surrogatepass")).hexdigest()
     return f"sha256${salt}${digest}"
 
 
-def isHashOf(kept: str, token: str) -> bool:
+def isHashOf(stored: str, token: str) -> bool:
     """
-    Is it this token that the hash was made of? Takes as long, whatever the answer.
+    Whether a hash is that of a token. Takes the same time for either result.
     """
-    return hmac.compare_digest(kept, hashOf(token, kept.split("$")[1]))
+    return hmac.compare_digest(stored, hashOf(token, stored.split("$")[1]))
 
 
 def requireHash(text: str) -> None:
     """
-    @raise ValueError: this is no hash of a token.
+    Check the format of a hash.
+
+    @raise ValueError: the text is not the hash of a token.
     """
     if not _HASH.fullmatch(text):
         raise ValueError(
-            "`token`: what stands here is the hash of a token, sha256$...: `usbipshare token` "
-            "makes both"
+            "`token`: this has to be the hash of a token, sha256$...: `usbipshare token` creates "
+            "a token and its hash"
         )

@@ -1,16 +1,16 @@
 """
-What is said on a USB/IP connection before USB traffic begins: C{OP_REQ_DEVLIST},
-C{OP_REQ_IMPORT} and their answers.
+Encodes and decodes the messages of a USB/IP connection before USB traffic begins:
+C{OP_REQ_DEVLIST}, C{OP_REQ_IMPORT} and their replies.
 
 All numbers are big-endian, structures packed (Linux, C{Documentation/usb/usbip_protocol.rst};
 C{tools/usb/usbip/src/usbip_network.h}, C{libsrc/usbip_common.h})::
 
-    op_common       8   version 0x0111, code, status; a request's status is 0
+    op_common       8   version 0x0111, code, status; the status of a request is 0
     OP_REQ_DEVLIST      op_common
-    OP_REP_DEVLIST      op_common, how many devices, each with its interfaces
+    OP_REP_DEVLIST      op_common, number of devices, then each usb_device with its usb_interfaces
     OP_REQ_IMPORT       op_common, busid[32]
-    OP_REP_IMPORT       op_common, and the device if the status is 0
-    usb_device    312   path[256], busid[32], and numbers
+    OP_REP_IMPORT       op_common, and usb_device if the status is 0
+    usb_device    312   path[256], busid[32], numbers
     usb_interface   4   class, subclass, protocol, 0
 """
 
@@ -23,6 +23,7 @@ from collections.abc import Iterable
 import msgspec
 
 from usbip_server.model.device import UsbDevice, isBusId
+from usbip_server.model.errors import ClientError
 
 VERSION = 0x0111
 
@@ -32,26 +33,26 @@ _DEVICE = struct.Struct(">256s32sIIIHHHBBBBBB")
 _COUNT = struct.Struct(">I")
 
 _PATH_AT_MOST = _INTERFACES_AT_MOST = 255
-"""Bytes, and a NUL; interfaces, whose number is a byte."""
+"""Bytes of a path, which is followed by a NUL; interfaces of a device."""
 
 LONGEST_REQUEST = _COMMON.size + _BUS_ID.size
 
 REPLY_HEAD = _COMMON.size
-"""Bytes that each answer begins with; those of one that is no success end there."""
+"""Bytes of C{op_common}: a reply with a status other than 0 has no more."""
 
 IMPORT_REPLY = REPLY_HEAD + _DEVICE.size
-"""Bytes in the answer to an import that succeeds."""
+"""Bytes of a successful reply to an import."""
 
 _REQ_DEVLIST, _REP_DEVLIST = 0x8005, 0x0005
 _REQ_IMPORT, _REP_IMPORT = 0x8003, 0x0003
 
 SPEED_OF = {"1.5": 1, "12": 2, "480": 3, "53.3-480": 4, "5000": 5, "10000": 6, "20000": 6}
-"""C{enum usb_device_speed} (C{include/uapi/linux/usb/ch9.h}), by what sysfs says."""
+"""C{enum usb_device_speed} (C{include/uapi/linux/usb/ch9.h}) for each speed in sysfs."""
 
 
 class OpStatus(enum.IntEnum):
     """
-    How a request went (C{ST_OK} and so on, C{libsrc/usbip_common.h}).
+    The status of a reply (C{ST_OK} and so on, C{libsrc/usbip_common.h}).
     """
 
     OK = 0
@@ -64,21 +65,21 @@ class OpStatus(enum.IntEnum):
 
 class NotUsbIp(Exception):
     """
-    What has come is no request. The text says why.
+    The bytes are not the USB/IP message expected. The text states why.
     """
 
 
 class OtherVersion(NotUsbIp):
     """
-    It is USB/IP, but of another version.
+    The message is of another version of USB/IP.
     """
 
 
-class NotGiven(Exception):
+class NotGiven(ClientError):
     """
-    A server does not give a device away.
+    The server has refused to export a device to this client.
 
-    @ivar status: why: an L{OpStatus}, or another number.
+    @ivar status: the status of the reply: an L{OpStatus}, or another number.
     """
 
     def __init__(self, status: int) -> None:
@@ -87,20 +88,20 @@ class NotGiven(Exception):
 
 
 MEANING_OF: dict[int, str] = {
-    OpStatus.NA: "its server has no devices to speak of at present",
-    OpStatus.DEV_BUSY: "somebody else has it",
-    OpStatus.DEV_ERR: "it could not be bound, or its server's kernel did not take the connection",
-    OpStatus.NODEV: "its server has none there that is bound, or none that we may have",
+    OpStatus.NA: "its server has no devices at present",
+    OpStatus.DEV_BUSY: "another client has imported it",
+    OpStatus.DEV_ERR: "it could not be bound, or the kernel of its server refused the connection",
+    OpStatus.NODEV: "its server has no bound device there, or does not permit the import",
     OpStatus.ERROR: "its server refuses the request",
 }
 
 
 class Exported(msgspec.Struct, frozen=True, kw_only=True):
     """
-    A device as its server describes it (C{struct usbip_usb_device}).
+    A device in a server's reply (C{struct usbip_usb_device}).
 
     @ivar speed: one of the numbers in L{SPEED_OF}.
-    @ivar interfaces: class, subclass and protocol of each; only a list has them.
+    @ivar interfaces: class, subclass and protocol of each; only in the reply to a list.
     """
 
     path: str
@@ -119,21 +120,19 @@ class Exported(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def deviceId(self) -> int:
-        """What C{vhci_hcd} calls it (C{devid}, C{drivers/usb/usbip/vhci_sysfs.c})."""
+        """The identifier that C{vhci_hcd} uses (C{devid}, C{drivers/usb/usbip/vhci_sysfs.c})."""
         return self.busNumber << 16 | self.deviceNumber
 
 
 class ListRequest(msgspec.Struct, frozen=True):
     """
-    Which devices can be imported?
+    C{OP_REQ_DEVLIST}: requests the devices that can be imported.
     """
 
 
 class ImportRequest(msgspec.Struct, frozen=True):
     """
-    To import a device.
-
-    @ivar busId: which.
+    C{OP_REQ_IMPORT}: requests a device.
     """
 
     busId: str
@@ -141,24 +140,25 @@ class ImportRequest(msgspec.Struct, frozen=True):
 
 def decode(received: bytes) -> ListRequest | ImportRequest | None:
     """
-    Make a request of what has come.
+    Decode a request.
 
-    @return: C{None} if there is more to come.
-    @raise NotUsbIp: it is none, or there is something behind it: a client says nothing more
-        until it is answered.
+    @param received: all bytes that were received.
+    @return: C{None} if the request is not complete.
+    @raise NotUsbIp: the bytes are not a request, or data follows the request: a client sends
+        nothing before the reply.
     """
     if not f"{VERSION:04x}".startswith(received[:2].hex()):
-        raise NotUsbIp(f"it does not begin with version {VERSION:#06x}")
+        raise NotUsbIp(f"the request does not begin with version {VERSION:#06x}")
     if len(received) < _COMMON.size:
         return None
     _, code, status = _COMMON.unpack_from(received)
     if code not in (_REQ_DEVLIST, _REQ_IMPORT):
-        raise NotUsbIp(f"there is no request {code:#06x}")
+        raise NotUsbIp(f"unknown request code {code:#06x}")
     if status != 0:
-        raise NotUsbIp(f"a request with status {status}")
+        raise NotUsbIp(f"the status of a request has to be 0, not {status}")
     length = _COMMON.size if code == _REQ_DEVLIST else LONGEST_REQUEST
     if len(received) > length:
-        raise NotUsbIp("there is something behind the request")
+        raise NotUsbIp("unexpected data after the request")
     if len(received) < length:
         return None
     return ListRequest() if code == _REQ_DEVLIST else ImportRequest(_busId(received))
@@ -168,13 +168,13 @@ def _busId(received: bytes) -> str:
     raw = received[_COMMON.size :].partition(b"\0")[0]
     text = raw.decode("latin-1")
     if not isBusId(text) or len(raw) == _BUS_ID.size:
-        raise NotUsbIp(f"{text!r} is no bus id")
+        raise NotUsbIp(f"{text!r} is not a bus id")
     return text
 
 
 def encodeList(devices: Iterable[UsbDevice]) -> bytes:
     """
-    The answer to L{ListRequest}.
+    Encode C{OP_REP_DEVLIST}.
     """
     parts = [_described(device) + _interfaces(device) for device in devices]
     head = _COMMON.pack(VERSION, _REP_DEVLIST, OpStatus.OK) + _COUNT.pack(len(parts))
@@ -183,24 +183,24 @@ def encodeList(devices: Iterable[UsbDevice]) -> bytes:
 
 def encodeImport(device: UsbDevice) -> bytes:
     """
-    The answer to L{ImportRequest}: the device is the client's.
+    Encode a successful C{OP_REP_IMPORT}.
     """
     return _COMMON.pack(VERSION, _REP_IMPORT, OpStatus.OK) + _described(device)
 
 
 def encodeRefusal(status: OpStatus) -> bytes:
     """
-    The answer to L{ImportRequest}: it is not to be had.
+    Encode an C{OP_REP_IMPORT} that refuses the import.
     """
     return _COMMON.pack(VERSION, _REP_IMPORT, status)
 
 
 def _described(device: UsbDevice) -> bytes:
     """
-    C{struct usbip_usb_device}. C{bConfigurationValue} is 0: a bound device has none until
-    its client sets one. The path is for people, a client only shows it. Bus and device number
-    are what each C{usbip_header_basic} has as C{devid}, and that is compared by whoever has the
-    device (C{valid_request}, C{drivers/usb/usbip/stub_rx.c}).
+    Encode C{struct usbip_usb_device}. C{bConfigurationValue} is 0: a bound device has no
+    configuration until its client sets one. The path is only displayed by clients. The bus and
+    device number are the C{devid} in each C{usbip_header_basic}, which C{usbip-host} compares
+    with its own (C{valid_request}, C{drivers/usb/usbip/stub_rx.c}).
     """
     path = (device.path or device.busId).encode("utf-8", "replace")
     bus, number = device.numbers or (device.busNumber, device.deviceNumber)
@@ -229,7 +229,7 @@ def _interfaces(device: UsbDevice) -> bytes:
 
 def encodeRequest(request: ListRequest | ImportRequest) -> bytes:
     """
-    A request, as a client sends it.
+    Encode a request.
     """
     if isinstance(request, ListRequest):
         return _COMMON.pack(VERSION, _REQ_DEVLIST, 0)
@@ -238,22 +238,23 @@ def encodeRequest(request: ListRequest | ImportRequest) -> bytes:
 
 def decodeImport(received: bytes) -> Exported | None:
     """
-    Make a device of the answer to L{ImportRequest}.
+    Decode C{OP_REP_IMPORT}.
 
-    @return: C{None} if there is more to come.
-    @raise NotGiven: the server does not give it away.
-    @raise NotUsbIp: it is no such answer, or there is something behind it.
+    @param received: all bytes that were received.
+    @return: C{None} if the reply is not complete.
+    @raise NotGiven: the server has refused the import.
+    @raise NotUsbIp: the bytes are not such a reply, or data follows it.
     """
     if not _isAnswered(received, _REP_IMPORT):
         return None
     if len(received) > IMPORT_REPLY:
-        raise NotUsbIp("there is something behind the answer")
+        raise NotUsbIp("unexpected data after the reply")
     return _exported(received, _COMMON.size) if len(received) == IMPORT_REPLY else None
 
 
 def decodeList(received: bytes) -> tuple[Exported, ...] | None:
     """
-    Make devices of the answer to L{ListRequest}. Parameters and errors as of C{decodeImport}.
+    Decode C{OP_REP_DEVLIST}. Parameters and errors are those of L{decodeImport}.
     """
     if not _isAnswered(received, _REP_DEVLIST) or len(received) < _COMMON.size + _COUNT.size:
         return None
@@ -275,19 +276,21 @@ def decodeList(received: bytes) -> tuple[Exported, ...] | None:
         )
         at = end
     if len(received) > at:
-        raise NotUsbIp("there is something behind the answer")
+        raise NotUsbIp("unexpected data after the reply")
     return tuple(devices)
 
 
 def _isAnswered(received: bytes, expected: int) -> bool:
     """
-    Is the head of the answer there, and a good one?
+    Check the head of a reply.
+
+    @return: whether it is complete.
     """
     version = int.from_bytes(received[:2], "big")
     if len(received) > 1 and version != VERSION and version >> 8 == VERSION >> 8:
-        raise OtherVersion(f"it speaks USB/IP {version:#06x}, and {VERSION:#06x} is needed")
+        raise OtherVersion(f"the server has USB/IP {version:#06x}, and {VERSION:#06x} is needed")
     if not f"{VERSION:04x}{expected:04x}".startswith(received[:4].hex()):
-        raise NotUsbIp("what answers there is no USB/IP server")
+        raise NotUsbIp("the reply is not that of a USB/IP server")
     if len(received) < _COMMON.size:
         return False
     status = _COMMON.unpack_from(received)[2]
@@ -302,7 +305,7 @@ def _exported(received: bytes, at: int) -> Exported:
     )
     name = busId.partition(b"\0")[0].decode("latin-1")
     if not isBusId(name):
-        raise NotUsbIp(f"the answer is about {name!r}, which is no bus id")
+        raise NotUsbIp(f"the reply contains {name!r}, which is not a bus id")
     return Exported(
         path=path.partition(b"\0")[0].decode("utf-8", "replace"),
         busId=name,

@@ -51,5 +51,7 @@ def requireSilence(connection: socket.socket) -> None:
     except OSError as error:
         raise InvalidRequest(f"the connection is gone: {error}") from error
     raise InvalidRequest(
-        "there is something behind the request" if more else "it leaves before it is answered"
+        "unexpected data after the request"
+        if more
+        else "the client has disconnected before the reply"
     )

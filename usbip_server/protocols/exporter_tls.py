@@ -184,7 +184,7 @@ class Secured(Protocol):
         assert self._tls is not None
         connection = self.transport.getHandle()
         if self._tls.unread:
-            raise InvalidRequest("there is something behind the request")
+            raise InvalidRequest("unexpected data after the request")
         lacking = missing(connection, self._tls.version)
         if lacking is None:
             return SessionSocket(

@@ -304,7 +304,7 @@ class OthersTests(CommandCase):
         self.type("kick", "DISK1", "--force")
         told = self.json("renew", "ECHO1", "--lease", "ci", status=Exit.REFUSED)
         self.assertEqual(told["status"], "failure")
-        self.assertIn("nobody has leased", told["message"])
+        self.assertIn("there is no lease on", told["message"])
 
     def test_owner(self) -> None:
         """To renew needs somebody to do it for."""

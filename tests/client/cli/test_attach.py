@@ -241,7 +241,9 @@ class AttachTests(AttachingTestCase):
         with ScriptedServer(refuse) as usbipd:
             self.known("old", host="127.0.0.1", port=self.nobody(), export_port=usbipd.port)
             done = self.type("attach", "3-2", status=Exit.REFUSED)
-            self.assertIn("3-2 (USB device 0781:5581) at old: somebody else has it", done.stderr)
+            self.assertIn(
+                "3-2 (USB device 0781:5581) at old: another client has imported it", done.stderr
+            )
 
 
 class TlsTests(AttachingTestCase):
@@ -460,7 +462,9 @@ def giveBackWhenAwaited(daemon: ChildDaemon, busId: str, owner: str) -> None:
     the device, which it has already, without waiting.
     """
     lease = {"owner": owner, "ttl": 600}
-    while "others wait" not in daemon.ask("attach", id=busId, lease=lease).get("message", ""):
+    while "other clients wait" not in daemon.ask("attach", id=busId, lease=lease).get(
+        "message", ""
+    ):
         pass
     daemon.ask("detach", id=busId, owner=owner)
 

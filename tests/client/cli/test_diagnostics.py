@@ -85,7 +85,7 @@ class IntroducingTests(ReachingTestCase):
             (self.dead(), (SECONDS,), "refused"),
             (self.silent(), TIMES, "no answer within {:g} s"),
             (dripping.server, TIMES, "no answer within {:g} s"),
-            (self.leaving(), (SECONDS,), "closes without an answer"),
+            (self.leaving(), (SECONDS,), "has closed the connection without a reply"),
         ):
             for seconds in times:
                 error = self.assertRaises(Unreachable, versionOf, server, seconds)

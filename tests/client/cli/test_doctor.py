@@ -108,9 +108,11 @@ class DoctorTests(CommandCase):
             found["older: version"], f"0.0.9 on the server, {__version__} here", update
         )
         usbip = "usbip 0.1.8"
-        needed = "it speaks USB/IP 0x0106, and 0x0111 is needed"
+        needed = "the server has USB/IP 0x0106, and 0x0111 is needed"
         self.assertWrong(found["old: USB/IP"], needed, usbip)
-        self.assertWrong(found["older: USB/IP"], "it closes without an answer", usbip)
+        self.assertWrong(
+            found["older: USB/IP"], "the server has closed the connection without a reply", usbip
+        )
 
     def test_versions(self) -> None:
         """Which side has to be updated depends on which is older."""

@@ -228,9 +228,9 @@ class WaitTests(AcquisitionCase):
         for keys, text in (
             ({"wait": -1}, "`wait`"),
             ({"wait": 1e9}, "`wait`"),
-            ({"lease": {"owner": "x"}}, "`lease`: for how long?"),
+            ({"lease": {"owner": "x"}}, "`lease` requires"),
             ({"lease": {"owner": "x", "ttl": "connection"}}, "for how many seconds"),
-            ({"lease": {"owner": "\t", "ttl": 5}}, "cannot be shown"),
+            ({"lease": {"owner": "\t", "ttl": 5}}, "not printable"),
         ):
             self.assertReply("error", text, "attach", id="1-1.4", **keys)
 

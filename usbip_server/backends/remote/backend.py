@@ -104,7 +104,7 @@ class RemoteBackend:
     ) -> UsbDevice:
         return await self._exports.export(device, connection, holder, deadline)
 
-    async def look(self, device: UsbDevice) -> None:
+    async def refresh(self, device: UsbDevice) -> None:
         for server in self._replica.servers:
             there = server.there(device)
             if there is not None and server.watch.trouble is None:

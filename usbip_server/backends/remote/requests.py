@@ -16,17 +16,17 @@ from usbip_server.client.devices import deviceIn
 from usbip_server.client.servers import Server
 from usbip_server.client.watch import SECONDS
 from usbip_server.model.device import UsbDevice
-from usbip_server.model.errors import ShareError, Unreachable
+from usbip_server.model.errors import ClientError, Unreachable
 from usbip_server.model.replies import ReceivedReply, Status
 
 
-class DeviceGone(ShareError):
+class DeviceGone(ClientError):
     """
     The device is gone, or another one has its bus id.
     """
 
 
-class RefusedThere(ShareError):
+class RefusedThere(ClientError):
     """
     A server has refused a request, or its operation has failed; the text is the server's.
     """

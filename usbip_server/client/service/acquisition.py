@@ -30,7 +30,14 @@ from usbip_server.client.service.devices.operations import AttachFailed, Operati
 from usbip_server.client.service.devices.reconciler import Reconciler
 from usbip_server.client.service.devices.view import DeviceView
 from usbip_server.client.service.messages import LocalAttach, LocalDetach, LocalNotice
-from usbip_server.model.errors import DeviceLeased, DeviceNotFound, NotDone, ShareError, Unreachable
+from usbip_server.model.errors import (
+    ClientError,
+    DeviceLeased,
+    DeviceNotFound,
+    NotDone,
+    ShareError,
+    Unreachable,
+)
 from usbip_server.model.replies import ReceivedNotice
 from usbip_server.model.timestamps import timestamp
 from usbip_server.net.caller import Caller
@@ -40,7 +47,7 @@ LEASE_SECONDS = 5.0
 """For a server to report a lease that it has granted."""
 
 
-class RequestFailed(ShareError):
+class RequestFailed(ClientError):
     """
     The device of a request was found, but it could not be attached or detached.
 

@@ -24,7 +24,7 @@ from usbip_server.client.service.config import LiveSettings
 from usbip_server.client.service.devices.attachments import Attachment
 from usbip_server.client.service.devices.desired import isLeasedBy
 from usbip_server.model.device import DeviceState, UsbDevice
-from usbip_server.model.errors import LocalTrouble, ShareError, Unreachable
+from usbip_server.model.errors import ClientError, LocalTrouble, ShareError, Unreachable
 from usbip_server.model.replies import ReceivedNotice, Refused, Status
 from usbip_server.model.usbip import NotGiven
 from usbip_server.runtime.threads import BlockingCalls, CallPending, CallTimedOut
@@ -48,7 +48,7 @@ Result = tuple[Attached, socket.socket]
 _ERRORS = (ShareError, NotGiven, CallTimedOut, CallPending, RuntimeError)
 
 
-class AttachFailed(ShareError):
+class AttachFailed(ClientError):
     """
     A device could not be attached, or not be detached.
     """
