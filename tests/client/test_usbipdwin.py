@@ -269,8 +269,9 @@ class CommandTests(CommandCase, WindowsCase):
         done = self.type("attach", "2-4", status=Exit.REFUSED)
         self.assertEqual(
             done.stderr,
-            "2-4 (USB device 2341:0043) at desktop: its server has no bound device there, or "
-            "does not permit the import; on the server: as administrator, usbipd bind --busid 2-4\n",
+            "2-4 (USB device 2341:0043) at desktop: its server has no bound device there, "
+            "or does not permit the import; on the server: as administrator, usbipd bind --busid "
+            "2-4\n",
         )
 
     def test_taken(self) -> None:
