@@ -197,6 +197,21 @@ class DescriptionTests(SynchronousTestCase):
             self.assertIn(description.removeprefix("tcp:"), str(caught.exception))
             self.assertIn(" is not ", str(caught.exception))
 
+    def test_suggestions(self) -> None:
+        """The message about a wrong description suggests what may have been meant."""
+        for description, suggestion in (
+            ("5055", ". Did you mean 'tcp:5055'?"),
+            ("127.0.0.1:5055", ". Did you mean 'tcp:5055:interface=127.0.0.1'?"),
+            ("tpc:5055", ". Did you mean 'tcp'?"),
+            ("unx:/run/x", ". Did you mean 'unix'?"),
+            ("frobnicate:1", ""),
+        ):
+            with self.assertRaises(ValueError) as caught:
+                serverEndpoint(MemoryReactor(), description)
+            message = str(caught.exception)
+            self.assertEqual("Did you mean" in message, bool(suggestion), message)
+            self.assertTrue(message.endswith(suggestion), message)
+
     def test_neverCould(self) -> None:
         """What Twisted takes and could never listen is refused, with the reason."""
         for description, reason in (

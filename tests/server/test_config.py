@@ -117,9 +117,10 @@ class WrongTests(SynchronousTestCase):
 
     def test_wrongType(self) -> None:
         """So is a wrong type."""
-        self.assertWrong("listen: 5055", "1: listen: expected a list, got a whole number")
+        self.assertWrong("listen: [[]]", "1: listen.0: expected text, got a list")
         self.assertWrong(
-            "listen:\n- tcp:1\n- 5055\n", "3: listen.1: expected text, got a whole number"
+            "listen:\n- tcp:1\n- 5055\n",
+            "3: listen.1: 5055 is not an endpoint description. Did you mean 'tcp:5055'?",
         )
         self.assertWrong(
             "timeouts: {answer: fast}", "1: timeouts.answer: expected a number, got text"
@@ -359,6 +360,7 @@ timeouts: {heartbeat: 5}
         self.assertEqual((made.keepalive.count, made.keepalive.userTimeout), (3, 7))
         for text, message in (
             ("export: on", "1: export: is `off`, or a mapping"),
+            ("export: {listen: 3240}", "1: export.listen: 3240 is not an endpoint description."),
             ("export: {listen: []}", "1: export.listen: nowhere to listen: `export: off`"),
             ("export:\n  keepalive: {idle: 0}\n", "2: export.keepalive.idle: "),
             ("export: {port: 3240}", "1: export.port: unknown key"),

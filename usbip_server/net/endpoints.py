@@ -30,6 +30,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from usbip_server import DOCUMENTS
+from usbip_server.model.options import nearest
 
 _CONFIGURATION = f"{DOCUMENTS}/reference/configuration.md"
 
@@ -75,12 +76,23 @@ def _endpoint(reactor: Any, description: str, shown: str) -> IStreamServerEndpoi
         if kind in OWN_KINDS:
             _check(serverFromString(Examiner(mayOmit=kind == "ssl"), description))
     except Exception as error:  # a parser may raise what it likes
-        hint = ""
-        if isinstance(error, TypeError) and "::" in description:
-            hint = r" (the colons of an IPv6 address need backslashes: interface=\:\:1)"
-        reason = f"{shown!r} is not an endpoint description: {error}{hint}"
+        reason = f"{shown!r} is not an endpoint description: {error}{_hint(description, error)}"
         raise ValueError(reason) from None
     return endpoint
+
+
+def _hint(description: str, error: Exception) -> str:
+    """
+    The end of a message about a wrong description: what may have been meant.
+    """
+    kind, _, rest = description.partition(":")
+    if isinstance(error, TypeError) and "::" in description:
+        return r" (the colons of an IPv6 address need backslashes: interface=\:\:1)"
+    if description.isdecimal():
+        return f". Did you mean 'tcp:{description}'?"
+    if "." in kind and rest.isdecimal():
+        return f". Did you mean 'tcp:{rest}:interface={kind}'?"
+    return "" if kind in OWN_KINDS else nearest(kind, (*OWN_KINDS, "tls", "systemd"))
 
 
 def _check(endpoint: IStreamServerEndpoint) -> None:

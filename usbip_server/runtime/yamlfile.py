@@ -83,15 +83,22 @@ class YamlFile:
         @param path: where it is; if there is none all is well.
         @raise ConfigError: one is wrong.
         """
-        mapping = self.data
-        for step in path:
-            mapping = mapping.get(step) if isinstance(mapping, dict) else None
+        mapping = self.at(path)
         for name, value in mapping.items() if isinstance(mapping, dict) else ():
             try:
                 msgspec.convert(value, kind)
             except msgspec.ValidationError as error:
                 wrong = invalid(error, kind)
                 raise self.error((*path, name, *wrong.path), wrong.reason) from None
+
+    def at(self, path: Path) -> Any:
+        """
+        The value at some keys, one below the other, unchecked; C{None} if there is none.
+        """
+        value = self.data
+        for step in path:
+            value = value.get(step) if isinstance(value, dict) else None
+        return value
 
     def error(self, path: Path, reason: str) -> ConfigError:
         """

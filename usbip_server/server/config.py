@@ -167,6 +167,13 @@ class Source(YamlFile):
         @raise ConfigError: something in it is wrong.
         """
         self.checkEach(("access", "principals"), Who)
+        for keys in (("listen",), ("export", "listen")):
+            given = self.at(keys)
+            for index, each in enumerate(given if isinstance(given, list) else [given]):
+                if type(each) is int:
+                    where = (*keys, index) if isinstance(given, list) else keys
+                    reason = f"{each} is not an endpoint description. Did you mean 'tcp:{each}'?"
+                    raise self.error(where, reason)
         config = self.checked(Config, CHOICES)
         if not isinstance(config.backend.get("type"), str):
             raise self.error(("backend", "type"), "is missing: say which backend, as sysfs")

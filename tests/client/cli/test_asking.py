@@ -88,6 +88,9 @@ class ListTests(CommandCase):
     def test_missedSignal(self) -> None:
         """SIGINT and SIGTERM end a command also if they do not interrupt the system call in which
         it waits for a server, as they arrive shortly before it or in another thread."""
+        # Where a reactor ran in this process before, its handler may still be there.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.addCleanup(signal.signal, signal.SIGINT, before)
         for number in (signal.SIGINT, signal.SIGTERM):
             ended = threading.Event()
             inTime: list[bool] = []
@@ -124,6 +127,12 @@ class ListTests(CommandCase):
         self.environment |= {"SUDO_USER": "alice", "USBIPSHARE_HOSTS": f"127.0.0.1:{self.nobody()}"}
         done = self.type("list", status=Exit.UNREACHABLE)
         self.assertIn("give --host, or create /etc/usbipshare/client.yaml", done.stderr)
+
+    def test_unknownHost(self) -> None:
+        """For a host that cannot be resolved the most similar name in client.yaml is suggested."""
+        self.known("bench.invalid", host="127.0.0.1", port=self.nobody())
+        done = self.type("list", "--host", "bensh.invalid", status=Exit.UNREACHABLE)
+        self.assertIn("no machine of this name. Did you mean 'bench.invalid'?\n", done.stderr)
 
     def test_range(self) -> None:
         """Of a range it is told how many of its addresses do not answer, in one line."""
