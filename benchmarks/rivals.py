@@ -1,7 +1,7 @@
 """
-The daemon against what people have today, on the same devices in the same boot of
-user-mode Linux. Run it with C{python -m tests.kernel benchmarks.rivals}; it prints its figures and
-asserts none.
+The daemon compared with usb-remote and with Debian's programs, on the same devices in the same boot
+of user-mode Linux. Run it with C{python -m tests.kernel benchmarks.rivals}; it prints its figures
+and asserts none.
 """
 
 from __future__ import annotations
@@ -19,42 +19,50 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from twisted.trial.unittest import SynchronousTestCase
-
 from tests.kernel import guest
-from tests.support.childdaemon import EXPORT, ChildDaemon
+from tests.kernel.daemoncase import DISK, FAST, HOST, SERIAL, DaemonCase
+from tests.support.childdaemon import EXPORT
 from usbip_server.kernel.system import System
 from usbip_server.kernel.uevents import deviceOf
 
 ROUNDS = 9
-HOST = "127.0.0.1"
 RIVAL_PORT = 5056
-STOCK_PORT = 3240
 LIST = b'{"command":"list"}'
-DISK = guest.DISK.busId
-SERIAL = guest.SERIAL.busId
 
 TYPED = 5
-"""Rounds of typing: each starts several programs, which an emulated machine takes long for."""
+"""Rounds of commands: each starts several programs, which an emulated machine takes long for."""
 
 PAIRS = 3
 PASSES = 32
-FAST = guest.FAST_DISK.busId
-"""A disk that comes as super speed."""
 
 
-class RivalTests(SynchronousTestCase):
-    """
-    Rounds of the one and of the other in turn, and the medians.
-    """
+class ThroughputCase(DaemonCase):
+    """A super speed disk that is imported and read."""
+
+    def speed(self, attach: Callable[[], object], passes: int) -> float:
+        """
+        Import the fast disk, read it, and detach it.
+
+        @param attach: begins the import.
+        @return: bytes in a second, as C{dd} has measured it.
+        """
+        attach()
+        vhciPort, imported = guest.waitImport()
+        speed = speedOf(guest.waitBlockDevice(imported), passes)
+        guest.stockDetach(vhciPort, imported)
+        guest.waitUntil(lambda: guest.usbipStatus(FAST) == 1, "it can be imported again")
+        return speed
+
+
+class RivalTests(ThroughputCase):
+    """Medians of alternating rounds."""
+
+    timeouts = "{}"
+    more = EXPORT
 
     def setUp(self) -> None:
-        guest.awaitDevices()
-        guest.modprobe("usbip-host")
-        self.addCleanup(guest.resetUsb)
-        self.daemon = ChildDaemon(f"backend: {{type: sysfs}}\n{EXPORT}")
-        self.daemon.__enter__()
-        self.addCleanup(self.daemon.__exit__, None, None, None)
+        super().setUp()
+        self.server = self.daemon()
 
     def compare(
         self,
@@ -86,7 +94,7 @@ class RivalTests(SynchronousTestCase):
         with usbRemoteServer():
             self.compare(
                 "list of 5 devices",
-                lambda: ask(self.daemon.port),
+                lambda: ask(self.server.port),
                 "usb-remote 2.3.2",
                 lambda: ask(RIVAL_PORT),
             )
@@ -99,21 +107,19 @@ class RivalTests(SynchronousTestCase):
                 partial(self.attach, busId),
                 "`usbip bind` alone",
                 partial(guest.check, "usbip", "bind", "-b", busId),
-                partial(self.daemon.ask, "detach", id=busId),
+                partial(self.server.ask, "detach", id=busId),
             )
 
     def attach(self, busId: str) -> None:
         """Attach a device."""
-        answer = self.daemon.ask("attach", id=busId)
-        self.assertEqual(answer["status"], "success", answer)
+        self.succeeds(self.server.ask("attach", id=busId))
 
     def test_command(self) -> None:
-        """The commands C{attach}, from Return to the device's node: usb-remote's, with its own
-        server and a stock C{usbipd}."""
-        guest.modprobe("vhci-hcd")
+        """The commands C{attach}, until the device's node exists: usb-remote's, with its own server
+        and C{usbipd}."""
         folder = Path(self.mktemp()).absolute()
         folder.mkdir()
-        ports = f"port: {self.daemon.port}, export_port: {self.daemon.exportPort}"
+        ports = f"port: {self.server.port}, export_port: {self.server.exportPort}"
         servers = folder / "client.yaml"
         servers.write_text(f"servers: {{lab: {{host: {HOST}, {ports}}}}}\ntimeout: 60\n")
         servers.chmod(0o600)
@@ -131,7 +137,7 @@ class RivalTests(SynchronousTestCase):
 
         mine: list[float] = []
         other: list[float] = []
-        with usbRemoteServer(), guest.StockUsbipd(STOCK_PORT):
+        with usbRemoteServer(), guest.stockUsbipd():
             for _ in range(TYPED):
                 for way, took in ((theirs, other), (ours, mine)):
                     began = time.perf_counter()
@@ -163,7 +169,7 @@ class RivalTests(SynchronousTestCase):
                     while True:
                         if deviceOf(uevents.recvfrom(8192)[0]) == DISK:
                             last = time.monotonic()
-                if not listed and last and f'"P{round}"'.encode() in ask(self.daemon.port):
+                if not listed and last and f'"P{round}"'.encode() in ask(self.server.port):
                     listed = time.monotonic()
             uevents.close()
             delays.append(max(0.0, listed - last))
@@ -173,37 +179,20 @@ class RivalTests(SynchronousTestCase):
         )
 
     def test_throughput(self) -> None:
-        """C{dd} of a disk that was imported from us: stock C{usbipd}."""
-        guest.modprobe("vhci-hcd")
-        guest.plug(guest.FAST_DISK)
-        self.addCleanup(guest.waitGone, FAST)
-        self.addCleanup(guest.unplug, guest.FAST_DISK)
-        guest.waitBlockDevice(FAST)
+        """C{dd} of an imported disk: the daemon and Debian's C{usbipd}."""
+        self.plugFastDisk()
         self.attach(FAST)
         ours, stock = [], []
         for _ in range(PAIRS):
-            with guest.StockUsbipd(STOCK_PORT):
-                stock.append(self.speed(STOCK_PORT))
-            ours.append(self.speed(self.daemon.exportPort))
+            with guest.stockUsbipd():
+                stock.append(self.speed(partial(guest.stockAttach, FAST), PASSES))
+            attach = partial(guest.stockAttach, FAST, port=self.server.exportPort)
+            ours.append(self.speed(attach, PASSES))
         print(
             f"\ndd of an imported disk: usbipshare {rates(ours)}, stock usbipd {rates(stock)}: "
             f"{statistics.median(ours) / statistics.median(stock):.2f} times as fast (medians)"
         )
-        self.daemon.ask("detach", id=FAST)
-
-    def speed(self, port: int) -> float:
-        """
-        Import the fast disk, and read it.
-
-        @return: bytes in a second, as C{dd} has measured it.
-        """
-        guest.check("usbip", "--tcp-port", str(port), "attach", "-r", HOST, "-b", FAST)
-        vhciPort, imported = guest.waitImport()
-        speed = speedOf(guest.waitBlockDevice(imported), PASSES)
-        guest.check("usbip", "detach", "-p", str(vhciPort))
-        guest.waitGone(imported)
-        guest.waitUntil(lambda: guest.usbipStatus(FAST) == 1, "it can be imported again")
-        return speed
+        self.server.ask("detach", id=FAST)
 
 
 def speedOf(node: str, passes: int) -> float:
@@ -225,7 +214,7 @@ def speedOf(node: str, passes: int) -> float:
 
 def typed(program: str, *words: str, environment: Mapping[str, str] | None = None) -> str:
     """
-    Type a command of a package that is installed beside us, which has to succeed.
+    Run a command of a package in this Python's environment, which has to succeed.
 
     @return: what it prints.
     """
@@ -237,19 +226,19 @@ def typed(program: str, *words: str, environment: Mapping[str, str] | None = Non
 
 
 def rates(speeds: list[float]) -> str:
-    """In words."""
+    """Speeds as text."""
     return "/".join(f"{speed / 1e6:.1f}" for speed in speeds) + " MB/s"
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """How long it takes."""
+    """The seconds that a call takes."""
     began = time.perf_counter()
     function()
     return time.perf_counter() - began
 
 
 def ask(port: int) -> bytes:
-    """Ask for the list, as old clients do: one connection, no line feed."""
+    """Request the list as old clients do: one connection, no line feed."""
     with socket.create_connection((HOST, port), guest.DEADLINE) as connection:
         connection.sendall(LIST)
         answer = b""
@@ -262,9 +251,7 @@ def ask(port: int) -> bytes:
 
 @contextlib.contextmanager
 def usbRemoteServer() -> Iterator[None]:
-    """
-    usb-remote's own server.
-    """
+    """Run usb-remote's server until the C{with} ends."""
     environment = {**os.environ, "USB_REMOTE_SERVER_PORT": str(RIVAL_PORT)}
     child = subprocess.Popen([sys.executable, "-m", "usb_remote", "server"], env=environment)
     try:
@@ -273,3 +260,6 @@ def usbRemoteServer() -> Iterator[None]:
     finally:
         child.kill()
         child.wait()
+
+
+del DaemonCase  # base classes are not run

@@ -1,5 +1,5 @@
 """
-USB/IP over TLS: encrypted by the kernel against encrypted by the daemon, and against plain, on
+USB/IP over TLS: encrypted by the kernel, encrypted by the daemon, and plain, on
 the same disk in the same boot of user-mode Linux. Run it with C{python -m tests.kernel
 benchmarks.secured}; it prints its figures and asserts none.
 """
@@ -10,12 +10,12 @@ import json
 import statistics
 import sys
 from collections.abc import Sequence
-
-from twisted.trial.unittest import SynchronousTestCase
+from functools import partial
 
 from benchmarks.procfs import cpuSeconds
-from benchmarks.rivals import FAST, HOST, rates, speedOf
+from benchmarks.rivals import ThroughputCase, rates
 from tests.kernel import guest
+from tests.kernel.daemoncase import FAST
 from tests.kernel.inside.tlsimport import OP_ENABLE_KTLS, TlsImport
 from tests.support.certificates import signed, trusting
 from tests.support.childdaemon import ChildDaemon
@@ -28,46 +28,37 @@ ROUNDS = 3
 PASSES = 8
 
 
-class SecuredTests(SynchronousTestCase):
+class SecuredTests(ThroughputCase):
     """
-    Rounds of each in turn, and the medians. The client's kernel encrypts in all of them, with
-    the same cipher: AES-128-GCM and TLS 1.2.
+    Medians of alternating rounds. The client's kernel encrypts in all of them, with the same
+    cipher: AES-128-GCM and TLS 1.2.
     """
 
+    modules = ("usbip-host", "vhci-hcd", "tls")
+
     def setUp(self) -> None:
-        guest.awaitDevices()
-        for module in ("usbip-host", "vhci-hcd", "tls"):
-            guest.modprobe(module)
-        self.addCleanup(guest.resetUsb)
+        super().setUp()
         certificate, key = signed("server").write(self.mktemp(), "server")
         self.tls = json.dumps({"certificate": certificate, "key": key})
 
-    def daemon(self, command: Sequence[str]) -> ChildDaemon:
-        """One that encrypts in its way."""
+    def started(self, command: Sequence[str]) -> ChildDaemon:
+        """Run a daemon by a command that says who encrypts."""
         plain, secured = PORTS[command]
-        daemon = ChildDaemon(
-            f"backend: {{type: sysfs}}\ntls: {self.tls}\n"
-            f"export: {{listen: [tcp:{plain}, tls:{secured}]}}\n",
-            command,
-        )
-        daemon.__enter__()
-        self.addCleanup(daemon.__exit__, None, None, None)
-        return daemon
+        export = f"export: {{listen: [tcp:{plain}, tls:{secured}]}}\n"
+        config = f"backend: {{type: sysfs}}\ntls: {self.tls}\n{export}"
+        return self.enter(ChildDaemon(config, command))
 
     def test_throughput(self) -> None:
         """C{dd} of an imported disk."""
-        guest.plug(guest.FAST_DISK)
-        self.addCleanup(guest.waitGone, FAST)
-        self.addCleanup(guest.unplug, guest.FAST_DISK)
-        guest.waitBlockDevice(FAST)
-        ktls, relay = self.daemon(KTLS), self.daemon(RELAY)
-        self.assertEqual(ktls.ask("attach", id=FAST)["status"], "success")
+        self.plugFastDisk()
+        ktls, relay = self.started(KTLS), self.started(RELAY)
+        self.succeeds(ktls.ask("attach", id=FAST))
         speeds: dict[str, list[float]] = {"plain": [], "ktls": [], "relay": []}
         used = dict.fromkeys(speeds, 0.0)
         for _ in range(ROUNDS):
             for way, daemon in (("plain", ktls), ("ktls", ktls), ("relay", relay)):
                 before = cpuSeconds(daemon.child.pid)
-                speeds[way].append(self.speed(way))
+                speeds[way].append(self.speed(partial(self.attach, way), PASSES))
                 used[way] += cpuSeconds(daemon.child.pid) - before
         megabytes = ROUNDS * PASSES * len(guest.diskBytes()) / 1e6
         for way, measured in speeds.items():
@@ -82,24 +73,20 @@ class SecuredTests(SynchronousTestCase):
         )
         ktls.ask("detach", id=FAST)
 
-    def speed(self, way: str) -> float:
+    def attach(self, way: str) -> None:
         """
-        Import the fast disk, and read it.
+        Import the fast disk.
 
-        @return: bytes in a second.
+        @param way: C{plain}, C{ktls} or C{relay}.
         """
         if way == "plain":
-            port = PORTS[KTLS][0]
-            guest.check("usbip", "--tcp-port", str(port), "attach", "-r", HOST, "-b", FAST)
-        else:
-            context = trusting()
-            context.options |= OP_ENABLE_KTLS
-            client = TlsImport(PORTS[KTLS if way == "ktls" else RELAY][1], FAST, context)
-            self.assertTrue(client.isKeyed)
-            client.attach()
-        vhciPort, imported = guest.waitImport()
-        speed = speedOf(guest.waitBlockDevice(imported), PASSES)
-        guest.check("usbip", "detach", "-p", str(vhciPort))
-        guest.waitGone(imported)
-        guest.waitUntil(lambda: guest.usbipStatus(FAST) == 1, "it can be imported again")
-        return speed
+            guest.stockAttach(FAST, port=PORTS[KTLS][0])
+            return
+        context = trusting()
+        context.options |= OP_ENABLE_KTLS
+        client = TlsImport(PORTS[KTLS if way == "ktls" else RELAY][1], FAST, context)
+        self.assertTrue(client.isKeyed)
+        client.attach()
+
+
+del ThroughputCase  # base classes are not run

@@ -39,9 +39,7 @@ _MACHINES_PER_CPU = {"uml": 4, "qemu": 1}
 
 
 def main() -> None:
-    """
-    Entry point.
-    """
+    """Entry point."""
     task.react(run, (_parser().parse_args(), time.monotonic()))
 
 
@@ -130,9 +128,7 @@ async def _run(reactor: IMachineReactor, options: argparse.Namespace, began: flo
 
 
 def _compile() -> None:
-    """
-    Compile the project's modules: what a guest compiles is lost with it.
-    """
+    """Compile the project's modules: what a guest compiles is lost with it."""
     for name in ("usbip_server", "twisted", "tests", "benchmarks"):
         compileall.compile_dir(str(PROJECT / name), quiet=1)
 
@@ -140,9 +136,7 @@ def _compile() -> None:
 def _machines(
     reactor: IMachineReactor, options: argparse.Namespace, cache: Cache, table: TimeTable
 ) -> list[IMachine]:
-    """
-    A machine for each kernel; kernels that are missing are built or downloaded first.
-    """
+    """A machine for each kernel; kernels that are missing are built or downloaded first."""
     machines: list[IMachine] = []
     processors = Processors()
     for series in options.kernel or SERIES:

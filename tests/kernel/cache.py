@@ -42,9 +42,7 @@ class Cache:
 
     @contextmanager
     def locked(self, name: str) -> Iterator[None]:
-        """
-        While this lasts nobody else holds the lock of that name.
-        """
+        """While this lasts nobody else holds the lock of that name."""
         with open(self.folder / f"{name}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield

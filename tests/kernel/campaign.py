@@ -31,18 +31,14 @@ _DURATIONS = "seconds.json"
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """
-    A job and where it runs.
-    """
+    """A job and where it runs."""
 
     machine: IMachine
     job: Job
 
     @property
     def name(self) -> str:
-        """
-        For people, and for the files of logs.
-        """
+        """For people, and for the files of logs."""
         kernel = self.machine.kernel
         return f"{self.machine.kind} {kernel.series} {self.job.name}"
 
@@ -63,16 +59,12 @@ class Outcome:
 
     @property
     def isGood(self) -> bool:
-        """
-        Has everything passed?
-        """
+        """Has everything passed?"""
         return not self.counts.failed and not self.troubles
 
 
 class Campaign:
-    """
-    All that is to be run in one go.
-    """
+    """All that is to be run in one go."""
 
     def __init__(self, cache: Cache, limit: float, isVerbose: bool) -> None:
         """
@@ -116,9 +108,7 @@ class Campaign:
         return total
 
     async def shell(self, machine: IMachine, command: Sequence[str]) -> None:
-        """
-        A shell in a guest.
-        """
+        """A shell in a guest."""
         terminal = os.environ.get("TERM", "dumb")
         with self._cache.runFolder() as folder:
             inside = _inGuest(folder, machine.kind, terminal, command)
@@ -166,9 +156,7 @@ class Campaign:
         return outcome
 
     def _read(self) -> dict[str, float]:
-        """
-        How long each task took the last time.
-        """
+        """How long each task took the last time."""
         with contextlib.suppress(OSError, ValueError):
             read: dict[str, float] = json.loads((self._cache.folder / _DURATIONS).read_bytes())
             return read
@@ -228,9 +216,7 @@ def _judge(job: Job, ending: Ending, output: str, console: str, kept: Path) -> O
 
 
 def _ignore(data: bytes) -> None:
-    """
-    A shell writes to the terminal itself.
-    """
+    """A shell writes to the terminal itself."""
 
 
 def _duration(seconds: float | None) -> str:

@@ -10,9 +10,7 @@ from dataclasses import dataclass, replace
 
 
 class Kind(enum.Enum):
-    """
-    What a device is.
-    """
+    """What a device is."""
 
     CARD_READER = "card reader"
     DISK = "disk"
@@ -46,36 +44,26 @@ class Device:
 
     @property
     def bus(self) -> int:
-        """
-        The number of its bus.
-        """
+        """The number of its bus."""
         return int(self.busId.partition("-")[0])
 
     @property
     def port(self) -> str:
-        """
-        Where it is on its bus: C{2.4} is the fourth port of the hub at the second port.
-        """
+        """Where it is on its bus: C{2.4} is the fourth port of the hub at the second port."""
         return self.busId.partition("-")[2]
 
     @property
     def isSuper(self) -> bool:
-        """
-        Is it a super speed device?
-        """
+        """Is it a super speed device?"""
         return self.bus % 2 == 0
 
     def withSerial(self, serial: str) -> Device:
-        """
-        The same device with another serial number.
-        """
+        """The same device with another serial number."""
         return replace(self, serial=serial)
 
 
 def _devices(places: dict[str, str]) -> dict[str, Device]:
-    """
-    @param places: the bus id of each device.
-    """
+    """@param places: the bus id of each device."""
     devices = (
         Device("serial", Kind.SERIAL, places["serial"], "0403:6001", "QSER1", "QEMU USB SERIAL"),
         Device("keyboard", Kind.KEYBOARD, places["keyboard"], "0627:0001", None, "QEMU Keyboard"),
@@ -122,14 +110,10 @@ plugged in: a device behind the hub comes after it."""
 
 
 def controllerOf(device: Device) -> int:
-    """
-    The number of the controller that a gadget is plugged into: each has two buses.
-    """
+    """The number of the controller that a gadget is plugged into: each has two buses."""
     return (device.bus - 1) // 2
 
 
 def gadgetBusId(controller: int, isSuper: bool = False) -> str:
-    """
-    The bus id of what is plugged into a controller.
-    """
+    """The bus id of what is plugged into a controller."""
     return f"{2 * controller + 1 + isSuper}-1"

@@ -74,9 +74,7 @@ class Machine(Base):
         raise NotImplementedError
 
     def hub(self) -> str:
-        """
-        The bus id of a hub without devices. At the end of the test its driver has it again.
-        """
+        """The bus id of a hub without devices. At the end of the test its driver has it again."""
         raise NotImplementedError
 
     def unload(self) -> None:
@@ -226,9 +224,7 @@ class Machine(Base):
 
 
 class UsbipHostFacts(Machine):
-    """
-    Binding, unbinding, and the table of C{usbip-host}.
-    """
+    """Binding, unbinding, and the table of C{usbip-host}."""
 
     def test_bindUnbind(self) -> None:
         """
@@ -305,18 +301,14 @@ class UsbipHostFacts(Machine):
         self.refused(errno.ENODEV, f"usb/unbind={busId}")
 
     def test_noEntry(self) -> None:
-        """
-        Section 1: a device without an entry is not bound, and C{usb/bind} restores it.
-        """
+        """Section 1: a device without an entry is not bound, and C{usb/bind} restores it."""
         self.take()
         self.refused(errno.ENODEV, f"usbip-host/bind={self.busId}")
         self.write(f"usb/bind={self.busId}")
         self.assertEqual(self.driver(), "usb")
 
     def test_hub(self) -> None:
-        """
-        Section 1: a hub's name is accepted, but the hub is never bound.
-        """
+        """Section 1: a hub's name is accepted, but the hub is never bound."""
         hub = self.hub()
         self.refused(errno.EBUSY, f"usbip-host/match_busid=add {hub}", f"usbip-host/bind={hub}")
         self.refused(errno.ENODEV, f"usb/unbind={hub}", f"usbip-host/bind={hub}")
@@ -336,9 +328,7 @@ class UsbipHostFacts(Machine):
         self.refused(errno.ENODEV, f"usbip-host/bind={self.busId}")
 
     def test_delAdded(self) -> None:
-        """
-        D5: C{del} of an entry that was only added succeeds and does nothing.
-        """
+        """D5: C{del} of an entry that was only added succeeds and does nothing."""
         self.write(f"usbip-host/match_busid=add {self.busId}")
         self.write(f"usbip-host/match_busid=del {self.busId}")
         self.assertEqual(self.table(), [self.busId])
@@ -347,9 +337,7 @@ class UsbipHostFacts(Machine):
         self.assertEqual(self.status(), 1)
 
     def test_unpluggedKeepsPlace(self) -> None:
-        """
-        D5: a bound device that is unplugged keeps its place, and C{del} does not free it.
-        """
+        """D5: a bound device that is unplugged keeps its place, and C{del} does not free it."""
         self.bind()
         self.unplug()
         self.write(f"usbip-host/match_busid=del {self.busId}")
@@ -474,9 +462,7 @@ class UsbipHostFacts(Machine):
         self.assertSays(self.plug, "add", "add :1.0", "bind :1.0", "bind usb")
 
     def test_ueventsStatus(self) -> None:
-        """
-        Section 2: C{usbip_status} is 1, and 2 during a session; neither change is announced.
-        """
+        """Section 2: C{usbip_status} is 1, and 2 during a session; neither change is announced."""
         self.bind()
         uevents = self.system.ueventSocket()
         self.addCleanup(uevents.close)
@@ -489,14 +475,10 @@ class UsbipHostFacts(Machine):
 
 
 class DeadlyFacts(Machine):
-    """
-    What the kernel does not survive.
-    """
+    """What the kernel does not survive."""
 
     def assertDies(self, act: Callable[[], object]) -> None:
-        """
-        Assert that the kernel dies of something. Not called twice in a test.
-        """
+        """Assert that the kernel dies of something. Not called twice in a test."""
         raise NotImplementedError
 
     @dies(STUB_BUG)

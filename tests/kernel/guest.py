@@ -12,21 +12,25 @@ C{cwd=guest.PROJECT}.
 from __future__ import annotations
 
 import contextlib
-import os
 from pathlib import Path
 
 from tests.kernel.cache import PROJECT
 from tests.kernel.devices import BORN_WITH, Device
 from tests.kernel.inside.command import CommandResult, check, run
-from tests.kernel.inside.diskreader import DiskReader
+from tests.kernel.inside.comparingreader import (
+    ComparingReader,
+    checkDiskBytes,
+    diskBytes,
+    diskReader,
+)
 from tests.kernel.inside.elsewhere import Elsewhere
 from tests.kernel.inside.emulated import EmulatedTestbed
-from tests.kernel.inside.gadgetline import GadgetLine
+from tests.kernel.inside.gadgetline import GadgetLine, checkEcho
 from tests.kernel.inside.gadgets import GadgetTestbed
 from tests.kernel.inside.rawgadget import models
 from tests.kernel.inside.rawgadget.device import RawDevice
 from tests.kernel.inside.rawgadget.plugged import PluggedIn, busIdAt
-from tests.kernel.inside.stockusbipd import StockUsbipd, isListening
+from tests.kernel.inside.stocktools import isListening, stockAttach, stockDetach, stockUsbipd
 from tests.kernel.inside.testbed import MACHINE, ITestbed, PlugError
 from tests.kernel.inside.uevents import Binding, Uevents
 from tests.kernel.inside.usb import (
@@ -50,7 +54,7 @@ from tests.kernel.inside.usb import (
     waitImport,
     waitPresent,
 )
-from tests.kernel.inside.usbfs import Locked, UsbNode, isStuck
+from tests.kernel.inside.usbfs import UsbNode, isStuck, locked
 from tests.kernel.inside.waiting import DEADLINE, DeadlineMissed, waitUntil
 
 __all__ = [
@@ -69,16 +73,14 @@ __all__ = [
     "TABLET",
     "Binding",
     "CommandResult",
+    "ComparingReader",
     "DeadlineMissed",
     "Device",
-    "DiskReader",
     "Elsewhere",
     "GadgetLine",
-    "Locked",
     "PlugError",
     "PluggedIn",
     "RawDevice",
-    "StockUsbipd",
     "Uevents",
     "UsbNode",
     "attribute",
@@ -86,13 +88,17 @@ __all__ = [
     "blockDevice",
     "busIdAt",
     "check",
+    "checkDiskBytes",
+    "checkEcho",
     "diskBytes",
+    "diskReader",
     "dmesg",
     "driverOf",
     "forget",
     "imports",
     "isListening",
     "isStuck",
+    "locked",
     "matchBusIds",
     "models",
     "modprobe",
@@ -102,6 +108,9 @@ __all__ = [
     "resetUsb",
     "rmmod",
     "run",
+    "stockAttach",
+    "stockDetach",
+    "stockUsbipd",
     "ttyDevice",
     "unplug",
     "usbipStatus",
@@ -144,9 +153,7 @@ def modprobe(name: str, *parameters: str) -> None:
 
 
 def rmmod(name: str) -> None:
-    """
-    Unload a module.
-    """
+    """Unload a module."""
     check("modprobe", "-r", name)
 
 
@@ -183,17 +190,8 @@ def awaitDevices() -> None:
     waitUntil(lambda: ttyDevice(SERIAL.busId), "the serial port has a tty")
 
 
-def diskBytes() -> bytes:
-    """
-    What is on the disk, read from the host.
-    """
-    return Path(os.environ["USBIPSHARE_GUEST_DISK"]).read_bytes()
-
-
 def dmesg() -> str:
-    """
-    The kernel's messages so far.
-    """
+    """The kernel's messages so far."""
     return check("dmesg")
 
 
@@ -222,9 +220,7 @@ def resetUsb() -> None:
 
 
 def _giveBack(busId: str) -> None:
-    """
-    The order that is safe whatever happens meanwhile: no C{rebind}, no C{del}.
-    """
+    """The order that is safe whatever happens meanwhile: no C{rebind}, no C{del}."""
     if driverOf(busId) == "usbip-host":
         (DRIVERS_FOLDER / "usbip-host" / "unbind").write_text(busId)
     (DRIVERS_FOLDER / "usb" / "bind").write_text(busId)

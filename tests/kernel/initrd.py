@@ -51,9 +51,7 @@ def buildInitrd(kernel: StockKernel, settings: str, folder: Path) -> Path:
 
 
 def _moduleFiles(kernel: StockKernel) -> list[Path]:
-    """
-    The files to insert, in order. A module that is built in has none.
-    """
+    """The files to insert, in order. A module that is built in has none."""
     files: dict[Path, None] = {}
     for module in _MODULES:
         # An empty configuration: the host's own must not matter.
@@ -69,9 +67,7 @@ def _moduleFiles(kernel: StockKernel) -> list[Path]:
 
 
 def _readModule(path: Path) -> bytes:
-    """
-    A module as busybox's insmod takes it.
-    """
+    """A module as busybox's insmod takes it."""
     if path.suffix == ".ko":
         return path.read_bytes()
     if path.suffix == ".xz":

@@ -31,9 +31,7 @@ DISK_IMAGE = "disk.img"
 
 
 class IMachineReactor(IReactorCore, IReactorProcess, IReactorSocket, IReactorTime):
-    """
-    What is wanted of a reactor here.
-    """
+    """What is wanted of a reactor here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,30 +140,22 @@ class GuestProcess(ProcessProtocol):
         self._hear = hear
 
     def gone(self) -> Deferred[None]:
-        """
-        A new Deferred that fires when it is gone.
-        """
+        """A new Deferred that fires when it is gone."""
         waiting: Deferred[None] = Deferred()
         self._gone.append(waiting)
         return waiting
 
     def kill(self) -> None:
-        """
-        End it, if it has not ended.
-        """
+        """End it, if it has not ended."""
         with contextlib.suppress(ProcessExitedAlready):
             if self.transport is not None:
                 self.transport.signalProcess("KILL")
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:
-        """
-        It has written something.
-        """
+        """It has written something."""
         self._hear[childFD](data)
 
     def processEnded(self, reason: Failure) -> None:
-        """
-        It is gone.
-        """
+        """It is gone."""
         for waiting in (self.ended, *self._gone):
             waiting.callback(None)

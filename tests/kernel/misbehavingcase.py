@@ -1,5 +1,5 @@
 """
-A daemon, a device that misbehaves, and one beside it.
+The base class of the scenarios with devices that misbehave.
 """
 
 from __future__ import annotations
@@ -11,31 +11,27 @@ from pathlib import Path
 from typing import Any
 
 from tests.kernel import guest
-from tests.kernel.daemoncase import DaemonCase
+from tests.kernel.daemoncase import HOST, DaemonCase
 from tests.kernel.guest import PluggedIn, RawDevice, models
 from tests.kernel.needs import Need, needs
 from tests.support.childdaemon import EXPORT, ChildDaemon
 
-HOST = "127.0.0.1"
-
 BAD, OTHER = 10, 11
-"""The controllers of the device that misbehaves, and of one beside it."""
+"""The controllers of the device that misbehaves, and of the one beside it."""
 
-AT_ONCE = 1.8
-"""Seconds: the default of C{timeouts.answer}. What takes no time has to be answered before."""
+ANSWER_SECONDS = 1.8
+"""The default of C{timeouts.answer}."""
 
-IN_TIME = AT_ONCE + 1.0
-"""Seconds until the answer about something that takes longer; the machine may be busy."""
+IN_TIME = ANSWER_SECONDS + 1.0
+"""Seconds until the answer to a request that takes longer; the machine may be busy."""
 
 
 @needs(Need.GADGETS)
 class MisbehavingCase(DaemonCase):
-    """
-    A daemon with the sysfs backend, and the usual timeouts, that also serves USB/IP.
-    """
+    """A daemon with the sysfs backend, and the usual timeouts, that also serves USB/IP."""
 
-    backend = "{type: sysfs}"
     timeouts = "{}"
+    more = EXPORT
 
     def setUp(self) -> None:
         if not Path("/sys/module/dummy_hcd").exists():
@@ -43,49 +39,41 @@ class MisbehavingCase(DaemonCase):
         for module in ("raw_gadget", "usbtest", "usbip-host", "vhci-hcd"):
             guest.modprobe(module)
         self._plugged: list[PluggedIn] = []
-        self.addCleanup(self._unplugAll)  # the last thing, when there is no daemon any more
-
-    def config(self, state: str = "{file: null, remember: false}", more: str = "") -> str:
-        return f"backend: {self.backend}\ntimeouts: {self.timeouts}\nstate: {state}\n{EXPORT}{more}"
+        self.addCleanup(self._unplugAll)  # runs last, when the daemon has ended
 
     def plugged(self, device: RawDevice, controller: int = BAD) -> PluggedIn:
-        """A device that is plugged in until the test ends."""
+        """Plug in a device until the end of the test."""
         plugged = PluggedIn(device, controller)
         plugged.__enter__()
         self._plugged.append(plugged)
         return plugged
 
-    def lists(self, daemon: ChildDaemon, *busIds: str) -> None:
-        """These are the devices of ours that it lists before long."""
+    def awaitRawListed(self, daemon: ChildDaemon, *busIds: str) -> None:
+        """Wait until the daemon lists these raw gadgets and no others."""
         ours = {guest.busIdAt(controller) for controller in (BAD, OTHER)}
         guest.waitUntil(
             lambda: [each for each in self.listed(daemon) if each in ours] == [*busIds],
             f"{busIds} are listed",
         )
 
-    def detail(self, daemon: ChildDaemon, busId: str) -> Any:
-        """All that it says of a device."""
-        return self.succeeds(daemon.ask("find", id=busId, detail=True))
-
-    def atOnce(self, daemon: ChildDaemon, command: str, **more: object) -> dict[str, Any]:
+    def promptly(self, daemon: ChildDaemon, command: str, **more: object) -> dict[str, Any]:
         """
-        The answer to a request, which has to come in time for the oldest of clients. It is asked
-        up to three times, as the machine may be busy: who waits for a device that hangs does
-        so each time.
+        The answer to a request, which has to come within the default of C{timeouts.answer}. The
+        request is sent up to three times, as the machine may be busy: one that waits for a device
+        that hangs is late each time.
         """
         times = []
         for _ in range(3):
             began = time.monotonic()
             answer = daemon.ask(command, **more)
             times.append(time.monotonic() - began)
-            if times[-1] < AT_ONCE:
+            if times[-1] < ANSWER_SECONDS:
                 return answer
         raise AssertionError(f"{command} {more}: {answer} after {times} s")
 
-    def attachesSoon(self, daemon: ChildDaemon, serial: str) -> None:
+    def awaitAttached(self, daemon: ChildDaemon, serial: str) -> None:
         """
-        A device can be attached, if not at the first try: that may be told how an earlier one
-        has ended that nobody has heard of yet.
+        Attach a device. The first request may be answered with the outcome of an earlier attach.
         """
         guest.waitUntil(
             lambda: daemon.ask("attach", serial=serial)["status"] == "success",
@@ -93,14 +81,14 @@ class MisbehavingCase(DaemonCase):
         )
 
     def importable(self, daemon: ChildDaemon) -> str:
-        """What stock C{usbip} says that it can import."""
+        """The devices that Debian's C{usbip} lists."""
         return guest.check("usbip", "--tcp-port", str(daemon.exportPort), "list", "-r", HOST)
 
     @contextlib.contextmanager
     def imported(self, daemon: ChildDaemon, busId: str) -> Iterator[str]:
         """
-        Have stock C{usbip} import a device for as long as a C{with} lasts, or until it is
-        unplugged. Gives the bus id of the imported one.
+        Import a device with Debian's C{usbip} until the C{with} ends, or the device is unplugged.
+        Gives the bus id of the imported device.
         """
         before = guest.imports()
         port = str(daemon.exportPort)
@@ -121,18 +109,18 @@ class MisbehavingCase(DaemonCase):
     def _unplugAll(self) -> None:
         for plugged in reversed(self._plugged):
             if plugged.isIn:
-                leaveNoPlace(plugged.busId)
+                freeEntry(plugged.busId)
                 plugged.unplug()
         for controller in (BAD, OTHER):
             if guest.busIdAt(controller) in guest.matchBusIds():
                 with PluggedIn(models.plain(), controller) as fresh:
-                    leaveNoPlace(fresh.busId)
+                    freeEntry(fresh.busId)
 
 
-def leaveNoPlace(busId: str) -> None:
+def freeEntry(busId: str) -> None:
     """
-    Free a device's place in C{usbip-host}'s table. The entry has to point at the device that is
-    there, so that is bound first: it may point at one that was there before.
+    Free a device's entry in C{usbip-host}'s table. The entry may point at an earlier device with
+    the same bus id, so the present device is bound first.
     """
     if busId not in guest.matchBusIds():
         return

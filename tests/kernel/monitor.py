@@ -34,9 +34,7 @@ _DRIVERS = {
 
 
 class MonitorError(Exception):
-    """
-    QEMU refused a command, or is no more. The message is QEMU's own.
-    """
+    """QEMU refused a command, or is no more. The message is QEMU's own."""
 
 
 class Monitor(LineOnlyReceiver):
@@ -112,9 +110,7 @@ class Monitor(LineOnlyReceiver):
         await self.execute("device_add", properties)
 
     def lineReceived(self, line: bytes) -> None:
-        """
-        QEMU said something.
-        """
+        """QEMU said something."""
         message = json.loads(line)
         if "QMP" in message:
             ready = Deferred.fromCoroutine(self.execute("qmp_capabilities"))
@@ -131,9 +127,7 @@ class Monitor(LineOnlyReceiver):
             self._commands.pop(message["id"]).callback(message["return"])
 
     def connectionLost(self, reason: Failure | None = None) -> None:
-        """
-        QEMU is no more.
-        """
+        """QEMU is no more."""
         waiting: list[Callable[[Exception], None]] = [
             *(answer.errback for answer in self._commands.values()),
             *(deleted.errback for deleted in self._deletions.values()),
@@ -152,16 +146,12 @@ def _fail(name: str) -> None:
 
 
 def ignoreRefusal(failure: Failure) -> None:
-    """
-    An errback for a command that may fail.
-    """
+    """An errback for a command that may fail."""
     failure.trap(MonitorError)
 
 
 def deviceProperties(device: Device) -> dict[str, object]:
-    """
-    What QEMU is told of a device, but for what stands behind it.
-    """
+    """What QEMU is told of a device, but for what stands behind it."""
     properties: dict[str, object] = {
         "driver": _DRIVERS[device.kind],
         "id": device.name,
@@ -176,7 +166,5 @@ def deviceProperties(device: Device) -> dict[str, object]:
 
 
 def driveOptions(driveId: str) -> str:
-    """
-    What QEMU is told of a disk. The image lies in the folder that QEMU runs in.
-    """
+    """What QEMU is told of a disk. The image lies in the folder that QEMU runs in."""
     return f"if=none,id={driveId},file=disk.img,format=raw,snapshot=on"

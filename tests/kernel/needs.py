@@ -27,9 +27,7 @@ _DIES = "kernelDies"
 
 
 class Need(enum.Enum):
-    """
-    Something that not every kind of machine has.
-    """
+    """Something that not every kind of machine has."""
 
     FTDI = "an FTDI serial converter"
     GADGETS = "USB gadgets that a test makes and changes"
@@ -40,9 +38,7 @@ class Need(enum.Enum):
 
 
 def needs(*wanted: Need) -> Callable[[T], T]:
-    """
-    Decorate a test case or a test method that needs something.
-    """
+    """Decorate a test case or a test method that needs something."""
 
     def decorate(decorated: T) -> T:
         setattr(decorated, _NEEDS, frozenset(wanted) | getattr(decorated, _NEEDS, frozenset()))
@@ -66,18 +62,14 @@ def dies(pattern: str) -> Callable[[T], T]:
 
 
 def needsOf(test: object) -> frozenset[Need]:
-    """
-    What a test needs: its case and its method together.
-    """
+    """What a test needs: its case and its method together."""
     needed: frozenset[Need] = getattr(test, _NEEDS, frozenset())
     more: frozenset[Need] = getattr(_methodOf(test), _NEEDS, frozenset())
     return needed | more
 
 
 def deathOf(test: object) -> str | None:
-    """
-    What the console shows when the kernel has died of a test; none if it must not.
-    """
+    """What the console shows when the kernel has died of a test; none if it must not."""
     pattern: str | None = getattr(_methodOf(test), _DIES, None)
     return pattern
 

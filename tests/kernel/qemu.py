@@ -62,9 +62,7 @@ class Qemu:
     isQuick = False
 
     def __init__(self, reactor: IMachineReactor, kernel: StockKernel) -> None:
-        """
-        @raise HarnessError: C{USBIPSHARE_VM_ACCEL} is wrong.
-        """
+        """@raise HarnessError: C{USBIPSHARE_VM_ACCEL} is wrong."""
         self.kernel = kernel
         self._reactor = reactor
         self._accelerators = _accelerators()
@@ -90,9 +88,7 @@ class Qemu:
 
 
 def _accelerators() -> list[str]:
-    """
-    What to try, in order.
-    """
+    """What to try, in order."""
     chosen = os.environ.get("USBIPSHARE_VM_ACCEL")
     if chosen:
         if chosen not in ("kvm", "tcg"):
@@ -102,9 +98,7 @@ def _accelerators() -> list[str]:
 
 
 class _Run:
-    """
-    One boot.
-    """
+    """One boot."""
 
     def __init__(
         self,
@@ -186,9 +180,7 @@ class _Run:
             )
 
     def _adopt(self, protocol: Protocol) -> socket.socket:
-        """
-        Connect a protocol to one end of a new pair of sockets, and return the other.
-        """
+        """Connect a protocol to one end of a new pair of sockets, and return the other."""
         ours, theirs = socket.socketpair()
         with ours:
             ours.setblocking(False)
@@ -238,9 +230,7 @@ class _Run:
         self._kill()
 
     def _askAndExpire(self, monitor: Monitor) -> None:
-        """
-        Make a guest that hangs panic: the console then shows where.
-        """
+        """Make a guest that hangs panic: the console then shows where."""
         self._timedOut = True
         asked = Deferred.fromCoroutine(monitor.execute("inject-nmi"))
         asked.addErrback(ignoreRefusal)

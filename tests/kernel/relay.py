@@ -46,9 +46,7 @@ class GuestRelay(LineOnlyReceiver):
         }
 
     def lineReceived(self, line: bytes) -> None:
-        """
-        The guest said something.
-        """
+        """The guest said something."""
         try:
             message = self._decoder.decode(line)
         except msgspec.MsgspecError as error:
@@ -57,9 +55,7 @@ class GuestRelay(LineOnlyReceiver):
             self._reactions[type(message)](message)
 
     def connectionLost(self, reason: Failure | None = None) -> None:
-        """
-        QEMU has closed its end.
-        """
+        """QEMU has closed its end."""
         self.lost.callback(None)
 
     def _guestBooted(self, note: Booted) -> None:

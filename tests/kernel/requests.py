@@ -15,9 +15,7 @@ TRIAL_PORT = "usbipshare.trial"
 
 
 class Booted(msgspec.Struct, frozen=True, tag="booted"):
-    """
-    The guest is up and begins with its tests.
-    """
+    """The guest is up and begins with its tests."""
 
 
 class Finished(msgspec.Struct, frozen=True, tag="finished"):

@@ -34,17 +34,13 @@ class Job:
 
 
 def scenarioModules() -> list[str]:
-    """
-    The names of all modules of scenarios.
-    """
+    """The names of all modules of scenarios."""
     modules = sorted((Path(__file__).parent / "scenarios").glob("[!_]*.py"))
     return [f"{SCENARIOS}.{module.stem}" for module in modules]
 
 
 def fullName(name: str) -> str:
-    """
-    C{stock}, C{stock.ImportTests} or C{stock.ImportTests.test_disk} written out.
-    """
+    """C{stock}, C{stock.ImportTests} or C{stock.ImportTests.test_disk} written out."""
     return name if name.startswith(("tests.", "benchmarks.")) else f"{SCENARIOS}.{name}"
 
 
@@ -72,9 +68,7 @@ def jobsFor(machine: IMachine, names: Sequence[str]) -> list[Job]:
 
 
 def unmet(machine: IMachine, names: Sequence[str]) -> set[str]:
-    """
-    The needs of these tests that a machine does not meet, in words.
-    """
+    """The needs of these tests that a machine does not meet, in words."""
     tests = (test for name in names for test in _testsOf(name))
     return {need.value for test in tests for need in needsOf(test) - machine.offers}
 

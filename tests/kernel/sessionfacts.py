@@ -14,9 +14,7 @@ from usbip_server.kernel.importers import USBIPD_PORT, established
 
 
 class SessionFacts(Machine):
-    """
-    C{usbip_sockfd} and C{usbip_status}: sections 3, 5 and 6.
-    """
+    """C{usbip_sockfd} and C{usbip_status}: sections 3, 5 and 6."""
 
     def test_begin(self) -> None:
         """
@@ -55,9 +53,7 @@ class SessionFacts(Machine):
         self.assertEqual(self.status(), 1)
 
     def test_tolerated(self) -> None:
-        """
-        Section 3: blanks before the number are skipped, and what follows it is not looked at.
-        """
+        """Section 3: blanks before the number are skipped, and what follows it is not looked at."""
         self.bind()
         ours, _ = self.pair()
         self.hand(f" {ours.fileno()}x\n")
@@ -186,9 +182,7 @@ class SessionFacts(Machine):
 
 
 class ConnectionFacts(Machine):
-    """
-    The kernel's list of TCP connections.
-    """
+    """The kernel's list of TCP connections."""
 
     address = "127.0.0.9"
 
@@ -218,9 +212,7 @@ class ConnectionFacts(Machine):
         self.until(lambda: not self.clients(), "the connection is gone")
 
     def test_connectionUnbound(self) -> None:
-        """
-        Section 3: the connection of a device that is unbound is gone from the list.
-        """
+        """Section 3: the connection of a device that is unbound is gone from the list."""
         self.bind()
         self.importDevice()
         self.assertEqual(self.clients(), [self.address])

@@ -37,16 +37,12 @@ class StockKernel:
 
     @property
     def image(self) -> Path:
-        """
-        What QEMU boots.
-        """
+        """What QEMU boots."""
         return self.folder / "boot" / f"vmlinuz-{self.release}"
 
     @property
     def modules(self) -> Path:
-        """
-        The folder of its modules.
-        """
+        """The folder of its modules."""
         return self.folder / "lib" / "modules" / self.release
 
 
@@ -70,9 +66,7 @@ def fetchKernel(series: str, cache: Cache) -> StockKernel:
 
 
 def _unpack(package: str, version: str, release: str, folder: Path, workshop: Path) -> None:
-    """
-    Unpack elsewhere and rename at the very end: a folder of the right name is complete.
-    """
+    """Unpack elsewhere and rename at the very end: a folder of the right name is complete."""
     unpacked = workshop / "unpacked"
     output("dpkg", "-x", download(package, version, workshop), unpacked)
     output("depmod", "-b", unpacked, release)

@@ -17,9 +17,7 @@ from tests.kernel.umlkernel import isWhole, umlKernel
 
 
 class KernelCacheTests(SynchronousTestCase):
-    """
-    Kernels for user-mode Linux.
-    """
+    """Kernels for user-mode Linux."""
 
     def setUp(self) -> None:
         self.cache = Cache(Path(self.mktemp()).absolute())
@@ -31,9 +29,7 @@ class KernelCacheTests(SynchronousTestCase):
         self.patch(umlkernel, "_make", self.make)
 
     def make(self, series: str, archive: Path, workshop: Path, log: Path) -> Path:
-        """
-        What C{make} leaves.
-        """
+        """What C{make} leaves."""
         self.builds.append(self.version)
         made = workshop / "made"
         modules = made / "lib" / "modules" / "6.1.1"
@@ -43,9 +39,7 @@ class KernelCacheTests(SynchronousTestCase):
         return made
 
     def test_once(self) -> None:
-        """
-        A kernel is built at the first call only.
-        """
+        """A kernel is built at the first call only."""
         kernel, took = umlKernel("6.1", self.cache)
         self.assertIsNotNone(took)
         self.assertEqual((kernel.release, kernel.program.read_text()), ("6.1.1", "program"))
@@ -53,9 +47,7 @@ class KernelCacheTests(SynchronousTestCase):
         self.assertEqual(len(self.builds), 1)
 
     def test_key(self) -> None:
-        """
-        Another version of the sources, or another configuration, is another kernel.
-        """
+        """Another version of the sources, or another configuration, is another kernel."""
         first, _ = umlKernel("6.1", self.cache)
         self.version = "6.1.2-1"
         second, _ = umlKernel("6.1", self.cache)
@@ -89,9 +81,7 @@ class KernelCacheTests(SynchronousTestCase):
             self.assertEqual(len(self.builds), number)
 
     def test_halfBuilt(self) -> None:
-        """
-        What an interrupted build has left is not taken for a kernel, and is removed.
-        """
+        """What an interrupted build has left is not taken for a kernel, and is removed."""
 
         def fail(*arguments: object) -> Path:
             raise KeyboardInterrupt
@@ -109,14 +99,10 @@ class KernelCacheTests(SynchronousTestCase):
 
 
 class ToolTests(SynchronousTestCase):
-    """
-    Programs that are not installed.
-    """
+    """Programs that are not installed."""
 
     def test_missing(self) -> None:
-        """
-        All that are missing are named, with one command that installs them.
-        """
+        """All that are missing are named, with one command that installs them."""
         self.patch(tools, "_find", lambda name: None if name in ("flex", "gcc") else "/bin/x")
         error = self.assertRaises(HarnessError, tools.requireTools, ["make", "gcc", "flex"])
         self.assertIn("missing: gcc, flex", str(error))

@@ -24,9 +24,7 @@ _EXAMPLES = f"{__name__}.Examples"
 
 
 class Examples:
-    """
-    Scenarios to choose from. They are not run here.
-    """
+    """Scenarios to choose from. They are not run here."""
 
     class PlainTests(SynchronousTestCase):
         """Needs nothing."""
@@ -52,9 +50,7 @@ class Examples:
 
 
 class FakeMachine:
-    """
-    A machine that never boots.
-    """
+    """A machine that never boots."""
 
     kind = "fake"
 
@@ -73,21 +69,15 @@ _NAMES = (_PLAIN, _SYSTEMD)
 
 
 class JobsTests(SynchronousTestCase):
-    """
-    Which test runs where, and together with which.
-    """
+    """Which test runs where, and together with which."""
 
     def jobs(self, isQuick: bool, *offers: Need) -> dict[str, Job]:
-        """
-        The jobs for a machine, by name.
-        """
+        """The jobs for a machine, by name."""
         jobs = jobsFor(FakeMachine(isQuick, *offers), _NAMES)
         return {job.name.rpartition("Examples.")[2]: job for job in jobs}
 
     def test_needs(self) -> None:
-        """
-        A test whose needs are not met is left out; those of its case count as its own.
-        """
+        """A test whose needs are not met is left out; those of its case count as its own."""
         plain, hub, both = (
             f"{_PLAIN}.test_plain",
             f"{_PLAIN}.test_hub",
@@ -103,9 +93,7 @@ class JobsTests(SynchronousTestCase):
             self.assertEqual(set(jobs["all in one boot"].tests), wanted)
 
     def test_boots(self) -> None:
-        """
-        Where a boot is quick each test case has one.
-        """
+        """Where a boot is quick each test case has one."""
         jobs = self.jobs(True, Need.HUB, Need.SYSTEMD)
         self.assertEqual(
             {name: len(job.tests) for name, job in jobs.items()},
@@ -122,25 +110,19 @@ class JobsTests(SynchronousTestCase):
             self.assertEqual(job.death, "its last words")
 
     def test_unmet(self) -> None:
-        """
-        What a machine does not have is named.
-        """
+        """What a machine does not have is named."""
         self.assertEqual(
             unmet(FakeMachine(True, Need.HUB), [_SYSTEMD]), {"systemd as it is installed"}
         )
 
     def test_unknown(self) -> None:
-        """
-        A name that is none is an error that says which.
-        """
+        """A name that is none is an error that says which."""
         error = self.assertRaises(HarnessError, jobsFor, FakeMachine(True), [fullName("nothing")])
         self.assertIn("tests.kernel.scenarios.nothing", str(error))
 
 
 class NamesTests(SynchronousTestCase):
-    """
-    All scenarios, those of the smoke test, and those that the documentation names.
-    """
+    """All scenarios, those of the smoke test, and those that the documentation names."""
 
     def test_all(self) -> None:
         """
@@ -156,14 +138,10 @@ class NamesTests(SynchronousTestCase):
 
 
 class CommandTests(SynchronousTestCase):
-    """
-    The command C{python -m tests.kernel}.
-    """
+    """The command C{python -m tests.kernel}."""
 
     def test_mistake(self) -> None:
-        """
-        A mistake of the user is one sentence and exit status 1, without a traceback.
-        """
+        """A mistake of the user is one sentence and exit status 1, without a traceback."""
         environment = {**os.environ, "USBIPSHARE_KERNEL_CACHE": self.mktemp(), "PATH": "/nowhere"}
         ended = subprocess.run(
             [sys.executable, "-m", "tests.kernel", "stock"],

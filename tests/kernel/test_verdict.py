@@ -22,14 +22,10 @@ _WARNING = """\
 
 
 class ComplaintTests(SynchronousTestCase):
-    """
-    Reading a kernel's console.
-    """
+    """Reading a kernel's console."""
 
     def test_bad(self) -> None:
-        """
-        Bugs, oopses, panics and tasks that hang are complaints.
-        """
+        """Bugs, oopses, panics and tasks that hang are complaints."""
         for line in (
             "kernel BUG at drivers/usb/usbip/stub_dev.c:439!",
             "BUG: kernel NULL pointer dereference, address: 00000000000000e8",
@@ -52,9 +48,7 @@ class ComplaintTests(SynchronousTestCase):
         self.assertEqual([], complaintsOf("[    0.1] Spectre V2 : WARNING: not for us\n"))
 
     def test_clientsFault(self) -> None:
-        """
-        A warning that a client's request is wrong is none of ours: another one is.
-        """
+        """A warning that a client's request is wrong is none of ours: another one is."""
         warning = _WARNING.format(where="drivers/usb/core/urb.c:411", module="usbip_host")
         said = "usbip-host 1-1: BOGUS control dir, pipe 80000280 doesn't match bRequestType 21"
         told = warning.replace("WARNING", f"{said}\n[   12.300001] WARNING")
@@ -62,18 +56,14 @@ class ComplaintTests(SynchronousTestCase):
         self.assertEqual(1, len(complaintsOf(told + warning)))
 
     def test_death(self) -> None:
-        """
-        A kernel has died of what was expected if it has panicked and shows it.
-        """
+        """A kernel has died of what was expected if it has panicked and shows it."""
         console = "[    1.500000] BUG: failure at here.c:1\n[    1.5] Kernel panic - not syncing\n"
         self.assertTrue(hasDied(console, r"BUG: failure at here\.c"))
         self.assertFalse(hasDied(console, "there"))
         self.assertFalse(hasDied("BUG: failure at here.c:1\n", "here"))
 
     def test_ourOwnPanic(self) -> None:
-        """
-        What the harness itself does to a guest that hangs is no complaint.
-        """
+        """What the harness itself does to a guest that hangs is no complaint."""
         console = (
             "Uhhuh. NMI received for unknown reason 20 on CPU 0.\nKernel panic - not syncing\n"
         )

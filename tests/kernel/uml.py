@@ -74,9 +74,7 @@ class Processors:
 
     @contextlib.contextmanager
     def one(self) -> Iterator[int]:
-        """
-        The one with the fewest machines: it has one more while this lasts.
-        """
+        """The one with the fewest machines: it has one more while this lasts."""
         processor = min(self._loads, key=lambda it: self._loads[it])
         self._loads[processor] += 1
         try:
@@ -86,34 +84,26 @@ class Processors:
 
 
 class UserModeLinux:
-    """
-    An L{tests.kernel.machine.IMachine}.
-    """
+    """An L{tests.kernel.machine.IMachine}."""
 
     kind = "uml"
     offers = frozenset({Need.GADGETS})
     isQuick = True
 
     def __init__(self, reactor: IMachineReactor, kernel: UmlKernel, processors: Processors) -> None:
-        """
-        @param processors: shared by all machines.
-        """
+        """@param processors: shared by all machines."""
         self.kernel = kernel
         self._reactor = reactor
         self._processors = processors
 
     async def run(self, boot: Boot) -> Ending:
-        """
-        See L{tests.kernel.machine.IMachine.run}.
-        """
+        """See L{tests.kernel.machine.IMachine.run}."""
         with self._processors.one() as processor:
             return await _Run(self._reactor, self.kernel, boot, processor).result()
 
 
 class _Run:
-    """
-    One boot.
-    """
+    """One boot."""
 
     def __init__(
         self, reactor: IMachineReactor, kernel: UmlKernel, boot: Boot, processor: int
@@ -130,9 +120,7 @@ class _Run:
         self._notes = b""
 
     async def result(self) -> Ending:
-        """
-        Boot, and wait for the end.
-        """
+        """Boot, and wait for the end."""
         folder = self._boot.folder
         terminal = "/dev/tty0" if self._boot.isInteractive else "/dev/ttyS1"
         settings = settingsScript(self._kernel, self._boot, terminal, "/dev/ttyS2")
@@ -208,9 +196,7 @@ class _Run:
             self._heed(msgspec.json.decode(line, type=Note))
 
     def _heed(self, note: Note) -> None:
-        """
-        The guest has said how far it is.
-        """
+        """The guest has said how far it is."""
         if isinstance(note, Booted):
             self._booted = self._reactor.seconds() - self._started
         elif isinstance(note, Finished):

@@ -54,16 +54,12 @@ class UmlKernel:
 
     @property
     def program(self) -> Path:
-        """
-        What is run.
-        """
+        """What is run."""
         return self.folder / "linux"
 
     @property
     def modules(self) -> Path:
-        """
-        The folder of its modules.
-        """
+        """The folder of its modules."""
         return self.folder / "lib" / "modules" / self.release
 
 
@@ -97,9 +93,7 @@ def umlKernel(series: str, cache: Cache) -> tuple[UmlKernel, float | None]:
 
 
 def isWhole(folder: Path) -> bool:
-    """
-    Is a kernel's folder as it was built?
-    """
+    """Is a kernel's folder as it was built?"""
     try:
         listed: dict[str, str] = json.loads((folder / _LIST).read_bytes())
         return bool(listed) and all(
@@ -162,9 +156,7 @@ def _run(step: tuple[str | Path, ...], folder: Path, log: int, path: Path) -> No
 
 
 def _checkConfig(written: Path) -> None:
-    """
-    Kconfig drops, without a word, what it does not know or what needs something else.
-    """
+    """Kconfig drops, without a word, what it does not know or what needs something else."""
     got = set(written.read_text().splitlines())
     wanted = [line for line in CONFIG.read_text().splitlines() if line.startswith("CONFIG_")]
     dropped = [line for line in wanted if line not in got and line not in _LATER]

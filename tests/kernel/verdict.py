@@ -60,9 +60,7 @@ def excerptOf(console: str) -> list[str]:
 
 
 def _hanging(lines: Iterable[str]) -> Iterator[str]:
-    """
-    The traces of the tasks in an uninterruptible sleep, from a list of all tasks.
-    """
+    """The traces of the tasks in an uninterruptible sleep, from a list of all tasks."""
     shown = False
     for line in lines:
         if "</TASK>" in line:
@@ -74,9 +72,7 @@ def _hanging(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _complaining(lines: Sequence[str]) -> Iterator[int]:
-    """
-    The numbers of the lines that complain.
-    """
+    """The numbers of the lines that complain."""
     for number, line in enumerate(lines):
         if _OUR_OWN_PANIC in line:
             return

@@ -210,9 +210,7 @@ class VhciFacts(Base):
         self.attachAt(HIGH)
 
     def test_attachSuper(self) -> None:
-        """
-        Sections 4 and 5: a super speed device is imported in the same way.
-        """
+        """Sections 4 and 5: a super speed device is imported in the same way."""
         self.attachAt(SUPER)
 
     def attachAt(self, speed: int) -> None:
@@ -307,9 +305,7 @@ class VhciFacts(Base):
         self.until(self.hasEndedAtServer, "the server is told")
 
     def test_serverEnds(self) -> None:
-        """
-        Section 4: when the server ends the session the port is free and the device gone.
-        """
+        """Section 4: when the server ends the session the port is free and the device gone."""
         number = self.imported()
         folder = self.assertUsed(number, HIGH)
         self.endAtServer()
@@ -322,9 +318,7 @@ class VhciFacts(Base):
         return busId in self.system.directories(hub)
 
     def test_kept(self) -> None:
-        """
-        Section 4: a copy of the descriptor that we keep is at its end when the session is.
-        """
+        """Section 4: a copy of the descriptor that we keep is at its end when the session is."""
         ours, deviceId = self.serve(HIGH)
         self.addCleanup(ours.close)
         ours.settimeout(10)

@@ -85,9 +85,7 @@ def check(*argv: str, seconds: float = DEADLINE, stdin: str = "") -> str:
 
 
 def stop(child: subprocess.Popen[bytes] | ForkedChild, seconds: float = DEADLINE) -> None:
-    """
-    Kill a child, and wait for its end unless it hangs in the kernel.
-    """
+    """Kill a child, and wait for its end unless it hangs in the kernel."""
     child.kill()
     with contextlib.suppress(subprocess.TimeoutExpired):
         child.wait(seconds)

@@ -4,8 +4,6 @@ A client on another machine, whose cable can be pulled out.
 
 from __future__ import annotations
 
-from types import TracebackType
-
 from tests.kernel.inside.command import check, run
 
 _NAME = "elsewhere"
@@ -38,12 +36,7 @@ class Elsewhere:
         self.check("ip", "link", "set", _THEIRS, "up")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         run("ip", "link", "delete", _OURS)
         run("ip", "netns", "delete", _NAME)
 

@@ -32,29 +32,21 @@ _numbers = itertools.count(int.from_bytes(os.urandom(4), "big"))
 
 
 class EmulatedTestbed:
-    """
-    An L{tests.kernel.inside.testbed.ITestbed}.
-    """
+    """An L{tests.kernel.inside.testbed.ITestbed}."""
 
     devices = EMULATED
 
     def begin(self) -> None:
-        """
-        Load the drivers: the devices are there.
-        """
+        """Load the drivers: the devices are there."""
         for module in _MODULES:
             check("modprobe", module)
 
     def plug(self, device: Device, seconds: float) -> None:
-        """
-        See L{tests.kernel.inside.testbed.ITestbed.plug}.
-        """
+        """See L{tests.kernel.inside.testbed.ITestbed.plug}."""
         _ask(Plug(next(_numbers), device), seconds)
 
     def unplug(self, name: str, seconds: float) -> None:
-        """
-        See L{tests.kernel.inside.testbed.ITestbed.unplug}.
-        """
+        """See L{tests.kernel.inside.testbed.ITestbed.unplug}."""
         _ask(Unplug(next(_numbers), name), seconds)
 
 
@@ -72,9 +64,7 @@ def _ask(request: Request, seconds: float) -> None:
 
 
 def _open(end: float) -> int:
-    """
-    The port takes one at a time, in the whole guest.
-    """
+    """The port takes one at a time, in the whole guest."""
     (node,) = (
         f"/dev/{port.name}"
         for port in _PORTS.iterdir()
@@ -93,9 +83,7 @@ def _open(end: float) -> int:
 
 
 def _answerTo(number: int, port: int, end: float) -> Answer:
-    """
-    Skips what comes too late for somebody who asked earlier.
-    """
+    """Skips what comes too late for somebody who asked earlier."""
     poll = select.poll()
     poll.register(port, select.POLLIN)
     received = b""

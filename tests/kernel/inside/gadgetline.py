@@ -10,23 +10,19 @@ import select
 import termios
 import tty
 from pathlib import Path
-from types import TracebackType
 
 from tests.kernel.devices import Device
+from tests.kernel.inside.command import check
 from tests.kernel.inside.waiting import DEADLINE, DeadlineMissed
 
 _FUNCTION = "/sys/kernel/config/usb_gadget/{name}/functions/acm.0/port_num"
 
 
 class GadgetLine:
-    """
-    What a serial device's own program would read and write, for as long as a C{with} lasts.
-    """
+    """What a serial device's own program would read and write, for as long as a C{with} lasts."""
 
     def __init__(self, device: Device) -> None:
-        """
-        @param device: a serial port that is plugged in, a gadget.
-        """
+        """@param device: a serial port that is plugged in, a gadget."""
         number = Path(_FUNCTION.format(name=device.name)).read_text().strip()
         self._node = Path(f"/dev/ttyGS{number}")
         self._line: int | None = None
@@ -34,12 +30,7 @@ class GadgetLine:
     def __enter__(self) -> GadgetLine:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def open(self) -> None:
@@ -52,9 +43,7 @@ class GadgetLine:
         tty.setraw(self._line)
 
     def close(self) -> None:
-        """
-        Close it, without a wait for what nobody reads.
-        """
+        """Close it, without a wait for what nobody reads."""
         if self._line is not None:
             with contextlib.suppress(termios.error):  # it is dead
                 termios.tcflush(self._line, termios.TCIOFLUSH)
@@ -80,8 +69,26 @@ class GadgetLine:
         return found
 
     def write(self, data: bytes) -> None:
-        """
-        Send something to the USB side. A few bytes: what does not fit is an error.
-        """
+        """Send something to the USB side. A few bytes: what does not fit is an error."""
         assert self._line is not None
         assert os.write(self._line, data) == len(data)
+
+
+def checkEcho(node: str, text: bytes = b"Hello, USB!") -> None:
+    """
+    Write to a tty, and read the same from it.
+
+    @param node: C{/dev/ttyACM0}
+    @raise AssertionError: something else came, or nothing.
+    """
+    check("stty", "-F", node, "raw", "-echo")
+    port = os.open(node, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+    try:
+        os.write(port, text)
+        echo = b""
+        while len(echo) < len(text) and select.select([port], [], [], DEADLINE)[0]:
+            echo += os.read(port, 100)
+    finally:
+        os.close(port)
+    if echo != text:
+        raise AssertionError(f"{node}: wrote {text!r}, read {echo!r}")

@@ -43,16 +43,12 @@ _PROTOCOLS = {Kind.KEYBOARD: 1, Kind.TABLET: 2}
 
 
 class GadgetTestbed:
-    """
-    An L{tests.kernel.inside.testbed.ITestbed}.
-    """
+    """An L{tests.kernel.inside.testbed.ITestbed}."""
 
     devices = GADGETS
 
     def begin(self) -> None:
-        """
-        Have the controllers and the drivers, and plug in the devices, at the first call.
-        """
+        """Have the controllers and the drivers, and plug in the devices, at the first call."""
         if _GADGETS.exists():
             return
         check("modprobe", "dummy_hcd", f"num={CONTROLLERS}", "is_super_speed=1")
@@ -64,9 +60,7 @@ class GadgetTestbed:
                 self.plug(self.devices[name], 0.0)
 
     def plug(self, device: Device, seconds: float) -> None:
-        """
-        See L{tests.kernel.inside.testbed.ITestbed.plug}.
-        """
+        """See L{tests.kernel.inside.testbed.ITestbed.plug}."""
         folder = _GADGETS / device.name
         if folder.exists():
             raise PlugError(f"there is a device {device.name}")
@@ -78,9 +72,7 @@ class GadgetTestbed:
             raise PlugError(f"{device.busId}: {error.strerror}") from error
 
     def unplug(self, name: str, seconds: float) -> None:
-        """
-        See L{tests.kernel.inside.testbed.ITestbed.unplug}.
-        """
+        """See L{tests.kernel.inside.testbed.ITestbed.unplug}."""
         folder = _GADGETS / name
         if not folder.exists():
             raise PlugError(f"there is no device {name}")
@@ -90,9 +82,7 @@ class GadgetTestbed:
 
 
 def _describe(folder: Path, device: Device) -> None:
-    """
-    Make a gadget that is not plugged in yet.
-    """
+    """Make a gadget that is not plugged in yet."""
     configuration = folder / "configs" / "c.1"
     function = folder / "functions" / _FUNCTIONS[device.kind]
     strings = folder / _ENGLISH
@@ -144,9 +134,7 @@ _CONFIGURE: dict[Kind, Callable[[Path, Device], None]] = {
 
 
 def _remove(folder: Path) -> None:
-    """
-    Take a gadget apart, in the opposite order.
-    """
+    """Take a gadget apart, in the opposite order."""
     configuration = folder / "configs" / "c.1"
     for link in configuration.iterdir():
         if link.is_symlink():
@@ -157,9 +145,7 @@ def _remove(folder: Path) -> None:
 
 
 def _rmdir(folder: Path) -> None:
-    """
-    A function's node may still be open for a moment.
-    """
+    """A function's node may still be open for a moment."""
 
     def removed() -> bool:
         try:

@@ -17,9 +17,7 @@ Buffer = ctypes.Array[ctypes.c_char]
 
 
 def buffer(data: bytes) -> Buffer:
-    """
-    Memory that has a copy of some bytes. It stays where it is.
-    """
+    """Memory that has a copy of some bytes. It stays where it is."""
     return ctypes.create_string_buffer(data, max(len(data), 1))
 
 

@@ -15,9 +15,7 @@ MACHINE = os.environ.get("USBIPSHARE_GUEST_MACHINE", "uml")
 
 
 class PlugError(Exception):
-    """
-    A device could not be plugged in or pulled out. The message says why.
-    """
+    """A device could not be plugged in or pulled out. The message says why."""
 
 
 class ITestbed(Protocol):

@@ -10,6 +10,7 @@ import socket
 import ssl
 import struct
 import threading
+from pathlib import Path
 
 from tests.kernel.inside.usb import VHCI_FOLDER
 from tests.kernel.inside.waiting import DEADLINE
@@ -20,6 +21,10 @@ OK = 0
 
 OP_ENABLE_KTLS = 8
 """C{SSL_OP_ENABLE_KTLS}."""
+
+NO_TLS_MODULE = Path("/etc/modprobe.d/no-ktls.conf")
+"""A file that forbids to load the kernel's module for TLS, while it contains
+C{install tls /bin/false}."""
 
 _FREE = "004"
 _SUPER = 5
@@ -82,9 +87,7 @@ class TlsImport:
         self._ssl.close()
 
     def _read(self, count: int) -> bytes:
-        """
-        @raise EOFError: the server has closed the connection.
-        """
+        """@raise EOFError: the server has closed the connection."""
         data = b""
         while len(data) < count:
             more = self._ssl.recv(count - len(data))

@@ -8,7 +8,6 @@ import contextlib
 import socket
 import threading
 import time
-from types import TracebackType
 from typing import NamedTuple
 
 _NETLINK_KOBJECT_UEVENT = 15
@@ -33,9 +32,7 @@ class Binding(NamedTuple):
 
 
 class Uevents:
-    """
-    Listens for as long as a C{with} lasts.
-    """
+    """Listens for as long as a C{with} lasts."""
 
     def __init__(self) -> None:
         self._bindings: list[Binding] = []
@@ -50,20 +47,13 @@ class Uevents:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._ended = True
         self._thread.join()
         self._socket.close()
 
     def bindings(self, busId: str) -> list[Binding]:
-        """
-        Which drivers a device was bound to so far.
-        """
+        """Which drivers a device was bound to so far."""
         return [binding for binding in tuple(self._bindings) if binding.busId == busId]
 
     def _listen(self) -> None:

@@ -22,9 +22,7 @@ _VHCI_USED = 6
 
 
 def attribute(busId: str, name: str) -> str | None:
-    """
-    A device's attribute, without the blanks around it; none where there is no such file.
-    """
+    """A device's attribute, without the blanks around it; none where there is no such file."""
     try:
         return (DEVICES_FOLDER / busId / name).read_text().strip()
     except OSError:
@@ -32,17 +30,13 @@ def attribute(busId: str, name: str) -> str | None:
 
 
 def vidPid(busId: str) -> str | None:
-    """
-    C{0403:6001}
-    """
+    """C{0403:6001}"""
     vendor, product = attribute(busId, "idVendor"), attribute(busId, "idProduct")
     return None if vendor is None or product is None else f"{vendor}:{product}"
 
 
 def driverOf(busId: str) -> str | None:
-    """
-    C{usb}, C{usbip-host}, or none. Also for an interface, C{1-1:1.0}.
-    """
+    """C{usb}, C{usbip-host}, or none. Also for an interface, C{1-1:1.0}."""
     try:
         return (DEVICES_FOLDER / busId / "driver").readlink().name
     except OSError:
@@ -50,9 +44,7 @@ def driverOf(busId: str) -> str | None:
 
 
 def _below(busId: str, pattern: str) -> list[Path]:
-    """
-    What a device's folder holds; nothing if it changes while we look: drivers come and go.
-    """
+    """What a device's folder holds; nothing if it changes while we look: drivers come and go."""
     try:
         return list((DEVICES_FOLDER / busId).glob(pattern))
     except OSError:
@@ -60,9 +52,7 @@ def _below(busId: str, pattern: str) -> list[Path]:
 
 
 def blockDevice(busId: str) -> str | None:
-    """
-    C{/dev/sda} of a disk that can be read, else none.
-    """
+    """C{/dev/sda} of a disk that can be read, else none."""
     for size in _below(busId, "*:*/host*/target*/*/block/*/size"):
         node = Path("/dev", size.parent.name)
         try:
@@ -75,9 +65,7 @@ def blockDevice(busId: str) -> str | None:
 
 
 def ttyDevice(busId: str) -> str | None:
-    """
-    C{/dev/ttyUSB0} or C{/dev/ttyACM0} of a serial converter, else none.
-    """
+    """C{/dev/ttyUSB0} or C{/dev/ttyACM0} of a serial converter, else none."""
     for pattern in ("*:*/ttyUSB*", "*:*/tty/tty*"):
         for found in _below(busId, pattern):
             return f"/dev/{found.name}"
@@ -94,9 +82,7 @@ def waitPresent(busId: str, driver: str = "usb", seconds: float = DEADLINE) -> N
 
 
 def waitGone(busId: str, seconds: float = DEADLINE) -> None:
-    """
-    Wait until a device is not there.
-    """
+    """Wait until a device is not there."""
     waitUntil(lambda: not (DEVICES_FOLDER / busId).exists(), f"{busId} is gone", seconds)
 
 
@@ -110,16 +96,12 @@ def waitBlockDevice(busId: str, seconds: float = DEADLINE) -> str:
 
 
 def readBlockDevice(node: str) -> bytes:
-    """
-    All of a disk.
-    """
+    """All of a disk."""
     return Path(node).read_bytes()
 
 
 def reset(busId: str) -> None:
-    """
-    Reset a device, as the program C{usbreset} does.
-    """
+    """Reset a device, as the program C{usbreset} does."""
     bus, device = (int(str(attribute(busId, name))) for name in ("busnum", "devnum"))
     with open(f"/dev/bus/usb/{bus:03}/{device:03}", "wb", buffering=0) as node:
         fcntl.ioctl(node, _USBDEVFS_RESET, 0)
@@ -140,23 +122,17 @@ def forget(busId: str) -> None:
 
 
 def imports() -> dict[int, str]:
-    """
-    Which port of vhci has which device, by the bus id it has here: C{{0: "3-1"}}.
-    """
+    """Which port of vhci has which device, by the bus id it has here: C{{0: "3-1"}}."""
     return {port: busId for port, state, busId in _vhciPorts() if state == _VHCI_USED}
 
 
 def importsPending() -> bool:
-    """
-    Is there an import that has no bus id here yet?
-    """
+    """Is there an import that has no bus id here yet?"""
     return any(state == _VHCI_NOT_ASSIGNED for _, state, _ in _vhciPorts())
 
 
 def _vhciPorts() -> Iterator[tuple[int, int, str]]:
-    """
-    Number, state and bus id of every port of vhci; none if it is not loaded.
-    """
+    """Number, state and bus id of every port of vhci; none if it is not loaded."""
     for status in sorted(VHCI_FOLDER.glob("status*")):
         # hub port sta spd dev sockfd local_busid
         for line in status.read_text().splitlines()[1:]:
@@ -176,17 +152,13 @@ def waitImport(seconds: float = DEADLINE) -> tuple[int, str]:
 
 
 def usbipStatus(busId: str) -> int | None:
-    """
-    1 available, 2 used, 3 error; none for a device that is not bound to usbip-host.
-    """
+    """1 available, 2 used, 3 error; none for a device that is not bound to usbip-host."""
     status = attribute(busId, "usbip_status")
     return None if status is None else int(status)
 
 
 def matchBusIds() -> list[str]:
-    """
-    What usbip-host's table of at most 16 names has.
-    """
+    """What usbip-host's table of at most 16 names has."""
     try:
         return (DRIVERS_FOLDER / "usbip-host" / "match_busid").read_text().split()
     except OSError:

@@ -13,8 +13,8 @@ import os
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple
 
 from tests.kernel.cache import PROJECT
@@ -58,9 +58,7 @@ class Packet(NamedTuple):
 
 
 class UsbNode:
-    """
-    A device's node, open for as long as a C{with} lasts.
-    """
+    """A device's node, open for as long as a C{with} lasts."""
 
     def __init__(self, busId: str) -> None:
         bus, device = (int(str(attribute(busId, name))) for name in ("busnum", "devnum"))
@@ -70,12 +68,7 @@ class UsbNode:
         self._file = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         os.close(self._file)
 
     def claim(self, interface: int = 0) -> None:
@@ -123,21 +116,12 @@ class UsbNode:
         @raise OSError: of the transfer as a whole.
         """
         data = buffer(bytes(packet * count))
-        # type, endpoint, status, flags, buffer, its length, how much came, first frame,
-        # packets, errors, signal, context
+        # type, endpoint, status, flags, buffer, its length, actual length, start frame,
+        # number of packets, error count, signal, user context
+        address, length = ctypes.addressof(data), len(data)
+        flags = _AS_SOON_AS_POSSIBLE
         head = _URB.pack(
-            _TYPE_ISOCHRONOUS,
-            endpoint,
-            0,
-            _AS_SOON_AS_POSSIBLE,
-            ctypes.addressof(data),
-            len(data),
-            0,
-            0,
-            count,
-            0,
-            0,
-            0,
+            _TYPE_ISOCHRONOUS, endpoint, 0, flags, address, length, 0, 0, count, 0, 0, 0
         )
         urb = buffer(head + _PACKET.pack(packet, 0, 0) * count)
         ioctl(self._file, _SUBMIT, urb)
@@ -171,33 +155,24 @@ class UsbNode:
         return ioctl(self._file, _BULK, buffer(argument))
 
 
-class Locked:
+@contextlib.contextmanager
+def locked(busId: str) -> Iterator[None]:
     """
-    A process that holds the lock of a device that never answers
-    (L{tests.kernel.inside.rawgadget.models.Hanging}), from the beginning of a C{with} until the
-    device is unplugged. Nothing else ends it.
+    Run a process that holds the lock of a device that never answers
+    (L{tests.kernel.inside.rawgadget.models.Hanging}). Only unplugging the device ends the process.
     """
+    child = subprocess.Popen([sys.executable, "-m", __name__, busId], cwd=PROJECT)
 
-    def __init__(self, busId: str) -> None:
-        self._busId = busId
+    def waits() -> bool:
+        if child.poll() is not None:
+            raise AssertionError(f"{busId} answers")
+        return isStuck(child.pid)
 
-    def __enter__(self) -> Locked:
-        self._child = subprocess.Popen([sys.executable, "-m", __name__, self._busId], cwd=PROJECT)
-        waitUntil(self._waits, f"{self._busId} hangs")
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        stop(self._child)
-
-    def _waits(self) -> bool:
-        if self._child.poll() is not None:
-            raise AssertionError(f"{self._busId} answers")
-        return isStuck(self._child.pid)
+    try:
+        waitUntil(waits, f"a process waits for {busId}")
+        yield
+    finally:
+        stop(child)
 
 
 def isStuck(process: int) -> bool:

@@ -17,9 +17,7 @@ T = TypeVar("T")
 
 
 class DeadlineMissed(AssertionError):
-    """
-    It did not become true.
-    """
+    """It did not become true."""
 
 
 def waitUntil(

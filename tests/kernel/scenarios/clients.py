@@ -1,5 +1,5 @@
 """
-Clients that nobody here wrote, unmodified, against the daemon.
+Unmodified clients of other projects.
 """
 
 from __future__ import annotations
@@ -17,81 +17,66 @@ from usbip.classes.host.msc import MSCDriver  # type: ignore[import-untyped]
 from usbip.transport import USBIP  # type: ignore[import-untyped]
 
 from tests.kernel import guest
-from tests.kernel.daemoncase import DISK, SERIAL, DaemonCase
+from tests.kernel.daemoncase import DISK, HOST, OTHER_STOCK_PORT, SERIAL, DaemonCase
 from tests.kernel.needs import Need, needs
 from tests.support import serialclient
 from tests.support.childdaemon import EXPORT
 from tests.support.serialclient import SerialClient
 
-HOST = "127.0.0.1"
-
-STOCK_PORT = 3241
-"""Of a stock C{usbipd}, to compare with."""
-
-TIMES = 3
+ROUNDS = 3
 
 BLOCKS = 64
-"""Of a disk, to read at once."""
+"""Of a disk, in one read."""
 
 
 class UsbRemoteTests(DaemonCase):
     """
-    usb-remote 2.3.2, the field's most used client. The daemon is on the default port, as it takes
-    another only from its configuration.
+    usb-remote 2.3.2. The daemon is at its default port: usb-remote takes another one only from its
+    configuration.
     """
 
-    backend = "{type: sysfs}"
     listen = "tcp:5055"
 
     def setUp(self) -> None:
         super().setUp()
-        self.shared()
-        server = guest.StockUsbipd()
-        server.__enter__()
-        self.addCleanup(server.__exit__, None, None, None)
-
-    def serving(self, *command: str, **environment: str) -> None:
-        """Have a program running until the test ends."""
-        child = subprocess.Popen(command, env={**os.environ, **environment})
-        self.addCleanup(child.wait, guest.DEADLINE)
-        self.addCleanup(child.terminate)
+        self.sharedDaemon()
+        self.enter(guest.stockUsbipd())
 
     def usbRemote(self, *arguments: str) -> str:
-        """
-        Run its command line. It exits with 0 whatever happens, so its words count.
-        """
+        """Run its command. The exit status is always 0, so the output matters."""
         command = [sys.executable, "-m", "usb_remote", *arguments, "--host", HOST]
         result = guest.run(*command, seconds=120)
         return result.out + result.err
 
-    def test_attach(self) -> None:
-        """It attaches a disk, reads its true bytes, and detaches it."""
-        said = self.usbRemote("attach", "--serial", "DISK42")
-        self.assertIn(f"Attached to device on {HOST}", said)
+    def test_attachAndDetach(self) -> None:
+        """The command attaches a disk, which can be read, and detaches it."""
+        output = self.usbRemote("attach", "--serial", "DISK42")
+        self.assertIn(f"Attached to device on {HOST}", output)
         _, imported = guest.waitImport()
-        node = guest.waitBlockDevice(imported)
-        self.assertTrue(guest.diskBytes() == guest.readBlockDevice(node))
+        guest.checkDiskBytes(guest.waitBlockDevice(imported))
         self.assertIn("Detached from device", self.usbRemote("detach", "--serial", "DISK42"))
         guest.waitGone(imported)
         guest.waitBlockDevice(DISK)
 
     def test_attachInUse(self) -> None:
-        """To attach a device that somebody has fails, with our message, and disturbs nobody."""
+        """An attach of a device in use prints the server's message; the session goes on."""
         self.usbRemote("attach", "--serial", "DISK42")
         port, imported = guest.waitImport()
         node = guest.waitBlockDevice(imported)
-        # It forgets its own import first, if it knows of it: here it does not.
+        # Without the record usb-remote does not detach its own import first.
         Path(f"/var/run/vhci_hcd/port{port}").unlink()
         self.assertIn("in use", self.usbRemote("attach", "--serial", "DISK42"))
-        self.assertTrue(guest.diskBytes() == guest.readBlockDevice(node))
+        guest.checkDiskBytes(node)
 
     def test_service(self) -> None:
-        """Its client service attaches and detaches for whoever asks it in JSON."""
-        path = os.path.abspath(self.mktemp())
-        path = f"/run/{os.path.basename(path)}.sock"
-        self.serving(
-            sys.executable, "-m", "usb_remote", "client-service", USB_REMOTE_CLIENT_SOCKET=path
+        """Its client service attaches and detaches on JSON requests."""
+        path = f"/run/{os.path.basename(self.mktemp())}.sock"
+        child = subprocess.Popen(
+            [sys.executable, "-m", "usb_remote", "client-service"],
+            env={**os.environ, "USB_REMOTE_CLIENT_SOCKET": path},
         )
+        self.addCleanup(child.wait, guest.DEADLINE)
+        self.addCleanup(child.terminate)
         guest.waitUntil(lambda: os.path.exists(path), "the service listens", seconds=120)
         for command in ("attach", "detach"):
             request = {"command": command, "serial": "DISK42", "host": HOST}
@@ -100,8 +85,7 @@ class UsbRemoteTests(DaemonCase):
                 connection.connect(path)
                 connection.sendall(json.dumps(request).encode())
                 answer = json.loads(connection.recv(4096))
-            self.assertEqual(answer["status"], "success", answer)
-            self.assertEqual(answer["data"]["bus_id"], DISK)
+            self.assertEqual(self.succeeds(answer)["bus_id"], DISK)
             if command == "attach":
                 _, imported = guest.waitImport()
                 guest.waitBlockDevice(imported)
@@ -110,38 +94,36 @@ class UsbRemoteTests(DaemonCase):
 
 class UserSpaceTests(DaemonCase):
     """
-    Clients that speak USB/IP themselves, without C{vhci_hcd}: what they import here is the
-    kernel's, from us and from a stock C{usbipd}.
+    Clients that speak USB/IP themselves, without C{vhci_hcd}, with the daemon and with C{usbipd}.
     """
 
-    backend = "{type: sysfs}"
+    more = EXPORT
 
     def setUp(self) -> None:
         super().setUp()
-        self.served = self.daemon(self.config(more=EXPORT))
+        self.server = self.daemon()
 
     def compare(self, busId: str, use: Callable[[int], None]) -> None:
         """
-        A device is bound, used by a client of each server in turn, a few times, free after
-        each, and unbound.
+        Bind a device, use it with each server in turn, and unbind it.
 
-        @param use: is called with a server's port.
+        @param use: imports, uses and releases the device; called with a server's port.
         """
-        self.succeeds(self.served.ask("attach", id=busId))
-        with guest.StockUsbipd(STOCK_PORT):
-            for port in (STOCK_PORT, self.served.exportPort) * TIMES:
+        self.succeeds(self.server.ask("attach", id=busId))
+        with guest.stockUsbipd(OTHER_STOCK_PORT):
+            for port in (OTHER_STOCK_PORT, self.server.exportPort) * ROUNDS:
                 use(port)
-                self.stateSoon(self.served, "bound", busId)
-        with self.served.watch(id=busId) as watcher:
-            use(self.served.exportPort)
+                self.awaitState(self.server, "bound", busId)
+        with self.server.watch(id=busId) as watcher:
+            use(self.server.exportPort)
             watcher.told("released", busId)
             self.assertEqual(watcher.kinds(busId), ["imported", "released"])
-        self.succeeds(self.served.ask("detach", id=busId))
-        self.assertEqual(self.state(self.served, busId), "free")
+        self.succeeds(self.server.ask("detach", id=busId))
+        self.assertEqual(self.state(self.server, busId), "free")
 
     @needs(Need.GADGETS)
-    def test_serialPort(self) -> None:
-        """serial-usbipclient writes to a serial port, and reads what it answers."""
+    def test_serialUsbipClient(self) -> None:
+        """serial-usbipclient writes to a serial port and reads from it."""
         if not serialclient.installed:
             self.skipTest("pip install serial-usbipclient")
         vendor, product = (int(number, 16) for number in guest.SERIAL.vidPid.split(":"))
@@ -151,7 +133,7 @@ class UserSpaceTests(DaemonCase):
                 client = SerialClient(port, vendor, product)
                 self.assertEqual(client.busIds(), [SERIAL])
                 client.attach()
-                self.stateSoon(self.served, "in_use", SERIAL)
+                self.awaitState(self.server, "in_use", SERIAL)
                 line.open()
                 for number in range(20):
                     text = b"ping %d\r\n" % number
@@ -163,15 +145,15 @@ class UserSpaceTests(DaemonCase):
 
             self.compare(SERIAL, use)
 
-    def test_disk(self) -> None:
-        """usbip 0.7 reads a disk's true bytes."""
+    def test_pythonUsbip(self) -> None:
+        """The package usbip 0.7 reads a disk."""
         content = guest.diskBytes()
 
         def use(port: int) -> None:
             transport = USBIP(HOST, port)
             self.assertEqual([it["busid"] for it in host.list_devices(transport)], [DISK])
             with host.open(busid=DISK, transport=transport) as handle:
-                self.stateSoon(self.served, "in_use")
+                self.awaitState(self.server, "in_use")
                 disk = MSCDriver(handle)
                 self.assertEqual(disk.max_lun(), 0)
                 self.assertIn(b"QEMU", disk.inquiry())
@@ -187,4 +169,4 @@ class UserSpaceTests(DaemonCase):
         self.compare(DISK, use)
 
 
-del DaemonCase  # it is not to be run itself
+del DaemonCase  # base classes are not run

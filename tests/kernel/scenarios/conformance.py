@@ -1,5 +1,6 @@
 """
-The conformance suite, that the kernel in memory passes too, on the real one.
+The conformance suite of backends on a real kernel. C{tests.backends} runs it on the kernel in
+memory.
 """
 
 from __future__ import annotations
@@ -16,16 +17,14 @@ from usbip_server.testing import KernelExportConformance
 
 
 class RealKernel(KernelExportConformance):
-    """
-    The disk is worked with, as unbinding it takes the kernel longest.
-    """
+    """The suite uses the disk, as unbinding a disk takes the kernel longest."""
 
     patience = guest.DEADLINE
     timeout = 300
 
     async def asetUp(self) -> None:
-        """Have all modules and devices there."""
-        await deferToThread(guest.awaitDevices)  # first: bus 1 is the first one there
+        """Load all modules, and wait for the devices."""
+        await deferToThread(guest.awaitDevices)  # first: see GuestCase
         for module in ("usbip-host", "vhci-hcd"):
             await deferToThread(guest.modprobe, module)
         self.addCleanup(deferToThread, guest.resetUsb)
@@ -34,12 +33,11 @@ class RealKernel(KernelExportConformance):
         return next(device for device in devices if device.busId == guest.DISK.busId)
 
     async def importDevice(self, device: UsbDevice) -> None:
-        await deferToThread(self._import, device.busId)
+        def attach() -> None:
+            with guest.stockUsbipd():
+                guest.stockAttach(device.busId)
 
-    def _import(self, busId: str) -> None:
-        with guest.StockUsbipd():
-            guest.check("usbip", "attach", "-r", "127.0.0.1", "-b", busId)
-            guest.waitImport()
+        await deferToThread(attach)
 
     async def unplug(self, device: UsbDevice) -> None:
         await deferToThread(guest.unplug, guest.DISK)
@@ -51,9 +49,7 @@ class RealKernel(KernelExportConformance):
 
 
 class SysfsTests(RealKernel, TestCase):
-    """
-    The sysfs backend.
-    """
+    """The sysfs backend."""
 
     async def makeBackend(self) -> IUsbBackend:
         await self.asetUp()
@@ -61,9 +57,7 @@ class SysfsTests(RealKernel, TestCase):
 
 
 class UsbipToolTests(RealKernel, TestCase):
-    """
-    The usbip backend, with Debian's C{usbip}.
-    """
+    """The usbip backend, with Debian's C{usbip}."""
 
     async def makeBackend(self) -> IUsbBackend:
         await self.asetUp()

@@ -1,94 +1,69 @@
 """
-Devices are as they are wanted, whatever happens to them, to their clients and to the daemon.
+The reconciler on real kernels: devices are bound again after replugs, after a client's session, and
+after the daemon was killed; and reload, mounted disks, hooks.
 """
 
 from __future__ import annotations
 
 import json
 import signal
-import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tests.kernel import guest
-from tests.kernel.daemoncase import BUS_IDS, DISK, DaemonCase
-
-SERIAL = guest.SERIAL.busId
-TABLET = guest.TABLET.busId
+from tests.kernel.daemoncase import BUS_IDS, DISK, PATIENCE, SERIAL, TABLET, DaemonCase, summary
 
 ROUNDS = 2
-"""Of replugs: with two more for the disk, and the first plug, three could be flapping."""
+"""Of replugs: with two more of the disk, and the first plug, three would count as flapping."""
 
-PATIENCE = 10.0
-"""Seconds for a device to be bound again on an emulated machine; the documents promise one."""
-
-PART_AT = 2048
-"""Where the partition begins, in sectors."""
+PARTITION_START = 2048
+"""In sectors."""
 
 NOTE = 'line=$(cat); printf "%s\\n" "$line" >> {file}'
-"""A hook: each event becomes a line."""
+"""A hook that appends each event to a file, as a line."""
 
 EVENTS = ["added", "removed", "bound", "unbound", "imported", "released", "failed"]
 
 
 class DesiredTests(DaemonCase):
-    """
-    With the sysfs backend: what is wanted is none of a backend's business.
-    """
+    """With the sysfs backend."""
 
-    backend = "{type: sysfs}"
-
-    def test_always(self) -> None:
+    def test_boundAgain(self) -> None:
         """
-        What is shared always, and what a client has attached, is bound whenever it is plugged
-        in: also when its client has it just then, and when the daemon was dead. What was
-        detached is left alone. Hooks are told.
+        A device with C{share: always}, and one that was attached, is bound whenever it is plugged
+        in: also if a client has it when it is unplugged, and if the daemon was killed before. One
+        that was detached stays unbound. Hooks receive the events.
         """
         folder = Path.cwd() / "always"
         folder.mkdir()
         notes = folder / "notes"
         hook = {"events": EVENTS, "command": ["sh", "-c", NOTE.format(file=notes)]}
         rule = {"match": {"serial": "DISK42"}, "name": "disk", "share": "always"}
-        daemon = self.daemon(
-            self.config(
-                f"{{file: {folder}/state.json}}",
-                f"devices: {json.dumps([rule])}\nhooks: {json.dumps([hook])}\n",
-            )
-        )
+        more = f"devices: {json.dumps([rule])}\nhooks: {json.dumps([hook])}\n"
+        daemon = self.daemon(self.config(f"{{file: {folder}/state.json}}", more))
         guest.waitPresent(DISK, "usbip-host")
         for busId in BUS_IDS:
             self.succeeds(daemon.ask("attach", id=busId))
 
         with guest.Uevents() as uevents:
-            delays = [
-                self.replug(uevents, device)
-                for _ in range(ROUNDS)
-                for device in guest.DEVICES
-                if device.busId in BUS_IDS
-            ]
-            print(
-                f"\nbound again after a replug: {1000 * statistics.median(delays):.0f} ms "
-                f"(median), {1000 * max(delays):.0f} ms (worst of {len(delays)}) after the "
-                f"kernel's bind@: {[round(1000 * delay) for delay in delays]}"
-            )
+            devices = [device for device in guest.DEVICES if device.busId in BUS_IDS]
+            delays = [self.replug(uevents, each) for _ in range(ROUNDS) for each in devices]
+            print(f"\nbound again after a replug: {summary(delays)} after the kernel's bind@")
             self.assertLess(max(delays), PATIENCE)
 
             for busId in (SERIAL, DISK):
                 self.succeeds(daemon.ask("detach", id=busId))
             before = len(uevents.bindings(SERIAL))
-            guest.unplug(guest.SERIAL)
-            guest.waitGone(SERIAL)
-            guest.plug(guest.SERIAL)
-            guest.waitPresent(SERIAL)
+            replugged(guest.SERIAL)
             self.assertEqual(guest.driverOf(DISK), "usb")
             self.replug(uevents, guest.DISK)
-            found = [binding.driver for binding in uevents.bindings(SERIAL)[before:]]
-            self.assertEqual(found, ["usb"])
+            drivers = [binding.driver for binding in uevents.bindings(SERIAL)[before:]]
+            self.assertEqual(drivers, ["usb"])
             self.assertEqual(self.state(daemon, SERIAL), "free")
 
-        self.stateSoon(daemon, "bound")
+        self.awaitState(daemon, "bound")
         with daemon.watch(id="disk") as watcher:
             _, imported = self.importDisk()
             watcher.told("imported", DISK)
@@ -99,38 +74,33 @@ class DesiredTests(DaemonCase):
             watcher.told("bound", DISK)
             port, imported = self.importDisk()
             watcher.told("imported", DISK)
-            guest.check("usbip", "detach", "-p", str(port))
-            guest.waitGone(imported)
+            guest.stockDetach(port, imported)
             watcher.told("released", DISK)
-            self.assertEqual(
-                watcher.kinds(DISK),
-                ["imported", "released", "removed", "added", "bound", "imported", "released"],
-            )
+            session = ["imported", "released"]
+            self.assertEqual(watcher.kinds(DISK), [*session, "removed", "added", "bound", *session])
 
         daemon.kill()
         for device in (guest.DISK, guest.TABLET, guest.SERIAL):
-            guest.unplug(device)
-            guest.waitGone(device.busId)
-            guest.plug(device)
-            guest.waitPresent(device.busId)
+            replugged(device)
         daemon.start()
         for busId in (DISK, TABLET):
             guest.waitPresent(busId, "usbip-host")
-            self.stateSoon(daemon, "bound", busId)
+            self.awaitState(daemon, "bound", busId)
         self.assertEqual(guest.driverOf(SERIAL), "usb")
 
-        noted = [json.loads(line) for line in notes.read_text().splitlines()]
+        events = [json.loads(line) for line in notes.read_text().splitlines()]
+        seen = [(each["event"], each["data"]["bus_id"], each["data"]["name"]) for each in events]
         for kind in EVENTS[:-1]:
-            self.assertIn((kind, DISK, "disk"), [*map(_gist, noted)])
-        (held,) = {event["holder"]["address"] for event in noted if event["event"] == "imported"}
-        self.assertEqual(held, "127.0.0.1")
-        self.assertEqual([event for event in noted if event["event"] == "failed"], [])
+            self.assertIn((kind, DISK, "disk"), seen)
+        holders = {each["holder"]["address"] for each in events if each["event"] == "imported"}
+        self.assertEqual(holders, {"127.0.0.1"})
+        self.assertEqual([each for each in events if each["event"] == "failed"], [])
 
     def replug(self, uevents: guest.Uevents, device: guest.Device) -> float:
         """
         Unplug a device, plug it in, and wait until it is bound.
 
-        @return: how many seconds after the kernel's own driver had it.
+        @return: how many seconds after it was bound to its own driver.
         """
         busId = device.busId
         before = len(uevents.bindings(busId))
@@ -148,9 +118,9 @@ class DesiredTests(DaemonCase):
 
     def test_reload(self) -> None:
         """
-        SIGHUP: what the file says by now is true, and neither a session nor a watcher notices
-        more of it than that. A wrong file is said to be wrong, where it is, and changes
-        nothing. With C{on_stop: unbind} all is given back when the daemon stops.
+        SIGHUP applies the rules of the changed file, and disturbs neither a session nor a watcher.
+        A wrong file is logged with its line, and changes nothing. With C{on_stop: unbind} all
+        devices are unbound when the daemon stops.
         """
         daemon = self.daemon()
         for busId in (DISK, SERIAL):
@@ -161,35 +131,29 @@ class DesiredTests(DaemonCase):
             {"match": {"serial": "DISK42"}, "name": "backup-disk"},
             {"match": {"id": TABLET}, "share": "never"},
         ]
-        with (
-            daemon.watch(detail=True) as watcher,
-            guest.DiskReader(node, guest.diskBytes(), Path.cwd()) as reader,
-        ):
-            reader.readsOn()
-            said = daemon.reload(
-                self.config(more=f"on_stop: unbind\ndevices: {json.dumps(rules)}\n")
-            )
-            self.assertIn("read anew", said["log_format"])
+        with daemon.watch(detail=True) as watcher, guest.diskReader(node) as reader:
+            reader.awaitRead()
+            more = f"devices: {json.dumps(rules)}\n"
+            event = daemon.reload(self.config(more=f"on_stop: unbind\n{more}"))
+            self.assertIn("read anew", event["log_format"])
             watcher.told("removed", TABLET)
             names = [e["data"]["name"] for e in watcher.events if e["data"]["bus_id"] == DISK]
             self.assertIn("backup-disk", names)
-            self.listsSoon(daemon, without=TABLET)
+            self.awaitListed(daemon, without=TABLET)
             self.assertEqual(self.state(daemon, "backup-disk"), "in_use")
             self.assertEqual(daemon.ask("attach", id=TABLET)["status"], "not_found")
 
-            said = daemon.reload(self.config(more="devices:\n  - {match: {id: 1-1}, nam: x}\n"))
-            self.assertIn("nothing is changed", said["log_format"])
-            self.assertRegex(said["error"], r"\.yaml:\d+: devices\.0\.nam: ")
+            event = daemon.reload(self.config(more="devices:\n  - {match: {id: 1-1}, nam: x}\n"))
+            self.assertIn("nothing is changed", event["log_format"])
+            self.assertRegex(event["error"], r"\.yaml:\d+: devices\.0\.nam: ")
             self.assertEqual(self.state(daemon, "backup-disk"), "in_use")
-            self.listsSoon(daemon, without=TABLET)
-            reader.readsOn()
+            self.awaitListed(daemon, without=TABLET)
+            reader.awaitRead()
             self.succeeds(daemon.ask("detach", id=SERIAL))
             self.succeeds(daemon.ask("attach", id=SERIAL))
-            watcher.told("bound", SERIAL)  # still there, and nothing between
-            self.assertEqual(
-                [kind for busId in BUS_IDS for kind in watcher.kinds(busId)],
-                ["unbound", "bound", "removed"],
-            )
+            watcher.told("bound", SERIAL)  # it is still connected, and nothing came in between
+            kinds = [kind for busId in BUS_IDS for kind in watcher.kinds(busId)]
+            self.assertEqual(kinds, ["unbound", "bound", "removed"])
 
         daemon.child.terminate()
         self.assertEqual(daemon.child.wait(guest.DEADLINE), -signal.SIGTERM)
@@ -199,14 +163,13 @@ class DesiredTests(DaemonCase):
 
     def test_mounted(self) -> None:
         """
-        A disk with a file system that is mounted here, or that is swapped to, is not taken
-        away: the message names the use. Not used any more it is, and with C{allow_mounted}
-        in any case.
+        The attach of a disk with a mounted file system, or with active swap, fails with a message
+        that names the use. It succeeds after that use has ended, and with C{allow_mounted}.
         """
-        daemon = self.shared()
+        daemon = self.sharedDaemon()
         mkfs(self.partition())
         self.addCleanup(guest.waitGone, DISK)
-        self.addCleanup(guest.unplug, guest.DISK)  # it has another content now
+        self.addCleanup(guest.unplug, guest.DISK)  # its content has changed
 
         with mounted(self.partition()) as place:
             answer = daemon.ask("attach", id=DISK)
@@ -241,16 +204,24 @@ class DesiredTests(DaemonCase):
         node = Path(guest.waitBlockDevice(DISK))
         part = node.with_name(f"{node.name}1")
         if not part.exists():
-            # https://en.wikipedia.org/wiki/Master_boot_record: one entry, Linux, addressed
-            # by the number of its first sector and of all its sectors.
-            count = len(guest.diskBytes()) // 512 - PART_AT
+            # https://en.wikipedia.org/wiki/Master_boot_record: one entry of type Linux, with the
+            # number of its first sector and the count of its sectors.
+            count = len(guest.diskBytes()) // 512 - PARTITION_START
             entry = bytes(4) + b"\x83" + bytes(3)
-            entry += PART_AT.to_bytes(4, "little") + count.to_bytes(4, "little")
+            entry += PARTITION_START.to_bytes(4, "little") + count.to_bytes(4, "little")
             with node.open("r+b") as disk:
                 disk.write(bytes(446) + entry + bytes(48) + b"\x55\xaa")
             guest.check("blockdev", "--rereadpt", str(node))
-        guest.waitUntil(part.exists, f"{part} is there")
+        guest.waitUntil(part.exists, f"{part} exists")
         return str(part)
+
+
+def replugged(device: guest.Device) -> None:
+    """Unplug a device, plug it in, and wait until its own driver has it."""
+    guest.unplug(device)
+    guest.waitGone(device.busId)
+    guest.plug(device)
+    guest.waitPresent(device.busId)
 
 
 def mkfs(node: str) -> None:
@@ -262,19 +233,15 @@ def mkfs(node: str) -> None:
 
 
 @contextmanager
-def mounted(node: str, how: str = "ro") -> Iterator[Path]:
-    """A file system is mounted."""
-    place = Path("/run/mounted disk")  # mountinfo has the blank in a code
+def mounted(node: str, options: str = "ro") -> Iterator[Path]:
+    """Mount a file system until the C{with} ends."""
+    place = Path("/run/mounted disk")  # the blank is escaped in mountinfo
     place.mkdir(exist_ok=True)
-    guest.check("mount", "-t", "ext2", "-o", how, node, str(place))
+    guest.check("mount", "-t", "ext2", "-o", options, node, str(place))
     try:
         yield place
     finally:
         guest.check("umount", "--lazy", str(place))
 
 
-def _gist(event: dict[str, Any]) -> tuple[str, str, str | None]:
-    return event["event"], event["data"]["bus_id"], event["data"]["name"]
-
-
-del DaemonCase  # it is not to be run itself
+del DaemonCase  # base classes are not run

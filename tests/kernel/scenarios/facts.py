@@ -37,9 +37,7 @@ VHCI = "devices/platform/vhci_hcd.0"
 
 
 class RealMachine(facts.Machine):
-    """
-    The machine that this runs in.
-    """
+    """The machine that this runs in."""
 
     busId = DEVICE.busId
 
@@ -115,9 +113,7 @@ class RealMachine(facts.Machine):
 
 
 def deviceId(system: ISystem, busId: str) -> int:
-    """
-    The number of a device in the URBs of USB/IP.
-    """
+    """The number of a device in the URBs of USB/IP."""
     bus, device = (int(system.read(f"bus/usb/devices/{busId}/{name}")) for name in NUMBERS)
     return bus << 16 | device
 
@@ -150,28 +146,20 @@ def attachAt(system: ISystem, client: socket.socket, number: int, speed: int = H
 
 
 def detachAll() -> None:
-    """
-    Detach all that is imported.
-    """
+    """Detach all that is imported."""
     for port in guest.imports():
         System().write(f"{VHCI}/detach", str(port).encode())
 
 
 class UsbipHostTests(RealMachine, facts.UsbipHostFacts, SynchronousTestCase):
-    """
-    The facts of L{facts.UsbipHostFacts}.
-    """
+    """The facts of L{facts.UsbipHostFacts}."""
 
 
 class DeadlyTests(RealMachine, facts.DeadlyFacts, SynchronousTestCase):
-    """
-    The facts of L{facts.DeadlyFacts}.
-    """
+    """The facts of L{facts.DeadlyFacts}."""
 
     def unload(self) -> None:
-        """
-        Unload the module without a new process: see L{assertDies}.
-        """
+        """Unload the module without a new process: see L{assertDies}."""
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.syscall(SYS_DELETE_MODULE, b"usbip_host", os.O_NONBLOCK):
             raise OSError(ctypes.get_errno(), "delete_module")

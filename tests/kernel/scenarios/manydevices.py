@@ -1,15 +1,16 @@
 """
-More devices than C{usbip-host} has places for, devices that change while they are plugged in
-again, and devices that cannot be told apart by their ids.
+More devices than entries in C{usbip-host}'s table, devices with the same ids, and devices that are
+replugged as something else.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tests.kernel import guest
-from tests.kernel.daemoncase import BUS_IDS, CARD_READER, DISK, SERIAL, DaemonCase
+from tests.kernel.daemoncase import BUS_IDS, DISK, SERIAL, DaemonCase
 from tests.kernel.devices import CONTROLLERS, Kind, gadgetBusId
 from tests.kernel.needs import Need, needs
 from tests.support.childdaemon import ChildDaemon
@@ -17,66 +18,57 @@ from tests.support.childdaemon import ChildDaemon
 PLACES = 16
 """C{MAX_BUSID} (C{drivers/usb/usbip/stub.h})."""
 
-FREE = tuple(range(10, CONTROLLERS))
-"""The controllers that nothing is plugged into when a guest starts, and at which no test plugs in
-anything else."""
+FREE = (6, 7, *range(10, CONTROLLERS))
+"""The controllers that have no device when a guest starts, nor later in these tests."""
 
 TWINS = "10c4:ea60"
-"""Two boards with the same ids."""
+"""The ids of both of two devices."""
 
 
 @needs(Need.GADGETS)
 class GadgetCase(DaemonCase):
-    """
-    With the sysfs backend.
-    """
+    """Devices at further controllers."""
 
-    backend = "{type: sysfs}"
-
-    def remembering(self) -> ChildDaemon:
-        """A daemon that keeps what was attached when it is unplugged."""
+    def rememberingDaemon(self) -> ChildDaemon:
+        """Run a daemon with a state file: what was attached is attached again after a replug."""
         return self.daemon(self.config(f"{{file: {Path(self.mktemp()).absolute()}}}"))
 
-    def plugged(self, name: str, controller: int, **more: object) -> guest.Device:
+    def plugged(self, name: str, controller: int, **more: Any) -> guest.Device:
         """
-        A card reader that is plugged in until the test ends at the latest.
+        Plug in a card reader until the end of the test.
 
-        @param more: what is different about it.
+        @param more: other fields of the device.
         """
-        device = replace(guest.CARD_READER, name=name, busId=gadgetBusId(controller), **more)  # type: ignore[arg-type]
+        device = replace(guest.CARD_READER, name=name, busId=gadgetBusId(controller), **more)
         guest.plug(device)
-        self.addCleanup(self.gone, device)
+        self.addCleanup(self.unplug, device)
         guest.waitPresent(device.busId)
         return device
 
-    def gone(self, device: guest.Device) -> None:
-        """Unplug a device, if it is there, and have it in no table of usbip-host."""
+    def unplug(self, device: guest.Device) -> None:
+        """Unplug a device, if it is present, and free its entry in usbip-host's table."""
         if guest.vidPid(device.busId) is not None:
             guest.forget(device.busId)
             guest.unplug(device)
             guest.waitGone(device.busId)
 
-    def listedSoon(self, daemon: ChildDaemon, *devices: guest.Device) -> None:
-        """It lists these besides those that the guest was born with."""
+    def awaitAllListed(self, daemon: ChildDaemon, *devices: guest.Device) -> None:
+        """Wait until a daemon lists these besides the usual devices."""
         wanted = sorted({*BUS_IDS, *(device.busId for device in devices)})
         guest.waitUntil(lambda: sorted(self.listed(daemon)) == wanted, f"{wanted} are listed")
 
 
 class ManyTests(GadgetCase):
-    """
-    Fifteen devices.
-    """
+    """Seventeen devices."""
 
-    def test_full(self) -> None:
+    def test_tableFull(self) -> None:
         """
-        All are listed. As many as usbip-host has places for are attached; the next one fails, says
-        that there are 16 places, and keeps its driver. Each that is detached makes room for
-        another one.
+        All are listed and 16 can be attached. Another attach fails, and the device keeps its
+        driver, until one is detached.
         """
         daemon = self.daemon()
         more = [self.plugged(f"more{number}", number) for number in FREE]
-        more += [self.plugged(f"most{number}", number) for number in (6, 7)]
-        self.listedSoon(daemon, *more)
+        self.awaitAllListed(daemon, *more)
         busIds = [*BUS_IDS, *(device.busId for device in more)]
         self.assertGreater(len(busIds), PLACES)
         bound, rest = busIds[:PLACES], busIds[PLACES:]
@@ -93,47 +85,45 @@ class ManyTests(GadgetCase):
 
 
 class TwinTests(GadgetCase):
-    """
-    Two devices with the same ids.
-    """
+    """Two devices with the same ids."""
 
-    def test_serialNumbers(self) -> None:
+    def test_selectedBySerialOrBusId(self) -> None:
         """
-        Two of a kind match together, and are told apart by their serial numbers or, where they
-        have none, by their places.
+        A request by ids matches both. A serial number selects one, or the bus id where they have
+        no serial number.
         """
         daemon = self.daemon()
-        with_ = [self.plugged(f"with{n}", n, vidPid=TWINS, serial=f"S{n}") for n in (10, 11)]
-        self.listedSoon(daemon, *with_)
-        answer = daemon.ask("attach", id=TWINS)
-        self.assertEqual(answer["status"], "multiple_matches")
-        for device in with_:
-            self.assertIn(device.busId, answer["message"])
-            found = self.succeeds(daemon.ask("attach", id=TWINS, serial=device.serial))
-            self.assertEqual(found["bus_id"], device.busId)
-            self.succeeds(daemon.ask("detach", id=device.busId))
-        for device in with_:
-            self.gone(device)
-        without = [self.plugged(f"without{n}", n, vidPid=TWINS) for n in (10, 11)]
-        self.listedSoon(daemon, *without)
-        self.assertEqual(daemon.ask("attach", id=TWINS)["status"], "multiple_matches")
-        for device in without:
-            found = self.succeeds(daemon.ask("attach", id=device.busId))
-            self.assertEqual((found["bus_id"], found["serial"]), (device.busId, None))
-            self.succeeds(daemon.ask("detach", id=device.busId))
+        for hasSerial in (True, False):
+            twins = [
+                self.plugged(
+                    f"twin{n}{hasSerial}", n, vidPid=TWINS, serial=f"S{n}" if hasSerial else None
+                )
+                for n in (10, 11)
+            ]
+            self.awaitAllListed(daemon, *twins)
+            several = daemon.ask("attach", id=TWINS)
+            self.assertEqual(several["status"], "multiple_matches")
+            for device in twins:
+                self.assertIn(device.busId, several["message"])
+                which = (
+                    {"serial": device.serial, "id": TWINS} if hasSerial else {"id": device.busId}
+                )
+                found = self.succeeds(daemon.ask("attach", **which))
+                self.assertEqual((found["bus_id"], found["serial"]), (device.busId, device.serial))
+                self.succeeds(daemon.ask("detach", id=device.busId))
+            for device in twins:
+                self.unplug(device)
 
 
 class ChangingTests(GadgetCase):
-    """
-    A board that is flashed: it is unplugged and plugged in as something else.
-    """
+    """A device that is unplugged and plugged in with other ids, or at another speed."""
 
-    def test_identity(self) -> None:
+    def test_otherDeviceAtSamePort(self) -> None:
         """
-        Another device at the same place is not taken for the one that was attached: it is left to
-        its own driver. The first one is attached again when it is back.
+        Another device at the port of an attached one is not bound. The first one is bound again
+        when it is back.
         """
-        daemon = self.remembering()
+        daemon = self.rememberingDaemon()
         self.succeeds(daemon.ask("attach", serial="QSER1"))
         boot = replace(
             guest.SERIAL, kind=Kind.DISK, vidPid="2e8a:0003", serial="E0C9125B0D9B", product="Boot"
@@ -151,54 +141,47 @@ class ChangingTests(GadgetCase):
             guest.waitGone(SERIAL)
             guest.plug(guest.SERIAL)
             guest.waitPresent(SERIAL, "usbip-host")
-            self.stateSoon(daemon, "bound", SERIAL)
+            self.awaitState(daemon, "bound", SERIAL)
 
-    def test_speed(self) -> None:
+    def test_otherSpeed(self) -> None:
         """
-        A disk that is plugged in again at super speed is at another bus: it is attached there, as
-        it is the same device, and read whole by a client.
+        A disk that is plugged in again at super speed has another bus id. As the same device, it is
+        bound there, and can be imported.
         """
         fast = replace(guest.DISK, busId=gadgetBusId(2, isSuper=True))
-        self.addCleanup(self.slowAgain, fast)  # when the daemon has ended
-        daemon = self.remembering()
+        self.addCleanup(self.plugSlowDisk, fast)  # runs when the daemon has ended
+        daemon = self.rememberingDaemon()
         self.succeeds(daemon.ask("attach", serial="DISK42"))
         guest.unplug(guest.DISK)
         guest.waitGone(DISK)
         guest.plug(fast)
         guest.waitPresent(fast.busId, "usbip-host")
-        self.stateSoon(daemon, "bound", fast.busId)
-        with guest.StockUsbipd():
-            guest.check("usbip", "attach", "-r", "127.0.0.1", "-b", fast.busId)
-            port, imported = guest.waitImport()
+        self.awaitState(daemon, "bound", fast.busId)
+        with guest.stockUsbipd():
+            port, imported = guest.stockAttach(fast.busId)
             node = guest.waitBlockDevice(imported)
             self.assertEqual(guest.attribute(imported, "speed"), "5000")
-            self.assertTrue(guest.diskBytes() == guest.readBlockDevice(node))
-            guest.check("usbip", "detach", "-p", str(port))
-            guest.waitGone(imported)
+            guest.checkDiskBytes(node)
+            guest.stockDetach(port, imported)
 
-    def slowAgain(self, fast: guest.Device) -> None:
-        """Have the disk where it was."""
-        guest.forget(fast.busId)
-        guest.unplug(fast)
-        guest.waitGone(fast.busId)
+    def plugSlowDisk(self, fast: guest.Device) -> None:
+        """Replace a fast disk by the usual one."""
+        self.unplug(fast)
         guest.plug(guest.DISK)
         guest.waitBlockDevice(DISK)
 
     def test_reset(self) -> None:
-        """
-        A device that is reset is still there, bound if it was, and can be imported.
-        """
+        """A device that is reset stays free or bound, and can be imported."""
         daemon = self.daemon()
         guest.reset(DISK)
         guest.waitBlockDevice(DISK)
         self.assertEqual(self.state(daemon), "free")
         self.succeeds(daemon.ask("attach", id=DISK))
         guest.reset(DISK)
-        self.stateSoon(daemon, "bound")
+        self.awaitState(daemon, "bound")
         _, imported = self.importDisk()
-        self.assertTrue(guest.diskBytes() == guest.readBlockDevice(guest.waitBlockDevice(imported)))
+        guest.checkDiskBytes(guest.waitBlockDevice(imported))
         self.assertEqual(self.state(daemon), "in_use")
-        self.assertTrue(Path("/sys/bus/usb/devices", CARD_READER).exists())
 
 
-del DaemonCase, GadgetCase  # they are not to be run themselves
+del DaemonCase, GadgetCase  # base classes are not run

@@ -1,6 +1,6 @@
 """
-Devices that answer, but not as one would like: nobody but their own users may suffer from
-them.
+Devices with unusual descriptors, and devices that stall, fall silent or vanish: other devices are
+not affected.
 """
 
 from __future__ import annotations
@@ -8,30 +8,28 @@ from __future__ import annotations
 import contextlib
 import errno
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tests.kernel import guest
+from tests.kernel.daemoncase import HOST
 from tests.kernel.guest import PluggedIn, RawDevice, UsbNode, models
-from tests.kernel.misbehavingcase import HOST, OTHER, MisbehavingCase
+from tests.kernel.misbehavingcase import OTHER, MisbehavingCase
 
 INTERFACES_AT_MOST = 32
 """C{USB_MAXINTERFACES} (C{include/linux/usb.h})."""
 
 PAUSE = 0.05
-"""Seconds between two reads of the device beside: what is shown meanwhile needs the processor."""
+"""Seconds between two reads of the other device: the test needs the processor in between."""
 
 GONE = {errno.ENODEV, errno.EPROTO, errno.ESHUTDOWN, errno.EPIPE, errno.ECONNRESET, errno.EIO}
-"""What a transfer fails with whose device is unplugged: at once, or when it is taken back."""
+"""The errnos of a transfer whose device is unplugged: at once, or when it is cancelled."""
 
 
 class BesideCase(MisbehavingCase):
-    """
-    A device beside the one that misbehaves, which clients can use.
-    """
+    """A device that a client can read all the time, beside the one that misbehaves."""
 
     timeouts = "{answer: 60, bind: 60}"
 
@@ -43,51 +41,47 @@ class BesideCase(MisbehavingCase):
 
     @contextlib.contextmanager
     def beside(self) -> Iterator[None]:
-        """
-        A client reads from the other device again and again, and gets what it should.
-        """
+        """Have a client read from the other device until the C{with} ends."""
         with (
             self.imported(self.server, self.other.busId) as imported,
             UsbNode(imported) as node,
         ):
             node.claim()
-            with Reader(node, PAUSE) as reader:
-                reader.readsOn()
+            with countReader(node, PAUSE) as reader:
+                reader.awaitRead()
                 yield
-                reader.readsOn()
+                reader.awaitRead()
 
     def attached(self, device: RawDevice) -> PluggedIn:
-        """Plug a device in and attach it; stock C{usbip} lists it, and the other one."""
+        """Plug in a device and attach it; Debian's C{usbip} lists it, and the other one."""
         plugged = self.plugged(device)
-        self.lists(self.server, plugged.busId, self.other.busId)
+        self.awaitRawListed(self.server, plugged.busId, self.other.busId)
         self.succeeds(self.server.ask("attach", id=plugged.busId))
         found = self.importable(self.server)
         for busId in (plugged.busId, self.other.busId):
             self.assertIn(f"{busId}:", found)
         return plugged
 
-    def givenBack(self, plugged: PluggedIn) -> None:
-        """Detach it: its own driver has it again."""
-        self.stateSoon(self.server, "bound", plugged.busId)
+    def detach(self, plugged: PluggedIn) -> None:
+        """Detach a device: its own driver has it again."""
+        self.awaitState(self.server, "bound", plugged.busId)
         self.succeeds(self.server.ask("detach", id=plugged.busId))
         self.assertEqual(self.detail(self.server, plugged.busId)["state"], "free")
         guest.waitPresent(plugged.busId)
 
     def sameDescriptors(self, plugged: PluggedIn, imported: str) -> None:
-        """The client's kernel sees the descriptors that the server's does."""
+        """Assert that the client's kernel has the descriptors that the server's has."""
         self.assertEqual(descriptors(imported), descriptors(plugged.busId))
 
 
 class TransferTests(BesideCase):
-    """
-    Devices that do not do what is asked of them.
-    """
+    """Devices whose transfers fail."""
 
     def test_silent(self) -> None:
         """
-        A device that falls silent while a client has it is taken from the client. The
-        reset that ends the session fails then, and the kernel drops the device. It can be
-        shared again after a replug.
+        A device that falls silent while a client has it is taken from the client by a detach. The
+        reset at the end of the session fails, and the kernel drops the device. After a replug it
+        can be shared again.
         """
         with self.beside():
             plugged = self.attached(models.Silent())
@@ -101,18 +95,16 @@ class TransferTests(BesideCase):
                 began = time.monotonic()
                 self.server.ask("detach", id=plugged.busId)  # it may be gone by then
                 guest.waitGone(imported)
-                print(f"\nits client lost it {time.monotonic() - began:.1f} s after the detach")
+                print(f"\nthe client has lost it {time.monotonic() - began:.1f} s after the detach")
             guest.waitGone(plugged.busId)
-            self.lists(self.server, self.other.busId)
+            self.awaitRawListed(self.server, self.other.busId)
             plugged.unplug()
             fresh = self.attached(models.plain("FRESH1"))
             self.assertEqual(fresh.busId, plugged.busId)
-            self.givenBack(fresh)
+            self.detach(fresh)
 
     def test_stalling(self) -> None:
-        """
-        A device that stalls does so at its client as well, and is given back.
-        """
+        """Transfers that stall at the device stall at the client."""
         with self.beside():
             plugged = self.attached(models.Stalling())
             with self.imported(self.server, plugged.busId) as imported:
@@ -124,29 +116,27 @@ class TransferTests(BesideCase):
                         self.stalls(lambda: node.controlIn(0xA1, 0xFE, 0, 0, 1))
                         self.stalls(lambda: node.bulkIn(models.SOURCE.address, 512))
                         self.stalls(lambda: node.bulkOut(models.SINK.address, b"anything"))
-            self.givenBack(plugged)
+            self.detach(plugged)
 
     def test_stallingDisk(self) -> None:
-        """
-        A disk that stalls whatever C{usb-storage} asks of it, at the server and at the client.
-        """
+        """A disk that stalls all requests of C{usb-storage} can be imported and detached."""
         guest.modprobe("usb-storage")
         plugged = self.attached(models.Stalling((8, 6, 0x50)))
         self.assertEqual(self.detail(self.server, plugged.busId)["interfaces"], ["08/06/50"])
         with self.imported(self.server, plugged.busId) as imported:
             self.sameDescriptors(plugged, imported)
             guest.waitPresent(f"{imported}:1.0", "usb-storage")
-        self.givenBack(plugged)
+        self.detach(plugged)
 
     def stalls(self, transfer: Any) -> None:
-        """A transfer fails because the device stalls."""
+        """Assert that a transfer fails because the device stalls."""
         error = self.assertRaises(OSError, transfer)
         self.assertEqual(error.errno, errno.EPIPE)
 
     def test_vanishing(self) -> None:
         """
-        A device that is pulled out in the middle of a client's transfer ends that with an
-        error; it is gone at server and client, and another one can be shared in its place.
+        A device that is unplugged during a client's transfer ends the transfer with an error, and
+        is gone at server and client. Another one can be shared in its place.
         """
         with self.beside():
             plugged = self.attached(models.Vanishing())
@@ -160,37 +150,37 @@ class TransferTests(BesideCase):
                 self.assertIn(error.errno, GONE)
                 guest.waitGone(imported)
                 guest.waitGone(plugged.busId)
-            self.lists(self.server, self.other.busId)
+            self.awaitRawListed(self.server, self.other.busId)
             self.assertNotIn(f"{plugged.busId}:", self.importable(self.server))
             plugged.unplug()
             fresh = self.attached(models.plain("FRESH1"))
             self.assertEqual(fresh.busId, plugged.busId)
             with self.imported(self.server, fresh.busId) as imported:
                 self.assertEqual(guest.attribute(imported, "serial"), "FRESH1")
-            self.givenBack(fresh)
+            self.detach(fresh)
 
     def test_unplugWhileRead(self) -> None:
-        """
-        A device that is pulled out while a client reads from it without a pause.
-        """
+        """A client that reads without a pause gets an error when the device is unplugged."""
         plugged = self.attached(models.Counting())
         with (
             self.imported(self.server, plugged.busId) as imported,
             UsbNode(imported) as node,
         ):
             node.claim()
-            with Reader(node) as reader:
-                reader.readsOn()
+            with countReader(node, 0.0) as reader:
+                reader.awaitRead()
                 plugged.unplug()
-                self.assertIn(reader.failure().errno, GONE)
+                error = reader.awaitFailure()
+                assert isinstance(error, OSError), error
+                self.assertIn(error.errno, GONE)
             guest.waitGone(imported)
-        self.lists(self.server, self.other.busId)
+        self.awaitRawListed(self.server, self.other.busId)
 
     def test_isochronous(self) -> None:
         """
-        A device with an isochronous endpoint is imported with all its descriptors, and its
-        setting with the endpoint can be chosen. C{dummy_hcd} does not move isochronous data:
-        the transfer fails at the client with the error that it fails with at the server.
+        A device with an isochronous endpoint is imported with all its descriptors, and the setting
+        with the endpoint can be chosen. C{dummy_hcd} does not transfer isochronous data: a transfer
+        fails at the client with the errno that it fails with at the server.
         """
         plugged = self.plugged(models.IsochronousSource())
         with UsbNode(plugged.busId) as node:
@@ -202,10 +192,10 @@ class TransferTests(BesideCase):
             self.sameDescriptors(plugged, imported)
             with UsbNode(imported) as node:
                 self.assertEqual(self.isochronousError(node), local)
-        self.givenBack(plugged)
+        self.detach(plugged)
 
     def isochronousError(self, node: UsbNode) -> int | None:
-        """The errno that an isochronous transfer fails with."""
+        """The errno of an isochronous transfer."""
         endpoint = models.IsochronousSource.endpoint
         node.claim()
         node.setInterface(0, 1)
@@ -216,14 +206,12 @@ class TransferTests(BesideCase):
 
 
 class DescriptorTests(BesideCase):
-    """
-    Devices that say odd things of themselves.
-    """
+    """Devices with unusual descriptors."""
 
     def test_manyInterfaces(self) -> None:
         """
-        Of 300 interface descriptors the kernel makes 32 interfaces, and those are listed: to
-        clients of the daemon, and to stock C{usbip}, whose list stays readable.
+        Of 300 interface descriptors the kernel makes 32 interfaces, which the daemon and Debian's
+        C{usbip} list.
         """
         with self.beside():
             plugged = self.attached(models.crowded())
@@ -237,12 +225,10 @@ class DescriptorTests(BesideCase):
                 self.sameDescriptors(plugged, imported)
                 claimed = guest.attribute(imported, "bNumInterfaces")
                 self.assertEqual(claimed, str(INTERFACES_AT_MOST))
-            self.givenBack(plugged)
+            self.detach(plugged)
 
     def test_manySettings(self) -> None:
-        """
-        A device with 200 settings of one interface has one interface.
-        """
+        """A device with 200 settings of one interface has one interface."""
         plugged = self.attached(models.manySettings())
         self.assertEqual(self.detail(self.server, plugged.busId)["interfaces"], ["ff/00/00"])
         with self.imported(self.server, plugged.busId) as imported:
@@ -250,12 +236,12 @@ class DescriptorTests(BesideCase):
             with UsbNode(imported) as node:
                 node.claim()
                 node.setInterface(0, 100)
-        self.givenBack(plugged)
+        self.detach(plugged)
 
     def test_twoConfigurations(self) -> None:
         """
-        A client can choose the second configuration of a device; when the device is given back
-        it has its first one again.
+        A client can choose the second configuration of a device. After a detach the device has the
+        first one.
         """
         plugged = self.attached(models.twoConfigurations())
         found = self.detail(self.server, plugged.busId)
@@ -267,51 +253,47 @@ class DescriptorTests(BesideCase):
                 node.setConfiguration(2)
             self.assertEqual(chosen(imported), ("2", "2"))
             self.assertEqual(chosen(plugged.busId), ("2", "2"))
-        self.givenBack(plugged)
+        self.detach(plugged)
         self.assertEqual(chosen(plugged.busId), ("1", "1"))
 
     def test_hiddenDisk(self) -> None:
-        """
-        A rule that never shares disks is about a device, too, that is a disk in its second
-        configuration only.
-        """
+        """A rule for disks applies to a device that is a disk in its second configuration only."""
         plugged = self.plugged(models.hiddenDisk())
         guest.waitUntil(lambda: chosen(plugged.busId) == ("2", "1"), "the disk is chosen")
-        self.lists(self.server, plugged.busId, self.other.busId)
+        self.awaitRawListed(self.server, plugged.busId, self.other.busId)
         rule = "devices: [{match: {device_class: storage}, share: never}]\n"
         self.server.reload(self.config(more=rule))
-        self.lists(self.server, self.other.busId)
+        self.awaitRawListed(self.server, self.other.busId)
         answer = self.server.ask("attach", id=plugged.busId)
         self.assertEqual(answer["status"], "not_found", answer)
 
     def test_unprintableSerial(self) -> None:
         """
-        Of a serial number with control characters those that can be printed are shown. The
-        client's kernel has it as the server's has.
+        Characters of a serial number that cannot be printed are not shown. The client's kernel has
+        the serial number that the server's has.
         """
         plugged = self.attached(models.plain("\x1b[2J\x07A\tB\nC\x7f\x9b"))
         with self.imported(self.server, plugged.busId) as imported:
             paths = [guest.DEVICES_FOLDER / each / "serial" for each in (plugged.busId, imported)]
             self.assertEqual(paths[0].read_bytes(), paths[1].read_bytes())
         plugged.unplug()
-        self.showsSerial("\x1b[2J\x07A\tB\nC\x7f\x9b", "[2JABC")
-        self.showsSerial("\u202eABC\u2028D\u00e9\U0001f600", "ABCD\u00e9\U0001f600")
-        self.showsSerial("E\ud800F", "EF")
-        self.showsSerial("\x01\x02\x1b", None)
+        self.assertSerialShown("\x1b[2J\x07A\tB\nC\x7f\x9b", "[2JABC")
+        self.assertSerialShown("\u202eABC\u2028D\u00e9\U0001f600", "ABCD\u00e9\U0001f600")
+        self.assertSerialShown("E\ud800F", "EF")
+        self.assertSerialShown("\x01\x02\x1b", None)
 
     def test_oddSerial(self) -> None:
-        """
-        A serial number may look like markup, be empty, or be as long as a descriptor can be.
-        """
-        self.showsSerial("<b onclick='x'>\"&amp;\\", "<b onclick='x'>\"&amp;\\")
-        self.showsSerial("", None)
-        self.showsSerial("X" * 126, "X" * 126)
+        """A serial number may look like markup, be empty, or be of maximum length."""
+        self.assertSerialShown("<b onclick='x'>\"&amp;\\", "<b onclick='x'>\"&amp;\\")
+        self.assertSerialShown("", None)
+        self.assertSerialShown("X" * 126, "X" * 126)
 
-    def showsSerial(self, serial: str, shown: str | None) -> None:
+    def assertSerialShown(self, serial: str, shown: str | None) -> None:
         """
-        Daemon and command show a serial number, and find the device by what they show.
+        Plug in a device: the daemon and the command show its serial number, and the daemon finds it
+        by that.
 
-        @param shown: what they show of it; C{None}: nothing.
+        @param shown: what is shown; C{None} if there is no serial number.
         """
         plugged = self.attached(models.plain(serial))
         self.assertEqual(self.detail(self.server, plugged.busId)["serial"], shown)
@@ -322,78 +304,34 @@ class DescriptorTests(BesideCase):
         listed = guest.check(str(command), "list", "--host", f"{HOST}:{self.server.port}")
         self.assertTrue(all(line.isprintable() for line in listed.splitlines()), listed)
         self.assertIn(shown or plugged.busId, listed)
-        self.givenBack(plugged)
+        self.detach(plugged)
         plugged.unplug()
 
 
-class Reader:
+def countReader(node: UsbNode, pause: float) -> guest.ComparingReader:
     """
-    Reads from a L{models.Counting} for as long as a C{with} lasts, and compares.
+    Reads from a L{models.Counting}, and compares.
+
+    @param pause: seconds between two reads.
     """
-
-    def __init__(self, node: UsbNode, pause: float = 0.0) -> None:
-        """
-        @param pause: seconds between two reads.
-        """
-        self._node = node
-        self._pause = pause
-        self._ended = False
-        self._blocks = 0
-        self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._read, daemon=True)
-
-    def __enter__(self) -> Reader:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *ignored: object) -> None:
-        self._ended = True
-        self._thread.join()
-
-    def readsOn(self) -> None:
-        """
-        Wait until it has read something more.
-
-        @raise AssertionError: it could not, or it was something else.
-        """
-        wanted = self._blocks + 2  # one is under way
-        guest.waitUntil(lambda: self._blocks >= wanted or self._error, "it is read from")
-        if self._error is not None:
-            raise AssertionError(f"it cannot be read from: {self._error!r}")
-
-    def failure(self) -> OSError:
-        """Wait until it can read no more; returns why."""
-        error = guest.waitUntil(lambda: self._error, "it cannot be read from any more")
-        assert isinstance(error, OSError), error
-        return error
-
-    def _read(self) -> None:
-        packet = models.counted(models.SOURCE.packet)
-        try:
-            while not self._ended:
-                if self._node.bulkIn(models.SOURCE.address, 4 * len(packet)) != 4 * packet:
-                    raise AssertionError("it is something else")
-                self._blocks += 1
-                time.sleep(self._pause)
-        except (OSError, AssertionError) as error:
-            self._error = error
+    packet = models.counted(models.SOURCE.packet)
+    size = 4 * len(packet)
+    return guest.ComparingReader(
+        lambda: node.bulkIn(models.SOURCE.address, size), 4 * packet, pause
+    )
 
 
 def descriptors(busId: str) -> bytes:
-    """
-    All descriptors of a device, as the kernel has them.
-    """
+    """All descriptors of a device, as the kernel has them."""
     return (guest.DEVICES_FOLDER / busId / "descriptors").read_bytes()
 
 
 def chosen(busId: str) -> tuple[str | None, str | None]:
-    """
-    Which configuration a device has, and with how many interfaces.
-    """
+    """Which configuration a device has, and with how many interfaces."""
     value, interfaces = (
         guest.attribute(busId, name) for name in ("bConfigurationValue", "bNumInterfaces")
     )
     return value, interfaces
 
 
-del MisbehavingCase, BesideCase  # they are not to be run themselves
+del MisbehavingCase, BesideCase  # base classes are not run

@@ -1,5 +1,5 @@
 """
-USB/IP over TLS on real kernels: encrypted by the kernel, through the daemon, or not at all.
+USB/IP over TLS on real kernels: encrypted by the kernel, or by the daemon, or refused.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from tests.kernel import guest
-from tests.kernel.daemoncase import DISK, DaemonCase
-from tests.kernel.inside.tlsimport import OK, OP_ENABLE_KTLS, TlsImport
+from tests.kernel.daemoncase import DISK, HOST, DaemonCase
+from tests.kernel.inside.tlsimport import NO_TLS_MODULE, OK, OP_ENABLE_KTLS, TlsImport
 from tests.protocols.test_exporter_tls_sessions import KtlsTests as InProcessTests  # noqa: F401 - run
 from tests.support.certificates import LAB, authority, signed, trusting
 from tests.support.childdaemon import ChildDaemon
 
-HOST = "127.0.0.1"
 PORT = 3241
 
 FAILED = 1
@@ -30,39 +29,42 @@ IMPORTED = "{principal} has {device}: {encryption}"
 
 WITHOUT_KTLS = (sys.executable, "-m", "tests.kernel.inside.withoutktls")
 
-NO_MODULE = Path("/etc/modprobe.d/no-ktls.conf")
-
 
 class SecuredCase(DaemonCase):
-    """
-    With the sysfs backend.
-    """
-
-    backend = "{type: sysfs}"
+    """A server certificate and a CA of clients."""
 
     def setUp(self) -> None:
         super().setUp()
         self.folder = self.mktemp()
-        self.files = {
-            "certificate": signed("server").write(self.folder, "server"),
-            "ca": authority(LAB).write(self.folder, "ca"),
-        }
+        self.certificate, self.key = signed("server").write(self.folder, "server")
+        self.ca, _ = authority(LAB).write(self.folder, "ca")
 
     def secured(self, more: str = "", isMutual: bool = False) -> str:
-        """A configuration with the port."""
-        certificate, key = self.files["certificate"]
-        tls: dict[str, Any] = {"certificate": certificate, "key": key}
+        """
+        A configuration that exports over TLS.
+
+        @param more: further YAML of C{export}.
+        @param isMutual: require a client certificate.
+        """
+        tls: dict[str, Any] = {"certificate": self.certificate, "key": self.key}
         if isMutual:
-            tls |= {"client_ca": self.files["ca"][0], "require_client_certificate": True}
+            tls |= {"client_ca": self.ca, "require_client_certificate": True}
         export = f"export: {{listen: [tcp:3240, tls:{PORT}]{more}}}\n"
         return self.config(more=f"tls: {json.dumps(tls)}\n{export}")
 
+    def sharing(self, config: str) -> ChildDaemon:
+        """Run a daemon that has bound the disk."""
+        daemon = self.daemon(config)
+        self.succeeds(daemon.ask("attach", id=DISK))
+        return daemon
+
     def client(self, ktls: bool, name: str | None = None, by: str = LAB) -> ssl.SSLContext:
         """
-        What a client speaks TLS with.
+        A client's context.
 
         @param ktls: may the kernel encrypt?
-        @param name: what its certificate says, if it has one.
+        @param name: the common name of its certificate, if it has one.
+        @param by: the authority that has signed that.
         """
         shown = None if name is None else signed(name, by).write(self.folder, f"{by}-{name}")
         context = trusting(client=shown)
@@ -70,144 +72,126 @@ class SecuredCase(DaemonCase):
             context.options |= OP_ENABLE_KTLS
         return context
 
-    def take(self, daemon: ChildDaemon, ktls: bool, wanted: str) -> tuple[str, str]:
+    def importDiskBy(self, daemon: ChildDaemon, ktls: bool, expected: str) -> tuple[str, str]:
         """
-        Import the disk, and see that it is that, whole.
+        Import the disk over TLS, and compare its content.
 
         @param ktls: may the client's kernel encrypt?
-        @param wanted: how it goes at the server.
-        @return: the bus id there, and the node.
+        @param expected: how the server encrypts.
+        @return: the bus id and the node of the imported disk.
         """
         with daemon.watch(id=DISK, detail=True) as watcher:
             imported = TlsImport(PORT, DISK, self.client(ktls))
             self.assertEqual((imported.status, imported.isKeyed), (OK, ktls))
             self.addCleanup(imported.close)
             imported.attach()
-            told = watcher.told("imported", DISK)
-        self.assertEqual(told["holder"]["encryption"], wanted)
-        self.assertEqual(self.holder(daemon)["encryption"], wanted)
-        self.assertIn(wanted, daemon.logged(IMPORTED)["encryption"])
+            event = watcher.told("imported", DISK)
+        self.assertEqual(event["holder"]["encryption"], expected)
+        self.assertEqual(self.holder(daemon)["encryption"], expected)
+        self.assertIn(expected, daemon.logged(IMPORTED)["encryption"])
         _, busId = guest.waitImport()
         node = guest.waitBlockDevice(busId)
-        guest.check("cmp", node, os.environ["USBIPSHARE_GUEST_DISK"])
-        moved = self.holder(daemon)["bytes_out"]
-        self.assertGreater(moved, len(guest.diskBytes()))
+        guest.checkDiskBytes(node)
+        self.assertGreater(self.holder(daemon)["bytes_out"], len(guest.diskBytes()))
         return busId, node
 
-    def holder(self, daemon: ChildDaemon) -> dict[str, Any]:
-        """Who has the disk."""
-        holder: dict[str, Any] = self.succeeds(daemon.ask("find", id=DISK, detail=True))["holder"]
-        return holder
-
-    def leave(self, daemon: ChildDaemon, busId: str) -> None:
-        """The client detaches; the device is free on both sides."""
+    def detach(self, daemon: ChildDaemon, busId: str) -> None:
+        """Detach at the client; the device is free on both sides."""
         with daemon.watch(id=DISK) as watcher:
             port, _ = guest.waitImport()
             guest.check("usbip", "detach", "-p", str(port))
             watcher.told("released", DISK)
         guest.waitGone(busId)
-        self.stateSoon(daemon, "bound")
+        self.awaitState(daemon, "bound")
 
     def kick(self, daemon: ChildDaemon, busId: str) -> None:
-        """The client is kicked; the device is free on both sides."""
+        """Kick the client; the device is free on both sides."""
         with daemon.watch(id=DISK) as watcher:
             self.succeeds(daemon.ask("kick", id=DISK))
             watcher.told("released", DISK)
         guest.waitGone(busId)
         self.assertEqual(self.state(daemon), "bound")
 
+    def assertSessions(
+        self, daemon: ChildDaemon, encryption: str, keyed: tuple[bool, bool]
+    ) -> None:
+        """
+        Import the disk by clients with and without kTLS, and end each session by a detach and by a
+        kick. None leaves a descriptor open.
+
+        @param encryption: how the server encrypts.
+        @param keyed: whether the client's kernel encrypts, in this order.
+        """
+        descriptors = []
+        for ktls in keyed:
+            for end in (self.detach, self.kick):
+                busId, _ = self.importDiskBy(daemon, ktls, encryption)
+                if encryption == "ktls":
+                    lines = Path("/proc/net/tls_stat").read_text().splitlines()
+                    counts = {name: int(count) for name, count in map(str.split, lines)}
+                    self.assertEqual({counts["TlsCurrTxSw"], counts["TlsCurrRxSw"]}, {1 + ktls})
+                end(daemon, busId)
+                descriptors.append(self.descriptors(daemon))
+        self.assertEqual(descriptors, 4 * descriptors[:1])
+
     def descriptors(self, daemon: ChildDaemon) -> list[str]:
-        """The files it has open, once its last answer is over."""
+        """What the daemon has open, when that has been the same three times in a row."""
         folder = Path(f"/proc/{daemon.child.pid}/fd")
         seen: list[list[str]] = [["once"], ["twice"], ["three times"]]
 
         def isStill() -> bool:
-            with contextlib.suppress(FileNotFoundError):  # it closes some just then
+            with contextlib.suppress(FileNotFoundError):  # closed in the meantime
                 files = sorted(os.readlink(file) for file in folder.iterdir())
                 seen.append([file.partition(":")[0] for file in files])
             return seen[-1] == seen[-2] == seen[-3]
 
-        guest.waitUntil(isStill, "it has closed what it will")
+        guest.waitUntil(isStill, "no descriptor is closed any more")
         return seen[-1]
 
 
 class KtlsTests(SecuredCase):
-    """
-    The kernel encrypts.
-    """
+    """The kernel encrypts (kTLS)."""
 
     def setUp(self) -> None:
         super().setUp()
         guest.modprobe("tls")
 
     def test_ktls(self) -> None:
-        """A client is given the disk, and so on, as without TLS; nothing of it is left in the
-        daemon."""
-        daemon = self.daemon(self.secured(", require_ktls: true"))
-        self.succeeds(daemon.ask("attach", id=DISK))
-        open = []
-        for ktls in (True, False):  # whatever the client does
-            for end in (self.leave, self.kick):
-                busId, _ = self.take(daemon, ktls, "ktls")
-                counted = tlsStatistics()
-                self.assertEqual({counted["TlsCurrTxSw"], counted["TlsCurrRxSw"]}, {1 + ktls})
-                end(daemon, busId)
-                open.append(self.descriptors(daemon))
-        self.assertEqual(open, 4 * open[:1])
+        """The kernel encrypts, whether or not the client's kernel does."""
+        daemon = self.sharing(self.secured(", require_ktls: true"))
+        self.assertSessions(daemon, "ktls", (True, False))
 
     def test_killed(self) -> None:
-        """The session needs no daemon."""
-        daemon = self.daemon(self.secured())
-        self.succeeds(daemon.ask("attach", id=DISK))
-        busId, node = self.take(daemon, True, "ktls")
-        with guest.DiskReader(node, guest.diskBytes(), Path.cwd()) as reader:
-            reader.readsOn()
-            for end in (signal.SIGKILL, signal.SIGTERM):
-                daemon.child.send_signal(end)
-                self.assertEqual(daemon.child.wait(guest.DEADLINE), -end)
-                reader.readsOn()
-                daemon.start()
-                self.assertEqual(self.state(daemon), "in_use")
-                self.assertIsNone(self.holder(daemon)["encryption"])
-                reader.readsOn()
+        """A session goes on when the daemon is killed or stopped, and can be ended after that."""
+        daemon = self.sharing(self.secured())
+        busId, node = self.importDiskBy(daemon, True, "ktls")
+        self.assertSessionSurvives(daemon, node)
+        self.assertIsNone(self.holder(daemon)["encryption"])
         self.kick(daemon, busId)
-        busId, _ = self.take(daemon, True, "ktls")
-        self.leave(daemon, busId)
+        busId, _ = self.importDiskBy(daemon, True, "ktls")
+        self.detach(daemon, busId)
 
 
 class RelayTests(SecuredCase):
-    """
-    The daemon encrypts.
-    """
+    """The daemon encrypts: its OpenSSL has no kTLS."""
 
-    def _made(self, config: str) -> ChildDaemon:
+    def makeDaemon(self, config: str) -> ChildDaemon:
         return ChildDaemon(config, command=WITHOUT_KTLS)
 
     def test_relay(self) -> None:
-        """A client is given the disk, and so on, as without TLS, whether its own kernel
-        encrypts or not; nothing of it is left in the daemon."""
+        """The daemon encrypts, whether or not the client's kernel does."""
         guest.modprobe("tls")
-        daemon = self.daemon(self.secured())
-        self.succeeds(daemon.ask("attach", id=DISK))
-        open = []
-        for ktls in (False, True):
-            for end in (self.leave, self.kick):
-                busId, _ = self.take(daemon, ktls, "relay")
-                end(daemon, busId)
-                open.append(self.descriptors(daemon))
-        self.assertEqual(open, 4 * open[:1])
+        self.assertSessions(self.sharing(self.secured()), "relay", (False, True))
 
-    def test_ends(self) -> None:
-        """The session ends with the daemon, whether that is killed or stops, and the device
-        is free."""
-        daemon = self.daemon(self.secured())
-        self.succeeds(daemon.ask("attach", id=DISK))
-        for end in (signal.SIGKILL, signal.SIGTERM):
-            busId, _ = self.take(daemon, False, "relay")
-            daemon.child.send_signal(end)
-            if end is signal.SIGTERM:
+    def test_endsWithDaemon(self) -> None:
+        """A session ends when the daemon is killed or stopped; the disk can be imported again."""
+        daemon = self.sharing(self.secured())
+        for number in (signal.SIGKILL, signal.SIGTERM):
+            busId, _ = self.importDiskBy(daemon, False, "relay")
+            daemon.child.send_signal(number)
+            if number is signal.SIGTERM:
                 daemon.logged("{principal}: its session was relayed")
-            self.assertEqual(daemon.child.wait(guest.DEADLINE), -end)
+            self.assertEqual(daemon.child.wait(guest.DEADLINE), -number)
             guest.waitGone(busId)
             guest.waitUntil(lambda: guest.usbipStatus(DISK) == 1, "it can be imported")
             daemon.start()
@@ -215,22 +199,21 @@ class RelayTests(SecuredCase):
 
 
 class RefusalTests(SecuredCase):
-    """
-    Nobody is given anything.
-    """
+    """Clients that are refused."""
 
     def test_certificates(self) -> None:
-        """Whoever shows no certificate, or another CA's, is not heard; nor is a client without
-        TLS. Each is told of once."""
-        daemon = self.daemon(self.secured(isMutual=True))
-        self.succeeds(daemon.ask("attach", id=DISK))
-        for context, because in (
+        """
+        A client without a certificate, with one of another CA, and one without TLS are refused,
+        with a line in the log each; one with a certificate of the CA is not.
+        """
+        daemon = self.sharing(self.secured(isMutual=True))
+        for context, reason in (
             (self.client(True), "it shows no certificate"),
             (self.client(True, "alice", by="Others"), "its certificate does not pass"),
         ):
             with contextlib.suppress(EOFError), self.assertRaises((OSError, EOFError)):
                 TlsImport(PORT, DISK, context)
-            self.assertIn(because, daemon.logged("{principal}: no TLS")["reason"])
+            self.assertIn(reason, daemon.logged("{principal}: no TLS")["reason"])
         for command in (("list", "-r", HOST), ("attach", "-r", HOST, "-b", DISK)):
             result = guest.run("usbip", "--tcp-port", str(PORT), *command)
             self.assertNotEqual(result.rc, 0, result)
@@ -243,12 +226,11 @@ class RefusalTests(SecuredCase):
         self.assertIn("certificate alice", daemon.logged(IMPORTED)["principal"])
 
     def test_requireKtls(self) -> None:
-        """Where the kernel cannot encrypt and has to, nobody is given a device."""
-        NO_MODULE.write_text("install tls /bin/false\n")
-        self.addCleanup(NO_MODULE.unlink)
+        """With C{require_ktls}, and without the kernel's module, imports are refused."""
+        NO_TLS_MODULE.write_text("install tls /bin/false\n")
+        self.addCleanup(NO_TLS_MODULE.unlink)
         guest.rmmod("tls")
-        daemon = self.daemon(self.secured(", require_ktls: true"))
-        self.succeeds(daemon.ask("attach", id=DISK))
+        daemon = self.sharing(self.secured(", require_ktls: true"))
         refused = TlsImport(PORT, DISK, self.client(False))
         self.addCleanup(refused.close)
         self.assertEqual(refused.status, FAILED)
@@ -257,14 +239,8 @@ class RefusalTests(SecuredCase):
         self.assertIn("modprobe tls", reason)
         self.assertEqual(self.state(daemon), "bound")
         daemon.reload(self.secured())
-        busId, _ = self.take(daemon, False, "relay")
-        self.leave(daemon, busId)
+        busId, _ = self.importDiskBy(daemon, False, "relay")
+        self.detach(daemon, busId)
 
 
-def tlsStatistics() -> dict[str, int]:
-    """What the kernel counts of its TLS."""
-    lines = Path("/proc/net/tls_stat").read_text().splitlines()
-    return {name: int(count) for name, count in map(str.split, lines)}
-
-
-del DaemonCase, SecuredCase  # they are not to be run themselves
+del DaemonCase, SecuredCase  # base classes are not run

@@ -1,5 +1,5 @@
 """
-The daemon under a real systemd and udev, with the packaged unit, its user and its sandbox.
+The server under a real systemd and udev: the packaged unit, its user and its sandbox.
 """
 
 from __future__ import annotations
@@ -16,16 +16,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from twisted.trial.unittest import SynchronousTestCase
-
 from tests.kernel import guest
+from tests.kernel.daemoncase import DISK, SERIAL, GuestCase
 from tests.kernel.inside.tlsimport import OK, OP_ENABLE_KTLS, TlsImport
 from tests.kernel.needs import Need, needs
 from tests.kernel.scenarios.sharing import unloadHost
 from tests.support.certificates import LAB, authority, signed, trusting
 
-DISK = guest.DISK.busId
-SERIAL = guest.SERIAL.busId
 UNIT = "usbipshare.service"
 UNITS = Path("/etc/systemd/system")
 RULES = "60-usbipshare.rules"
@@ -41,17 +38,16 @@ WRITABLE = {
     *(f"/sys/bus/usb/drivers/usbip-host/{name}" for name in ("bind", "unbind")),
     *(f"/sys/bus/usb/drivers/usbip-host/{name}" for name in ("match_busid", "rebind")),
 }
-"""All that its user may write below C{/sys}, but for C{usbip_sockfd} of devices that are
-bound."""
+"""The files below C{/sys} that its user may write, besides C{usbip_sockfd} of bound devices."""
 
-# The tests' interpreter, or all of this, may be where the sandbox shows nothing.
+# The interpreter, or this checkout, may lie where the sandbox shows nothing.
 HIDDEN = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")
 PLACES = {sys.prefix, sys.base_prefix, str(Path(__file__).resolve().parents[3])}
 OVERRIDE = "[Service]\nProtectHome=tmpfs\n" + "".join(
     f"BindReadOnlyPaths={place}\n" for place in PLACES if place.startswith(HIDDEN)
 )
 
-# Of no use to what is tried here, and slow on an emulated processor.
+# Not needed here, and slow on an emulated processor.
 MASKED = (
     "dbus.service",
     "dbus.socket",
@@ -69,22 +65,21 @@ MASKED = (
 
 
 @needs(Need.SYSTEMD)
-class SystemdCase(SynchronousTestCase):
+class SystemdCase(GuestCase):
     """
-    A systemd of its own, in its own process namespace, with udev.
+    A systemd and udev in a process namespace.
 
-    @cvar unit: what it starts.
-    @cvar config: the file of that.
+    @cvar unit: the unit that is started.
+    @cvar config: the configuration file of the unit.
     """
 
     unit = UNIT
     config = CONFIG
+    modules = ("vhci-hcd",)
 
     def setUp(self) -> None:
-        guest.awaitDevices()
-        guest.modprobe("vhci-hcd")
+        super().setUp()
         guest.run("modprobe", "-r", "tls")
-        self.addCleanup(guest.resetUsb)
         if guest.run("id", USER).rc != 0:
             options = ("--system", "--user-group", "--no-create-home")
             guest.check("useradd", *options, "--shell", "/usr/sbin/nologin", USER)
@@ -109,12 +104,8 @@ class SystemdCase(SynchronousTestCase):
         systemd = subprocess.Popen(
             [
                 *("unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc"),
-                *(
-                    "/lib/systemd/systemd",
-                    "--system",
-                    f"--unit={self.unit}",
-                    "--log-target=console",
-                ),
+                *("/lib/systemd/systemd", "--system", f"--unit={self.unit}"),
+                "--log-target=console",
             ],
             env={"PATH": os.environ["PATH"], "container": "test"},
             stdin=subprocess.DEVNULL,
@@ -123,71 +114,67 @@ class SystemdCase(SynchronousTestCase):
         self.addCleanup(systemd.kill)
         children = Path(f"/proc/{systemd.pid}/task/{systemd.pid}/children")
         self.process = int(guest.waitUntil(lambda: children.read_text().strip(), "unshare forks"))
-        # It talks only to those in its own namespace.
 
     def configured(self) -> str:
-        """What stands in the file at first."""
+        """The configuration at first."""
         return LISTEN
 
     def systemctl(self, *arguments: str) -> str:
-        """Ask systemd; what it answers, whatever its exit status."""
+        """Run C{systemctl}; returns its output, whatever its exit status."""
         inside = ("nsenter", f"--target={self.process}", "--pid", "--mount")
         return guest.run(*inside, "systemctl", *arguments, seconds=120).out.strip()
 
     def show(self, name: str) -> str:
-        """A property of the service."""
+        """A property of the unit."""
         return self.systemctl("show", "--value", f"--property={name}", self.unit)
 
-    def untilActive(self) -> None:
-        """Wait until the daemon has said that it is ready."""
+    def awaitActive(self) -> None:
+        """Wait until the daemon has notified systemd that it is ready."""
         self.wait(lambda: self.show("ActiveState") == "active", "it is active")
 
     def wait(self, condition: Callable[[], bool], what: str) -> None:
-        """Wait until something is so; if it is not, what the daemon says is the failure."""
+        """Wait until a condition is true. A failure contains the status of the unit."""
         try:
             guest.waitUntil(condition, what)
         except guest.DeadlineMissed as error:
-            said = self.systemctl("status", "--no-pager", "--full", "--lines=40", self.unit)
-            self.fail(f"{error}\n{self.systemctl('list-jobs')}\n{said}")
+            status = self.systemctl("status", "--no-pager", "--full", "--lines=40", self.unit)
+            self.fail(f"{error}\n{self.systemctl('list-jobs')}\n{status}")
 
     def inside(self, *command: str) -> None:
-        """Run a program where this systemd's mounts are."""
+        """Run a program in the mount namespace of this systemd."""
         guest.check("nsenter", f"--target={self.process}", "--mount", *command)
 
     def status(self) -> dict[str, str]:
-        """What the kernel says of the daemon."""
+        """C{/proc/PID/status} of the daemon."""
         root = Path(f"/proc/{self.process}/root")
         text = (root / "proc" / self.show("MainPID") / "status").read_text()
         return dict(line.split(":\t", 1) for line in text.splitlines())
 
 
 class ServiceTests(SystemdCase):
-    """
-    The daemon.
-    """
+    """The packaged unit of the server."""
 
     def ask(self, **request: object) -> Any:
-        """Ask the daemon."""
+        """Send a request that has to succeed; returns its data."""
         answer = self.answer(**request)
         self.assertEqual(answer["status"], "success", answer)
         return answer["data"]
 
     def answer(self, **request: object) -> Any:
-        """What it answers."""
-        said = guest.check("nc", "-N", "localhost", "5056", stdin=json.dumps(request))
-        return json.loads(said)
+        """Send a request; returns the answer."""
+        return json.loads(guest.check("nc", "-N", "localhost", "5056", stdin=json.dumps(request)))
 
     def writable(self, folder: str = "/sys") -> set[str]:
-        """What below C{/sys} its user may write, where no sandbox keeps it from that."""
+        """The files below C{/sys} that its user may write, outside the sandbox."""
         found = guest.check(*BECOME, "find", folder, "-type", "f", "-writable", seconds=120)
         return set(found.split())
 
     def test_rights(self) -> None:
         """
-        It is not root, has no capabilities and can gain none, and of what is below C{/sys} it
-        may write what it needs and nothing else.
+        The daemon is not root, has no capabilities and can gain none. Below C{/sys} it may write
+        the files that it needs and no others.
         """
-        self.untilActive()
+        self.awaitActive()
         fields = self.status()
         uid = guest.check("id", "-u", USER).strip()
         self.assertEqual((fields["Uid"].split(), uid == "0"), ([uid] * 4, False))
@@ -205,26 +192,19 @@ class ServiceTests(SystemdCase):
         self.ask(command="detach", id=DISK)
         self.assertEqual(self.writable(), WRITABLE)
 
-    def imported(self, busId: str) -> str:
-        """Import a device with stock C{usbip}; what it is called here."""
-        guest.check("usbip", "attach", "-r", "127.0.0.1", "-b", busId)
-        _, imported = guest.waitImport()
-        return imported
-
     def reload(self, busId: str, more: str = "") -> None:
-        """Let it read its file anew, with a name for a device in it."""
+        """Reload, with a configuration that names a device."""
         CONFIG.write_text(f"{LISTEN}devices: [{{match: {{id: {busId}}}, name: it{more}}}]\n")
         self.systemctl("reload", UNIT)
         self.wait(lambda: self.answer(command="find", id="it")["status"] == "success", "it is read")
 
     def test_service(self) -> None:
         """
-        It loads the module, is active when it is ready, binds devices, gives them to clients
-        and ends their sessions in spite of its sandbox, but takes no disk that is mounted; it
-        is started again when it is killed, reads its file anew when it is told to, stops
-        cleanly, and knows then what was asked for.
+        In its sandbox the daemon loads the module, notifies systemd, binds devices, exports them
+        and ends sessions; it does not bind a mounted disk. It is restarted after a kill, reloads,
+        stops cleanly, and remembers attached devices.
         """
-        self.untilActive()
+        self.awaitActive()
         self.assertEqual(self.show("Type"), "notify")
         self.assertTrue(Path("/sys/bus/usb/drivers/usbip-host").exists())
         self.inside("mount", "-t", "tmpfs", guest.waitBlockDevice(DISK), "/mnt")
@@ -234,7 +214,7 @@ class ServiceTests(SystemdCase):
         self.ask(command="attach", id=DISK)
         self.assertEqual(guest.driverOf(DISK), "usbip-host")
 
-        imported = self.imported(DISK)
+        _, imported = guest.stockAttach(DISK)
         guest.waitBlockDevice(imported)
         self.ask(command="kick", id=DISK)
         guest.waitGone(imported)
@@ -243,7 +223,7 @@ class ServiceTests(SystemdCase):
         first = int(self.show("MainPID"))
         self.systemctl("kill", f"--signal={signal.SIGKILL.value}", UNIT)
         guest.waitUntil(lambda: int(self.show("MainPID")) not in (0, first), "it is restarted", 120)
-        self.untilActive()
+        self.awaitActive()
         self.assertEqual(self.ask(command="find", id=DISK, detail=True)["state"], "bound")
 
         self.reload(DISK)
@@ -259,29 +239,29 @@ class ServiceTests(SystemdCase):
         self.ask(command="detach", id="it")
         self.assertEqual(guest.driverOf(DISK), "usb")
 
-    def test_anew(self) -> None:
+    def test_permissionsSetByUdev(self) -> None:
         """
-        A device can be given to a client in the moment when it was bound, though udev has to
-        permit that first; so can one that is bound to a driver that was loaded anew, and one
-        that was bound before udev had a rule. The daemon can be root after all, too.
+        A device is exported as soon as udev has set the permissions of C{usbip_sockfd}: one that
+        was just bound, one of a driver that was unloaded and loaded, and one that was bound before
+        there was a rule. The daemon works as root, too.
         """
-        self.untilActive()
+        self.awaitActive()
         self.reload(SERIAL, ", share: on_import")
-        imported = self.imported(SERIAL)
+        _, imported = guest.stockAttach(SERIAL)
         self.ask(command="detach", id=SERIAL)
         guest.waitGone(imported)
 
         unloadHost()
         guest.modprobe("usbip-host")
         guest.waitUntil(lambda: self.writable("/sys/bus/usb") == WRITABLE, "udev has run its rule")
-        imported = self.imported(SERIAL)
+        _, imported = guest.stockAttach(SERIAL)
 
         self.systemctl("stop", UNIT)
         attribute = Path(f"/sys/bus/usb/devices/{SERIAL}/usbip_sockfd")
         os.chown(attribute, 0, 0)
         attribute.chmod(0o200)
         self.systemctl("start", UNIT)
-        self.untilActive()
+        self.awaitActive()
         self.ask(command="kick", id=SERIAL)
         guest.waitGone(imported)
 
@@ -290,19 +270,16 @@ class ServiceTests(SystemdCase):
         self.addCleanup(dropin.unlink)
         self.systemctl("daemon-reload")
         self.systemctl("restart", UNIT)
-        self.untilActive()
+        self.awaitActive()
         self.assertEqual(self.status()["Uid"].split(), ["0"] * 4)
-        imported = self.imported(SERIAL)
+        _, imported = guest.stockAttach(SERIAL)
         self.ask(command="detach", id=SERIAL)
         guest.waitGone(imported)
         self.assertEqual(guest.driverOf(SERIAL), "usb")
 
     def test_tls(self) -> None:
-        """
-        It speaks TLS with those whose certificates it knows, and hands its keys to the kernel,
-        whose module it has without being root.
-        """
-        self.untilActive()
+        """The daemon requires client certificates, and uses kTLS: systemd has loaded the module."""
+        self.awaitActive()
         self.assertTrue(Path("/sys/module/tls").exists())
         signed("server").write(FOLDER, "server")
         authority(LAB).write(FOLDER, "ca")
@@ -335,5 +312,7 @@ class ServiceTests(SystemdCase):
         self.assertEqual((holder["address"], holder["encryption"]), ("127.0.0.1", "ktls"))
         client.attach()
         _, imported = guest.waitImport()
-        node = guest.waitBlockDevice(imported)
-        self.assertTrue(guest.diskBytes() == guest.readBlockDevice(node))
+        guest.checkDiskBytes(guest.waitBlockDevice(imported))
+
+
+del GuestCase  # base classes are not run

@@ -59,9 +59,7 @@ class SessionTests(RealMachine, sessionfacts.SessionFacts, SynchronousTestCase):
         self.assertRaises(BlockingIOError, client.recv, 1)
 
     def test_notPolled(self) -> None:
-        """
-        Section 2: a program that polls C{usbip_status} is not told that it changes.
-        """
+        """Section 2: a program that polls C{usbip_status} is not told that it changes."""
         self.bind()
         with open(f"/sys/{DEVICES}/{self.busId}/usbip_status") as file:
             file.read()
@@ -186,9 +184,7 @@ class SessionTests(RealMachine, sessionfacts.SessionFacts, SynchronousTestCase):
 
 
 class VanishingTests(RealMachine, SynchronousTestCase):
-    """
-    Section 6, D9: a client that cannot be reached any more.
-    """
+    """Section 6, D9: a client that cannot be reached any more."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -242,9 +238,7 @@ class VanishingTests(RealMachine, SynchronousTestCase):
         self.assertIsFreed()
 
     def test_keepAliveAlone(self) -> None:
-        """
-        Section 6: while something is to be sent, keepalive options alone do not help.
-        """
+        """Section 6: while something is to be sent, keepalive options alone do not help."""
         self.server.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT):
             self.server.setsockopt(socket.IPPROTO_TCP, option, 1)
@@ -258,9 +252,7 @@ class VanishingTests(RealMachine, SynchronousTestCase):
         self.until(lambda: self.status() == 1, "the device is available")
 
     def askInVain(self) -> None:
-        """
-        Ask for descriptors until the answers fill all buffers: the client does not read them.
-        """
+        """Ask for descriptors until the answers fill all buffers: the client does not read them."""
         number = deviceId(self.system, self.busId)
         request = b"\x80\x06\0\x01\0\0\x12\0"
         self.client.setblocking(False)
@@ -299,9 +291,7 @@ def socketElsewhere(elsewhere: guest.Elsewhere) -> socket.socket:
 
 
 class ConnectionTests(RealMachine, sessionfacts.ConnectionFacts, SynchronousTestCase):
-    """
-    The facts of L{sessionfacts.ConnectionFacts}.
-    """
+    """The facts of L{sessionfacts.ConnectionFacts}."""
 
     def importDevice(self) -> None:
         with socket.create_server(("127.0.0.1", USBIPD_PORT)) as listening:

@@ -1,77 +1,64 @@
 """
-The daemon on a stock kernel and emulated hardware, with stock C{usbip} as client: the same
-with both backends.
+Listing, binding and unbinding devices, with each of the backends. Clients import them with Debian's
+C{usbipd} and C{usbip}.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 from tests.kernel import guest
-from tests.kernel.daemoncase import (
-    BUS_IDS,
-    CARD_READER,
-    DISK,
-    KEYBOARD,
-    SERIAL,
-    TABLET,
-    DaemonCase,
-)
+from tests.kernel.daemoncase import BUS_IDS, CARD_READER, DISK, TABLET, DaemonCase
+from tests.kernel.verdict import complaintsOf
 from tests.support.childdaemon import ChildDaemon
 
-HOST = "127.0.0.1"
 SUDOERS = "nobody ALL=(root) NOPASSWD: /usr/sbin/usbip bind -b *, /usr/sbin/usbip unbind -b *\n"
+
+FORBIDDEN = Path("/etc/modprobe.d/no-usbip-host.conf")
 
 
 class SharingCase(DaemonCase):
-    """
-    What every backend has to be able to do, whoever it runs as.
-    """
+    """What every backend has to do, whichever user it runs as."""
 
     def share(self, daemon: ChildDaemon) -> None:
         """
-        Attach, import with stock C{usbip}, read the true bytes; attach again disturbs
-        nothing and says that it is in use; detach gives the disk back to usb-storage.
+        Attach and detach a disk, twice each, with a client in between. An attach while the client
+        has the disk fails and does not disturb the client.
         """
         for _ in range(2):
             self.succeeds(daemon.ask("attach", serial="DISK42"))
             self.assertEqual(guest.driverOf(DISK), "usbip-host")
-        with guest.StockUsbipd():
+        with guest.stockUsbipd():
             self.assertIn(DISK, guest.check("usbip", "list", "-r", "127.0.0.1"))
-            guest.check("usbip", "attach", "-r", "127.0.0.1", "-b", DISK)
-            port, imported = guest.waitImport()
+            port, imported = guest.stockAttach(DISK)
             node = guest.waitBlockDevice(imported)
             self.fails(daemon.ask("attach", id=DISK), "in use")
-            self.assertTrue(guest.diskBytes() == guest.readBlockDevice(node))
+            guest.checkDiskBytes(node)
             self.assertEqual(self.state(daemon), "in_use")
-            self.assertEqual(self.listed(daemon), BUS_IDS)  # not the imported one
-            guest.check("usbip", "detach", "-p", str(port))
-            guest.waitGone(imported)
-        self.stateSoon(daemon, "bound")
+            self.assertEqual(self.listed(daemon), BUS_IDS)  # without the imported disk
+            guest.stockDetach(port, imported)
+        self.awaitState(daemon, "bound")
         for _ in range(2):
             self.succeeds(daemon.ask("detach", id=DISK))
-        node = guest.waitBlockDevice(DISK)
-        self.assertTrue(guest.diskBytes() == guest.readBlockDevice(node))
+        guest.checkDiskBytes(guest.waitBlockDevice(DISK))
         self.assertEqual(self.state(daemon), "free")
+
+    def attachFails(self, daemon: ChildDaemon, text: str, busId: str = DISK) -> None:
+        """Assert that an attach fails with a message, and that the device keeps its driver."""
+        self.fails(daemon.ask("attach", id=busId), text)
+        self.assertEqual(guest.driverOf(busId), "usb")
 
 
 class Scenarios(SharingCase):
-    """
-    What both backends have to show.
-    """
+    """What both backends have to do as root."""
 
-    def test_list(self) -> None:
-        """
-        FTDI, keyboard, disk, tablet and card reader are listed, with the descriptions that
-        lsusb prints, and no hub.
-        """
-        daemon = self.shared()
-        devices = self.succeeds(daemon.ask("list", detail=True))
+    def test_listsDevicesWithDescriptionsOfLsusb(self) -> None:
+        """All devices but hubs are listed, with the descriptions that C{lsusb} prints."""
+        devices = self.succeeds(self.sharedDaemon().ask("list", detail=True))
         self.assertEqual([device["bus_id"] for device in devices], BUS_IDS)
         for device in devices:
             numbers = f"{device['bus']:03d}:{int(device['device_name'][-3:]):03d}"
@@ -83,181 +70,97 @@ class Scenarios(SharingCase):
         disk = devices[BUS_IDS.index(DISK)]
         self.assertEqual((disk["serial"], disk["interfaces"]), ("DISK42", ["08/06/50"]))
 
-    def test_criteria(self) -> None:
-        """
-        Every criterion finds what it should.
-        """
-        daemon = self.shared()
-        for busId, criteria in (
-            (SERIAL, {"id": SERIAL}),
-            (DISK, {"id": f"{DISK}*"}),
-            (SERIAL, {"id": "0403:6001"}),
-            (CARD_READER, {"id": "08E6:*"}),
-            (DISK, {"bus": DISK}),
-            (SERIAL, {"bus": "1", "first": True}),
-            (SERIAL, {"bus": 1, "serial": "QSER1"}),
-            (DISK, {"serial": "DISK42"}),
-            (DISK, {"serial": "DISK*"}),
-            (SERIAL, {"desc": "ft232"}),
-            (DISK, {"desc": "*HARDDRIVE"}),
-            (KEYBOARD, {"id": "0627:0001", "first": True}),
-        ):
-            found = self.succeeds(daemon.ask("find", **criteria))
-            self.assertEqual(found["bus_id"], busId, criteria)
-        several = daemon.ask("find", desc="QEMU")
-        self.assertEqual(several["status"], "multiple_matches")
-        for busId in (KEYBOARD, DISK, TABLET):
-            self.assertIn(busId, several["message"])
-        self.assertEqual(daemon.ask("find", serial="NONE")["status"], "not_found")
-        without = [d["bus_id"] for d in self.succeeds(daemon.ask("list")) if d["serial"] is None]
-        for busId in without:
-            self.assertEqual(daemon.ask("find", id=busId, serial="*")["status"], "not_found")
-
     def test_share(self) -> None:
-        """
-        A disk goes to a client and comes back.
-        """
-        self.share(self.shared())
-
-    def test_detachInUse(self) -> None:
-        """
-        Detach takes the device from its client.
-        """
-        daemon = self.shared()
-        self.succeeds(daemon.ask("attach", id=DISK))
-        _, imported = self.importDisk()
-        guest.waitBlockDevice(imported)  # to pull it out while it is probed can take minutes
-        self.succeeds(daemon.ask("detach", id=DISK))
-        guest.waitGone(imported)
-        guest.waitBlockDevice(DISK)
+        """A disk is attached, imported, read, detached, and back at its own driver."""
+        self.share(self.sharedDaemon())
 
     def test_hotplug(self) -> None:
-        """
-        What is unplugged is gone from the list, what is plugged in is in it; a bound
-        device that was unplugged comes back free and can be attached.
-        """
-        daemon = self.shared()
+        """A bound device that is unplugged leaves the list; replugged it can be attached."""
+        daemon = self.sharedDaemon()
         self.succeeds(daemon.ask("attach", id=DISK))
         guest.unplug(guest.DISK)
-        self.listsSoon(daemon, without=DISK)
+        self.awaitListed(daemon, without=DISK)
         guest.plug(guest.DISK.withSerial("DISK43"))
-        self.listsSoon(daemon)
+        self.awaitListed(daemon)
         self.succeeds(daemon.ask("attach", serial="DISK43"))
         self.assertEqual(self.state(daemon), "bound")
 
     def test_unplugDuringAttach(self) -> None:
         """
-        A device that is unplugged while it is attached is a success or a failure, and
-        nothing is left of it.
+        The attach of a device that is unplugged meanwhile succeeds or fails; the replugged device
+        can be attached.
         """
-        daemon = self.shared()
+        daemon = self.sharedDaemon()
         for serial in ("DISK50", "DISK51", "DISK52"):
-            answers: list[dict[str, Any]] = []
-            attach = threading.Thread(
-                target=lambda heard=answers: heard.append(daemon.ask("attach", id=DISK))
-            )
-            attach.start()
+            attach = Request(daemon, "attach", id=DISK)
             guest.unplug(guest.DISK)
-            attach.join(guest.DEADLINE)
-            self.assertIn(answers[0]["status"], ("success", "failure", "not_found"))
-            self.listsSoon(daemon, without=DISK)
+            self.assertIn(attach.answer()["status"], ("success", "failure", "not_found"))
+            self.awaitListed(daemon, without=DISK)
             guest.plug(guest.DISK.withSerial(serial))
-            self.listsSoon(daemon)
+            self.awaitListed(daemon)
         self.succeeds(daemon.ask("attach", id=DISK))
 
-    def test_stockBind(self) -> None:
+    def test_boundByStockUsbip(self) -> None:
         """
-        What another program binds and unbinds is seen, and left alone; what a client has
-        attached is bound again.
+        A device that Debian's C{usbip} binds is shown as bound, and as free when it is unbound.
+        One that was attached is bound again after C{usbip unbind}.
         """
-        daemon = self.shared()
+        daemon = self.sharedDaemon()
         guest.check("usbip", "bind", "-b", DISK)
-        self.stateSoon(daemon, "bound")
+        self.awaitState(daemon, "bound")
         guest.check("usbip", "unbind", "-b", DISK)
-        self.stateSoon(daemon, "free")
+        self.awaitState(daemon, "free")
         guest.waitBlockDevice(DISK)
         self.succeeds(daemon.ask("attach", id=DISK))
         guest.check("usbip", "unbind", "-b", DISK)
         guest.waitPresent(DISK, "usbip-host")
-        self.stateSoon(daemon, "bound")
+        self.awaitState(daemon, "bound")
 
     def test_killed(self) -> None:
-        """
-        A daemon that was killed finds what it had bound, and who has it. A running import,
-        and whoever reads from it, notices nothing.
-        """
+        """A session of C{usbipd} goes on when the daemon is killed or stopped."""
         daemon = self.daemon()
         self.succeeds(daemon.ask("attach", id=DISK))
         _, imported = self.importDisk()
-        node = guest.waitBlockDevice(imported)
-        with guest.DiskReader(node, guest.diskBytes(), Path.cwd()) as reader:
-            reader.readsOn()
-            daemon.kill()
-            reader.readsOn()
-            daemon.start()
-            disk = self.succeeds(daemon.ask("find", id=DISK, detail=True))
-            self.assertEqual(disk["state"], "in_use")
-            self.assertEqual((disk["holder"]["address"], disk["holder"]["since"]), (HOST, None))
-            self.fails(daemon.ask("attach", id=DISK), f"in use by {HOST}")
-            reader.readsOn()
+        self.assertSessionSurvives(daemon, guest.waitBlockDevice(imported))
+        self.fails(daemon.ask("attach", id=DISK), "in use by 127.0.0.1")
         self.succeeds(daemon.ask("detach", id=DISK))
         guest.waitGone(imported)
 
-    def test_module(self) -> None:
-        """
-        Without usbip-host the daemon loads it; if that cannot be, it says what to do, and
-        the device keeps its driver.
-        """
+    def test_moduleNotLoaded(self) -> None:
+        """The daemon loads usbip-host; where it cannot, attach fails with what to do."""
         unloadHost()
         daemon = self.daemon()
-        forbidden = Path("/etc/modprobe.d/no-usbip-host.conf")
-        forbidden.write_text("install usbip-host /bin/false\n")
-        self.addCleanup(forbidden.unlink, missing_ok=True)
-        self.fails(daemon.ask("attach", id=DISK), "modprobe usbip-host")
-        self.assertEqual(guest.driverOf(DISK), "usb")
-        forbidden.unlink()
+        FORBIDDEN.write_text("install usbip-host /bin/false\n")
+        self.addCleanup(FORBIDDEN.unlink, missing_ok=True)
+        self.attachFails(daemon, "modprobe usbip-host")
+        FORBIDDEN.unlink()
         self.succeeds(daemon.ask("attach", id=DISK))
 
-    def test_permission(self) -> None:
-        """
-        Without the right to do so attach fails, says what is needed, and the device keeps
-        its driver; to list needs no rights.
-        """
+    def test_notRoot(self) -> None:
+        """A daemon without rights lists devices; attach fails with what is needed."""
         self.prefix = asNobody()
         daemon = self.daemon()
         self.assertEqual(self.listed(daemon), BUS_IDS)
-        answer = daemon.ask("attach", id=DISK)
-        self.fails(answer, "root")
-        self.assertEqual(guest.driverOf(DISK), "usb")
+        self.attachFails(daemon, "root")
 
-    def test_stop(self) -> None:
-        """
-        A daemon that is told to end answers what is in progress, and leaves devices bound
-        or free, nothing between.
-        """
+    def test_stoppedDuringAttach(self) -> None:
+        """A daemon that is stopped during an attach ends it and answers first."""
         daemon = self.daemon()
-        answers: list[dict[str, Any]] = []
-        attach = threading.Thread(target=lambda: answers.append(daemon.ask("attach", id=DISK)))
-        attach.start()
+        attach = Request(daemon, "attach", id=DISK)
         daemon.logged("{device} {kind}")
         daemon.child.terminate()
-        attach.join(guest.DEADLINE)
+        self.succeeds(attach.answer())
         self.assertEqual(daemon.child.wait(guest.DEADLINE), -15)
-        self.succeeds(answers[0])
         self.assertEqual(guest.driverOf(DISK), "usbip-host")
 
 
 class SysfsTests(Scenarios):
-    """
-    With the sysfs backend.
-    """
+    """With the sysfs backend."""
 
-    backend = "{type: sysfs}"
-
-    def test_full(self) -> None:
+    def test_tableFilledByOthers(self) -> None:
         """
-        When others have taken all places in usbip-host's table the message says so, and
-        the device keeps its driver; a place of our own is used again.
+        With 15 entries of other programs in usbip-host's table, the daemon uses its one entry for
+        one device after the other. The attach of a second device fails.
         """
         unloadHost()
         daemon = self.daemon()
@@ -267,20 +170,16 @@ class SysfsTests(Scenarios):
         table = guest.DRIVERS_FOLDER / "usbip-host" / "match_busid"
         for port in range(1, 16):
             table.write_text(f"add 99-{port}")
-        self.succeeds(daemon.ask("attach", id=DISK))  # in the place of the tablet
+        self.succeeds(daemon.ask("attach", id=DISK))  # in the tablet's entry
         self.assertNotIn(TABLET, guest.matchBusIds())
-        self.fails(daemon.ask("attach", id=CARD_READER), "all 16 places")
-        self.assertEqual(guest.driverOf(CARD_READER), "usb")
+        self.attachFails(daemon, "all 16 places", CARD_READER)
         self.succeeds(daemon.ask("detach", id=DISK))
         unloadHost()
 
     def test_stress(self) -> None:
-        """
-        Many attaches and detaches of all devices at the same time, and the kernel does
-        not complain.
-        """
-        daemon = self.shared()
-        before = complaints()
+        """All devices are attached and detached concurrently; the kernel does not complain."""
+        daemon = self.sharedDaemon()
+        before = complaintsOf(guest.dmesg())
 
         def work(busId: str) -> None:
             for _ in range(10):
@@ -295,21 +194,17 @@ class SysfsTests(Scenarios):
         guest.waitUntil(
             lambda: {guest.driverOf(busId) for busId in BUS_IDS} == {"usb"}, "all are free"
         )
-        self.assertEqual(complaints(), before)
+        self.assertEqual(complaintsOf(guest.dmesg()), before)
 
 
 class UsbipToolTests(Scenarios):
-    """
-    With the usbip backend.
-    """
+    """With the usbip backend."""
 
     backend = "{type: usbip}"
 
 
 class SudoTests(SharingCase):
-    """
-    With the usbip backend, without root, through sudo as docs/howto/server_setup.md says.
-    """
+    """With the usbip backend as an ordinary user with sudo, as docs/howto/server_setup.md says."""
 
     backend = "{type: usbip, command: [sudo, -n, usbip]}"
 
@@ -321,39 +216,40 @@ class SudoTests(SharingCase):
         self.sudoers.chmod(0o440)
 
     def test_share(self) -> None:
-        """
-        A disk goes to a client and comes back.
-        """
+        """A disk is attached, imported, read, detached, and back at its own driver."""
         self.share(self.daemon())
 
-    def test_permission(self) -> None:
-        """
-        Without the line in sudoers attach fails, and says which line that is.
-        """
+    def test_noSudoersLine(self) -> None:
+        """Attach fails with the line that is missing from sudoers."""
         self.sudoers.write_text("")
-        self.fails(self.daemon().ask("attach", id=DISK), "NOPASSWD")
-        self.assertEqual(guest.driverOf(DISK), "usb")
+        self.attachFails(self.daemon(), "NOPASSWD")
 
-    def test_module(self) -> None:
-        """
-        Without usbip-host, which it may not load, it says what to do.
-        """
+    def test_moduleNotLoaded(self) -> None:
+        """Attach fails with what to do: the user may not load usbip-host."""
         unloadHost()
-        self.fails(self.daemon().ask("attach", id=DISK), "modprobe usbip-host")
-        self.assertEqual(guest.driverOf(DISK), "usb")
+        self.attachFails(self.daemon(), "modprobe usbip-host")
 
 
-def complaints() -> list[str]:
-    """
-    What the kernel has complained of so far, in this scenario or in another one.
-    """
-    return [line for line in guest.dmesg().splitlines() if re.search("BUG|Oops|WARNING", line)]
+class Request:
+    """A request in a thread."""
+
+    def __init__(self, daemon: ChildDaemon, command: str, **fields: object) -> None:
+        self._answers: list[dict[str, Any]] = []
+        self._thread = threading.Thread(
+            target=lambda: self._answers.append(daemon.ask(command, **fields))
+        )
+        self._thread.start()
+
+    def answer(self) -> dict[str, Any]:
+        """Wait for the answer."""
+        self._thread.join(guest.DEADLINE)
+        return self._answers[0]
 
 
 def unloadHost() -> None:
     """
-    Unload usbip-host. Its table may point at devices that were unplugged since they were
-    bound, which its unloading would follow: bound again, they are those that are there.
+    Unload usbip-host. That follows the pointers in its table, which may lead to devices that were
+    unplugged since they were bound: binding the present devices replaces those pointers.
     """
     for busId in guest.matchBusIds():
         if busId in BUS_IDS:
@@ -364,14 +260,13 @@ def unloadHost() -> None:
 
 def asNobody() -> list[str]:
     """
-    The prefix of a command that is to run without any rights. Opens the way to the
-    interpreter, which may be in somebody's home.
+    The prefix of a command that runs as C{nobody}. Makes the interpreter, which may lie in a home
+    folder, accessible.
     """
-
     for start in (sys.executable, os.path.realpath(sys.executable), __file__):
         for folder in Path(start).parents:
             folder.chmod(folder.stat().st_mode | 0o055)
     return ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
 
 
-del Scenarios, SharingCase  # they are not to be run themselves
+del Scenarios, SharingCase, DaemonCase  # base classes are not run

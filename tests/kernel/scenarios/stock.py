@@ -1,47 +1,29 @@
 """
-The stock tools on the guest's devices. None of our own code: if this fails, it is the harness.
+Debian's tools on the guest's devices, without this project's daemon: tests of the harness.
 """
 
 from __future__ import annotations
 
-from twisted.trial.unittest import SynchronousTestCase
-
 from tests.kernel import guest
+from tests.kernel.daemoncase import DISK, FAST, GuestCase
 from tests.kernel.needs import Need, needs
 
-DISK = guest.DISK.busId
 
+class DevicesTests(GuestCase):
+    """The devices, and plugging them."""
 
-class DevicesTests(SynchronousTestCase):
-    """
-    What is plugged in.
-    """
+    modules = ()
 
-    def setUp(self) -> None:
-        guest.awaitDevices()
-        self.addCleanup(guest.resetUsb)
-
-    def test_bornWith(self) -> None:
-        """
-        The devices are where L{tests.kernel.devices} has them, and are what it says.
-        """
+    def test_presentAtStart(self) -> None:
+        """The devices have the bus ids and ids of L{tests.kernel.devices}, the disk its image."""
         for device in guest.DEVICES:
             self.assertEqual(guest.vidPid(device.busId), device.vidPid)
         for device in (guest.SERIAL, guest.DISK):
             self.assertEqual(guest.attribute(device.busId, "serial"), device.serial)
-
-    def test_localDisk(self) -> None:
-        """
-        The disk has the bytes of the image.
-        """
-        node = guest.waitBlockDevice(DISK)
-        self.assertTrue(guest.diskBytes() == guest.readBlockDevice(node))
+        guest.checkDiskBytes(guest.waitBlockDevice(DISK))
 
     def test_replug(self) -> None:
-        """
-        A device that is pulled out is gone, and comes back where it was, perhaps with another
-        serial number.
-        """
+        """A device that is unplugged and plugged in has the same bus id and a new serial number."""
         for device, serial in ((guest.DISK, "DISK43"), (guest.SERIAL, "QSER2")):
             guest.unplug(device)
             guest.waitGone(device.busId)
@@ -50,76 +32,51 @@ class DevicesTests(SynchronousTestCase):
             self.assertEqual(guest.attribute(device.busId, "serial"), serial)
         guest.waitBlockDevice(DISK)
 
-    def test_secondDisk(self) -> None:
-        """
-        A fast disk is on a super speed bus.
-        """
-        guest.plug(guest.FAST_DISK)
-        busId = guest.FAST_DISK.busId
-        self.addCleanup(guest.waitGone, busId)
-        self.addCleanup(guest.unplug, guest.FAST_DISK)
-        guest.waitBlockDevice(busId)
-        self.assertEqual(guest.attribute(busId, "speed"), "5000")
+    def test_fastDisk(self) -> None:
+        """The fast disk is on a super speed bus."""
+        self.plugFastDisk()
+        self.assertEqual(guest.attribute(FAST, "speed"), "5000")
 
-    def test_refusal(self) -> None:
-        """
-        What cannot be plugged in or pulled out is an exception.
-        """
+    def test_plugRefused(self) -> None:
+        """Unplugging an absent device and plugging in a present one raise an exception."""
         self.assertRaises(guest.PlugError, guest.unplug, guest.FAST_DISK)
         self.assertRaises(guest.PlugError, guest.plug, guest.DISK)
 
 
-class ImportTests(SynchronousTestCase):
-    """
-    A device goes through the kernel's USB/IP and back to the guest itself.
-    """
-
-    def setUp(self) -> None:
-        guest.awaitDevices()  # first: bus 1 is the first one there
-        guest.modprobe("usbip-host")
-        guest.modprobe("vhci-hcd")
-        self.addCleanup(guest.resetUsb)
+class ImportTests(GuestCase):
+    """A device of the guest is imported by the guest itself."""
 
     def test_disk(self) -> None:
-        """
-        The imported disk has the bytes of the image, and comes home afterwards.
-        """
+        """The imported disk has the bytes of the image; afterwards its own driver has the disk."""
         guest.check("usbip", "bind", "-b", DISK)
-        self.assertEqual("usbip-host", guest.driverOf(DISK))
-        self.assertEqual(1, guest.usbipStatus(DISK))
-        with guest.StockUsbipd():
-            guest.check("usbip", "attach", "-r", "127.0.0.1", "-b", DISK)
-            port, busId = guest.waitImport()
-            self.assertEqual("DISK42", guest.attribute(busId, "serial"))
-            node = guest.waitBlockDevice(busId)
-            self.assertTrue(guest.diskBytes() == guest.readBlockDevice(node))
-            self.assertEqual(2, guest.usbipStatus(DISK))
-            guest.check("usbip", "detach", "-p", str(port))
-            guest.waitGone(busId)
+        self.assertEqual((guest.driverOf(DISK), guest.usbipStatus(DISK)), ("usbip-host", 1))
+        with guest.stockUsbipd():
+            port, busId = guest.stockAttach(DISK)
+            self.assertEqual(guest.attribute(busId, "serial"), "DISK42")
+            guest.checkDiskBytes(guest.waitBlockDevice(busId))
+            self.assertEqual(guest.usbipStatus(DISK), 2)
+            guest.stockDetach(port, busId)
             guest.waitUntil(lambda: guest.usbipStatus(DISK) == 1, "the disk is free again")
         guest.check("usbip", "unbind", "-b", DISK)
         guest.waitBlockDevice(DISK)
 
     def test_unplugWhileImported(self) -> None:
-        """
-        A disk that is pulled out is pulled out at the client's too.
-        """
+        """A disk that is unplugged while it is imported is gone at the client, too."""
         guest.check("usbip", "bind", "-b", DISK)
-        with guest.StockUsbipd():
-            guest.check("usbip", "attach", "-r", "127.0.0.1", "-b", DISK)
-            _, busId = guest.waitImport()
+        with guest.stockUsbipd():
+            _, busId = guest.stockAttach(DISK)
             guest.unplug(guest.DISK)
             guest.waitGone(DISK)
             guest.waitGone(busId)
-        self.assertEqual({}, guest.imports())
+        self.assertEqual(guest.imports(), {})
 
     @needs(Need.STOCK_KERNEL)
     def test_autoload(self) -> None:
-        """
-        The kernel finds its modules by itself: it runs the guest's C{modprobe}.
-        """
+        """The kernel loads the module of a file system: it runs the guest's C{modprobe}."""
         guest.run("modprobe", "-r", "vfat", "fat")
         self.assertNotIn("vfat", guest.check("cat", "/proc/filesystems"))
-        result = guest.run("mount", "-t", "vfat", "/dev/zero", "/mnt")
-        self.assertNotEqual(0, result.rc)
+        self.assertNotEqual(guest.run("mount", "-t", "vfat", "/dev/zero", "/mnt").rc, 0)
         self.assertIn("vfat", guest.check("cat", "/proc/filesystems"))
+
+
+del GuestCase  # base classes are not run

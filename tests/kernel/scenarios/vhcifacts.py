@@ -26,17 +26,13 @@ SUPER_PLUS = 6
 
 
 def isSuperPlusKnown() -> bool:
-    """
-    Does C{vhci_hcd} know of speeds above 5 Gbit/s?
-    """
+    """Does C{vhci_hcd} know of speeds above 5 Gbit/s?"""
     version = os.uname().release.split(".")
     return (int(version[0]), int(version[1])) >= (6, 12)
 
 
 class VhciTests(VhciFacts, SynchronousTestCase):
-    """
-    The facts of L{VhciFacts}: the server is this machine's C{usbip-host}.
-    """
+    """The facts of L{VhciFacts}: the server is this machine's C{usbip-host}."""
 
     def setUp(self) -> None:
         guest.awaitDevices()

@@ -1,75 +1,53 @@
 """
-The devices of the virtual backend, imported by a real kernel with stock C{usbip}.
+The virtual backend's devices, imported by a real kernel with Debian's C{usbip}.
 """
 
 from __future__ import annotations
 
 import os
-import select
-import time
-
-from twisted.trial.unittest import SynchronousTestCase
 
 from tests.kernel import guest
-from tests.support.childdaemon import EXPORT, ChildDaemon
+from tests.kernel.daemoncase import HOST, DaemonCase
+from tests.support.childdaemon import EXPORT
 
 
-class VirtualTests(SynchronousTestCase):
-    """
-    The two that there are when none are declared.
-    """
+class VirtualTests(DaemonCase):
+    """The two devices of a configuration that declares none."""
+
+    backend = "{type: virtual}"
+    more = EXPORT
+    modules = ("vhci-hcd", "cdc-acm", "usb-storage", "sd_mod")
 
     def setUp(self) -> None:
-        guest.awaitDevices()
-        for module in ("vhci-hcd", "cdc-acm", "usb-storage", "sd_mod"):
-            guest.modprobe(module)
-        self.addCleanup(guest.resetUsb)
-        self.daemon = ChildDaemon(f"backend: {{type: virtual}}\n{EXPORT}")
-        self.daemon.__enter__()
-        self.addCleanup(self.daemon.__exit__, None, None, None)
+        super().setUp()
+        self.server = self.daemon()
 
     def attach(self, serial: str) -> tuple[str, str]:
         """
-        Attach a device here and there.
+        Attach and import a device.
 
-        @return: its bus id at the server and at the client.
+        @return: its bus id at the server, and that of the imported device.
         """
-        answer = self.daemon.ask("attach", serial=serial)
-        self.assertEqual(answer["status"], "success", answer)
-        remote = answer["data"]["bus_id"]
-        port = str(self.daemon.exportPort)
-        guest.check("usbip", "--tcp-port", port, "attach", "-r", "127.0.0.1", "-b", remote)
-        _, local = guest.waitImport()
+        remote = self.succeeds(self.server.ask("attach", serial=serial))["bus_id"]
+        _, local = guest.stockAttach(remote, port=self.server.exportPort)
         self.assertEqual(guest.attribute(local, "serial"), serial)
-        found = self.daemon.ask("find", serial=serial, detail=True)["data"]
-        self.assertEqual((found["state"], found["holder"]["address"]), ("in_use", "127.0.0.1"))
+        found = self.detail(self.server, remote)
+        self.assertEqual((found["state"], found["holder"]["address"]), ("in_use", HOST))
         return remote, local
 
     def detach(self, remote: str, local: str) -> None:
-        """Detach it at the server: the client loses it."""
-        self.assertEqual(self.daemon.ask("detach", id=remote)["status"], "success")
+        """Detach a device at the server, which takes it from the client."""
+        self.succeeds(self.server.ask("detach", id=remote))
         guest.waitGone(local)
 
-    def test_serialPort(self) -> None:
-        """The serial port is a tty that echoes."""
+    def test_serialPortEchoes(self) -> None:
+        """The serial port becomes a tty that echoes."""
         remote, local = self.attach("ECHO1")
-        node = str(guest.waitUntil(lambda: guest.ttyDevice(local), "it has a tty"))
-        guest.check("stty", "-F", node, "raw", "-echo")
-        port = os.open(node, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
-        try:
-            os.write(port, b"Hello, USB!")
-            echo = b""
-            end = time.monotonic() + guest.DEADLINE
-            while echo != b"Hello, USB!" and time.monotonic() < end:
-                if select.select([port], [], [], 1)[0]:
-                    echo += os.read(port, 100)
-        finally:
-            os.close(port)
-        self.assertEqual(echo, b"Hello, USB!")
+        guest.checkEcho(str(guest.waitUntil(lambda: guest.ttyDevice(local), "it has a tty")))
         self.detach(remote, local)
 
-    def test_disk(self) -> None:
-        """The disk keeps what is written to it."""
+    def test_diskKeepsWhatIsWritten(self) -> None:
+        """The disk has 1 MiB, and what was written to it can be read again."""
         remote, local = self.attach("DISK1")
         node = guest.waitBlockDevice(local)
         written = os.urandom(65536)
@@ -81,3 +59,6 @@ class VirtualTests(SynchronousTestCase):
         self.assertEqual(len(content), 1024 * 1024)
         self.assertTrue(content.startswith(written))
         self.detach(remote, local)
+
+
+del DaemonCase  # base classes are not run

@@ -1,40 +1,32 @@
 """
-What watchers are told of real devices, and who has them: the same with both backends.
+Events of devices that C{usbipd} exports: the daemon polls C{usbip_status} to see their clients.
 """
 
 from __future__ import annotations
 
-import statistics
+import contextlib
 import threading
 import time
-from datetime import datetime
-from typing import Any
+from collections.abc import Iterator
 
 from tests.kernel import guest
-from tests.kernel.daemoncase import DISK, DaemonCase
+from tests.kernel.daemoncase import DISK, HOST, PATIENCE, DaemonCase, summary, timestamp
 from tests.support.childdaemon import ChildDaemon
 from tests.support.watchclient import WatchClient
 
-HOST = "127.0.0.1"
 ROUNDS = 3
-PATIENCE = 10.0
-"""Seconds that things may take on an emulated machine; the documents promise less."""
-
-ROUND = ["bound", "imported", "released", "unbound"]
 
 
 class Scenarios(DaemonCase):
-    """
-    What both backends have to show.
-    """
+    """What both backends have to do."""
 
     def test_events(self) -> None:
         """
-        Plug, unplug, replug, attach, detach, and how a stock client comes and goes: a watcher
-        is told of each once, in their order and without a gap, and of the client with its
-        address; whoever comes back is told what it has missed.
+        A watcher receives one event for each plug, unplug, bind, import, release and unbind, in
+        order and numbered without a gap. Import and release have the client's address. A watcher
+        that resumes receives what it has missed.
         """
-        daemon = self.shared()
+        daemon = self.sharedDaemon()
         with daemon.watch() as watcher:
             before = watcher.answer["seq"]
             guest.unplug(guest.DISK)
@@ -48,136 +40,96 @@ class Scenarios(DaemonCase):
             watcher.told("removed", DISK)
             guest.plug(guest.DISK)
             watcher.told("added", DISK)
-            told = watcher.events
+            events = watcher.events
+            sessions = ["bound", "imported", "released", "unbound"] * ROUNDS
             self.assertEqual(
-                watcher.kinds(DISK),
-                ["removed", "added", *ROUND * ROUNDS, "removed", "added"],
+                watcher.kinds(DISK), ["removed", "added", *sessions, "removed", "added"]
             )
-        self.assertEqual(
-            [event["seq"] for event in told], list(range(before + 1, before + 1 + len(told)))
-        )
-        for since in (before, told[len(told) // 2]["seq"]):
+        numbers = [*range(before + 1, before + 1 + len(events))]
+        self.assertEqual([event["seq"] for event in events], numbers)
+        for since in (before, events[len(events) // 2]["seq"]):
             with daemon.watch(since=since) as again:
                 self.assertEqual(again.answer["seq"], since)
-                self.assertEqual(again.upTo(told[-1]["seq"]), told[since - before :])
-        print(
-            f"\n{self.backend}: a client that has come or gone is seen after "
-            f"{1000 * statistics.median(delays):.0f} ms (median), {1000 * max(delays):.0f} ms "
-            f"(worst of {len(delays)})"
-        )
+                self.assertEqual(again.upTo(events[-1]["seq"]), events[since - before :])
+        print(f"\n{self.backend}: import or release is seen after {summary(delays)}")
         self.assertLess(max(delays), PATIENCE)
 
     def session(self, daemon: ChildDaemon, watcher: WatchClient) -> tuple[float, float]:
         """
-        A client comes and goes.
+        Attach the disk, import it, end that, and detach.
 
-        @return: how many seconds after the kernel knew it the watcher is told so, at the
-            latest: of the coming and of the going.
+        @return: how many seconds after the kernel the events of import and release are, at most.
         """
         self.succeeds(daemon.ask("attach", id=DISK))
         watcher.told("bound", DISK)
-        with StatusTime(2) as came:
+        with statusTime(2) as began:
             port, imported = self.importDisk()
         event = watcher.told("imported", DISK)
         self.assertEqual(event["holder"]["address"], HOST)
-        self.assertLess(abs(seconds(event["holder"]["since"]) - came.time), PATIENCE)
-        with StatusTime(1) as left:
-            guest.check("usbip", "detach", "-p", str(port))
-            guest.waitGone(imported)
-        gone = watcher.told("released", DISK)
-        self.assertEqual(gone["holder"], event["holder"])
+        self.assertLess(abs(timestamp(event["holder"]["since"]) - began[0]), PATIENCE)
+        with statusTime(1) as ended:
+            guest.stockDetach(port, imported)
+        released = watcher.told("released", DISK)
+        self.assertEqual(released["holder"], event["holder"])
         self.succeeds(daemon.ask("detach", id=DISK))
         watcher.told("unbound", DISK)
         guest.waitBlockDevice(DISK)
-        return seconds(event["time"]) - came.time, seconds(gone["time"]) - left.time
+        return timestamp(event["time"]) - began[0], timestamp(released["time"]) - ended[0]
 
-    def test_kick(self) -> None:
+    def test_leaseEnds(self) -> None:
         """
-        A kick, an attach by force and the end of a lease take the device from the client that
-        has imported it. It stays bound, and can be imported again, unless nobody wants it any
-        more when the lease ends.
+        A lease forbids others to kick and detach. At its end the client loses the device, which is
+        unbound.
         """
-        daemon = self.shared()
+        daemon = self.sharedDaemon()
+        lease = {"owner": "ci-job-81", "ttl": 15}
         with daemon.watch(id=DISK, detail=True) as watcher:
-            self.succeeds(daemon.ask("attach", id=DISK))
-            for command in ({"command": "kick"}, {"command": "attach", "force": True}):
-                _, imported = self.importDisk()
-                watcher.told("imported", DISK)
-                self.succeeds(daemon.ask(id=DISK, **command))
-                guest.waitGone(imported)
-                watcher.told("released", DISK)
-                self.assertEqual(self.state(daemon), "bound")
-                self.assertEqual(guest.usbipStatus(DISK), 1)
-            self.succeeds(daemon.ask("detach", id=DISK))
-            watcher.told("unbound", DISK)
-            guest.waitBlockDevice(DISK)
-            lease = {"owner": "ci-job-81", "ttl": 15}
             leased = self.succeeds(daemon.ask("attach", id=DISK, lease=lease, detail=True))
             _, imported = self.importDisk()
-            self.fails(daemon.ask("kick", id=DISK), "leased by ci-job-81")
-            self.fails(daemon.ask("detach", id=DISK), "leased by ci-job-81")
+            for command in ("kick", "detach"):
+                self.fails(daemon.ask(command, id=DISK), "leased by ci-job-81")
             guest.waitGone(imported)
             guest.waitPresent(DISK, "usb")
             ended = watcher.told("unbound", DISK)
             self.assertEqual(
-                watcher.kinds(DISK),
-                [
-                    *("bound", "imported", "released", "imported", "released", "unbound"),
-                    *("lease", "bound", "imported", "lease", "released", "unbound"),
-                ],
+                watcher.kinds(DISK), ["lease", "bound", "imported", "lease", "released", "unbound"]
             )
-            late = seconds(ended["time"]) - seconds(leased["lease"]["until"])
-            print(f"\n{self.backend}: a lease is over, device unbound: {1000 * late:.0f} ms late")
-            self.assertLess(0.0, late)
-            self.assertLess(late, PATIENCE)
+        late = timestamp(ended["time"]) - timestamp(leased["lease"]["until"])
+        print(f"\n{self.backend}: unbound {1000 * late:.0f} ms after the end of the lease")
+        self.assertLess(0.0, late)
+        self.assertLess(late, PATIENCE)
         guest.waitBlockDevice(DISK)
 
 
 class SysfsTests(Scenarios):
-    """
-    With the sysfs backend.
-    """
-
-    backend = "{type: sysfs}"
+    """With the sysfs backend."""
 
 
 class UsbipToolTests(Scenarios):
-    """
-    With the usbip backend.
-    """
+    """With the usbip backend."""
 
     backend = "{type: usbip}"
 
 
-class StatusTime:
+@contextlib.contextmanager
+def statusTime(status: int) -> Iterator[list[float]]:
     """
-    Notes when the kernel shows a status of the disk. It says so to nobody, so it is asked.
+    Poll C{usbip_status} of the disk, as the kernel does not announce it.
 
-    @ivar time: in seconds since the epoch, at the latest.
+    @param status: what is waited for.
+    @return: a list that at the end of the C{with} has the time at which it was seen, in seconds
+        since the epoch.
     """
+    times: list[float] = []
 
-    def __init__(self, status: int) -> None:
-        self._status = status
-        self._thread = threading.Thread(target=self._look, daemon=True)
-        self.time = 0.0
+    def look() -> None:
+        guest.waitUntil(lambda: guest.usbipStatus(DISK) == status, f"its status is {status}")
+        times.append(time.time())
 
-    def __enter__(self) -> StatusTime:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._thread.join()
-
-    def _look(self) -> None:
-        guest.waitUntil(
-            lambda: guest.usbipStatus(DISK) == self._status, f"it has status {self._status}"
-        )
-        self.time = time.time()
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    yield times
+    thread.join()
 
 
-def seconds(timestamp: Any) -> float:
-    """The seconds since the epoch."""
-    return datetime.fromisoformat(timestamp.replace("Z", "+00:00")).timestamp()
-
-
-del Scenarios, DaemonCase  # they are not to be run themselves
+del Scenarios, DaemonCase  # base classes are not run

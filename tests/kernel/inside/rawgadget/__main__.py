@@ -18,9 +18,7 @@ _DRIVER = "dummy_udc"
 
 
 def main(controller: str) -> None:
-    """
-    Be the device that standard input says, until that is closed.
-    """
+    """Be the device that standard input says, until that is closed."""
     device = pickle.load(sys.stdin.buffer)
     signal.signal(signal.SIGUSR1, lambda number, frame: None)
     running = RunningDevice(device, RawGadget(controller, _DRIVER))
@@ -29,9 +27,7 @@ def main(controller: str) -> None:
 
 
 def _listen(running: RunningDevice) -> None:
-    """
-    Hear what the parent says, until it has nothing to say any more or is gone.
-    """
+    """Hear what the parent says, until it has nothing to say any more or is gone."""
     for _ in sys.stdin.buffer:
         running.wake()
     os._exit(0)

@@ -72,9 +72,7 @@ class Setup:
 
 
 class RawGadget:
-    """
-    One device. It is unplugged when C{close} is called or the process ends.
-    """
+    """One device. It is unplugged when C{close} is called or the process ends."""
 
     def __init__(self, controller: str, driver: str, speed: int = SPEED_HIGH) -> None:
         """
@@ -93,9 +91,7 @@ class RawGadget:
         os.close(self._file)
 
     def fetch(self) -> Setup:
-        """
-        Wait for a control request. Nothing else is waited for while that is not answered.
-        """
+        """Wait for a control request. Nothing else is waited for while that is not answered."""
         while True:
             event = buffer(_EVENT.pack(0, _SETUP.size) + bytes(_SETUP.size))
             ioctl(self._file, _EVENT_FETCH, event)
@@ -146,9 +142,7 @@ class RawGadget:
         return self._read(_EP_READ, handle, length)
 
     def wedge(self, handle: int) -> None:
-        """
-        Have the endpoint stall from now on, whatever the host clears.
-        """
+        """Have the endpoint stall from now on, whatever the host clears."""
         ioctl(self._file, _EP_SET_WEDGE, handle)
 
     def _read(self, number: int, handle: int, length: int) -> bytes:

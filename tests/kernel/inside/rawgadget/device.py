@@ -29,9 +29,7 @@ def isSetInterface(setup: Setup) -> bool:
 
 
 class Refusal(enum.Enum):
-    """
-    What a device may do with a control request other than answer it.
-    """
+    """What a device may do with a control request other than answer it."""
 
     STALL = "stalls"
     SILENCE = "never answers"
@@ -92,9 +90,7 @@ class RawDevice:
 
 
 class RunningDevice:
-    """
-    A device that is plugged in.
-    """
+    """A device that is plugged in."""
 
     def __init__(self, device: RawDevice, gadget: RawGadget) -> None:
         self._device = device
@@ -104,9 +100,7 @@ class RunningDevice:
         self._servers: dict[Endpoint, EndpointServer] = {}
 
     def run(self) -> None:
-        """
-        Answer one request after the other, until the process is killed.
-        """
+        """Answer one request after the other, until the process is killed."""
         while True:
             setup = self._gadget.fetch()
             state = self._state(setup)
@@ -131,17 +125,13 @@ class RunningDevice:
                 log(f"{setup} was given up by the host: {error}")
 
     def wake(self) -> None:
-        """
-        Have a device answer again that did not. What it has left unanswered is stalled.
-        """
+        """Have a device answer again that did not. What it has left unanswered is stalled."""
         self._device.wake()
         with contextlib.suppress(OSError):  # there is nothing
             self._gadget.stall()
 
     def _state(self, setup: Setup) -> bytes | None:
-        """
-        The answer to a request that asks how things are.
-        """
+        """The answer to a request that asks how things are."""
         if (setup.requestType, setup.request) == (0x80, _GET_CONFIGURATION):
             return bytes((self._configuration,))
         if (setup.requestType, setup.request) == (0x81, _GET_INTERFACE):
@@ -149,9 +139,7 @@ class RunningDevice:
         return None
 
     def _carryOut(self, setup: Setup) -> None:
-        """
-        Do what a request that was accepted is for.
-        """
+        """Do what a request that was accepted is for."""
         if (setup.requestType, setup.request) == (0, _SET_CONFIGURATION):
             self._configuration = setup.value & 0xFF
             self._alternates.clear()
@@ -162,9 +150,7 @@ class RunningDevice:
         self._switch()
 
     def _switch(self) -> None:
-        """
-        Serve those endpoints that the host has chosen, and no others.
-        """
+        """Serve those endpoints that the host has chosen, and no others."""
         chosen = self._device.description.configuration(self._configuration)
         endpoints = () if chosen is None else chosen.endpoints(self._alternates)
         for endpoint in set(self._servers).difference(endpoints):
@@ -184,9 +170,7 @@ class RunningDevice:
 
 
 class EndpointServer:
-    """
-    The thread that serves an endpoint.
-    """
+    """The thread that serves an endpoint."""
 
     def __init__(
         self, device: RawDevice, gadget: RawGadget, endpoint: Endpoint, handle: int
@@ -217,7 +201,5 @@ class EndpointServer:
 
 
 def log(line: str) -> None:
-    """
-    Say what happens, for L{tests.kernel.inside.rawgadget.plugged.PluggedIn.log}.
-    """
+    """Say what happens, for L{tests.kernel.inside.rawgadget.plugged.PluggedIn.log}."""
     print(line, flush=True)

@@ -113,9 +113,7 @@ class Stalling(RawDevice):
     """
 
     def __init__(self, triple: tuple[int, int, int] = (0xFF, 0, 0)) -> None:
-        """
-        @param triple: class, subclass and protocol of the interface.
-        """
+        """@param triple: class, subclass and protocol of the interface."""
         interface = Interface(triple=triple, endpoints=(SOURCE, SINK))
         super().__init__(_described(2, "STALL1", interface))
 
@@ -144,9 +142,7 @@ class Vanishing(RawDevice):
 
 
 class Counting(RawDevice):
-    """
-    Sends counted words at its bulk endpoint for as long as it is plugged in.
-    """
+    """Sends counted words at its bulk endpoint for as long as it is plugged in."""
 
     def __init__(self) -> None:
         super().__init__(_described(4, "COUNT1", Interface(endpoints=(SOURCE, SINK))))

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from types import TracebackType
 
 from tests.kernel.cache import PROJECT
 from tests.kernel.inside.command import stop
@@ -45,9 +44,7 @@ class PluggedIn:
     """
 
     def __init__(self, device: RawDevice, controller: int) -> None:
-        """
-        @param controller: the number of a controller of C{dummy_hcd} that has no device.
-        """
+        """@param controller: the number of a controller of C{dummy_hcd} that has no device."""
         self._device = device
         self._controller = controller
         self.busId = busIdAt(controller)
@@ -72,16 +69,11 @@ class PluggedIn:
             self._child.stdin.flush()
             waitUntil(self._isThere, f"{self.busId} is plugged in")
         except BaseException:
-            self.__exit__(None, None, None)
+            self.__exit__()
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         stop(self._child)
         with contextlib.suppress(BrokenPipeError):
             assert self._child.stdin is not None
@@ -96,7 +88,7 @@ class PluggedIn:
     def unplug(self) -> None:
         """Pull it out, unless that has been done, and wait until the kernel has seen that."""
         if self.isIn:
-            self.__exit__(None, None, None)
+            self.__exit__()
 
     def wake(self) -> None:
         """Have a device answer again that does not."""
@@ -105,9 +97,7 @@ class PluggedIn:
         self._child.stdin.flush()
 
     def log(self) -> list[str]:
-        """
-        What it has been asked so far, and what it has done: a line for each control request.
-        """
+        """What it has been asked so far, and what it has done: a line for each control request."""
         self._output.seek(0)
         return self._output.read().decode("utf-8", "replace").splitlines()
 
