@@ -12,7 +12,10 @@ from collections.abc import Callable
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from tests.kernel import facts, sessionfacts
+from tests.kernel.facts.crashes import CrashFacts
+from tests.kernel.facts.machine import DEVICES, Machine
+from tests.kernel.facts.sessions import ConnectionFacts, SessionFacts
+from tests.kernel.facts.usbiphost import PLACES, UsbipHostFacts
 from usbip_server.kernel.system import ISystem
 from usbip_server.testing import FakeKernel, KernelBug
 
@@ -20,7 +23,7 @@ LOOKS = 10
 """How often to look for something: nothing happens but by somebody's looking."""
 
 
-class FakeMachine(facts.Machine):
+class FakeMachine(Machine):
     """
     The kernel in memory, with one device.
     """
@@ -63,9 +66,9 @@ class FakeMachine(facts.Machine):
         self.assertTrue(any(condition() for _ in range(LOOKS)), what)
 
 
-class UsbipHostTests(FakeMachine, facts.UsbipHostFacts, SynchronousTestCase):
+class UsbipHostTests(FakeMachine, UsbipHostFacts, SynchronousTestCase):
     """
-    The facts of L{facts.UsbipHostFacts}.
+    The facts of L{UsbipHostFacts}.
     """
 
     def test_interface(self) -> None:
@@ -74,16 +77,16 @@ class UsbipHostTests(FakeMachine, facts.UsbipHostFacts, SynchronousTestCase):
 
     def test_fillTable(self) -> None:
         """Names that a test puts into the table are as if they had been written."""
-        names = [f"7-{number}.7" for number in range(facts.PLACES - 1)]
+        names = [f"7-{number}.7" for number in range(PLACES - 1)]
         self.kernel.fillTable(*names)
         self.bind()
         self.assertEqual(self.kernel.table(), [*names, self.busId])
         self.assertEqual(self.kernel.driver(self.busId), "usbip-host")
 
 
-class SessionTests(FakeMachine, sessionfacts.SessionFacts, SynchronousTestCase):
+class SessionTests(FakeMachine, SessionFacts, SynchronousTestCase):
     """
-    The facts of L{sessionfacts.SessionFacts}.
+    The facts of L{SessionFacts}.
     """
 
     def test_resetting(self) -> None:
@@ -107,9 +110,9 @@ class SessionTests(FakeMachine, sessionfacts.SessionFacts, SynchronousTestCase):
         self.assertEqual(client.recv(1), b"")
 
 
-class ConnectionTests(FakeMachine, sessionfacts.ConnectionFacts, SynchronousTestCase):
+class ConnectionTests(FakeMachine, ConnectionFacts, SynchronousTestCase):
     """
-    The facts of L{sessionfacts.ConnectionFacts}.
+    The facts of L{ConnectionFacts}.
     """
 
     def importDevice(self) -> None:
@@ -119,11 +122,11 @@ class ConnectionTests(FakeMachine, sessionfacts.ConnectionFacts, SynchronousTest
         self.kernel.releaseDevice(self.busId)
 
 
-class DeadlyTests(FakeMachine, facts.DeadlyFacts, SynchronousTestCase):
+class CrashTests(FakeMachine, CrashFacts, SynchronousTestCase):
     """
-    The facts of L{facts.DeadlyFacts}.
+    The facts of L{CrashFacts}.
     """
 
     def assertDies(self, act: Callable[[], object]) -> None:
         self.assertRaises(KernelBug, act)
-        self.assertRaises(KernelBug, self.kernel.list, facts.DEVICES)  # it stays dead
+        self.assertRaises(KernelBug, self.kernel.list, DEVICES)  # it stays dead

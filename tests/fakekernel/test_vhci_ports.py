@@ -12,7 +12,7 @@ from collections.abc import Callable
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from tests.kernel.vhcifacts import VhciFacts
+from tests.kernel.facts.vhci import VhciFacts
 from usbip_server.kernel.system import ISystem, System
 from usbip_server.kernel.vhci.ports import Port, PortState, Vhci
 from usbip_server.model.errors import LocalTrouble

@@ -1,5 +1,5 @@
 """
-What C{usbip-host} does, on real kernels.
+The facts of L{tests.kernel.facts} about C{usbip-host} on real kernels.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.kernel import facts, guest
+from tests.kernel import guest
+from tests.kernel.facts.crashes import CrashFacts
+from tests.kernel.facts.machine import DEVICES, Machine
+from tests.kernel.facts.usbiphost import UsbipHostFacts
 from usbip_server.kernel.system import ISystem, System
 
 DEVICE = guest.KEYBOARD
@@ -31,12 +34,12 @@ URB_DMA_MAP_SG = 0x00040000
 """C{USBIP_URB_DMA_MAP_SG} (C{include/uapi/linux/usbip.h})."""
 
 DYING = 20.0
-"""Seconds in which a kernel dies that is going to."""
+"""Seconds within which the kernel has crashed."""
 
 VHCI = "devices/platform/vhci_hcd.0"
 
 
-class RealMachine(facts.Machine):
+class RealMachine(Machine):
     """The machine that this runs in."""
 
     busId = DEVICE.busId
@@ -50,8 +53,8 @@ class RealMachine(facts.Machine):
 
     def _restore(self) -> None:
         """
-        Unload C{usbip-host}, which empties its table, after the pointers in the table were made
-        to point to devices that are there.
+        Unload C{usbip-host}, which empties its table. Before that, devices are bound to replace
+        pointers in the table to devices that are gone.
         """
         guest.modprobe("usbip-host")
         guest.resetUsb()
@@ -114,11 +117,8 @@ class RealMachine(facts.Machine):
 
 def deviceId(system: ISystem, busId: str) -> int:
     """The number of a device in the URBs of USB/IP."""
-    bus, device = (int(system.read(f"bus/usb/devices/{busId}/{name}")) for name in NUMBERS)
+    bus, device = (int(system.read(f"{DEVICES}/{busId}/{name}")) for name in ("busnum", "devnum"))
     return bus << 16 | device
-
-
-NUMBERS = ("busnum", "devnum")
 
 
 def attachHere(system: ISystem, device: guest.Device, speed: int) -> str:
@@ -129,7 +129,7 @@ def attachHere(system: ISystem, device: guest.Device, speed: int) -> str:
     """
     server, client = socket.socketpair()
     with server, client:
-        path = f"{facts.DEVICES}/{device.busId}/usbip_sockfd"
+        path = f"{DEVICES}/{device.busId}/usbip_sockfd"
         system.write(path, str(server.fileno()).encode())
         return attachAt(system, client, deviceId(system, device.busId), speed)
 
@@ -151,12 +151,12 @@ def detachAll() -> None:
         System().write(f"{VHCI}/detach", str(port).encode())
 
 
-class UsbipHostTests(RealMachine, facts.UsbipHostFacts, SynchronousTestCase):
-    """The facts of L{facts.UsbipHostFacts}."""
+class UsbipHostTests(RealMachine, UsbipHostFacts, SynchronousTestCase):
+    """Binding, unbinding, and the table."""
 
 
-class DeadlyTests(RealMachine, facts.DeadlyFacts, SynchronousTestCase):
-    """The facts of L{facts.DeadlyFacts}."""
+class CrashTests(RealMachine, CrashFacts, SynchronousTestCase):
+    """Write sequences that crash the kernel."""
 
     def unload(self) -> None:
         """Unload the module without a new process: see L{assertDies}."""
@@ -166,14 +166,13 @@ class DeadlyTests(RealMachine, facts.DeadlyFacts, SynchronousTestCase):
 
     def assertDies(self, act: Callable[[], object]) -> None:
         """
-        What follows a pointer to freed memory may also wait for ever, for a lock that is none: then
-        the console is shown where, and the kernel is made to panic.
+        Code that uses freed memory may also wait for a lock without end: then the console shows the
+        blocked tasks, and the kernel is made to panic.
 
         User-mode Linux takes the address of the last page fault for that of a pointer of poison. If
-        that was in memory of C{vmalloc} it goes back to the same instruction for ever
-        (C{segv}, C{arch/um/kernel/trap.c}), and the harness waits for it until its deadline: so it
-        went in two of about thirty runs. It has not since another device is replugged before, and
-        since no process is started to unload the module.
+        that was in memory of C{vmalloc} it repeats the same instruction without end (C{segv},
+        C{arch/um/kernel/trap.c}) until the harness ends it: seen in two of about thirty runs, and
+        not since another device is replugged before, and no process is started for the unload.
         """
         guest.unplug(guest.TABLET)
         guest.waitGone(guest.TABLET.busId)

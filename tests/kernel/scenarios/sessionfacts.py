@@ -1,5 +1,6 @@
 """
-What C{usbip-host} does during the sessions of clients, on real kernels.
+The facts of L{tests.kernel.facts.sessions} on real kernels, and those that need a real process or a
+real network.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import threading
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.kernel import guest, sessionfacts
-from tests.kernel.facts import DEVICES
+from tests.kernel import guest
+from tests.kernel.facts.machine import DEVICES
+from tests.kernel.facts.sessions import ConnectionFacts, SessionFacts
+from tests.kernel.facts.usbiphost import PLUGGED, UNPLUGGED
 from tests.kernel.scenarios.facts import (
     CMD_SUBMIT,
     DEVICE,
@@ -37,10 +40,8 @@ CLONE_NEWNET = 0x40000000
 """C{include/uapi/linux/sched.h}."""
 
 
-class SessionTests(RealMachine, sessionfacts.SessionFacts, SynchronousTestCase):
-    """
-    The facts of L{sessionfacts.SessionFacts}, and those that need a real process or a real network.
-    """
+class SessionTests(RealMachine, SessionFacts, SynchronousTestCase):
+    """Sessions."""
 
     def test_beginWhileReset(self) -> None:
         """
@@ -58,8 +59,8 @@ class SessionTests(RealMachine, sessionfacts.SessionFacts, SynchronousTestCase):
         client.setblocking(False)
         self.assertRaises(BlockingIOError, client.recv, 1)
 
-    def test_notPolled(self) -> None:
-        """Section 2: a program that polls C{usbip_status} is not told that it changes."""
+    def test_statusCannotBePolled(self) -> None:
+        """Section 2: C{poll} of C{usbip_status} does not return when it changes."""
         self.bind()
         with open(f"/sys/{DEVICES}/{self.busId}/usbip_status") as file:
             file.read()
@@ -68,13 +69,13 @@ class SessionTests(RealMachine, sessionfacts.SessionFacts, SynchronousTestCase):
             poll.poll(0)
             before = poll.poll(0)
             self.leave(self.begin())
-            self.until(lambda: self.status() == 1, "the device is available")
+            self.untilAvailable()
             self.assertEqual(poll.poll(0), before)
 
-    def test_processEnds(self) -> None:
+    def test_sessionSurvivesItsProcess(self) -> None:
         """
-        Section 3: a session survives the process that began it, which was killed at once. A
-        device that is imported in this way is usable.
+        Section 3: a session goes on when the process that began it is killed at once, and the
+        imported device is usable.
         """
         self.bind()
         server, client = self.pair()
@@ -95,7 +96,7 @@ class SessionTests(RealMachine, sessionfacts.SessionFacts, SynchronousTestCase):
         self.assertEqual(guest.attribute(busId, "product"), DEVICE.product)
         self.assertEqual(self.status(), 2)
 
-    def test_imported(self) -> None:
+    def test_ueventsOfImportAtServer(self) -> None:
         """
         Section 2: what is announced of a device that a client imports. It has an interface from
         then on, without a driver, which is removed and added again for each later client. Nothing
@@ -103,25 +104,21 @@ class SessionTests(RealMachine, sessionfacts.SessionFacts, SynchronousTestCase):
         """
         self.bind()
         for changes in (["add :1.0"], ["remove :1.0", "add :1.0"]):
-            self.assertSays(self.importHere, *changes)
+            self.assertAnnounced(self.importHere, *changes)
             self.assertTrue(self.hasInterface())
-            self.assertSays(self.leaveHere)
+            self.assertAnnounced(self.leaveHere)
             self.assertTrue(self.hasInterface())
-        self.assertSays(self.unplug, "remove :1.0", "unbind", "remove")
+        self.assertAnnounced(self.unplug, "remove :1.0", "unbind", "remove")
 
-    def test_importedThere(self) -> None:
+    def test_ueventsOfImportAtClient(self) -> None:
         """
-        Section 2: at the client an imported device is announced as one that is plugged in, and
-        that is unplugged.
+        Section 2: at the client an imported device has the uevents of plugging in and unplugging.
         """
         self.bind()
-        uevents = self.system.ueventSocket()
-        self.addCleanup(uevents.close)
+        uevents = self.ueventSocket()
         self.importHere()
         self.leaveHere()
-        plugged = ["add", "add :1.0", "bind :1.0", "bind usb"]
-        unplugged = ["unbind :1.0", "remove :1.0", "unbind", "remove"]
-        self.assertEqual(self.heard(uevents, self.imported), plugged + unplugged)
+        self.assertEqual(self.announced(uevents, self.imported), [*PLUGGED, *UNPLUGGED])
 
     def importHere(self) -> None:
         """Import the bound device on this machine, and wait until its drivers have it."""
@@ -136,7 +133,7 @@ class SessionTests(RealMachine, sessionfacts.SessionFacts, SynchronousTestCase):
         """Detach it, and wait until the device is available again."""
         detachAll()
         guest.waitGone(self.imported)
-        self.until(lambda: self.status() == 1, "the device is available")
+        self.untilAvailable()
 
     def test_stockTool(self) -> None:
         """
@@ -165,10 +162,10 @@ class SessionTests(RealMachine, sessionfacts.SessionFacts, SynchronousTestCase):
         self.system.write("bus/usb/drivers_probe", self.busId.encode())
         self.assertEqual((self.driver(), self.table()), ("usb", [self.busId]))
 
-    def test_endTold(self) -> None:
+    def test_endWakesEpoll(self) -> None:
         """
-        Section 2: C{EPOLLRDHUP} of a copy of the descriptor tells the end of a session, and not
-        that data come.
+        Section 2: C{EPOLLRDHUP} on a copy of the descriptor wakes at the end of a session, and not
+        when data come.
         """
         self.bind()
         server, client = self.pair()
@@ -184,13 +181,13 @@ class SessionTests(RealMachine, sessionfacts.SessionFacts, SynchronousTestCase):
 
 
 class VanishingTests(RealMachine, SynchronousTestCase):
-    """Section 6, D9: a client that cannot be reached any more."""
+    """Section 6, D9: the network to a client is down."""
 
     def setUp(self) -> None:
         super().setUp()
         self.elsewhere = guest.Elsewhere()
         self.elsewhere.__enter__()
-        self.addCleanup(self.elsewhere.__exit__, None, None, None)
+        self.addCleanup(self.elsewhere.__exit__)
         self.bind()
         self.client = socketElsewhere(self.elsewhere)
         self.addCleanup(self.client.close)
@@ -201,58 +198,43 @@ class VanishingTests(RealMachine, SynchronousTestCase):
         self.addCleanup(self.server.close)
         self.hand(str(self.server.fileno()))
 
-    def test_forEver(self) -> None:
+    def test_idleSessionDoesNotEnd(self) -> None:
         """
-        D9: nobody notices that a client has vanished while nothing is to be sent. C{-1} frees the
-        device, though the client cannot be told.
+        D9: without keepalive options a session of a vanished client does not end. C{-1} frees the
+        device.
         """
-        self.elsewhere.vanish()
-        with select.epoll() as epoll:
-            epoll.register(self.server, select.EPOLLRDHUP)
-            self.assertEqual(epoll.poll(SILENCE), [])
-        self.assertEqual(self.status(), 2)
-        self.hand("-1")
-        self.until(lambda: self.status() == 1, "the device is available")
+        self.assertKept()
 
     def test_unbind(self) -> None:
-        """Section 6: nor does a vanished client hold up an unbind."""
+        """Section 6: a vanished client does not delay an unbind."""
         self.elsewhere.vanish()
         self.unbind()
         self.assertEqual(self.driver(), "usb")
 
-    def test_keepAlive(self) -> None:
-        """
-        Section 6: keepalive options that are set after the hand-over work: the connection ends,
-        and the device is free.
-        """
+    def test_keepAliveAfterHandOver(self) -> None:
+        """Section 6: keepalive options that are set after the hand-over end the session."""
         KeepAlive(idle=1, interval=1, count=1, userTimeout=1).apply(self.server)
-        self.assertIsFreed()
+        self.assertFreed()
 
-    def test_userTimeout(self) -> None:
+    def test_userTimeoutWithUnsentData(self) -> None:
         """
-        Section 6: while something is to be sent, the option that works is C{TCP_USER_TIMEOUT},
-        also if it is set after the hand-over.
+        Section 6: with unacknowledged data C{TCP_USER_TIMEOUT} ends the session, also if it is set
+        after the hand-over.
         """
         self.server.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1500)
-        self.askInVain()
-        self.assertIsFreed()
+        self.fillBuffers()
+        self.assertFreed()
 
-    def test_keepAliveAlone(self) -> None:
-        """Section 6: while something is to be sent, keepalive options alone do not help."""
+    def test_keepAliveWithUnsentData(self) -> None:
+        """Section 6: with unacknowledged data, keepalive options alone do not end the session."""
         self.server.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT):
             self.server.setsockopt(socket.IPPROTO_TCP, option, 1)
-        self.askInVain()
-        self.elsewhere.vanish()
-        with select.epoll() as epoll:
-            epoll.register(self.server, select.EPOLLRDHUP)
-            self.assertEqual(epoll.poll(SILENCE), [])
-        self.assertEqual(self.status(), 2)
-        self.hand("-1")
-        self.until(lambda: self.status() == 1, "the device is available")
+        self.fillBuffers()
+        self.assertKept()
 
-    def askInVain(self) -> None:
-        """Ask for descriptors until the answers fill all buffers: the client does not read them."""
+    def fillBuffers(self) -> None:
+        """Send requests until the answers, which the client does not read, fill all buffers."""
         number = deviceId(self.system, self.busId)
         request = b"\x80\x06\0\x01\0\0\x12\0"
         self.client.setblocking(False)
@@ -262,18 +244,30 @@ class VanishingTests(RealMachine, SynchronousTestCase):
                 self.client.send(basic + struct.pack(">I4i8s", 0, 18, 0, 0, 0, request))
         guest.waitUntil(lambda: self.elsewhere.unsent() > 0, "the client's buffer is full")
 
-    def assertIsFreed(self) -> None:
-        """The client vanishes, and its device is freed."""
+    def hasEnded(self, seconds: float) -> bool:
+        """Cut the network; does the session end within some seconds?"""
         self.elsewhere.vanish()
         with select.epoll() as epoll:
             epoll.register(self.server, select.EPOLLRDHUP)
-            self.assertTrue(epoll.poll(20))
-        self.until(lambda: self.status() == 1, "the device is available")
+            return bool(epoll.poll(seconds))
+
+    def assertFreed(self) -> None:
+        """When the network is down the session ends, and the device is free."""
+        self.assertTrue(self.hasEnded(20))
+        self.untilAvailable()
+
+    def assertKept(self) -> None:
+        """When the network is down the session goes on, until it is ended by C{-1}."""
+        self.assertFalse(self.hasEnded(SILENCE))
+        self.assertEqual(self.status(), 2)
+        self.hand("-1")
+        self.untilAvailable()
 
 
 def socketElsewhere(elsewhere: guest.Elsewhere) -> socket.socket:
     """
-    A TCP socket in another network namespace: a socket stays in that of the thread that makes it.
+    A TCP socket in another network namespace. A socket belongs to the namespace of the thread that
+    makes it.
     """
     made: list[socket.socket] = []
 
@@ -290,8 +284,8 @@ def socketElsewhere(elsewhere: guest.Elsewhere) -> socket.socket:
     return only
 
 
-class ConnectionTests(RealMachine, sessionfacts.ConnectionFacts, SynchronousTestCase):
-    """The facts of L{sessionfacts.ConnectionFacts}."""
+class ConnectionTests(RealMachine, ConnectionFacts, SynchronousTestCase):
+    """The list of TCP connections."""
 
     def importDevice(self) -> None:
         with socket.create_server(("127.0.0.1", USBIPD_PORT)) as listening:

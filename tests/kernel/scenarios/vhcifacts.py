@@ -1,5 +1,5 @@
 """
-What C{vhci_hcd} does, on real kernels.
+The facts of L{tests.kernel.facts.vhci} on real kernels.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from twisted.trial.unittest import SynchronousTestCase
-
 from tests.kernel import guest
-from tests.kernel.vhcifacts import FREE, HIGH, SUPER, VHCI, VhciFacts
+from tests.kernel.daemoncase import GuestCase
+from tests.kernel.facts.vhci import FREE, HIGH, SUPER, VHCI, VhciFacts
 from usbip_server.kernel.system import System
 
 PLATFORM = Path("/sys/devices/platform")
@@ -31,22 +30,18 @@ def isSuperPlusKnown() -> bool:
     return (int(version[0]), int(version[1])) >= (6, 12)
 
 
-class VhciTests(VhciFacts, SynchronousTestCase):
+class VhciTests(VhciFacts, GuestCase):
     """The facts of L{VhciFacts}: the server is this machine's C{usbip-host}."""
 
     def setUp(self) -> None:
-        guest.awaitDevices()
-        guest.modprobe("usbip-host")
-        guest.modprobe("vhci-hcd")
+        super().setUp()
         self.system = System()
         self.busId = ""
-        self.addCleanup(guest.resetUsb)
 
     def test_superPlus(self) -> None:
         """
-        Section 4: Linux 6.1 refuses the speed of C{USB_SPEED_SUPER_PLUS} with EINVAL, and says
-        5000 of its fast hubs. Linux 6.12 takes it, for a port of the same hub, of which it says
-        10000.
+        Section 4: Linux 6.1 refuses the speed C{USB_SPEED_SUPER_PLUS} with EINVAL, and the speed of
+        its fast hubs is 5000. Linux 6.12 accepts it at the same hub, whose speed is 10000.
         """
         ours, deviceId = self.serve(SUPER)
         line = f"0 {ours.fileno()} {deviceId} {SUPER_PLUS}"
@@ -68,9 +63,7 @@ class VhciTests(VhciFacts, SynchronousTestCase):
         device = DEVICES[speed]
         self.busId = device.busId
         if speed == SUPER:
-            guest.plug(device)
-            self.addCleanup(guest.waitGone, device.busId)
-            self.addCleanup(guest.unplug, device)
+            self.plugFastDisk()
         guest.waitPresent(device.busId)
         ours, server = socket.socketpair()
         self.addCleanup(guest.forget, device.busId)
@@ -84,9 +77,8 @@ class VhciTests(VhciFacts, SynchronousTestCase):
 
     def _detach(self) -> None:
         """
-        Free all ports, and wait until nothing is left of what was there, which comes later. D12:
-        what is attached to a port before that may take the place of the old device, and the state
-        of the port is 5 for ever.
+        Free all ports, and wait until the devices are gone, which is later. D12: a device that is
+        attached to a port before that may replace the old one, and the state of the port stays 5.
         """
         for number, line in enumerate(self.lines()):
             if int(line.split()[2]) != FREE:
@@ -106,3 +98,6 @@ class VhciTests(VhciFacts, SynchronousTestCase):
 
     def _write(self, name: str, text: str) -> None:
         self.system.write(f"bus/usb/devices/{self.busId}/{name}", text.encode())
+
+
+del GuestCase  # base classes are not run

@@ -1,9 +1,5 @@
 """
-What C{vhci_hcd} does, whichever kernel it is in: each test shows one fact of the real kernel and
-of L{usbip_server.testing.FakeVhci}.
-
-C{tests.fakekernel.test_vhci_ports} runs this class on the kernel in memory,
-C{tests.kernel.scenarios.vhcifacts} on real ones.
+Facts about C{vhci_hcd}.
 """
 
 from __future__ import annotations
@@ -36,9 +32,9 @@ EMPTY = "000 00000000 000000 0-0"
 
 class VhciFacts(Base):
     """
-    Mix this into a C{twisted.trial.unittest.SynchronousTestCase}. The methods below that only
-    raise say what happens to the machine. Each test begins with C{vhci_hcd} loaded and all ports
-    free.
+    Mix this into a C{twisted.trial.unittest.SynchronousTestCase}. The methods that raise
+    C{NotImplementedError} are implemented for each kind of machine. Each test begins
+    with C{vhci_hcd} loaded and all ports free.
 
     @ivar system: the kernel.
     """
@@ -47,7 +43,7 @@ class VhciFacts(Base):
 
     def serve(self, speed: int) -> tuple[socket.socket, int]:
         """
-        Have a server give out a device, once a test.
+        Begin a session at a server. Called once in a test.
 
         @param speed: L{HIGH} or L{SUPER}.
         @return: the client's end of the connection, a socket of a pair, and the number of the
@@ -56,15 +52,15 @@ class VhciFacts(Base):
         raise NotImplementedError
 
     def endAtServer(self) -> None:
-        """Have the server end the session."""
+        """End the session at the server."""
         raise NotImplementedError
 
     def hasEndedAtServer(self) -> bool:
-        """Does the server know that the session has ended?"""
+        """Has the server noticed the end of the session?"""
         raise NotImplementedError
 
     def until(self, condition: Callable[[], object], what: str) -> None:
-        """Wait until something is true; fail if it does not become true."""
+        """Wait until a condition is true; fail if it does not become true."""
         raise NotImplementedError
 
     def lines(self) -> list[str]:
@@ -103,7 +99,7 @@ class VhciFacts(Base):
         self.system.write(f"{VHCI}/detach", text.encode())
 
     def refused(self, number: int, act: Callable[[str], None], *texts: str) -> None:
-        """What is written is refused with an errno."""
+        """Assert that each of some writes fails with an errno."""
         for text in texts:
             error = self.assertRaises(OSError, act, text)
             self.assertEqual(errno.errorcode[error.errno], errno.errorcode[number], text)
@@ -200,21 +196,21 @@ class VhciFacts(Base):
             self.assertEqual(slow, 480)
             self.assertIn(fast, (5000, 10000))
 
-    def test_attachHigh(self) -> None:
+    def test_attachHighSpeed(self) -> None:
         """
         Sections 4 and 5: a high speed device is imported over a socket of a pair. While the kernel
-        makes its acquaintance the state is 5 and the other fields of the line are zero; then the
+        enumerates it the state is 5 and the other fields of the line are zero; then the
         state is 6 and the line has the device, and the descriptor as it was in the process that
         wrote it. The device gets a folder below that of its hub, which may be a moment later.
         """
         self.attachAt(HIGH)
 
-    def test_attachSuper(self) -> None:
+    def test_attachSuperSpeed(self) -> None:
         """Sections 4 and 5: a super speed device is imported in the same way."""
         self.attachAt(SUPER)
 
     def attachAt(self, speed: int) -> None:
-        """Import a device, and look at all that there is of it."""
+        """Import a device, check its line and its folder, and detach it."""
         number = self.imported(speed)
         self.assertEqual(self.line(number)[2:], ["005", *EMPTY.split()])
         folder = self.assertUsed(number, speed)
@@ -224,9 +220,9 @@ class VhciFacts(Base):
         self.detach(str(number))
         self.until(lambda: self.state(number) == FREE, "the port is free")
         self.assertEqual(self.line(number)[2:], ["004", *EMPTY.split()])
-        self.until(self.hasEndedAtServer, "the server is told")
+        self.until(self.hasEndedAtServer, "the server has noticed")
 
-    def test_speedTellsHub(self) -> None:
+    def test_speedSelectsHub(self) -> None:
         """
         Section 4: it is the speed that tells the hub: a super speed device that is written to port
         0, of the high speed hub, is at the same place of the super speed hub.
@@ -235,7 +231,7 @@ class VhciFacts(Base):
         self.assertUsed(self.firstOf("ss"), SUPER)
         self.assertEqual(self.state(0), FREE)
 
-    def test_busy(self) -> None:
+    def test_usedPortRefused(self) -> None:
         """
         Section 4: a port that has a device is refused with EBUSY, also while the device is not
         known yet; a bad descriptor is refused with EINVAL all the same.
@@ -280,7 +276,7 @@ class VhciFacts(Base):
         texts = ("0", str(len(self.lines())), "abc", "-1", "0 1", " 0")
         self.refused(errno.EINVAL, self.detach, *texts)
 
-    def test_tolerated(self) -> None:
+    def test_lineFeedTolerated(self) -> None:
         """
         Section 4: a line feed after the numbers is tolerated, and so is more after those of
         C{attach}.
@@ -292,9 +288,9 @@ class VhciFacts(Base):
         self.detach("0\n")
         self.until(lambda: self.state(0) == FREE, "the port is free")
 
-    def test_detachEarly(self) -> None:
+    def test_detachBeforeEnumerated(self) -> None:
         """
-        Section 4: a device can be detached while the kernel makes its acquaintance. (A real kernel
+        Section 4: a device can be detached while the kernel enumerates it. (A real kernel
         may need long before it uses the port again: this is one that no other test uses.)
         """
         slow = [number for number, line in enumerate(self.lines()) if line.startswith("hs ")]
@@ -302,9 +298,9 @@ class VhciFacts(Base):
         self.assertEqual(self.state(number), INITIALISING)
         self.detach(str(number))
         self.until(lambda: self.state(number) == FREE, "the port is free")
-        self.until(self.hasEndedAtServer, "the server is told")
+        self.until(self.hasEndedAtServer, "the server has noticed")
 
-    def test_serverEnds(self) -> None:
+    def test_serverEndsSession(self) -> None:
         """Section 4: when the server ends the session the port is free and the device gone."""
         number = self.imported()
         folder = self.assertUsed(number, HIGH)
@@ -317,7 +313,7 @@ class VhciFacts(Base):
         hub, _, busId = folder.rpartition("/")
         return busId in self.system.directories(hub)
 
-    def test_kept(self) -> None:
+    def test_keptDescriptorAtEndOfFile(self) -> None:
         """Section 4: a copy of the descriptor that we keep is at its end when the session is."""
         ours, deviceId = self.serve(HIGH)
         self.addCleanup(ours.close)
@@ -326,6 +322,6 @@ class VhciFacts(Base):
         self.settled(0)
         self.detach("0")
         self.until(lambda: self.state(0) == FREE, "the port is free")
-        self.until(self.hasEndedAtServer, "the server is told")
+        self.until(self.hasEndedAtServer, "the server has noticed")
         while ours.recv(4096):
             pass

@@ -1,6 +1,5 @@
 """
-What C{usbip-host} does during the sessions of clients, whichever kernel it is in: more facts, like
-those of L{tests.kernel.facts}.
+Facts about sessions: C{usbip_sockfd}, C{usbip_status}, and the list of TCP connections.
 """
 
 from __future__ import annotations
@@ -9,14 +8,14 @@ import errno
 import os
 import socket
 
-from tests.kernel.facts import DEVICES, Machine
+from tests.kernel.facts.machine import DEVICES, Machine
 from usbip_server.kernel.importers import USBIPD_PORT, established
 
 
 class SessionFacts(Machine):
     """C{usbip_sockfd} and C{usbip_status}: sections 3, 5 and 6."""
 
-    def test_begin(self) -> None:
+    def test_sessionBegins(self) -> None:
         """
         Section 3: a session begins with the descriptor of a stream socket, of which the kernel
         keeps a reference of its own: to close the descriptor does not disturb the session.
@@ -31,11 +30,11 @@ class SessionFacts(Machine):
         self.assertRaises(BlockingIOError, client.recv, 1)
         self.assertEqual(self.status(), 2)
 
-    def test_refused(self) -> None:
+    def test_descriptorRefused(self) -> None:
         """
-        Section 3: what is no socket of this process, or none of a stream, is refused with EINVAL,
-        as is what is no number, and no reference is kept. What is not bound does not have the
-        attribute.
+        Section 3: a descriptor that is not a stream socket of this process, and text that is not a
+        number, is refused with EINVAL, and no reference is kept. A device that is not bound does
+        not have the attribute.
         """
         self.refusedSocket(errno.ENOENT, "-1")
         self.bind()
@@ -52,14 +51,14 @@ class SessionFacts(Machine):
         self.assertEqual(os.listdir("/proc/self/fd"), before)
         self.assertEqual(self.status(), 1)
 
-    def test_tolerated(self) -> None:
+    def test_blanksTolerated(self) -> None:
         """Section 3: blanks before the number are skipped, and what follows it is not looked at."""
         self.bind()
         ours, _ = self.pair()
         self.hand(f" {ours.fileno()}x\n")
         self.assertEqual(self.status(), 2)
 
-    def test_end(self) -> None:
+    def test_minusOneEndsSession(self) -> None:
         """
         Sections 3 and 6: C{-1} ends a session. The device is reset then: for a moment its status
         is still 2. Without a session C{-1} is refused.
@@ -69,7 +68,7 @@ class SessionFacts(Machine):
         client = self.begin()
         self.hand("-1\n")
         self.assertEqual(self.status(), 2)
-        self.until(lambda: self.status() == 1, "the device is available")
+        self.untilAvailable()
         self.assertEqual(client.recv(1), b"")
         self.refusedSocket(errno.EINVAL, "-1")
         self.begin()
@@ -90,16 +89,15 @@ class SessionFacts(Machine):
             self.hand(str(other.fileno()))
         except OSError as error:
             self.assertEqual(error.errno, errno.EINVAL)
-            self.until(lambda: self.status() == 1, "the device is available")
+            self.untilAvailable()
             self.hand(str(other.fileno()))
         self.assertEqual(self.status(), 2)
         self.assertRaises(BlockingIOError, client.recv, 1)
 
-    def test_clientLeaves(self) -> None:
+    def test_clientCloses(self) -> None:
         """
-        Section 3: when the client closes its end, the status is 1 after the reset. The other end
-        of ours is shut down even where a copy of the descriptor is kept, which is then at its
-        end.
+        Section 3: when the client closes its end, the status is 1 after the reset. A copy of the
+        descriptor that is kept is then at end of file.
         """
         self.bind()
         ours, client = self.pair()
@@ -107,13 +105,13 @@ class SessionFacts(Machine):
         self.hand(str(ours.fileno()))
         self.leave(client)
         self.assertEqual(self.status(), 2)
-        self.until(lambda: self.status() == 1, "the device is available")
+        self.untilAvailable()
         self.assertEqual(ours.recv(1), b"")
 
-    def test_shutDown(self) -> None:
+    def test_connectionIsShutDown(self) -> None:
         """
-        Section 3: whatever ends a session, the kernel shuts the connection down, though we keep
-        a copy of the descriptor.
+        Section 3: the kernel shuts the connection down at the end of a session, for each way to end
+        one, though a copy of the descriptor is kept.
         """
         for end in (
             lambda client: self.hand("-1"),
@@ -138,10 +136,10 @@ class SessionFacts(Machine):
             self.assertEqual(client.recv(1), b"")
             ours.close()
 
-    def test_broken(self) -> None:
+    def test_statusOfError(self) -> None:
         """
-        Section 2: a device that C{usbip-host} cannot go on with has the status 3: sessions are
-        refused, there is none to be ended, and only unbinding and binding it helps.
+        Section 2: a device that C{usbip-host} cannot use any more has the status 3: new sessions
+        and C{-1} are refused, until it is unbound and bound.
         """
         self.bind()
         client = self.begin()
@@ -156,8 +154,7 @@ class SessionFacts(Machine):
 
     def test_unplugWhileUsed(self) -> None:
         """
-        Section 6: a device that is unplugged during a session is gone, its client is dropped, and
-        its entry stays.
+        Section 6: when a device is unplugged during a session, the session ends; the entry stays.
         """
         self.bind()
         client = self.begin()
@@ -169,15 +166,14 @@ class SessionFacts(Machine):
 
     def test_unbindWhileUsed(self) -> None:
         """
-        Section 6: a device can be unbound during a session: its client is dropped. There is no
-        session when it is bound again.
+        Section 6: when a device is unbound during a session, the session ends. There is no session
+        when it is bound again.
         """
         self.bind()
         client = self.begin()
         self.unbind()
         self.assertEqual((self.driver(), client.recv(1)), ("usb", b""))
-        self.take()
-        self.write(f"usbip-host/bind={self.busId}")
+        self.bindAgain()
         self.assertEqual(self.status(), 1)
 
 
@@ -195,7 +191,7 @@ class ConnectionFacts(Machine):
         raise NotImplementedError
 
     def clients(self) -> list[str]:
-        """Who is connected to our port of USB/IP."""
+        """The addresses that are connected to the port of USB/IP."""
         return [each.remote for each in established(self.system.connections(), USBIPD_PORT)]
 
     def test_connection(self) -> None:
@@ -208,7 +204,7 @@ class ConnectionFacts(Machine):
         self.importDevice()
         self.assertEqual((self.status(), self.clients()), (2, [self.address]))
         self.releaseDevice()
-        self.until(lambda: self.status() == 1, "the device is available")
+        self.untilAvailable()
         self.until(lambda: not self.clients(), "the connection is gone")
 
     def test_connectionUnbound(self) -> None:
