@@ -76,12 +76,13 @@ class ComparingReader:
             self._error = error
 
 
-def diskReader(node: str) -> ComparingReader:
+def diskReader(node: str, pause: float = _PAUSE) -> ComparingReader:
     """
     Reads a whole disk with C{dd}, past the page cache, and compares it with the image that each
     disk of the guest has at first.
 
     @param node: C{/dev/sda}
+    @param pause: seconds between two reads.
     """
 
     def read() -> bytes:
@@ -89,7 +90,7 @@ def diskReader(node: str) -> ComparingReader:
             check("dd", f"if={node}", f"of={copy.name}", "bs=64k", "iflag=direct", "status=none")
             return Path(copy.name).read_bytes()
 
-    return ComparingReader(read, diskBytes())
+    return ComparingReader(read, diskBytes(), pause)
 
 
 def diskBytes() -> bytes:

@@ -178,8 +178,9 @@ class AttachingTests(AttachingCase):
                 guest.waitUntil(partial(listDevices, server, guest.DEADLINE), "the disk is listed")
                 attached, kept = self.attach(DISK, server)
                 node = self.checkDisk(attached)
-                with guest.diskReader(node) if isReading else contextlib.nullcontext() as reader:
-                    if reader is not None:
+                reader = guest.diskReader(node, 0.0)  # without a pause: a read is in progress
+                with reader if isReading else contextlib.nullcontext():
+                    if isReading:
                         reader.awaitRead()
                     there.vanish()
                     began = time.monotonic()

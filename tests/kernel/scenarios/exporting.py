@@ -298,8 +298,9 @@ class ExportingTests(DaemonCase):
                 port, imported = guest.waitImport()
                 node = guest.waitBlockDevice(imported)
                 self.assertEqual(self.holder(daemon)["address"], client.address)
-                with guest.diskReader(node) if isReading else contextlib.nullcontext() as reader:
-                    if reader is not None:
+                reader = guest.diskReader(node, 0.0)  # without a pause: a read is in progress
+                with reader if isReading else contextlib.nullcontext():
+                    if isReading:
                         reader.awaitRead()
                     client.vanish()
                     began, now = time.time(), time.monotonic()
