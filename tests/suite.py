@@ -6,8 +6,8 @@ after the other or beside each other, each with some of the modules: C{trial -j}
 own reactor running in the processes that run tests, and some tests need to start and stop it. Any
 other part is a target of the Makefile.
 
-What a process prints is printed in one piece when it has ended, and what failed comes last. Below
-there is a table of durations, and in the last line the number of tests.
+The output of a process is printed when it has ended; that of failed ones comes last. A table of
+durations follows, and in the last line the numbers of tests.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Task:
     """
     A process to be run.
 
-    @ivar part: what it belongs to.
+    @ivar part: of the command line.
     @ivar name: for the heading of its output.
     """
 
@@ -50,7 +50,7 @@ class Task:
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """
-    What came of a task.
+    The outcome of a task.
 
     @ivar output: its standard output and standard error.
     @ivar begin: when it was started, by the monotonic clock.
@@ -136,7 +136,7 @@ def runAll(tasks: Sequence[Task], atOnce: int, write: Callable[[str], object]) -
             outcome = each.result()
             outcomes.append(outcome)
             if outcome.status:
-                write(f"{outcome.task.name}: FAILED, what it has printed follows below\n")
+                write(f"{outcome.task.name}: FAILED, its output follows below\n")
             else:
                 write(str(outcome))
     failed = [outcome for outcome in outcomes if outcome.status]

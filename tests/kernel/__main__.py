@@ -19,8 +19,7 @@ from tests.kernel.qemu import Qemu
 from tests.kernel.selection import fullName, jobsFor, scenarioModules, unmet
 from tests.kernel.smoke import SMOKE
 from tests.kernel.stockkernel import fetchKernel
-from tests.kernel.tools import requireTools
-from tests.kernel.trouble import HarnessError
+from tests.kernel.tools import HarnessError, requireTools
 from tests.kernel.uml import Processors, UserModeLinux
 from tests.kernel.umlkernel import SERIES, umlKernel
 from tests.support.timetable import TimeTable
@@ -45,9 +44,9 @@ def main() -> None:
 
 async def run(reactor: IMachineReactor, options: argparse.Namespace, began: float) -> None:
     """
-    Do what the command line says.
+    Carry out the command line.
 
-    @raise SystemExit: with the exit status, or with what the user can put right.
+    @raise SystemExit: with the exit status, or with a message.
     """
     try:
         await _run(reactor, options, began)

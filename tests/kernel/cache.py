@@ -42,7 +42,7 @@ class Cache:
 
     @contextmanager
     def locked(self, name: str) -> Iterator[None]:
-        """While this lasts nobody else holds the lock of that name."""
+        """Hold the lock of a name, across processes, until the C{with} ends."""
         with open(self.folder / f"{name}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
@@ -50,9 +50,8 @@ class Cache:
     @contextmanager
     def making(self, name: str) -> Iterator[Path]:
         """
-        A new folder to make something in that is then moved to its place in the cache, gone
-        afterwards. While this lasts nobody else makes what has the same name: what is left of an
-        earlier one was left by a harness that was killed.
+        A temporary folder in which something is made that is then moved to its place in the cache.
+        Holds the lock of the name; folders that a killed harness left behind are removed.
         """
         with self.locked(name):
             for leftover in self.folder.glob(f"make-{name}-*"):
@@ -66,7 +65,7 @@ class Cache:
         A new folder for one boot, gone afterwards.
 
         Those that a killed harness left behind are removed first: a folder is in use as
-        long as somebody holds the lock on its file C{in-use}.
+        long as a process holds the lock on its file C{in-use}.
         """
         with self.locked("runs"):
             for stale in self.folder.glob("run-*"):

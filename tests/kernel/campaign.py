@@ -1,5 +1,5 @@
 """
-Running jobs on machines, several at a time, and what comes of it.
+Running jobs on machines, several at a time, and reporting their outcomes.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ class Task:
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """
-    What came of a task.
+    The outcome of a task.
 
-    @ivar troubles: what went wrong besides tests that failed.
-    @ivar report: what to show of it.
+    @ivar troubles: failures other than failed tests.
+    @ivar report: the output to show.
     """
 
     counts: Counts
@@ -59,12 +59,12 @@ class Outcome:
 
     @property
     def isGood(self) -> bool:
-        """Has everything passed?"""
+        """Have all tests passed, without other failures?"""
         return not self.counts.failed and not self.troubles
 
 
 class Campaign:
-    """All that is to be run in one go."""
+    """Runs tasks, and reports."""
 
     def __init__(self, cache: Cache, limit: float, isVerbose: bool) -> None:
         """
@@ -78,8 +78,8 @@ class Campaign:
 
     async def run(self, tasks: Sequence[Task], atOnce: int, table: TimeTable) -> Counts:
         """
-        Run it all. The longest of the last time begin first, so that none is left over at the
-        end.
+        Run tasks. Those that took longest in the last run begin first, so that none is left over at
+        the end.
 
         @param atOnce: how many machines run at the same time.
         @param table: gets a row for each task.
@@ -194,7 +194,7 @@ def _inGuest(folder: Path, kind: str, terminal: str, command: Sequence[str]) -> 
 
 def _judge(job: Job, ending: Ending, output: str, console: str, kept: Path) -> Outcome:
     if job.death is not None and not ending.timedOut and hasDied(console, job.death):
-        # It died of the test's last step: trial could not say that it has passed.
+        # The kernel crashed at the test's last step: trial could not report success.
         return Outcome(Counts(passed=1), (), ending.seconds, output)
     counts = countsOf(output)
     troubles = [f"the kernel complained: {line}" for line in complaintsOf(console)]

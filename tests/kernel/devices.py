@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 
 class Kind(enum.Enum):
-    """What a device is."""
+    """Kinds of devices."""
 
     CARD_READER = "card reader"
     DISK = "disk"
@@ -27,7 +27,7 @@ class Device:
 
     @ivar name: unique among the devices of a machine. QEMU's id of it, or the name of the
         gadget.
-    @ivar kind: what it is.
+    @ivar kind: what it is used for.
     @ivar busId: where it is plugged in. On both kinds of machine a bus with an odd number is
         high speed, and the next one is the same port at super speed.
     @ivar vidPid: its vendor and product id, C{0403:6001}.
@@ -101,8 +101,8 @@ GADGETS = _devices(
         "fast": "12-1",
     }
 )
-"""Gadgets in user-mode Linux: one on each controller. They say of themselves what QEMU's
-devices say, so that a scenario is the same on both."""
+"""Gadgets in user-mode Linux: one on each controller. Their descriptors have the ids and strings
+of QEMU's devices, so that a scenario is the same on both."""
 
 BORN_WITH: Sequence[str] = ("serial", "hub", "keyboard", "disk", "tablet", "ccid")
 """The names of those that are plugged in when a guest starts, in the order in which they are
@@ -117,3 +117,33 @@ def controllerOf(device: Device) -> int:
 def gadgetBusId(controller: int, isSuper: bool = False) -> str:
     """The bus id of what is plugged into a controller."""
     return f"{2 * controller + 1 + isSuper}-1"
+
+
+_QEMU_DRIVERS = {
+    Kind.CARD_READER: "usb-ccid",
+    Kind.DISK: "usb-storage",
+    Kind.HUB: "usb-hub",
+    Kind.KEYBOARD: "usb-kbd",
+    Kind.SERIAL: "usb-serial",
+    Kind.TABLET: "usb-tablet",
+}
+
+
+def qemuProperties(device: Device) -> dict[str, object]:
+    """The properties of a QEMU device, without its drive or its chardev."""
+    properties: dict[str, object] = {
+        "driver": _QEMU_DRIVERS[device.kind],
+        "id": device.name,
+        "bus": "xhci.0",
+        "port": device.port,
+    }
+    if device.serial is not None and device.kind in (Kind.DISK, Kind.SERIAL):
+        properties["serial"] = device.serial
+    if device.kind is Kind.SERIAL:
+        properties["always-plugged"] = True
+    return properties
+
+
+def qemuDrive(name: str) -> str:
+    """The options of a QEMU drive. The image lies in the folder that QEMU runs in."""
+    return f"if=none,id={name},file=disk.img,format=raw,snapshot=on"

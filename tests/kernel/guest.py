@@ -1,9 +1,8 @@
 """
-The guest, for a scenario: everything that a test needs of it comes from here.
+What scenarios use of the guest.
 
-All functions block. Each ends by a deadline of its own and raises L{DeadlineMissed} if what
-it waits for has not happened. Any thread may call them: a test with a reactor says
-C{await deferToThread(guest.unplug, "disk")}.
+All functions block. Those that wait raise L{DeadlineMissed} at a deadline. Any thread may call
+them: a test with a reactor uses C{deferToThread}.
 
 Trial runs a test in a folder of its own: a program that imports this project is run with
 C{cwd=guest.PROJECT}.
@@ -136,7 +135,7 @@ SERIAL_NODES = "/dev/ttyUSB" if MACHINE == "qemu" else "/dev/ttyACM"
 """What the nodes of the serial port begin with: an FTDI converter in QEMU, CDC-ACM else."""
 
 DEVICES = tuple(_testbed.devices[name] for name in BORN_WITH if name in _testbed.devices)
-"""Those that a guest is born with, a hub included."""
+"""Those that are plugged in when a guest starts, with the hub."""
 
 
 def modprobe(name: str, *parameters: str) -> None:
@@ -159,8 +158,8 @@ def rmmod(name: str) -> None:
 
 def plug(device: Device, seconds: float = DEADLINE) -> None:
     """
-    Put a device in: one of those that the guest was born with, or another. The kernel learns of
-    it a moment later. A disk has the content of the image.
+    Plug in a device: one of L{DEVICES}, or another. The kernel notices a moment later. A disk has
+    the content of the image.
 
     @raise PlugError: its name or its place is in use.
     """
@@ -169,7 +168,7 @@ def plug(device: Device, seconds: float = DEADLINE) -> None:
 
 def unplug(device: Device, seconds: float = DEADLINE) -> None:
     """
-    Pull a device out. The kernel learns of it a moment later.
+    Unplug a device. The kernel notices a moment later.
 
     @raise PlugError: it is not plugged in.
     """
@@ -178,10 +177,8 @@ def unplug(device: Device, seconds: float = DEADLINE) -> None:
 
 def awaitDevices() -> None:
     """
-    Load the drivers of the devices that the guest was born with, and wait until all of
-    them are there, with the disk and the serial port ready for use.
-
-    The modules of USB/IP are the test's own business: C{modprobe("usbip-host")}.
+    Load the drivers of L{DEVICES}, but no modules of USB/IP, and wait until all devices are
+    present, with the disk and the serial port ready for use.
     """
     _testbed.begin()
     for device in DEVICES:
@@ -197,9 +194,8 @@ def dmesg() -> str:
 
 def resetUsb() -> None:
     """
-    Make all as it was: nothing imported, nothing bound, every device plugged in.
-
-    For C{tearDown}. Leaves the modules loaded, and the names in usbip-host's table.
+    Detach what is imported, unbind what is bound, and plug in all of L{DEVICES}. Modules stay
+    loaded, and names stay in usbip-host's table.
     """
     waitUntil(lambda: not importsPending(), "vhci has settled")
     for port, busId in imports().items():
@@ -220,7 +216,7 @@ def resetUsb() -> None:
 
 
 def _giveBack(busId: str) -> None:
-    """The order that is safe whatever happens meanwhile: no C{rebind}, no C{del}."""
+    """Unbind in the order that cannot crash the kernel: no C{rebind}, no C{del}."""
     if driverOf(busId) == "usbip-host":
         (DRIVERS_FOLDER / "usbip-host" / "unbind").write_text(busId)
     (DRIVERS_FOLDER / "usb" / "bind").write_text(busId)

@@ -43,7 +43,7 @@ tell() {
 }
 
 if [ -z "$NOTES" ]; then
-    NOTES=$(port usbipshare.monitor)
+    NOTES=$(port usbipshare.notes)
 fi
 if [ -z "$TERMINAL" ]; then
     TERMINAL=$(port usbipshare.trial)

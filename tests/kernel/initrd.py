@@ -10,8 +10,7 @@ import subprocess
 from pathlib import Path
 
 from tests.kernel.stockkernel import StockKernel
-from tests.kernel.tools import output, tool
-from tests.kernel.trouble import HarnessError
+from tests.kernel.tools import HarnessError, output, tool
 
 # In the order they go in. What they need comes with them.
 _MODULES = ("virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay")
@@ -67,7 +66,7 @@ def _moduleFiles(kernel: StockKernel) -> list[Path]:
 
 
 def _readModule(path: Path) -> bytes:
-    """A module as busybox's insmod takes it."""
+    """The content of a module, uncompressed: C{insmod} of busybox expects that."""
     if path.suffix == ".ko":
         return path.read_bytes()
     if path.suffix == ".xz":

@@ -1,37 +1,38 @@
 """
-What the kinds of machines have in common.
+What both kinds of machines have in common: kernels, boots, and the process that runs a guest.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ProcessExitedAlready
-from twisted.internet.interfaces import (
-    IReactorCore,
-    IReactorProcess,
-    IReactorSocket,
-    IReactorTime,
-)
+from twisted.internet.interfaces import IReactorCore, IReactorProcess, IReactorTime
 from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
 
+from tests.kernel.cache import PROJECT
 from tests.kernel.needs import Need
 
 CONSOLE = "console.log"
 """The console's output, in the folder that a machine runs in."""
 
 DISK_IMAGE = "disk.img"
-"""What is on the disks, in the same folder."""
+"""The content of the disks, in the same folder."""
+
+_GUEST_SCRIPT = Path(__file__).with_name("guest.sh")
 
 
-class IMachineReactor(IReactorCore, IReactorProcess, IReactorSocket, IReactorTime):
-    """What is wanted of a reactor here."""
+class IMachineReactor(IReactorCore, IReactorProcess, IReactorTime):
+    """The interfaces of a reactor that machines use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +40,9 @@ class Ending:
     """
     How a guest ended.
 
-    @ivar status: trial's exit status, or none if the guest never got so far.
-    @ivar bootSeconds: until the guest began with its tests, or none if it never did.
-    @ivar seconds: in all.
+    @ivar status: trial's exit status; C{None} if the tests did not end.
+    @ivar bootSeconds: until the tests began; C{None} if they did not.
+    @ivar seconds: until the end.
     @ivar timedOut: it was still running at its deadline.
     @ivar interrupted: the harness is shutting down.
     """
@@ -56,14 +57,14 @@ class Ending:
 @dataclass(frozen=True, slots=True)
 class Boot:
     """
-    What a machine is to do.
+    A request to boot a machine.
 
     @ivar folder: where it runs: has L{DISK_IMAGE} and gets L{CONSOLE}.
     @ivar command: what the guest runs.
-    @ivar emit: called with what that prints.
-    @ivar limit: seconds until all must be over; none for no limit.
+    @ivar emit: called with the output of the command.
+    @ivar limit: seconds until the guest is ended; C{None} for no limit.
     @ivar isInteractive: the command is a shell at the terminal of the harness.
-    @ivar isFatal: the command ends with what kills a kernel.
+    @ivar isFatal: the command ends with a write sequence that crashes the kernel.
     """
 
     folder: Path
@@ -79,7 +80,7 @@ class IKernel(Protocol):
     A kernel that can be booted.
 
     @ivar series: C{6.1}
-    @ivar release: what C{uname -r} says in the guest.
+    @ivar release: the output of C{uname -r} in the guest.
     @ivar modules: the folder of its modules.
     """
 
@@ -98,9 +99,9 @@ class IMachine(Protocol):
     A kind of machine, with a kernel for it.
 
     @ivar kind: C{uml} or C{qemu}.
-    @ivar kernel: what it boots.
-    @ivar offers: what a scenario may need of it.
-    @ivar isQuick: boots in seconds, so that each module of scenarios gets a boot of its own.
+    @ivar kernel: the kernel that is booted.
+    @ivar offers: what scenarios can need of it.
+    @ivar isQuick: boots in seconds, so that each test case gets a boot of its own.
     """
 
     @property
@@ -117,45 +118,169 @@ class IMachine(Protocol):
 
     async def run(self, boot: Boot) -> Ending:
         """
-        Boot, and wait for the end. Nothing runs any more when this returns, whatever has
-        happened. May be called many times, also while another call lasts.
+        Boot, and wait for the end. All processes have ended when this returns or raises. Calls may
+        overlap.
 
         @raise HarnessError: the kernel cannot be booted on this computer.
         """
 
 
-class GuestProcess(ProcessProtocol):
+def settingsScript(kernel: IKernel, boot: Boot, terminal: str, notes: str) -> str:
     """
-    The program that is the machine, seen from outside.
+    Shell code that sets the variables of C{guest.sh}, and the positional parameters to the command
+    that it runs.
 
-    @ivar ended: fires when it is gone and all that it has written was heard.
+    @param terminal: the device that the command writes to; empty to look for QEMU's.
+    @param notes: the device for L{Booted} and L{Finished}; empty to look for QEMU's.
+    """
+    settings: dict[str, str | Path] = {
+        "MODULES": kernel.modules,
+        "RELEASE": kernel.release,
+        "PROJECT": PROJECT,
+        "GUEST_SCRIPT": _GUEST_SCRIPT,
+        "TERMINAL": terminal,
+        "NOTES": notes,
+    }
+    lines = [f"{name}={shlex.quote(str(value))}" for name, value in settings.items()]
+    return "\n".join([*lines, f"set -- {shlex.join(boot.command)}", ""])
+
+
+class Booted(msgspec.Struct, frozen=True, tag="booted"):
+    """The guest is up and begins with its tests."""
+
+
+class Finished(msgspec.Struct, frozen=True, tag="finished"):
+    """
+    The tests have ended.
+
+    @ivar status: trial's exit status.
     """
 
-    def __init__(self, hear: Mapping[int, Callable[[bytes], object]]) -> None:
-        """
-        @param hear: for a file descriptor of the program, what to do with what it writes there.
-        """
-        self.ended: Deferred[None] = Deferred()
-        self._gone: list[Deferred[None]] = []
-        self._hear = hear
+    status: int
 
-    def gone(self) -> Deferred[None]:
-        """A new Deferred that fires when it is gone."""
-        waiting: Deferred[None] = Deferred()
-        self._gone.append(waiting)
-        return waiting
+
+class GuestRun(ProcessProtocol):
+    """
+    One boot: the process that is the machine. C{guest.sh} writes L{Booted} and L{Finished} as JSON
+    lines to a pipe.
+    """
+
+    def __init__(
+        self,
+        reactor: IMachineReactor,
+        boot: Boot,
+        notes: int,
+        readers: Mapping[int, Callable[[bytes], object]],
+    ) -> None:
+        """
+        @param notes: the descriptor of the process for L{Booted} and L{Finished}.
+        @param readers: what is called with the output to further descriptors of the process.
+        """
+        self._reactor = reactor
+        self._boot = boot
+        self._readers = {notes: self._readNotes, **readers}
+        self._started = reactor.seconds()
+        self._ended: list[Deferred[None]] = []
+        self._bootSeconds: float | None = None
+        self._status: int | None = None
+        self._timedOut = False
+        self._interrupted = False
+        self._notes = b""
+
+    async def result(
+        self,
+        command: Sequence[str],
+        descriptors: dict[int, int | str],
+        environment: Mapping[str, str] = os.environ,
+        bootLimit: float | None = None,
+    ) -> Ending:
+        """
+        Run the process to its end.
+
+        @param descriptors: C{childFDs} of C{spawnProcess}.
+        @param bootLimit: seconds within which the tests have to begin.
+        """
+        ended = self._onEnd()
+        self._reactor.spawnProcess(
+            self,
+            command[0],
+            command,
+            env={**environment},
+            path=str(self._boot.folder),
+            childFDs=descriptors,
+        )
+        shutdown = self._reactor.addSystemEventTrigger("before", "shutdown", self._interrupt)
+        timers = [
+            self._reactor.callLater(seconds, expire)
+            for seconds, expire in (
+                (bootLimit, self._expireUnlessBooted),
+                (self._boot.limit, self._expire),
+            )
+            if seconds is not None
+        ]
+        try:
+            await ended
+        finally:
+            for timer in timers:
+                if timer.active():
+                    timer.cancel()
+            if not self._interrupted:
+                self._reactor.removeSystemEventTrigger(shutdown)
+        return Ending(
+            status=self._status,
+            bootSeconds=self._bootSeconds,
+            seconds=self._reactor.seconds() - self._started,
+            timedOut=self._timedOut,
+            interrupted=self._interrupted,
+        )
+
+    def onTimeout(self) -> None:
+        """End a guest that still runs at its deadline."""
+        self.kill()
 
     def kill(self) -> None:
-        """End it, if it has not ended."""
+        """Kill the process, unless it has ended."""
         with contextlib.suppress(ProcessExitedAlready):
             if self.transport is not None:
                 self.transport.signalProcess("KILL")
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:
-        """It has written something."""
-        self._hear[childFD](data)
+        """Called by Twisted with output."""
+        self._readers[childFD](data)
 
     def processEnded(self, reason: Failure) -> None:
-        """It is gone."""
-        for waiting in (self.ended, *self._gone):
-            waiting.callback(None)
+        """Called by Twisted when the process has ended and all its output was read."""
+        for ended in self._ended:
+            ended.callback(None)
+
+    def _onEnd(self) -> Deferred[None]:
+        ended: Deferred[None] = Deferred()
+        self._ended.append(ended)
+        return ended
+
+    def _readNotes(self, data: bytes) -> None:
+        *lines, self._notes = (self._notes + data).split(b"\n")
+        for line in lines:
+            note = msgspec.json.decode(line, type=Booted | Finished)
+            if isinstance(note, Finished):
+                self._status = note.status
+                # Nothing in the guest is kept, so there is nothing to shut down; a shutdown would
+                # wait for devices that hang.
+                self.kill()
+            else:
+                self._bootSeconds = self._reactor.seconds() - self._started
+
+    def _expire(self) -> None:
+        self._timedOut = True
+        self.onTimeout()
+
+    def _expireUnlessBooted(self) -> None:
+        if self._bootSeconds is None:
+            self._timedOut = True
+            self.kill()
+
+    def _interrupt(self) -> Deferred[None]:
+        self._interrupted = True
+        ended = self._onEnd()
+        self.kill()
+        return ended

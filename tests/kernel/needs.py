@@ -1,14 +1,12 @@
 """
 What a scenario needs of the machine that it runs in.
 
-A scenario that says nothing runs on both kinds of machine. One that needs something runs where
-that is offered:
+A scenario without a need runs on both kinds of machine. One with a need runs where that is offered:
 
     @needs(Need.STOCK_KERNEL)
     class AutoloadTests(SynchronousTestCase): ...
 
-A scenario that the kernel is expected not to survive says what the console shows then. It is
-run in a machine of its own:
+A scenario that crashes the kernel has a pattern for the console, and a boot of its own:
 
     @dies("NULL pointer dereference")
     def test_rebindNeverBound(self) -> None: ...

@@ -4,37 +4,28 @@ QEMU, with one of Debian's kernels as it is packaged.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import socket
 from pathlib import Path
-from typing import Any
 
-from twisted.internet.defer import Deferred
-from twisted.internet.protocol import Protocol, ServerFactory
-
-from tests.kernel.devices import BORN_WITH, EMULATED, Kind
-from tests.kernel.guestsettings import settingsScript
+from tests.kernel.devices import BORN_WITH, EMULATED, Kind, qemuDrive, qemuProperties
 from tests.kernel.initrd import buildInitrd
-from tests.kernel.machine import CONSOLE, Boot, Ending, GuestProcess, IMachineReactor
-from tests.kernel.monitor import Monitor, deviceProperties, driveOptions, ignoreRefusal
+from tests.kernel.machine import CONSOLE, Boot, Ending, GuestRun, IMachineReactor, settingsScript
 from tests.kernel.needs import Need
-from tests.kernel.relay import GuestRelay
-from tests.kernel.requests import MONITOR_PORT, TRIAL_PORT
 from tests.kernel.stockkernel import StockKernel
-from tests.kernel.tools import tool
-from tests.kernel.trouble import HarnessError
+from tests.kernel.tools import HarnessError, tool
 
-_MONITOR_FD = 3
-_RELAY_FD = 4
+_MONITOR_FD, _QMP_FD, _GUEST_QMP_FD, _NOTES_FD = 3, 4, 5, 6
 
 # Seconds for KVM to get as far as the tests. There are computers whose /dev/kvm can be opened and
 # boots nothing; where it works it takes about two.
 _KVM_BOOT_LIMIT = 10.0
 
-# Seconds for a guest to say why it hangs, and to switch itself off after its tests.
+# Seconds for a guest that panics to write its console.
 _LAST_WORDS = 60.0
-_SWITCHING_OFF = 20.0
 
 _KERNEL_OPTIONS = (
     "console=ttyS0",
@@ -69,8 +60,8 @@ class Qemu:
 
     async def run(self, boot: Boot) -> Ending:
         """
-        See L{tests.kernel.machine.IMachine.run}. With the first accelerator that this computer
-        can boot the kernel with.
+        See L{tests.kernel.machine.IMachine.run}. Uses the first accelerator that this computer can
+        boot the kernel with.
         """
         while len(self._accelerators) > 1:
             ending = await self._once(boot, _KVM_BOOT_LIMIT)
@@ -81,10 +72,86 @@ class Qemu:
         return await self._once(boot, None)
 
     async def _once(self, boot: Boot, bootLimit: float | None) -> Ending:
-        initrd = buildInitrd(self.kernel, settingsScript(self.kernel, boot, "", ""), boot.folder)
+        settings = settingsScript(self.kernel, boot, "", "")
+        initrd = buildInitrd(self.kernel, settings, boot.folder)
         (boot.folder / CONSOLE).touch()
-        accelerator = self._accelerators[0]
-        return await _Run(self._reactor, self.kernel, accelerator, initrd, boot).result(bootLimit)
+        # QEMU ends when the harness is killed.
+        command = [tool("setpriv"), "--pdeathsig", "KILL", tool("qemu-system-x86_64")]
+        command += self._options(boot, initrd)
+        descriptors: dict[int, int | str] = {0: "w", 1: "r", 2: 2, _NOTES_FD: "r"}
+        if boot.isInteractive:
+            descriptors |= {0: 0, 1: 1}
+        with contextlib.ExitStack() as stack:
+            pairs = [socket.socketpair() for _ in range(2)]
+            for end in itertools.chain(*pairs):
+                stack.enter_context(end)
+            (guestEnd, qmp), (ours, monitor) = pairs
+            for number, end in ((_GUEST_QMP_FD, guestEnd), (_QMP_FD, qmp), (_MONITOR_FD, monitor)):
+                descriptors[number] = end.fileno()
+            run = _Run(self._reactor, boot, ours)
+            # TMPDIR: where QEMU keeps what is written to the disk.
+            environment = {**os.environ, "TMPDIR": str(boot.folder)}
+            return await run.result(command, descriptors, environment, bootLimit)
+
+    def _options(self, boot: Boot, initrd: Path) -> list[str]:
+        """
+        QEMU's command line. Paths in it are relative to its folder, or arguments of their own, so
+        that no comma in one is taken for a separator.
+        """
+        if boot.isInteractive:
+            console = ["-chardev", "stdio,id=console,signal=off,logfile=console.log"]
+            trial = ["-chardev", "null,id=trial"]
+            kernelOptions = [*_KERNEL_OPTIONS, "quiet"]
+        else:
+            console = ["-chardev", "file,id=console,path=console.log"]
+            trial = ["-chardev", "stdio,id=trial,signal=off"]
+            kernelOptions = [*_KERNEL_OPTIONS]
+        ports = ("trial", "notes", "guestqmp")
+        return [
+            *("-machine", f"q35,accel={self._accelerators[0]}", "-cpu", "max"),
+            *("-smp", "2", "-m", "1536", "-nodefaults", "-display", "none", "-no-reboot"),
+            *("-kernel", str(self.kernel.image), "-initrd", str(initrd)),
+            *("-append", " ".join(kernelOptions)),
+            *console,
+            *("-serial", "chardev:console"),
+            *("-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"),
+            *("-device", "virtio-9p-pci,fsdev=root,mount_tag=host"),
+            *("-chardev", f"socket,id=monitor,fd={_MONITOR_FD}"),
+            *("-mon", "chardev=monitor,mode=readline"),
+            # The guest plugs devices: one of its ports is connected to QEMU's own control socket.
+            *("-chardev", f"socket,id=qmp,fd={_QMP_FD}", "-mon", "chardev=qmp,mode=control"),
+            *("-chardev", f"socket,id=guestqmp,fd={_GUEST_QMP_FD}", *trial),
+            # append: a pipe cannot be truncated.
+            *("-add-fd", f"fd={_NOTES_FD},set=1"),
+            *("-chardev", "file,id=notes,path=/dev/fdset/1,append=on"),
+            *("-device", "virtio-serial-pci"),
+            *(
+                option
+                for port in ports
+                for option in ("-device", f"virtserialport,chardev={port},name=usbipshare.{port}")
+            ),
+            *_usbOptions(),
+        ]
+
+
+class _Run(GuestRun):
+    """
+    A boot of QEMU. A guest that still runs at its deadline is made to panic: its console then shows
+    the tasks that hang.
+    """
+
+    def __init__(self, reactor: IMachineReactor, boot: Boot, monitor: socket.socket) -> None:
+        """
+        @param monitor: takes commands of QEMU's monitor for people.
+        """
+        super().__init__(reactor, boot, _NOTES_FD, {1: boot.emit})
+        self._monitor = monitor
+        self._later = reactor.callLater
+
+    def onTimeout(self) -> None:
+        with contextlib.suppress(OSError):
+            self._monitor.sendall(b"nmi\n")
+        self._later(_LAST_WORDS, self.kill)
 
 
 def _accelerators() -> list[str]:
@@ -97,159 +164,15 @@ def _accelerators() -> list[str]:
     return ["kvm", "tcg"] if os.access("/dev/kvm", os.R_OK | os.W_OK) else ["tcg"]
 
 
-class _Run:
-    """One boot."""
-
-    def __init__(
-        self,
-        reactor: IMachineReactor,
-        kernel: StockKernel,
-        accelerator: str,
-        initrd: Path,
-        boot: Boot,
-    ) -> None:
-        self._reactor = reactor
-        self._kernel = kernel
-        self._accelerator = accelerator
-        self._initrd = initrd
-        self._boot = boot
-        self._folder = boot.folder
-        self._interactive = boot.isInteractive
-        self._timedOut = False
-        self._interrupted = False
-
-    async def result(self, bootLimit: float | None) -> Ending:
-        """
-        Boot, and wait for the end. QEMU is gone when this returns, whatever has happened.
-
-        @param bootLimit: seconds until the tests must have begun.
-        """
-        started = self._reactor.seconds()
-        monitor = Monitor(self._reactor)
-        relay = GuestRelay(monitor, self._reactor)
-        booted: list[float] = []
-        relay.booted.addCallback(booted.append)
-        statuses: list[int] = []
-        relay.finished.addCallback(statuses.append)
-        self._spawn(monitor, relay)
-        shutdown = self._reactor.addSystemEventTrigger("before", "shutdown", self._interrupt)
-        timers = [
-            self._reactor.callLater(seconds, expire)
-            for seconds, expire in (
-                (bootLimit, lambda: None if booted else self._expire()),
-                (self._boot.limit, lambda: self._askAndExpire(monitor)),
-            )
-            if seconds is not None
-        ]
-        relay.finished.addCallback(
-            lambda result: timers.append(self._reactor.callLater(_SWITCHING_OFF, self._kill))
-        )
-        try:
-            await self._qemu.ended
-            await relay.lost
-        finally:
-            for timer in timers:
-                if timer.active():
-                    timer.cancel()
-            if not self._interrupted:
-                self._reactor.removeSystemEventTrigger(shutdown)
-        return Ending(
-            status=statuses[0] if statuses else None,
-            bootSeconds=booted[0] - started if booted else None,
-            seconds=self._reactor.seconds() - started,
-            timedOut=self._timedOut,
-            interrupted=self._interrupted,
-        )
-
-    def _spawn(self, monitor: Monitor, relay: GuestRelay) -> None:
-        # The kernel kills QEMU when this process dies of what it cannot catch.
-        command = [tool("setpriv"), "--pdeathsig", "KILL", tool("qemu-system-x86_64")]
-        self._qemu = GuestProcess({1: self._boot.emit})
-        with self._adopt(monitor) as monitorEnd, self._adopt(relay) as relayEnd:
-            inherited = {_MONITOR_FD: monitorEnd.fileno(), _RELAY_FD: relayEnd.fileno()}
-            standard: dict[int, int | str]
-            standard = {0: 0, 1: 1, 2: 2} if self._interactive else {0: "w", 1: "r", 2: 2}
-            self._reactor.spawnProcess(
-                self._qemu,
-                command[0],
-                [*command, *self._options()],
-                # Where QEMU keeps what is written to the disk.
-                env={**os.environ, "TMPDIR": str(self._folder)},
-                path=str(self._folder),
-                childFDs={**standard, **inherited},
-            )
-
-    def _adopt(self, protocol: Protocol) -> socket.socket:
-        """Connect a protocol to one end of a new pair of sockets, and return the other."""
-        ours, theirs = socket.socketpair()
-        with ours:
-            ours.setblocking(False)
-            factory: ServerFactory[Any] = ServerFactory()
-            factory.protocol = lambda: protocol
-            self._reactor.adoptStreamConnection(ours.fileno(), socket.AF_UNIX, factory)
-        return theirs
-
-    def _options(self) -> list[str]:
-        """
-        QEMU's command line. Paths in it are relative to its folder, or arguments of their
-        own, so that no comma in one can be taken for a separator.
-        """
-        if self._interactive:
-            console = ["-chardev", "stdio,id=console,signal=off,logfile=console.log"]
-            trial = ["-chardev", "null,id=trial"]
-            kernelOptions = [*_KERNEL_OPTIONS, "quiet"]
-        else:
-            console = ["-chardev", "file,id=console,path=console.log"]
-            trial = ["-chardev", "stdio,id=trial,signal=off"]
-            kernelOptions = list(_KERNEL_OPTIONS)
-        return [
-            *("-machine", f"q35,accel={self._accelerator}", "-cpu", "max"),
-            *("-smp", "2", "-m", "1536", "-nodefaults", "-display", "none", "-no-reboot"),
-            *("-kernel", str(self._kernel.image), "-initrd", str(self._initrd)),
-            *("-append", " ".join(kernelOptions)),
-            *console,
-            *("-serial", "chardev:console"),
-            *("-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"),
-            *("-device", "virtio-9p-pci,fsdev=root,mount_tag=host"),
-            *("-chardev", f"socket,id=qmp,fd={_MONITOR_FD}", "-mon", "chardev=qmp,mode=control"),
-            *("-chardev", f"socket,id=relay,fd={_RELAY_FD}", *trial),
-            *("-device", "virtio-serial-pci"),
-            *("-device", f"virtserialport,chardev=relay,name={MONITOR_PORT}"),
-            *("-device", f"virtserialport,chardev=trial,name={TRIAL_PORT}"),
-            *_usbOptions(),
-        ]
-
-    def _interrupt(self) -> Deferred[None]:
-        self._interrupted = True
-        gone = self._qemu.gone()
-        self._kill()
-        return gone
-
-    def _expire(self) -> None:
-        self._timedOut = True
-        self._kill()
-
-    def _askAndExpire(self, monitor: Monitor) -> None:
-        """Make a guest that hangs panic: the console then shows where."""
-        self._timedOut = True
-        asked = Deferred.fromCoroutine(monitor.execute("inject-nmi"))
-        asked.addErrback(ignoreRefusal)
-        killing = self._reactor.callLater(_LAST_WORDS, self._kill)
-        self._qemu.gone().addBoth(lambda result: killing.cancel() if killing.active() else None)
-
-    def _kill(self) -> None:
-        self._qemu.kill()
-
-
 def _usbOptions() -> list[str]:
     options = [
         *("-device", "qemu-xhci,id=xhci,p2=8,p3=8"),
         *("-chardev", "null,id=serial0"),
-        *("-drive", driveOptions("disk0")),
+        *("-drive", qemuDrive("disk0")),
     ]
     for name in BORN_WITH:
         device = EMULATED[name]
-        properties = deviceProperties(device)
+        properties = qemuProperties(device)
         if device.kind is Kind.SERIAL:
             properties["chardev"] = "serial0"
         elif device.kind is Kind.DISK:

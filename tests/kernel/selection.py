@@ -13,7 +13,7 @@ from twisted.trial.runner import ErrorHolder, TestLoader
 
 from tests.kernel.machine import IMachine
 from tests.kernel.needs import deathOf, needsOf
-from tests.kernel.trouble import HarnessError
+from tests.kernel.tools import HarnessError
 
 SCENARIOS = "tests.kernel.scenarios"
 

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.kernel.cache import Cache
-from tests.kernel.tools import CANDIDATE, download, known, output
-from tests.kernel.trouble import HarnessError
+from tests.kernel.tools import CANDIDATE, HarnessError, download, known, output
 
 # series -> the package that depends on the newest kernel of that series
 META_PACKAGES = {
@@ -27,7 +26,7 @@ class StockKernel:
     A kernel of Debian's, unpacked.
 
     @ivar series: C{6.1}
-    @ivar release: what C{uname -r} says in the guest, C{6.1.0-56-amd64}
+    @ivar release: the output of C{uname -r} in the guest, C{6.1.0-56-amd64}
     @ivar folder: the package's content, with C{boot/} and C{lib/modules/}
     """
 
@@ -48,9 +47,9 @@ class StockKernel:
 
 def fetchKernel(series: str, cache: Cache) -> StockKernel:
     """
-    The newest kernel of a series that apt knows, downloaded and unpacked unless it is there.
+    The newest kernel of a series in apt's lists, downloaded and unpacked unless it is in the cache.
 
-    @raise HarnessError: apt does not know one, or could not download it.
+    @raise HarnessError: there is none, or it could not be downloaded.
     """
     metaPackage = META_PACKAGES[series]
     release = known(_IMAGE, "depends", metaPackage)

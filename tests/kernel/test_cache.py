@@ -12,8 +12,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.kernel import tools, umlkernel
 from tests.kernel.cache import Cache
-from tests.kernel.trouble import HarnessError
-from tests.kernel.umlkernel import isWhole, umlKernel
+from tests.kernel.tools import HarnessError
+from tests.kernel.umlkernel import isComplete, umlKernel
 
 
 class KernelCacheTests(SynchronousTestCase):
@@ -38,7 +38,7 @@ class KernelCacheTests(SynchronousTestCase):
         (modules / "usbip-host.ko").write_text("module")
         return made
 
-    def test_once(self) -> None:
+    def test_builtOnce(self) -> None:
         """A kernel is built at the first call only."""
         kernel, took = umlKernel("6.1", self.cache)
         self.assertIsNotNone(took)
@@ -46,7 +46,7 @@ class KernelCacheTests(SynchronousTestCase):
         self.assertEqual(umlKernel("6.1", self.cache), (kernel, None))
         self.assertEqual(len(self.builds), 1)
 
-    def test_key(self) -> None:
+    def test_builtAgainForOtherVersionOrConfiguration(self) -> None:
         """Another version of the sources, or another configuration, is another kernel."""
         first, _ = umlKernel("6.1", self.cache)
         self.version = "6.1.2-1"
@@ -58,7 +58,7 @@ class KernelCacheTests(SynchronousTestCase):
         self.assertEqual(len({first.folder, second.folder, third.folder}), 3)
         self.assertEqual(len(self.builds), 3)
 
-    def test_broken(self) -> None:
+    def test_builtAgainIfFilesChanged(self) -> None:
         """
         A kernel with a file that was changed, cut off or deleted, or without the list of its
         files, is built again.
@@ -75,12 +75,12 @@ class KernelCacheTests(SynchronousTestCase):
         ]
         for number, spoil in enumerate(spoiled, start=2):
             spoil()
-            self.assertFalse(isWhole(kernel.folder))
+            self.assertFalse(isComplete(kernel.folder))
             umlKernel("6.1", self.cache)
-            self.assertTrue(isWhole(kernel.folder))
+            self.assertTrue(isComplete(kernel.folder))
             self.assertEqual(len(self.builds), number)
 
-    def test_halfBuilt(self) -> None:
+    def test_interruptedBuildIsRemoved(self) -> None:
         """What an interrupted build has left is not taken for a kernel, and is removed."""
 
         def fail(*arguments: object) -> Path:
@@ -94,14 +94,14 @@ class KernelCacheTests(SynchronousTestCase):
         self.assertRaises(KeyboardInterrupt, umlKernel, "6.1", self.cache)
         self.patch(umlkernel, "_make", self.make)
         kernel, _ = umlKernel("6.1", self.cache)
-        self.assertTrue(isWhole(kernel.folder))
+        self.assertTrue(isComplete(kernel.folder))
         self.assertFalse(leftover.exists())
 
 
 class ToolTests(SynchronousTestCase):
     """Programs that are not installed."""
 
-    def test_missing(self) -> None:
+    def test_missingProgramsNamed(self) -> None:
         """All that are missing are named, with one command that installs them."""
         self.patch(tools, "_find", lambda name: None if name in ("flex", "gcc") else "/bin/x")
         error = self.assertRaises(HarnessError, tools.requireTools, ["make", "gcc", "flex"])

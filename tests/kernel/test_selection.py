@@ -17,7 +17,7 @@ from tests.kernel.machine import Boot, Ending
 from tests.kernel.needs import Need, dies, needs
 from tests.kernel.selection import Job, fullName, jobsFor, scenarioModules, unmet
 from tests.kernel.smoke import SMOKE
-from tests.kernel.trouble import HarnessError
+from tests.kernel.tools import HarnessError
 from tests.kernel.umlkernel import UmlKernel
 
 _EXAMPLES = f"{__name__}.Examples"
@@ -76,7 +76,7 @@ class JobsTests(SynchronousTestCase):
         jobs = jobsFor(FakeMachine(isQuick, *offers), _NAMES)
         return {job.name.rpartition("Examples.")[2]: job for job in jobs}
 
-    def test_needs(self) -> None:
+    def test_unmetNeedsAreLeftOut(self) -> None:
         """A test whose needs are not met is left out; those of its case count as its own."""
         plain, hub, both = (
             f"{_PLAIN}.test_plain",
@@ -92,7 +92,7 @@ class JobsTests(SynchronousTestCase):
             jobs = self.jobs(False, *offers)
             self.assertEqual(set(jobs["all in one boot"].tests), wanted)
 
-    def test_boots(self) -> None:
+    def test_bootForEachCase(self) -> None:
         """Where a boot is quick each test case has one."""
         jobs = self.jobs(True, Need.HUB, Need.SYSTEMD)
         self.assertEqual(
@@ -100,23 +100,23 @@ class JobsTests(SynchronousTestCase):
             {"PlainTests": 2, "SystemdTests": 1, "PlainTests.test_death": 1},
         )
 
-    def test_death(self) -> None:
+    def test_bootForEachCrash(self) -> None:
         """
-        A test that kills the kernel has a boot of its own, which knows what the console shows.
+        A test that crashes the kernel has a boot of its own, with the pattern of the console.
         """
         for isQuick in (True, False):
             job = self.jobs(isQuick)["PlainTests.test_death"]
             self.assertEqual(job.tests, (f"{_PLAIN}.test_death",))
             self.assertEqual(job.death, "its last words")
 
-    def test_unmet(self) -> None:
+    def test_unmetNeedsAreNamed(self) -> None:
         """What a machine does not have is named."""
         self.assertEqual(
             unmet(FakeMachine(True, Need.HUB), [_SYSTEMD]), {"systemd as it is installed"}
         )
 
-    def test_unknown(self) -> None:
-        """A name that is none is an error that says which."""
+    def test_unknownName(self) -> None:
+        """An unknown name raises an error with the name."""
         error = self.assertRaises(HarnessError, jobsFor, FakeMachine(True), [fullName("nothing")])
         self.assertIn("tests.kernel.scenarios.nothing", str(error))
 
@@ -124,7 +124,7 @@ class JobsTests(SynchronousTestCase):
 class NamesTests(SynchronousTestCase):
     """All scenarios, those of the smoke test, and those that the documentation names."""
 
-    def test_all(self) -> None:
+    def test_allNamesCanBeLoaded(self) -> None:
         """
         Each module of scenarios can be loaded, and each name of the smoke test means something.
         """
@@ -140,7 +140,7 @@ class NamesTests(SynchronousTestCase):
 class CommandTests(SynchronousTestCase):
     """The command C{python -m tests.kernel}."""
 
-    def test_mistake(self) -> None:
+    def test_missingProgram(self) -> None:
         """A mistake of the user is one sentence and exit status 1, without a traceback."""
         environment = {**os.environ, "USBIPSHARE_KERNEL_CACHE": self.mktemp(), "PATH": "/nowhere"}
         ended = subprocess.run(

@@ -24,7 +24,7 @@ _WARNING = """\
 class ComplaintTests(SynchronousTestCase):
     """Reading a kernel's console."""
 
-    def test_bad(self) -> None:
+    def test_complaints(self) -> None:
         """Bugs, oopses, panics and tasks that hang are complaints."""
         for line in (
             "kernel BUG at drivers/usb/usbip/stub_dev.c:439!",
@@ -36,7 +36,7 @@ class ComplaintTests(SynchronousTestCase):
         ):
             self.assertEqual([line], complaintsOf(f"[    1.500000] {line}\r\n[    1.6] x"))
 
-    def test_warning(self) -> None:
+    def test_warningWithUsbipInTrace(self) -> None:
         """
         A warning counts if usbip or vhci is in its trace. That their modules are loaded
         does not make it theirs, nor what is printed afterwards.
@@ -47,22 +47,22 @@ class ComplaintTests(SynchronousTestCase):
         self.assertEqual([], complaintsOf(other))
         self.assertEqual([], complaintsOf("[    0.1] Spectre V2 : WARNING: not for us\n"))
 
-    def test_clientsFault(self) -> None:
-        """A warning that a client's request is wrong is none of ours: another one is."""
+    def test_warningAboutRequest(self) -> None:
+        """A warning about a client's request is no complaint; one without such a request is."""
         warning = _WARNING.format(where="drivers/usb/core/urb.c:411", module="usbip_host")
-        said = "usbip-host 1-1: BOGUS control dir, pipe 80000280 doesn't match bRequestType 21"
-        told = warning.replace("WARNING", f"{said}\n[   12.300001] WARNING")
-        self.assertEqual([], complaintsOf(told))
-        self.assertEqual(1, len(complaintsOf(told + warning)))
+        line = "usbip-host 1-1: BOGUS control dir, pipe 80000280 doesn't match bRequestType 21"
+        console = warning.replace("WARNING", f"{line}\n[   12.300001] WARNING")
+        self.assertEqual([], complaintsOf(console))
+        self.assertEqual(1, len(complaintsOf(console + warning)))
 
-    def test_death(self) -> None:
+    def test_expectedCrash(self) -> None:
         """A kernel has died of what was expected if it has panicked and shows it."""
         console = "[    1.500000] BUG: failure at here.c:1\n[    1.5] Kernel panic - not syncing\n"
         self.assertTrue(hasDied(console, r"BUG: failure at here\.c"))
         self.assertFalse(hasDied(console, "there"))
         self.assertFalse(hasDied("BUG: failure at here.c:1\n", "here"))
 
-    def test_ourOwnPanic(self) -> None:
+    def test_panicByHarness(self) -> None:
         """What the harness itself does to a guest that hangs is no complaint."""
         console = (
             "Uhhuh. NMI received for unknown reason 20 on CPU 0.\nKernel panic - not syncing\n"

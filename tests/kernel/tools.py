@@ -12,8 +12,6 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from tests.kernel.trouble import HarnessError
-
 # program -> the Debian package that has it
 PACKAGES = {
     "apt-cache": "apt",
@@ -37,15 +35,22 @@ PACKAGES = {
     "xz": "xz-utils",
 }
 
+
+class HarnessError(Exception):
+    """
+    The harness cannot go on, for a reason that its user can put right. The message says what to do.
+    """
+
+
 CANDIDATE = re.compile(r"^\s*Candidate: (\d\S*)$", re.MULTILINE)
-"""The newest version, in what C{apt-cache policy} says of a package."""
+"""Matches the newest version in the output of C{apt-cache policy}."""
 
 
 def tool(name: str) -> str:
     """
     Where a program is.
 
-    @raise HarnessError: it is not installed; says how to install it.
+    @raise HarnessError: it is not installed; the message has the command that installs it.
     """
     found = _find(name)
     if found is None:
@@ -79,7 +84,7 @@ def output(name: str, *arguments: str | Path, folder: Path | None = None) -> str
     What a program prints.
 
     @param folder: where it runs.
-    @raise HarnessError: it failed; contains what it said on standard error.
+    @raise HarnessError: it failed; the message contains its standard error.
     """
     finished = subprocess.run(
         [tool(name), *map(str, arguments)],
@@ -96,11 +101,11 @@ def output(name: str, *arguments: str | Path, folder: Path | None = None) -> str
 
 def known(pattern: re.Pattern[str], question: str, package: str) -> str:
     """
-    What apt's lists say of a package.
+    Look up a package in apt's lists.
 
     @param pattern: with one group, which is returned.
     @param question: C{depends} or C{policy}.
-    @raise HarnessError: they do not know it.
+    @raise HarnessError: the package is not in the lists.
     """
     with suppress(HarnessError):  # E: No packages found
         found = pattern.search(output("apt-cache", question, package))

@@ -3,7 +3,7 @@ Kernels for user-mode Linux, built from Debian's kernel sources.
 
 A kernel is built once. Its folder in the cache has the version of the source package and a
 digest of L{CONFIG} in its name, so that a change of either builds another one. A list of its
-files and their digests tells whether it is whole: a broken one is built again.
+files and their digests shows whether it is complete: an incomplete one is built again.
 """
 
 from __future__ import annotations
@@ -18,13 +18,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.kernel.cache import Cache
-from tests.kernel.tools import CANDIDATE, download, known, output, requireTools, tool
-from tests.kernel.trouble import HarnessError
+from tests.kernel.tools import (
+    CANDIDATE,
+    HarnessError,
+    download,
+    known,
+    output,
+    requireTools,
+    tool,
+)
 
 SERIES = ("6.1", "6.12")
 
 CONFIG = Path(__file__).with_name("uml.config")
-"""What is set besides C{allnoconfig}."""
+"""The options that are set besides C{allnoconfig}."""
 
 _PROGRAMS = (
     *("apt-cache", "apt-get", "bc", "bison", "depmod", "dpkg", "flex", "gcc", "make"),
@@ -44,7 +51,7 @@ class UmlKernel:
     A kernel that is an ordinary program.
 
     @ivar series: C{6.1}
-    @ivar release: what C{uname -r} says in the guest, C{6.1.192}
+    @ivar release: the output of C{uname -r} in the guest, C{6.1.192}
     @ivar folder: C{linux}, the program, and C{lib/modules/}
     """
 
@@ -65,11 +72,11 @@ class UmlKernel:
 
 def umlKernel(series: str, cache: Cache) -> tuple[UmlKernel, float | None]:
     """
-    The kernel of the newest sources that apt knows, built unless it is there.
+    The kernel of the newest sources in apt's lists, built unless it is in the cache.
 
     @return: it, and how many seconds it took to build it, if it was built.
-    @raise HarnessError: a program is missing, apt does not know the sources, or they could not
-        be built.
+    @raise HarnessError: a program is missing, the sources are not in apt's lists, or could not be
+        built.
     """
     package = f"linux-source-{series}"
     version = known(CANDIDATE, "policy", package)
@@ -77,7 +84,7 @@ def umlKernel(series: str, cache: Cache) -> tuple[UmlKernel, float | None]:
     folder = cache.folder / f"uml-{series}_{version.replace(':', '%3a')}_{digest}"
     took = None
     with cache.making(f"uml-{series}") as workshop:
-        if not isWhole(folder):
+        if not isComplete(folder):
             shutil.rmtree(folder, ignore_errors=True)
             requireTools(_PROGRAMS)
             began = time.monotonic()
@@ -92,7 +99,7 @@ def umlKernel(series: str, cache: Cache) -> tuple[UmlKernel, float | None]:
     return UmlKernel(series, modules.name, folder), took
 
 
-def isWhole(folder: Path) -> bool:
+def isComplete(folder: Path) -> bool:
     """Is a kernel's folder as it was built?"""
     try:
         listed: dict[str, str] = json.loads((folder / _LIST).read_bytes())
@@ -151,12 +158,12 @@ def _run(step: tuple[str | Path, ...], folder: Path, log: int, path: Path) -> No
         stderr=log,
     )
     if ended.returncode != 0:
-        said = "\n".join(path.read_text("utf-8", "replace").splitlines()[-_LOG_LINES:])
-        raise HarnessError(f"{said}\nthe kernel could not be built: {' '.join(arguments)}")
+        end = "\n".join(path.read_text("utf-8", "replace").splitlines()[-_LOG_LINES:])
+        raise HarnessError(f"{end}\nthe kernel could not be built: {' '.join(arguments)}")
 
 
 def _checkConfig(written: Path) -> None:
-    """Kconfig drops, without a word, what it does not know or what needs something else."""
+    """Kconfig silently drops unknown options and those whose dependencies are not set."""
     got = set(written.read_text().splitlines())
     wanted = [line for line in CONFIG.read_text().splitlines() if line.startswith("CONFIG_")]
     dropped = [line for line in wanted if line not in got and line not in _LATER]

@@ -1,5 +1,5 @@
 """
-What a console says of its kernel: has it complained, has it died?
+Reading the console of a kernel: complaints and crashes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _OURS = re.compile(r"usbip|vhci")
 _WARNING_LINES = 80
 
 # What stands in the line before or after a warning that is about a client's request, not about
-# usbip: an empty one to read where the device wants to be written to (drivers/usb/core/urb.c).
+# usbip: an empty read where the device expects a write (drivers/usb/core/urb.c).
 _CLIENTS_FAULT = "BOGUS control dir"
 
 _LINES_BEFORE = 10
@@ -31,9 +31,8 @@ _OUR_OWN_PANIC = "NMI received for unknown reason"
 
 def complaintsOf(console: str) -> list[str]:
     """
-    The lines in which the kernel says that it has gone wrong: any bug, oops, panic or task
-    that hangs, and a warning if usbip or vhci is in its trace and it is not about what a
-    client has sent.
+    The lines with a bug, oops, panic or hanging task, and with a warning whose trace contains usbip
+    or vhci and that is not about a client's request.
     """
     lines = [_STAMP.sub("", line) for line in console.splitlines()]
     return [lines[number] for number in _complaining(lines)]
@@ -86,8 +85,8 @@ def _complaining(lines: Sequence[str]) -> Iterator[int]:
 
 def _traceOf(lines: Iterable[str]) -> Iterator[str]:
     """
-    What belongs to the warning in the first line, without the list of the modules loaded,
-    which names ours whatever has happened.
+    The lines of the warning that begins in the first line, without the list of loaded modules,
+    which always contains usbip's.
     """
     listing = False
     for number, line in enumerate(lines):

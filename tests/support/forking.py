@@ -1,10 +1,10 @@
 """
-Python programs that start at once: forked from a process that has imported what they need. In a
-guest the imports are most of what a start takes.
+Starts Python programs quickly: they are forked from a process that has imported their modules. In
+a guest the imports take most of the time of a start.
 
-A program that is started so is what its command would have been, with arguments, environment,
-folder and descriptors of its own; but its modules were imported before, and its parent is the
-process that it was forked from, which tells how it ends.
+A forked program has the arguments, environment, folder and descriptors of its command; but its
+modules were imported before, and its parent is the process that it was forked from, which reports
+how it ends.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _MODULES = (
     "tests.kernel.inside.usbfs",
     "tests.kernel.inside.withoutktls",
 )
-"""What is forked of C{python -m}."""
+"""The modules of C{python -m} that are forked."""
 
 _ENTERING = ("nsenter", "--net=")
 """How a command begins that is to run in another network namespace."""
@@ -125,7 +125,7 @@ class ForkedChild:
     """
     As much of C{Popen} as is needed.
 
-    @ivar stdin: our end of a pipe, if that is wished.
+    @ivar stdin: this process's end of a pipe, if C{stdin} is C{PIPE}.
     @ivar stdout: likewise.
     """
 
@@ -164,18 +164,18 @@ class ForkedChild:
             self._report = os.fdopen(ours, "rb", buffering=0)
             given = [_descriptor(stream, theirs) for stream in (stdin, stdout, stderr)]
             socket.send_fds(_server(), [json.dumps(request).encode()], [*given, report])
-        self.pid = self._told()
+        self.pid = self._readNumber()
 
-    def _told(self) -> int:
-        """What the server tells: first the process, and then how it has ended."""
-        told = self._report.read(_NUMBER.size)
-        if not told:
+    def _readNumber(self) -> int:
+        """Read a number from the server: first the process id, later the wait status."""
+        data = self._report.read(_NUMBER.size)
+        if not data:
             raise AssertionError(f"the process is gone that {self._program} was forked from")
-        (number,) = _NUMBER.unpack(told)
+        (number,) = _NUMBER.unpack(data)
         return int(number)
 
     def poll(self) -> int | None:
-        """How it has ended, if it has."""
+        """Its exit status; C{None} while it runs."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.wait(0.0)
         return self.returncode
@@ -191,7 +191,7 @@ class ForkedChild:
             raise subprocess.TimeoutExpired(self._program.arguments, timeout or 0.0)
         with self._reading:
             if self.returncode is None:
-                self.returncode = os.waitstatus_to_exitcode(self._told())
+                self.returncode = os.waitstatus_to_exitcode(self._readNumber())
         return self.returncode
 
     def send_signal(self, number: int) -> None:
@@ -201,11 +201,11 @@ class ForkedChild:
                 os.kill(self.pid, number)
 
     def terminate(self) -> None:
-        """Have it end."""
+        """Send SIGTERM."""
         self.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Kill it."""
+        """Send SIGKILL."""
         self.send_signal(signal.SIGKILL)
 
 
@@ -240,10 +240,10 @@ def _server() -> socket.socket:
 
 def _serve(requests: socket.socket) -> tuple[dict[str, Any], list[int]]:
     """
-    Fork a process for each request, and tell how it ends. Returns in the new process: the request,
-    and the descriptors that come with it.
+    Fork a process for each request, and report how it ends. Returns in the new process: the
+    request, and its descriptors.
 
-    @raise SystemExit: nobody asks any more.
+    @raise SystemExit: the socket of requests is closed.
     """
     children: dict[int, tuple[int, int]] = {}
     poller = select.poll()
@@ -262,23 +262,23 @@ def _serve(requests: socket.socket) -> tuple[dict[str, Any], list[int]]:
                 watched, report = os.pidfd_open(child), descriptors[3]
                 poller.register(watched, select.POLLIN)
                 children[watched] = child, report
-                _tell(report, child)
+                _report(report, child)
             else:
                 child, report = children.pop(descriptor)
                 poller.unregister(descriptor)
                 os.close(descriptor)
-                _tell(report, os.waitpid(child, 0)[1])
+                _report(report, os.waitpid(child, 0)[1])
                 os.close(report)
 
 
-def _tell(report: int, number: int) -> None:
-    with contextlib.suppress(BrokenPipeError):  # nobody wants to know
+def _report(report: int, number: int) -> None:
+    with contextlib.suppress(BrokenPipeError):  # the reader has ended
         os.write(report, _NUMBER.pack(number))
 
 
 def _become(request: dict[str, Any], descriptors: Sequence[int]) -> None:
     """
-    Be another program.
+    Become the program of a request.
     """
     for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)

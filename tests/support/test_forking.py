@@ -30,8 +30,8 @@ class ForkingTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.patch(os, "environ", {**os.environ, FORKING: "1"})
 
-    def said(self, *command: str) -> tuple[int, str]:
-        """How a program ends that is forked, and what it has said."""
+    def outcome(self, *command: str) -> tuple[int, str]:
+        """Run a forked program; returns its exit status and output."""
         with tempfile.TemporaryFile() as output:
             child = spawn(command, subprocess.DEVNULL, output, subprocess.STDOUT)
             self.assertIsInstance(child, ForkedChild)
@@ -40,19 +40,19 @@ class ForkingTests(SynchronousTestCase):
             return status, output.read().decode()
 
     def test_arguments(self) -> None:
-        """Each gets its own, and its exit status is told."""
+        """Each program has its own arguments and exit status."""
         check = ("usbipshare", "--check", "--backend", "virtual")
-        status, said = self.said(*TWISTED, *check)
-        self.assertEqual(status, 0, said)
-        self.assertIn("all is well", said)
-        status, said = self.said(COMMAND, "--version")
-        self.assertEqual(status, 0, said)
-        self.assertTrue(said.startswith("usbipshare"), said)
-        status, said = self.said(COMMAND, "--nonsense")
-        self.assertNotEqual(status, 0, said)
-        self.assertIn("--nonsense", said)
+        status, output = self.outcome(*TWISTED, *check)
+        self.assertEqual(status, 0, output)
+        self.assertIn("all is well", output)
+        status, output = self.outcome(COMMAND, "--version")
+        self.assertEqual(status, 0, output)
+        self.assertTrue(output.startswith("usbipshare"), output)
+        status, output = self.outcome(COMMAND, "--nonsense")
+        self.assertNotEqual(status, 0, output)
+        self.assertIn("--nonsense", output)
 
-    def test_daemon(self) -> None:
+    def test_forkedDaemonLikeStartedOne(self) -> None:
         """A daemon has the descriptors that it would have otherwise, works, can be killed and
         started anew, and ends as it would otherwise."""
         with ChildDaemon(VIRTUAL, prefix=["env"]) as started, ChildDaemon(VIRTUAL) as forked:
@@ -66,7 +66,7 @@ class ForkingTests(SynchronousTestCase):
             self.assertIsNone(forked.child.poll())
         self.assertEqual(forked.child.returncode, started.child.returncode)
 
-    def test_others(self) -> None:
+    def test_otherProgramsAreNotForked(self) -> None:
         """Other programs are started as usual."""
         for command in (["true"], [sys.executable, "-c", ""], ["env", *TWISTED, "--version"]):
             child = spawn(command, subprocess.DEVNULL, subprocess.DEVNULL, subprocess.DEVNULL)

@@ -1,5 +1,5 @@
 """
-What trial's summary says: how many tests passed, failed and were skipped.
+Reads the numbers of passed, failed and skipped tests from trial's summary.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def countsOf(output: str) -> Counts:
     """
     Read trial's last summary, C{FAILED (skips=1, failures=2, successes=3)}.
 
-    @return: zeros if there is none.
+    @return: zeros if there is no summary.
     """
     summaries = _SUMMARY.findall(output)
     if not summaries:

@@ -19,7 +19,7 @@ class SessionFacts(Machine):
         """
         Section 3: a session begins with the descriptor of a stream socket, of which the kernel
         keeps a reference of its own: to close the descriptor does not disturb the session.
-        Section 5: a socket of a pair will do. While there is a session another is refused.
+        Section 5: a socket of a pair works. During a session another one is refused.
         """
         self.bind()
         client = self.begin()

@@ -182,8 +182,8 @@ class VhciFacts(Base):
 
     def test_hubs(self) -> None:
         """
-        Section 4: each controller has two hubs, whose folders tell their speeds: 480, and 5000 or
-        more. (Linux 6.1 says 5000, Linux 6.12 10000.)
+        Section 4: each controller has two hubs, with the speeds 480 and 5000 or more. (5000 in
+        Linux 6.1, 10000 in Linux 6.12.)
         """
         for controller in range(self.controllers()):
             folder = f"devices/platform/vhci_hcd.{controller}"
@@ -224,7 +224,7 @@ class VhciFacts(Base):
 
     def test_speedSelectsHub(self) -> None:
         """
-        Section 4: it is the speed that tells the hub: a super speed device that is written to port
+        Section 4: the speed selects the hub: a super speed device that is written to port
         0, of the high speed hub, is at the same place of the super speed hub.
         """
         self.imported(SUPER, 0)
@@ -248,7 +248,7 @@ class VhciFacts(Base):
 
     def test_attachRefused(self) -> None:
         """
-        Section 4: EINVAL for a speed or a port that there is not, fewer than four numbers, a
+        Section 4: EINVAL for an unknown speed or port, fewer than four numbers, a
         negative port, and what is no stream socket.
         """
         stream, datagrams = socket.socket(), socket.socket(type=socket.SOCK_DGRAM)
@@ -271,7 +271,7 @@ class VhciFacts(Base):
 
     def test_detachRefused(self) -> None:
         """
-        Section 4: EINVAL for a port that is free, that there is not, and for what is no number.
+        Section 4: EINVAL for a port that is free or unknown, and for text that is not a number.
         """
         texts = ("0", str(len(self.lines())), "abc", "-1", "0 1", " 0")
         self.refused(errno.EINVAL, self.detach, *texts)

@@ -1,5 +1,5 @@
 """
-Running a program, but not for ever.
+Running programs, with a deadline.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class CommandResult(NamedTuple):
     """
     How a program ended.
 
-    @ivar rc: its exit status, or minus the signal it died of
-    @ivar out: what it printed
-    @ivar err: what it complained about
+    @ivar rc: its exit status, or minus the number of a signal
+    @ivar out: its standard output
+    @ivar err: its standard error
     """
 
     rc: int
@@ -41,9 +41,10 @@ def run(
     """
     Run a program to its end.
 
-    Its output goes to files, not pipes: a daemon that it leaves behind keeps no one waiting.
+    Its output goes to files, not pipes, so that a daemon that it leaves behind does not delay the
+    return.
 
-    @param env: its whole environment, if not ours.
+    @param env: its whole environment, if not that of this process.
     @param cwd: where it runs, if not in trial's folder.
     @raise DeadlineMissed: it did not end, and was killed. One that hangs in the kernel is
         not waited for.
@@ -76,7 +77,7 @@ def check(*argv: str, seconds: float = DEADLINE, stdin: str = "") -> str:
     """
     Run a program that must succeed.
 
-    @return: what it printed.
+    @return: its output.
     """
     result = run(*argv, seconds=seconds, stdin=stdin)
     if result.rc != 0:

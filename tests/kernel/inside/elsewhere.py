@@ -1,5 +1,5 @@
 """
-A client on another machine, whose cable can be pulled out.
+A network namespace as another machine, whose network can be cut.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ _OURS, _THEIRS = "usbipshare0", "usbipshare1"
 
 class Elsewhere:
     """
-    A network namespace that is reached by a pair of veth devices, for as long as a C{with}
-    lasts. Kernel and file system are the guest's own: its vhci is ours.
+    A network namespace, connected by a pair of veth devices, until the C{with} ends. Kernel, file
+    system and vhci are those of the guest.
 
     @cvar name: of the namespace.
-    @cvar server: what we are called there.
-    @cvar address: what it is called here.
-    @cvar prefix: what a command begins with that is to run there.
+    @cvar server: the address of this side.
+    @cvar address: the address of the other side.
+    @cvar prefix: what a command begins with that runs there.
     """
 
     name = _NAME
@@ -49,14 +49,14 @@ class Elsewhere:
         return check(*self.prefix, *argv)
 
     def vanish(self) -> None:
-        """From now on nothing comes from there, nor gets there."""
+        """Cut the network."""
         self.check("ip", "link", "set", _THEIRS, "down")
 
     def appear(self) -> None:
-        """It is there again."""
+        """Restore the network."""
         self.check("ip", "link", "set", _THEIRS, "up")
 
     def unsent(self) -> int:
-        """How many bytes for it are sent, or about to be, and not acknowledged."""
+        """The number of bytes to it that are not acknowledged."""
         lines = check("ss", "--tcp", "--numeric", "--no-header", "dst", self.address).splitlines()
         return sum(int(line.split()[2]) for line in lines)  # state, Recv-Q, Send-Q

@@ -1,5 +1,10 @@
 """
-QEMU's devices, plugged and unplugged from inside: the guest asks the harness, which asks QEMU.
+QEMU's devices, plugged and unplugged from inside the guest: a virtio-serial port is connected to
+QEMU's own control socket.
+
+QMP: JSON objects, one a line. QEMU sends a greeting and expects C{qmp_capabilities}. From then on
+each C{{"execute":..., "id":...}} is answered by a C{return} or an C{error} with that id. Events
+come in between.
 """
 
 from __future__ import annotations
@@ -7,21 +12,22 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import json
 import os
 import select
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-import msgspec
-
-from tests.kernel.devices import EMULATED, Device
+from tests.kernel.devices import EMULATED, Device, Kind, qemuDrive, qemuProperties
 from tests.kernel.inside.command import check
 from tests.kernel.inside.testbed import PlugError
 from tests.kernel.inside.waiting import DeadlineMissed
-from tests.kernel.requests import MONITOR_PORT, Answer, Plug, Request, Unplug
 
 _PORTS = Path("/sys/class/virtio-ports")
+_PORT = "usbipshare.guestqmp"
 _PAUSE = 0.02
 
 # Of the host controller and of the devices. There is no udev to load them.
@@ -43,33 +49,107 @@ class EmulatedTestbed:
 
     def plug(self, device: Device, seconds: float) -> None:
         """See L{tests.kernel.inside.testbed.ITestbed.plug}."""
-        _ask(Plug(next(_numbers), device), seconds)
+        properties = qemuProperties(device)
+        backing = f"plugged{next(_numbers)}"
+        with _connected(seconds) as monitor:
+            if device.kind is Kind.DISK:
+                # QEMU removes a drive together with its device.
+                line = f"drive_add 0 {qemuDrive(backing)}"
+                added = monitor.execute("human-monitor-command", **{"command-line": line})
+                if added.strip() != "OK":
+                    raise PlugError(added.strip())
+                properties["drive"] = backing
+            elif device.kind is Kind.SERIAL:
+                null = {"type": "null", "data": {}}
+                monitor.execute("chardev-add", id=backing, backend=null)
+                properties["chardev"] = backing
+            monitor.execute("device_add", **properties)
 
     def unplug(self, name: str, seconds: float) -> None:
         """See L{tests.kernel.inside.testbed.ITestbed.unplug}."""
-        _ask(Unplug(next(_numbers), name), seconds)
+        with _connected(seconds) as monitor:
+            monitor.execute("device_del", id=name)
+            monitor.awaitEvent("DEVICE_DELETED", name)
 
 
-def _ask(request: Request, seconds: float) -> None:
+class _Monitor:
+    """
+    A connection to QEMU.
+
+    @ivar end: the deadline, by the monotonic clock.
+    """
+
+    def __init__(self, port: int, end: float) -> None:
+        self._port = port
+        self._end = end
+        self._received = b""
+        self._events: list[tuple[str, str | None]] = []
+
+    def execute(self, command: str, **arguments: object) -> Any:
+        """
+        Execute a command.
+
+        @raise PlugError: QEMU has refused it.
+        """
+        number = next(_numbers)
+        message = {"execute": command, "arguments": arguments, "id": number}
+        os.write(self._port, json.dumps(message).encode() + b"\n")
+        answer = self._read(lambda message: message.get("id") == number)
+        if "error" in answer:
+            raise PlugError(answer["error"]["desc"])
+        return answer["return"]
+
+    def awaitEvent(self, event: str, device: str) -> None:
+        """Wait for an event of a device, unless it has come since this connection was opened."""
+        if (event, device) not in self._events:
+            self._read(lambda message: self._events[-1:] == [(event, device)])
+
+    def _read(self, isMeant: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """
+        Read until a message comes. Answers to an earlier process, which did not wait, are skipped.
+        """
+        poll = select.poll()
+        poll.register(self._port, select.POLLIN)
+        while True:
+            line, separator, rest = self._received.partition(b"\n")
+            if separator:
+                self._received = rest
+                message: dict[str, Any] = json.loads(line)
+                if "event" in message:
+                    self._events.append((message["event"], message["data"].get("device")))
+                if isMeant(message):
+                    return message
+            elif poll.poll(max(0.0, self._end - time.monotonic()) * 1000):
+                self._received += os.read(self._port, 4096)
+            else:
+                raise DeadlineMissed("QEMU did not answer")
+
+
+@contextlib.contextmanager
+def _connected(seconds: float) -> Iterator[_Monitor]:
+    """
+    Connect to QEMU. One process of the guest can at a time.
+
+    @param seconds: until the deadline of all commands.
+    """
     end = time.monotonic() + seconds
-    with _lock:
-        port = _open(end)
-        try:
-            os.write(port, msgspec.json.encode(request) + b"\n")
-            answer = _answerTo(request.number, port, end)
-        finally:
-            os.close(port)
-    if answer.error is not None:
-        raise PlugError(answer.error)
-
-
-def _open(end: float) -> int:
-    """The port takes one at a time, in the whole guest."""
     (node,) = (
         f"/dev/{port.name}"
         for port in _PORTS.iterdir()
-        if (port / "name").read_text().strip() == MONITOR_PORT
+        if (port / "name").read_text().strip() == _PORT
     )
+    with _lock:
+        port = _open(node, end)
+        try:
+            monitor = _Monitor(port, end)
+            with contextlib.suppress(PlugError):  # an earlier process has done it
+                monitor.execute("qmp_capabilities")
+            yield monitor
+        finally:
+            os.close(port)
+
+
+def _open(node: str, end: float) -> int:
     while True:
         with contextlib.suppress(BlockingIOError):
             try:
@@ -80,19 +160,3 @@ def _open(end: float) -> int:
         if time.monotonic() > end:
             raise DeadlineMissed(f"{node} was in use all the time")
         time.sleep(_PAUSE)
-
-
-def _answerTo(number: int, port: int, end: float) -> Answer:
-    """Skips what comes too late for somebody who asked earlier."""
-    poll = select.poll()
-    poll.register(port, select.POLLIN)
-    received = b""
-    while True:
-        if not poll.poll(max(0.0, end - time.monotonic()) * 1000):
-            raise DeadlineMissed("the host did not answer")
-        received += os.read(port, 4096)
-        *lines, received = received.split(b"\n")
-        for line in lines:
-            answer = msgspec.json.decode(line, type=Answer)
-            if answer.number == number:
-                return answer

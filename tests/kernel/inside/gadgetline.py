@@ -1,5 +1,5 @@
 """
-The end of a serial gadget's line that is not USB.
+Both ends of serial ports: the device's end of a gadget's line, and a host's tty.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class GadgetLine:
         tty.setraw(self._line)
 
     def close(self) -> None:
-        """Close it, without a wait for what nobody reads."""
+        """Close it, without a wait for unread output."""
         if self._line is not None:
             with contextlib.suppress(termios.error):  # it is dead
                 termios.tcflush(self._line, termios.TCIOFLUSH)

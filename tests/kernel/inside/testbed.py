@@ -15,14 +15,14 @@ MACHINE = os.environ.get("USBIPSHARE_GUEST_MACHINE", "uml")
 
 
 class PlugError(Exception):
-    """A device could not be plugged in or pulled out. The message says why."""
+    """A device could not be plugged in or unplugged. The message contains the reason."""
 
 
 class ITestbed(Protocol):
     """
     Where devices can be plugged in. Any thread may call this, and any process.
 
-    @ivar devices: those that this machine knows, by name.
+    @ivar devices: those that can be plugged in, by name.
     """
 
     @property
@@ -30,13 +30,13 @@ class ITestbed(Protocol):
 
     def begin(self) -> None:
         """
-        Have host controllers and drivers, and plug in what a guest is born with, unless that has
-        been done.
+        Load host controllers and drivers, and plug in the devices that a guest has at first, unless
+        that has been done.
         """
 
     def plug(self, device: Device, seconds: float) -> None:
         """
-        Put a device in. The kernel learns of it a moment later. A disk has the content of the
+        Plug in a device. The kernel notices a moment later. A disk has the content of the
         image, whatever was written to an earlier one.
 
         @raise PlugError: its name or its place is in use.
@@ -44,7 +44,7 @@ class ITestbed(Protocol):
 
     def unplug(self, name: str, seconds: float) -> None:
         """
-        Pull a device out. The kernel learns of it a moment later.
+        Unplug a device. The kernel notices a moment later.
 
-        @raise PlugError: there is none of that name.
+        @raise PlugError: no device of that name is plugged in.
         """

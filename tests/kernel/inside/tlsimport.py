@@ -1,6 +1,6 @@
 """
-A client that imports devices over TLS: with the kernel's TLS, or carrying between the
-connection and the kernel itself.
+A client that imports devices over TLS: with kTLS, or with a relay between the connection and the
+kernel.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class TlsImport:
     """
     One connection.
 
-    @ivar status: what the server has answered: L{OK}, or why not.
-    @ivar isKeyed: does the kernel encrypt it here?
+    @ivar status: the status of the server's reply, L{OK} or an error.
+    @ivar isKeyed: does the client's kernel encrypt?
     """
 
     def __init__(
@@ -66,8 +66,8 @@ class TlsImport:
 
     def attach(self) -> None:
         """
-        Give it to vhci. From then on it is the kernel's, if it is keyed; else it lasts as long
-        as we do, or until L{close}.
+        Attach the device to vhci. With kTLS the session goes on without this process; otherwise it
+        ends with this process, or with L{close}.
         """
         assert self._ssl.pending() == 0
         if self.isKeyed:
@@ -81,7 +81,7 @@ class TlsImport:
         self._thread.start()
 
     def close(self) -> None:
-        """Close the connection, if it is still ours."""
+        """Close the connection, unless the kernel has it."""
         with contextlib.suppress(OSError):
             self._ssl.shutdown(socket.SHUT_RDWR)
         self._ssl.close()

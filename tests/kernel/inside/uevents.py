@@ -1,5 +1,5 @@
 """
-What the kernel announces, and when.
+Uevents of bindings, with their times.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Binding(NamedTuple):
 
 
 class Uevents:
-    """Listens for as long as a C{with} lasts."""
+    """Receives uevents until the C{with} ends."""
 
     def __init__(self) -> None:
         self._bindings: list[Binding] = []
@@ -53,7 +53,7 @@ class Uevents:
         self._socket.close()
 
     def bindings(self, busId: str) -> list[Binding]:
-        """Which drivers a device was bound to so far."""
+        """The bindings of a device so far."""
         return [binding for binding in tuple(self._bindings) if binding.busId == busId]
 
     def _listen(self) -> None:

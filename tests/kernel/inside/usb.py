@@ -1,5 +1,5 @@
 """
-What the guest's sysfs says about USB devices.
+USB devices in the guest's sysfs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _VHCI_USED = 6
 
 
 def attribute(busId: str, name: str) -> str | None:
-    """A device's attribute, without the blanks around it; none where there is no such file."""
+    """An attribute of a device, stripped; C{None} if there is no such file."""
     try:
         return (DEVICES_FOLDER / busId / name).read_text().strip()
     except OSError:
@@ -74,7 +74,7 @@ def ttyDevice(busId: str) -> str | None:
 
 def waitPresent(busId: str, driver: str = "usb", seconds: float = DEADLINE) -> None:
     """
-    Wait until a device is there and has its driver.
+    Wait until a device is present and bound to a driver.
 
     @param driver: C{usb}, or C{usbip-host}.
     """
@@ -109,8 +109,8 @@ def reset(busId: str) -> None:
 
 def forget(busId: str) -> None:
     """
-    Take a device out of usbip-host's table while it is there, and nobody else binds it: unloading
-    the driver would follow the table's pointer to it.
+    Free the entry of a present device in usbip-host's table: unloading the driver would follow the
+    entry's pointer after the device is gone.
     """
     if busId not in matchBusIds():
         return
@@ -127,7 +127,7 @@ def imports() -> dict[int, str]:
 
 
 def importsPending() -> bool:
-    """Is there an import that has no bus id here yet?"""
+    """Is there an import that has no local bus id yet?"""
     return any(state == _VHCI_NOT_ASSIGNED for _, state, _ in _vhciPorts())
 
 

@@ -1,5 +1,5 @@
 """
-Waiting for something to become true.
+Waiting for a condition.
 """
 
 from __future__ import annotations
@@ -17,19 +17,18 @@ T = TypeVar("T")
 
 
 class DeadlineMissed(AssertionError):
-    """It did not become true."""
+    """A condition did not become true in time."""
 
 
 def waitUntil(
     condition: Callable[[], T], what: str | Callable[[], str], seconds: float = DEADLINE
 ) -> T:
     """
-    Look again and again until there is something.
+    Poll a condition.
 
-    @param condition: cheap, and true in the end.
-    @param what: the same in words, for the message of the error; called if it is a function.
-    @return: the first true thing that C{condition} returns.
-    @raise DeadlineMissed: it took too long.
+    @param condition: returns something true in the end.
+    @param what: the condition in words, for the message of the error; called if it is a function.
+    @return: the first true value.
     """
     end = time.monotonic() + seconds
     while True:

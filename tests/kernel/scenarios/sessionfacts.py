@@ -138,7 +138,7 @@ class SessionTests(RealMachine, SessionFacts, SynchronousTestCase):
     def test_stockTool(self) -> None:
         """
         Sections 1 and 6: stock C{usbip} unbinds what was bound by writes of our own, during a
-        session too, and frees the entry; what it has bound we unbind.
+        session too, and frees the entry; writes of our own unbind what it has bound.
         """
         for isUsed in (False, True):
             self.bind()

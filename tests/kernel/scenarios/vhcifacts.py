@@ -25,7 +25,7 @@ SUPER_PLUS = 6
 
 
 def isSuperPlusKnown() -> bool:
-    """Does C{vhci_hcd} know of speeds above 5 Gbit/s?"""
+    """Does C{vhci_hcd} support speeds above 5 Gbit/s?"""
     version = os.uname().release.split(".")
     return (int(version[0]), int(version[1])) >= (6, 12)
 

@@ -1,7 +1,6 @@
 """
-USB devices that are a program of ours, on the kernel's C{raw_gadget} driver.
+USB devices implemented in Python, on the kernel's C{raw_gadget} driver.
 
-L{descriptors} says what a device looks like, L{device} what it does, L{controller} how the
-kernel is asked for it, L{plugged} has it plugged in for as long as a C{with} lasts, and
-L{models} has the devices that the scenarios use.
+L{descriptors} encodes descriptors, L{device} answers requests, L{controller} has the ioctls,
+L{plugged} runs a device in a process, and L{models} has the devices that the scenarios use.
 """

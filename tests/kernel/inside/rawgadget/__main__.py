@@ -18,7 +18,7 @@ _DRIVER = "dummy_udc"
 
 
 def main(controller: str) -> None:
-    """Be the device that standard input says, until that is closed."""
+    """Run the device that standard input describes, until that is closed."""
     device = pickle.load(sys.stdin.buffer)
     signal.signal(signal.SIGUSR1, lambda number, frame: None)
     running = RunningDevice(device, RawGadget(controller, _DRIVER))
@@ -27,7 +27,7 @@ def main(controller: str) -> None:
 
 
 def _listen(running: RunningDevice) -> None:
-    """Hear what the parent says, until it has nothing to say any more or is gone."""
+    """Read from the parent until the pipe is closed."""
     for _ in sys.stdin.buffer:
         running.wake()
     os._exit(0)

@@ -1,5 +1,5 @@
 """
-C{/dev/raw-gadget}: what the kernel is asked for, and how.
+The ioctls of C{/dev/raw-gadget}.
 
 Numbers and structures are those of C{include/uapi/linux/usb/raw_gadget.h}; what they do is
 in C{drivers/usb/gadget/legacy/raw_gadget.c}. All calls block until the host has done its
@@ -47,7 +47,7 @@ _EP0_STALL = _number(12)
 _EP_SET_WEDGE = _number(15, _WRITE, 4)
 
 _EVENT_CONTROL = 2
-"""C{USB_RAW_EVENT_CONTROL}. The others are of no use: 6.1 knows C{CONNECT} only, later
+"""C{USB_RAW_EVENT_CONTROL}. The others are not used: 6.1 knows C{CONNECT} only, later
 kernels also C{SUSPEND}, C{RESUME}, C{RESET} and C{DISCONNECT}."""
 
 
@@ -56,7 +56,7 @@ class Setup:
     """
     A control request (USB 2.0, table 9-2).
 
-    @ivar requestType: C{bmRequestType}: bit 7 says that the host reads.
+    @ivar requestType: C{bmRequestType}: bit 7 is set if the host reads.
     """
 
     requestType: int
@@ -67,7 +67,7 @@ class Setup:
 
     @property
     def isIn(self) -> bool:
-        """Does the host want to be sent something?"""
+        """Does the host expect data?"""
         return bool(self.requestType & 0x80) and self.length > 0
 
 
@@ -99,7 +99,7 @@ class RawGadget:
                 return Setup(*_SETUP.unpack_from(event, _EVENT.size))
 
     def send(self, data: bytes) -> None:
-        """Answer a control request that wants data."""
+        """Answer a control request with data."""
         ioctl(self._file, _EP0_WRITE, buffer(_IO.pack(0, 0, len(data)) + data))
 
     def receive(self, length: int) -> bytes:
@@ -111,7 +111,7 @@ class RawGadget:
         ioctl(self._file, _EP0_STALL)
 
     def configured(self, milliamperes: int = 100) -> None:
-        """Say that a configuration has been chosen."""
+        """Report that a configuration was chosen."""
         ioctl(self._file, _VBUS_DRAW, milliamperes // 2)
         ioctl(self._file, _CONFIGURE)
 
@@ -126,7 +126,7 @@ class RawGadget:
         return ioctl(self._file, _EP_ENABLE, buffer(endpoint.encode() + b"\0\0"))
 
     def disable(self, handle: int) -> None:
-        """Nobody may be writing to the endpoint, or reading from it."""
+        """Disable an endpoint that is not being read or written."""
         ioctl(self._file, _EP_DISABLE, handle)
 
     def write(self, handle: int, data: bytes) -> int:

@@ -1,5 +1,5 @@
 """
-What a USB device says of itself, as values, and as the bytes of its descriptors.
+USB descriptors, as values and as bytes.
 
 The formats are those of USB 2.0, section 9.6.
 """
@@ -99,7 +99,7 @@ class Configuration:
         """
         Those that are in use.
 
-        @param alternates: which setting each interface has; 0 where it says nothing.
+        @param alternates: which setting each interface has; 0 by default.
         """
         return tuple(
             endpoint
@@ -114,7 +114,7 @@ class Description:
     """
     A high speed device.
 
-    @ivar triple: class, subclass and protocol; zeros: its interfaces say it.
+    @ivar triple: class, subclass and protocol; zeros if its interfaces have them.
     @ivar release: C{bcdDevice}
     @ivar serial: its serial number; C{None} for a device without one. The same holds for the other
         strings.
@@ -149,7 +149,7 @@ class Description:
         )
 
     def qualifier(self) -> bytes:
-        """What it would be at full speed: the same."""
+        """The device qualifier: the same at full speed."""
         return struct.pack(
             "<BBHBBBBBB", 10, QUALIFIER, 0x0200, *self.triple, 64, len(self.configurations), 0
         )
@@ -171,7 +171,7 @@ class Description:
 
     def descriptor(self, kind: int, index: int) -> bytes | None:
         """
-        What it answers to C{GET_DESCRIPTOR}.
+        The answer to C{GET_DESCRIPTOR}.
 
         @return: C{None} if it has no such descriptor.
         """

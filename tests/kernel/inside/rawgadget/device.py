@@ -1,5 +1,5 @@
 """
-What a device of ours does: in the process that is the device.
+What a device does, in the process that is the device.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Refusal(enum.Enum):
 
 
 Reply = bytes | Refusal
-"""The data that the host wants, nothing (if it wants none), or a refusal."""
+"""The data that the host expects, which may be empty, or a refusal."""
 
 
 class RawDevice:
@@ -44,8 +44,8 @@ class RawDevice:
     A well-behaved device, which answers all standard requests, stalls all others, and neither
     sends nor takes anything at its endpoints.
 
-    A subclass says what it does otherwise. It has to be importable, and its state to be
-    picklable: it runs in another process than the one it was made in.
+    Subclasses change that. They have to be importable and picklable: a device runs in another
+    process than the one that has made it.
     """
 
     def __init__(self, description: Description) -> None:
@@ -125,9 +125,9 @@ class RunningDevice:
                 log(f"{setup} was given up by the host: {error}")
 
     def wake(self) -> None:
-        """Have a device answer again that did not. What it has left unanswered is stalled."""
+        """Make a device answer again. A request that it has left unanswered is stalled."""
         self._device.wake()
-        with contextlib.suppress(OSError):  # there is nothing
+        with contextlib.suppress(OSError):  # no request is unanswered
             self._gadget.stall()
 
     def _state(self, setup: Setup) -> bytes | None:
@@ -201,5 +201,5 @@ class EndpointServer:
 
 
 def log(line: str) -> None:
-    """Say what happens, for L{tests.kernel.inside.rawgadget.plugged.PluggedIn.log}."""
+    """Print a line for L{tests.kernel.inside.rawgadget.plugged.PluggedIn.log}."""
     print(line, flush=True)

@@ -42,7 +42,7 @@ class Hanging(RawDevice):
     """
     Answers until an interface is set, and then no control request any more.
 
-    The driver C{usbtest} takes it. Before each test it sets the interface, and its test 10
+    The driver C{usbtest} binds to it. Before each test it sets the interface, and its test 10
     then waits for an answer to C{GET_DESCRIPTOR} without a limit, with the device locked
     (C{test_ctrl_queue}, C{drivers/usb/misc/usbtest.c}).
     """
@@ -66,7 +66,7 @@ class Hanging(RawDevice):
 
 class Silent(RawDevice):
     """
-    Answers until a client tells it to be silent, and then no control request any more. The
+    Answers until a request of a client silences it, and then no control request any more. The
     kernel waits five seconds for each answer (C{USB_CTRL_SET_TIMEOUT},
     C{include/linux/usb.h}).
     """
@@ -200,7 +200,7 @@ class IsochronousSource(RawDevice):
     isochronous, from which it would send counted packets.
 
     C{dummy_hcd} has no isochronous endpoints and gives transfers at them back with C{EPROTO}:
-    what it sends is seen on another controller only.
+    its data can be received on another controller only.
     """
 
     endpoint = Endpoint(0x83, ISOCHRONOUS, 192, 4)

@@ -1,5 +1,5 @@
 """
-A device of ours, plugged in.
+Plugging in a device that is implemented in Python.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _HIGH_SPEED = "480"
 def busIdAt(controller: int) -> str:
     """
     Where a high speed device is that is plugged in at a controller of C{dummy_hcd}. Each has a
-    bus for high speed, with one port, and one for super speed if the module was told so.
+    bus for high speed, with one port, and one for super speed if the module has that parameter.
     """
     for speed in (_CONTROLLERS / f"dummy_hcd.{controller}").glob("usb*/speed"):
         if speed.read_text().strip() == _HIGH_SPEED:
@@ -36,9 +36,7 @@ def busIdAt(controller: int) -> str:
 
 class PluggedIn:
     """
-    A device that is plugged in for as long as a C{with} lasts, or until C{unplug}.
-
-    It is a process of its own: that can be killed whatever the device, or the kernel, does.
+    A process that is a device, plugged in until the C{with} ends or L{unplug}.
 
     @ivar busId: where it is.
     """
@@ -82,22 +80,22 @@ class PluggedIn:
 
     @property
     def isIn(self) -> bool:
-        """Has it not been pulled out yet?"""
+        """Is it still plugged in?"""
         return self._child.returncode is None
 
     def unplug(self) -> None:
-        """Pull it out, unless that has been done, and wait until the kernel has seen that."""
+        """Unplug it, unless that has been done, and wait until the kernel has noticed."""
         if self.isIn:
             self.__exit__()
 
     def wake(self) -> None:
-        """Have a device answer again that does not."""
+        """Make a device that does not answer do so again."""
         assert self._child.stdin is not None
         self._child.stdin.write(b"\n")
         self._child.stdin.flush()
 
     def log(self) -> list[str]:
-        """What it has been asked so far, and what it has done: a line for each control request."""
+        """The control requests so far and how they were answered, a line each."""
         self._output.seek(0)
         return self._output.read().decode("utf-8", "replace").splitlines()
 
