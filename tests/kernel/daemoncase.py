@@ -175,12 +175,15 @@ class DaemonCase(GuestCase):
         """Wait until a device is in a state."""
         guest.waitUntil(lambda: self.state(daemon, busId) == state, f"{busId} is {state}")
 
-    def assertSessionSurvives(self, daemon: ChildDaemon, node: str) -> None:
+    def assertSessionSurvives(
+        self, daemon: ChildDaemon, node: str, address: str | None = HOST
+    ) -> None:
         """
-        Kill the daemon, start it, stop it, start it: the session of the disk's client goes on, and
-        the started daemon shows the client, but not since when.
+        Kill the daemon, start it, stop it, start it: the session of the disk's client goes on.
 
         @param node: of the imported disk, which is read all the time.
+        @param address: of the client, as the started daemon shows it. It looks for it among the
+            connections at the usual port.
         """
         with guest.diskReader(node) as reader:
             reader.awaitRead()
@@ -191,7 +194,7 @@ class DaemonCase(GuestCase):
                 daemon.start()
                 self.assertEqual(self.state(daemon), "in_use")
                 holder = self.holder(daemon)
-                self.assertEqual((holder["address"], holder["since"]), (HOST, None))
+                self.assertEqual((holder["address"], holder["since"]), (address, None))
                 reader.awaitRead()
 
     def assertNothingLogged(

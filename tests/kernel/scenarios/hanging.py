@@ -169,7 +169,7 @@ class GivenUpTests(HangingCase):
         self.attachHangs(daemon)
         self.awaitState(daemon, "error", self.bad.busId)
         found = self.succeeds(self.promptly(daemon, "find", id=self.bad.busId, detail=True))
-        self.assertIn("the kernel has not ended the attach within 3 s", found["trouble"])
+        self.assertIn("the kernel has not finished the attach within 3 s", found["trouble"])
         self.assertIn("Unplug the device", found["trouble"])
         self.fails(daemon.ask("attach", serial="HANG1"), "Unplug the device")
         again = self.promptly(daemon, "attach", serial="HANG1")

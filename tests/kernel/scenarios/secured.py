@@ -165,7 +165,7 @@ class KtlsTests(SecuredCase):
         """A session goes on when the daemon is killed or stopped, and can be ended after that."""
         daemon = self.sharing(self.secured())
         busId, node = self.importDiskBy(daemon, True, "ktls")
-        self.assertSessionSurvives(daemon, node)
+        self.assertSessionSurvives(daemon, node, None)
         self.assertIsNone(self.holder(daemon)["encryption"])
         self.kick(daemon, busId)
         busId, _ = self.importDiskBy(daemon, True, "ktls")
