@@ -11,7 +11,6 @@ from fuzz.cutting import cut
 from fuzz.memory import BOUND, Memory, SocketTransport, daemon
 from tests.support.fixtures import Wire
 from usbip_server.model.usbip import OpStatus, encodeImport, encodeList, encodeRefusal
-from usbip_server.net.keepalive import KeepAlive
 from usbip_server.protocols.exporter import Exporter, ExporterFactory
 
 IMPORT = opcodec.IMPORT + BOUND.busId.encode().ljust(32, b"\0")
@@ -36,7 +35,7 @@ def check(data: bytes) -> None:
     log at most, and nothing is left of it.
     """
     with daemon() as memory:
-        factory = ExporterFactory(memory.sharing, KeepAlive(), 3, memory.reactor)
+        factory = ExporterFactory(memory.core.dispatcher, memory.settings, memory.reactor)
         exporter = factory.buildProtocol(ADDRESS)
         assert isinstance(exporter, Exporter)
         transport = SocketTransport()

@@ -11,7 +11,7 @@ from fuzz.cutting import cut
 from fuzz.memory import daemon
 from tests.support.fixtures import ALICE, Wire
 from usbip_server.model.replies import Status
-from usbip_server.protocols.lines import CommandProtocol
+from usbip_server.protocols.lines import CommandFactory
 from usbip_server.server.responder import Responder
 
 SEEDS = framing.SEEDS
@@ -37,9 +37,8 @@ def heard(pieces: list[bytes]) -> bytes:
     What a client hears that says this and closes its side, and goes when no more comes.
     """
     with daemon() as memory:
-        lines = CommandProtocol(
-            Responder(memory.sharing), ALICE, memory.limits, memory.timeouts, memory.reactor
-        )
+        responder = Responder(memory.core.dispatcher)
+        lines = CommandFactory(responder, memory.settings, memory.reactor).make(ALICE)
         wire = Wire(lines)
         wire.send(*pieces)
         wire.closeWrite()

@@ -23,8 +23,8 @@ from tests.support.fixtures import (
 )
 from usbip_server.model.device import DeviceState
 from usbip_server.model.options import Limits, Timeouts
-from usbip_server.server.config import Settings
-from usbip_server.server.core import Sharing
+from usbip_server.server.config import LiveSettings, Settings
+from usbip_server.server.core import Core
 from usbip_server.testing.reactor import FakeReactor
 
 BOUND = changed(DEVICES[0], state=DeviceState.BOUND)
@@ -65,10 +65,12 @@ class Memory:
     def __init__(self) -> None:
         self.reactor = FakeReactor()
         self.backend = PromptBackend((BOUND, *DEVICES[1:]))
-        settings = Settings(access=EVERYBODY, limits=self.limits, timeouts=self.timeouts)
-        self.sharing = Sharing(self.backend, self.reactor, settings, now=self.reactor.seconds)
+        self.settings = LiveSettings(
+            Settings(access=EVERYBODY, limits=self.limits, timeouts=self.timeouts)
+        )
+        self.core = Core(self.backend, self.reactor, self.settings, now=self.reactor.seconds)
         self.logged: list[LogEvent] = []
-        asked(self.sharing.start())
+        asked(self.core.start())
 
     def warnings(self) -> list[str]:
         """What it has logged, as text; nothing of that is a bug."""
@@ -77,7 +79,7 @@ class Memory:
 
     def end(self) -> None:
         """Nothing is left when it has ended."""
-        stopped = asked(self.sharing.stop())
+        stopped = asked(self.core.stop())
         self.reactor.advance(FOR_EVER)
         assert stopped.called
         assert self.reactor.getDelayedCalls() == []

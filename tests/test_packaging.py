@@ -331,4 +331,4 @@ class WheelTests(SynchronousTestCase):
         said = self.run_(sys.executable, "-m", "twisted", "--help", env=environment, cwd="/")
         self.assertIn("usbipshare", said)
         check = ("-m", "twisted", "usbipshare", "--check", "--backend", "virtual")
-        self.assertIn("all is well", self.run_(sys.executable, *check, env=environment, cwd="/"))
+        self.assertIn(" OK", self.run_(sys.executable, *check, env=environment, cwd="/"))

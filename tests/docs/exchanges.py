@@ -34,14 +34,14 @@ from tests.support.fixtures import (
 )
 from usbip_server.model.device import DeviceState, Holder, UsbDevice
 from usbip_server.model.errors import OperationFailed
-from usbip_server.model.options import Limits, Timeouts
+from usbip_server.model.options import Timeouts
 from usbip_server.model.policy import Grant, Policy, Principal, Right
 from usbip_server.model.rules import Match, Rule
 from usbip_server.net.caller import Caller
 from usbip_server.protocols.interfaces import Response
-from usbip_server.protocols.lines import CommandProtocol
-from usbip_server.server.config import Settings
-from usbip_server.server.core import Sharing
+from usbip_server.protocols.lines import CommandFactory, CommandProtocol
+from usbip_server.server.config import LiveSettings, Settings
+from usbip_server.server.core import Core
 from usbip_server.server.responder import Responder
 
 HOST = "127.0.0.1"
@@ -303,14 +303,15 @@ class Rehearsal:
         self._clock: Any = Clock()
         self._backend = PromptBackend([ECHO, DISK])
         settings = Settings(access=access, devices=rules)
-        sharing = Sharing(self._backend, self._clock, settings, now=self._now)
-        self._answers = Responder(sharing)
-        asked(sharing.start())
+        self._settings = LiveSettings(settings)
+        core = Core(self._backend, self._clock, self._settings, now=self._now)
+        self._answers = Responder(core.dispatcher)
+        asked(core.start())
 
     def connect(self) -> MemoryConnection:
         principal = Principal(HOST)
         return MemoryConnection(
-            CommandProtocol(self._answers, principal, Limits(), Timeouts(), self._clock)
+            CommandFactory(self._answers, self._settings, self._clock).make(principal)
         )
 
     def happen(self, what: str) -> None:
@@ -378,9 +379,9 @@ def rehearse(circumstance: str, requests: Sequence[bytes]) -> Iterator[Response]
     """
     clock: Any = Clock()
     backend = SlowBackend([DISK], started=circumstance != "starting")
-    sharing = Sharing(backend, clock, Settings(access=EVERYBODY))
-    answers = Responder(sharing)
-    asked(sharing.start())
+    core = Core(backend, clock, LiveSettings(Settings(access=EVERYBODY)))
+    answers = Responder(core.dispatcher)
+    asked(core.start())
     for number, request in enumerate(requests):
         answered: list[Response] = []
         asked(answers.to(request, Caller(ALICE))).addCallback(answered.append)

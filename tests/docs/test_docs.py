@@ -78,8 +78,8 @@ from usbip_server.net.certificates import Tls
 from usbip_server.net.endpoints import explain, serverEndpoint
 from usbip_server.net.keepalive import KeepAlive
 from usbip_server.server.access import audit
-from usbip_server.server.config import Config, Source
-from usbip_server.server.core import Sharing
+from usbip_server.server.config import Config, LiveSettings, Source
+from usbip_server.server.core import Core
 
 
 class Breaking:
@@ -340,15 +340,15 @@ class AuditTrailTests(DocumentCase, SynchronousTestCase):
         lab = Document(ROOT / "docs/howto/access.md").block("{desc: serial port}", "yaml")
         rules = Source("", lab.text).config()
         backend = PromptBackend([ECHO, DISK])
-        sharing = Sharing(backend, Clock(), rules.settings)
-        asked(sharing.start())
+        core = Core(backend, Clock(), LiveSettings(rules.settings))
+        asked(core.start())
         for line in self.document.block("audit {", "text").text.splitlines():
             entry = convert(json.loads(line.removeprefix("audit ")), audit.Entry)
             command = decode(json.dumps({"command": entry.command, **entry.asked}).encode())
             shown = rules.settings.access.principals.get(entry.who.get("token", ""), Who(uid=0))
             principal = Principal(**entry.who, hashes=several(shown.token))
             with capturedLogs() as events:
-                asked(sharing.perform(command, Caller(principal))).addErrback(
+                asked(core.dispatcher.perform(command, Caller(principal))).addErrback(
                     lambda failure: failure.trap(ShareError)
                 )
             self.assertIn(line, [formatEvent(event) for event in events])
@@ -471,7 +471,7 @@ class BackendsTests(DocumentCase, SynchronousTestCase):
         (folder / "usbipshare.yaml").write_text(block.text)
         check = ["twistd", "usbipshare", "--check", "--config", "usbipshare.yaml"]
         said = child(check, folder, path=[installed])
-        self.assertEqual(said, "usbipshare.yaml: all is well\n")
+        self.assertEqual(said, "usbipshare.yaml: configuration OK\n")
         tests = [sys.executable, "-m", "twisted.trial", "jsonfile_backend"]
         self.assertIn("PASSED", child(tests, folder, path=[installed]))
 
@@ -523,7 +523,7 @@ class HooksTests(DocumentCase, SynchronousTestCase):
         (hooks,) = (
             b.text for b in self.document.blocks if b.text.startswith("hooks:\n  - events: [a")
         )
-        (refusal,) = (b.text for b in self.document.blocks if "says no" in b.text)
+        (refusal,) = (b.text for b in self.document.blocks if "refuses: " in b.text)
         (folder / "backup.lock").touch()
         config = hooks.replace("/usr/local/bin", str(folder))
         config = config.replace("[added, removed,", "[bound,")

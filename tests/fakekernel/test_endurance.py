@@ -15,6 +15,7 @@ from twisted.internet.task import Clock, deferLater
 from twisted.trial.unittest import TestCase
 
 from tests.server.desiredcase import MemoryStateFile
+from tests.support.fixtures import watching
 from usbip_server.backends.sysfs import SysfsBackend
 from usbip_server.kernel.usbids import UsbIds
 from usbip_server.model.options import Limits
@@ -22,8 +23,8 @@ from usbip_server.model.policy import LOCAL, Principal
 from usbip_server.model.requests import WatchDevices
 from usbip_server.model.rules import Match, Rule, Share
 from usbip_server.net.caller import Caller
-from usbip_server.server.config import Settings
-from usbip_server.server.core import Sharing
+from usbip_server.server.config import LiveSettings, Settings
+from usbip_server.server.core import Core
 from usbip_server.testing import FakeKernel
 
 CYCLES = 1000
@@ -51,20 +52,20 @@ class EnduranceTests(TestCase):
             limits=Limits(history=WARM_UP),
         )
         clock = Clock()
-        sharing = Sharing(
+        core = Core(
             backend,
             clock,
-            settings,
+            LiveSettings(settings),
             MemoryStateFile(),  # type: ignore[arg-type]
         )
-        await sharing.start()
-        self.addCleanup(lambda: Deferred.fromCoroutine(sharing.stop()))
+        await core.start()
+        self.addCleanup(lambda: Deferred.fromCoroutine(core.stop()))
         bound: dict[str, int] = {}
 
         def count(kind: str, busId: str) -> None:
             bound[busId] = bound.get(busId, 0) + (kind == "bound")
 
-        _, stream = sharing.watch(WatchDevices(), Caller(Principal(LOCAL)))
+        _, stream = watching(core, WatchDevices(), Caller(Principal(LOCAL)))
         stream.begin(lambda event, line: count(event.kind.value, event.device.busId))
         self.addCleanup(stream.end)
 

@@ -158,7 +158,7 @@ class AccessTests(SynchronousTestCase):
             self.assertEqual(listed(), 1)
             for access, count in (("open", 2), ("{}", 0), ("local", 2)):
                 told = self.daemon.reload(CONFIG.format(access=access))
-                self.assertIn("read anew", told["log_format"])
+                self.assertIn("configuration reloaded", told["log_format"])
                 self.assertEqual(listed(), count, access)
             told = self.daemon.reload(CONFIG.format(access="{allow: [{who: nobody}]}"))
             self.assertIn("unknown principal 'nobody'", told["error"])

@@ -1,5 +1,5 @@
 """
-SIGHUP: the configuration is read anew.
+SIGHUP: the configuration is reloaded.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from twisted.internet.threads import deferToThread
 
 from tests.integration.daemon import INERT, TWISTD, TWISTED, Child, DaemonTestCase, ask, connect
 
-READ = "the configuration was read anew"
-REFUSED = "nothing is changed"
+READ = "configuration reloaded"
+REFUSED = "reload failed"
 LAMP = "devices: [{match: {serial: L1}, name: lamp}]\n"
 
 

@@ -201,7 +201,7 @@ class KtlsTests(SecuredTestCase):
             self.assertWorks(self.open())
             return
         self.assertEqual(self.said(importOf("1-1")), encodeRefusal(OpStatus.NA))
-        told = self.daemon.logged("{principal} is given no device")
+        told = self.daemon.logged("{principal}: import refused")
         self.assertIn("modprobe tls", told["reason"])
         self.assertEqual(self.shown()["state"], "bound")
 
@@ -233,7 +233,7 @@ class EndTests(SecuredTestCase):
         for connection in self.end(signal.SIGTERM):
             self.assertEqual(connection.recv(1), b"")
         if not hasKtls():
-            self.daemon.logged("{principal}: its session was relayed")
+            self.daemon.logged("{principal}: the session is relayed")
 
     def test_killed(self) -> None:
         """It is killed."""

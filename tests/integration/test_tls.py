@@ -35,7 +35,7 @@ access:
 
 KEEP = b'{"command":"list","keep_alive":true}\n'
 DEVICES = bytes.fromhex("0111 8005 00000000")
-REFUSED = "{principal} does not speak TLS here: {reason}"
+REFUSED = "{principal}: TLS handshake failed: {reason}"
 
 
 class TlsTestCase(SynchronousTestCase):
@@ -243,7 +243,7 @@ class RenewalTests(TlsTestCase):
         renewed = signed("localhost", serial=2)
         self.show(renewed)
         self.assertEqual(self.served(), der(old))
-        self.assertIn("read anew", self.daemon.reload(self.text())["log_format"])
+        self.assertIn("configuration reloaded", self.daemon.reload(self.text())["log_format"])
         self.assertEqual((self.served(), self.served(port)), (der(renewed), der(renewed)))
         before.sendall(KEEP)
         self.assertIn(b"success", before.recv(65536))
@@ -253,7 +253,7 @@ class RenewalTests(TlsTestCase):
         old = signed("localhost")
         (self.folder / "server.key").write_bytes(signed("localhost", serial=2).keyPem)
         said = self.daemon.reload(self.text())
-        self.assertIn("nothing is changed", said["log_format"])
+        self.assertIn("reload failed", said["log_format"])
         self.assertRegex(said["error"], r"yaml:\d+: tls.key: the key in .* does not belong to")
         (self.folder / "server.pem").unlink()
         said = self.daemon.reload(self.text() + "limits: {connections: 1}\n")

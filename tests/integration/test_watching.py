@@ -89,7 +89,7 @@ class SlowTests(WatchingTestCase):
         self.assertEqual((await ask(port, command="list"))["status"], "success")
         self.assertEqual(
             self.warnings(child),
-            ["{principal} watches and does not read: cut off with {unread} bytes waiting"],
+            ["{principal}: slow watcher disconnected ({unread} bytes unsent)"],
         )
 
     async def test_catchesUp(self) -> None:

@@ -104,12 +104,6 @@ class RuleTests(SynchronousTestCase):
         self.assertEqual((rule.name, rule.share), (None, Share.ON_REQUEST))
         self.assertFalse(rule.allow_mounted)
 
-    def test_become(self) -> None:
-        """Rules can be replaced."""
-        rules = Rules([Rule(match=Match(bus="*"), name="a")])
-        rules.become([Rule(match=Match(bus="*"), name="b")], ())
-        self.assertEqual(rules.of(UNO).name, "b")
-
     def test_names(self) -> None:
         """A name is a word that cannot be taken for anything else."""
         match = {"bus": "*"}

@@ -21,11 +21,11 @@ from usbip_server.model.options import Limits, Timeouts
 from usbip_server.model.policy import Grant, Policy, Who
 from usbip_server.net.certificates import Certificates, Tls, read
 from usbip_server.net.halfclose import LINGER
-from usbip_server.protocols.lines import CommandProtocol
+from usbip_server.protocols.lines import CommandFactory
 from usbip_server.protocols.multiplexer import FirstByteFactory
 from usbip_server.protocols.web import WebFactory
-from usbip_server.server.config import Settings
-from usbip_server.server.core import Sharing
+from usbip_server.server.config import LiveSettings, Settings
+from usbip_server.server.core import Core
 from usbip_server.server.responder import Responder
 
 LIST = b'{"command":"list"}'
@@ -66,15 +66,16 @@ class TlsCase(SynchronousTestCase):
         """Serve this backend."""
         self.backend = backend
         limits, timeouts = Limits(), Timeouts(request=SECONDS)
-        sharing = Sharing(backend, self.clock, Settings(access=self.access, timeouts=timeouts))
-        asked(sharing.start())
-        answers = Responder(sharing)
+        limits = Limits(connections=self.most)
+        settings = LiveSettings(Settings(access=self.access, limits=limits, timeouts=timeouts))
+        core = Core(backend, self.clock, settings)
+        asked(core.start())
+        responder = Responder(core.dispatcher)
         self.factory = FirstByteFactory(
-            lambda who: CommandProtocol(answers, who, limits, timeouts, self.clock),
-            WebFactory(answers, (), limits, timeouts, self.clock).makeChannel,
-            self.most,
+            CommandFactory(responder, settings, self.clock),
+            WebFactory(responder, settings, self.clock),
+            settings,
             self.clock,
-            timeouts.request,
         )
         certificate, key = signed("localhost").write(self.mktemp(), "server")
         ca, _ = authority(LAB).write(self.mktemp(), "ca")
@@ -104,7 +105,7 @@ class TlsCase(SynchronousTestCase):
     def assertNothingLeft(self) -> None:
         """No connection is left, and nothing waits for one."""
         self.assertEqual(self.factory.connections, set())
-        self.assertEqual(self.factory.turnedAway, set())
+        self.assertEqual(self.factory.overflow, set())
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
 
@@ -127,7 +128,7 @@ class HandshakeTests(TlsCase):
             self.assertTrue(wire.transport.aborted)
             wire.turn()
         self.assertNothingLeft()
-        told = "192.0.2.7 does not speak TLS here: no handshake within 7 s"
+        told = "192.0.2.7: TLS handshake failed: no handshake within 7 s"
         self.assertEqual(self.warnings(), [told] * 2)
 
     def test_plain(self) -> None:
@@ -145,7 +146,7 @@ class HandshakeTests(TlsCase):
         told = self.warnings()
         self.assertEqual(len(told), 12)
         for line in told:
-            self.assertRegex(line, "^192.0.2.7 does not speak TLS here: (wrong vers|http req)")
+            self.assertRegex(line, "^192.0.2.7: TLS handshake failed: (wrong vers|http req)")
 
     def test_certificates(self) -> None:
         """A client is told what is wrong with its certificate; one that does not take ours tells

@@ -22,9 +22,9 @@ from tests.support.fixtures import (
 from usbip_server.model.device import UsbDevice
 from usbip_server.model.options import Limits, Timeouts
 from usbip_server.model.policy import Principal
-from usbip_server.protocols.lines import CommandProtocol
-from usbip_server.server.config import Settings
-from usbip_server.server.core import Sharing
+from usbip_server.protocols.lines import CommandFactory
+from usbip_server.server.config import LiveSettings, Settings
+from usbip_server.server.core import Core
 from usbip_server.server.responder import Responder
 
 LIST = b'{"command":"list"}'
@@ -50,24 +50,26 @@ class LinesTestCase(SynchronousTestCase):
 
     def connect(self) -> Wire:
         """A new connection, to a daemon of its own."""
-        settings = Settings(access=EVERYBODY, limits=self.limits, timeouts=self.timeouts)
-        self.sharing = Sharing(
-            self.backend, self.clock, settings, now=lambda: EPOCH + self.clock.seconds()
+        self.settings = LiveSettings(
+            Settings(access=EVERYBODY, limits=self.limits, timeouts=self.timeouts)
         )
-        asked(self.sharing.start())
+        self.core = Core(
+            self.backend, self.clock, self.settings, now=lambda: EPOCH + self.clock.seconds()
+        )
+        asked(self.core.start())
         return self.another()
 
     def another(
         self, principal: Principal = ALICE, transport: MemoryTransport | None = None
     ) -> Wire:
         """One more connection, to the same daemon."""
-        answers = Responder(self.sharing)
-        lines = CommandProtocol(answers, principal, self.limits, self.timeouts, self.clock)
+        answers = Responder(self.core.dispatcher)
+        lines = CommandFactory(answers, self.settings, self.clock).make(principal)
         return Wire(lines, transport)
 
     def stopped(self) -> Deferred[None]:
         """Stop it; fires when that is done."""
-        return asked(self.sharing.stop())
+        return asked(self.core.stop())
 
     def become(self, device: UsbDevice, **fields: object) -> None:
         """Let a device be like that from now on."""

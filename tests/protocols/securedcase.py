@@ -32,15 +32,15 @@ from tests.support.fixtures import (
     changed,
 )
 from usbip_server.model.device import DeviceState, Holder, UsbDevice
+from usbip_server.model.options import Limits
 from usbip_server.model.policy import Policy
 from usbip_server.model.rules import Rule
 from usbip_server.net.certificates import Tls, read
-from usbip_server.net.keepalive import KeepAlive
 from usbip_server.net.ktls import OP_ENABLE_KTLS
 from usbip_server.protocols.exporter import ExporterFactory
 from usbip_server.protocols.exporter_tls import Secured, SecuredFactory
-from usbip_server.server.config import Settings
-from usbip_server.server.core import Sharing
+from usbip_server.server.config import LiveSettings, Settings
+from usbip_server.server.core import Core
 from usbip_server.testing.reactor import FakeReactor
 
 ADDRESS = IPv4Address("TCP", "192.0.2.8", 40000)
@@ -234,12 +234,13 @@ class SecuredTestCase(SynchronousTestCase):
 
     def serve(self, *rules: Rule, access: Policy = EVERYBODY) -> None:
         """Another daemon, with these rules."""
-        settings = Settings(access=access, devices=rules)
-        self.sharing = Sharing(self.backend, self.reactor, settings, now=lambda: 1000.0)
-        asked(self.sharing.start())
-        self.exporter = ExporterFactory(self.sharing, KeepAlive(), self.most, self.reactor)
+        settings = Settings(access=access, devices=rules, limits=Limits(connections=self.most))
+        self.settings = LiveSettings(settings)
+        self.core = Core(self.backend, self.reactor, self.settings, now=lambda: 1000.0)
+        asked(self.core.start())
+        self.exporter = ExporterFactory(self.core.dispatcher, self.settings, self.reactor)
         context = self.context()
-        self.factory = SecuredFactory(self.exporter, lambda: context, False, self.reactor)
+        self.factory = SecuredFactory(self.exporter, lambda: context, self.settings, self.reactor)
         self.logged.clear()
 
     def context(self) -> ssl.SSLContext:

@@ -46,6 +46,7 @@ from usbip_server.model.errors import (
     ShareError,
     StillWorking,
 )
+from usbip_server.model.options import Limits
 from usbip_server.model.policy import Grant, Policy, Principal, Right, Who
 from usbip_server.model.rules import Match, Rule, Share
 from usbip_server.model.usbip import OpStatus, encodeImport, encodeList, encodeRefusal
@@ -57,8 +58,8 @@ from usbip_server.protocols.exporter import (
     ExporterFactory,
     statusOf,
 )
-from usbip_server.server.config import Settings
-from usbip_server.server.core import Sharing
+from usbip_server.server.config import LiveSettings, Settings
+from usbip_server.server.core import Core
 from usbip_server.testing.reactor import FakeReactor
 
 ADDRESS = IPv4Address("TCP", "192.0.2.8", 40000)
@@ -112,14 +113,16 @@ class ExporterTestCase(SynchronousTestCase):
 
     def serve(self, *rules: Rule) -> None:
         """Another daemon, with these rules."""
-        self.sharing = Sharing(
+        settings = Settings(access=EVERYBODY, devices=rules, limits=Limits(connections=self.most))
+        self.settings = LiveSettings(settings)
+        self.core = Core(
             self.backend,
             self.reactor,
-            Settings(access=EVERYBODY, devices=rules),
+            self.settings,
             now=lambda: 1000.0,
         )
-        asked(self.sharing.start())
-        self.factory = ExporterFactory(self.sharing, KeepAlive(), self.most, self.reactor)
+        asked(self.core.start())
+        self.factory = ExporterFactory(self.core.dispatcher, self.settings, self.reactor)
         self.logged: list[LogEvent] = []
         observer = cast(ILogObserver, self.logged.append)
         globalLogPublisher.addObserver(observer)
@@ -235,7 +238,7 @@ class AnswerTests(ExporterTestCase):
         def importable(principal: Principal) -> None:
             raise ZeroDivisionError
 
-        self.patch(self.sharing, "importable", importable)
+        self.patch(self.core.dispatcher, "importable", importable)
         wire = self.connect()
         wire.send(LIST)
         wire.turn()
@@ -251,7 +254,7 @@ class AnswerTests(ExporterTestCase):
         self.reactor.advance(REQUEST_SECONDS)
         self.assertTrue(wire.transport.aborted)
         wire.turn()
-        self.assertEqual(self.told(), ["192.0.2.8 has not taken its answer within 10 s"])
+        self.assertEqual(self.told(), ["192.0.2.8 did not read its reply within 10 s"])
         self.assertNothingLeft()
 
     def test_notTakenAtTheEnd(self) -> None:
@@ -388,7 +391,7 @@ class HandedOverTests(ExporterTestCase):
         away, and as the configuration says then."""
         self.backend = PatientBackend((BOUND,))
         self.serve()
-        self.factory.keepAlive = KeepAlive(idle=11)
+        self.settings.replace(Settings(access=EVERYBODY, keepalive=KeepAlive(idle=11)))
         wire = self.connect()
         with socket.create_server(("127.0.0.1", 0)) as listener:
             client = socket.create_connection(listener.getsockname(), 10)
@@ -422,14 +425,14 @@ class BadTests(ExporterTestCase):
             for _, segments in threeWays([garbage]):
                 wire = self.connect()
                 wire.send(*segments)
-                self.assertCutOff(wire, "no USB/IP client")
+                self.assertCutOff(wire, "not a USB/IP client")
 
     def test_goesOn(self) -> None:
         """What still comes after that is not told again."""
         wire = self.connect()
         wire.protocol.dataReceived(b"GET")
         wire.protocol.dataReceived(b" / HTTP/1.1")
-        self.assertCutOff(wire, "no USB/IP client")
+        self.assertCutOff(wire, "not a USB/IP client")
 
     def test_pipelined(self) -> None:
         """A client that says more before it is answered gets nothing: the device would take it
@@ -438,7 +441,7 @@ class BadTests(ExporterTestCase):
             for more in (b"\0", 48 * b"\1", request):
                 wire = self.connect()
                 wire.send(request + more)
-                self.assertCutOff(wire, "after the request")
+                self.assertCutOff(wire, "unexpected data after the request")
         self.assertEqual(self.backend.calls, [])
 
     def test_meanwhile(self) -> None:
@@ -447,7 +450,7 @@ class BadTests(ExporterTestCase):
         assert isinstance(wire.transport, SocketTransport)
         wire.transport.client.sendall(b"\0")
         wire.send(IMPORT)
-        self.assertCutOff(wire, "after the request")
+        self.assertCutOff(wire, "unexpected data after the request")
         self.assertEqual(self.backend.calls, [])
 
     def test_whileBinding(self) -> None:
@@ -468,7 +471,7 @@ class BadTests(ExporterTestCase):
         assert isinstance(wire.transport, SocketTransport)
         wire.transport.client.close()
         wire.send(IMPORT)
-        self.assertCutOff(wire, "disconnected before")
+        self.assertCutOff(wire, "disconnected before the reply")
         self.assertEqual(self.backend.calls, [])
 
     def test_slow(self) -> None:
@@ -514,7 +517,7 @@ class BadTests(ExporterTestCase):
         for _ in range(5):
             self.assertIsNone(self.factory.buildProtocol(ADDRESS))
         self.assertEqual(len(self.logged), 1)
-        self.assertIn(f"{self.most} USB/IP clients", formatEvent(self.logged[0]))
+        self.assertIn(f"{self.most} USB/IP connections", formatEvent(self.logged[0]))
         wires[0].drop()
         wire = self.connect()
         wire.send(LIST)
@@ -536,7 +539,7 @@ class BadTests(ExporterTestCase):
             allow=(Grant(who="anyone"),),
             deny=(Grant(who="guest", commands=Right.IMPORT),),
         )
-        self.sharing.apply(Settings(access=guest))
+        self.core.reload(Settings(access=guest))
         wire = self.connectLocally()
         wire.send(IMPORT)
         self.assertAnswered(wire, encodeRefusal(OpStatus.NODEV))

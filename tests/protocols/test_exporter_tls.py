@@ -102,7 +102,7 @@ class ListTests(SecuredTestCase):
         def importable(principal: object) -> None:
             raise ZeroDivisionError
 
-        self.patch(self.sharing, "importable", importable)
+        self.patch(self.core.dispatcher, "importable", importable)
         client = self.asks(LIST)
         self.until(lambda: client.error)
         self.quiet()
@@ -118,10 +118,10 @@ class HandshakeTests(SecuredTestCase):
     def test_plain(self) -> None:
         """One that speaks none, or something else, is told of once."""
         for said, because in (
-            (LIST, "it does not speak TLS"),
-            (IMPORT, "it does not speak TLS"),
-            (b"GET / HTTP/1.1\r\n\r\n", "it speaks HTTP"),
-            (bytes(1000), "it does not speak TLS"),
+            (LIST, "the client does not speak TLS"),
+            (IMPORT, "the client does not speak TLS"),
+            (b"GET / HTTP/1.1\r\n\r\n", "the client speaks HTTP"),
+            (bytes(1000), "the client does not speak TLS"),
             (b"\x16\x03\x01\x00\x05" + bytes(5), "unexpected message"),
         ):
             for _, segments in threeWays([said]):
@@ -150,8 +150,8 @@ class HandshakeTests(SecuredTestCase):
 
         self.patch(socket.socket, "recv", recv)
         for said, because in (
-            (LIST, "it does not speak TLS"),
-            (clientHello()[:3], "it leaves in the handshake"),
+            (LIST, "the client does not speak TLS"),
+            (clientHello()[:3], "the client disconnected during the handshake"),
         ):
             words = [said]
             client, server = connected()
@@ -172,7 +172,7 @@ class HandshakeTests(SecuredTestCase):
             self.turn()
             self.assertEqual(self.told(), [])
             client.close()
-            self.assertTold("it leaves in the handshake")
+            self.assertTold("the client disconnected during the handshake")
             self.leave()
         self.assertEqual(openFiles(), before)
 
@@ -183,7 +183,7 @@ class HandshakeTests(SecuredTestCase):
         self.turn()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         client.close()
-        self.assertTold("it leaves in the handshake")
+        self.assertTold("the client disconnected during the handshake")
 
     def test_probe(self) -> None:
         """One that says nothing and leaves is not worth a line, nor if it is gone before it was
@@ -228,12 +228,12 @@ class HandshakeTests(SecuredTestCase):
         self.reactor.advance(HANDSHAKE_SECONDS)
         self.until(lambda: client.hasEnded or client.error)
         self.quiet()
-        self.assertTold("no whole request within 10 s")
+        self.assertTold("no complete request within 10 s")
 
     def test_distrust(self) -> None:
         """One that does not take our certificate is told of."""
         self.assertIsNotNone(self.connect(trusting("Others")).error)
-        self.assertTold("it does not know our CA")
+        self.assertTold("unknown CA")
 
     def test_garbageAfterIt(self) -> None:
         """What is not encrypted as was agreed on is told of once, also in the middle of a
@@ -262,7 +262,7 @@ class HandshakeTests(SecuredTestCase):
             self.assertIsNone(self.factory.buildProtocol(ADDRESS))
             self.assertIsNone(self.exporter.buildProtocol(ADDRESS))
         [line] = self.told()
-        self.assertIn("3 USB/IP clients that have not said what they want", line)
+        self.assertIn("3 USB/IP connections without a request", line)
         self.clients[0].close()
         self.quiet()
         self.assertIsNotNone(self.factory.buildProtocol(ADDRESS))
@@ -304,12 +304,12 @@ class MutualTests(SecuredTestCase):
 
     def test_none(self) -> None:
         """Whoever shows none is told of once, and given nothing."""
-        self.refused(trusting(), "it shows no certificate")
+        self.refused(trusting(), "the client has sent no certificate")
 
     def test_others(self) -> None:
         """So is whoever shows one that another CA has signed."""
         context = trusting(client=self.certificate("alice", by="Others"))
-        self.refused(context, "its certificate does not pass: unable to get local issuer")
+        self.refused(context, "the client's certificate is rejected: unable to get local issuer")
 
     def refused(self, context: ssl.SSLContext, because: str) -> None:
         """A client is not heard."""
@@ -324,12 +324,12 @@ class MutualTests(SecuredTestCase):
         Path(pem).write_bytes(
             misnamed(signed("alice", LAB).certificate, b"\x0c\x05alice", b"\x13\x05\xe9lice")
         )
-        self.refused(trusting(client=(pem, key)), "its certificate is not well formed")
+        self.refused(trusting(client=(pem, key)), "the client's certificate is malformed")
 
     def test_named(self) -> None:
         """What it does is told of with its name."""
         self.asks(b"garbage", context=trusting(client=self.certificate("alice")))
-        self.assertTold("192.0.2.8 (certificate alice) is no USB/IP client")
+        self.assertTold("192.0.2.8 (certificate alice) is not a USB/IP client")
 
 
 class Mutual13Tests(MutualTests):
@@ -377,7 +377,7 @@ class BadTests(SecuredTestCase):
             for records in ((IMPORT + more,), (IMPORT, more)):
                 client = self.connect()
                 client.says(*records)
-                self.assertTold("after the request")
+                self.assertTold("unexpected data after the request")
                 client.turn()
                 self.assertEqual(client.received, b"")
         self.assertEqual(self.backend.calls, [])
@@ -390,7 +390,7 @@ class BadTests(SecuredTestCase):
         poll = select.poll()
         poll.register(self.wires[-1].transport.getHandle(), select.POLLRDHUP)  # type: ignore[attr-defined]
         poll.poll()
-        self.assertTold("disconnected before")
+        self.assertTold("disconnected before the reply")
         self.assertEqual(self.backend.calls, [])
 
     def test_refused(self) -> None:

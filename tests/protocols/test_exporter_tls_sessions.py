@@ -25,12 +25,13 @@ from tests.protocols.securedcase import (
     openFiles,
 )
 from tests.support.certificates import trusting
-from tests.support.fixtures import UNO, PatientBackend
+from tests.support.fixtures import EVERYBODY, UNO, PatientBackend
 from usbip_server.model.device import DeviceState, Encryption, Holder
 from usbip_server.model.usbip import OpStatus, encodeImport, encodeRefusal
 from usbip_server.net.keepalive import KeepAlive
 from usbip_server.net.relay import CHUNK
 from usbip_server.net.tlssocket import CLOSING_SECONDS, TlsSocket
+from usbip_server.server.config import Settings
 
 MUCH = 4 * 1024 * 1024
 SOME = random.Random(42).randbytes(MUCH)
@@ -272,7 +273,7 @@ class RelayTests(SessionTestCase):
 
     def test_options(self) -> None:
         """How it is noticed that a client has vanished is set on its connection."""
-        self.exporter.keepAlive = KeepAlive(idle=11)
+        self.settings.replace(Settings(access=EVERYBODY, keepalive=KeepAlive(idle=11)))
         self.imports()
         connection: socket.socket = self.wires[-1].transport.getHandle()  # type: ignore[attr-defined]
         self.assertEqual(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE), 11)
@@ -283,7 +284,7 @@ class RelayTests(SessionTestCase):
         client.send(b"x" * 1000)
         self.readsAll(1000)
         [device] = self.backend.inventory.snapshot.devices[:1]
-        traffic = self.sharing.traffic(device)
+        traffic = self.core.dispatcher.traffic(device)
         assert traffic is not None
         self.assertGreater(traffic.bytesIn, 1000)
         self.assertGreater(traffic.bytesOut, 320)
@@ -291,7 +292,7 @@ class RelayTests(SessionTestCase):
     def test_refused(self) -> None:
         """Where the kernel has to encrypt, the client is refused, and it is told why and what
         to do; nothing is left."""
-        self.factory.requireKtls = True
+        self.settings.replace(Settings(access=EVERYBODY, requireKtls=True))
         before = openFiles()
         client = self.asks(IMPORT)
         self.ends(client)

@@ -12,7 +12,7 @@ from tests.protocols.linescase import ATTACH, FIND, KEEP, LIST, TRICKY, LinesTes
 from tests.support.fixtures import threeWays
 from usbip_server.net.halfclose import LINGER
 from usbip_server.protocols.framing import ObjectEnds
-from usbip_server.server.dispatcher import Looking
+from usbip_server.server.dispatcher import Dispatcher
 
 
 class FramingTests(LinesTestCase):
@@ -255,7 +255,7 @@ class ClosingTests(LinesTestCase):
     def test_bug(self) -> None:
         """A bug is logged, told as an error, and the connection is closed for good: what else
         was asked on it is not carried out."""
-        self.patch(Looking, "list", None)
+        self.patch(Dispatcher, "list", None)
         wire = self.connect()
         wire.send(KEEP + ATTACH)
         self.assertEqual(wire.statuses, ["error"])

@@ -27,11 +27,11 @@ from usbip_server.model.options import Limits, Timeouts
 from usbip_server.model.policy import Principal
 from usbip_server.net.caller import principalAt
 from usbip_server.net.halfclose import LINGER
-from usbip_server.protocols.lines import CommandProtocol
-from usbip_server.protocols.multiplexer import TURNED_AWAY, FirstByteFactory
+from usbip_server.protocols.lines import CommandFactory
+from usbip_server.protocols.multiplexer import OVERFLOW, FirstByteFactory
 from usbip_server.protocols.web import WebFactory
-from usbip_server.server.config import Settings
-from usbip_server.server.core import Sharing
+from usbip_server.server.config import LiveSettings, Settings
+from usbip_server.server.core import Core
 from usbip_server.server.responder import Responder
 
 LIST = b'{"command":"list"}'
@@ -61,13 +61,15 @@ class FirstByteTestCase(SynchronousTestCase):
         """Serve this backend."""
         self.backend = backend
         limits, timeouts = Limits(), Timeouts()
-        sharing = Sharing(backend, self.clock, Settings(access=EVERYBODY, timeouts=timeouts))
-        asked(sharing.start())
-        answers = Responder(sharing)
+        limits = Limits(connections=self.most)
+        settings = LiveSettings(Settings(access=EVERYBODY, limits=limits, timeouts=timeouts))
+        core = Core(backend, self.clock, settings)
+        asked(core.start())
+        responder = Responder(core.dispatcher)
         self.factory = FirstByteFactory(
-            lambda who: CommandProtocol(answers, who, limits, timeouts, self.clock),
-            WebFactory(answers, (), limits, timeouts, self.clock).makeChannel,
-            self.most,
+            CommandFactory(responder, settings, self.clock),
+            WebFactory(responder, settings, self.clock),
+            settings,
             self.clock,
         )
 
@@ -160,7 +162,7 @@ class LimitTests(FirstByteTestCase):
     More connections than there may be.
     """
 
-    def test_turnedAway(self) -> None:
+    def test_overflow(self) -> None:
         """One beyond the limit is told so, and closed."""
         for _ in range(self.most):
             self.connect()
@@ -173,9 +175,9 @@ class LimitTests(FirstByteTestCase):
         self.assertEqual(len(wire.answers), 1)
         wire.closeWrite()
         self.assertTrue(wire.lost)
-        self.assertEqual(self.factory.turnedAway, set())
+        self.assertEqual(self.factory.overflow, set())
 
-    def test_turnedAwayLingers(self) -> None:
+    def test_overflowLingers(self) -> None:
         """If it does not close its side, it is cut off."""
         for _ in range(self.most):
             self.connect().send(LIST[:5])
@@ -183,7 +185,7 @@ class LimitTests(FirstByteTestCase):
         self.clock.advance(LINGER)
         wire.turn()
         self.assertTrue(wire.transport.aborted)
-        self.assertEqual(self.factory.turnedAway, set())
+        self.assertEqual(self.factory.overflow, set())
 
     def test_roomAgain(self) -> None:
         """When one has gone there is room for another."""
@@ -198,25 +200,25 @@ class LimitTests(FirstByteTestCase):
         """So many are given time to go; any more are told so as well, and closed at once."""
         for _ in range(self.most):
             self.connect()
-        away = [self.connect() for _ in range(TURNED_AWAY)]
+        away = [self.connect() for _ in range(OVERFLOW)]
         for _ in range(5):
             wire = self.connect()
             self.assertEqual(wire.statuses, ["error"])
             self.assertTrue(wire.ended)
             self.assertFalse(wire.transport.aborted)
-            self.assertEqual(len(self.factory.turnedAway), TURNED_AWAY)
+            self.assertEqual(len(self.factory.overflow), OVERFLOW)
         self.assertFalse(any(wire.ended for wire in away))
         away[0].drop()
         self.assertFalse(self.connect().ended)
-        self.assertEqual(len(self.factory.turnedAway), TURNED_AWAY)
+        self.assertEqual(len(self.factory.overflow), OVERFLOW)
         self.clock.advance(LINGER)
         for wire in away[1:]:
             wire.turn()
-        self.assertEqual(len(self.factory.turnedAway), 1)
+        self.assertEqual(len(self.factory.overflow), 1)
 
     def test_manyTurnedAwayTls(self) -> None:
         """With TLS there is no telling before the handshake, and that is not waited for."""
-        for _ in range(self.most + TURNED_AWAY):
+        for _ in range(self.most + OVERFLOW):
             self.connect()
         transport = MemoryTransport()
         directlyProvides(transport, ISSLTransport)

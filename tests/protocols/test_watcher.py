@@ -16,15 +16,17 @@ from tests.support.fixtures import (
     EPOCH,
     UNO,
     MemoryTransport,
+    PatientBackend,
     changed,
+    eventsOf,
     everything,
 )
 from usbip_server.model.device import DeviceState
-from usbip_server.model.inventory import Inventory
+from usbip_server.model.options import Limits
 from usbip_server.model.requests import WatchDevices
 from usbip_server.protocols.watcher import PATIENCE, Watcher
 from usbip_server.runtime.eventlog import Told
-from usbip_server.server.devices.events import DeviceEvents
+from usbip_server.server.config import LiveSettings, Settings
 
 MOST = 10_000
 """Bytes that may wait."""
@@ -39,9 +41,11 @@ class WatcherTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.clock = Clock()
-        self.inventory = Inventory()
-        self.inventory.replace([UNO])
-        self.feed = DeviceEvents(self.inventory, lambda: EPOCH, 100_000)
+        backend = PatientBackend([UNO])
+        self.inventory = backend.inventory
+        self.feed = eventsOf(
+            backend, lambda: EPOCH, LiveSettings(Settings(limits=Limits(history=100_000)))
+        )
         self.begin = self.feed.seq
         capture = capturedLogs()
         self.logged = capture.__enter__()
@@ -125,7 +129,7 @@ class WatcherTests(SynchronousTestCase):
         self.assertEqual(slow.value(), written)
         self.assertEqual(other.value().replace(BEAT, b""), self.all())
         [warning] = self.warnings
-        self.assertIn("192.0.2.7 watches and does not read", warning)
+        self.assertIn("192.0.2.7: slow watcher disconnected", warning)
 
     def test_bounded(self) -> None:
         """What is written to a connection that is not read is bounded, too."""

@@ -10,7 +10,7 @@ from usbip_server import PRODUCT
 from usbip_server.model.errors import DeviceInUse
 from usbip_server.model.replies import Status
 from usbip_server.protocols.web import CODE_OF
-from usbip_server.server.dispatcher import Looking
+from usbip_server.server.dispatcher import Dispatcher
 
 
 class CommandTests(WebTestCase):
@@ -111,7 +111,7 @@ class CommandTests(WebTestCase):
 
     def test_bug(self) -> None:
         """A bug is 500, logged, and the end of the connection."""
-        self.patch(Looking, "list", None)
+        self.patch(Dispatcher, "list", None)
         wire = self.connect()
         wire.send(post(LIST))
         [response] = responses(wire.received)

@@ -477,5 +477,5 @@ class WaitTests(EventsTestCase):
         request = b'{"command":"attach","id":"2-10","lease":{"owner":"x","ttl":"connection"}}'
         response = self.ask(post(request))
         self.assertEqual((response.code, response.json["status"]), (400, "error"))
-        self.assertIn("over HTTP", response.json["message"])
+        self.assertIn("HTTP", response.json["message"])
         self.assertNotIn("2-10", [call.device.busId for call in self.backend.calls])

@@ -24,8 +24,8 @@ from tests.support.fixtures import (
 from usbip_server.model.device import UsbDevice
 from usbip_server.model.options import Limits, Timeouts
 from usbip_server.protocols.web import WebFactory
-from usbip_server.server.config import Settings
-from usbip_server.server.core import Sharing
+from usbip_server.server.config import LiveSettings, Settings
+from usbip_server.server.core import Core
 from usbip_server.server.responder import Responder
 
 LIST = b'{"command":"list"}'
@@ -101,17 +101,19 @@ class WebTestCase(SynchronousTestCase):
 
     def connect(self) -> Wire:
         """A new connection, to a daemon of its own."""
-        settings = Settings(access=EVERYBODY, limits=self.limits, timeouts=self.timeouts)
-        self.sharing = Sharing(
-            self.backend, self.clock, settings, now=lambda: EPOCH + self.clock.seconds()
+        self.settings = LiveSettings(
+            Settings(access=EVERYBODY, limits=self.limits, timeouts=self.timeouts, hosts=self.hosts)
         )
-        asked(self.sharing.start())
+        self.core = Core(
+            self.backend, self.clock, self.settings, now=lambda: EPOCH + self.clock.seconds()
+        )
+        asked(self.core.start())
         return self.another()
 
     def another(self) -> Wire:
         """One more connection, to the same daemon."""
-        answers = Responder(self.sharing)
-        factory = WebFactory(answers, self.hosts, self.limits, self.timeouts, self.clock)
+        answers = Responder(self.core.dispatcher)
+        factory = WebFactory(answers, self.settings, self.clock)
         return Wire(factory.makeChannel(ALICE))
 
     def become(self, device: UsbDevice, **fields: object) -> None:

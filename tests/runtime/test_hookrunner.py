@@ -60,7 +60,8 @@ class HooksTestCase(ChildTestCase):
 
     def makeHooks(self, most: int = 8, waiting: int = 1000) -> HookRunner:
         """Those that are stopped when the test is over."""
-        hooks = HookRunner(self.timed, most, waiting)
+        self.most = most
+        hooks = HookRunner(self.timed, lambda: self.most, waiting)
         self.addCleanup(lambda: asked(hooks.stop(0)))
         return hooks
 
@@ -248,11 +249,11 @@ class OrderTests(HooksTestCase):
         hook = self.command(f"{GATE}; {SAY}")
         for number in range(6):
             hooks.call(hook, f"1-{number}", b"x")
-        hooks.most = 1
+        self.most = 1
         self.open()
         await self.until(lambda: len(self.said) == 6)
         self.assertEqual(self.said[-2:], ["1-4 x", "1-5 x"])
-        hooks.most = 2
+        self.most = 2
         self.close()
         hooks.call(hook, "1-7", b"x")
         hooks.call(self.command(SAY, name="other"), "1-8", b"x")

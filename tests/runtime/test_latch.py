@@ -12,7 +12,7 @@ from tests.support.fixtures import ALICE, UNO, asked, changed
 from usbip_server.model.device import Holder
 from usbip_server.model.errors import OperationFailed
 from usbip_server.runtime.latch import Latch
-from usbip_server.server.devices.operations import Operation
+from usbip_server.server.devices.operations import Action, Operation
 
 
 class EventTests(SynchronousTestCase):
@@ -83,16 +83,16 @@ class OperationTests(SynchronousTestCase):
     """
 
     def setUp(self) -> None:
-        self.operation = Operation("attach", UNO, ALICE, Latch(Clock()))
+        self.operation = Operation(Action.ATTACH, UNO, ALICE, Latch(Clock()))
 
     def test_isAbout(self) -> None:
         """It is about the very device, in whichever state, and not another at its place."""
         self.assertTrue(
-            self.operation.isAbout("attach", changed(UNO, holder=Holder(address="192.0.2.9")))
+            self.operation.isAbout(Action.ATTACH, changed(UNO, holder=Holder(address="192.0.2.9")))
         )
-        self.assertFalse(self.operation.isAbout("detach", UNO))
-        self.assertFalse(self.operation.isAbout("attach", changed(UNO, deviceNumber=9)))
-        self.assertFalse(self.operation.isAbout("attach", changed(UNO, busId="1-2")))
+        self.assertFalse(self.operation.isAbout(Action.DETACH, UNO))
+        self.assertFalse(self.operation.isAbout(Action.ATTACH, changed(UNO, deviceNumber=9)))
+        self.assertFalse(self.operation.isAbout(Action.ATTACH, changed(UNO, busId="1-2")))
 
     def test_outcome(self) -> None:
         """Its outcome is a device, or an error."""

@@ -42,7 +42,7 @@ while sys.stdin.readline():
     if child == 0:
         reactor = FakeReactor()
         file = StateFile(sys.argv[1], State, reactor, reactor.spawn)
-        wishes = file.open().wishes
+        wishes = file.open().devices
         number = int(wishes[0].serial) if wishes else 0
         while True:
             number += 1
@@ -72,7 +72,7 @@ def stateOf(number: int) -> State:
     wish = DesiredDevice(
         vendorId="2341", productId="0043", serial=str(number), busId="1-1.4", kept=True
     )
-    return State(wishes=(wish,) * 100)
+    return State(devices=(wish,) * 100)
 
 
 class Fixture(SynchronousTestCase):
@@ -142,7 +142,7 @@ class KeepingTests(Fixture):
             vendorId="2341", productId="0043", serial=None, busId="1-1.4", lease=lease
         )
         self.assertEqual(self.file.open(), State())
-        for state in (stateOf(1), State(wishes=(wish,)), State()):
+        for state in (stateOf(1), State(devices=(wish,)), State()):
             self.file.save(state)
             self.assertEqual(encode(self.next()), encode(state))
         self.assertEqual(self.warnings(), [])
@@ -151,7 +151,7 @@ class KeepingTests(Fixture):
         """It is one JSON object that a human can read, and nobody else's."""
         self.addCleanup(os.umask, os.umask(0))
         self.file.open()
-        self.file.save(State(wishes=stateOf(7).wishes[:1]))
+        self.file.save(State(devices=stateOf(7).devices[:1]))
         text = self.there().decode()
         self.assertTrue(text.startswith('{\n  "version": 1,\n  "wishes": [\n    {\n'), text)
         self.assertTrue(text.endswith("}\n"), text)
@@ -351,8 +351,8 @@ class AtomicTests(Fixture):
                     number = int(line.split()[1])
                 state = self.next()
                 self.assertEqual(self.warnings(), [])
-                self.assertGreaterEqual(int(state.wishes[0].serial or ""), number)
-                self.assertEqual(state, stateOf(int(state.wishes[0].serial or "")))
+                self.assertGreaterEqual(int(state.devices[0].serial or ""), number)
+                self.assertEqual(state, stateOf(int(state.devices[0].serial or "")))
                 self.assertEqual(self.names(), ["state.json", "state.json.lock"])
                 self.successResultOf(self.close())
             process.stdin.close()
@@ -405,7 +405,7 @@ class DamageTests(Fixture):
     def test_truncated(self) -> None:
         """A state that is cut off anywhere is damaged."""
         self.file.open()
-        self.file.save(State(wishes=stateOf(1).wishes[:1]))
+        self.file.save(State(devices=stateOf(1).devices[:1]))
         whole = self.there().rstrip()
         for end in range(len(whole)):
             self.put(whole[:end])

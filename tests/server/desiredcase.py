@@ -21,6 +21,7 @@ from tests.support.fixtures import (
     PromptBackend,
     asked,
     changed,
+    watching,
 )
 from usbip_server.model.device import DeviceState, Holder, UsbDevice
 from usbip_server.model.options import Timeouts
@@ -29,8 +30,8 @@ from usbip_server.model.replies import Devices
 from usbip_server.model.requests import Command, WatchDevices, decode
 from usbip_server.model.rules import Match, Rule, Share
 from usbip_server.net.caller import Caller
-from usbip_server.server.config import Settings
-from usbip_server.server.core import Sharing
+from usbip_server.server.config import LiveSettings, Settings
+from usbip_server.server.core import Core
 from usbip_server.server.devices.desired import State
 from usbip_server.testing.reactor import FakeReactor
 
@@ -86,15 +87,15 @@ class DesiredTestCase(SynchronousTestCase):
 
     def start(self, *rules: Rule, **settings: Any) -> None:
         """Begin."""
-        self.sharing = Sharing(
+        self.core = Core(
             self.backend,
             self.clock,
-            self.settings(*rules, **settings),
+            LiveSettings(self.settings(*rules, **settings)),
             self.file,  # type: ignore[arg-type]
             now=lambda: EPOCH + self.clock.seconds(),
         )
-        self.successResultOf(asked(self.sharing.start()))
-        _, stream = self.sharing.watch(WatchDevices(), Caller(Principal(LOCAL)))
+        self.successResultOf(asked(self.core.start()))
+        _, stream = watching(self.core, WatchDevices(), Caller(Principal(LOCAL)))
         self.heard: list[tuple[str, str]] = []
         stream.begin(lambda event, line: self.heard.append((event.kind.value, event.device.busId)))
 
@@ -152,7 +153,8 @@ class DesiredTestCase(SynchronousTestCase):
 
     def ask(self, command: str, caller: Caller | None = None, **keys: object) -> Deferred[Devices]:
         """Have a request carried out."""
-        return asked(self.sharing.perform(self.command(command, **keys), caller or Client()))
+        coroutine = self.core.dispatcher.perform(self.command(command, **keys), caller or Client())
+        return asked(coroutine)  # type: ignore[arg-type]
 
     def done(self, command: str, caller: Caller | None = None, **keys: object) -> UsbDevice:
         """A request that has to succeed at once."""

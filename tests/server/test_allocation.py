@@ -182,10 +182,10 @@ class LeaseTests(DesiredTestCase):
     def test_clockSetBack(self) -> None:
         """Though the clock was set back meanwhile it lasts no longer than it was granted for."""
         self.done("attach", lease=CI)
-        (wish,) = self.file.state.wishes
+        (wish,) = self.file.state.devices
         assert wish.lease is not None
         late = replace(wish, lease=replace(wish.lease, until=EPOCH + 10_000_000))
-        self.file.state = State(wishes=(late,))
+        self.file.state = State(devices=(late,))
         self.restart()
         self.sleep(600)
         self.assertIs(self.state(), FREE)
@@ -199,7 +199,7 @@ class LeaseTests(DesiredTestCase):
         self.backend.calls[0].fail(OperationFailed(UNO, "no"))
         self.failureResultOf(result, OperationFailed)
         self.assertIsNone(self.shown().lease)
-        self.assertEqual(self.file.state.wishes, ())
+        self.assertEqual(self.file.state.devices, ())
 
     def test_takesLong(self) -> None:
         """One whose bind takes longer than an answer may is granted; if it fails in the end the
@@ -232,7 +232,7 @@ class LeaseTests(DesiredTestCase):
         second = self.ask("detach")
         self.sleep(2)
         self.failureResultOf(second, NotDone)
-        self.assertEqual(len(self.file.state.wishes), 1)
+        self.assertEqual(len(self.file.state.devices), 1)
 
 
 class ConnectionTests(DesiredTestCase):
@@ -298,7 +298,7 @@ class ConnectionTests(DesiredTestCase):
     def test_noConnection(self) -> None:
         """Where no connection stays open there can be no such lease."""
         message = self.refused(InvalidRequest, "attach", Client(lasts=False), lease=WHILE)
-        self.assertIn("over HTTP", message)
+        self.assertIn("HTTP", message)
         self.assertIs(self.state(), FREE)
 
 

@@ -14,7 +14,7 @@ from usbip_server.model.options import InvalidOption, convert
 from usbip_server.model.rules import Occasion, Share
 from usbip_server.runtime.statefile import statePath
 from usbip_server.runtime.yamlfile import ConfigError
-from usbip_server.server.config import Config, Export, OnStop, Source, load, wrongOption
+from usbip_server.server.config import Config, Export, OnStop, Source, load
 
 SHARES = (Share.ALWAYS, Share.NEVER)
 RIGHT_SHARES = "3: devices.0.share: invalid enum value 'allways': it is one of always, on_import,"
@@ -258,7 +258,7 @@ backend:
         try:
             convert(source.config().backendOptions, Options)
         except InvalidOption as error:
-            return str(wrongOption(source, error))
+            return str(source.error(("backend", *error.path), error.reason))
         self.fail("nothing is wrong")
 
     def test_nested(self) -> None:
@@ -289,7 +289,7 @@ backend:
     def test_absent(self) -> None:
         """An option that does not stand in the file is blamed on what would hold it."""
         source = Source("c.yaml", self.TEXT)
-        error = wrongOption(source, InvalidOption(("root", "deep"), "is needed"))
+        error = source.error(("backend", "root", "deep"), "is needed")
         self.assertEqual(str(error), "c.yaml:1: backend.root.deep: is needed")
 
 

@@ -4,7 +4,7 @@ Tests of L{usbip_server.server.core}: what is done, and how it goes wrong.
 
 from __future__ import annotations
 
-from tests.server.sharingcase import ATTACH, DETACH, SharingTestCase
+from tests.server.corecase import ATTACH, DETACH, CoreTestCase
 from tests.support.fixtures import ALICE, BOB, MOUSE, STICK, UNO, changed
 from usbip_server.model.device import DeviceState, Holder
 from usbip_server.model.errors import (
@@ -19,7 +19,7 @@ from usbip_server.model.errors import (
 from usbip_server.model.requests import AttachDevice, DetachDevice, FindDevice, ListDevices
 
 
-class QuestionTests(SharingTestCase):
+class QuestionTests(CoreTestCase):
     """
     Commands that change nothing.
     """
@@ -58,7 +58,7 @@ class QuestionTests(SharingTestCase):
             )
 
 
-class OperationTests(SharingTestCase):
+class OperationTests(CoreTestCase):
     """
     Attach and detach.
     """
@@ -176,7 +176,7 @@ class OperationTests(SharingTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
 
-class FailureTests(SharingTestCase):
+class FailureTests(CoreTestCase):
     """
     Operations that go wrong.
     """

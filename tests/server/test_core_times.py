@@ -4,7 +4,7 @@ Tests of L{usbip_server.server.core}: what takes its time, the start and the end
 
 from __future__ import annotations
 
-from tests.server.sharingcase import ATTACH, DETACH, SharingTestCase
+from tests.server.corecase import ATTACH, DETACH, CoreTestCase
 from tests.support.fixtures import ALICE, BOB, EVERYBODY, UNO, PatientBackend, asked, changed
 from usbip_server.model.device import DeviceState
 from usbip_server.model.errors import (
@@ -14,11 +14,11 @@ from usbip_server.model.errors import (
 )
 from usbip_server.model.policy import Principal
 from usbip_server.model.requests import AttachDevice, FindDevice, ListDevices
-from usbip_server.server.config import Settings
-from usbip_server.server.core import Sharing
+from usbip_server.server.config import LiveSettings, Settings
+from usbip_server.server.core import Core
 
 
-class AnswerTimeTests(SharingTestCase):
+class AnswerTimeTests(CoreTestCase):
     """
     What takes longer than an answer may.
     """
@@ -42,10 +42,9 @@ class AnswerTimeTests(SharingTestCase):
     def test_withinTime(self) -> None:
         """Two seconds are all that old clients wait; the time for the backend's start counts."""
         self.backend = PatientBackend(started=False)
-        self.sharing = Sharing(
-            self.backend, self.clock, Settings(access=EVERYBODY, timeouts=self.timeouts)
-        )
-        asked(self.sharing.start())
+        settings = LiveSettings(Settings(access=EVERYBODY, timeouts=self.timeouts))
+        self.core = Core(self.backend, self.clock, settings)
+        asked(self.core.start())
         result = self.ask(ATTACH)
         self.clock.advance(1)
         self.backend.starting.callback(None)
@@ -138,7 +137,7 @@ class AnswerTimeTests(SharingTestCase):
         self.device(anew)
 
 
-class StartTests(SharingTestCase):
+class StartTests(CoreTestCase):
     """
     Before the backend is ready.
     """
@@ -173,19 +172,19 @@ class StartTests(SharingTestCase):
             self.assertIn("does not start", self.error(told, BackendUnavailable))
 
 
-class StopTests(SharingTestCase):
+class StopTests(CoreTestCase):
     """
     The end.
     """
 
     def test_idle(self) -> None:
         """Where nothing is in progress the backend is stopped at once."""
-        self.successResultOf(asked(self.sharing.stop()))
+        self.successResultOf(asked(self.core.stop()))
         self.assertEqual(self.backend.stopped, 1)
 
     def test_refuses(self) -> None:
         """Nothing more is begun."""
-        asked(self.sharing.stop())
+        asked(self.core.stop())
         for command in (ListDevices(), ATTACH):
             self.assertIn("stopping", self.error(self.ask(command), BackendUnavailable))
         self.assertEqual(self.asked, [])
@@ -193,7 +192,7 @@ class StopTests(SharingTestCase):
     def test_waits(self) -> None:
         """What is in progress comes to its end first, and is answered."""
         result = self.ask(ATTACH)
-        stop = asked(self.sharing.stop())
+        stop = asked(self.core.stop())
         self.assertNoResult(stop)
         self.assertEqual(self.backend.stopped, 0)
         self.backend.calls[0].succeed()
@@ -204,7 +203,7 @@ class StopTests(SharingTestCase):
     def test_waitsForAll(self) -> None:
         """That is so for every operation, and the time is for all of them together."""
         results = [self.ask(AttachDevice(id=busId)) for busId in ("1-1.4", "1-2", "2-10")]
-        stop = asked(self.sharing.stop())
+        stop = asked(self.core.stop())
         self.clock.advance(1)
         self.backend.calls[1].succeed()
         self.device(results[1])
@@ -219,7 +218,7 @@ class StopTests(SharingTestCase):
     def test_waitsNotForEver(self) -> None:
         """What does not end is left behind."""
         result = self.ask(ATTACH)
-        stop = asked(self.sharing.stop())
+        stop = asked(self.core.stop())
         self.clock.advance(4.9)
         self.assertNoResult(stop)
         self.clock.advance(0.2)
@@ -230,7 +229,7 @@ class StopTests(SharingTestCase):
     def test_oppositeWaiting(self) -> None:
         """What waits for an operation to end is not begun after it."""
         attach, detach = self.ask(ATTACH), self.ask(DETACH)
-        asked(self.sharing.stop())
+        asked(self.core.stop())
         self.backend.calls[0].succeed()
         self.device(attach)
         self.error(detach, BackendUnavailable)
@@ -239,6 +238,6 @@ class StopTests(SharingTestCase):
     def test_withoutStart(self) -> None:
         """It may be stopped without having been started."""
         backend = PatientBackend(started=False)
-        sharing = Sharing(backend, self.clock, Settings(access=EVERYBODY, timeouts=self.timeouts))
-        self.successResultOf(asked(sharing.stop()))
+        core = Core(backend, self.clock, LiveSettings(Settings(timeouts=self.timeouts)))
+        self.successResultOf(asked(core.stop()))
         self.assertEqual(backend.stopped, 1)

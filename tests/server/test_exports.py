@@ -36,7 +36,8 @@ from usbip_server.model.errors import (
 from usbip_server.model.policy import LOCAL, Principal
 from usbip_server.model.rules import Hook, Match, Occasion, Rule, Share
 from usbip_server.net.handover import SessionSocket
-from usbip_server.server.exports import AFTERWARDS, EXPORT_SECONDS, JUST_FREED, LOOK_AGAIN
+from usbip_server.server.devices.operations import EXPORT_SECONDS
+from usbip_server.server.exports import JUST_FREED, REFRESH_AFTER, REFRESH_PAUSE
 
 FREE, BOUND, IN_USE = DeviceState.FREE, DeviceState.BOUND, DeviceState.IN_USE
 
@@ -118,7 +119,7 @@ class ExportsTestCase(DesiredTestCase):
         """A client wants a device: its end of the connection, and what comes of it."""
         client, server = self.connect()
         result = asked(
-            self.sharing.handOver(
+            self.core.dispatcher.handOver(
                 busId, Client(principal), plain(server), lambda: self.ended.append(client)
             )
         )
@@ -224,9 +225,10 @@ class WhoTests(ExportsTestCase):
         self.backend.inventory.trouble = "no USB here"
         self.denied(BackendUnavailable)
         self.backend.inventory.trouble = None
-        self.successResultOf(asked(self.sharing.stop()))
+        self.successResultOf(asked(self.core.stop()))
         self.denied(BackendUnavailable)
-        self.failureResultOf(asked(self.sharing.importable(Principal(LOCAL))), BackendUnavailable)
+        listing = asked(self.core.dispatcher.importable(Principal(LOCAL)))
+        self.failureResultOf(listing, BackendUnavailable)
 
     def test_fails(self) -> None:
         """If the backend fails the client is told, nothing is left of its connection, and the
@@ -260,7 +262,8 @@ class WhoTests(ExportsTestCase):
         self.start(ALWAYS)
         _, server = self.connect()
         server.close()
-        result = asked(self.sharing.handOver(UNO.busId, Client(BOB), plain(server), lambda: None))
+        handOver = self.core.dispatcher.handOver
+        result = asked(handOver(UNO.busId, Client(BOB), plain(server), lambda: None))
         self.failureResultOf(result, OperationFailed)
         self.assertEqual((self.state(), self.flushLoggedErrors()), (BOUND, []))
 
@@ -279,10 +282,10 @@ class JustFreedTests(ExportsTestCase):
         self.start(ALWAYS)
         self.leaves(self.given())
         _, result = self.imports()
-        self.clock.advance(LOOK_AGAIN)
+        self.clock.advance(REFRESH_PAUSE)
         self.assertNoResult(result)
         self.resetting.over.add(UNO.busId)
-        self.clock.advance(LOOK_AGAIN)
+        self.clock.advance(REFRESH_PAUSE)
         self.successResultOf(result)
         self.assertEqual(self.heard[-2:], [("released", UNO.busId), ("imported", UNO.busId)])
 
@@ -291,9 +294,9 @@ class JustFreedTests(ExportsTestCase):
         self.start(ALWAYS)
         self.take(address=ALICE.address)
         _, result = self.imports()
-        self.sleep(JUST_FREED - LOOK_AGAIN, LOOK_AGAIN)
+        self.sleep(JUST_FREED - REFRESH_PAUSE, REFRESH_PAUSE)
         self.assertNoResult(result)
-        self.sleep(2 * LOOK_AGAIN, LOOK_AGAIN)
+        self.sleep(2 * REFRESH_PAUSE, REFRESH_PAUSE)
         self.assertIn(ALICE.address, str(self.failureResultOf(result, DeviceInUse).value))
 
     def test_unplugged(self) -> None:
@@ -302,7 +305,7 @@ class JustFreedTests(ExportsTestCase):
         self.take()
         _, result = self.imports()
         self.unplug()
-        self.clock.advance(LOOK_AGAIN)
+        self.clock.advance(REFRESH_PAUSE)
         self.failureResultOf(result, DeviceNotFound)
 
     def test_somebodyElse(self) -> None:
@@ -311,7 +314,7 @@ class JustFreedTests(ExportsTestCase):
         self.leaves(self.given())
         self.resetting.over.add(UNO.busId)
         both = [self.imports()[1] for _ in range(2)]
-        self.clock.advance(LOOK_AGAIN)
+        self.clock.advance(REFRESH_PAUSE)
         self.successResultOf(both[0])
         self.failureResultOf(both[1], DeviceInUse)
 
@@ -323,18 +326,18 @@ class JustFreedTests(ExportsTestCase):
         self.clock.advance(0)
         self.assertEqual(len(self.backend.refreshed), 1)
         self.resetting.over.add(UNO.busId)
-        self.clock.advance(AFTERWARDS[1])
+        self.clock.advance(REFRESH_AFTER[1])
         self.assertIs(self.state(), BOUND)
-        self.clock.advance(AFTERWARDS[-1])
-        self.assertEqual(len(self.backend.refreshed), len(AFTERWARDS))
+        self.clock.advance(REFRESH_AFTER[-1])
+        self.assertEqual(len(self.backend.refreshed), len(REFRESH_AFTER))
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_stopped(self) -> None:
         """A daemon that has stopped looks no more."""
         self.start(ALWAYS)
         self.leaves(self.given())
-        self.successResultOf(asked(self.sharing.stop()))
-        self.clock.advance(AFTERWARDS[-1])
+        self.successResultOf(asked(self.core.stop()))
+        self.clock.advance(REFRESH_AFTER[-1])
         self.assertEqual(self.backend.refreshed, [])
 
     def test_cannotLook(self) -> None:
@@ -505,7 +508,7 @@ class OnImportTests(ExportsTestCase):
         self.start(ON_IMPORT)
         self.leaves(self.given())
         self.giveBack()
-        self.sharing.apply(self.settings(NEVER))
+        self.core.reload(self.settings(NEVER))
         self.assertIs(self.state(), FREE)
 
 
@@ -620,26 +623,11 @@ class EndTests(ExportsTestCase):
             self.leaves(client)
         self.assertEqual(self.ended, [client])
 
-    def test_forgotten(self) -> None:
-        """What it has moved is known until the device is gone, whichever is seen first."""
-        self.start(ALWAYS)
-        for endsFirst in (True, False):
-            client = self.given()
-            held = self.shown()
-            if endsFirst:
-                self.leaves(client)
-                self.assertIsNotNone(self.sharing.traffic(held))
-            self.unplug()
-            if not endsFirst:
-                self.leaves(client)
-            self.assertIsNone(self.sharing.traffic(held))
-            self.plug()
-
     def test_afterStop(self) -> None:
         """Sessions outlast the daemon, unless it is to unbind everything."""
         self.start(ALWAYS)
         client = self.given()
-        self.successResultOf(asked(self.sharing.stop()))
+        self.successResultOf(asked(self.core.stop()))
         self.leaves(client)
         self.assertEqual((self.ended, self.clock.readers), ([], []))
 
@@ -660,7 +648,7 @@ class CarrierTests(ExportsTestCase):
 
     def asks(self, carrier: SessionSocket) -> Deferred[UsbDevice]:
         """A client wants the device over this."""
-        return asked(self.sharing.handOver(UNO.busId, Client(BOB), carrier, lambda: None))
+        return asked(self.core.dispatcher.handOver(UNO.busId, Client(BOB), carrier, lambda: None))
 
     def test_given(self) -> None:
         """The device gets what is given; that the session has ended shows at the client's
@@ -710,7 +698,7 @@ class ListTests(ExportsTestCase):
 
     def importable(self) -> list[str]:
         """Their bus ids."""
-        devices = self.successResultOf(asked(self.sharing.importable(Principal(LOCAL))))
+        devices = self.successResultOf(asked(self.core.dispatcher.importable(Principal(LOCAL))))
         return [device.busId for device in devices]
 
     def test_bound(self) -> None:
@@ -742,5 +730,5 @@ class ListTests(ExportsTestCase):
     def test_reloaded(self) -> None:
         """The list follows the configuration."""
         self.start(ON_IMPORT)
-        self.sharing.apply(self.settings(NEVER))
+        self.core.reload(self.settings(NEVER))
         self.assertEqual(self.importable(), [])

@@ -21,7 +21,7 @@ from usbip_server.model.errors import (
 from usbip_server.model.policy import Principal
 from usbip_server.model.replies import Devices
 from usbip_server.server.allocation import BUSY_PAUSE
-from usbip_server.server.queue import TURN
+from usbip_server.server.queue import TURN_SECONDS
 
 FREE, BOUND, IN_USE = DeviceState.FREE, DeviceState.BOUND, DeviceState.IN_USE
 CAROL = Principal("192.0.2.9")
@@ -147,10 +147,10 @@ class QueueTests(DesiredTestCase):
         self.assertNoResult(second)
         self.refused(DeviceAwaited, "attach")
         self.done("attach", force=True)
-        self.sleep(TURN)
+        self.sleep(TURN_SECONDS)
         self.successResultOf(second)
         self.assertNoResult(third)
-        self.sleep(TURN)
+        self.sleep(TURN_SECONDS)
         self.successResultOf(third)
 
     def test_turnWithoutLease(self) -> None:
@@ -158,7 +158,7 @@ class QueueTests(DesiredTestCase):
         self.done("attach", wait=60)
         second = self.ask("attach", Client(), wait=60)
         self.take()
-        self.sleep(TURN)
+        self.sleep(TURN_SECONDS)
         self.assertNoResult(second)
         self.giveBack()
         self.successResultOf(second)
@@ -242,7 +242,7 @@ class QueueTests(DesiredTestCase):
         """When the daemon stops nobody waits any more."""
         self.done("attach", lease={"owner": "a", "ttl": 10})
         result = self.wait("b")
-        self.successResultOf(asked(self.sharing.stop()))
+        self.successResultOf(asked(self.core.stop()))
         self.failureResultOf(result, BackendUnavailable)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 

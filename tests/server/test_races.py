@@ -26,8 +26,8 @@ from usbip_server.model.errors import (
     StillWorking,
 )
 from usbip_server.model.rules import Match, Rule
-from usbip_server.server.config import OnStop
-from usbip_server.server.core import Sharing
+from usbip_server.server.config import LiveSettings, OnStop
+from usbip_server.server.core import Core
 from usbip_server.server.devices.desired import DesiredDevice, State
 from usbip_server.server.devices.hooks import HookDispatcher
 
@@ -133,7 +133,7 @@ class MeanwhileTests(PatientTestCase):
             self.failureResultOf(result, StillWorking)
         self.fails()
         self.assertIsNone(self.shown().lease)
-        self.assertEqual(self.file.state.wishes, ())
+        self.assertEqual(self.file.state.devices, ())
 
     def test_goneWhileWithdrawn(self) -> None:
         """A connection that ends while its lease is being given back or taken away leaves no
@@ -253,7 +253,7 @@ class GivingBackTests(PatientTestCase):
         self.ask("attach", lease=lease("a", 10))
         self.backend.calls[0].succeed()
         self.take()
-        self.sharing.apply(self.settings(NEVER))
+        self.core.reload(self.settings(NEVER))
         self.assertEqual(self.verbs, ["bind"])
         self.sleep(10)
         self.assertEqual(self.verbs, ["bind", "unbind"])
@@ -263,12 +263,12 @@ class GivingBackTests(PatientTestCase):
         self.start()
         self.ask("attach")
         self.backend.calls[0].succeed()
-        self.sharing.apply(self.settings(NEVER))
+        self.core.reload(self.settings(NEVER))
         for _ in range(3):
             self.fails()
             self.assertEqual(self.verbs.count("unbind"), len(self.verbs) - 1)
             before = len(self.verbs)
-            self.sharing.apply(self.settings(NEVER))
+            self.core.reload(self.settings(NEVER))
             self.assertEqual(len(self.verbs), before)
             self.sleep(8)
             self.assertEqual(len(self.verbs), before + 1)
@@ -311,7 +311,7 @@ class GivingBackTests(PatientTestCase):
         """C{on_stop: unbind} gives back also what was just being bound."""
         self.start(onStop=OnStop.UNBIND)
         result = self.ask("attach")
-        stopped = asked(self.sharing.stop())
+        stopped = asked(self.core.stop())
         self.backend.calls[0].succeed()
         self.successResultOf(result)
         self.assertEqual(self.verbs, ["bind", "unbind"])
@@ -337,15 +337,15 @@ class StartTests(PatientTestCase):
             busId=UNO.busId,
             lease=lease,
         )
-        self.file.state = State(wishes=(wish, replace(wish, lease=replace(lease))))
-        self.sharing = Sharing(
+        self.file.state = State(devices=(wish, replace(wish, lease=replace(lease))))
+        self.core = Core(
             self.backend,
             self.clock,
-            self.settings(),
+            LiveSettings(self.settings()),
             self.file,  # type: ignore[arg-type]
             now=lambda: EPOCH + self.clock.seconds(),
         )
-        starting = asked(self.sharing.start())
+        starting = asked(self.core.start())
         self.clock.advance(1)
         self.backend.inventory.replace([changed(UNO, state=BOUND)])
         self.backend.starting.callback(None)
@@ -383,7 +383,7 @@ class IdentityTests(DesiredTestCase):
         self.done("attach", lease=lease("a"))
         self.unplug()
         self.backend.inventory.replace([changed(TWIN, driver="x")], {TWIN.busId})
-        self.sharing.apply(self.settings())
+        self.core.reload(self.settings())
         self.assertIs(self.state(TWIN.busId), FREE)
         self.plug()
         self.assertIs(self.state(), BOUND)
@@ -395,7 +395,7 @@ class IdentityTests(DesiredTestCase):
         self.done("attach")
         self.unplug()
         self.plug(busId="1-7")
-        self.assertEqual([wish.busId for wish in self.file.state.wishes], ["1-7"])
+        self.assertEqual([wish.busId for wish in self.file.state.devices], ["1-7"])
 
     def test_detachAway(self) -> None:
         """What is remembered of a device that is away can be forgotten; by its lease's owner
@@ -404,7 +404,7 @@ class IdentityTests(DesiredTestCase):
         self.done("attach")
         self.unplug()
         self.assertEqual(self.done("detach", id=UNO.busId).description, UNO.description)
-        self.assertEqual(self.file.state.wishes, ())
+        self.assertEqual(self.file.state.devices, ())
         self.plug()
         self.assertIs(self.state(), FREE)
         self.done("attach", lease=lease("a"))
@@ -419,7 +419,7 @@ class IdentityTests(DesiredTestCase):
         self.done("attach")
         self.done("detach")
         self.backend.inventory.replace([changed(UNO, state=BOUND)], {UNO.busId})
-        self.successResultOf(asked(self.sharing.stop()))
+        self.successResultOf(asked(self.core.stop()))
         self.assertIs(self.state(), BOUND)
 
 
@@ -444,7 +444,7 @@ class FlappingTests(DesiredTestCase):
         """Nor one that is hidden meanwhile."""
         self.start()
         self.flap()
-        self.sharing.apply(self.settings(NEVER))
+        self.core.reload(self.settings(NEVER))
         self.assertEqual(self.listed(), ())
 
     def test_lease(self) -> None:
@@ -515,10 +515,10 @@ class TurnTests(DesiredTestCase):
         client = Client(BOB)
         self.giveBack()
         second = self.ask("attach", client, wait=3)
-        self.assertIn("it is the turn of others", client.told[0]["message"])
+        self.assertIn("other clients wait for", client.told[0]["message"])
         self.sleep(3)
         message = str(self.failureResultOf(second, OperationFailed).value)
-        self.assertIn("it is the turn of others", message)
+        self.assertIn("other clients wait for", message)
 
     def test_freshReason(self) -> None:
         """The reason in the end is that of the end."""
@@ -537,7 +537,7 @@ class TurnTests(DesiredTestCase):
 
         self.backend.bind = busy  # type: ignore[method-assign, assignment]
         waiting = self.ask("attach", Client(), wait=600)
-        self.successResultOf(asked(self.sharing.stop()))
+        self.successResultOf(asked(self.core.stop()))
         self.sleep(1)
         self.failureResultOf(waiting)
         gone = Client()

@@ -23,8 +23,9 @@ from usbip_server.model.replies import Devices, Measure, Status, encodeDevices
 from usbip_server.net.caller import Caller
 from usbip_server.protocols.interfaces import Response, refusal
 from usbip_server.server import responder
-from usbip_server.server.config import Settings
-from usbip_server.server.core import Sharing
+from usbip_server.server.config import LiveSettings, Settings
+from usbip_server.server.core import Core
+from usbip_server.server.dispatcher import Dispatcher
 from usbip_server.server.responder import Responder
 
 ATTACH = b'{"command":"attach","id":"1-1.4"%s}'
@@ -42,9 +43,9 @@ class AnswersTests(SynchronousTestCase):
     def use(self, backend: PatientBackend) -> None:
         """Ask this backend."""
         self.backend = backend
-        sharing = Sharing(backend, Clock(), Settings(access=EVERYBODY))
-        asked(sharing.start())
-        self.answers = Responder(sharing)
+        core = Core(backend, Clock(), LiveSettings(Settings(access=EVERYBODY)))
+        asked(core.start())
+        self.answers = Responder(core.dispatcher)
 
     def to(self, raw: bytes) -> Response:
         """The answer to a request."""
@@ -86,14 +87,14 @@ class AnswersTests(SynchronousTestCase):
 
     def test_bug(self) -> None:
         """A bug is answered with an error that tells nothing of it, and logged."""
-        self.backend.inventory.get("1-1")
-        del self.backend.inventory
+        self.patch(Dispatcher, "list", None)
+        self.use(self.backend)
         answer = self.to(LIST)
         self.assertIs(answer.status, Status.ERROR)
         self.assertTrue(answer.broken)
         self.assertEqual(set(json.loads(answer.encoded)), {"status", "message"})
         self.assertNotIn(b"inventory", answer.encoded)
-        self.assertEqual(len(self.flushLoggedErrors(AttributeError)), 1)
+        self.assertEqual(len(self.flushLoggedErrors(TypeError)), 1)
 
     def test_listIsEncodedOnce(self) -> None:
         """The JSON of a list is made once for each state of the inventory."""

@@ -17,6 +17,7 @@ from usbip_server.model.device import Holder, Traffic, UsbDevice
 from usbip_server.model.errors import InvalidRequest
 from usbip_server.net.handover import requireSilence
 from usbip_server.net.keepalive import KeepAlive
+from usbip_server.server import sessions
 from usbip_server.server.sessions import Session, SessionTable
 from usbip_server.testing.reactor import FakeReactor
 
@@ -280,13 +281,14 @@ class TrafficTests(HandoffsTestCase):
         self.assertFalse(self.handoffs.isOpen(changed(UNO, deviceNumber=99)))
 
     def test_forgotten(self) -> None:
-        """When the device is gone it is forgotten."""
-        self.begin().client.close()
-        self.reactor.deliver()
-        self.assertIsNotNone(self.traffic())
-        self.handoffs.forget(UNO)
-        self.handoffs.forget(UNO)
-        self.assertIsNone(self.traffic())
+        """The traffic of the last sessions that have ended is remembered, and no more."""
+        self.patch(sessions, "REMEMBERED", 2)
+        for number in range(4):
+            device = changed(UNO, deviceNumber=number)
+            self.begin(device).client.close()
+            self.reactor.deliver()
+        known = [self.traffic(changed(UNO, deviceNumber=number)) for number in range(4)]
+        self.assertEqual([each is not None for each in known], [False, False, True, True])
 
     def test_notTcp(self) -> None:
         """Of a connection that is none of TCP it is not known."""

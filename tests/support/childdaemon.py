@@ -32,6 +32,7 @@ SECONDS = 180.0
 
 
 PATIENCE = {
+    ("usbip_server.server.devices.operations", "EXPORT_SECONDS"): 600.0,
     ("usbip_server.server.exports", "EXPORT_SECONDS"): 600.0,
     ("usbip_server.protocols.exporter", "REQUEST_SECONDS"): 600.0,
     ("usbip_server.protocols.exporter_tls", "HANDSHAKE_SECONDS"): 600.0,
@@ -149,12 +150,7 @@ class ChildDaemon:
         """
         self._write(config)
         self.child.send_signal(signal.SIGHUP)
-        return self.logged(
-            "the configuration was read anew",
-            "configuration reloaded",
-            "nothing is changed",
-            "reload failed",
-        )
+        return self.logged("configuration reloaded", "reload failed")
 
     @property
     def exportPort(self) -> int:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -21,6 +21,18 @@ from usbip_server.interfaces import IUsbBackend
 from usbip_server.model.device import DeviceState, Holder, Traffic, UsbDevice
 from usbip_server.model.inventory import Inventory
 from usbip_server.model.policy import AccessPreset, Principal
+from usbip_server.model.replies import Reply
+from usbip_server.model.requests import WatchDevices
+from usbip_server.net.caller import Caller
+from usbip_server.runtime.eventlog import Subscription
+from usbip_server.server.config import LiveSettings
+from usbip_server.server.core import Core
+from usbip_server.server.devices.desired import DesiredState
+from usbip_server.server.devices.events import DeviceEvents, Event
+from usbip_server.server.devices.view import DeviceView, FlapDamper
+from usbip_server.server.dispatcher import Watch
+from usbip_server.server.sessions import SessionTable
+from usbip_server.testing.reactor import FakeReactor
 
 T = TypeVar("T")
 
@@ -299,8 +311,10 @@ class PatientBackend:
     @ivar moved: what holders have moved, by bus id.
     """
 
-    def __init__(self, devices: Sequence[UsbDevice] = DEVICES, started: bool = True) -> None:
-        self.inventory = Inventory()
+    def __init__(
+        self, devices: Sequence[UsbDevice] = DEVICES, started: bool = True, seq: int = 0
+    ) -> None:
+        self.inventory = Inventory(seq)
         self.inventory.replace(devices)
         self.calls: list[Call] = []
         self.refreshed: list[str] = []
@@ -359,6 +373,33 @@ class PromptBackend(PatientBackend):
         call = Call(self.inventory, verb, device, deadline, holder)
         self.calls.append(call)
         return call.succeed()
+
+
+def watching(
+    core: Core, request: WatchDevices, caller: Caller
+) -> tuple[Reply, Subscription[Event]]:
+    """The outcome of a watch command: the reply, and the events that follow."""
+    watch = core.dispatcher.atOnce(request, caller)
+    assert isinstance(watch, Watch)
+    return watch.reply, watch.subscription
+
+
+def eventsOf(
+    backend: PatientBackend, now: Callable[[], float], settings: LiveSettings
+) -> DeviceEvents:
+    """The events of a backend's devices, without the rest of a daemon."""
+    clock, inventory = FakeReactor(), backend.inventory
+    desired = DesiredState(
+        clock, now, settings, inventory.get, lambda busId: None, lambda desired: None
+    )
+    damper = FlapDamper(clock, lambda busId: None)
+    sessions = SessionTable(clock)
+    seq = inventory.snapshot.seq - len(inventory.snapshot.devices)
+    view = DeviceView(backend, settings, desired, damper, sessions, seq)
+    events = DeviceEvents(view, now)
+    inventory.subscribe(view.update)
+    view.inventory.subscribe(events.update)
+    return events
 
 
 def asked(coroutine: Coroutine[Any, Any, T]) -> Deferred[T]:

@@ -21,13 +21,12 @@ from usbip_server.client.imports import Imported
 from usbip_server.client.servers import Server
 from usbip_server.model.device import DeviceState, Encryption, Holder, UsbDevice
 from usbip_server.model.errors import DeviceInUse, Unreachable
-from usbip_server.model.options import Limits, Timeouts
 from usbip_server.model.policy import Principal
 from usbip_server.model.usbip import NotGiven, OpStatus, decodeImport, encodeImport
 from usbip_server.net.resolver import Resolver
-from usbip_server.protocols.lines import CommandProtocol
-from usbip_server.server.config import Settings
-from usbip_server.server.core import Sharing
+from usbip_server.protocols.lines import CommandFactory
+from usbip_server.server.config import LiveSettings, Settings
+from usbip_server.server.core import Core
 from usbip_server.server.responder import Responder
 from usbip_server.testing.reactor import FakeReactor
 
@@ -99,11 +98,11 @@ class Room:
         self._begin()
 
     def _begin(self) -> None:
-        settings = Settings(access=EVERYBODY)
-        now = self._network.now
-        self._sharing = Sharing(self.backend, self._network, settings, now=now)
-        self.answers = Responder(self._sharing)
-        asked(self._sharing.start())
+        settings = LiveSettings(Settings(access=EVERYBODY))
+        self._core = Core(self.backend, self._network, settings, now=self._network.now)
+        self._settings = settings
+        self.answers = Responder(self._core.dispatcher)
+        asked(self._core.start())
 
     @property
     def commands(self) -> list[tuple[str, str]]:
@@ -117,7 +116,7 @@ class Room:
 
     def accept(self, protocol: Any) -> None:
         """Somebody connects, and is let."""
-        lines = CommandProtocol(self.answers, US, Limits(), Timeouts(), self._network)
+        lines = CommandFactory(self.answers, self._settings, self._network).make(US)
         self._pipes.append(Pipe(protocol, lines))
 
     def hush(self, isMute: bool = True) -> None:

@@ -6,19 +6,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from twisted.internet.interfaces import IDelayedCall, IListeningPort
 
 from usbip_server.backends.remote.config import Host
 from usbip_server.client.servers import Server
 from usbip_server.interfaces import IUsbBackend
 from usbip_server.model.options import Limits
-from usbip_server.net.keepalive import KeepAlive
 from usbip_server.protocols.exporter import ExporterFactory
-from usbip_server.protocols.lines import CommandProtocol
+from usbip_server.protocols.lines import CommandFactory
 from usbip_server.protocols.multiplexer import FirstByteFactory
 from usbip_server.protocols.web import WebFactory
-from usbip_server.server.config import Settings
-from usbip_server.server.core import Sharing
+from usbip_server.server.config import LiveSettings, Settings
+from usbip_server.server.core import Core
 from usbip_server.server.responder import Responder
 
 MOST = 100
@@ -60,18 +60,16 @@ class FarServer:
 
     def __init__(self, backend: IUsbBackend, reactor: Any, settings: Settings) -> None:
         self._reactor = reactor = Lent(reactor)
-        self._sharing = Sharing(backend, reactor, settings)
-        answers = Responder(self._sharing)
-        web = WebFactory(answers, (), Limits(), settings.timeouts, reactor)
+        live = LiveSettings(msgspec.structs.replace(settings, limits=Limits(connections=MOST)))
+        self._core = Core(backend, reactor, live)
+        responder = Responder(self._core.dispatcher)
         self._factory = FirstByteFactory(
-            lambda principal: CommandProtocol(
-                answers, principal, Limits(), settings.timeouts, reactor
-            ),
-            web.makeChannel,
-            MOST,
+            CommandFactory(responder, live, reactor),
+            WebFactory(responder, live, reactor),
+            live,
             reactor,
         )
-        self._exporter = ExporterFactory(self._sharing, KeepAlive(), MOST, reactor)
+        self._exporter = ExporterFactory(self._core.dispatcher, live, reactor)
         self._ports: list[IListeningPort] = []
         self._isOver = False
 
@@ -85,7 +83,7 @@ class FarServer:
             self._ports.append(self._reactor.listenTCP(number, factory, interface="127.0.0.1"))
         addresses: list[Any] = [listening.getHost() for listening in self._ports]
         self.port, self.exportPort = (address.port for address in addresses)
-        await self._sharing.start()
+        await self._core.start()
 
     async def cutOff(self) -> None:
         """Listen no more, and cut all connections off; what it does goes on."""
@@ -101,7 +99,7 @@ class FarServer:
             return
         self._isOver = True
         await self.cutOff()
-        await self._sharing.stop()
+        await self._core.stop()
         self._exporter.close()
         await self._factory.close(0)
         self._reactor.takeBack()

@@ -44,7 +44,7 @@ class ForkingTests(SynchronousTestCase):
         check = ("usbipshare", "--check", "--backend", "virtual")
         status, output = self.outcome(*TWISTED, *check)
         self.assertEqual(status, 0, output)
-        self.assertIn("all is well", output)
+        self.assertIn("configuration OK", output)
         status, output = self.outcome(COMMAND, "--version")
         self.assertEqual(status, 0, output)
         self.assertTrue(output.startswith("usbipshare"), output)

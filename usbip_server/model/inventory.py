@@ -8,6 +8,7 @@ them and passes them to the subscribers.
 from __future__ import annotations
 
 import enum
+from collections import deque
 from collections.abc import Callable, Collection, Iterable
 
 import msgspec
@@ -82,7 +83,9 @@ class Inventory:
         self.trouble: str | None = None
         self._devices: dict[str, UsbDevice] = {}
         self._snapshot = Snapshot(seq=seq, devices=())
-        self._listeners: list[Listener] = []
+        self._listeners: dict[Listener, int] = {}  # each with the last number it knows of
+        self._undelivered: deque[tuple[Change, ...]] = deque()
+        self._isDelivering = False
 
     @property
     def snapshot(self) -> Snapshot:
@@ -106,12 +109,12 @@ class Inventory:
         Call C{listener} for every change after the snapshot that is returned. No change is
         missing between the two, and none is in both.
         """
-        self._listeners.append(listener)
+        self._listeners[listener] = self._snapshot.seq
         return self._snapshot
 
     def unsubscribe(self, listener: Listener) -> None:
         """Stop calling C{listener}."""
-        self._listeners.remove(listener)
+        self._listeners.pop(listener, None)
 
     def replace(self, found: Iterable[UsbDevice], among: Collection[str] | None = None) -> None:
         """
@@ -141,19 +144,31 @@ class Inventory:
             seq=self._snapshot.seq + len(kinds),
             devices=tuple(self._devices[busId] for busId in sorted(self._devices, key=busOrder)),
         )
-        self._notify(
+        self._undelivered.append(
             tuple(
                 Change(kind=kind, seq=seq, device=device, before=before)
                 for seq, (kind, device, before) in enumerate(kinds, first)
             )
         )
+        if not self._isDelivering:
+            self._deliver()
 
-    def _notify(self, changes: tuple[Change, ...]) -> None:
-        for listener in tuple(self._listeners):
-            try:
-                listener(changes)
-            except Exception:
-                self._log.failure("a listener failed on change {seq}", seq=changes[0].seq)
+    def _deliver(self) -> None:
+        """
+        Call the listeners. A listener may call C{replace}: its changes are delivered when all
+        listeners have received the changes before them, so that numbers only rise.
+        """
+        self._isDelivering = True
+        while self._undelivered:
+            changes = self._undelivered.popleft()
+            for listener, seq in tuple(self._listeners.items()):
+                if changes[0].seq <= seq or listener not in self._listeners:
+                    continue
+                try:
+                    listener(changes)
+                except Exception:
+                    self._log.failure("a listener failed on change {seq}", seq=changes[0].seq)
+        self._isDelivering = False
 
 
 def _difference(before: UsbDevice | None, after: UsbDevice | None) -> list[_Step]:

@@ -196,10 +196,6 @@ class Rules:
         """
         @param hooks: hooks for events of all devices.
         """
-        self.become(rules, hooks)
-
-    def become(self, rules: Iterable[Rule], hooks: Iterable[Hook]) -> None:
-        """Replace all rules and hooks."""
         self._rules = tuple(rules)
         self._hooks = tuple(hooks)
 

@@ -309,6 +309,15 @@ class Listener(NamedTuple):
         return self.description, self.purpose
 
 
+def descriptorsPerConnection(listeners: Sequence[Listener]) -> int:
+    """
+    The file descriptors needed for each connection that the limit allows: one for a client with
+    requests, and one for a client of USB/IP, or two over TLS (C{ssl}'s and Twisted's).
+    """
+    purposes = {listener.purpose for listener in listeners}
+    return 1 + (purposes > {Purpose.REQUESTS}) + (Purpose.SECURED_EXPORT in purposes)
+
+
 Wrong = Callable[[int, str], Exception]
 """Makes an error of which description is wrong, and why."""
 

@@ -51,7 +51,5 @@ def requireSilence(connection: socket.socket) -> None:
     except OSError as error:
         raise InvalidRequest(f"the connection is gone: {error}") from error
     raise InvalidRequest(
-        "unexpected data after the request"
-        if more
-        else "the client has disconnected before the reply"
+        "unexpected data after the request" if more else "the client disconnected before the reply"
     )

@@ -1,13 +1,14 @@
 """
-TLS on a socket of the system's, driven by the reactor.
+TLS on a socket, driven by the reactor, that can be handed to the kernel.
 
-Twisted's own TLS has the encrypted bytes in memory of its own. Here OpenSSL has the socket
-itself, so that it can hand the keys to the kernel (L{usbip_server.net.ktls}).
+Twisted's own TLS keeps the encrypted bytes in memory. Here OpenSSL uses the socket itself, so
+that it can pass the keys to the kernel (L{usbip_server.net.ktls}).
 """
 
 from __future__ import annotations
 
 import contextlib
+import enum
 import socket
 import ssl
 from collections.abc import Callable
@@ -21,21 +22,42 @@ from zope.interface import implementer
 T = TypeVar("T")
 
 RECORD = 16384
-"""Bytes in one record, at most (RFC 8446, 5.1): what is read at a time, unless there is to be
-more. OpenSSL has nothing then that the socket does not know of."""
+"""The most bytes in one record (RFC 8446, 5.1), and what is read at a time by default: then
+OpenSSL buffers nothing that the socket does not show as readable."""
 
 CLOSING_SECONDS = 10.0
-"""For the other end to take what is still to be sent."""
+"""Time for the other end to read what is still to be sent."""
+
+
+class TlsState(enum.Enum):
+    """
+    The states of a connection::
+
+        HANDSHAKE -> OPEN -> CLOSING -> CLOSED        loseConnection
+        HANDSHAKE, OPEN, CLOSING -> CLOSED            abortConnection, an error, the other end
+        OPEN -> GIVEN_AWAY -> CLOSED                  giveAway, and then abortConnection
+    """
+
+    HANDSHAKE = 1
+    OPEN = 2
+
+    CLOSING = 3
+    """What was written is being sent, and then C{close_notify}; nothing is received."""
+
+    GIVEN_AWAY = 4
+    """What was written is being sent; nothing is received, and no C{close_notify} follows."""
+
+    CLOSED = 5
 
 
 @implementer(IReadWriteDescriptor)
 class TlsSocket:
     """
-    The server's end of a TLS connection, whose socket does not block: a transport, to the
-    protocol above it.
+    The server's end of a TLS connection on a non-blocking socket; the transport of the protocol
+    above it.
 
-    @ivar received: called with what has come, which is only lent.
-    @ivar drained: called when all that was written is sent.
+    @ivar received: called with the bytes received, a view that is valid during the call only.
+    @ivar drained: called when everything written has been sent.
     """
 
     def __init__(
@@ -48,12 +70,12 @@ class TlsSocket:
         closed: Callable[[Exception | None], None],
     ) -> None:
         """
-        @param connection: a reference of its own is made.
+        @param connection: is duplicated.
         @param reactor: provides C{IReactorFDSet} and C{IReactorTime}.
-        @param shaken: called when the handshake is done; nothing is received before that.
-        @param closed: called once, when it is over, with what has gone wrong. Our reference
-            is closed then, and the connection as such is not.
-        @raise OSError: the connection is gone, or there is no descriptor left.
+        @param shaken: called when the handshake is complete; nothing is received before that.
+        @param closed: called once at the end, with the error if there was one. The duplicate is
+            closed then, and the connection itself is not.
+        @raise OSError: the connection has ended, or there is no descriptor left.
         """
         self.received = received
         self.drained: Callable[[], None] = lambda: None
@@ -67,82 +89,86 @@ class TlsSocket:
         self._buffer = bytearray()
         self._out = bytearray()
         self._wanted = self._watched = (False, False)  # to be read from, to be written to
-        self._spoke = self._isShaken = self._isReading = False
-        self._isTurning = self._isLosing = self._isGivenAway = self._isOver = False
+        self._state = TlsState.HANDSHAKE
+        self._spoke = False  # has anything come?
+        self._isReading = False  # between resumeProducing and pauseProducing
+        self._isTurning = False  # within _turn
         self._deadline: IDelayedCall | None = None
 
     @property
     def spoke(self) -> bool:
-        """Has anything come, whatever it was?"""
+        """Has the other end sent anything?"""
         return self._spoke
 
     @property
     def isOver(self) -> bool:
-        """Is it closed?"""
-        return self._isOver
+        """Is the connection closed?"""
+        return self._state is TlsState.CLOSED
 
     @property
     def version(self) -> str | None:
-        """Of TLS: C{"TLSv1.2"}."""
+        """The version of TLS: C{"TLSv1.2"}."""
         return self._ssl.version()
 
     @property
     def certificate(self) -> bytes | None:
-        """That the client has shown, which was verified, in DER; C{None}: it has shown none."""
+        """The client's verified certificate, in DER; C{None}: it has sent none."""
         return self._ssl.getpeercert(binary_form=True)
 
     @property
     def unread(self) -> int:
-        """Bytes that have come and were not received yet."""
+        """Bytes that were decrypted and not delivered yet."""
         return self._ssl.pending()
 
     @property
     def unsent(self) -> int:
-        """Bytes that were written and not sent yet."""
+        """Bytes that were written and are not sent yet."""
         return len(self._out)
 
     def start(self) -> None:
-        """Begin with the handshake."""
+        """Begin the handshake."""
         self._turn()
 
     def widen(self, size: int) -> None:
-        """Receive as much as this at a time, in bytes."""
+        """Receive up to so many bytes at a time."""
         self._buffer = bytearray(size)
 
     def pauseProducing(self) -> None:
-        """Receive nothing for now."""
+        """Receive nothing until C{resumeProducing}."""
         self._isReading = False
         self._turn()
 
     def resumeProducing(self) -> None:
-        """Go on receiving."""
+        """Receive again."""
         self._isReading = True
         self._turn()
 
     def write(self, data: bytes | memoryview) -> None:
-        """Send something, unless the connection is being closed, or is another one's."""
-        if not (self._isLosing or self._isGivenAway or self._isOver):
+        """Send bytes; does nothing once the connection is being closed or was given away."""
+        if self._state in (TlsState.HANDSHAKE, TlsState.OPEN):
             self._out += data
             self._turn()
 
     def loseConnection(self) -> None:
-        """Send what is still to be sent, take leave (C{close_notify}), and close it."""
-        if self._isGivenAway:
-            self.abortConnection()  # what we said now would be said in somebody's traffic
-        elif not self._isLosing and not self._isOver:
-            self._isLosing = True
+        """Send what was written, then C{close_notify}, and close the connection."""
+        if self._state is TlsState.OPEN:
+            self._state = TlsState.CLOSING
             self._deadline = self._reactor.callLater(CLOSING_SECONDS, self.abortConnection)
             self._turn()
+        elif self._state is not TlsState.CLOSING:
+            self.abortConnection()  # after giveAway close_notify would be read as USB traffic
 
     def abortConnection(self) -> None:
-        """Close it at once."""
+        """Close the connection at once."""
         self._end(None)
 
     def giveAway(self) -> None:
         """
-        Another one has the connection from now on: send what was written, and do nothing more.
+        Send what was written, and then leave the connection to its new owner. No close_notify
+        is sent after that.
         """
-        self._isGivenAway = True
+        if self._state is TlsState.OPEN:
+            self._state = TlsState.GIVEN_AWAY
         self._isReading = False
         self._turn()
 
@@ -163,9 +189,9 @@ class TlsSocket:
 
     def _turn(self) -> None:
         """
-        Do all that can be done now. What is called here may call us.
+        Make all progress that is possible without blocking. Callbacks may call this object.
         """
-        if self._isTurning or self._isOver:
+        if self._isTurning or self.isOver:
             return
         self._isTurning = True
         try:
@@ -178,32 +204,33 @@ class TlsSocket:
         self._watch()
 
     def _proceed(self) -> None:
-        if not self._isShaken and not self._shake():
+        if self._state is TlsState.HANDSHAKE and not self._shake():
             return
         self._flush()
-        if self._isReading and not self._isLosing:
+        if self._isReceiving:
             view = self._gather()
             if view is not None:
                 if not view:
-                    self._takeLeave()
+                    self._closeNotify()
                     return
                 self.received(view)
                 self._flush()
-        if self._isOver or self._out:
+        if self.isOver or self._out:
             return
-        if self._isLosing:
-            self._takeLeave()
-        elif self._isGivenAway:
+        if self._state is TlsState.CLOSING:
+            self._closeNotify()
+        elif self._state is TlsState.GIVEN_AWAY:
             self._release()
 
+    @property
+    def _isReceiving(self) -> bool:
+        return self._isReading and self._state is TlsState.OPEN
+
     def _shake(self) -> bool:
-        if self._isLosing:
-            self._end(None)
-            return False
         if not self._spoke:
             try:
                 if not self._connection.recv(1, socket.MSG_PEEK):
-                    raise ConnectionResetError("it leaves in the handshake")
+                    raise ConnectionResetError("the client disconnected during the handshake")
             except BlockingIOError:
                 # OpenSSL has nothing to say yet, and would take what comes in this moment.
                 self._wanted = (True, False)
@@ -211,17 +238,17 @@ class TlsSocket:
             self._spoke = True
         if not self._try(self._handshaken, False):
             return False
-        self._isShaken = self._isReading = True
+        self._state, self._isReading = TlsState.OPEN, True
         self.widen(RECORD)
         self._shaken()
-        return not self._isOver
+        return not self.isOver
 
     def _handshaken(self) -> bool:
         self._ssl.do_handshake()
         return True
 
     def _flush(self) -> None:
-        if not self._out or self._isOver:
+        if not self._out or self.isOver:
             return
         sent = 0
         with memoryview(self._out) as view:
@@ -236,13 +263,13 @@ class TlsSocket:
 
     def _gather(self) -> memoryview | None:
         """
-        @return: what has come; nothing at the end; C{None}: nothing yet.
+        @return: the bytes received; empty at the end of the stream; C{None}: nothing yet.
         """
         view, filled = memoryview(self._buffer), 0
         while filled + RECORD <= len(view):
             count = self._try(partial(self._ssl.recv_into, view[filled:]), -1)
             if count <= 0:
-                if not count and filled:  # the socket will not tell of the end again
+                if not count and filled:  # the socket does not become readable again
                     self._reactor.callLater(0, self._turn)
                 return None if count < 0 and not filled else view[:filled]
             filled += count
@@ -250,8 +277,8 @@ class TlsSocket:
 
     def _try(self, operation: Callable[[], T], otherwise: T) -> T:
         """
-        @return: C{otherwise}: it cannot be done before there is something to be read, or room
-            to write.
+        @return: the result; C{otherwise} if the operation has to wait for the socket to become
+            readable or writable.
         """
         reads, writes = self._wanted
         try:
@@ -262,9 +289,9 @@ class TlsSocket:
             self._wanted = (reads, True)
         return otherwise
 
-    def _takeLeave(self) -> None:
+    def _closeNotify(self) -> None:
         with contextlib.suppress(OSError, ValueError):
-            self._ssl.unwrap()  # waits for no answer
+            self._ssl.unwrap()  # sends close_notify and waits for none
         self._end(None)
 
     def _release(self) -> None:
@@ -273,9 +300,9 @@ class TlsSocket:
         self._ssl.close()
 
     def _end(self, error: Exception | None) -> None:
-        if self._isOver:
+        if self.isOver:
             return
-        self._isOver = True
+        self._state = TlsState.CLOSED
         self._watch()
         self._ssl.close()
         if self._deadline is not None and self._deadline.active():
@@ -283,10 +310,10 @@ class TlsSocket:
         self._closed(error)
 
     def _watch(self) -> None:
-        """Have the reactor tell when there is something to be done."""
+        """Have the reactor call when the socket is readable or writable, as needed."""
         reads, writes = self._wanted
-        reads = reads or (self._isShaken and self._isReading and not self._isLosing)
-        watched = (False, False) if self._isOver else (reads, writes)
+        reads = reads or self._isReceiving
+        watched = (False, False) if self.isOver else (reads, writes)
         for now, before, add, remove in zip(
             watched,
             self._watched,

@@ -1,17 +1,18 @@
 """
-USB/IP: which devices can be imported, and the import of one.
+USB/IP: lists the devices that can be imported, and hands connections over to devices.
 
-A conversation (L{usbip_server.model.usbip} has the bytes)::
+The conversations (L{usbip_server.model.usbip} encodes and decodes the messages)::
 
-    client: OP_REQ_DEVLIST
-    server: OP_REP_DEVLIST, closes
+    client -> server   OP_REQ_DEVLIST
+    client <- server   OP_REP_DEVLIST                 (closes)
 
-    client: OP_REQ_IMPORT
-    server gives the connection to the device, and only then answers:
-    server: OP_REP_IMPORT
-    from now on USB traffic goes both ways, and not through here.
+    client -> server   OP_REQ_IMPORT, bus id
+                       (hands the connection to the device, and replies only then)
+    client <- server   OP_REP_IMPORT, status 0, device
+    client <> device   USB traffic, not through this module
 
-An import that fails is answered with its status, and the connection closed.
+    client -> server   OP_REQ_IMPORT, bus id
+    client <- server   OP_REP_IMPORT, status != 0     (closes)
 """
 
 from __future__ import annotations
@@ -55,11 +56,10 @@ from usbip_server.model.usbip import (
 )
 from usbip_server.net.caller import Caller, principalAt, principalOf
 from usbip_server.net.handover import NotEncrypted, SessionSocket, requireSilence
-from usbip_server.net.keepalive import KeepAlive
-from usbip_server.protocols.interfaces import IImportHandler
+from usbip_server.protocols.interfaces import ExportSettings, IImportHandler
 
 REQUEST_SECONDS = 10.0
-"""For a client to say what it wants."""
+"""Time for a client to send its request."""
 
 STATUS_OF: dict[type[ShareError], OpStatus] = {
     DeviceInUse: OpStatus.DEV_BUSY,
@@ -76,7 +76,7 @@ STATUS_OF: dict[type[ShareError], OpStatus] = {
     SnapshotNeeded: OpStatus.ERROR,
     LocalTrouble: OpStatus.ERROR,
 }
-"""Which status tells of which error; a subclass has its base's."""
+"""The status of each error; a subclass has that of its base."""
 
 
 class Exporter(Protocol, TimeoutMixin):
@@ -92,7 +92,7 @@ class Exporter(Protocol, TimeoutMixin):
         self, principal: Principal, carry: Callable[[], SessionSocket] | None = None
     ) -> None:
         """
-        @param carry: makes what carries USB traffic; C{None}: that is the connection as it is.
+        @param carry: makes the socket for the device; C{None}: it gets the connection itself.
         """
         self._carry = carry
         self._caller = Caller(principal)
@@ -102,7 +102,7 @@ class Exporter(Protocol, TimeoutMixin):
         self._handedOver = False
 
     def callLater(self, period: float, func: Any) -> IDelayedCall:
-        """What C{TimeoutMixin} uses."""
+        """The clock of C{TimeoutMixin}."""
         return self.factory.clock.callLater(period, func)
 
     def connectionMade(self) -> None:
@@ -117,7 +117,7 @@ class Exporter(Protocol, TimeoutMixin):
         self.factory.connections.discard(self)
         if self._received and not self._asked:
             self._log.warn(
-                "{principal} is no USB/IP client: it leaves in the middle of a request",
+                "{principal} is not a USB/IP client: it disconnected in the middle of a request",
                 principal=str(self._caller.principal),
             )
         self._caller.gone()
@@ -135,26 +135,24 @@ class Exporter(Protocol, TimeoutMixin):
             return
         self._asked = True
         self.setTimeout(None)
-        self.transport.pauseProducing()  # what comes from now on is not for us
+        self.transport.pauseProducing()  # what comes from now on is USB traffic
         work = self._list(request) if isinstance(request, ListRequest) else self._import(request)
         Deferred.fromCoroutine(work).addErrback(self._failed)
 
     def timeoutConnection(self) -> None:
         if not self._asked:
-            self._cutOff(f"no whole request within {REQUEST_SECONDS:g} s")
+            self._cutOff(f"no complete request within {REQUEST_SECONDS:g} s")
             return
-        if self._answered:  # else it does not go though the daemon stops
+        if self._answered:  # otherwise the daemon is stopping
             self._log.warn(
-                "{principal} has not taken its answer within {seconds:g} s",
+                "{principal} did not read its reply within {seconds:g} s",
                 principal=str(self._caller.principal),
                 seconds=REQUEST_SECONDS,
             )
         self.transport.abortConnection()
 
     def close(self) -> None:
-        """
-        The daemon stops: USB traffic goes on without it, all else ends.
-        """
+        """Close the connection unless it carries USB traffic: the daemon stops."""
         if not self._handedOver:
             self._asked = True
             self.transport.loseConnection()
@@ -163,7 +161,7 @@ class Exporter(Protocol, TimeoutMixin):
         try:
             devices = await self.factory.handler.importable(self._caller.principal)
         except ShareError:
-            devices = ()  # there is no status for this
+            devices = ()  # OP_REP_DEVLIST has no status for an error
         self._answer(encodeList(devices))
 
     async def _import(self, request: ImportRequest) -> None:
@@ -174,7 +172,7 @@ class Exporter(Protocol, TimeoutMixin):
             return
         except NotEncrypted as error:
             self._log.warn(
-                "{principal} is given no device: {reason}",
+                "{principal}: import refused: {reason}",
                 principal=str(self._caller.principal),
                 reason=str(error),
             )
@@ -190,8 +188,8 @@ class Exporter(Protocol, TimeoutMixin):
                 raise
             self._answer(encodeRefusal(statusOf(error)))
         else:
-            # The transport stays as it is, reading nothing: to close it would shut the
-            # connection down, which is not ours any more.
+            # The transport stays open without reading: closing it would shut down the
+            # connection that the device uses.
             self._handedOver = True
             self.factory.connections.discard(self)
             self.transport.write(encodeImport(device))
@@ -201,7 +199,7 @@ class Exporter(Protocol, TimeoutMixin):
         assert self._carry is not None, "there is no connection yet"
         carrier = self._carry()
         try:
-            self.factory.keepAlive.apply(carrier.connection)
+            self.factory.settings.keepalive.apply(carrier.connection)
             requireSilence(carrier.connection)
         except BaseException:
             carrier.drop()
@@ -213,15 +211,13 @@ class Exporter(Protocol, TimeoutMixin):
         return SessionSocket(given=connection, connection=connection)
 
     def _ended(self) -> None:
-        """
-        The session has ended: the connection is ours again, to be closed.
-        """
+        """Close the connection: its session has ended."""
         self.transport.loseConnection()
 
     def _cutOff(self, reason: object) -> None:
-        self._asked = True  # or something that cannot be answered
+        self._asked = True
         self._log.warn(
-            "{principal} is no USB/IP client: {reason}",
+            "{principal} is not a USB/IP client: {reason}",
             principal=str(self._caller.principal),
             reason=str(reason),
         )
@@ -232,7 +228,7 @@ class Exporter(Protocol, TimeoutMixin):
             return
         self._answered = True
         self.transport.write(answer)
-        self.setTimeout(REQUEST_SECONDS)  # to take it
+        self.setTimeout(REQUEST_SECONDS)  # for the client to read it
         self.transport.loseConnection()
 
     def _failed(self, failure: Failure) -> None:
@@ -242,52 +238,49 @@ class Exporter(Protocol, TimeoutMixin):
 
 class ExporterFactory(Factory):
     """
-    Makes the connections of the export port, and counts those that carry no traffic yet.
+    Makes the connections for USB/IP, and limits the number of those that carry no USB traffic
+    yet.
 
-    @ivar connections: those, and others that come to be; each has C{close}.
-    @ivar keepAlive: how a client that vanishes is noticed.
+    @ivar connections: the connections that carry no USB traffic yet; each has a C{close}.
     """
 
     noisy = False
     _log = Logger()
 
     def __init__(
-        self, handler: IImportHandler, keepAlive: KeepAlive, most: int, clock: IReactorTime
+        self, handler: IImportHandler, settings: ExportSettings, clock: IReactorTime
     ) -> None:
-        """
-        @param most: how many there may be at a time.
-        """
         self.handler = handler
-        self.keepAlive = keepAlive
-        self.most = most
+        self.settings = settings
         self.clock = clock
         self.connections: set[Any] = set()
-        self._full = False
+        self._isFull = False
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
         principal = principalAt(addr)
         return self.make(principal) if self.admits(principal) else None
 
     def admits(self, principal: Principal) -> bool:
-        """Is there room for one more?"""
-        if len(self.connections) >= self.most:
-            if not self._full:
-                self._full = True
+        """Is the number of connections below the limit?"""
+        most = self.settings.limits.connections
+        if len(self.connections) >= most:
+            if not self._isFull:
+                self._isFull = True
                 self._log.warn(
-                    "{most} USB/IP clients that have not said what they want: turning away "
-                    "{principal} and others",
-                    most=self.most,
+                    "{most} USB/IP connections without a request: refusing {principal} and "
+                    "others until one ends",
+                    most=most,
                     principal=str(principal),
                 )
             return False
-        self._full = False
+        self._isFull = False
         return True
 
     def make(
         self, principal: Principal, carry: Callable[[], SessionSocket] | None = None
     ) -> Exporter:
         """
-        Make the protocol for a connection, whatever it comes over.
+        Make the protocol for a client that is known already.
 
         @param carry: as L{Exporter}.
         """
@@ -296,13 +289,13 @@ class ExporterFactory(Factory):
         return exporter
 
     def close(self) -> None:
-        """The daemon stops."""
+        """Close the connections that carry no USB traffic: the daemon stops."""
         for connection in tuple(self.connections):
             connection.close()
 
 
 def statusOf(error: ShareError) -> OpStatus:
     """
-    The status that tells of an error.
+    The status of an error.
     """
     return next(STATUS_OF[kind] for kind in type(error).__mro__ if kind in STATUS_OF)

@@ -1,16 +1,18 @@
 """
-USB/IP over TLS: the handshake, and how USB traffic is encrypted after it.
+USB/IP over TLS: the handshake, and the encryption of USB traffic after it::
 
-What is said over a connection is L{usbip_server.protocols.exporter}'s. When the device gets it,
-either the kernel has the keys of both directions and the device gets the connection itself
-(C{ktls}); or it gets one end of a pair of sockets, and this daemon carries between the other
-one and the client (C{relay}). No device ever gets a connection that is not encrypted.
+    client <> server   TLS handshake
+    client <> server   OP_REQ_..., OP_REP_... over TLS, see L{usbip_server.protocols.exporter}
+    client <> device   USB traffic over TLS, encrypted by the kernel (ktls) or this daemon (relay)
+
+After an import the device gets the connection itself if the kernel has the keys of both
+directions (C{ktls}). Otherwise it gets one end of a socket pair, and this daemon relays between
+the other end and the client (C{relay}). No device gets a connection that is not encrypted.
 """
 
 from __future__ import annotations
 
 import ssl
-import typing
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -31,47 +33,29 @@ from usbip_server.net.hangup import HangupWatcher
 from usbip_server.net.ktls import missing
 from usbip_server.net.relay import Relay
 from usbip_server.net.tlssocket import TlsSocket
+from usbip_server.protocols.exporter import Exporter, ExporterFactory
+from usbip_server.protocols.interfaces import ExportSettings
 
 HANDSHAKE_SECONDS = 10.0
-"""For a client to get through the handshake."""
+"""Time for a client to complete the handshake."""
 
 MEANING = {
-    "HTTP_REQUEST": "it speaks HTTP",
-    "WRONG_VERSION_NUMBER": "it does not speak TLS",
-    "UNSUPPORTED_PROTOCOL": "it speaks no TLS later than 1.1",
-    "NO_SHARED_CIPHER": "it knows none of our ciphers",
-    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "it shows no certificate",
-    "TLSV1_ALERT_UNKNOWN_CA": "it does not take our certificate: it does not know our CA",
-    "SSLV3_ALERT_BAD_CERTIFICATE": "it does not take our certificate",
-    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "it does not take our certificate, which has expired",
+    "HTTP_REQUEST": "the client speaks HTTP",
+    "WRONG_VERSION_NUMBER": "the client does not speak TLS",
+    "UNSUPPORTED_PROTOCOL": "the client supports no TLS later than 1.1",
+    "NO_SHARED_CIPHER": "the client supports none of this server's ciphers",
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "the client has sent no certificate",
+    "TLSV1_ALERT_UNKNOWN_CA": "the client rejects this server's certificate: unknown CA",
+    "SSLV3_ALERT_BAD_CERTIFICATE": "the client rejects this server's certificate",
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "the client rejects this server's expired certificate",
 }
 """What OpenSSL's reasons mean (C{SSLError.reason})."""
 
 
-class Exporting(typing.Protocol):
-    """
-    Whoever serves USB/IP, whatever it comes over.
-
-    @ivar connections: those that carry no traffic yet, whatever they come over.
-    """
-
-    connections: set[Any]
-
-    def admits(self, principal: Principal) -> bool:
-        """Is there room for one more of these?"""
-
-    def make(self, principal: Principal, carry: Callable[[], SessionSocket]) -> Protocol:
-        """
-        Make the protocol for a connection.
-
-        @param carry: makes what carries USB traffic.
-        """
-
-
 class Secured(Protocol):
     """
-    One connection. Twisted has it as well, for as long as it lasts, but reads nothing from it
-    and writes nothing to it.
+    One connection. Twisted's transport owns the socket, but neither reads nor writes: TLS runs in
+    a L{TlsSocket} on a duplicate.
     """
 
     factory: SecuredFactory
@@ -81,13 +65,13 @@ class Secured(Protocol):
     def __init__(self, principal: Principal) -> None:
         self._principal = principal
         self._tls: TlsSocket | None = None
-        self._exporter: Protocol | None = None
+        self._exporter: Exporter | None = None
         self._relay: Relay | None = None
         self._heard = False
         self._deadline: IDelayedCall | None = None
 
     def connectionMade(self) -> None:
-        self.transport.pauseProducing()  # what comes is not for Twisted
+        self.transport.pauseProducing()  # TlsSocket reads
         self.factory.exporter.connections.add(self)
         self._deadline = self.factory.reactor.callLater(HANDSHAKE_SECONDS, self._tooSlow)
         try:
@@ -102,7 +86,7 @@ class Secured(Protocol):
                 self._closed,
             )
         except OSError:
-            self.transport.abortConnection()  # it is gone already
+            self.transport.abortConnection()  # it has ended already
             return
         self._tls.start()
 
@@ -116,11 +100,12 @@ class Secured(Protocol):
 
     def close(self) -> None:
         """
-        The daemon stops: what it encrypts itself ends, and so does what has not begun.
+        End the session if it is relayed, and the connection if it carries no USB traffic yet:
+        the daemon stops.
         """
         if self._relay is not None:
             self._log.info(
-                "{principal}: its session was relayed, and ends with the daemon",
+                "{principal}: the session is relayed, and ends with the daemon",
                 principal=str(self._principal),
             )
             self._relay.end()
@@ -134,7 +119,7 @@ class Secured(Protocol):
 
     def _tooSlow(self) -> None:
         if self._tls is not None:
-            self._tell(f"no handshake within {HANDSHAKE_SECONDS:g} s")
+            self._warn(f"no handshake within {HANDSHAKE_SECONDS:g} s")
             self._tls.abortConnection()
 
     def _shaken(self) -> None:
@@ -143,8 +128,8 @@ class Secured(Protocol):
         if shown is not None:
             try:
                 name = certificateName(x509.load_der_x509_certificate(shown))
-            except ValueError as error:  # OpenSSL is not so strict
-                self._tell(f"its certificate is not well formed: {error}")
+            except ValueError as error:  # OpenSSL is less strict
+                self._warn(f"the client's certificate is malformed: {error}")
                 self._tls.abortConnection()
                 return
             self._principal = Principal(self._principal.address, certificate=name)
@@ -158,13 +143,11 @@ class Secured(Protocol):
         self._exporter.dataReceived(bytes(data))
 
     def _closed(self, error: Exception | None) -> None:
-        """
-        TLS is over, whoever has ended it.
-        """
+        """TLS has ended, by either side."""
         if self._relay is not None:
             self._relay.end()
         if error is not None and self._isWorthALine(error):
-            self._tell(reasonOf(error))
+            self._warn(reasonOf(error))
         self.transport.loseConnection()
 
     def _isWorthALine(self, error: Exception) -> bool:
@@ -179,7 +162,10 @@ class Secured(Protocol):
 
     def _carry(self) -> SessionSocket:
         """
-        See L{Exporting.make}. A connection is given away only if the kernel encrypts it.
+        Return the socket for the device: the connection itself only if the kernel encrypts it.
+
+        @raise InvalidRequest: the client has sent more than its request.
+        @raise NotEncrypted: the kernel cannot encrypt, and C{require_ktls} is set.
         """
         assert self._tls is not None
         connection = self.transport.getHandle()
@@ -193,7 +179,7 @@ class Secured(Protocol):
                 encryption=Encryption.KTLS,
                 begin=self._tls.giveAway,
             )
-        if self.factory.requireKtls:
+        if self.factory.settings.requireKtls:
             raise NotEncrypted(
                 f"{lacking}, and `require_ktls` allows nothing else. Load the kernel's module "
                 "`tls` (modprobe tls), and have the client use TLS 1.2 with AES-GCM; or set "
@@ -214,7 +200,7 @@ class Secured(Protocol):
             relay.end()
             return
         self._log.info(
-            "{principal}: {lacking}: USB traffic passes through this daemon",
+            "{principal}: {lacking}: the USB traffic is relayed by this daemon",
             principal=str(self._principal),
             lacking=lacking,
         )
@@ -222,7 +208,7 @@ class Secured(Protocol):
         self.factory.relayed.add(self)
         relay.begin()
 
-    def _tell(self, reason: str) -> None:
+    def _warn(self, reason: str) -> None:
         self._log.warn(
             "{principal}: no TLS: {reason}", principal=str(self._principal), reason=reason
         )
@@ -230,30 +216,30 @@ class Secured(Protocol):
 
 class SecuredFactory(Factory):
     """
-    Makes the connections of the export port with TLS.
+    Makes the connections for USB/IP over TLS.
 
-    @ivar relayed: those whose traffic passes through here.
-    @ivar requireKtls: refuse instead.
-    @ivar hangups: for L{Relay}.
+    @ivar relayed: the connections whose USB traffic this daemon relays.
+    @ivar hangups: reports the end of relayed sessions.
     """
 
     noisy = False
 
     def __init__(
         self,
-        exporter: Exporting,
+        exporter: ExporterFactory,
         context: Callable[[], ssl.SSLContext],
-        requireKtls: bool,
+        settings: ExportSettings,
         reactor: Any,
     ) -> None:
         """
-        @param context: for the next connection. It has kernel TLS enabled
-            (C{SSL_OP_ENABLE_KTLS}), or none will have it.
+        @param exporter: makes the protocol above TLS.
+        @param context: returns the context for the next connection. Without kernel TLS enabled
+            in it (C{SSL_OP_ENABLE_KTLS}) no connection uses kernel TLS.
         @param reactor: provides C{IReactorFDSet} and C{IReactorTime}.
         """
         self.exporter = exporter
         self.context = context
-        self.requireKtls = requireKtls
+        self.settings = settings
         self.reactor = reactor
         self.relayed: set[Secured] = set()
         self.hangups = HangupWatcher(reactor)
@@ -267,7 +253,7 @@ class SecuredFactory(Factory):
         return secured
 
     def close(self) -> None:
-        """The daemon stops. Handshakes are the exporter's to end."""
+        """End the relayed sessions: the daemon stops. The exporter closes the others."""
         for connection in tuple(self.relayed):
             connection.close()
         self.hangups.stop()
@@ -275,12 +261,12 @@ class SecuredFactory(Factory):
 
 def reasonOf(error: Exception) -> str:
     """
-    Why there is no TLS, for a person.
+    Why TLS failed, in plain words.
     """
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate does not pass: {error.verify_message}"
+        return f"the client's certificate is rejected: {error.verify_message}"
     if isinstance(error, ssl.SSLEOFError | ConnectionError):
-        return "it leaves in the handshake"
+        return "the client disconnected during the handshake"
     if isinstance(error, ssl.SSLError) and error.reason:
         return MEANING.get(error.reason, error.reason.replace("_", " ").lower())
     return str(error)

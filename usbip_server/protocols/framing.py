@@ -1,5 +1,5 @@
 """
-Where one JSON object ends and the next begins.
+Splits a stream of bytes into lines and JSON objects.
 """
 
 from __future__ import annotations
@@ -7,14 +7,14 @@ from __future__ import annotations
 import re
 
 LINES_AT_ONCE = 4096
-"""Bytes of lines to split at a time: for each line C{LineReceiver} copies what is left."""
+"""Bytes of lines to split at a time: C{LineReceiver} copies the rest for each line."""
 
 
 def someLines(data: bytes, begin: int) -> bytes:
     """
-    A few whole lines, or a long one, or the beginning of one.
+    Return some complete lines, or one long line, or the beginning of one.
 
-    @param begin: where in C{data}.
+    @param begin: the offset in C{data}.
     """
     end = data.rfind(b"\n", begin, begin + LINES_AT_ONCE) + 1
     return data[begin : end or data.find(b"\n", begin + LINES_AT_ONCE) + 1 or len(data)]
@@ -22,7 +22,7 @@ def someLines(data: bytes, begin: int) -> bytes:
 
 class ObjectEnds:
     """
-    Finds where JSON objects end in bytes that come bit by bit, and looks at no byte twice.
+    Finds the ends of JSON objects in bytes that arrive in pieces. Examines each byte once.
     """
 
     _MARKS = re.compile(rb'[{}"]|\\.?', re.DOTALL)
@@ -31,17 +31,17 @@ class ObjectEnds:
         self.restart()
 
     def restart(self) -> None:
-        """Forget what has come."""
+        """Begin anew with another object."""
         self._seen = 0
         self._depth = 0
         self._inString = False
 
     def take(self, received: bytes) -> tuple[list[bytes], bytes]:
         """
-        Look on.
+        Examine more bytes.
 
-        @param received: what the last call left, and more behind it.
-        @return: the objects that are complete, and what is left behind them.
+        @param received: the rest that the last call returned, and what has arrived since.
+        @return: the complete objects, and the rest behind them.
         """
         objects = []
         begin = 0
@@ -50,7 +50,7 @@ class ObjectEnds:
             if byte == b'"':
                 self._inString = not self._inString
             elif byte == b"\\":
-                self._seen = mark.start()  # what it escapes is still to come
+                self._seen = mark.start()  # the escaped character has not arrived yet
                 break
             elif self._inString or len(byte) > 1:
                 continue

@@ -5,30 +5,32 @@ USB/IP.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 import msgspec
 
 from usbip_server.model.device import UsbDevice
+from usbip_server.model.options import Limits, Timeouts
 from usbip_server.model.policy import Principal
 from usbip_server.model.replies import Reply, Status
 from usbip_server.model.requests import WatchDevices
 from usbip_server.net.caller import Caller
 from usbip_server.net.handover import SessionSocket
+from usbip_server.net.keepalive import KeepAlive
 from usbip_server.runtime.eventlog import Subscription
 
 
 class Response(msgspec.Struct, frozen=True, kw_only=True):
     """
-    What a protocol has to send, and what becomes of the connection.
+    A reply to send, and what becomes of the connection.
 
     @ivar status: for a protocol that has status codes of its own.
     @ivar encoded: the JSON, with a line feed.
     @ivar keepAlive: may the next request follow on this connection?
-    @ivar forbidden: it is refused because of who asks.
-    @ivar broken: there is a bug here; nothing more is to be trusted on this connection.
-    @ivar stream: what is to follow the answer, without end.
+    @ivar forbidden: the client is not allowed to do what it asks for.
+    @ivar broken: the request has met a bug in the daemon; the connection is to be closed.
+    @ivar stream: the events that follow the reply until the connection ends.
     """
 
     status: Status
@@ -37,6 +39,43 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     forbidden: bool = False
     broken: bool = False
     stream: Subscription[Any] | None = None
+
+
+class RequestSettings(Protocol):
+    """
+    The settings of the protocols for requests. Each value is read when it is needed: a reload of
+    the configuration changes it.
+    """
+
+    @property
+    def limits(self) -> Limits:
+        """Limits of what clients may ask for."""
+
+    @property
+    def timeouts(self) -> Timeouts:
+        """Time limits, in seconds."""
+
+    @property
+    def hosts(self) -> Collection[str]:
+        """Names, besides this machine's own, that HTTP clients may use for it."""
+
+
+class ExportSettings(Protocol):
+    """
+    The settings of the protocols for USB/IP, likewise.
+    """
+
+    @property
+    def limits(self) -> Limits:
+        """Limits of what clients may ask for."""
+
+    @property
+    def keepalive(self) -> KeepAlive:
+        """TCP keepalive of connections that carry USB traffic."""
+
+    @property
+    def requireKtls(self) -> bool:
+        """Refuse USB/IP over TLS where the kernel cannot encrypt it?"""
 
 
 class IResponder(Protocol):
@@ -92,7 +131,7 @@ class IImportHandler(Protocol):
 
 def refusal(message: str, broken: bool = False) -> Response:
     """
-    The C{error} for what never became a request.
+    The C{error} reply to something that is not a request.
     """
     reply = Reply(status=Status.ERROR, message=message)
     return Response(status=reply.status, encoded=reply.encode(), broken=broken)

@@ -1,116 +1,169 @@
 """
-JSON over a plain connection.
+JSON over a plain connection: one request a line, one reply a line.
 
 A conversation::
 
-    client: {"command":"list"}                                  one JSON object ...
-    server: {"status":"success","data":[...]}\\n                ... answered by one line,
-    server closes, once all requests that have arrived are answered,
-    unless each of them said "keep_alive":true.
+    client -> server   {"command":"list"}\\n
+    client <- server   {"status":"success","data":[...]}\\n
+    client <- server   (closes its side once everything that has arrived is answered)
 
-After C{{"command":"watch"}} the server goes on with a line for each event, and reads no more
-requests; while a request waits for its turn it says where in the queue it is. Such lines
-have an C{event} and no C{status}.
+With C{keep_alive}, and several requests at once::
 
-A request ends with a line feed, or as soon as the object is complete: the field's most
-used client sends no line feed and does not close its side either.
+    client -> server   {"command":"find","id":"1-1","keep_alive":true}\\n
+    client -> server   {"command":"attach","id":"1-1","keep_alive":true}\\n
+    client <- server   {"status":"success","data":{...}}\\n
+    client <- server   {"status":"success","data":{...}}\\n
+
+While an attach with C{wait} is in the queue::
+
+    client <- server   {"event":"queued","place":2,...}\\n
+    client <- server   {"event":"heartbeat",...}\\n
+    client <- server   {"status":"success","data":{...}}\\n
+
+A watch, after which no more requests are read::
+
+    client -> server   {"command":"watch"}\\n
+    client <- server   {"status":"success","seq":41,"data":[...]}\\n
+    client <- server   {"event":"bound","seq":42,...}\\n
+    client <- server   {"event":"heartbeat","seq":42,...}\\n
+
+A request ends with a line feed, or as soon as its JSON object is complete: the most used client
+sends no line feed, and does not close its side either.
 """
 
 from __future__ import annotations
 
+import enum
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol, IReactorTime
+from twisted.internet.interfaces import (
+    IAddress,
+    IDelayedCall,
+    IHalfCloseableProtocol,
+    IReactorTime,
+)
+from twisted.internet.protocol import Factory, Protocol
 from twisted.protocols.basic import LineReceiver
 from twisted.protocols.policies import TimeoutMixin
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from usbip_server.model.options import Limits, Timeouts
 from usbip_server.model.policy import Principal
-from usbip_server.net.caller import Caller
+from usbip_server.net.caller import Caller, principalAt
 from usbip_server.net.halfclose import LINGER, closeOurSide
 from usbip_server.net.liveness import LivenessProbe, watchOver
 from usbip_server.protocols.framing import ObjectEnds, someLines
-from usbip_server.protocols.interfaces import IResponder, Response, refusal
+from usbip_server.protocols.interfaces import IResponder, RequestSettings, Response, refusal
 from usbip_server.protocols.watcher import Watcher
 from usbip_server.runtime.eventlog import Subscription
 
-READ_AT_ONCE = 2**16
-"""Bytes that may come beyond a request that is complete, before it is taken out."""
+READ_AHEAD = 2**16
+"""Bytes that may arrive behind a complete request before it is taken from the buffer."""
+
+
+class Phase(enum.Enum):
+    """
+    How far the connection has come. It only goes forward.
+    """
+
+    OPEN = 1
+    """More requests may come."""
+
+    DRAINING = 2
+    """No more requests are read; our side closes when those that have arrived are answered."""
+
+    CLOSING = 3
+    """Our side is closed, or about to close once what was written is sent."""
+
+
+class Activity(enum.Enum):
+    """
+    What the protocol is doing::
+
+        READING -> ANSWERING -> READING              replied at once
+        READING -> ANSWERING -> WAITING -> READING   replied later
+        READING or WAITING -> WATCHING               until the connection ends
+    """
+
+    READING = 1
+    """Waiting for the next request."""
+
+    ANSWERING = 2
+    """The responder has been called and has not returned."""
+
+    WAITING = 3
+    """The reply comes later; no request is read until then."""
+
+    WATCHING = 4
+    """Events are sent; what comes is ignored."""
 
 
 @implementer(IHalfCloseableProtocol)
 class CommandProtocol(LineReceiver, TimeoutMixin):
     """
-    One connection. Requests are answered one after another, in their order.
+    One connection. Requests are answered one after the other, in their order.
     """
 
     delimiter = b"\n"
+    factory: CommandFactory
     transport: Any
 
-    def __init__(
-        self,
-        answers: IResponder,
-        principal: Principal,
-        limits: Limits,
-        timeouts: Timeouts,
-        clock: IReactorTime,
-    ) -> None:
-        self.MAX_LENGTH = limits.requestBytes + READ_AT_ONCE
+    def __init__(self, factory: CommandFactory, principal: Principal) -> None:
+        """
+        @param principal: the client.
+        """
+        self.factory = factory
+        limits = factory.settings.limits
+        self.MAX_LENGTH = limits.requestBytes + READ_AHEAD
         self._longest = limits.requestBytes
-        self._clock = clock
-        self._answers = answers
+        self._responder = factory.responder
         self._caller = Caller(principal, self._tell, lasts=True, hold=self._hold)
-        self._limits = limits
-        self._timeouts = timeouts
+        self._liveness = LivenessProbe(self._heartbeat, factory.clock)
         self._watcher: Watcher | None = None
-        self._stillThere = LivenessProbe(lambda: self._tell(answers.heartbeat()), clock)
         self._ends = ObjectEnds()
         self._requests: deque[bytes] = deque()
-        self._unsplit = b""  # has come, and waits for an answer that is under way
-        self._answering = False  # an answer is under way
-        self._spoke = False  # answers were given while data was received
-        self._atIt = False  # we are in _answerNext
-        self._congested = False  # the client does not read what we write
-        self._lastOne = False  # close when all that has arrived is answered
-        self._closing = False  # our side is closed
-        self._halfClosed = False  # the client's side is closed
+        self._unsplit = b""  # has arrived, and is not split into lines before the next reply
+        self._replies = 0  # sent so far
+        self._phase = Phase.OPEN
+        self._activity = Activity.READING
+        self._isCongested = False  # the client does not read what was sent
+        self._isHalfClosed = False  # the client has closed its side
 
     def callLater(self, period: float, func: Callable[[], None]) -> IDelayedCall:
-        """What C{TimeoutMixin} uses."""
-        return self._clock.callLater(period, func)
+        """The clock of C{TimeoutMixin}."""
+        return self.factory.clock.callLater(period, func)
 
     def connectionMade(self) -> None:
         self.transport.registerProducer(self, True)
-        self.setTimeout(self._timeouts.request)
+        self.setTimeout(self.factory.settings.timeouts.request)
 
     def connectionLost(self, reason: Failure | None = None) -> None:
-        self._closing = True
+        self._phase = Phase.CLOSING
         self.setTimeout(None)
         if self._watcher is not None:
             self._watcher.end()
-        self._stillThere.end()
+        self._liveness.end()
         self._caller.gone()
 
     def dataReceived(self, data: bytes) -> None:
-        if self._closing or self._watcher is not None:
+        if self._isClosing or self._isWatching:
             return
-        self._spoke = False
-        data, self._unsplit = self._unsplit + data, b""
+        before = self._replies
+        if self._unsplit:
+            data, self._unsplit = self._unsplit + data, b""
         self._splitLines(data)
-        if self._watcher is not None:
+        if self._isWatching:
             self._unsplit = b""
             return
         if len(self._unsplit) > self.MAX_LENGTH:
             self.transport.pauseProducing()
-        if not (data.endswith(b"\n") or self.paused or self._closing):
+        if not (data.endswith(b"\n") or self.paused or self._isClosing):
             self._takeUnterminated()
-        if self._spoke and not (self._lastOne or self.paused):
-            self._giveTime()
+        if self._replies != before and self._phase is Phase.OPEN and not self.paused:
+            self._restartTimeout()
         self._closeIfDone()
 
     def lineReceived(self, line: bytes) -> None:
@@ -131,81 +184,86 @@ class CommandProtocol(LineReceiver, TimeoutMixin):
         self._refuse(f"the request is longer than {self._longest} bytes")
 
     def timeoutConnection(self) -> None:
-        if self._closing or self._congested:
+        if self._isClosing or self._isCongested:
             self.transport.abortConnection()
         else:
             self._refuse(
-                f"no complete request within {self._timeouts.request:g} s: "
+                f"no complete request within {self.factory.settings.timeouts.request:g} s: "
                 "a request is one JSON object and a line feed"
             )
 
     def readConnectionLost(self) -> None:
-        """The client has said all it wants to say; it may well wait for the answer."""
-        self._halfClosed = True
-        if self._closing:
+        """The client has closed its side; it may still wait for a reply."""
+        self._isHalfClosed = True
+        if self._isClosing:
             self.transport.loseConnection()
             return
-        self._lastOne = True
-        self.dataReceived(b"\n")  # that ends a request too
-        if self._answering:
+        self._phase = Phase.DRAINING
+        self.dataReceived(b"\n")  # the end of the stream ends a request too
+        if self._activity is Activity.WAITING:
             self._wait()
         elif self._watcher is not None:
             self._watcher.ask()
 
     def writeConnectionLost(self) -> None:
-        """All we had to say is with the kernel: now the client has its turn to close."""
+        """Everything is sent: give the client time to close its side."""
         self.setTimeout(LINGER)
 
     def pauseProducing(self) -> None:
-        """The client does not read: answer nothing more until it does."""
-        self._congested = True
-        self.setTimeout(self._timeouts.request)
+        """The client does not read: no more requests are answered until it does."""
+        self._isCongested = True
+        self.setTimeout(self.factory.settings.timeouts.request)
         super().pauseProducing()
 
     def resumeProducing(self) -> None:
         """The client reads again."""
-        self._congested = False
-        if self._answering:
+        self._isCongested = False
+        if self._activity is Activity.WAITING:
             self._wait()
         else:
             self._goOn()
 
     def close(self) -> None:
-        """
-        Close when what has arrived is answered: the daemon stops.
-        """
-        self._lastOne = True
-        if self._watcher is not None and not self._closing:
+        """Close our side once the requests that have arrived are answered: the daemon stops."""
+        if self._isClosing:
+            return
+        self._phase = Phase.DRAINING
+        if self._isWatching:
             self._closeOurSide()
         self._closeIfDone()
 
     def _tell(self, line: bytes) -> None:
-        if not self._closing:
+        """Send a line that is not a reply."""
+        if not self._isClosing:
             self.transport.write(line)
 
+    def _heartbeat(self) -> None:
+        self._tell(self._responder.heartbeat())
+
     def _hold(self) -> None:
-        """Something lasts as long as the connection does: the client may take its time."""
-        watchOver(self.transport, self._timeouts.heartbeat)
+        """Something lasts as long as the connection does, which may therefore be idle."""
+        watchOver(self.transport, self.factory.settings.timeouts.heartbeat)
         self.setTimeout(None)
-        if self._answering and not self._atIt:
+        if self._activity is Activity.WAITING:
             self._wait()
 
     def _wait(self) -> None:
         """
-        An answer is under way: read no further, except to see the client go where that
-        makes a difference.
+        Read no more requests before the reply. The transport is read all the same where it
+        matters that the client may disconnect.
         """
+        self._activity = Activity.WAITING
         self.setTimeout(None)
         super().pauseProducing()
-        if self._caller.isHeld and not self._halfClosed:
+        if self._caller.isHeld and not self._isHalfClosed:
             self.transport.resumeProducing()
         elif self._caller.isHeld:
-            self._stillThere.ask()
+            self._liveness.ask()
 
     def _splitLines(self, data: bytes) -> None:
-        """Have C{lineReceived} called with the lines."""
+        """Have C{LineReceiver} call C{lineReceived} for the lines."""
         begin = 0
-        while not (self.paused or self._closing):
+        while not (self.paused or self._isClosing):
             lines = someLines(data, begin)
             begin += len(lines)
             if lines.isspace() and lines.endswith(b"\n"):
@@ -223,86 +281,92 @@ class CommandProtocol(LineReceiver, TimeoutMixin):
             self._answerNext()
         if len(rest) > self._longest and not self.paused:
             self.lineLengthExceeded(rest)
-        if not (self._closing or self._watcher):
-            super().dataReceived(rest)  # back into the buffer; it holds no line feed
+        if not (self._isClosing or self._isWatching):
+            super().dataReceived(rest)  # back into the buffer; it contains no line feed
 
     def _answerNext(self) -> None:
-        """
-        Answer what has come, as far as that needs no waiting.
-        """
-        self._atIt = True
-        while self._requests and not (self._answering or self._congested or self._closing):
+        """Answer the requests that have arrived, up to the first whose reply comes later."""
+        while self._requests and self._isFree:
             request = self._requests.popleft()
             if len(request) > self._longest:
                 self.lineLengthExceeded(request)
-                break
-            answer = self._answers.atOnce(request, self._caller)
-            if answer is not None:
-                self._answered(answer)
+                return
+            response = self._responder.atOnce(request, self._caller)
+            if response is not None:
+                self._reply(response)
                 continue
-            self._answering = True
-            coroutine = self._answers.to(request, self._caller)
-            Deferred.fromCoroutine(coroutine).addCallback(self._answered)
-        self._atIt = False
-        if self._answering:
-            self._wait()
+            self._activity = Activity.ANSWERING
+            replying = Deferred.fromCoroutine(self._responder.to(request, self._caller))
+            replying.addCallback(self._reply)
+            if self._activity is Activity.ANSWERING:
+                self._wait()
+                replying.addCallback(lambda _: self._goOn())
 
-    def _answered(self, answer: Response) -> None:
-        self._answering = False
-        self._stillThere.end()
-        if self._closing:
+    @property
+    def _isClosing(self) -> bool:
+        return self._phase is Phase.CLOSING
+
+    @property
+    def _isWatching(self) -> bool:
+        return self._activity is Activity.WATCHING
+
+    @property
+    def _isFree(self) -> bool:
+        """Can the next request be answered?"""
+        return self._activity is Activity.READING and not self._isClosing and not self._isCongested
+
+    def _reply(self, response: Response) -> None:
+        self._activity = Activity.READING
+        self._liveness.end()
+        if self._isClosing:
             return
-        self.transport.write(answer.encoded)
-        self._lastOne = self._lastOne or not (answer.keepAlive or self._caller.isHeld)
-        if answer.broken:
+        self.transport.write(response.encoded)
+        self._replies += 1
+        if not (response.keepAlive or self._caller.isHeld):
+            self._phase = Phase.DRAINING
+        if response.broken:
             self._closeOurSide()
-        elif answer.stream is not None:
-            self._watch(answer.stream)
-        elif self._atIt:
-            self._spoke = True
-        else:
-            self._goOn()
+        elif response.stream is not None:
+            self._watch(response.stream)
 
     def _goOn(self) -> None:
-        """
-        Answer more, if nothing is in the way.
-        """
-        if self._answering or self._congested or self._closing:
+        """Answer what has arrived meanwhile, and read on."""
+        if not self._isFree:
             return
         self._answerNext()
-        if not (self._answering or self._congested or self._closing or self._watcher):
-            self._giveTime()
+        if self._isFree:
+            self._restartTimeout()
             super().resumeProducing()
 
-    def _giveTime(self) -> None:
-        self.setTimeout(None if self._caller.isHeld else self._timeouts.request)
+    def _restartTimeout(self) -> None:
+        isHeld = self._caller.isHeld
+        self.setTimeout(None if isHeld else self.factory.settings.timeouts.request)
 
     def _watch(self, stream: Subscription[Any]) -> None:
-        """
-        From now on the client is told what happens, and not listened to any more.
-        """
+        """Send events from now on."""
+        self._activity = Activity.WATCHING
         self._requests.clear()
         self._unsplit = b""
         self.clearLineBuffer()
-        self.paused = True  # what comes is not looked at ...
+        self.paused = True  # what comes is ignored ...
         self.setTimeout(None)
         self.transport.unregisterProducer()
-        watchOver(self.transport, self._timeouts.heartbeat)
+        heartbeat = self.factory.settings.timeouts.heartbeat
+        watchOver(self.transport, heartbeat)
         self._watcher = Watcher(
             self.transport,
             self.transport.abortConnection,
             stream,
             lambda event, line: line,
-            self._answers.heartbeat,
+            self._responder.heartbeat,
             self._caller.principal,
-            self._limits.watchBytes,
+            self.factory.settings.limits.watchBytes,
         )
-        self._watcher.begin(self._clock, self._timeouts.heartbeat)
-        self.transport.resumeProducing()  # ... but read, to see the client go
+        self._watcher.begin(self.factory.clock, heartbeat)
+        self.transport.resumeProducing()  # ... but read, to see the client disconnect
 
     def _closeIfDone(self) -> None:
-        busy = self._answering or self._congested or self._requests
-        if self._lastOne and not (busy or self._closing or self._watcher):
+        if self._phase is Phase.DRAINING and self._isFree and not self._requests:
             self._closeOurSide()
 
     def _refuse(self, message: str) -> None:
@@ -310,11 +374,33 @@ class CommandProtocol(LineReceiver, TimeoutMixin):
         self._closeOurSide()
 
     def _closeOurSide(self) -> None:
-        self._closing = True
+        self._phase = Phase.CLOSING
         self._requests.clear()
-        self.setTimeout(self._timeouts.request)  # until what is written has gone
+        self.setTimeout(self.factory.settings.timeouts.request)  # to send what was written
         if self._watcher is None:
             self.transport.unregisterProducer()
         else:
             self._watcher.end()
-        closeOurSide(self.transport, self._halfClosed)
+        closeOurSide(self.transport, self._isHalfClosed)
+
+
+class CommandFactory(Factory):
+    """
+    Makes the connections for JSON commands, and hands the commands to a responder.
+    """
+
+    noisy = False
+
+    def __init__(
+        self, responder: IResponder, settings: RequestSettings, clock: IReactorTime
+    ) -> None:
+        self.responder = responder
+        self.settings = settings
+        self.clock = clock
+
+    def buildProtocol(self, addr: IAddress | None) -> Protocol:
+        return self.make(principalAt(addr))
+
+    def make(self, principal: Principal) -> CommandProtocol:
+        """Make the protocol for a client that is known already."""
+        return CommandProtocol(self, principal)

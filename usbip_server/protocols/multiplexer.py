@@ -1,6 +1,10 @@
 """
-Two protocols on one port, told apart by the first byte: a capital letter begins an HTTP
-method (RFC 9110, 9.1), and nothing else does.
+JSON and HTTP on one port, distinguished by the first byte, and with TLS after the handshake::
+
+    client -> server   {"command":"list"}\n     anything but a capital letter: CommandProtocol
+    client -> server   POST / HTTP/1.1\r\n     a capital letter: WebChannel (RFC 9110, 9.1)
+
+Connections beyond the limit get an error and are closed.
 """
 
 from __future__ import annotations
@@ -27,21 +31,21 @@ from twisted.protocols.policies import TimeoutMixin
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from usbip_server.model.options import Timeouts
 from usbip_server.model.policy import Principal
 from usbip_server.net.caller import principalAt, principalOf
 from usbip_server.net.halfclose import LINGER, closeOurSide
 from usbip_server.net.tlserrors import openSslReason
-from usbip_server.protocols.interfaces import refusal
+from usbip_server.protocols.interfaces import RequestSettings, refusal
+from usbip_server.protocols.lines import CommandFactory
+from usbip_server.protocols.web import WebFactory
 
-TURNED_AWAY = 32
+OVERFLOW = 32
 """How many connections beyond the limit may linger at a time; any more are closed at once."""
 
 
 class Conversation(Shape):
     """
-    What a connection can turn out to be: an C{IHalfCloseableProtocol} that can be told to
-    finish.
+    A protocol that a connection can turn out to have.
     """
 
     def makeConnection(self, transport: ITransport) -> None: ...
@@ -51,10 +55,7 @@ class Conversation(Shape):
     def writeConnectionLost(self) -> None: ...
 
     def close(self) -> None:
-        """Close when what has arrived is answered."""
-
-
-MakeConversation = Callable[[Principal], Conversation]
+        """Close our side once the requests that have arrived are answered."""
 
 
 @implementer(IHalfCloseableProtocol, IHandshakeListener)
@@ -73,19 +74,19 @@ class FirstByte(Protocol):
         if ISSLTransport.providedBy(self.transport):
             self._converse(self.factory.makeHandshake(self._principal))
         else:
-            # JSON, while nothing is known: it tells one that says nothing what to say.
-            self._converse(self.factory.makeLines(self._principal))
+            # JSON until the first byte: its time-out tells a silent client what is expected.
+            self._converse(self.factory.commands.make(self._principal))
 
     def handshakeCompleted(self) -> None:
-        """With TLS it is known only now whose certificate the client has shown."""
+        """The client's certificate is known from now on."""
         self._principal = self.factory.identify(self.transport)
-        self._become(self.factory.makeLines(self._principal))
+        self._become(self.factory.commands.make(self._principal))
 
     def dataReceived(self, data: bytes) -> None:
         if self._undecided:
             self._undecided = False
             if data[:1].isupper():
-                self._become(self.factory.makeWeb(self._principal))
+                self._become(self.factory.web.makeChannel(self._principal))
         self._conversation.dataReceived(data)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -99,7 +100,7 @@ class FirstByte(Protocol):
         self._conversation.writeConnectionLost()
 
     def close(self) -> None:
-        """Close when what has arrived is answered."""
+        """Close our side once the requests that have arrived are answered."""
         self._conversation.close()
 
     def _become(self, conversation: Conversation) -> None:
@@ -115,23 +116,23 @@ class FirstByte(Protocol):
 @implementer(IHalfCloseableProtocol)
 class OverflowProtocol(Protocol, TimeoutMixin):
     """
-    A connection beyond the limit: it is told so and closed.
+    A connection beyond the limit: it gets an error, and is closed.
     """
 
     factory: FirstByteFactory
     transport: Any
 
     def callLater(self, period: float, func: Callable[[], None]) -> IDelayedCall:
-        """What C{TimeoutMixin} uses."""
+        """The clock of C{TimeoutMixin}."""
         return self.factory.clock.callLater(period, func)
 
     def connectionMade(self) -> None:
-        most = self.factory.most
-        told = refusal(f"the limit of {most} connections is reached: try later")
-        self.transport.write(told.encoded)
+        most = self.factory.settings.limits.connections
+        response = refusal(f"the limit of {most} connections is reached: try later")
+        self.transport.write(response.encoded)
         self.setTimeout(LINGER)
-        if len(self.factory.turnedAway) < TURNED_AWAY:
-            self.factory.turnedAway.add(self)
+        if len(self.factory.overflow) < OVERFLOW:
+            self.factory.overflow.add(self)
             closeOurSide(self.transport)
         elif ISSLTransport.providedBy(self.transport):
             self.transport.abortConnection()  # it would wait for the client's handshake
@@ -145,11 +146,11 @@ class OverflowProtocol(Protocol, TimeoutMixin):
         self.transport.loseConnection()
 
     def writeConnectionLost(self) -> None:
-        """As we asked."""
+        """Our side is closed, as intended."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.setTimeout(None)
-        self.factory.turnedAway.discard(self)
+        self.factory.overflow.discard(self)
 
 
 @implementer(IProtocolNegotiationFactory)
@@ -157,8 +158,8 @@ class FirstByteFactory(Factory):
     """
     Makes the connections of the control port, and counts them.
 
-    @ivar connections: those there are.
-    @ivar turnedAway: those beyond the limit that are given time to go.
+    @ivar connections: the connections within the limit.
+    @ivar overflow: connections beyond the limit that have time to read the error.
     """
 
     noisy = False
@@ -166,40 +167,39 @@ class FirstByteFactory(Factory):
 
     def __init__(
         self,
-        makeLines: MakeConversation,
-        makeWeb: MakeConversation,
-        most: int,
+        commands: CommandFactory,
+        web: WebFactory,
+        settings: RequestSettings,
         clock: IReactorTime,
-        handshakeSeconds: float = Timeouts().request,
         identify: Callable[[Any], Principal] = principalOf,
     ) -> None:
         """
-        @param most: how many connections there may be at a time.
-        @param handshakeSeconds: how long a TLS handshake may take.
-        @param identify: tells who is at the other end of a transport.
+        @param commands: makes the protocol for JSON.
+        @param web: makes the protocol for HTTP.
+        @param identify: identifies the client at the other end of a transport.
         """
-        self.makeLines = makeLines
-        self.makeWeb = makeWeb
-        self.most = most
+        self.commands = commands
+        self.web = web
+        self.settings = settings
         self.clock = clock
-        self.handshakeSeconds = handshakeSeconds
         self.identify = identify
         self.connections: set[FirstByte] = set()
-        self.turnedAway: set[OverflowProtocol] = set()
-        self._full = False
+        self.overflow: set[OverflowProtocol] = set()
+        self._isFull = False
         self._empty: list[Deferred[None]] = []
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol:
         protocol: FirstByte | OverflowProtocol
-        if len(self.connections) < self.most:
-            self._full = False
+        most = self.settings.limits.connections
+        if len(self.connections) < most:
+            self._isFull = False
             protocol = FirstByte()
         else:
-            if not self._full:
-                self._full = True
+            if not self._isFull:
+                self._isFull = True
                 self._log.warn(
-                    "{most} connections: turning away {principal} and others until one ends",
-                    most=self.most,
+                    "{most} connections: refusing {principal} and others until one ends",
+                    most=most,
                     principal=principalAt(addr),
                 )
             protocol = OverflowProtocol()
@@ -207,15 +207,17 @@ class FirstByteFactory(Factory):
         return protocol
 
     def acceptableProtocols(self) -> list[bytes]:
-        """With TLS, of what clients offer by name (RFC 7301); who offers nothing may as well."""
+        """
+        The names for ALPN (RFC 7301). A client that offers no name is accepted too.
+        """
         return [b"http/1.1"]
 
     def makeHandshake(self, principal: Principal) -> Handshake:
-        """What a connection with TLS is at first."""
-        return Handshake(principal, self.handshakeSeconds, self.clock)
+        """Make the protocol for a TLS connection before its handshake is done."""
+        return Handshake(principal, self.settings.timeouts.request, self.clock)
 
     def lost(self, connection: FirstByte) -> None:
-        """A connection has ended."""
+        """Forget a connection that has ended."""
         self.connections.discard(connection)
         if not self.connections:
             empty, self._empty = self._empty, []
@@ -224,9 +226,9 @@ class FirstByteFactory(Factory):
 
     async def close(self, grace: float) -> None:
         """
-        Close all connections, each when what has arrived is answered.
+        Close all connections, each once the requests that have arrived are answered.
 
-        @param grace: seconds after which those that are left are cut off.
+        @param grace: seconds after which the remaining connections are aborted.
         """
         for connection in tuple(self.connections):
             connection.close()
@@ -234,20 +236,20 @@ class FirstByteFactory(Factory):
             return
         empty: Deferred[None] = Deferred()
         self._empty.append(empty)
-        cutOff = self.clock.callLater(grace, self._cutOff)
+        timer = self.clock.callLater(grace, self._abortAll)
         await empty
-        if cutOff.active():
-            cutOff.cancel()
+        if timer.active():
+            timer.cancel()
 
-    def _cutOff(self) -> None:
+    def _abortAll(self) -> None:
         for connection in tuple(self.connections):
             connection.transport.abortConnection()
 
 
 class Handshake(Protocol, TimeoutMixin):
     """
-    Waits for it, and not for ever. Nothing can be said meanwhile. One that fails is told of
-    in the log; one that never begins is not, as a port probe is not worth a line.
+    Limits the time of a TLS handshake. A handshake that fails is logged; a client that never
+    begins one is not, because it may be a port probe.
     """
 
     transport: Any
@@ -255,14 +257,14 @@ class Handshake(Protocol, TimeoutMixin):
 
     def __init__(self, principal: Principal, seconds: float, clock: IReactorTime) -> None:
         """
-        @param seconds: how long it may take.
+        @param seconds: how long the handshake may take.
         """
         self._principal = principal
         self._seconds = seconds
         self._clock = clock
 
     def callLater(self, period: float, func: Callable[[], None]) -> IDelayedCall:
-        """What C{TimeoutMixin} uses."""
+        """The clock of C{TimeoutMixin}."""
         return self._clock.callLater(period, func)
 
     def connectionMade(self) -> None:
@@ -278,19 +280,19 @@ class Handshake(Protocol, TimeoutMixin):
             self._failed(openSslReason(reason.value))
 
     def readConnectionLost(self) -> None:
-        """There is no handshake with one that has closed its side."""
+        """A client that has closed its side cannot complete the handshake."""
         self.close()
 
     def writeConnectionLost(self) -> None:
-        """We have not asked for that."""
+        """Our side is never closed alone."""
 
     def close(self) -> None:
-        """There is nothing that could be answered."""
+        """Abort: there is no request to answer."""
         self.transport.abortConnection()
 
     def _failed(self, reason: str) -> None:
         self._log.warn(
-            "{principal} does not speak TLS here: {reason}",
+            "{principal}: TLS handshake failed: {reason}",
             principal=str(self._principal),
             reason=reason,
         )

@@ -1,38 +1,38 @@
 """
-Which HTTP requests may come from a web page: only those from our own.
+Protects the HTTP port against foreign web pages (CSRF, DNS rebinding).
 
-A web page in somebody's browser can send a POST to any address it likes, so a request
-that bears a foreign C{Origin}, or a C{Host} that is not a name of this machine (a name
-that an attacker made resolve to it), is refused.
+A web page in a browser can send a POST to any address, so a request with a foreign C{Origin} is
+refused, and so is one whose C{Host} is not a name of this machine: an attacker can make his own
+name resolve to its address.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from usbip_server.model.errors import NotAllowed
 
 
 class Admission:
     """
-    Knows the names of this machine.
+    Refuses requests that a foreign web page may have sent.
     """
 
-    def __init__(self, hosts: Collection[str]) -> None:
+    def __init__(self, hosts: Callable[[], Collection[str]]) -> None:
         """
-        @param hosts: names of this machine besides those it has itself.
+        @param hosts: returns the names of this machine besides those it has itself.
         """
         own = socket.gethostname().lower()
+        self._hosts = hosts
         self._names = {"localhost", own, own.partition(".")[0], f"{own.partition('.')[0]}.local"}
-        self._names |= {name.lower().rstrip(".") for name in hosts}
 
     def check(self, host: bytes | None, origin: bytes | None) -> None:
         """
         @param host: the request's C{Host}.
         @param origin: its C{Origin}.
-        @raise NotAllowed: a web page of somebody else's may be behind it.
+        @raise NotAllowed: a foreign web page may have sent it.
         """
         if host is not None and not self._isOurs(_hostName(host)):
             raise NotAllowed(
@@ -44,13 +44,15 @@ class Admission:
 
     def _isOurs(self, name: str) -> bool:
         """
-        Is it an address, or a name of this machine? An address cannot be a name that
-        somebody else has made to resolve to us.
+        Is it an address, or a name of this machine? Only a name can be made to resolve to this
+        machine by an attacker.
         """
         try:
             ipaddress.ip_address(name)
         except ValueError:
-            return name in self._names
+            return name in self._names or name in {
+                host.lower().rstrip(".") for host in self._hosts()
+            }
         return True
 
 

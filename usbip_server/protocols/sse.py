@@ -1,5 +1,10 @@
 """
-Events for web pages and C{curl -N}: server-sent events (WHATWG HTML, 9.2).
+Server-sent events (text/event-stream: WHATWG HTML, 9.2)::
+
+    client <- server   retry: 2000
+    client <- server   id: 41 / event: snapshot / data: {"status":"success","data":[...]}
+    client <- server   id: 42 / event: bound / data: {"event":"bound","seq":42,...}
+    client <- server   : heartbeat
 """
 
 from __future__ import annotations
@@ -11,10 +16,10 @@ from usbip_server.model.requests import WatchDevices, shown, watching
 from usbip_server.runtime.eventlog import Told
 
 RECONNECT = b"retry: 2000\n\n"
-"""Milliseconds after which a browser comes back."""
+"""The milliseconds after which a browser reconnects."""
 
 LONGEST_NUMBER = 18
-"""Digits of an event's number; what has more is none of ours."""
+"""The most digits of an event number; a longer one is not from this server."""
 
 
 def asked(
@@ -23,22 +28,22 @@ def asked(
     kind: type[WatchDevices] = WatchDevices,
 ) -> WatchDevices:
     """
-    What is to be watched.
+    Make a watch command of a query string.
 
-    @param query: the query string, taken apart.
-    @param lastSeen: C{Last-Event-ID}, which a browser sends when it comes back.
-    @param kind: of command.
-    @raise InvalidRequest: it makes no sense.
+    @param query: the parsed query string.
+    @param lastSeen: C{Last-Event-ID}, which a browser sends when it reconnects.
+    @param kind: the class of the command.
+    @raise InvalidRequest: a key or a value is invalid.
     """
     if b"token" in query:
         raise InvalidRequest(
-            "invalid request: `token`: addresses end up in logs, so send it as a header, "
+            "invalid request: `token`: URLs are written to logs, so send it in a header, "
             "Authorization: Bearer"
         )
     fields = {}
     for key, values in query.items():
         if len(values) > 1:
-            raise InvalidRequest(f"invalid request: `{shown(_text(key))}` stands there twice")
+            raise InvalidRequest(f"invalid request: `{shown(_text(key))}` is given twice")
         fields[_text(key)] = _text(values[0])
     if lastSeen is not None and lastSeen.isdigit() and len(lastSeen) <= LONGEST_NUMBER:
         fields["since"] = _text(lastSeen)
@@ -46,7 +51,7 @@ def asked(
 
 
 def snapshot(answer: bytes, seq: int) -> bytes:
-    """The answer to a watch, as the first event."""
+    """The reply to a watch command, as the first event."""
     return _framed(b"snapshot", seq, answer)
 
 
@@ -56,7 +61,7 @@ def frame(event: Told, line: bytes) -> bytes:
 
 
 def beat() -> bytes:
-    """A comment: a sign of life that is no event."""
+    """A comment as a heartbeat, which browsers do not report as an event."""
     return b": heartbeat\n\n"
 
 

@@ -1,5 +1,5 @@
 """
-Telling one client what happens, as long as it listens.
+Sends a subscription's events to one client, with backpressure.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from usbip_server.net.liveness import LivenessProbe
 from usbip_server.runtime.eventlog import Subscription, Told
 
 PATIENCE = 1.0
-"""Seconds that too much may wait: much can happen at once, before the reactor writes again."""
+"""Seconds for which too many bytes may be unsent: many events can come at once, before the
+reactor writes again."""
 
 
 @implementer(IPushProducer)
 class Watcher:
     """
-    Writes what a stream tells to a connection, as far as the client reads, and cuts it off
-    when too much waits. What has happened before it came waits where it is remembered.
+    Writes events to a connection as fast as the client reads them, and disconnects a client that
+    is too slow. Events from before the subscription are fetched from the log one by one.
     """
 
     _log = Logger()
@@ -42,10 +43,10 @@ class Watcher:
     ) -> None:
         """
         @param out: an C{IConsumer}.
-        @param abort: cuts the connection off.
-        @param frame: makes of an event and its line what is written.
-        @param beat: makes a sign of life.
-        @param most: how many bytes of what happens may wait for the client to read them.
+        @param abort: aborts the connection.
+        @param frame: returns the bytes to write for an event and its line.
+        @param beat: returns the bytes of a heartbeat.
+        @param most: how many bytes of events may be unsent.
         """
         self._out = out
         self._abort = abort
@@ -53,9 +54,9 @@ class Watcher:
         self._frame = frame
         self._principal = principal
         self._most = most
-        self._missed: Iterator[tuple[Told, bytes]] = iter(())  # comes first
-        self._waiting: deque[bytes] = deque()  # comes then
-        self._unread = 0  # bytes in it
+        self._missed: Iterator[tuple[Told, bytes]] = iter(())  # sent first
+        self._waiting: deque[bytes] = deque()  # sent then
+        self._unread = 0  # bytes in _waiting
         self._isPaused = False
         self._tooMuch: IDelayedCall | None = None
         self._beat = beat
@@ -63,10 +64,10 @@ class Watcher:
 
     def begin(self, clock: IReactorTime, heartbeat: float) -> None:
         """
-        @param heartbeat: seconds between signs of life.
+        @param heartbeat: seconds between heartbeats.
         """
         self._clock = clock
-        self._stillThere = LivenessProbe(self.beat, clock)
+        self._liveness = LivenessProbe(self.beat, clock)
         self._out.registerProducer(self, True)
         self._beats.clock = clock
         self._beats.start(heartbeat, now=False)
@@ -74,10 +75,10 @@ class Watcher:
         self._goOn()
 
     def end(self) -> None:
-        """Tell nothing more; may be called again."""
+        """Send nothing more. May be called again."""
         if self._beats.running:
             self._beats.stop()
-            self._stillThere.end()
+            self._liveness.end()
             self._stream.end()
             self._missed = iter(())
             self._waiting.clear()
@@ -86,20 +87,20 @@ class Watcher:
             self._out.unregisterProducer()
 
     def ask(self) -> None:
-        """The client has closed its side: does it still listen?"""
-        self._stillThere.ask()
+        """The client has closed its side: find out whether it still reads."""
+        self._liveness.ask()
 
     def beat(self) -> None:
-        """A sign of life; whoever has something to read needs none."""
+        """Send a heartbeat, unless the client has something else to read."""
         if not self._isPaused:
             self._out.write(self._beat())
 
     def pauseProducing(self) -> None:
-        """The client does not read: nothing more is written until it does."""
+        """The client does not read: nothing is written until it does."""
         self._isPaused = True
 
     def resumeProducing(self) -> None:
-        """It has read all that was written."""
+        """The client has read everything that was written."""
         self._isPaused = False
         self._goOn()
 
@@ -128,17 +129,17 @@ class Watcher:
         self._judge()
 
     def _judge(self) -> None:
-        """Does too much wait?"""
+        """Start or cancel the timer for a client that is too slow."""
         if self._unread > self._most and self._tooMuch is None:
-            self._tooMuch = self._clock.callLater(PATIENCE, self._cutOff)
+            self._tooMuch = self._clock.callLater(PATIENCE, self._disconnect)
         elif self._unread <= self._most and self._tooMuch is not None:
             self._tooMuch.cancel()
             self._tooMuch = None
 
-    def _cutOff(self) -> None:
+    def _disconnect(self) -> None:
         self._tooMuch = None
         self._log.warn(
-            "{principal} watches and does not read: cut off with {unread} bytes waiting",
+            "{principal}: slow watcher disconnected ({unread} bytes unsent)",
             principal=str(self._principal),
             unread=self._unread,
         )

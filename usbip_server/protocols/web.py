@@ -1,19 +1,23 @@
 """
-The same requests over HTTP: C{POST /} with the JSON as body, whatever its content type;
-and C{GET /events}, which is C{watch}.
+The same commands over HTTP::
 
-A connection is closed when its first request is answered: a client that does not read
-its answers cannot have many of them wait in our memory.
+    client -> server   POST / with a JSON request as body, of whatever content type
+    client <- server   200, 400, 403, 404, 409 or 502, with the JSON reply as body
+
+    client -> server   GET /events, optionally with criteria in the query string
+    client <- server   200, text/event-stream: the devices, and then the events
+
+A connection is closed when its first request is answered, so that a client that does not read
+its replies does not fill the memory with them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any, BinaryIO, cast
 
 import msgspec
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IHalfCloseableProtocol, IReactorTime
+from twisted.internet.interfaces import IAddress, IHalfCloseableProtocol, IReactorTime
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -22,7 +26,6 @@ from zope.interface import implementer
 
 from usbip_server import PRODUCT
 from usbip_server.model.errors import InvalidRequest, NotAllowed
-from usbip_server.model.options import Limits, Timeouts
 from usbip_server.model.policy import Principal
 from usbip_server.model.replies import Status
 from usbip_server.model.requests import WatchDevices
@@ -30,25 +33,25 @@ from usbip_server.net.caller import Caller
 from usbip_server.net.halfclose import LINGER, closeOurSide
 from usbip_server.net.liveness import watchOver
 from usbip_server.protocols import sse
-from usbip_server.protocols.interfaces import IResponder, Response, refusal
+from usbip_server.protocols.interfaces import IResponder, RequestSettings, Response, refusal
 from usbip_server.protocols.origins import Admission
 from usbip_server.protocols.watcher import Watcher
 from usbip_server.runtime.eventlog import Subscription
 
 HINT = b"""\
-usbipshare shares the USB devices of this machine. Ask it with a POST:
+usbipshare shares the USB devices of this machine. Send a command with POST:
 
     curl -X POST http://HOST:5055 -d '{"command":"list"}'
     curl -N http://HOST:5055/events
 
-Commands: list, find, attach, detach, kick, renew. All but the first say which device with
-"id", "bus", "serial" or "desc". /events tells what happens to devices, as it happens.
+Commands: list, find, attach, detach, kick, renew. All but the first select a device with
+"id", "bus", "serial" or "desc". /events is a stream of what happens to devices.
 """
 
 
 class WebRequest(Request):
     """
-    One request.
+    One HTTP request.
     """
 
     channel: WebChannel
@@ -61,18 +64,18 @@ class WebRequest(Request):
         return self.channel.factory
 
     def gotLength(self, length: int | None) -> None:
-        # To Twisted, a form is something to take apart; to us the body is JSON.
+        # Twisted would parse the body of a form; here every body is JSON.
         self.requestHeaders.removeHeader(b"content-type")
-        super().gotLength(min(length or 0, self._factory.limits.requestBytes))
+        super().gotLength(min(length or 0, self._factory.settings.limits.requestBytes))
 
     def handleContentChunk(self, data: bytes) -> None:
         self._received += len(data)
-        if self._received <= self._factory.limits.requestBytes:
+        if self._received <= self._factory.settings.limits.requestBytes:
             super().handleContentChunk(data)
 
     def process(self) -> None:
         """
-        Answer. Called when the whole request is there.
+        Answer the request. Called when all of it has arrived.
         """
         self.channel.paused = True
         self.setHeader(b"server", PRODUCT.encode())
@@ -95,9 +98,9 @@ class WebRequest(Request):
             await self._events(gone)
         elif self.path == b"/events":
             self.setHeader(b"allow", b"GET")
-            self._send(405, refusal("listen with GET"))
+            self._send(405, refusal("events are read with GET"))
         elif self.path != b"/":
-            self._send(404, refusal("there is nothing here: the paths are / and /events"))
+            self._send(404, refusal("no such path: the paths are / and /events"))
         elif self.method in (b"GET", b"HEAD"):
             self._sendBytes(200, b"text/plain; charset=utf-8", self._factory.hint)
         elif self.method != b"POST":
@@ -105,7 +108,7 @@ class WebRequest(Request):
             self._send(405, refusal("send the request with POST"))
         else:
             body, token = self.content.read(), self._token()
-            answer = await self._factory.answers.to(body, self.channel.caller, token)
+            answer = await self._factory.responder.to(body, self.channel.caller, token)
             if answer.stream is not None:
                 answer = refusal("over HTTP, watch with GET /events")
             if not gone.called:
@@ -113,7 +116,7 @@ class WebRequest(Request):
 
     async def _events(self, gone: Deferred[None]) -> None:
         """
-        Tell what happens, until the client goes.
+        Send events until the client disconnects.
         """
         try:
             lastSeen = self.getHeader(b"last-event-id")
@@ -122,7 +125,7 @@ class WebRequest(Request):
             self._send(400, refusal(str(error)))
             return
         command = msgspec.structs.replace(command, token=self._token())
-        answer = await self._factory.answers.watch(command, self.channel.caller)
+        answer = await self._factory.responder.watch(command, self.channel.caller)
         if gone.called:
             return
         if answer.stream is None:
@@ -138,12 +141,12 @@ class WebRequest(Request):
 
     def _admit(self) -> None:
         """
-        @raise NotAllowed: a web page of somebody else's may be behind it.
-        @raise InvalidRequest: it is too long.
+        @raise NotAllowed: a foreign web page may have sent the request.
+        @raise InvalidRequest: the request is too long.
         """
-        if self._received > self._factory.limits.requestBytes:
+        if self._received > self._factory.settings.limits.requestBytes:
             raise InvalidRequest(
-                f"the request is longer than {self._factory.limits.requestBytes} bytes"
+                f"the request is longer than {self._factory.settings.limits.requestBytes} bytes"
             )
         self._factory.admission.check(self.getHeader(b"host"), self.getHeader(b"origin"))
 
@@ -167,8 +170,8 @@ class WebChannel(HTTPChannel):
     """
     One connection, for one request.
 
-    @ivar paused: the request is whole, or will never be: what comes behind is dropped.
-        (C{twisted.protocols.basic.LineReceiver} looks at it.)
+    @ivar paused: what comes is dropped, because the request is complete or refused. (The
+        attribute is C{twisted.protocols.basic.LineReceiver}'s.)
     """
 
     requestFactory = WebRequest
@@ -182,7 +185,7 @@ class WebChannel(HTTPChannel):
 
     def watch(self, request: WebRequest, stream: Subscription[Any]) -> None:
         """
-        Tell what happens, as long as the client listens.
+        Send events until the client disconnects.
         """
         self._watched = request
         self._watcher = Watcher(
@@ -192,14 +195,14 @@ class WebChannel(HTTPChannel):
             sse.frame,
             sse.beat,
             self.caller.principal,
-            self.factory.limits.watchBytes,
+            self.factory.settings.limits.watchBytes,
         )
-        self._watcher.begin(self.factory.clock, self.factory.timeouts.heartbeat)
+        self._watcher.begin(self.factory.clock, self.factory.settings.timeouts.heartbeat)
         self.hold()
 
     def hold(self) -> None:
-        """The client may take its time, and has to be there."""
-        watchOver(self.transport, self.factory.timeouts.heartbeat)
+        """Something lasts as long as the connection does, which may therefore be idle."""
+        watchOver(self.transport, self.factory.settings.timeouts.heartbeat)
         if self._halfClosed:
             self.transport.abortConnection()
 
@@ -217,8 +220,8 @@ class WebChannel(HTTPChannel):
 
     def resetTimeout(self) -> None:
         """
-        A request has to be whole in time, however busily its bytes drip in: the time that
-        was set when the connection was made is left alone.
+        Does nothing: the time for a complete request begins with the connection, and bytes that
+        arrive one by one do not extend it.
         """
 
     def timeoutConnection(self) -> None:
@@ -228,12 +231,12 @@ class WebChannel(HTTPChannel):
             self.loseConnection()
 
     def checkPersistence(self, request: Request, version: bytes) -> bool:
-        """No second request follows on a connection, and the answer says so."""
+        """No second request follows on a connection, and the reply says so in a header."""
         request.setHeader(b"connection", b"close")
         return False
 
     def loseConnection(self) -> None:
-        """Close our side; what is written goes out."""
+        """Close our side once everything is sent."""
         if self._closing:
             return
         self._closing = self.paused = True
@@ -242,23 +245,21 @@ class WebChannel(HTTPChannel):
         closeOurSide(self.transport, self._halfClosed)
 
     def writeConnectionLost(self) -> None:
-        """All we had to say is with the kernel: now the client has its turn to close."""
+        """Everything is sent: give the client time to close its side."""
         self.setTimeout(LINGER)
 
     def readConnectionLost(self) -> None:
-        """The client has said all it wants to say; it may well wait for the answer."""
+        """The client has closed its side; it may still wait for the reply."""
         self._halfClosed = True
         if self._closing:
             self.transport.loseConnection()
         elif self._watcher is not None or self.caller.isHeld:
-            self.transport.abortConnection()  # who waits for long and goes is gone
+            self.transport.abortConnection()  # nothing can be sent to it later
         elif not self.paused:
             self.loseConnection()
 
     def close(self) -> None:
-        """
-        Close when what has arrived is answered: the daemon stops.
-        """
+        """Close our side once the request is answered: the daemon stops."""
         if self._watcher is not None and self._watched is not None and not self._closing:
             self._watcher.end()
             self._watched.finish()
@@ -268,44 +269,37 @@ class WebChannel(HTTPChannel):
 
 class WebFactory(HTTPFactory):
     """
-    Makes the HTTP side of connections.
+    Makes the connections for HTTP.
     """
 
     protocol: Any = WebChannel
 
     def __init__(
         self,
-        answers: IResponder,
-        hosts: Collection[str],
-        limits: Limits,
-        timeouts: Timeouts,
+        responder: IResponder,
+        settings: RequestSettings,
         reactor: IReactorTime,
         hint: bytes = HINT,
         watches: type[WatchDevices] = WatchDevices,
     ) -> None:
         """
-        @param hosts: names of this machine besides those it has itself.
-        @param hint: for whoever asks for nothing.
-        @param watches: what is asked for where events are.
+        @param hint: the reply to C{GET /}.
+        @param watches: the command that C{GET /events} stands for.
         """
-        super().__init__(timeout=timeouts.request, reactor=reactor)
-        self.answers = answers
+        super().__init__(timeout=settings.timeouts.request, reactor=reactor)
+        self.responder = responder
+        self.settings = settings
         self.hint = hint
         self.watches = watches
         self.clock = reactor
-        self.apply(hosts, limits, timeouts)
+        self.admission = Admission(lambda: settings.hosts)
 
-    def apply(self, hosts: Collection[str], limits: Limits, timeouts: Timeouts) -> None:
-        """Let these be true for connections from now on."""
-        self.limits = limits
-        self.timeouts = timeouts
-        self.timeOut = timeouts.request
-        self.admission = Admission(hosts)
+    def buildProtocol(self, addr: IAddress | None) -> Any:
+        self.timeOut = self.settings.timeouts.request
+        return super().buildProtocol(addr)
 
     def makeChannel(self, principal: Principal) -> WebChannel:
-        """
-        The HTTP side of a connection that somebody has made.
-        """
+        """Make the protocol for a client that is known already."""
         channel = cast(WebChannel, self.buildProtocol(None))
         channel.caller = Caller(principal, hold=channel.hold)
         return channel

@@ -63,7 +63,8 @@ class EventLog(Generic[T]):
 
     def keep(self, most: int) -> None:
         """Remember so many from now on."""
-        self._items = deque(self._items, maxlen=most)
+        if self._items.maxlen != most:
+            self._items = deque(self._items, maxlen=most)
 
     def after(self, seq: int) -> list[T] | None:
         """
@@ -132,5 +133,6 @@ class Subscription(Generic[T]):
         self._history.leave(self._heard)
 
     def _heard(self, item: T) -> None:
-        if self._tell is not None and self._isWanted(item):
+        # Not what a snapshot shows already that was taken while events were being delivered.
+        if self._tell is not None and item.seq > self.seq and self._isWanted(item):
             self._tell(item, item.line(self._detail))

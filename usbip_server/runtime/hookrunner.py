@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
+from collections.abc import Callable
 from signal import Signals
 from typing import Any
 
@@ -57,21 +58,22 @@ class HookRunner:
     """
     Calls hooks: a bounded number at a time, and one after the other where they are about
     the same device.
-
-    @ivar most: how many are told at a time; may be changed.
     """
 
     _log = Logger()
 
-    def __init__(self, reactor: Any, most: int = 8, waiting: int = 1000) -> None:
+    def __init__(
+        self, reactor: Any, most: Callable[[], int] = lambda: 8, waiting: int = 1000
+    ) -> None:
         """
         @param reactor: provides C{IReactorProcess}, C{IReactorTime} and what connections
             need.
-        @param most: how many are told at a time at first; as many again can be asked.
+        @param most: returns how many may be told at a time; as many again can be asked, as it is at
+            first.
         @param waiting: how many calls can wait.
         """
         self._reactor = reactor
-        self.most = most
+        self._most = most
         self._room = waiting
         self._post = HttpPost(reactor)
         # A key is here while a call with it runs or waits.
@@ -80,7 +82,7 @@ class HookRunner:
         self._tellers = 0
         self._waiting = 0
         self._dropped = 0
-        self._askers = DeferredSemaphore(most)
+        self._askers = DeferredSemaphore(most())
         self._turns: set[Deferred[Any]] = set()
         self._running: set[Deferred[Outcome]] = set()
         self._idle = Latch(reactor)
@@ -97,7 +99,7 @@ class HookRunner:
         if self._stopping:
             return
         key = (hook, busId)
-        mustWait = key in self._bodies or self._tellers >= self.most
+        mustWait = key in self._bodies or self._tellers >= self._most()
         if mustWait and self._waiting >= self._room:
             self._drop()
             return
@@ -106,7 +108,7 @@ class HookRunner:
             self._ready.append(key)
         self._bodies[key].append(body)
         self._waiting += 1
-        if self._tellers < self.most:
+        if self._tellers < self._most():
             Deferred.fromCoroutine(self._tell())
 
     async def ask(self, hook: Recipient, busId: str, body: bytes) -> str | None:
@@ -154,7 +156,7 @@ class HookRunner:
         Make the calls that can be made, one after the other.
         """
         self._tellers += 1
-        while self._ready and self._tellers <= self.most:
+        while self._ready and self._tellers <= self._most():
             key = self._ready.popleft()
             body = self._bodies[key].popleft()
             self._waiting -= 1

@@ -1,6 +1,5 @@
 """
-Who may have a device: attach, detach, kick and renew, with regard to leases and to those
-who wait.
+Who may have a device: attach, detach, kick and renew, with regard to leases and to the queue.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import msgspec
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
-from usbip_server.model.device import DeviceState, Lease, Traffic, UsbDevice
+from usbip_server.model.device import DeviceState, Lease, UsbDevice
 from usbip_server.model.errors import (
     DeviceAwaited,
     DeviceInUse,
@@ -34,61 +33,50 @@ from usbip_server.model.requests import (
     LeaseRequest,
     RenewLease,
 )
-from usbip_server.model.rules import Rules, Share
+from usbip_server.model.rules import Share
 from usbip_server.net.caller import Caller
 from usbip_server.server.access.authorizer import Authorizer
-from usbip_server.server.devices.desired import DesiredState
-from usbip_server.server.devices.operations import Operations
+from usbip_server.server.devices.operations import Action, Operations
 from usbip_server.server.devices.reconciler import Reconciler
 from usbip_server.server.devices.view import DeviceView
 from usbip_server.server.queue import WaitQueue
 
 BUSY_PAUSE = 0.5
-"""Seconds until somebody who waits tries again, after a client was seen to be quicker."""
+"""Seconds until a waiting client tries again, after another client was faster."""
 
 
 class Allocator:
     """
-    Carries out the commands that change who has a device.
+    Carries out the commands that change who has a device. C{until} of its methods is when there
+    has to be an answer, by the reactor's clock.
 
-    @ivar queue: those who wait.
+    @ivar queue: the clients that wait.
     """
 
     def __init__(
         self,
-        access: Authorizer,
-        catalogue: DeviceView,
-        rules: Rules,
-        wishes: DesiredState,
+        authorizer: Authorizer,
+        view: DeviceView,
         operations: Operations,
-        keeper: Reconciler,
+        reconciler: Reconciler,
         clock: IReactorTime,
         now: Callable[[], float],
-        traffic: Callable[[UsbDevice], Traffic | None],
     ) -> None:
         """
         @param now: the time, in seconds since the epoch.
-        @param traffic: what a device's holder has moved.
         """
-        self._access = access
-        self._catalogue = catalogue
-        self._rules = rules
-        self._wishes = wishes
+        self._authorizer = authorizer
+        self._view = view
         self._operations = operations
-        self._keeper = keeper
+        self._reconciler = reconciler
         self._clock = clock
-        self._traffic = traffic
-        self.queue = WaitQueue(
-            access, catalogue.inventory, self._obstacle, clock, now, operations.timeouts.heartbeat
-        )
+        self.queue = WaitQueue(authorizer, view, self._obstacle, clock, now)
 
     async def attach(self, command: AttachDevice, caller: Caller, until: float) -> UsbDevice:
         """
-        Bind a device for somebody, perhaps after a while, perhaps with a lease.
+        Bind a device for a client, with C{wait} when it is available, with C{lease} for it alone.
 
-        @param until: as of the others: when there has to be an answer, by the reactor's clock,
-            unless the command says to wait.
-        @raise ShareError: it is not to be had, or cannot be bound.
+        @raise ShareError: it is not available, or cannot be bound.
         """
         if command.lease is not None and command.lease.ttl == "connection":
             _requireLasting(caller)
@@ -96,7 +84,7 @@ class Allocator:
         again = False
         while True:
             device = await self._turn(command, caller, end, again)
-            answer = self._clock.seconds() + self._operations.timeouts.answer
+            answer = self._clock.seconds() + self._view.settings.timeouts.answer
             try:
                 until = max(end, answer) if command.wait else until
                 return await self._attach(command, device, caller, until)
@@ -108,27 +96,27 @@ class Allocator:
 
     async def detach(self, command: DetachDevice, caller: Caller, until: float) -> UsbDevice:
         """
-        Unbind a device. One that is always shared, and that was leased, only changes hands;
-        one that is not there is not wanted any more.
+        Unbind a device. A leased device whose rule is C{share: always} stays bound, and only
+        its session ends; one that is not plugged in is removed from the desired state.
         """
         try:
             device = self._select(command, caller)
         except DeviceNotFound:
-            return self._dismiss(command, caller)
+            return self._withdrawAway(command, caller)
         self._requireOwner(device, command.owner, command.force, caller.principal)
-        isAlways = self._rules.of(device).share is Share.ALWAYS
-        verb = "kick" if isAlways and device.lease is not None else "detach"
+        isAlways = self._view.rule(device).share is Share.ALWAYS
+        action = Action.KICK if isAlways and device.lease is not None else Action.DETACH
 
         def prepare() -> Settle:
-            if isAlways and verb == "detach":
-                self._keeper.rest(device)
-            self._wishes.withdraw(device)  # and so it stays, however the unbind goes
+            if isAlways and action is Action.DETACH:
+                self._reconciler.detached(device)
+            self._view.desired.withdraw(device)  # whatever becomes of the unbind
             return lambda error: None
 
         return await self._operations.perform(
-            verb,
+            action,
             device,
-            lambda: self._still(device, command.owner, command.force, caller.principal),
+            lambda: self._again(device, command.owner, command.force, caller.principal),
             caller.principal,
             until,
             prepare,
@@ -139,40 +127,38 @@ class Allocator:
         device = self._select(command, caller)
         self._requireOwner(device, command.owner, command.force, caller.principal)
         return await self._operations.perform(
-            "kick",
+            Action.KICK,
             device,
-            lambda: self._still(device, command.owner, command.force, caller.principal),
+            lambda: self._again(device, command.owner, command.force, caller.principal),
             caller.principal,
             until,
         )
 
     async def renew(self, command: RenewLease, caller: Caller, until: float) -> UsbDevice:
         """
-        Let a lease last longer.
+        Extend a lease.
 
-        @raise NotLeased: there is none.
+        @raise NotLeased: the device has no lease.
         """
         device = self._select(command, caller)
-        wish = self._wishes.of(device)
-        if wish is None or wish.lease is None:
+        desired = self._view.desired.of(device)
+        if desired is None or desired.lease is None:
             raise NotLeased(device)
         self._requireOwner(device, command.lease.owner, False, caller.principal)
         ttl = command.lease.ttl
         if ttl is None:
-            ttl = "connection" if wish.lease.ttl is None else wish.lease.ttl
+            ttl = "connection" if desired.lease.ttl is None else desired.lease.ttl
         if ttl == "connection":
             _requireLasting(caller)
-        self._wishes.renew(device, self._grant(command.lease, ttl, caller))
-        return self._catalogue.now(device)
+        self._view.desired.renew(device, self._grant(command.lease, ttl, caller))
+        return self._view.now(device)
 
     async def _turn(
         self, command: AttachDevice, caller: Caller, end: float, again: bool
     ) -> UsbDevice:
-        """
-        The device, when it may be had.
-        """
+        """Return the device as soon as the client may have it."""
         left = end - self._clock.seconds()
-        if left > 0 and not (command.force and self._isThere(command, caller)):
+        if left > 0 and not (command.force and self._isPresent(command, caller)):
             return await self.queue.turn(command, caller, left, again)
         device = self._select(command, caller)
         self._requireOwner(device, _ownerOf(command), command.force, caller.principal)
@@ -184,27 +170,27 @@ class Allocator:
     async def _attach(
         self, command: AttachDevice, device: UsbDevice, caller: Caller, until: float
     ) -> UsbDevice:
-        def still() -> UsbDevice:
+        def again() -> UsbDevice:
             if caller.isGone:
                 raise NotDone("the client is gone")
-            return self._still(device, _ownerOf(command), command.force, caller.principal)
+            return self._again(device, _ownerOf(command), command.force, caller.principal)
 
         def prepare() -> Settle:
-            self._keeper.wake(device)
-            asked = command.lease
-            lease = None if asked is None else self._grant(asked, asked.ttl, caller)
-            settle = self._wishes.ask(device, lease)
+            self._reconciler.attached(device)
+            requested = command.lease
+            lease = None if requested is None else self._grant(requested, requested.ttl, caller)
+            settle = self._view.desired.request(device, lease)
             if lease is not None:
-                self.queue.free(device.busId)  # from now on the lease keeps others out
+                self.queue.free(device.busId)  # the lease keeps other clients out
             return settle
 
-        still()
+        again()
         if command.force:
             self.queue.hold(device.busId)
+        action = Action.FORCED_ATTACH if command.force else Action.ATTACH
         try:
-            verb = "forced attach" if command.force else "attach"
             bound = await self._operations.perform(
-                verb, device, still, caller.principal, until, prepare
+                action, device, again, caller.principal, until, prepare
             )
         except StillWorking:
             self.queue.freeSoon(device.busId)
@@ -215,41 +201,40 @@ class Allocator:
         self.queue.freeSoon(device.busId)
         return bound
 
-    def _dismiss(self, command: DetachDevice, caller: Caller) -> UsbDevice:
+    def _withdrawAway(self, command: DetachDevice, caller: Caller) -> UsbDevice:
         """
-        Nobody wants a device any more that is not there.
+        Remove a device that is not plugged in from the desired state.
 
-        @raise DeviceNotFound: nobody did.
+        @raise DeviceNotFound: it is not in there.
         """
         away = tuple(
-            msgspec.structs.replace(device, name=self._rules.of(device).name)
-            for device in self._wishes.away()
+            msgspec.structs.replace(device, name=self._view.rule(device).name)
+            for device in self._view.desired.away()
         )
-        device = self._access.of(caller.principal).select(command, away)
+        device = self._authorizer.of(caller.principal).select(command, away)
         self._requireOwner(device, command.owner, command.force, caller.principal)
-        self._wishes.withdraw(device)
+        self._view.desired.withdraw(device)
         return device
 
     def _select(self, request: DeviceRequest, caller: Caller) -> UsbDevice:
-        devices = self._catalogue.inventory.snapshot.devices
-        return self._access.of(caller.principal).select(request, devices)
+        return self._authorizer.of(caller.principal).select(request, self._view.devices)
 
-    def _isThere(self, request: AttachDevice, caller: Caller) -> bool:
+    def _isPresent(self, request: AttachDevice, caller: Caller) -> bool:
         try:
             self._select(request, caller)
         except DeviceNotFound:
             return False
         return True
 
-    def _still(
+    def _again(
         self, device: UsbDevice, owner: str | None, force: bool | None, principal: Principal
     ) -> UsbDevice:
         """
-        A device, when other things were done to it meanwhile.
+        Return a device as it is after another operation on it.
 
-        @raise ShareError: it is gone, or somebody else's by now.
+        @raise ShareError: it is gone, or leased by another client now.
         """
-        now = self._catalogue.inventory.same(device)
+        now = self._view.inventory.same(device)
         if now is None:
             raise DeviceNotFound(f"{device} was unplugged in the meantime")
         self._requireOwner(now, owner, force, principal)
@@ -258,20 +243,18 @@ class Allocator:
     def _obstacle(
         self, device: UsbDevice, command: AttachDevice, principal: Principal
     ) -> OperationFailed | None:
-        """
-        Why somebody who waits may not have a device now.
-        """
+        """Why a waiting client cannot have a device now."""
         leased = self._leased(device, _ownerOf(command), command.force, principal)
         if leased is None and device.state is DeviceState.IN_USE and not command.force:
-            return DeviceInUse(device, self._traffic(device))
+            return DeviceInUse(device, self._view.traffic(device))
         return leased
 
     def _requireOwner(
         self, device: UsbDevice, owner: str | None, force: bool | None, principal: Principal
     ) -> None:
-        obstacle = self._leased(device, owner, force, principal)
-        if obstacle is not None:
-            raise obstacle
+        leased = self._leased(device, owner, force, principal)
+        if leased is not None:
+            raise leased
 
     def _leased(
         self, device: UsbDevice, owner: str | None, force: bool | None, principal: Principal
@@ -281,11 +264,11 @@ class Allocator:
             return None
         if lease.owner == owner and lease.proof in (None, principal.proof):
             return None
-        return DeviceLeased(device, lease, self._wishes.left(lease))
+        return DeviceLeased(device, lease, self._view.desired.left(lease))
 
-    def _grant(self, asked: LeaseRequest, ttl: object, caller: Caller) -> Lease:
+    def _grant(self, requested: LeaseRequest, ttl: object, caller: Caller) -> Lease:
         seconds = ttl if isinstance(ttl, float) else None
-        return self._wishes.grant(asked.owner, seconds, caller)
+        return self._view.desired.grant(requested.owner, seconds, caller)
 
 
 def _requireLasting(caller: Caller) -> None:
@@ -294,8 +277,8 @@ def _requireLasting(caller: Caller) -> None:
     """
     if not caller.lasts:
         raise InvalidRequest(
-            'invalid request: `lease.ttl`: "connection" needs one that stays open: over HTTP '
-            "there is none, so say for how many seconds"
+            'invalid request: `lease.ttl`: "connection" needs a connection that stays open, and '
+            "an HTTP connection does not: give a number of seconds"
         )
 
 

@@ -1,5 +1,5 @@
 """
-What the configuration says that can change while the daemon runs.
+The configuration file of C{twistd usbipshare}: its schema, and the settings in force.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import Any
 
 import msgspec
 
-from usbip_server.model.options import InvalidOption, Limits, Timeouts
+from usbip_server.model.options import Limits, Timeouts
 from usbip_server.model.policy import AccessPreset, Policy, Right, Who
-from usbip_server.model.rules import Hook, Occasion, Rule, Share
+from usbip_server.model.rules import Hook, Occasion, Rule, Rules, Share
 from usbip_server.net.certificates import Tls
 from usbip_server.net.keepalive import KeepAlive
-from usbip_server.runtime.yamlfile import ConfigError, YamlFile, textOf
+from usbip_server.runtime.yamlfile import YamlFile, textOf
 
 
 class OnStop(enum.Enum):
@@ -30,11 +30,16 @@ class OnStop(enum.Enum):
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """
-    @ivar devices: what is said of devices; the first rule that matches counts.
-    @ivar hooks: whom to tell of all devices.
+    The part of the configuration that a reload can change.
+
+    @ivar devices: rules for devices; the first one that matches a device applies to it.
+    @ivar hooks: hooks for all devices.
     @ivar access: who may do what.
-    @ivar remember: bind what a client has attached again when it is plugged in anew.
-    @ivar onStop: what becomes of what is bound.
+    @ivar remember: an attached device is bound again when it is plugged in again.
+    @ivar onStop: what becomes of bound devices when the daemon stops.
+    @ivar hosts: names, besides this machine's own, that HTTP clients may use for it.
+    @ivar keepalive: TCP keepalive of connections that carry USB traffic.
+    @ivar requireKtls: refuse USB/IP over TLS where the kernel cannot encrypt it.
     """
 
     devices: tuple[Rule, ...] = ()
@@ -44,6 +49,65 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     timeouts: Timeouts = Timeouts()
     remember: bool = True
     onStop: OnStop = OnStop.KEEP
+    hosts: tuple[str, ...] = ()
+    keepalive: KeepAlive = KeepAlive()
+    requireKtls: bool = False
+
+
+class LiveSettings:
+    """
+    Holds the settings that are in force. Each value is read here when it is needed, and a
+    reload replaces all of them at once.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.replace(settings)
+
+    def replace(self, settings: Settings) -> None:
+        """Put other settings in force."""
+        self._settings = settings
+        self._rules = Rules(settings.devices, settings.hooks)
+
+    @property
+    def rules(self) -> Rules:
+        """The rules for devices, with their hooks."""
+        return self._rules
+
+    @property
+    def access(self) -> Policy:
+        """Who may do what."""
+        return self._settings.access
+
+    @property
+    def limits(self) -> Limits:
+        """Limits of what clients may ask for."""
+        return self._settings.limits
+
+    @property
+    def timeouts(self) -> Timeouts:
+        """Time limits, in seconds."""
+        return self._settings.timeouts
+
+    @property
+    def remember(self) -> bool:
+        """See L{Settings}; so are the others."""
+        return self._settings.remember
+
+    @property
+    def onStop(self) -> OnStop:
+        return self._settings.onStop
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        return self._settings.hosts
+
+    @property
+    def keepalive(self) -> KeepAlive:
+        return self._settings.keepalive
+
+    @property
+    def requireKtls(self) -> bool:
+        return self._settings.requireKtls
 
 
 HOST_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
@@ -142,8 +206,13 @@ class Config(
         return {key: value for key, value in self.backend.items() if key != "type"}
 
     @property
+    def exporting(self) -> Export:
+        """How USB/IP is served, wherever that is: the defaults where the file has it off."""
+        return self.export if isinstance(self.export, Export) else Export()
+
+    @property
     def settings(self) -> Settings:
-        """What can change while the daemon runs."""
+        """The part that a reload can change."""
         return Settings(
             devices=self.devices,
             hooks=self.hooks,
@@ -152,6 +221,9 @@ class Config(
             timeouts=self.timeouts,
             remember=self.state.remember,
             onStop=self.onStop,
+            hosts=self.http.hosts,
+            keepalive=self.exporting.keepalive,
+            requireKtls=self.exporting.requireKtls,
         )
 
 
@@ -202,10 +274,3 @@ def load(path: str) -> Source:
     @raise ConfigError: it cannot be read.
     """
     return Source(path, textOf(path))
-
-
-def wrongOption(source: Source, error: InvalidOption) -> ConfigError:
-    """
-    The error for an option of the backend.
-    """
-    return source.error(("backend", *error.path), error.reason)

@@ -1,95 +1,271 @@
 """
-The gate that every command and every import comes through: who asks is found out, and what is
-decided is written down.
+Dispatches commands: authenticates and authorizes the client, writes the audit log, and calls
+the method for the command.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from functools import partial
+import enum
+from collections.abc import Awaitable, Callable, Iterator
+from inspect import iscoroutinefunction
+from typing import Any, cast
 
-from usbip_server.model.device import UsbDevice
+import msgspec
+from twisted.internet.interfaces import IReactorTime
+
+from usbip_server.model.device import Traffic, UsbDevice
+from usbip_server.model.errors import BackendUnavailable
+from usbip_server.model.inventory import Inventory
 from usbip_server.model.policy import Principal, Right
-from usbip_server.model.replies import Devices, Reply
-from usbip_server.model.requests import Command, FindDevice, ListDevices, WatchDevices
+from usbip_server.model.replies import Devices, Notice, Reply
+from usbip_server.model.requests import (
+    AttachDevice,
+    Command,
+    DetachDevice,
+    FindDevice,
+    KickClient,
+    ListDevices,
+    RenewLease,
+    WatchDevices,
+)
 from usbip_server.net.caller import Caller
+from usbip_server.net.handover import SessionSocket
 from usbip_server.runtime.eventlog import Subscription
+from usbip_server.runtime.latch import Latch
 from usbip_server.server.access.audit import Audit
 from usbip_server.server.access.authorizer import Authorizer, rightOf
+from usbip_server.server.allocation import Allocator
+from usbip_server.server.config import LiveSettings
 from usbip_server.server.devices.events import DeviceEvents, Event
 from usbip_server.server.devices.view import DeviceView
+from usbip_server.server.exports import Exports
 
 
-class Gate:
+class Phase(enum.Enum):
     """
-    Knows who may do what, and keeps the audit trail.
+    The phases of the daemon's life; the value is what a client is answered in it.
     """
 
-    def __init__(self, access: Authorizer) -> None:
-        self._access = access
+    STARTING = "the daemon is still starting: ask again in a moment"
+    RUNNING = ""
+    BROKEN = "the daemon's backend does not start: see its log"
+    STOPPING = "the daemon is stopping: ask again when it is back"
+
+
+class Readiness:
+    """
+    Can commands be carried out now?
+
+    @ivar phase: set by the composition root.
+    """
+
+    def __init__(self, inventory: Inventory, settings: LiveSettings, clock: IReactorTime) -> None:
+        """
+        @param inventory: the backend's.
+        """
+        self.phase = Phase.STARTING
+        self._inventory = inventory
+        self._settings = settings
+        self._clock = clock
+        self._started = Latch(clock)
+
+    def enter(self, phase: Phase) -> None:
+        """Begin another phase. Nothing follows on C{STOPPING}."""
+        if self.phase is not Phase.STOPPING:
+            self.phase = phase
+        if phase in (Phase.RUNNING, Phase.BROKEN):
+            self._started.happen()
+
+    def deadline(self) -> float:
+        """When a command that arrives now has to be answered, by the reactor's clock."""
+        return self._clock.seconds() + self._settings.timeouts.answer
+
+    def require(self) -> None:
+        """
+        @raise BackendUnavailable: no command can be carried out at present.
+        """
+        if self.phase is not Phase.RUNNING:
+            raise BackendUnavailable(self.phase.value)
+        if self._inventory.trouble is not None:
+            raise BackendUnavailable(self._inventory.trouble)
+
+    async def wait(self) -> None:
+        """
+        Wait for the backend to start, for C{timeouts.answer} seconds at most.
+
+        @raise BackendUnavailable: it has not started, or has no devices at present.
+        """
+        if self.phase is Phase.STARTING:
+            await self._started.within(self._settings.timeouts.answer)
+        self.require()
+
+
+class Watch(msgspec.Struct, frozen=True):
+    """
+    The outcome of a watch command.
+
+    @ivar reply: the reply, with the devices unless the watch is resumed.
+    @ivar subscription: the events that follow the reply.
+    """
+
+    reply: Reply
+    subscription: Subscription[Event]
+
+
+Result = Devices | Watch
+
+Method = Callable[[Any, Caller, float], "Result | Awaitable[Result]"]
+"""Takes the command, the client, and when there has to be an answer."""
+
+
+class Dispatcher:
+    """
+    Carries out the commands and imports of clients.
+    """
+
+    def __init__(
+        self,
+        authorizer: Authorizer,
+        readiness: Readiness,
+        view: DeviceView,
+        events: DeviceEvents,
+        allocator: Allocator,
+        exports: Exports,
+    ) -> None:
+        self._authorizer = authorizer
+        self._readiness = readiness
+        self._view = view
+        self._events = events
+        self._exports = exports
         self._audit = Audit()
+        self._methods: dict[type[Any], Method] = {
+            ListDevices: self.list,
+            FindDevice: self.find,
+            WatchDevices: self.watch,
+            AttachDevice: allocator.attach,
+            DetachDevice: allocator.detach,
+            KickClient: allocator.kick,
+            RenewLease: allocator.renew,
+        }
+        self._rights = {kind: rightOf(kind) for kind in self._methods}
+        self._immediate = {
+            kind for kind, method in self._methods.items() if not iscoroutinefunction(method)
+        }
+
+    async def perform(self, command: Command, caller: Caller) -> Result:
+        """
+        Carry out a command, within C{timeouts.answer} seconds unless it asks to wait.
+
+        @return: for C{list} a tuple of devices, for C{watch} a L{Watch}, else the device.
+        @raise ShareError: the command cannot be carried out.
+        """
+        until = self._readiness.deadline()
+        with self._audited(command, caller, self._rights[type(command)]) as done:
+            await self._readiness.wait()
+            result = self._methods[type(command)](command, caller, until)
+            if type(command) not in self._immediate:
+                device = await cast("Awaitable[UsbDevice]", result)
+                done(device)
+                return device
+            return cast(Result, result)
+
+    def atOnce(self, command: Command, caller: Caller) -> Result | None:
+        """
+        Carry out a command that needs no waiting, without the cost of a Deferred.
+
+        @return: see C{perform}; C{None} if the command has to wait.
+        @raise ShareError: the command cannot be carried out.
+        """
+        kind = type(command)
+        if kind not in self._immediate or self._readiness.phase is Phase.STARTING:
+            return None
+        try:
+            self._authorize(command, caller, self._rights[kind])
+            self._readiness.require()
+            return cast(Result, self._methods[kind](command, caller, 0))
+        except Exception as error:
+            self._audit.failed(caller.principal, self._rights[kind], command, error)
+            raise
+
+    async def handOver(
+        self, busId: str, caller: Caller, carrier: SessionSocket, ended: Callable[[], None]
+    ) -> UsbDevice:
+        """
+        Carry out an import; see L{usbip_server.protocols.interfaces.IImportHandler}.
+
+        @raise ShareError: the client cannot import the device.
+        """
+        with self._audited(FindDevice(bus=busId), caller, Right.IMPORT) as done:
+            await self._readiness.wait()
+            device = await self._exports.handOver(busId, caller, carrier, ended)
+            done(device)
+            return device
+
+    async def importable(self, principal: Principal) -> tuple[UsbDevice, ...]:
+        """
+        The devices that a client may import, including those that are in use.
+
+        @raise BackendUnavailable: the devices are not known at present.
+        """
+        await self._readiness.wait()
+        return self._exports.importable(principal)
+
+    def list(self, command: ListDevices, caller: Caller, until: float) -> Devices:
+        """All devices that the client may list."""
+        return self._authorizer.of(caller.principal).among(Right.LIST, self._view.devices)
+
+    def find(self, command: FindDevice, caller: Caller, until: float) -> UsbDevice:
+        """
+        The one device that the command selects.
+
+        @raise ShareError: it selects none or several.
+        """
+        return self._authorizer.of(caller.principal).select(command, self._view.devices)
+
+    def watch(self, command: WatchDevices, caller: Caller, until: float) -> Watch:
+        """
+        The devices now, and the events that follow.
+
+        @raise SnapshotNeeded: the events since C{command.since} are not remembered.
+        """
+        principal = caller.principal
+
+        def mayWatch(device: UsbDevice) -> bool:
+            return self._authorizer.of(principal).may(Right.WATCH, device)
+
+        return Watch(*self._events.watch(command, mayWatch))
+
+    def heartbeat(self) -> Notice:
+        """The line that shows that the daemon is alive, with the number of the last event."""
+        return self._events.heartbeat()
+
+    def traffic(self, device: UsbDevice) -> Traffic | None:
+        """The bytes that the holder of a device has transferred, if that is known."""
+        return self._view.traffic(device)
+
+    def _authorize(self, command: Command, caller: Caller, right: Right) -> None:
+        """
+        Authenticate a client, as C{caller.principal}, and authorize it.
+
+        @raise NotAllowed: the token is unknown, or the client has this right for no device.
+        """
+        caller.principal = caller.peer
+        caller.principal = self._authorizer.identify(caller.peer, command.token)
+        self._authorizer.of(caller.principal).require(right)
 
     @contextlib.contextmanager
-    def passing(
-        self, caller: Caller, command: Command, right: Right | None = None
+    def _audited(
+        self, command: Command, caller: Caller, right: Right
     ) -> Iterator[Callable[[UsbDevice], None]]:
         """
-        Carry a request out in here: C{caller.principal} is who asks, and an error is written
-        down as what became of it.
+        Authorize a client for the body of the C{with}, and write the outcome to the audit log.
 
-        @param right: what it is for, if that is not what the command is called.
-        @return: to be called with the device, if it went well.
-        @raise NotAllowed: its token is none of ours, or there is no device that they may do
-            this to.
+        @return: to be called with the device after success.
         """
-        right = right or rightOf(command)
-        caller.principal = caller.peer
         try:
-            caller.principal = self._access.identify(caller.peer, command.token)
-            self._access.of(caller.principal).require(right)
-            yield partial(self._audit.done, caller.principal, right, command)
+            self._authorize(command, caller, right)
+            yield lambda device: self._audit.done(caller.principal, right, command, device)
         except Exception as error:
             self._audit.failed(caller.principal, right, command, error)
             raise
-
-
-class Looking:
-    """
-    Shows devices.
-    """
-
-    def __init__(self, access: Authorizer, catalogue: DeviceView, feed: DeviceEvents) -> None:
-        self._access = access
-        self._catalogue = catalogue
-        self._feed = feed
-
-    def list(self, command: ListDevices, principal: Principal) -> Devices:
-        """
-        All devices that somebody may have listed.
-        """
-        return self._access.of(principal).among(Right.LIST, self._devices)
-
-    def find(self, request: FindDevice, principal: Principal) -> UsbDevice:
-        """
-        The device that is meant.
-
-        @raise ShareError: there is none, or there are several, or they may not know.
-        """
-        return self._access.of(principal).select(request, self._devices)
-
-    def watch(
-        self, request: WatchDevices, principal: Principal
-    ) -> tuple[Reply, Subscription[Event]]:
-        """
-        What a watcher is answered, and what it is told from then on.
-
-        @raise ShareError: it cannot be told that.
-        """
-        return self._feed.watch(
-            request, lambda device: self._access.of(principal).may(Right.WATCH, device)
-        )
-
-    @property
-    def _devices(self) -> tuple[UsbDevice, ...]:
-        return self._catalogue.inventory.snapshot.devices

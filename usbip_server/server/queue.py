@@ -1,5 +1,5 @@
 """
-The queue of those who wait for a device.
+The FIFO queue of the clients that wait for a device.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from usbip_server.model.errors import (
     OperationFailed,
     ShareError,
 )
-from usbip_server.model.inventory import Change, Inventory
 from usbip_server.model.policy import Principal
 from usbip_server.model.replies import Notice, encodeDevices
 from usbip_server.model.requests import AttachDevice
 from usbip_server.model.timestamps import timestamp
 from usbip_server.net.caller import Caller
 from usbip_server.server.access.authorizer import Authorizer
+from usbip_server.server.devices.view import DeviceView
 
-TURN = 5.0
-"""Seconds for somebody who has no lease to import the device, before it is the next one's
-turn."""
+TURN_SECONDS = 5.0
+"""Time for a client without a lease to import the device it was given, before the next client
+gets it."""
 
 Obstacle = Callable[[UsbDevice, AttachDevice, Principal], OperationFailed | None]
 
 
 class Ticket:
     """
-    Somebody who waits.
+    One waiting client.
 
     @ivar turn: fires with the device.
-    @ivar place: in the queue, as far as the client was told.
+    @ivar place: in the queue, as the client was last notified.
     """
 
     def __init__(self, request: AttachDevice, caller: Caller) -> None:
@@ -50,58 +50,54 @@ class Ticket:
         self.place: int | None = 0
 
     def leave(self) -> None:
-        """The client is gone."""
+        """The client has disconnected."""
         if not self.turn.called:
             self.turn.errback(NotDone("the client is gone"))
 
 
 class WaitQueue:
     """
-    First come, first served; who waits for another device is not in the way.
-
-    @ivar heartbeat: seconds between signs of life to those who wait.
+    Clients in the order in which they came. Those that wait for one device do not delay those
+    that wait for another.
     """
 
     def __init__(
         self,
-        access: Authorizer,
-        inventory: Inventory,
+        authorizer: Authorizer,
+        view: DeviceView,
         obstacle: Obstacle,
         clock: IReactorTime,
         now: Callable[[], float],
-        heartbeat: float,
     ) -> None:
         """
-        @param obstacle: why somebody may not have a device now.
+        @param obstacle: returns why a client cannot have a device now.
         @param now: the time, in seconds since the epoch.
         """
-        self.heartbeat = heartbeat
-        self._access = access
-        self._inventory = inventory
+        self._authorizer = authorizer
+        self._view = view
         self._obstacle = obstacle
         self._clock = clock
         self._now = now
         self._tickets: list[Ticket] = []
         self._held: dict[str, IDelayedCall | None] = {}
-        self._stopped = False
-        inventory.subscribe(self._changed)
+        self._isStopped = False
 
     def waitingFor(self, device: UsbDevice) -> int:
-        """How many wait for a device."""
-        chosen = (self._chosen(ticket) for ticket in self._tickets)
-        return sum(isinstance(it, UsbDevice) and it.busId == device.busId for it in chosen)
+        """The number of clients that wait for a device."""
+        selected = (self._selected(ticket) for ticket in self._tickets)
+        return sum(isinstance(it, UsbDevice) and it.busId == device.busId for it in selected)
 
     async def turn(
         self, request: AttachDevice, caller: Caller, seconds: float, again: bool
     ) -> UsbDevice:
         """
-        Wait until somebody may have a device.
+        Wait until a client may have a device.
 
-        @param seconds: how long at the most.
-        @param again: it was its turn already, and it is to be the first again.
+        @param seconds: how long at most.
+        @param again: the client has had its turn in vain, and goes to the head of the queue.
         @raise ShareError: why it may not, when the time is over.
         """
-        if self._stopped:
+        if self._isStopped:
             raise _stopping()
         if caller.isGone:
             raise NotDone("the client is gone")
@@ -109,60 +105,58 @@ class WaitQueue:
         isFirst = again or request.force
         self._tickets.insert(0 if isFirst else len(self._tickets), ticket)
         caller.whenGone(ticket.leave)
-        beats = LoopingCall(self._beat, ticket)
-        beats.clock = self._clock
-        beats.start(self.heartbeat, now=False)
+        heartbeats = LoopingCall(self._heartbeat, ticket)
+        heartbeats.clock = self._clock
+        heartbeats.start(self._view.settings.timeouts.heartbeat, now=False)
         expiry = self._clock.callLater(seconds, self._expire, ticket)
-        ticket.turn.addBoth(self._left, ticket, beats, expiry)
-        self.look()
+        ticket.turn.addBoth(self._left, ticket, heartbeats, expiry)
+        self.update()
         return await ticket.turn
 
-    def look(self) -> None:
-        """
-        Give everybody their turn whose it is, and tell the others where they stand.
-        """
-        if self._stopped:
+    def update(self) -> None:
+        """Give devices to the clients that may have them, and notify the others of their place."""
+        if self._isStopped:
             return
         places: dict[str, int] = {}
         for ticket in tuple(self._tickets):
             if ticket not in self._tickets:
-                continue  # it has had its turn, or is gone, as others had theirs
-            chosen = self._chosen(ticket)
-            if isinstance(chosen, DeviceNotFound):
-                self._tell(ticket, chosen, None, None)
-            elif isinstance(chosen, ShareError):
-                ticket.turn.errback(chosen)
+                continue  # it has left while another one had its turn
+            selected = self._selected(ticket)
+            if isinstance(selected, DeviceNotFound):
+                self._notify(ticket, selected, None, None)
+            elif isinstance(selected, ShareError):
+                ticket.turn.errback(selected)
             else:
-                place = places[chosen.busId] = places.get(chosen.busId, 0) + 1
-                why = self._why(ticket, chosen)
+                place = places[selected.busId] = places.get(selected.busId, 0) + 1
+                why = self._why(ticket, selected)
                 if place > 1 or why is not None:
-                    self._tell(ticket, why or _othersTurn(chosen), chosen, place)
+                    self._notify(ticket, why or _othersTurn(selected), selected, place)
                     continue
-                places[chosen.busId] = 0
-                self.hold(chosen.busId)
-                ticket.turn.callback(chosen)
+                places[selected.busId] = 0
+                self.hold(selected.busId)
+                ticket.turn.callback(selected)
 
     def hold(self, busId: str) -> None:
-        """It is somebody's turn: nobody else has one at this device."""
+        """Give the device there to nobody else until C{free} or C{freeSoon}."""
         timer = self._held.get(busId)
         if timer is not None:
             timer.cancel()
         self._held[busId] = None
 
     def freeSoon(self, busId: str) -> None:
-        """Whose turn it was has some time to import it, if it still is its turn."""
+        """Give the client that has the device some time to import it, and then C{free} it."""
         if busId in self._held and self._held[busId] is None:
-            self._held[busId] = self._clock.callLater(TURN, self._timeOver, busId)
+            self._held[busId] = self._clock.callLater(TURN_SECONDS, self._timeOver, busId)
 
     def free(self, busId: str) -> None:
-        """The turn is over."""
+        """Give the device to the next client."""
         if busId in self._held:
             self.hold(busId)
             self._timeOver(busId)
 
     def stop(self) -> None:
-        """Send everybody away."""
-        self._stopped = True
+        """End the waiting of all clients with an error."""
+        self._isStopped = True
         for ticket in tuple(self._tickets):
             ticket.turn.errback(_stopping())
         for busId in tuple(self._held):
@@ -170,28 +164,22 @@ class WaitQueue:
 
     def _timeOver(self, busId: str) -> None:
         del self._held[busId]
-        self.look()
+        self.update()
 
-    def _changed(self, changes: tuple[Change, ...]) -> None:
-        if self._tickets:
-            self.look()
-
-    def _chosen(self, ticket: Ticket) -> UsbDevice | ShareError:
+    def _selected(self, ticket: Ticket) -> UsbDevice | ShareError:
         try:
-            rights = self._access.of(ticket.principal)
-            return rights.select(ticket.request, self._inventory.snapshot.devices)
+            rights = self._authorizer.of(ticket.principal)
+            return rights.select(ticket.request, self._view.devices)
         except ShareError as error:
             return error
 
     def _why(self, ticket: Ticket, device: UsbDevice) -> ShareError | None:
-        """
-        Why it is not somebody's turn even if it is the first.
-        """
+        """Why a client cannot have a device even if it is the first in the queue."""
         isHeld = device.busId in self._held and not ticket.request.force
         obstacle = self._obstacle(device, ticket.request, ticket.principal)
         return obstacle or (_othersTurn(device) if isHeld else None)
 
-    def _tell(
+    def _notify(
         self, ticket: Ticket, why: ShareError, device: UsbDevice | None, place: int | None
     ) -> None:
         if ticket.place == place:
@@ -209,25 +197,25 @@ class WaitQueue:
         ticket.caller.tell(notice.encode())
 
     def _expire(self, ticket: Ticket) -> None:
-        chosen = self._chosen(ticket)
-        if isinstance(chosen, UsbDevice):
-            ticket.turn.errback(self._why(ticket, chosen) or _othersTurn(chosen))
+        selected = self._selected(ticket)
+        if isinstance(selected, UsbDevice):
+            ticket.turn.errback(self._why(ticket, selected) or _othersTurn(selected))
         else:
-            ticket.turn.errback(chosen)
+            ticket.turn.errback(selected)
 
-    def _beat(self, ticket: Ticket) -> None:
+    def _heartbeat(self, ticket: Ticket) -> None:
         ticket.caller.tell(Notice(event="heartbeat", time=timestamp(self._now())).encode())
 
     def _left(
-        self, result: object, ticket: Ticket, beats: LoopingCall, expiry: IDelayedCall
+        self, result: object, ticket: Ticket, heartbeats: LoopingCall, expiry: IDelayedCall
     ) -> object:
         self._tickets.remove(ticket)
         ticket.caller.forget(ticket.leave)
-        beats.stop()
+        heartbeats.stop()
         if expiry.active():
             expiry.cancel()
         if isinstance(result, Failure):
-            self.look()  # those behind it move up
+            self.update()  # those behind it move up
         return result
 
 
@@ -236,4 +224,4 @@ def _stopping() -> ShareError:
 
 
 def _othersTurn(device: UsbDevice) -> ShareError:
-    return OperationFailed(device, f"it is the turn of others who wait for {device}")
+    return OperationFailed(device, f"other clients wait for {device} and are first")

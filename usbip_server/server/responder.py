@@ -1,5 +1,5 @@
 """
-From the bytes of a request to the bytes of its answer, the same for every protocol.
+From the bytes of a request to the bytes of its reply, for every protocol.
 """
 
 from __future__ import annotations
@@ -13,88 +13,89 @@ from usbip_server.model.replies import Devices, Reply, Status, encodeDevices, fa
 from usbip_server.model.requests import Command, WatchDevices, decode
 from usbip_server.net.caller import Caller
 from usbip_server.protocols.interfaces import Response, refusal
-from usbip_server.server.core import Sharing
+from usbip_server.server.dispatcher import Dispatcher, Result, Watch
 
 
 class Responder:
     """
-    Answers requests with the help of a L{Sharing}.
+    Decodes requests, passes them to a L{Dispatcher}, and encodes the results; see
+    L{usbip_server.protocols.interfaces.IResponder}.
     """
 
     _log = Logger()
 
-    def __init__(self, sharing: Sharing) -> None:
-        self._sharing = sharing
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
         self._lists: dict[tuple[bool, bool], tuple[tuple[UsbDevice, ...], Response]] = {}
 
     async def to(self, raw: bytes, caller: Caller, token: str | None = None) -> Response:
         """
-        Answer one request. Never fails: whatever goes wrong is an answer too.
+        Reply to a request. Never fails: an error is a reply too.
 
-        @param token: counts if there is none in the request.
+        @param token: the token, if there is none in the request.
         """
         command: Command | None = None
         try:
             command = decode(raw)
             if token is not None and command.token is None:
                 command = msgspec.structs.replace(command, token=token)
-            if isinstance(command, WatchDevices):
-                return await self._watch(command, caller)
-            return self._success(await self._sharing.perform(command, caller), command)
+            return self._success(await self._dispatcher.perform(command, caller), command)
         except Exception as error:
             return self._failure(error, command, raw, caller)
 
     def atOnce(self, raw: bytes, caller: Caller) -> Response | None:
         """
-        The same for a request whose answer needs no waiting.
+        Reply to a request that needs no waiting.
 
-        @return: C{None} if it needs some: use C{to}.
+        @return: C{None} if the request has to wait: call C{to}.
         """
         command: Command | None = None
         try:
             command = decode(raw)
-            devices = self._sharing.atOnce(command, caller)
-            return None if devices is None else self._success(devices, command)
+            result = self._dispatcher.atOnce(command, caller)
+            return None if result is None else self._success(result, command)
         except Exception as error:
             return self._failure(error, command, raw, caller)
 
     async def watch(self, command: WatchDevices, caller: Caller) -> Response:
         """
-        The same for a request to watch that came as something else than JSON. One that
-        wants to go on where that is not possible begins anew.
+        Reply to a watch command that did not come as JSON. If the events since
+        C{command.since} are not remembered, the watch begins with all devices.
         """
         try:
             try:
-                return await self._watch(command, caller)
+                return self._success(await self._dispatcher.perform(command, caller), command)
             except SnapshotNeeded:
-                return await self._watch(msgspec.structs.replace(command, since=None), caller)
+                command = msgspec.structs.replace(command, since=None)
+                return self._success(await self._dispatcher.perform(command, caller), command)
         except Exception as error:
             return self._failure(error, command, b"watch", caller)
 
     def heartbeat(self) -> bytes:
-        """A line that says that we are still there, and where the events stand."""
-        return self._sharing.heartbeat().encode()
+        """The line for a client that waits or watches, with the number of the last event."""
+        return self._dispatcher.heartbeat().encode()
 
-    async def _watch(self, command: WatchDevices, caller: Caller) -> Response:
-        await self._sharing.ready()
-        reply, stream = self._sharing.watch(command, caller)
-        return Response(status=reply.status, encoded=reply.encode(), keepAlive=True, stream=stream)
-
-    def _success(self, devices: Devices, command: Command) -> Response:
-        """
-        A list's answer is made once for each state of the inventory, which hands out the
-        same tuple until something changes.
-        """
-        if not isinstance(devices, tuple) or (command.detail and any(d.holder for d in devices)):
-            return self._answer(devices, command)
-        wanted = bool(command.detail), bool(command.keep_alive)
-        known = self._lists.get(wanted)
-        if known is None or known[0] is not devices:
-            known = self._lists[wanted] = (devices, self._answer(devices, command))
+    def _success(self, result: Result, command: Command) -> Response:
+        if isinstance(result, Watch):
+            return Response(
+                status=result.reply.status,
+                encoded=result.reply.encode(),
+                keepAlive=True,
+                stream=result.subscription,
+            )
+        if not isinstance(result, tuple):
+            return self._encode(result, command)
+        if command.detail and any(device.holder for device in result):
+            return self._encode(result, command)  # with the traffic of now
+        # The view returns the same tuple until something changes.
+        key = bool(command.detail), bool(command.keep_alive)
+        known = self._lists.get(key)
+        if known is None or known[0] is not result:
+            known = self._lists[key] = (result, self._encode(result, command))
         return known[1]
 
-    def _answer(self, devices: Devices, command: Command) -> Response:
-        data = encodeDevices(devices, bool(command.detail), self._sharing.traffic)
+    def _encode(self, devices: Devices, command: Command) -> Response:
+        data = encodeDevices(devices, bool(command.detail), self._dispatcher.traffic)
         reply = Reply(status=Status.SUCCESS, data=data)
         return Response(
             status=reply.status, encoded=reply.encode(), keepAlive=bool(command.keep_alive)
@@ -120,9 +121,7 @@ class Responder:
 
 
 def tokenless(command: Command | None, raw: bytes) -> str:
-    """
-    A request for the log, which no token may stand in.
-    """
+    """A request for the log, without its token."""
     if command is None:
         return f"a request of {len(raw)} bytes"
     return repr(msgspec.structs.replace(command, token=None))

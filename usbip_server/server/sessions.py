@@ -1,10 +1,9 @@
 """
-Connections that were given away: USB traffic goes over them now, and we only listen for
-their end.
+USB/IP sessions: connections that were handed to devices.
 
-Whoever has a connection, the kernel mostly, reads and writes it without us. We keep it open
-for three things: that it is shut down says that the session has ended, and nothing else
-announces that; it counts bytes; and it knows who is at the other end.
+The kernel (or another part of this process) reads and writes such a connection. A duplicate of
+the socket stays here for three purposes: its hang-up is the only sign that the session has
+ended, it counts the bytes transferred, and it identifies the client.
 """
 
 from __future__ import annotations
@@ -22,16 +21,19 @@ from usbip_server.model.device import Holder, PlugId, Traffic, UsbDevice
 from usbip_server.net.hangup import HangupWatcher
 
 TRAFFIC_AT = 120
-"""Where C{tcpi_bytes_acked} and C{tcpi_bytes_received} are (C{struct tcp_info},
-C{include/uapi/linux/tcp.h})."""
+"""Offset of C{tcpi_bytes_acked} and C{tcpi_bytes_received} in C{struct tcp_info}
+(C{include/uapi/linux/tcp.h})."""
+
+REMEMBERED = 256
+"""Ended sessions whose traffic is still known."""
 
 
 class Session(msgspec.Struct, frozen=True, eq=False):
     """
-    One session.
+    One client's use of one device.
 
-    @ivar connection: a duplicate of our own: the client's is closed when its protocol likes.
-    @ivar ended: called when it has ended.
+    @ivar connection: a duplicate of the client's socket, which its protocol may close.
+    @ivar ended: called when the session has ended.
     """
 
     device: UsbDevice
@@ -40,7 +42,7 @@ class Session(msgspec.Struct, frozen=True, eq=False):
     ended: Callable[[], None]
 
     def traffic(self) -> Traffic | None:
-        """What it has moved so far."""
+        """The bytes transferred so far; C{None} if the kernel does not say."""
         with contextlib.suppress(OSError, struct.error):
             info = self.connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
             acked, received = struct.unpack_from("=QQ", info, TRAFFIC_AT)
@@ -50,7 +52,7 @@ class Session(msgspec.Struct, frozen=True, eq=False):
 
 class SessionTable(HangupWatcher):
     """
-    Those there are.
+    The sessions in progress, and the traffic of those that have ended.
     """
 
     def __init__(self, reactor: Any) -> None:
@@ -61,45 +63,43 @@ class SessionTable(HangupWatcher):
         self._open: dict[int, Session] = {}
         self._past: dict[PlugId, tuple[Holder, Traffic | None]] = {}
 
-    def begin(self, handoff: Session) -> None:
-        """A session is about to begin: C{add} it then, or C{drop} it."""
-        self._open[handoff.connection.fileno()] = handoff
+    def begin(self, session: Session) -> None:
+        """Register a session that is about to begin: C{add} or C{drop} follows."""
+        self._open[session.connection.fileno()] = session
 
-    def drop(self, handoff: Session) -> None:
-        """It does not come to that; its connection is closed."""
-        self._open.pop(handoff.connection.fileno(), None)
-        handoff.connection.close()
+    def drop(self, session: Session) -> None:
+        """Remove a session that did not begin, and close its connection."""
+        self._open.pop(session.connection.fileno(), None)
+        session.connection.close()
 
-    def add(self, handoff: Session) -> None:
-        """
-        Listen for the end of a session, and close its connection then.
-        """
+    def add(self, session: Session) -> None:
+        """Watch for the end of a session; its connection is closed then."""
         if self.isStopped:
-            self.drop(handoff)
+            self.drop(session)
             return
-        self._open[handoff.connection.fileno()] = handoff
-        self.listen(handoff.connection, partial(self._over, handoff))
+        self._open[session.connection.fileno()] = session
+        self.listen(session.connection, partial(self._over, session))
 
     def traffic(self, device: UsbDevice) -> Traffic | None:
         """
-        What a device's holder has moved, also when that was the last one and is gone.
+        The bytes that a device's holder has transferred, in this session or in one that has
+        ended.
         """
-        for handoff in self._open.values():
-            if handoff.device.plugId == device.plugId and handoff.holder == device.holder:
-                return handoff.traffic()
+        for session in self._open.values():
+            if session.device.plugId == device.plugId and session.holder == device.holder:
+                return session.traffic()
         holder, traffic = self._past.get(device.plugId, (None, None))
         return traffic if holder == device.holder else None
 
     def isOpen(self, device: UsbDevice) -> bool:
-        """Has a client of ours the device?"""
-        return any(handoff.device.plugId == device.plugId for handoff in self._open.values())
+        """Is there a session of this device?"""
+        return any(session.device.plugId == device.plugId for session in self._open.values())
 
-    def forget(self, device: UsbDevice) -> None:
-        """The device is gone."""
-        self._past.pop(device.plugId, None)
-
-    def _over(self, handoff: Session) -> None:
-        del self._open[handoff.connection.fileno()]
-        self._past[handoff.device.plugId] = handoff.holder, handoff.traffic()
-        handoff.connection.close()
-        handoff.ended()
+    def _over(self, session: Session) -> None:
+        del self._open[session.connection.fileno()]
+        self._past.pop(session.device.plugId, None)
+        self._past[session.device.plugId] = session.holder, session.traffic()
+        if len(self._past) > REMEMBERED:
+            del self._past[next(iter(self._past))]
+        session.connection.close()
+        session.ended()

@@ -343,7 +343,7 @@ class WatchTests(ResponderCase):
 
     def get(self, query: bytes) -> bytes:
         """The response to C{GET /events} so far."""
-        wire = Wire(self.core.web.makeChannel(ROOT))
+        wire = Wire(self.core.factory.web.makeChannel(ROOT))
         wire.send(b"GET /events?%b HTTP/1.1\r\nHost: localhost\r\n\r\n" % query)
         self.network.settle()
         wire.turn()

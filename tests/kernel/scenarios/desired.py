@@ -135,7 +135,7 @@ class DesiredTests(DaemonCase):
             reader.awaitRead()
             more = f"devices: {json.dumps(rules)}\n"
             event = daemon.reload(self.config(more=f"on_stop: unbind\n{more}"))
-            self.assertIn("read anew", event["log_format"])
+            self.assertIn("configuration reloaded", event["log_format"])
             watcher.told("removed", TABLET)
             names = [e["data"]["name"] for e in watcher.events if e["data"]["bus_id"] == DISK]
             self.assertIn("backup-disk", names)
@@ -144,7 +144,7 @@ class DesiredTests(DaemonCase):
             self.assertEqual(daemon.ask("attach", id=TABLET)["status"], "not_found")
 
             event = daemon.reload(self.config(more="devices:\n  - {match: {id: 1-1}, nam: x}\n"))
-            self.assertIn("nothing is changed", event["log_format"])
+            self.assertIn("reload failed", event["log_format"])
             self.assertRegex(event["error"], r"\.yaml:\d+: devices\.0\.nam: ")
             self.assertEqual(self.state(daemon, "backup-disk"), "in_use")
             self.awaitListed(daemon, without=TABLET)

@@ -190,7 +190,7 @@ class RelayTests(SecuredCase):
             busId, _ = self.importDiskBy(daemon, False, "relay")
             daemon.child.send_signal(number)
             if number is signal.SIGTERM:
-                daemon.logged("{principal}: its session was relayed")
+                daemon.logged("{principal}: the session is relayed")
             self.assertEqual(daemon.child.wait(guest.DEADLINE), -number)
             guest.waitGone(busId)
             guest.waitUntil(lambda: guest.usbipStatus(DISK) == 1, "it can be imported")
@@ -208,8 +208,8 @@ class RefusalTests(SecuredCase):
         """
         daemon = self.sharing(self.secured(isMutual=True))
         for context, reason in (
-            (self.client(True), "it shows no certificate"),
-            (self.client(True, "alice", by="Others"), "its certificate does not pass"),
+            (self.client(True), "the client has sent no certificate"),
+            (self.client(True, "alice", by="Others"), "the client's certificate is rejected"),
         ):
             with contextlib.suppress(EOFError), self.assertRaises((OSError, EOFError)):
                 TlsImport(PORT, DISK, context)
@@ -234,7 +234,7 @@ class RefusalTests(SecuredCase):
         refused = TlsImport(PORT, DISK, self.client(False))
         self.addCleanup(refused.close)
         self.assertEqual(refused.status, FAILED)
-        reason = daemon.logged("{principal} is given no device")["reason"]
+        reason = daemon.logged("{principal}: import refused")["reason"]
         self.assertIn("no keys for sending and receiving", reason)
         self.assertIn("modprobe tls", reason)
         self.assertEqual(self.state(daemon), "bound")

@@ -12,7 +12,7 @@ from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublish
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.server.desiredcase import Client, DesiredTestCase
-from tests.support.fixtures import DEVICES, MOUSE, STICK, UNO, asked, changed
+from tests.support.fixtures import DEVICES, MOUSE, STICK, UNO, asked, changed, watching
 from usbip_server.model.device import DeviceState
 from usbip_server.model.errors import (
     BackendUnavailable,
@@ -37,8 +37,9 @@ from usbip_server.model.requests import (
 from usbip_server.model.rules import Match, Rule
 from usbip_server.model.tokens import hashOf
 from usbip_server.net.handover import SessionSocket
-from usbip_server.server.access.authorizer import LOOKING, Authorizer, Rights, rightOf, rightsOf
+from usbip_server.server.access.authorizer import SEEING, Authorizer, Rights, rightOf, rightsOf
 from usbip_server.server.access.ratelimit import FREE
+from usbip_server.server.config import LiveSettings, Settings
 
 OURS = Principal("192.168.1.5")
 STRANGER = Principal("203.0.113.9")
@@ -135,7 +136,7 @@ class RightsTests(SynchronousTestCase):
             OURS,
             Grant(who="lab", commands=Right.DETACH),
             Grant(who="lab", commands=Right.FORCE, devices=Match(id=UNO.busId)),
-            Grant(who="lab", commands=LOOKING),
+            Grant(who="lab", commands=SEEING),
         )
         self.assertEqual(mine.select(DetachDevice(id=UNO.busId, force=True), DEVICES), UNO)
         with self.assertRaises(NotAllowed) as caught:
@@ -151,7 +152,7 @@ class RightsTests(SynchronousTestCase):
             *(KickClient(id="x"), WatchDevices()),
             RenewLease(id="x", lease=LeaseRequest(owner="x")),
         ]
-        self.assertEqual({rightOf(request).value for request in requests}, {*COMMANDS})
+        self.assertEqual({rightOf(type(request)).value for request in requests}, {*COMMANDS})
         self.assertEqual({right.value for right in Right} - {*COMMANDS}, {"force", "import"})
         self.assertEqual(rightsOf(KickClient(id="x", force=True)), (Right.KICK, Right.FORCE))
 
@@ -164,7 +165,8 @@ class IdentifyTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.seconds = 1000.0
         policy = Policy(principals={"lab": LAB, "ci": CI})
-        self.access = Authorizer(policy, lambda: self.seconds)
+        self.settings = LiveSettings(Settings(access=policy))
+        self.access = Authorizer(self.settings, lambda: self.seconds)
 
     def test_none(self) -> None:
         """Whoever shows none is who they are."""
@@ -181,7 +183,8 @@ class IdentifyTests(SynchronousTestCase):
         """A wrong one is refused, even where none was needed: nobody is to think that it
         works; and it stands in no message."""
         for token in ("usbip_guessed", "", "\ud800", TOKEN + " "):
-            access = Authorizer(Policy(principals={"ci": CI}), lambda: 0.0)
+            settings = Settings(access=Policy(principals={"ci": CI}))
+            access = Authorizer(LiveSettings(settings), lambda: 0.0)
             with self.assertRaises(NotAllowed) as caught:
                 access.identify(OURS, token)
             self.assertIn("the token that 192.168.1.5 shows is not known", str(caught.exception))
@@ -202,7 +205,7 @@ class IdentifyTests(SynchronousTestCase):
 
     def test_reload(self) -> None:
         """A token that is taken out of the configuration is worth nothing from then on."""
-        self.access.become(Policy(principals={"lab": LAB}))
+        self.settings.replace(Settings(access=Policy(principals={"lab": LAB})))
         self.assertRaises(NotAllowed, self.access.identify, OURS, TOKEN)
 
     def test_twice(self) -> None:
@@ -214,7 +217,7 @@ class IdentifyTests(SynchronousTestCase):
             allow=(Grant(who="ci"),),
             deny=deny,
         )
-        access = Authorizer(policy, lambda: 0.0)
+        access = Authorizer(LiveSettings(Settings(access=policy)), lambda: 0.0)
         rights = access.of(access.identify(OURS, TOKEN))
         self.assertTrue(rights.may(Right.ATTACH, UNO))
         self.assertFalse(rights.may(Right.DETACH, UNO))
@@ -223,10 +226,12 @@ class IdentifyTests(SynchronousTestCase):
         """What was begun with a token is over for it when the configuration has another for
         the same principal."""
         allow = (Grant(who="ci"),)
-        access = Authorizer(Policy(principals={"ci": CI}, allow=allow), lambda: 0.0)
+        settings = LiveSettings(Settings(access=Policy(principals={"ci": CI}, allow=allow)))
+        access = Authorizer(settings, lambda: 0.0)
         principal = access.identify(OURS, TOKEN)
         self.assertTrue(access.of(principal).may(Right.WATCH, UNO))
-        access.become(Policy(principals={"ci": Who(token=hashOf("another"))}, allow=allow))
+        policy = Policy(principals={"ci": Who(token=hashOf("another"))}, allow=allow)
+        settings.replace(Settings(access=policy))
         self.assertFalse(access.of(principal).may(Right.WATCH, UNO))
 
     def test_rightsAreRemembered(self) -> None:
@@ -234,7 +239,7 @@ class IdentifyTests(SynchronousTestCase):
         come by leave nothing behind."""
         self.assertIs(self.access.of(OURS), self.access.of(Principal("192.168.1.5")))
         before = self.access.of(OURS)
-        self.access.become(AccessPreset.OPEN.policy)
+        self.settings.replace(Settings(access=AccessPreset.OPEN.policy))
         self.assertIsNot(self.access.of(OURS), before)
         for number in range(10_000):
             self.access.of(Principal(f"10.0.{number // 256}.{number % 256}"))
@@ -248,7 +253,8 @@ class DefaultTests(SynchronousTestCase):
 
     def access(self, openness: AccessPreset, address: str) -> bool:
         """May somebody at an address do everything? Else nothing."""
-        mine = Authorizer(openness.policy, lambda: 0.0).of(Principal(address))
+        settings = LiveSettings(Settings(access=openness.policy))
+        mine = Authorizer(settings, lambda: 0.0).of(Principal(address))
         may = {mine.may(right, UNO) for right in Right}
         self.assertEqual(len(may), 1)
         return may.pop()
@@ -288,7 +294,7 @@ class AccessTestCase(DesiredTestCase):
         principals={"lab": LAB, "ci": CI},
         allow=(
             Grant(who="local", commands=Right.WATCH),  # for the test itself
-            Grant(who="lab", commands=(*LOOKING, Right.IMPORT), devices=Match(id="1-1*")),
+            Grant(who="lab", commands=(*SEEING, Right.IMPORT), devices=Match(id="1-1*")),
             Grant(who="ci", devices=Match(id=UNO.busId)),
         ),
     )
@@ -316,7 +322,7 @@ class AccessTestCase(DesiredTestCase):
 
     def importable(self, principal: Principal) -> list[str]:
         """What somebody is shown over USB/IP."""
-        devices = self.successResultOf(asked(self.sharing.importable(principal)))
+        devices = self.successResultOf(asked(self.core.dispatcher.importable(principal)))
         return [device.busId for device in devices]
 
 
@@ -344,7 +350,7 @@ class LookingTests(AccessTestCase):
 
     def test_watch(self) -> None:
         """Neither the snapshot nor an event tells of another device."""
-        reply, stream = self.sharing.watch(WatchDevices(), self.client())
+        reply, stream = watching(self.core, WatchDevices(), self.client())
         assert reply.data is not None
         self.assertEqual([it["bus_id"] for it in json.loads(bytes(reply.data))], [UNO.busId])
         told: list[str] = []
@@ -352,25 +358,25 @@ class LookingTests(AccessTestCase):
         for device in (STICK, UNO, MOUSE):
             self.plug(device)
         self.assertEqual({*told}, {UNO.busId})
-        _, missed = self.sharing.watch(WatchDevices(since=reply.seq), self.client())
+        _, missed = watching(self.core, WatchDevices(since=reply.seq), self.client())
         self.assertEqual({event.device.busId for event, _ in missed.begin(print)}, {UNO.busId})
 
     def test_watchNothing(self) -> None:
         """Whoever may watch nothing hears that, and it is written down."""
         with self.assertRaises(NotAllowed):
-            self.sharing.watch(WatchDevices(), self.client(STRANGER))
+            watching(self.core, WatchDevices(), self.client(STRANGER))
         [entry] = self.audit
         self.assertEqual((entry["command"], entry["result"]), ("watch", "refused"))
 
     def test_reload(self) -> None:
         """Whoever watches is told from then on what the new configuration allows."""
-        _, stream = self.sharing.watch(WatchDevices(), self.client())
+        _, stream = watching(self.core, WatchDevices(), self.client())
         told: list[str] = []
         stream.begin(lambda event, line: told.append(event.device.busId))
-        self.sharing.apply(self.settings(access=AccessPreset.LOCAL.policy))
+        self.core.reload(self.settings(access=AccessPreset.LOCAL.policy))
         self.plug(UNO)
         self.assertEqual(told, [])
-        self.sharing.apply(self.settings(access=AccessPreset.OPEN.policy))
+        self.core.reload(self.settings(access=AccessPreset.OPEN.policy))
         self.plug(STICK)
         self.assertEqual({*told}, {STICK.busId})
 
@@ -460,11 +466,11 @@ class ChangingTests(AccessTestCase):
         """Somebody else's lease is broken only by those who may; nobody jumps the queue."""
         policy = Policy(
             allow=(
-                Grant(who="anyone", commands=(*LOOKING, Right.ATTACH, Right.DETACH)),
+                Grant(who="anyone", commands=(*SEEING, Right.ATTACH, Right.DETACH)),
                 Grant(who="local", commands=Right.FORCE),
             )
         )
-        self.sharing.apply(self.settings(access=policy))
+        self.core.reload(self.settings(access=policy))
         lease = {"owner": "ci", "ttl": 600}
         self.done("attach", self.client(), lease=lease)
         for command, more in (("attach", {}), ("attach", {"wait": 60}), ("detach", {})):
@@ -476,7 +482,7 @@ class ChangingTests(AccessTestCase):
         """A lease that was asked for with a token is not somebody else's because they say its
         owner's name; with the token it is, wherever that is shown."""
         policy = Policy(principals={"ci": CI}, allow=(Grant(who="anyone"),))
-        self.sharing.apply(self.settings(access=policy))
+        self.core.reload(self.settings(access=policy))
         self.done("attach", self.client(), token=TOKEN, lease={"owner": "ci", "ttl": 600})
         for command, more in (
             ("attach", {"lease": {"owner": "ci", "ttl": 60}}),
@@ -547,7 +553,8 @@ class ImportTests(AccessTestCase):
             end.setblocking(False)
             self.addCleanup(end.close)
         carrier = SessionSocket(given=ours, connection=ours)
-        return asked(self.sharing.handOver(busId, self.client(principal), carrier, lambda: None))
+        client = self.client(principal)
+        return asked(self.core.dispatcher.handOver(busId, client, carrier, lambda: None))
 
     def test_allowed(self) -> None:
         """Whoever may import it has it, and that is written down."""
@@ -569,7 +576,7 @@ class ImportTests(AccessTestCase):
     def test_leased(self) -> None:
         """A lease that was asked for on this machine is for imports from it, by whichever of
         its addresses."""
-        self.sharing.apply(self.settings(access=AccessPreset.OPEN.policy))
+        self.core.reload(self.settings(access=AccessPreset.OPEN.policy))
         for asks, imports in ((LOCAL, "127.0.0.1"), ("127.0.0.1", "::1"), ("::1", "127.0.0.2")):
             client = self.client(Principal(asks))
             self.done("attach", client, lease={"owner": "me", "ttl": 600})
@@ -597,6 +604,6 @@ class StartTests(AccessTestCase):
 
     def test_reload(self) -> None:
         """Again when it changes."""
-        self.sharing.apply(self.settings(access=AccessPreset.PRIVATE.policy))
-        self.sharing.apply(self.settings(access=AccessPreset.PRIVATE.policy))
+        self.core.reload(self.settings(access=AccessPreset.PRIVATE.policy))
+        self.core.reload(self.settings(access=AccessPreset.PRIVATE.policy))
         self.assertEqual(len([event for event in self.logged if "meaning" in event]), 1)

@@ -20,6 +20,7 @@ from usbip_server.server.access.ratelimit import (
     REMEMBERED,
     TokenRateLimiter,
 )
+from usbip_server.server.config import LiveSettings, Settings
 
 GUESSER = Principal("203.0.113.9")
 TOKEN = "usbip_0123456789abcdef"
@@ -199,7 +200,8 @@ class TokenTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         policy = Policy(principals={"ci": Who(token=hashOf(TOKEN))})
-        self.access = Authorizer(policy, self.clock.seconds)
+        self.settings = LiveSettings(Settings(access=policy))
+        self.access = Authorizer(self.settings, self.clock.seconds)
         for _ in range(FREE + 1):
             self.assertRaises(NotAllowed, self.access.identify, GUESSER, "usbip_guessed")
 
@@ -229,7 +231,7 @@ class TokenTests(SynchronousTestCase):
 
     def test_reload(self) -> None:
         """Another configuration changes nothing of that."""
-        self.access.become(AccessPreset.OPEN.policy)
+        self.settings.replace(Settings(access=AccessPreset.OPEN.policy))
         error = self.assertRaises(NotAllowed, self.try_, TOKEN)
         self.assertIn("again in 1 s", str(error))
 

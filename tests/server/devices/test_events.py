@@ -10,13 +10,25 @@ from typing import Any, cast
 from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.support.fixtures import DEVICES, EPOCH, MOUSE, STICK, UNO, changed, everything
+from tests.support.fixtures import (
+    DEVICES,
+    EPOCH,
+    MOUSE,
+    STICK,
+    UNO,
+    PatientBackend,
+    changed,
+    eventsOf,
+    everything,
+)
 from usbip_server.model.device import DeviceState, Holder, Lease, Traffic, UsbDevice
 from usbip_server.model.errors import SnapshotNeeded
-from usbip_server.model.inventory import Change, ChangeKind, Inventory
+from usbip_server.model.inventory import Change, ChangeKind
+from usbip_server.model.options import Limits
 from usbip_server.model.requests import WatchDevices
 from usbip_server.runtime.eventlog import Subscription
-from usbip_server.server.devices.events import DeviceEvents, Event
+from usbip_server.server.config import LiveSettings, Settings
+from usbip_server.server.devices.events import Event
 
 BOUND, IN_USE = DeviceState.BOUND, DeviceState.IN_USE
 FIRST = 1_000
@@ -32,10 +44,16 @@ class FeedTestCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.time = EPOCH
-        self.inventory = Inventory(FIRST - 3)
-        self.inventory.replace(DEVICES)
-        self.feed = DeviceEvents(self.inventory, lambda: self.time, self.keep)
+        self.backend = PatientBackend(DEVICES, seq=FIRST - 3)
+        self.inventory = self.backend.inventory
+        self.settings = LiveSettings(Settings())
+        self.remember(self.keep)
+        self.feed = eventsOf(self.backend, lambda: self.time, self.settings)
         self.heard: list[int] = []
+
+    def remember(self, history: int) -> None:
+        """Configure how many events are remembered."""
+        self.settings.replace(Settings(limits=Limits(history=history)))
 
     def listen(self, event: Event) -> None:
         """Note an event."""
@@ -133,17 +151,17 @@ class FeedTests(FeedTestCase):
     def test_keep(self) -> None:
         """To remember less forgets the oldest at once; to remember more brings nothing back."""
         self.happen(5)
-        self.feed.keep(2)
+        self.remember(2)
         self.assertIsNone(self.feed.after(FIRST + 2))
         self.assertEqual(self.numbers(self.feed.after(FIRST + 3)), [4, 5])
-        self.feed.keep(4)
+        self.remember(4)
         self.happen(3)
         self.assertIsNone(self.feed.after(FIRST + 3))
         self.assertEqual(self.numbers(self.feed.after(FIRST + 4)), [5, 6, 7, 8])
 
     def test_keepNothing(self) -> None:
         """Nothing at all may be remembered: then only the present is known."""
-        self.feed.keep(0)
+        self.remember(0)
         self.happen(3)
         self.assertIsNone(self.feed.after(FIRST + 2))
         self.assertEqual(self.feed.after(FIRST + 3), [])
@@ -155,10 +173,7 @@ class FeedTests(FeedTestCase):
         observer = cast(ILogObserver, logged.append)
         globalLogPublisher.addObserver(observer)
         self.addCleanup(globalLogPublisher.removeObserver, observer)
-        traffic = Traffic(bytesIn=48, bytesOut=4096)
-        self.inventory = Inventory(FIRST - 3)
-        self.inventory.replace(DEVICES)
-        DeviceEvents(self.inventory, lambda: self.time, self.keep, lambda device: traffic)
+        self.backend.moved[UNO.busId] = Traffic(bytesIn=48, bytesOut=4096)
         holder = Holder(address="192.0.2.7", since=EPOCH)
         self.become(UNO, state=BOUND)
         self.become(UNO, state=IN_USE, holder=holder)
@@ -280,10 +295,10 @@ class StreamTests(FeedTestCase):
 
     def test_criteria(self) -> None:
         """A device is told of that meets them, or did before."""
-        self.begin(self.watch(id="lamp"))
+        self.begin(self.watch(desc="lamp"))
         self.become(UNO, product="no")
-        self.become(STICK, name="lamp")
-        self.become(STICK, name="bell")
-        self.become(STICK, name="horn")
+        self.become(STICK, description="lamp")
+        self.become(STICK, description="bell")
+        self.become(STICK, description="horn")
         self.become(MOUSE, product="no")
         self.assertEqual(self.heard, [FIRST + 2, FIRST + 3])

@@ -118,7 +118,7 @@ class HeraldTests(DesiredTestCase):
         self.answer.callback("the bench is locked")
         message = self.refused(OperationFailed, "attach")
         self.assertEqual(
-            message, f"{UNO} is not bound: the hook `gate` says no: the bench is locked"
+            message, f"{UNO} is not bound: the hook `gate` refuses: the bench is locked"
         )
         self.assertEqual(self.backend.calls, [])
         self.assertIs(self.state(), DeviceState.FREE)
@@ -144,6 +144,6 @@ class HeraldTests(DesiredTestCase):
         """Other hooks count from the moment they are configured."""
         self.start()
         settings = self.settings(hooks=(EVERYTHING,))
-        self.sharing.apply(settings)
+        self.core.reload(settings)
         self.done("attach")
         self.assertEqual(self.told, [("bound", UNO.busId)])

@@ -12,7 +12,7 @@ from usbip_server.model.device import DeviceState
 from usbip_server.model.errors import DeviceMounted, DeviceNotFound, OperationFailed
 from usbip_server.model.rules import Match, Rule, Share
 from usbip_server.server.config import OnStop, Settings
-from usbip_server.server.devices.reconciler import LONGEST_PAUSE, NO_DRIVER
+from usbip_server.server.devices.reconciler import DRIVER_SECONDS, LONGEST_PAUSE
 
 FREE, BOUND, IN_USE = DeviceState.FREE, DeviceState.BOUND, DeviceState.IN_USE
 UNOS = Rule(match=Match(id="2341:0043"), name="uno", share=Share.ALWAYS)
@@ -53,7 +53,7 @@ class AlwaysTests(DesiredTestCase):
         self.start(ALWAYS)
         fresh = self.plug(STICK, busId="1-3", driver=None)
         self.assertIs(self.state("1-3"), FREE)
-        self.sleep(NO_DRIVER / 2)
+        self.sleep(DRIVER_SECONDS / 2)
         self.backend.inventory.replace([changed(fresh, driver="usb")], {"1-3"})
         self.assertIs(self.state("1-3"), BOUND)
 
@@ -61,7 +61,7 @@ class AlwaysTests(DesiredTestCase):
         """One that no driver takes is bound all the same."""
         self.start(ALWAYS)
         self.plug(STICK, busId="1-3", driver=None)
-        self.sleep(NO_DRIVER)
+        self.sleep(DRIVER_SECONDS)
         self.assertIs(self.state("1-3"), BOUND)
 
     def test_adopt(self) -> None:
@@ -152,7 +152,7 @@ class ReloadTests(DesiredTestCase):
 
     def become(self, *rules: Rule) -> None:
         """Other rules."""
-        self.sharing.apply(Settings(access=EVERYBODY, devices=rules))
+        self.core.reload(Settings(access=EVERYBODY, devices=rules))
 
     def test_always(self) -> None:
         """What is to be shared always from now on is bound."""
@@ -270,7 +270,7 @@ class RememberedTests(DesiredTestCase):
         """If so configured it is only as long as it stays plugged in."""
         self.start(remember=False)
         self.done("attach")
-        self.assertEqual(self.file.state.wishes, ())
+        self.assertEqual(self.file.state.devices, ())
         self.unplug()
         self.plug()
         self.assertIs(self.state(), FREE)
@@ -282,7 +282,7 @@ class RememberedTests(DesiredTestCase):
         result = self.ask("attach")
         self.backend.calls[0].fail(OperationFailed(UNO, "no"))
         self.failureResultOf(result, OperationFailed)
-        self.assertEqual(self.file.state.wishes, ())
+        self.assertEqual(self.file.state.devices, ())
         self.plug()
         self.assertEqual(len(self.backend.calls), 1)
 
@@ -293,9 +293,9 @@ class RememberedTests(DesiredTestCase):
         result = self.ask("attach")
         self.sleep(2)
         self.failureResultOf(result, OperationFailed)
-        self.assertEqual(len(self.file.state.wishes), 1)
+        self.assertEqual(len(self.file.state.devices), 1)
         self.backend.calls[0].fail(OperationFailed(UNO, "no"))
-        self.assertEqual(self.file.state.wishes, ())
+        self.assertEqual(self.file.state.devices, ())
 
 
 class TroubleTests(DesiredTestCase):
@@ -384,9 +384,9 @@ class StopTests(DesiredTestCase):
         self.restart(onStop=OnStop.UNBIND)
         self.stop()
         self.assertIs(self.state(), FREE)
-        self.assertEqual(len(self.file.state.wishes), 1)
+        self.assertEqual(len(self.file.state.devices), 1)
 
     def stop(self) -> None:
         """Stop; nothing is left to be done."""
-        self.successResultOf(asked(self.sharing.stop()))
+        self.successResultOf(asked(self.core.stop()))
         self.assertEqual(self.clock.getDelayedCalls(), [])

@@ -16,7 +16,7 @@ from usbip_server.client.config import ClientSettings, Entry, ServersFile
 from usbip_server.client.selection import Selector
 from usbip_server.client.servers import Server
 from usbip_server.model.device import isBusId
-from usbip_server.model.options import Limits, Seconds
+from usbip_server.model.options import Limits, Seconds, Timeouts
 from usbip_server.model.rules import LONGEST_NAME, NAME, UNSET, Recipient
 from usbip_server.model.selector import CRITERIA, given
 from usbip_server.net.endpoints import UNIX_PATH
@@ -312,6 +312,22 @@ class LiveSettings:
         """Put another configuration in force."""
         self.config = config
         self.servers = servers
+
+    @property
+    def limits(self) -> Limits:
+        """Limits of what programs may ask for."""
+        return self.config.limits
+
+    @property
+    def timeouts(self) -> Timeouts:
+        """The time limits of the protocols on the socket, in seconds."""
+        timeouts = self.config.timeouts
+        return Timeouts(request=timeouts.request, heartbeat=timeouts.heartbeat)
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """No names besides this machine's own."""
+        return ()
 
     @property
     def allServers(self) -> tuple[Server, ...]:

@@ -54,8 +54,7 @@ from usbip_server.kernel.vhci.devnodes import Nodes
 from usbip_server.kernel.vhci.ports import Vhci
 from usbip_server.kernel.vhci.records import FOLDER, Records
 from usbip_server.model.inventory import Change
-from usbip_server.model.options import Timeouts
-from usbip_server.protocols.lines import CommandProtocol
+from usbip_server.protocols.lines import CommandFactory
 from usbip_server.protocols.multiplexer import FirstByteFactory
 from usbip_server.protocols.web import WebFactory
 from usbip_server.runtime.backoff import Chance
@@ -120,7 +119,7 @@ class Core:
         self._reactor = reactor
         self._stateFile = stateFile
         self._calls = BlockingCalls(reactor, kernel.spawn)
-        self._hooks = HookRunner(reactor, settings.config.limits.hooks)
+        self._hooks = HookRunner(reactor, lambda: settings.limits.hooks)
         self.events = ServiceEvents(now, settings)
         self._changes = ChangeSignal(reactor)
         self.events.listen(lambda event: self._changes.look())
@@ -153,14 +152,10 @@ class Core:
         self.responder = LocalResponder(
             view, acquisition, release, operations, self.events, self.authorizer
         )
-        limits, timeouts = settings.config.limits, self._timeouts()
-        self.web = WebFactory(self.responder, (), limits, timeouts, reactor, HINT, LocalWatch)
         self.factory = FirstByteFactory(
-            lambda principal: CommandProtocol(
-                self.responder, principal, self.web.limits, self.web.timeouts, reactor
-            ),
-            self.web.makeChannel,
-            limits.connections,
+            CommandFactory(self.responder, settings, reactor),
+            WebFactory(self.responder, settings, reactor, HINT, LocalWatch),
+            settings,
             reactor,
             identify=peerOf,
         )
@@ -202,16 +197,9 @@ class Core:
         for attachment in self.attachments:
             self._notifier.relink(attachment)
         self.events.keep(config.limits.history)
-        self._hooks.most = config.limits.hooks
-        self.web.apply((), config.limits, self._timeouts())
-        self.factory.most = config.limits.connections
         self.servers.update()
         self.reconciler.look()
         self._logWarnings()
-
-    def _timeouts(self) -> Timeouts:
-        timeouts = self.settings.config.timeouts
-        return Timeouts(request=timeouts.request, heartbeat=timeouts.heartbeat)
 
     def _logWarnings(self) -> None:
         for warning in self.settings.servers.warnings:

@@ -1,6 +1,5 @@
 """
-The audit trail: a line in the log for each decision that changes something or refuses
-something.
+The audit log: one line for each request that changes something, and for each refusal.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ from usbip_server.model.errors import (
 from usbip_server.model.policy import Principal, Right
 
 CHANGING = frozenset({Right.ATTACH, Right.DETACH, Right.KICK, Right.RENEW, Right.IMPORT})
-"""What is told of however it ends; of the others only that they are refused."""
+"""Rights whose use is logged whatever the outcome; of the others only refusals are logged."""
 
 WHO = ("address", "uid", "certificate", "token")
-"""What is known of whoever asked. Of a token its name."""
+"""What identifies the client. Of a token its name, not its value."""
 
 ASKED = ("id", "bus", "serial", "desc", "first", "force", "wait", "owner", "lease")
-"""What a request can say of which device is meant, and how. Not its token."""
+"""The keys of a request that are logged. Not its token."""
 
 
 RESULT_OF: dict[type[ShareError], str] = {
@@ -48,20 +47,20 @@ RESULT_OF: dict[type[ShareError], str] = {
     DeviceNotFound: "not_found",
     SeveralMatch: "multiple_matches",
 }
-"""What an error comes to. Any other: C{"failed"}."""
+"""The result logged for an error. Any other error: C{"failed"}."""
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
-    One decision.
+    One line of the audit log.
 
-    @ivar who: the C{address}, C{uid}, C{certificate} and C{token} (its name) of whoever asked.
-    @ivar command: for what.
-    @ivar asked: of which device, in their words, and how.
-    @ivar device: its bus id.
-    @ivar serial: its serial number.
-    @ivar result: C{"done"}, or one of L{RESULT_OF}.
-    @ivar reason: why not.
+    @ivar who: the C{address}, C{uid}, C{certificate} and C{token} (its name) of the client.
+    @ivar command: the name of the command, or C{import}.
+    @ivar asked: the criteria and options of the request.
+    @ivar device: the bus id.
+    @ivar serial: the serial number.
+    @ivar result: C{"done"}, or a value of L{RESULT_OF}.
+    @ivar reason: why it was not done.
     """
 
     who: dict[str, Any]
@@ -75,18 +74,18 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 class Audit:
     """
-    Writes it.
+    Writes the audit log.
     """
 
     _log = Logger()
 
     def done(self, principal: Principal, right: Right, request: object, device: UsbDevice) -> None:
-        """Somebody was given what they asked for."""
+        """A request was carried out."""
         if right in CHANGING:
             self._write(principal, right, request, device, "done", None)
 
     def failed(self, principal: Principal, right: Right, request: object, error: Exception) -> None:
-        """Somebody was not."""
+        """A request was refused or has failed."""
         if right not in CHANGING and not isinstance(error, NotAllowed):
             return
         result = next((it for kind, it in RESULT_OF.items() if isinstance(error, kind)), "failed")
@@ -115,7 +114,7 @@ class Audit:
             result=result,
             reason=reason,
         )
-        # All that is not ASCII is escaped: a device's string, or a name, can hold half a
-        # surrogate pair, or what some program takes for the end of a line.
+        # ASCII only: a device's string can contain half a surrogate pair, or a character that
+        # some programs take for the end of a line.
         line = json.dumps(msgspec.to_builtins(entry), separators=(",", ":"))
         self._log.info("audit {entry}", entry=line, audit=entry)

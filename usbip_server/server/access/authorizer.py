@@ -1,5 +1,5 @@
 """
-Who may do what, as things stand: the configuration's C{access}, applied.
+Authorization: applies the configuration's C{access} to clients and devices.
 """
 
 from __future__ import annotations
@@ -17,31 +17,33 @@ from usbip_server.model.requests import DeviceRequest, Request
 from usbip_server.model.selector import select
 from usbip_server.model.tokens import isHashOf
 from usbip_server.server.access.ratelimit import TokenRateLimiter
+from usbip_server.server.config import LiveSettings
 
 Devices = tuple[UsbDevice, ...]
 
 REMEMBERED = 4096
-"""Principals whose rights are kept at hand."""
+"""Principals whose rights are cached."""
 
-LOOKING = (Right.LIST, Right.FIND, Right.WATCH)
+SEEING = (Right.LIST, Right.FIND, Right.WATCH)
 
 WHERE = "`access` in the daemon's configuration says who may"
 
 
-def rightOf(command: Request) -> Right:
-    """The right that a command is called after."""
-    return Right(command.__struct_config__.tag)
+def rightOf(kind: type[Request]) -> Right:
+    """The right with the name of a kind of command."""
+    return Right(kind.__struct_config__.tag)
 
 
 def rightsOf(command: DeviceRequest) -> tuple[Right, ...]:
-    """All that somebody needs for a command."""
+    """All rights that a command needs."""
     isForced = getattr(command, "force", False)
-    return (rightOf(command), Right.FORCE) if isForced else (rightOf(command),)
+    right = rightOf(type(command))
+    return (right, Right.FORCE) if isForced else (right,)
 
 
 class Rights:
     """
-    What one principal may do.
+    The rights of one client.
     """
 
     def __init__(self, policy: Policy, principal: Principal) -> None:
@@ -50,34 +52,36 @@ class Rights:
             [grant for grant in grants if policy.isAny(several(grant.who), principal)]
             for grants in (policy.allow, policy.deny)
         )
+        self._allowed = frozenset(filter(self._isAllowed, Right))
+        self._dependent = frozenset(filter(self._depends, Right))
 
     def may(self, right: Right, device: UsbDevice) -> bool:
-        """May it do that to a device? Some rule allows it, and none denies it."""
+        """Is it allowed for a device? Some rule allows it, and none denies it."""
         return any(grant.covers(right, device) for grant in self._allow) and not any(
             grant.covers(right, device) for grant in self._deny
         )
 
     def among(self, right: Right, devices: Devices) -> Devices:
-        """The devices it may do that to: the same tuple if these are all."""
-        if not self._depends(right):
-            return devices if self._isAllowed(right) else ()
+        """The devices for which it is allowed: the same tuple if it is allowed for all."""
+        if right not in self._dependent:
+            return devices if right in self._allowed else ()
         return tuple(device for device in devices if self.may(right, device))
 
     def require(self, right: Right, device: UsbDevice | None = None) -> None:
         """
-        @param device: C{None} for any one.
-        @raise NotAllowed: it may not do that.
+        @param device: C{None}: is it allowed for any device?
+        @raise NotAllowed: it is not allowed.
         """
-        allowed = self._isAllowed(right) if device is None else self.may(right, device)
+        allowed = right in self._allowed if device is None else self.may(right, device)
         if not allowed:
             what = f"{right.value} {device}" if device else right.value
             raise NotAllowed(f"{self._principal} may not {what}: {WHERE}", device)
 
     def select(self, command: DeviceRequest, devices: Devices) -> UsbDevice:
         """
-        The one device that a command means, of those it may be carried out on.
+        Return the one device that a command selects, among those it is allowed for.
 
-        @raise NotAllowed: it may not, but whoever asks may see the device.
+        @raise NotAllowed: it is not allowed for that device, which the client may see.
         @raise ShareError: as L{usbip_server.model.selector.select}.
         """
         rights = rightsOf(command)
@@ -94,53 +98,50 @@ class Rights:
             raise
 
     def sees(self, device: UsbDevice) -> bool:
-        """May it know of a device?"""
-        return any(self.may(right, device) for right in LOOKING)
+        """May the client see the device at all?"""
+        return any(self.may(right, device) for right in SEEING)
 
     def _isAllowed(self, right: Right) -> bool:
-        """May it do that to some device, if there is such a one?"""
+        """Is it allowed for any device, plugged in or not?"""
         return any(grant.isAbout(right) for grant in self._allow) and not any(
             grant.isAbout(right) and grant.devices is None for grant in self._deny
         )
 
     def _depends(self, right: Right) -> bool:
-        """Does it depend on the device?"""
+        """Does it depend on the device whether it is allowed?"""
         about = [grant for grant in (*self._allow, *self._deny) if grant.isAbout(right)]
         return any(grant.devices is not None for grant in about)
 
 
 class Authorizer:
     """
-    Knows who somebody is, and what they may do.
+    Identifies clients by their tokens, and knows what each may do.
     """
 
     _log = Logger()
 
-    def __init__(self, policy: Policy, seconds: Callable[[], float]) -> None:
+    def __init__(self, settings: LiveSettings, seconds: Callable[[], float]) -> None:
         """
         @param seconds: the reactor's clock.
         """
-        self._patience = TokenRateLimiter(seconds)
-        self._policy = policy
+        self._settings = settings
+        self._limiter = TokenRateLimiter(seconds)
+        self._policy = settings.access
         self._rights: dict[Principal, Rights] = {}
 
-    def become(self, policy: Policy) -> None:
-        """From now on this."""
-        if policy != self._policy:
-            self._policy = policy
-            self._rights = {}
-            self.tell()
-
-    def tell(self) -> None:
-        """Log who may do what, where it is everything or by default."""
-        for openness in AccessPreset:
-            if self._policy == openness.policy:
+    def logPreset(self) -> None:
+        """Log the access policy if it is one of the presets."""
+        for preset in AccessPreset:
+            if self._settings.access == preset.policy:
                 self._log.info(
-                    "access is {word}: {meaning}", word=openness.value, meaning=MEANING[openness]
+                    "access is {word}: {meaning}", word=preset.value, meaning=MEANING[preset]
                 )
 
     def of(self, principal: Principal) -> Rights:
-        """What somebody may do."""
+        """The rights of a client."""
+        if self._policy is not self._settings.access:
+            self._policy = self._settings.access
+            self._rights.clear()
         known = self._rights.get(principal)
         if known is None:
             if len(self._rights) >= REMEMBERED:
@@ -150,25 +151,25 @@ class Authorizer:
 
     def identify(self, peer: Principal, token: str | None) -> Principal:
         """
-        Who somebody is who shows a token.
+        Add to a client what its token proves.
 
-        @raise NotAllowed: it is none of ours, or too many were not.
+        @raise NotAllowed: the token is unknown, or the client has sent too many that were.
         """
         if token is None:
             return peer
-        self._patience.require(peer)
-        # All are tried, however early the right one is found: how long it takes tells nothing.
+        self._limiter.require(peer)
+        # All hashes are compared even after a match, so that the time taken reveals nothing.
         known = [
-            (name, kept)
-            for name, who in self._policy.principals.items()
-            for kept in several(who.token)
-            if isHashOf(kept, token)
+            (name, hashed)
+            for name, who in self._settings.access.principals.items()
+            for hashed in several(who.token)
+            if isHashOf(hashed, token)
         ]
         if not known:
-            self._patience.failed(peer)
+            self._limiter.failed(peer)
             raise NotAllowed(f"the token that {peer} shows is not known here: {WHERE}")
         return msgspec.structs.replace(
-            peer, token=known[0][0], hashes=tuple(kept for _, kept in known)
+            peer, token=known[0][0], hashes=tuple(hashed for _, hashed in known)
         )
 
 

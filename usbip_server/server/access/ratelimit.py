@@ -1,5 +1,5 @@
 """
-Slowing those down who guess tokens.
+Rate-limits failed token attempts.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ from usbip_server.model.errors import NotAllowed
 from usbip_server.model.policy import Principal
 
 FREE = 3
-"""Wrong tokens that cost nothing: somebody mistypes."""
+"""Wrong tokens without a pause: people mistype."""
 
 LONGEST = 60.0
 """Seconds of a pause; each is twice as long as the one before."""
 
 FORGIVEN = 900.0
-"""Seconds without another, after which wrong tokens are forgotten."""
+"""Seconds after the last wrong token at which the count begins anew."""
 
 REMEMBERED = 4096
-"""Addresses; of more, those that were heard of longest ago are forgotten."""
+"""Addresses that are counted; beyond that the oldest are dropped."""
 
 NETWORK = 64
-"""Bits of an IPv6 address that somebody has all addresses of (RFC 6177)."""
+"""Prefix length of the IPv6 network that one site gets (RFC 6177)."""
 
 
 class TokenRateLimiter:
     """
-    Remembers how often each address has shown a wrong token. A pause concerns only requests
-    with a token, and all of those that come from the address: else one would try on many
-    connections at a time.
+    Counts the wrong tokens from each address. After some of them, requests with a token from
+    that address are refused for a while: on all its connections, or an attacker would open many.
+    Requests without a token are not affected.
     """
 
     def __init__(self, seconds: Callable[[], float]) -> None:
@@ -43,10 +43,10 @@ class TokenRateLimiter:
 
     def require(self, peer: Principal) -> None:
         """
-        @raise NotAllowed: it has to wait before it may try again.
+        @raise NotAllowed: the address is in a pause.
         """
         count, last = self._failures.get(_key(peer), (0, 0.0))
-        passed = abs(self._seconds() - last)  # somebody may have set the clock back
+        passed = abs(self._seconds() - last)  # the clock may have been set back
         left = _pause(count) - passed
         if left > 0:
             raise NotAllowed(
@@ -55,7 +55,7 @@ class TokenRateLimiter:
             )
 
     def failed(self, peer: Principal) -> None:
-        """It has shown a wrong token."""
+        """Count a wrong token."""
         now = self._seconds()
         count, last = self._failures.pop(_key(peer), (0, now))
         if abs(now - last) > FORGIVEN:
@@ -67,7 +67,7 @@ class TokenRateLimiter:
 
 def _pause(count: int) -> float:
     """
-    Seconds, after so many wrong tokens.
+    The length of the pause after so many wrong tokens, in seconds.
     """
     return 0.0 if count <= FREE else min(LONGEST, 2.0 ** min(count - FREE - 1, 16))
 

@@ -1,5 +1,6 @@
 """
-What clients have asked for: the devices they want bound, and whose they are for a time.
+The desired state: the devices that clients have attached, and their leases. It outlasts the
+daemon in the state file.
 """
 
 from __future__ import annotations
@@ -14,17 +15,82 @@ from twisted.logger import Logger
 from usbip_server.model.device import Lease, UsbDevice
 from usbip_server.model.errors import Settle, ShareError
 from usbip_server.net.caller import Caller
+from usbip_server.server.config import LiveSettings
 
 RECONNECT = 30.0
-"""Seconds for the owner of a lease that lasts as long as its connection to come back after
-the daemon was started anew."""
+"""Seconds for the owner of a lease that lasts as long as its connection to reconnect after a
+restart of the daemon."""
 
-Key = tuple[str, str, str | None]
+Identity = tuple[str, str, str | None]
+"""Vendor id, product id and serial number: identify a device wherever it is plugged in."""
 
 
-class _Grant:
+class DesiredDevice(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    rename={"vendorId": "vendor_id", "productId": "product_id", "busId": "bus_id"},
+):
     """
-    What a lease ends by, while it lasts.
+    A device that is to be bound.
+
+    It is recognized by its ids and its serial number, at whichever port; a device without a
+    serial number only at the same port.
+
+    @ivar busId: where it was last seen.
+    @ivar description: its description then.
+    @ivar kept: it was attached without a lease, and stays bound until it is detached.
+    @ivar lease: its lease.
+    """
+
+    vendorId: str
+    productId: str
+    serial: str | None
+    busId: str
+    description: str = "a device that is not plugged in"
+    kept: bool = False
+    lease: Lease | None = None
+
+    @property
+    def identity(self) -> Identity:
+        """Recognizes the device."""
+        return self.vendorId, self.productId, self.serial
+
+    def isFor(self, device: UsbDevice) -> bool:
+        """Is this the device, at whichever port?"""
+        return self.identity == _identity(device)
+
+    def device(self) -> UsbDevice:
+        """The device as far as it is remembered."""
+        return UsbDevice(
+            vendorId=self.vendorId,
+            productId=self.productId,
+            serial=self.serial,
+            busId=self.busId,
+            description=self.description,
+            lease=self.lease,
+        )
+
+
+class State(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    rename={"devices": "wishes"},
+):
+    """
+    The content of the state file.
+    """
+
+    version: int = 1
+    devices: tuple[DesiredDevice, ...] = ()
+
+
+class _LeaseEnd:
+    """
+    What ends a lease that is in force: a timer, or the end of its owner's connection.
     """
 
     def __init__(self) -> None:
@@ -34,9 +100,7 @@ class _Grant:
 
 class DesiredState:
     """
-    Remembers what was asked for, and ends leases when their time is over.
-
-    @ivar remember: keep what was attached without a lease beyond its being unplugged.
+    The devices that are to be bound at clients' request. Ends leases when their time is over.
     """
 
     _log = Logger()
@@ -45,212 +109,208 @@ class DesiredState:
         self,
         clock: IReactorTime,
         now: Callable[[], float],
+        settings: LiveSettings,
         present: Callable[[str], UsbDevice | None],
-        remember: bool = True,
+        onChange: Callable[[str], None],
+        onLeaseEnd: Callable[[DesiredDevice], None],
     ) -> None:
         """
         @param now: the time, in seconds since the epoch.
-        @param present: which device is at a bus id now.
+        @param present: returns the device at a bus id.
+        @param onChange: called with the bus id of a device whose desired state has changed.
+        @param onLeaseEnd: called with a desired device, as it was, when its lease has expired.
         """
-        self.remember = remember
         self._clock = clock
         self._now = now
+        self._settings = settings
         self._present = present
-        self._isRunning = False
-        self._wishes: dict[tuple[Key, str], DesiredDevice] = {}
-        self._grants: dict[Lease, _Grant] = {}
-        self._onChange: Callable[[str], None] = lambda busId: None
-        self._onEnd: Callable[[DesiredDevice], None] = lambda wish: None
-
-    def follow(
-        self, onChange: Callable[[str], None], onEnd: Callable[[DesiredDevice], None]
-    ) -> None:
-        """
-        @param onChange: called with the bus id of a device that something was asked about.
-        @param onEnd: called with a wish as it was when its lease ended of itself.
-        """
         self._onChange = onChange
-        self._onEnd = onEnd
+        self._onLeaseEnd = onLeaseEnd
+        self._isRunning = False
+        self._devices: dict[tuple[Identity, str], DesiredDevice] = {}
+        self._leases: dict[Lease, _LeaseEnd] = {}
 
     def load(self, state: State) -> None:
-        """Take up what was remembered by an earlier daemon. No lease ends before C{start}."""
-        for wish in state.wishes:
-            lease = wish.lease
+        """Add what an earlier daemon has saved. No lease ends before C{start}."""
+        for desired in state.devices:
+            lease = desired.lease
             if lease is not None:
                 until = self._now() + RECONNECT if lease.until is None else lease.until
                 lease = msgspec.structs.replace(lease, until=until)
-                self._grants[lease] = _Grant()
-            self._put(msgspec.structs.replace(wish, lease=lease))
+                self._leases[lease] = _LeaseEnd()
+            self._put(msgspec.structs.replace(desired, lease=lease))
 
     def start(self) -> None:
-        """From now on leases end when their time is over."""
+        """Begin to end leases when their time is over."""
         self._isRunning = True
-        for wish in tuple(self):
-            if wish.lease is not None:
-                self._run(wish.lease)
+        for desired in tuple(self):
+            if desired.lease is not None:
+                self._run(desired.lease)
 
     def stop(self) -> None:
-        """From now on none ends: they outlast the daemon, and the connections closed now."""
+        """End no lease any more: leases outlast the daemon, and the connections closed now."""
         self._isRunning = False
-        for grant in self._grants.values():
-            if grant.timer is not None and grant.timer.active():
-                grant.timer.cancel()
+        for end in self._leases.values():
+            if end.timer is not None and end.timer.active():
+                end.timer.cancel()
 
     def state(self) -> State:
-        """What is to be remembered."""
+        """The content for the state file."""
+        remember = self._settings.remember
         return State(
-            wishes=tuple(
-                wish if self.remember else msgspec.structs.replace(wish, kept=False)
-                for wish in self
-                if wish.lease is not None or self.remember
+            devices=tuple(
+                desired if remember else msgspec.structs.replace(desired, kept=False)
+                for desired in self
+                if desired.lease is not None or remember
             )
         )
 
     def __iter__(self) -> Iterator[DesiredDevice]:
-        return iter(self._wishes.values())
+        return iter(self._devices.values())
 
     def of(self, device: UsbDevice) -> DesiredDevice | None:
-        """What was asked of a device."""
-        return self._wishes.get((_key(device), device.busId))
+        """The desired state of a device; C{None} if no client wants it bound."""
+        return self._devices.get((_identity(device), device.busId))
 
     def moved(self, device: UsbDevice) -> None:
         """
-        A device was plugged in. If it has a serial number, and what was asked was asked of
-        one that is not where it was, then it is this one.
+        A device was plugged in. If it has a serial number, and a desired device with the same
+        identity is not where it was, then this is that device.
         """
         if device.serial is None or self.of(device) is not None:
             return
-        for wish in tuple(self):
-            there = self._present(wish.busId)
-            if wish.isFor(device) and (there is None or not wish.isFor(there)):
-                del self._wishes[_place(wish)]
-                self._put(msgspec.structs.replace(wish, busId=device.busId))
+        for desired in tuple(self):
+            there = self._present(desired.busId)
+            if desired.isFor(device) and (there is None or not desired.isFor(there)):
+                del self._devices[_key(desired)]
+                self._put(msgspec.structs.replace(desired, busId=device.busId))
                 self._onChange(device.busId)
                 return
 
+    def removed(self, device: UsbDevice) -> None:
+        """A device was unplugged: without C{remember} only a lease outlasts that."""
+        desired = self.of(device)
+        if desired is not None and desired.lease is None and not self._settings.remember:
+            self.withdraw(device)
+
     def away(self) -> list[UsbDevice]:
-        """The devices that something was asked of and that are not there, as they were."""
+        """The desired devices that are not plugged in, as far as they are remembered."""
         return [
-            wish.device()
-            for wish in self
-            if (there := self._present(wish.busId)) is None or not wish.isFor(there)
+            desired.device()
+            for desired in self
+            if (there := self._present(desired.busId)) is None or not desired.isFor(there)
         ]
 
     def grant(self, owner: str, ttl: float | None, caller: Caller) -> Lease:
         """
-        Make a lease, which lasts from now on.
+        Make a lease that is in force from now on.
 
         @param ttl: seconds; C{None}: as long as the connection of C{caller}.
         """
         until = None if ttl is None else self._now() + ttl
         who = caller.principal
         lease = Lease(owner=owner, address=who.address, proof=who.proof, ttl=ttl, until=until)
-        grant = self._grants[lease] = _Grant()
+        end = self._leases[lease] = _LeaseEnd()
         if ttl is None:
-            end = partial(self._expire, lease)
-            grant.untie = partial(caller.forget, end)
-            caller.whenGone(end)
+            expire = partial(self._expire, lease)
+            end.untie = partial(caller.forget, expire)
+            caller.whenGone(expire)
         self._run(lease)
         return lease
 
     def left(self, lease: Lease) -> float | None:
-        """How many seconds a lease lasts yet; C{None}: as long as its connection."""
+        """The seconds until a lease ends; C{None}: it ends with its connection."""
         return None if lease.until is None else max(0.0, lease.until - self._now())
 
-    def ask(self, device: UsbDevice, lease: Lease | None) -> Settle:
+    def request(self, device: UsbDevice, lease: Lease | None) -> Settle:
         """
-        Somebody wants a device: for a time, or until it is detached. Whoever has leased it
-        has no more lease.
+        Add a device, with a lease or until it is detached. The lease replaces another one.
 
-        @return: to be told what became of it: if it went wrong, all is as it was before.
+        @return: to be called with the outcome of the bind: an error restores what was before.
         """
         before = self.of(device)
         kept = lease is None or (before is not None and before.kept)
-        return self._change(device, before, _wish(device, kept, lease))
+        return self._change(device, before, _desired(device, kept, lease))
 
     def withdraw(self, device: UsbDevice) -> None:
-        """Nobody wants a device any more."""
+        """Remove a device, and end its lease."""
         self._change(device, self.of(device), None)(None)
 
     def renew(self, device: UsbDevice, lease: Lease) -> None:
-        """Let a lease be in place of the one there is."""
+        """Replace the lease of a device."""
         before = self.of(device)
         assert before is not None
         self._change(device, before, msgspec.structs.replace(before, lease=lease))(None)
 
     def _change(
-        self, device: UsbDevice, before: DesiredDevice | None, wish: DesiredDevice | None
+        self, device: UsbDevice, before: DesiredDevice | None, after: DesiredDevice | None
     ) -> Settle:
-        self._replace(before, wish)
+        self._replace(before, after)
         self._onChange(device.busId)
 
         def settle(error: ShareError | None) -> None:
             if error is None:
-                self._over(before)
+                self._release(before)
                 return
-            mine = next((other for other in self if _isSame(other, wish)), None)
-            if mine is not None:
-                self._replace(mine, None if before is None else self._lasting(before))
-                self._onChange(mine.busId)
-            self._over(wish)
+            current = next((other for other in self if _isSame(other, after)), None)
+            if current is not None:
+                self._replace(current, None if before is None else self._unexpired(before))
+                self._onChange(current.busId)
+            self._release(after)
 
         return settle
 
     def _replace(self, old: DesiredDevice | None, new: DesiredDevice | None) -> None:
         if old is not None:
-            self._wishes.pop(_place(old), None)
+            self._devices.pop(_key(old), None)
         if new is not None:
             self._put(new)
 
-    def _put(self, wish: DesiredDevice) -> None:
-        self._wishes[_place(wish)] = wish
+    def _put(self, desired: DesiredDevice) -> None:
+        self._devices[_key(desired)] = desired
 
-    def _lasting(self, wish: DesiredDevice) -> DesiredDevice | None:
-        """
-        What is left of a wish whose lease may be over by now.
-        """
-        if wish.lease is None or wish.lease in self._grants:
-            return wish
-        return msgspec.structs.replace(wish, lease=None) if wish.kept else None
+    def _unexpired(self, desired: DesiredDevice) -> DesiredDevice | None:
+        """What is left of a desired device if its lease has expired by now."""
+        if desired.lease is None or desired.lease in self._leases:
+            return desired
+        return msgspec.structs.replace(desired, lease=None) if desired.kept else None
 
     def _run(self, lease: Lease) -> None:
         left = self.left(lease)
         if self._isRunning and left is not None:
             if lease.ttl is not None:
-                left = min(left, lease.ttl)  # somebody may have set the clock
-            self._grants[lease].timer = self._clock.callLater(left, self._expire, lease)
+                left = min(left, lease.ttl)  # the system clock may have been set
+            self._leases[lease].timer = self._clock.callLater(left, self._expire, lease)
 
-    def _over(self, wish: DesiredDevice | None) -> None:
-        """
-        A wish is none any more: its lease has nothing more to end by.
-        """
-        if wish is None or wish.lease is None or any(wish.lease is other.lease for other in self):
+    def _release(self, desired: DesiredDevice | None) -> None:
+        """Cancel the end of a lease that no desired device has any more."""
+        if desired is None or desired.lease is None:
             return
-        grant = self._grants.pop(wish.lease, None)
-        if grant is not None:
-            grant.untie()
-            if grant.timer is not None and grant.timer.active():
-                grant.timer.cancel()
+        if any(desired.lease is other.lease for other in self):
+            return
+        end = self._leases.pop(desired.lease, None)
+        if end is not None:
+            end.untie()
+            if end.timer is not None and end.timer.active():
+                end.timer.cancel()
 
     def _expire(self, lease: Lease) -> None:
-        """
-        A lease's time is over, or its connection gone.
-        """
-        if not self._isRunning or lease not in self._grants:
+        """The time of a lease is over, or its connection has ended."""
+        if not self._isRunning or lease not in self._leases:
             return
-        wish = next((wish for wish in self if wish.lease is lease), None)
-        del self._grants[lease]
-        if wish is None:
+        desired = next((desired for desired in self if desired.lease is lease), None)
+        del self._leases[lease]
+        if desired is None:
             return  # it is being withdrawn
         self._log.info(
-            "the lease of {owner} on {busId} has ended", owner=lease.owner, busId=wish.busId
+            "the lease of {owner} on {busId} has ended", owner=lease.owner, busId=desired.busId
         )
-        self._replace(wish, self._lasting(wish))
-        self._onEnd(wish)  # before anybody who waits has a turn
-        self._onChange(wish.busId)
+        self._replace(desired, self._unexpired(desired))
+        self._onLeaseEnd(desired)  # before the next one in the queue can attach the device
+        self._onChange(desired.busId)
 
 
-def _wish(device: UsbDevice, kept: bool, lease: Lease | None) -> DesiredDevice:
+def _desired(device: UsbDevice, kept: bool, lease: Lease | None) -> DesiredDevice:
     return DesiredDevice(
         vendorId=device.vendorId,
         productId=device.productId,
@@ -262,77 +322,16 @@ def _wish(device: UsbDevice, kept: bool, lease: Lease | None) -> DesiredDevice:
     )
 
 
-def _isSame(wish: DesiredDevice, other: DesiredDevice | None) -> bool:
-    """
-    Is it the other one, perhaps at another place by now?
-    """
-    if other is None or wish is other:
-        return wish is other
-    return wish.lease is not None and wish.lease is other.lease
+def _isSame(desired: DesiredDevice, other: DesiredDevice | None) -> bool:
+    """Is one the other, perhaps at another port by now?"""
+    if other is None or desired is other:
+        return desired is other
+    return desired.lease is not None and desired.lease is other.lease
 
 
-def _key(device: UsbDevice) -> Key:
-    """
-    What a device is known again by.
-    """
+def _identity(device: UsbDevice) -> Identity:
     return device.vendorId, device.productId, device.serial
 
 
-def _place(wish: DesiredDevice) -> tuple[Key, str]:
-    return (wish.vendorId, wish.productId, wish.serial), wish.busId
-
-
-class DesiredDevice(
-    msgspec.Struct,
-    frozen=True,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    rename={"vendorId": "vendor_id", "productId": "product_id", "busId": "bus_id"},
-):
-    """
-    A device that somebody wants to have bound.
-
-    It is known again by its ids and its serial number, wherever it is plugged in; a device
-    without a serial number only at the same place.
-
-    @ivar busId: where it was when it was last seen.
-    @ivar description: what it was called then.
-    @ivar kept: it was attached without a lease, and stays bound until it is detached.
-    @ivar lease: whose it is for a time.
-    """
-
-    vendorId: str
-    productId: str
-    serial: str | None
-    busId: str
-    description: str = "a device that is not there"
-    kept: bool = False
-    lease: Lease | None = None
-
-    def isFor(self, device: UsbDevice) -> bool:
-        """Is it for such a device, wherever that is plugged in?"""
-        return (self.vendorId, self.productId, self.serial) == (
-            device.vendorId,
-            device.productId,
-            device.serial,
-        )
-
-    def device(self) -> UsbDevice:
-        """The device, as far as it is remembered."""
-        return UsbDevice(
-            vendorId=self.vendorId,
-            productId=self.productId,
-            serial=self.serial,
-            busId=self.busId,
-            description=self.description,
-            lease=self.lease,
-        )
-
-
-class State(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """
-    What the state file holds.
-    """
-
-    version: int = 1
-    wishes: tuple[DesiredDevice, ...] = ()
+def _key(desired: DesiredDevice) -> tuple[Identity, str]:
+    return desired.identity, desired.busId

@@ -1,6 +1,5 @@
 """
-What happens to devices, for those who want to hear of it: numbered, dated and remembered
-for a while.
+Device events made of inventory changes: numbered, dated, and remembered for a while.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from twisted.logger import Logger
 
 from usbip_server.model.device import Holder, Traffic, UsbDevice
 from usbip_server.model.errors import SnapshotNeeded
-from usbip_server.model.inventory import Change, ChangeKind, Inventory
+from usbip_server.model.inventory import Change, ChangeKind
 from usbip_server.model.replies import (
     Notice,
     Reply,
@@ -25,21 +24,21 @@ from usbip_server.model.requests import WatchDevices
 from usbip_server.model.selector import given, matching
 from usbip_server.model.timestamps import timestamp
 from usbip_server.runtime.eventlog import EventLog, Subscription
+from usbip_server.server.devices.view import DeviceView
 
 
 class Event:
     """
-    One thing that happened to one device.
+    One change of one device, with its time and its encoded form.
 
-    @ivar change: what.
-    @ivar time: when, in seconds since the epoch.
+    @ivar time: in seconds since the epoch.
     """
 
     __slots__ = ("_lines", "_traffic", "change", "time")
 
     def __init__(self, change: Change, time: float, traffic: Traffic | None = None) -> None:
         """
-        @param traffic: what the client that has come or gone has moved.
+        @param traffic: what the client that has imported or released the device has transferred.
         """
         self.change = change
         self.time = time
@@ -48,47 +47,47 @@ class Event:
 
     @property
     def kind(self) -> ChangeKind:
-        """What happened."""
+        """What happened, as an enum."""
         return self.change.kind
 
     @property
     def word(self) -> str:
-        """The same in a word."""
+        """What happened, as the wire has it: C{"bound"}."""
         return self.kind.value
 
     @property
     def seq(self) -> int:
-        """Its number."""
+        """The number of the event."""
         return self.change.seq
 
     @property
     def device(self) -> UsbDevice:
-        """To which device."""
+        """The device after the change."""
         return self.change.device
 
     @property
     def about(self) -> tuple[UsbDevice, ...]:
-        """The device as it is, and as it was."""
+        """The device after the change and, unless it is new, before it."""
         before = self.change.before
         return (self.device,) if before is None else (self.device, before)
 
     @property
     def session(self) -> dict[str, Any] | None:
-        """The contract's JSON for the client that has come or gone, and what it has moved."""
+        """JSON of the client that has imported or released the device, and its traffic."""
         if self.kind not in (ChangeKind.IMPORTED, ChangeKind.RELEASED):
             return None
         return holderFields(self.holder or Holder(), self._traffic)
 
     @property
     def holder(self) -> Holder | None:
-        """Who has imported it, or has given it back."""
+        """The client that has imported or released the device."""
         if self.kind is ChangeKind.IMPORTED:
             return self.device.holder
         before = self.change.before
         return None if before is None else before.holder
 
     def line(self, detail: bool) -> bytes:
-        """The event as it goes over the wire; the same bytes for everybody."""
+        """The event as it is sent; encoded once for all clients."""
         if detail not in self._lines:
             self._lines[detail] = self._encode(detail)
         return self._lines[detail]
@@ -106,87 +105,86 @@ class Event:
 
 
 SESSION = "{device} {kind}: {holder}, since {since}, {bytes_in} bytes in, {bytes_out} out"
-"""What the log says of a client that has come or gone. C{None} is what is not known."""
+"""Log line of an import or a release. C{None} stands for what is not known."""
 
-MayKnow = Callable[[UsbDevice], bool]
+MayWatch = Callable[[UsbDevice], bool]
 
 
 class DeviceEvents(EventLog[Event]):
     """
-    Makes events of the changes in an inventory.
+    The events of the devices that clients see.
     """
 
     _log = Logger()
 
-    def __init__(
-        self,
-        inventory: Inventory,
-        now: Callable[[], float],
-        keep: int,
-        traffic: Callable[[UsbDevice], Traffic | None] = lambda device: None,
-    ) -> None:
+    def __init__(self, view: DeviceView, now: Callable[[], float]) -> None:
         """
         @param now: the time, in seconds since the epoch.
-        @param keep: how many events are remembered.
-        @param traffic: what the session of a device's holder has moved.
         """
-        self._inventory = inventory
+        self._view = view
         self._now = now
-        self._traffic = traffic
-        super().__init__(inventory.subscribe(self._changed).seq, keep)
+        super().__init__(self.seq, view.settings.limits.history)
 
     @property
     def seq(self) -> int:
         """The number of the last event."""
-        return self._inventory.snapshot.seq
+        return self._view.inventory.snapshot.seq
+
+    def after(self, seq: int) -> list[Event] | None:
+        self.keep(self._view.settings.limits.history)
+        return super().after(seq)
 
     def heartbeat(self) -> Notice:
-        """A sign of life, which is no event: its number is that of the last one."""
+        """The line that shows that the daemon is alive, with the number of the last event."""
         return Notice(event="heartbeat", seq=self.seq, time=timestamp(self._now()))
 
-    def watch(self, request: WatchDevices, mayKnow: MayKnow) -> tuple[Reply, Subscription[Event]]:
+    def watch(self, request: WatchDevices, mayWatch: MayWatch) -> tuple[Reply, Subscription[Event]]:
         """
-        What a watcher is answered, and what it is told from then on.
+        Return the reply to a watch command, and a subscription to the events that follow it.
 
-        @param mayKnow: may it know of a device?
-        @raise SnapshotNeeded: it cannot go on from where it wants to.
+        @param mayWatch: may the client see this device?
+        @raise SnapshotNeeded: the events since C{request.since} are not remembered.
         """
         if request.since is not None:
             if self.after(request.since) is None:
                 raise SnapshotNeeded(request.since)
             reply = Reply(status=Status.SUCCESS, seq=request.since)
-            return reply, self._stream(request, request.since, mayKnow)
-        snapshot = self._inventory.snapshot
-        devices = tuple(d for d in matching(request, snapshot.devices) if mayKnow(d))
+            return reply, self._subscribe(request, request.since, mayWatch)
+        snapshot = self._view.inventory.snapshot
+        devices = tuple(d for d in matching(request, snapshot.devices) if mayWatch(d))
         data = encodeDevices(devices, bool(request.detail))
         reply = Reply(status=Status.SUCCESS, seq=snapshot.seq, data=data)
-        return reply, self._stream(request, snapshot.seq, mayKnow)
+        return reply, self._subscribe(request, snapshot.seq, mayWatch)
 
-    def _stream(self, request: WatchDevices, seq: int, mayKnow: MayKnow) -> Subscription[Event]:
+    def update(self, changes: tuple[Change, ...]) -> None:
+        """Make events of changes in the inventory."""
+        self.keep(self._view.settings.limits.history)
+        time = self._now()
+        for change in changes:
+            event = Event(change, time, self._traffic(change))
+            self._logEvent(event)
+            self._add(event)
+
+    def _subscribe(
+        self, request: WatchDevices, seq: int, mayWatch: MayWatch
+    ) -> Subscription[Event]:
         isAboutAll = not given(request)
 
         def isWanted(event: Event) -> bool:
-            if not mayKnow(event.device):
+            if not mayWatch(event.device):
                 return False
             return isAboutAll or bool(matching(request, event.about))
 
         return Subscription(self, request.since, seq, bool(request.detail), isWanted)
 
-    def _changed(self, changes: tuple[Change, ...]) -> None:
-        time = self._now()
-        for change in changes:
-            event = Event(change, time, self._moved(change))
-            self._say(event)
-            self._add(event)
-
-    def _moved(self, change: Change) -> Traffic | None:
+    def _traffic(self, change: Change) -> Traffic | None:
         if change.kind is ChangeKind.IMPORTED:
-            return self._traffic(change.device)
+            return self._view.traffic(change.device)
         if change.kind is ChangeKind.RELEASED and change.before is not None:
-            return self._traffic(change.before)
+            return self._view.traffic(change.before)
         return None
 
-    def _say(self, event: Event) -> None:
+    def _logEvent(self, event: Event) -> None:
         lease, session = event.device.lease, event.session
         self._log.info(
             "{device} {kind}" if session is None else SESSION,

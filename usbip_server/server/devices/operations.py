@@ -1,9 +1,12 @@
 """
-What is done to devices: one operation at a time on each, each with a deadline.
+Operations on devices: one at a time per device, each with a deadline. The only caller of
+L{IUsbBackend}'s methods that change a device.
 """
 
 from __future__ import annotations
 
+import enum
+import socket
 from collections.abc import Awaitable, Callable
 
 from twisted.internet.defer import Deferred
@@ -11,9 +14,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from usbip_server.interfaces import IUsbBackend
-from usbip_server.model.device import DeviceState, PlugId, Traffic, UsbDevice
+from usbip_server.model.device import DeviceState, Holder, PlugId, UsbDevice
 from usbip_server.model.errors import (
-    ASK_AGAIN,
     BackendUnavailable,
     DeviceInUse,
     NotDone,
@@ -22,83 +24,94 @@ from usbip_server.model.errors import (
     ShareError,
     StillWorking,
 )
-from usbip_server.model.options import Timeouts
 from usbip_server.model.policy import Principal
-from usbip_server.model.rules import Rules
 from usbip_server.runtime.latch import Latch
 from usbip_server.server.devices.hooks import HookDispatcher
 from usbip_server.server.devices.view import DeviceView
 
+EXPORT_SECONDS = 5.0
+"""Deadline for the kernel to accept a connection."""
+
+
+class Action(enum.Enum):
+    """
+    What an operation does to a device; the value stands in messages.
+    """
+
+    ATTACH = "attach"
+    FORCED_ATTACH = "forced attach"
+    """An attach that ends the session of the device's holder first."""
+
+    DETACH = "detach"
+    KICK = "kick"
+    IMPORT = "import"
+
+    def isAchieved(self, state: DeviceState) -> bool:
+        """Is a device in this state what the action would make of it?"""
+        if self is Action.DETACH:
+            return state is DeviceState.FREE
+        if self is Action.KICK:
+            return state is not DeviceState.IN_USE
+        return state is DeviceState.BOUND
+
 
 class Operation:
     """
-    The attach, detach or kick of one device, while it lasts and until somebody has heard how
-    it went.
+    One action on one device, while it lasts and until its outcome has been reported.
 
-    @ivar verb: C{"attach"}, C{"detach"}, C{"kick"} or C{"forced attach"}.
-    @ivar device: the device as it was when it was asked for.
-    @ivar principal: who asked first.
-    @ivar ended: happens when it has come to an end.
-    @ivar result: the device after it, if it went well.
-    @ivar error: what went wrong, if it did not.
-    @ivar heard: has somebody been told?
-    @ivar settles: whom to tell how it went, each once.
-    @ivar known: what has gone wrong before in the same way: it is not told again.
-    @ivar endedAt: when it came to its end, by the reactor's clock.
+    @ivar device: the device as it was when the operation began.
+    @ivar principal: the client that requested it first.
+    @ivar ended: happens when the operation has ended.
+    @ivar result: the device after it, if it succeeded.
+    @ivar error: why it failed, if it did.
+    @ivar isReported: a client has received the outcome, or none is waiting for it.
+    @ivar settles: to be called with the outcome, each once.
+    @ivar knownError: text of an error that was logged already, and is not logged again.
+    @ivar endedAt: when it ended, by the reactor's clock.
     """
 
     def __init__(
         self,
-        verb: str,
+        action: Action,
         device: UsbDevice,
         principal: Principal,
         ended: Latch,
-        heard: bool = False,
+        isReported: bool = False,
+        knownError: str | None = None,
     ) -> None:
-        self.verb = verb
+        self.action = action
         self.device = device
         self.principal = principal
         self.ended = ended
         self.result: UsbDevice | None = None
         self.error: ShareError | None = None
-        self.heard = heard
+        self.isReported = isReported
         self.settles: list[Settle] = []
-        self.known: str | None = None
+        self.knownError = knownError
         self.endedAt = 0.0
 
-    def isAbout(self, verb: str, device: UsbDevice) -> bool:
-        """Is it this, on the very device that is there now?"""
-        return self.verb == verb and self.device.plugId == device.plugId
+    def isAbout(self, action: Action, device: UsbDevice) -> bool:
+        """Is it the same action on the same device, not plugged in again since?"""
+        return self.action is action and self.device.plugId == device.plugId
 
     def outcome(self) -> UsbDevice:
         """
-        The device after it.
+        Return the device after the operation.
 
-        @raise ShareError: it went wrong.
+        @raise ShareError: it failed.
         """
         if self.error is not None:
             raise self.error
-        assert self.result is not None, "asked before it ended"
+        assert self.result is not None, "it has not ended"
         return self.result
 
 
 Work = Callable[[Operation], Awaitable[UsbDevice]]
 
-_ACHIEVED: dict[str, Callable[[DeviceState], bool]] = {
-    "attach": lambda state: state is DeviceState.BOUND,
-    "detach": lambda state: state is DeviceState.FREE,
-    "forced attach": lambda state: state is DeviceState.BOUND,
-    "kick": lambda state: state is not DeviceState.IN_USE,
-}
-
 
 class Operations:
     """
-    Has a backend bind, unbind and release devices.
-
-    @ivar timeouts: how long things may take.
-    @ivar traffic: what a device's holder has moved.
-    @ivar onEnd: called with the bus id when something has come to its end.
+    Binds, unbinds, releases and exports devices through a backend.
     """
 
     _log = Logger()
@@ -106,172 +119,189 @@ class Operations:
     def __init__(
         self,
         backend: IUsbBackend,
-        catalogue: DeviceView,
-        rules: Rules,
-        herald: HookDispatcher,
+        view: DeviceView,
+        hooks: HookDispatcher,
         clock: IReactorTime,
-        timeouts: Timeouts,
+        onEnd: Callable[[str], None],
     ) -> None:
-        self.timeouts = timeouts
-        self.onEnd: Callable[[str], None] = lambda busId: None
-        self.traffic: Callable[[UsbDevice], Traffic | None] = backend.traffic
+        """
+        @param onEnd: called with the bus id when an operation has ended.
+        """
         self._backend = backend
-        self._catalogue = catalogue
-        self._rules = rules
-        self._herald = herald
+        self._view = view
+        self._hooks = hooks
         self._clock = clock
-        self._closed = False
+        self._onEnd = onEnd
+        self._isClosed = False
         self._running: dict[str, Operation] = {}
-        self._unheard: dict[str, Operation] = {}
+        self._unreported: dict[str, Operation] = {}
         self._bound: set[PlugId] = set()
-        self._work: dict[str, Work] = {
-            "attach": self.bind,
-            "forced attach": self._seize,
-            "detach": self._unbind,
-            "kick": lambda o: backend.release(o.device, self.timeouts.bind),
+        self._work: dict[Action, Work] = {
+            Action.ATTACH: self.bind,
+            Action.FORCED_ATTACH: self._seize,
+            Action.DETACH: self._unbind,
+            Action.KICK: self._release,
         }
 
     def isBusy(self, busId: str) -> bool:
-        """Is something being done to the device there?"""
+        """Is an operation on the device in progress?"""
         return busId in self._running
 
     def hasBound(self, device: UsbDevice) -> bool:
-        """Has this daemon bound the device, in this stay of it?"""
+        """Has this daemon bound the device since it was plugged in?"""
         return device.plugId in self._bound
 
     def forget(self, device: UsbDevice) -> None:
-        """The device is gone, or not bound any more."""
+        """The device was unplugged or unbound."""
         self._bound.discard(device.plugId)
 
     async def perform(
         self,
-        verb: str,
+        action: Action,
         device: UsbDevice,
         again: Callable[[], UsbDevice],
         principal: Principal,
         until: float,
-        prepare: Callable[[], Settle] = lambda: _nothing,
+        prepare: Callable[[], Settle] = lambda: _ignore,
         work: Work | None = None,
     ) -> UsbDevice:
         """
-        Do something to a device.
+        Carry out an action for a client.
 
-        Whoever asks for what is in progress already waits for that; whoever asks for
-        something else waits until it has ended. What takes longer than an answer may goes
-        on, and is told to whoever asks next.
+        If the same action is in progress already, its outcome is returned; another one is
+        waited for. An action that takes longer than C{until} goes on, and its outcome is
+        returned to the next client that requests the same.
 
-        @param again: the device as it is after such a wait; fails if it is not to be done
-            any more.
+        @param again: returns the device after such a wait; raises an error if the action is
+            not to be carried out any more.
         @param until: when there has to be an answer, by the reactor's clock.
-        @param prepare: called when it is certain that it is done, before anybody else can
-            ask for something; returns whom to tell how it went.
-        @param work: what to do; nobody can join that. Else the verb says it.
+        @param prepare: called once it is certain that the action is carried out, before
+            anything else can be requested; returns what to call with the outcome.
+        @param work: what to do, and no other client can join it; C{None}: what C{action} says.
         @return: the device after it, as clients see it.
-        @raise ShareError: it went wrong, or goes on.
+        @raise ShareError: it failed, or is still in progress.
         """
         while (other := self._running.get(device.busId)) and (
-            work is not None or not other.isAbout(verb, device)
+            work is not None or not other.isAbout(action, device)
         ):
             if not await other.ended.within(until - self._clock.seconds()):
                 raise NotDone(
-                    f"{device}: the {other.verb} of {other.device} that {other.principal} asked "
-                    f"for is still in progress, so nothing was done; ask again when it has ended"
+                    f"{device}: the {other.action.value} of {other.device} for "
+                    f"{other.principal} is still in progress, so nothing was done; ask again "
+                    "when it has ended"
                 )
             device = again()
-        if self._closed:
+        if self._isClosed:
             raise BackendUnavailable("the daemon is stopping: ask again when it is back")
-        operation = other or (None if work else self._untold(verb, device))
+        operation = other or (None if work else self._takeUnreported(action, device))
         if operation is None:
-            heard = work is not None  # it is told to its client, or to nobody
-            operation = self.begin(verb, device, principal, prepare, heard, work=work)
+            # Nobody can ask for the outcome of such work later.
+            isReported = work is not None
+            operation = self.begin(action, device, principal, prepare, isReported, work=work)
         elif not operation.ended.happened:
             operation.settles.append(prepare())
         if not await operation.ended.within(until - self._clock.seconds()):
+            timeouts = self._view.settings.timeouts
             raise StillWorking(
-                self._catalogue.now(device),
-                f"the {verb} of {device} takes longer than {self.timeouts.answer:g} s and goes "
-                f"on, for {self.timeouts.bind:g} s at the most; {ASK_AGAIN}",
+                self._view.now(device),
+                f"the {action.value} of {device} takes longer than {timeouts.answer:g} s and goes "
+                f"on, for {timeouts.bind:g} s at the most; ask again to hear how it went",
             )
-        operation.heard = True
-        self._unheard.pop(device.busId, None)
+        operation.isReported = True
+        self._unreported.pop(device.busId, None)
         return operation.outcome()
 
     def begin(
         self,
-        verb: str,
+        action: Action,
         device: UsbDevice,
         principal: Principal,
-        prepare: Callable[[], Settle] = lambda: _nothing,
-        heard: bool = False,
-        known: str | None = None,
+        prepare: Callable[[], Settle] = lambda: _ignore,
+        isReported: bool = False,
+        knownError: str | None = None,
         work: Work | None = None,
     ) -> Operation:
         """
-        Begin to do something to a device that nothing is done to at present.
+        Begin an action on a device on which no operation is in progress.
 
-        @param prepare: as in C{perform}.
-        @param heard: nobody has to be told how it went.
-        @param known: what went wrong the last time: if it goes wrong in the same way, that is
-            nothing new.
+        @param prepare: see C{perform}.
+        @param isReported: no client has to receive the outcome.
+        @param knownError: the error of the last time, which is not logged again.
         """
-        operation = Operation(verb, device, principal, Latch(self._clock), heard)
-        operation.known = known
+        ended = Latch(self._clock)
+        operation = Operation(action, device, principal, ended, isReported, knownError)
         self._running[device.busId] = operation
         operation.settles.append(prepare())
-        Deferred.fromCoroutine(self._run(operation, work or self._work[verb]))
+        Deferred.fromCoroutine(self._run(operation, work or self._work[action]))
         return operation
 
     async def bind(self, operation: Operation) -> UsbDevice:
-        """Bind the device of an operation, as part of it, unless a hook objects."""
+        """Bind the device of an operation, as a part of it, unless a hook vetoes."""
         device = operation.device
         if device.state not in (DeviceState.BOUND, DeviceState.IN_USE):
-            objection = await self._herald.objection(device, operation.principal)
+            objection = await self._hooks.objection(device, operation.principal)
             if objection is not None:
                 raise OperationFailed(device, f"{device} is not bound: {objection}")
-        mounted = self._rules.of(device).allow_mounted
+        allowMounted = self._view.rule(device).allow_mounted
         wasFree = device.state is DeviceState.FREE
-        bound = await self._backend.bind(device, self.timeouts.bind, mounted)
+        bound = await self._backend.bind(device, self._seconds, allowMounted)
         if wasFree and self._backend.inventory.same(bound) is not None:
             self._bound.add(bound.plugId)
         return bound
 
+    async def export(
+        self, device: UsbDevice, connection: socket.socket, holder: Holder
+    ) -> UsbDevice:
+        """Hand a connection to a device; see L{IUsbBackend.export}."""
+        return await self._backend.export(device, connection, holder, EXPORT_SECONDS)
+
+    async def refresh(self, device: UsbDevice) -> None:
+        """Have the backend look at a device now."""
+        await self._backend.refresh(device)
+
     async def idle(self, until: float) -> None:
         """
-        Wait for what is in progress.
+        Wait for the operations in progress.
 
         @param until: for how long, by the reactor's clock.
         """
         for operation in tuple(self._running.values()):
             if not await operation.ended.within(until - self._clock.seconds()):
                 self._log.warn(
-                    "stopping although the {verb} of {device} has not come to an end",
-                    verb=operation.verb,
+                    "stopping although the {verb} of {device} has not ended",
+                    verb=operation.action.value,
                     device=str(operation.device),
                 )
 
     def close(self) -> None:
-        """Begin nothing more for clients."""
-        self._closed = True
+        """Begin no more operations for clients."""
+        self._isClosed = True
 
-    def _untold(self, verb: str, device: UsbDevice) -> Operation | None:
+    @property
+    def _seconds(self) -> float:
+        """The deadline of a bind, an unbind or a release."""
+        return self._view.settings.timeouts.bind
+
+    def _takeUnreported(self, action: Action, device: UsbDevice) -> Operation | None:
         """
-        An operation that has failed when nobody waited for it any more, if that is news
-        still.
+        The same operation, if it has failed after its client was answered, and that is recent.
         """
-        operation = self._unheard.pop(device.busId, None)
-        if operation is None or not operation.isAbout(verb, device):
+        operation = self._unreported.pop(device.busId, None)
+        if operation is None or not operation.isAbout(action, device):
             return None
         age = self._clock.seconds() - operation.endedAt
-        isDone = _ACHIEVED[verb](device.state)
-        return None if isDone or age > self.timeouts.bind else operation
+        isOutdated = age > self._seconds or action.isAchieved(device.state)
+        return None if isOutdated else operation
 
     async def _run(self, operation: Operation, work: Work) -> None:
-        device, verb = operation.device, operation.verb
+        device, verb = operation.device, operation.action.value
         try:
-            operation.result = self._catalogue.now(await work(operation))
+            result = await work(operation)
+            self._view.refresh({device.busId})
+            operation.result = self._view.now(result)
         except ShareError as error:
-            operation.error = error = self._told(error)
-            if str(error) != operation.known:
+            operation.error = error = self._updated(error)
+            if str(error) != operation.knownError:
                 self._log.warn(
                     "{verb} of {device} for {principal} failed: {error}",
                     verb=verb,
@@ -299,44 +329,43 @@ class Operations:
         finally:
             del self._running[device.busId]
         operation.endedAt = self._clock.seconds()
-        if operation.error is not None and not operation.heard:
-            self._unheard[device.busId] = operation
+        if operation.error is not None and not operation.isReported:
+            self._unreported[device.busId] = operation
         operation.ended.happen()
-        self.onEnd(device.busId)
+        self._onEnd(device.busId)
 
     def _settle(self, operation: Operation) -> None:
         """
-        Tell all who want to know how it went, the last one first: what was asked for is
-        taken back in the order that undoes it.
+        Pass the outcome on, to the client that came last first: after a failure the desired
+        state is restored step by step.
         """
         error = operation.error
         for settle in reversed(operation.settles):
             settle(error)
-        if error is not None and str(error) != operation.known:
-            self._herald.failed(self._catalogue.now(operation.device), str(error))
+        if error is not None and str(error) != operation.knownError:
+            self._hooks.failed(self._view.now(operation.device), str(error))
 
-    def _told(self, error: ShareError) -> ShareError:
-        """
-        An error as a client is to be told it: with what is known of the device by now.
-        """
+    def _updated(self, error: ShareError) -> ShareError:
+        """An error with the device as it is by now."""
         if isinstance(error, OperationFailed):
-            now = self._catalogue.now(error.device)
+            now = self._view.now(error.device)
             if isinstance(error, DeviceInUse) and now.holder is not None:
-                return DeviceInUse(now, self.traffic(now))
+                return DeviceInUse(now, self._view.traffic(now))
             error.device = now
         return error
 
     async def _seize(self, operation: Operation) -> UsbDevice:
-        await self._backend.release(operation.device, self.timeouts.bind)
+        await self._release(operation)
         return await self.bind(operation)
 
+    async def _release(self, operation: Operation) -> UsbDevice:
+        return await self._backend.release(operation.device, self._seconds)
+
     async def _unbind(self, operation: Operation) -> UsbDevice:
-        free = await self._backend.unbind(operation.device, self.timeouts.bind)
+        free = await self._backend.unbind(operation.device, self._seconds)
         self.forget(free)
         return free
 
 
-def _nothing(error: ShareError | None) -> None:
-    """
-    Nobody wants to know.
-    """
+def _ignore(error: ShareError | None) -> None:
+    """The outcome concerns nobody."""

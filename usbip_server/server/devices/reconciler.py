@@ -1,6 +1,6 @@
 """
-Keeps devices as they are wanted: bound, if the configuration or a client says so, whatever
-happens to them meanwhile.
+A level-triggered reconciler: compares the desired with the actual state of a device after each
+event and each retry delay, and starts the operation that is missing.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from usbip_server.model.device import DeviceState, PlugId, UsbDevice
 from usbip_server.model.errors import ShareError
-from usbip_server.model.inventory import Change, ChangeKind, Inventory
+from usbip_server.model.inventory import Change, ChangeKind
 from usbip_server.model.policy import Principal
-from usbip_server.model.rules import Rules, Share
-from usbip_server.server.devices.desired import DesiredDevice, DesiredState
-from usbip_server.server.devices.operations import Operations
-from usbip_server.server.devices.view import DeviceView, FlapDamper
+from usbip_server.model.rules import Share
+from usbip_server.server.devices.desired import DesiredDevice
+from usbip_server.server.devices.operations import Action, Operations
+from usbip_server.server.devices.view import DeviceView
 
-ITSELF = Principal("usbipshare")
-"""Who asks for what the keeper does."""
+DAEMON = Principal("usbipshare")
+"""On whose behalf the reconciler acts."""
 
-NO_DRIVER = 1.0
-"""Seconds for this machine's own driver to take a new device; to interrupt it does no good."""
+DRIVER_SECONDS = 1.0
+"""Time for this machine's own driver to take a new device: interrupting that does no good."""
 
 FIRST_PAUSE = 1.0
-"""Seconds until a bind that failed is tried again; each further pause is twice as long."""
+"""Seconds until a failed bind is tried again; each further pause is twice as long."""
 
 LONGEST_PAUSE = 60.0
 """Seconds."""
@@ -33,31 +33,15 @@ LONGEST_PAUSE = 60.0
 
 class Reconciler:
     """
-    Binds devices that are to be bound, and gives back those that are not.
+    Binds the devices that the configuration or a client wants bound, and unbinds the others.
     """
 
-    def __init__(
-        self,
-        source: Inventory,
-        catalogue: DeviceView,
-        rules: Rules,
-        wishes: DesiredState,
-        damper: FlapDamper,
-        operations: Operations,
-        clock: IReactorTime,
-    ) -> None:
-        """
-        @param source: the backend's inventory: it has also what clients do not see.
-        """
-        self._source = source
-        self._catalogue = catalogue
-        self._rules = rules
-        self._wishes = wishes
-        self._damper = damper
+    def __init__(self, view: DeviceView, operations: Operations, clock: IReactorTime) -> None:
+        self._view = view
         self._operations = operations
         self._clock = clock
-        self._running = False
-        self._resting: set[PlugId] = set()
+        self._isRunning = False
+        self._detached: set[PlugId] = set()
         self._expired: set[PlugId] = set()
         self._released: set[PlugId] = set()
         self._driverless: set[PlugId] = set()
@@ -65,112 +49,118 @@ class Reconciler:
         self._timers: dict[PlugId, IDelayedCall] = {}
 
     def start(self) -> None:
-        """Look at all devices, and at each that changes from now on."""
-        self._running = True
-        self._source.subscribe(self._changed)
-        self.lookAtAll()
+        """Begin to reconcile."""
+        self._isRunning = True
+        self.reconcileAll()
 
     def stop(self) -> None:
-        """Do nothing more."""
-        self._running = False
+        """Start no more operations."""
+        self._isRunning = False
         for timer in self._timers.values():
             if timer.active():
                 timer.cancel()
         self._timers.clear()
 
-    def lookAtAll(self) -> None:
-        """What is wanted may have changed."""
-        for device in self._source.snapshot.devices:
-            self.look(device.busId)
+    def reconcileAll(self) -> None:
+        """Reconcile all devices."""
+        for device in self._view.source.snapshot.devices:
+            self.reconcile(device.busId)
 
-    def look(self, busId: str) -> None:
-        """See to the device there."""
-        device = self._source.get(busId)
-        if not self._running or device is None or self._damper.trouble(busId) is not None:
+    def reconcile(self, busId: str) -> None:
+        """Start the operation that the device at a bus id lacks, if there is one."""
+        device = self._view.source.get(busId)
+        if not self._isRunning or device is None or self._view.damper.trouble(busId) is not None:
             return
         if self._operations.isBusy(busId) or self._isPausing(device):
-            return  # it will be looked at when that has ended
-        verb = self._missing(device)
-        if verb == "attach" and device.driver is None and device.plugId not in self._driverless:
+            return  # called again when that has ended
+        action = self._missing(device)
+        isNew = device.driver is None and device.plugId not in self._driverless
+        if action is Action.ATTACH and isNew:
             self._driverless.add(device.plugId)
-            self._lookIn(NO_DRIVER, device.plugId)
-        elif verb is not None:
-            self._do(verb, device)
+            self._retryIn(DRIVER_SECONDS, device.plugId)
+        elif action is not None:
+            self._begin(action, device)
+
+    def update(self, changes: tuple[Change, ...]) -> None:
+        """Reconcile the devices that have changed."""
+        if not self._isRunning:
+            return
+        for change in changes:
+            if change.kind is ChangeKind.REMOVED:
+                self._forget(change.device)
+            else:
+                self.reconcile(change.device.busId)
 
     def wants(self, device: UsbDevice) -> bool:
         """Is a device to be bound?"""
-        share = self._rules.of(device).share
+        share = self._view.rule(device).share
         if share is Share.NEVER:
             return False
-        if self._wishes.of(device) is not None:
+        if self._view.desired.of(device) is not None:
             return True
-        return share is Share.ALWAYS and device.plugId not in self._resting
+        return share is Share.ALWAYS and device.plugId not in self._detached
 
-    def rest(self, device: UsbDevice) -> None:
+    def detached(self, device: UsbDevice) -> None:
         """
-        A client has detached a device that is always shared: it is left alone until it is
-        plugged in anew, or somebody wants it.
+        A client has detached a device whose rule is C{share: always}: it stays unbound until it
+        is plugged in again or attached.
         """
-        self._resting.add(device.plugId)
+        self._detached.add(device.plugId)
 
-    def wake(self, device: UsbDevice) -> None:
-        """Somebody wants a device."""
-        self._resting.discard(device.plugId)
+    def attached(self, device: UsbDevice) -> None:
+        """A client has attached a device."""
+        self._detached.discard(device.plugId)
 
-    def leaseEnded(self, wish: DesiredDevice) -> None:
-        """
-        Take a device from whoever has it by a lease that is over.
-        """
-        device = self._source.get(wish.busId)
-        if device is not None and wish.isFor(device):
+    def leaseEnded(self, desired: DesiredDevice) -> None:
+        """End the session on a device whose lease is over, or unbind it."""
+        device = self._view.source.get(desired.busId)
+        if device is not None and desired.isFor(device):
             self._expired.add(device.plugId)
-            self.look(device.busId)
+            self.reconcile(device.busId)
 
-    def letGo(self, device: UsbDevice) -> None:
+    def released(self, device: UsbDevice) -> None:
         """
-        A client is done with a device: unbind it as soon as it is not in use any more, if
-        nobody wants it.
+        A client has ended its session on a device that is to be unbound then, unless a client
+        has attached it: do so as soon as it is not in use any more.
         """
-        if self._source.same(device) is not None and not self.wants(device):
+        if self._view.source.same(device) is not None and not self.wants(device):
             self._released.add(device.plugId)
-            self.look(device.busId)
+            self.reconcile(device.busId)
 
-    def taken(self, device: UsbDevice) -> None:
-        """Another client has imported a device."""
+    def imported(self, device: UsbDevice) -> None:
+        """A client has imported a device."""
         self._released.discard(device.plugId)
 
     def unbindAll(self) -> None:
-        """Unbind what this daemon has bound, or would bind."""
-        for device in self._source.snapshot.devices:
+        """Unbind the devices that this daemon has bound, or would bind."""
+        for device in self._view.source.snapshot.devices:
             isBound = device.state in (DeviceState.BOUND, DeviceState.IN_USE)
             isOurs = self._operations.hasBound(device) or self.wants(device)
             if isBound and isOurs and not self._operations.isBusy(device.busId):
-                self._do("detach", device)
+                self._begin(Action.DETACH, device)
 
-    def _missing(self, device: UsbDevice) -> str | None:
-        """
-        What is to be done to a device so that it is as it is wanted.
-        """
+    def _missing(self, device: UsbDevice) -> Action | None:
+        """The action that brings a device into its desired state."""
         plugId, state = device.plugId, device.state
         if self.wants(device):
             if state in (DeviceState.FREE, DeviceState.ERROR):
-                return "attach"
+                return Action.ATTACH
             if state is DeviceState.IN_USE and plugId in self._expired:
-                return "kick"
+                return Action.KICK
         else:
             isLeftOver = state is not DeviceState.FREE and plugId in self._expired
             if state in (DeviceState.BOUND, DeviceState.ERROR) and plugId in self._released:
                 isLeftOver = True
             if isLeftOver or (state is DeviceState.BOUND and self._isForbidden(device)):
-                return "detach"
+                return Action.DETACH
         self._expired.discard(plugId)
         if state is DeviceState.FREE:
             self._released.discard(plugId)
         return None
 
     def _isForbidden(self, device: UsbDevice) -> bool:
-        isOurs = self._operations.hasBound(device) or self._wishes.of(device) is not None
-        return isOurs and self._rules.of(device).share is Share.NEVER
+        isOurs = self._operations.hasBound(device) or self._view.desired.of(device) is not None
+        return isOurs and self._view.rule(device).share is Share.NEVER
 
     def _isPausing(self, device: UsbDevice) -> bool:
         plugId = device.plugId
@@ -178,55 +168,45 @@ class Reconciler:
             return False
         if plugId in self._failures or device.driver is None:
             return True
-        self._timers.pop(plugId).cancel()  # the driver that was waited for has come
+        self._timers.pop(plugId).cancel()  # its driver has taken the device
         return False
 
-    def _do(self, verb: str, device: UsbDevice) -> None:
+    def _begin(self, action: Action, device: UsbDevice) -> None:
         plugId = device.plugId
-        _, known = self._failures.get(plugId, (0.0, None))
+        _, knownError = self._failures.get(plugId, (0.0, None))
         self._operations.begin(
-            verb,
-            self._catalogue.now(device),
-            ITSELF,
-            lambda: partial(self._done, plugId),
-            heard=True,
-            known=known,
+            action,
+            self._view.now(device),
+            DAEMON,
+            lambda: partial(self._ended, plugId),
+            isReported=True,
+            knownError=knownError,
         )
 
-    def _done(self, plugId: PlugId, error: ShareError | None) -> None:
-        device = self._source.get(plugId.busId)
+    def _ended(self, plugId: PlugId, error: ShareError | None) -> None:
+        device = self._view.source.get(plugId.busId)
         if error is None or device is None or device.plugId != plugId:
             self._failures.pop(plugId, None)
             return
         pause, _ = self._failures.get(plugId, (FIRST_PAUSE, ""))
         self._failures[plugId] = min(2 * pause, LONGEST_PAUSE), str(error)
-        self._lookIn(pause, plugId)
+        self._retryIn(pause, plugId)
 
-    def _lookIn(self, seconds: float, plugId: PlugId) -> None:
-        if self._running:
-            self._timers[plugId] = self._clock.callLater(seconds, self._again, plugId)
+    def _retryIn(self, seconds: float, plugId: PlugId) -> None:
+        if self._isRunning:
+            self._timers[plugId] = self._clock.callLater(seconds, self._retry, plugId)
 
-    def _again(self, plugId: PlugId) -> None:
+    def _retry(self, plugId: PlugId) -> None:
         self._timers.pop(plugId, None)
-        self.look(plugId.busId)
-
-    def _changed(self, changes: tuple[Change, ...]) -> None:
-        for change in changes:
-            if change.kind is ChangeKind.REMOVED:
-                self._forget(change.device)
-            else:
-                self.look(change.device.busId)
+        self.reconcile(plugId.busId)
 
     def _forget(self, device: UsbDevice) -> None:
         plugId = device.plugId
         self._operations.forget(device)
-        for plugIds in (self._resting, self._expired, self._released, self._driverless):
+        for plugIds in (self._detached, self._expired, self._released, self._driverless):
             plugIds.discard(plugId)
         self._failures.pop(plugId, None)
         timer = self._timers.pop(plugId, None)
         if timer is not None and timer.active():
             timer.cancel()
-        if not self._wishes.remember:
-            wish = self._wishes.of(device)
-            if wish is not None and wish.lease is None:
-                self._wishes.withdraw(device)
+        self._view.desired.removed(device)

@@ -1,6 +1,6 @@
 """
-The devices as clients see them: those of the backend, with what the configuration and
-clients have said of them, and without those that are nobody's business.
+The devices as clients see them: the backend's, with the names, leases and rules of the
+configuration and of clients, and without those that are never shared.
 """
 
 from __future__ import annotations
@@ -12,70 +12,96 @@ import msgspec
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from usbip_server.model.device import DeviceState, UsbDevice
+from usbip_server.interfaces import IUsbBackend
+from usbip_server.model.device import DeviceState, Traffic, UsbDevice
 from usbip_server.model.inventory import Change, ChangeKind, Inventory
-from usbip_server.model.rules import Rules, Share
+from usbip_server.model.rules import Rule, Share
+from usbip_server.server.config import LiveSettings
 from usbip_server.server.devices.desired import DesiredState
+from usbip_server.server.sessions import SessionTable
 
 
 class DeviceView:
     """
-    Keeps an inventory in step with the backend's.
+    Everything that is known of the devices: what the backend reports, what is configured, what
+    is desired, and which bus ids are flapping.
 
+    @ivar source: the backend's devices.
     @ivar inventory: the devices that clients see.
+    @ivar settings: the settings in force.
+    @ivar desired: the devices that clients have attached or leased.
+    @ivar damper: the bus ids that are left alone for a while.
+    @ivar sessions: the USB/IP sessions in progress.
     """
 
     def __init__(
         self,
-        source: Inventory,
-        rules: Rules,
-        wishes: DesiredState,
+        backend: IUsbBackend,
+        settings: LiveSettings,
+        desired: DesiredState,
         damper: FlapDamper,
+        sessions: SessionTable,
         seq: int = 0,
     ) -> None:
         """
-        @param source: the backend's.
-        @param seq: what the numbers of the changes begin behind.
+        @param seq: the number before that of the first change.
         """
+        self.source: Inventory = backend.inventory
         self.inventory = Inventory(seq)
-        self._source = source
-        self._rules = rules
-        self._wishes = wishes
-        self._damper = damper
-        source.subscribe(self._changed)
+        self.settings = settings
+        self.desired = desired
+        self.damper = damper
+        self.sessions = sessions
+        self._backend = backend
         self.refresh()
 
+    @property
+    def devices(self) -> tuple[UsbDevice, ...]:
+        """The devices that clients see, in bus order: the same tuple until something changes."""
+        return self.inventory.snapshot.devices
+
+    def rule(self, device: UsbDevice) -> Rule:
+        """The configured rule for a device."""
+        return self.settings.rules.of(device)
+
+    def now(self, device: UsbDevice) -> UsbDevice:
+        """A device as clients see it now; as it was if it is gone."""
+        return self.inventory.same(device) or device
+
+    def traffic(self, device: UsbDevice) -> Traffic | None:
+        """The bytes that the holder of a device has transferred, if that is known."""
+        if device.holder is None:
+            return None
+        return self.sessions.traffic(device) or self._backend.traffic(device)
+
     def refresh(self, busIds: Iterable[str] | None = None) -> None:
-        """Look again at some devices, or (C{None}) at all."""
+        """Update the devices at some bus ids, or (C{None}) at all of them."""
         if busIds is None:
-            known = (*self._source.snapshot.devices, *self.inventory.snapshot.devices)
+            known = (*self.source.snapshot.devices, *self.inventory.snapshot.devices)
             busIds = {device.busId for device in known}
         among = frozenset(busIds)
         shown = (self._shown(busId) for busId in among)
         self.inventory.replace([device for device in shown if device is not None], among)
 
-    def now(self, device: UsbDevice) -> UsbDevice:
-        """A device as it is shown now, or was."""
-        return self.inventory.same(device) or device
-
-    def _changed(self, changes: tuple[Change, ...]) -> None:
+    def update(self, changes: tuple[Change, ...]) -> None:
+        """Apply changes of the backend's devices."""
         for change in changes:
             if change.kind is ChangeKind.ADDED:
-                self._damper.plugged(change.device.busId)
-                self._wishes.moved(change.device)
+                self.damper.plugged(change.device.busId)
+                self.desired.moved(change.device)
         self.refresh({change.device.busId for change in changes})
 
     def _shown(self, busId: str) -> UsbDevice | None:
-        trouble = self._damper.trouble(busId)
-        device = self._source.get(busId)
+        trouble = self.damper.trouble(busId)
+        device = self.source.get(busId)
         if trouble is not None:
             device = self.inventory.get(busId) or device
         if device is None:
             return None
-        rule, wish = self._rules.of(device), self._wishes.of(device)
+        rule, desired = self.rule(device), self.desired.of(device)
         if rule.share is Share.NEVER:
             return None
-        lease = None if wish is None else wish.lease
+        lease = None if desired is None else desired.lease
         if trouble is not None:
             device = msgspec.structs.replace(
                 device, state=DeviceState.ERROR, holder=None, trouble=trouble
@@ -86,7 +112,7 @@ class DeviceView:
 
 
 OFTEN = 6
-"""Plugs within L{WINDOW} that are too many; to flash a board takes two or three."""
+"""Plug-ins within L{WINDOW} that count as flapping; flashing a board takes two or three."""
 
 WINDOW = 10.0
 """Seconds."""
@@ -100,7 +126,7 @@ LONGEST_PAUSE = 60.0
 
 class _Port:
     """
-    What is remembered of one bus id.
+    The recent plug-ins at one bus id.
     """
 
     def __init__(self) -> None:
@@ -112,21 +138,21 @@ class _Port:
 
 class FlapDamper:
     """
-    Says which bus ids are to be left alone for a while, as too much happens there.
+    Detects bus ids where a device appears again and again, and suspends them for a while.
     """
 
     _log = Logger()
 
-    def __init__(self, clock: IReactorTime, onRest: Callable[[str], None]) -> None:
+    def __init__(self, clock: IReactorTime, onResume: Callable[[str], None]) -> None:
         """
-        @param onRest: called with the bus id when a pause is over.
+        @param onResume: called with the bus id when its pause is over.
         """
         self._clock = clock
-        self._onRest = onRest
+        self._onResume = onResume
         self._ports: dict[str, _Port] = {}
 
     def plugged(self, busId: str) -> None:
-        """Something was plugged in."""
+        """Count a device that was plugged in."""
         port = self._ports.setdefault(busId, _Port())
         now = self._clock.seconds()
         port.plugs.append(now)
@@ -141,13 +167,11 @@ class FlapDamper:
                 pause=port.pause,
             )
             port.count = OFTEN
-            port.timer = self._clock.callLater(port.pause, self._paused, busId)
+            port.timer = self._clock.callLater(port.pause, self._resume, busId)
         self._forget(now)
 
     def trouble(self, busId: str) -> str | None:
-        """
-        What is the matter with a bus id that is to be left alone; C{None} for any other.
-        """
+        """Why a bus id is suspended; C{None} if it is not."""
         port = self._ports.get(busId)
         if port is None or port.timer is None:
             return None
@@ -157,24 +181,22 @@ class FlapDamper:
         )
 
     def stop(self) -> None:
-        """End all pauses, and say nothing more."""
+        """End all pauses without calling C{onResume}."""
         for port in self._ports.values():
             if port.timer is not None and port.timer.active():
                 port.timer.cancel()
         self._ports.clear()
 
-    def _paused(self, busId: str) -> None:
+    def _resume(self, busId: str) -> None:
         port = self._ports[busId]
         port.timer = None
-        if port.count > OFTEN:  # it went on meanwhile
+        if port.count > OFTEN:  # it went on during the pause
             port.pause = min(2 * port.pause, LONGEST_PAUSE)
         port.plugs.clear()
-        self._onRest(busId)
+        self._onResume(busId)
 
     def _forget(self, now: float) -> None:
-        """
-        Forget those where nothing has happened for long.
-        """
+        """Forget bus ids without a recent plug-in."""
         calm = now - LONGEST_PAUSE - WINDOW
         for busId, port in tuple(self._ports.items()):
             if port.timer is None and (not port.plugs or port.plugs[-1] < calm):

@@ -1,5 +1,5 @@
 """
-A L{usbip_server.server.core.Sharing} whose backend waits to be told, for its tests.
+A L{usbip_server.server.core.Core} whose backend waits to be told, for its tests.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from usbip_server.model.policy import Principal
 from usbip_server.model.replies import Devices
 from usbip_server.model.requests import AttachDevice, DetachDevice, Request
 from usbip_server.net.caller import Caller
-from usbip_server.server.config import Settings
-from usbip_server.server.core import Sharing
+from usbip_server.server.config import LiveSettings, Settings
+from usbip_server.server.core import Core
 
 ATTACH = AttachDevice(id="1-1.4")
 DETACH = DetachDevice(id="1-1.4")
 
 
-class SharingTestCase(SynchronousTestCase):
+class CoreTestCase(SynchronousTestCase):
     """
     On a backend whose operations end when the test says so.
     """
@@ -36,14 +36,13 @@ class SharingTestCase(SynchronousTestCase):
         self.clock = Clock()
         self.backend = PatientBackend(started=self.started)
         self.timeouts = Timeouts(answer=1.8, bind=30, stop=5)
-        self.sharing = Sharing(
-            self.backend, self.clock, Settings(access=EVERYBODY, timeouts=self.timeouts)
-        )
-        self.start = asked(self.sharing.start())
+        settings = Settings(access=EVERYBODY, timeouts=self.timeouts)
+        self.core = Core(self.backend, self.clock, LiveSettings(settings))
+        self.start = asked(self.core.start())
 
     def ask(self, command: Request, principal: Principal = ALICE) -> Deferred[Devices]:
         """Have a command carried out."""
-        return asked(self.sharing.perform(command, Caller(principal)))  # type: ignore[arg-type]
+        return asked(self.core.dispatcher.perform(command, Caller(principal)))  # type: ignore[arg-type]
 
     @property
     def asked(self) -> list[tuple[str, str]]:
