@@ -121,7 +121,7 @@ class ReloadTests(DaemonTestCase):
         """What takes a new start is said to."""
         child, _ = await self.start()
         await self.reload(child, INERT.replace("Blinking", "Dark").replace("null", "/x"))
-        keys = [event["key"] for event in self.logged(child, "a change of")]
+        keys = [event["key"] for event in self.logged(child, "changing")]
         self.assertEqual(keys, ["backend", "state.file"])
 
     async def test_twistd(self) -> None:
