@@ -466,6 +466,7 @@ class LeaseTests(AcquisitionCase):
         self.assertEqual(self.attached, HERE)
         self.network.sleep(10, 1)
         self.assertEqual((self.attached, self.vhci.used()), ([], {}))
+        self.assertEqual(self.file.state.requests, ())
         self.assertEqual((self.kinds.count("attached"), self.shown), (1, ("free", None)))
         self.assertStatus("success", self.attach())
 

@@ -1,3 +1,3 @@
 """
-C{twistd usbipclient}: devices that stay plugged in.
+C{twistd usbipclient}: a daemon that keeps devices of servers attached to this machine.
 """

@@ -20,7 +20,8 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import LoopingCall
 
 from usbip_server.client.attach import Attached
-from usbip_server.client.devices import RemoteDevice
+from usbip_server.client.devices import RemoteDevice, deviceIn
+from usbip_server.client.servers import Server
 from usbip_server.client.service.config import LiveSettings
 from usbip_server.client.service.conflicts import Conflicts, KeptHere, Rollback
 from usbip_server.client.service.devices.adoption import Adoption
@@ -29,7 +30,7 @@ from usbip_server.client.service.devices.desired import DesiredAttachment, isLea
 from usbip_server.client.service.devices.operations import AttachFailed, Operations
 from usbip_server.client.service.devices.reconciler import Reconciler
 from usbip_server.client.service.devices.view import DeviceView
-from usbip_server.client.service.messages import LocalAttach, LocalDetach, LocalNotice
+from usbip_server.client.service.messages import LocalAttach, LocalDetach, encodeNotice
 from usbip_server.model.errors import (
     ClientError,
     DeviceLeased,
@@ -38,8 +39,7 @@ from usbip_server.model.errors import (
     ShareError,
     Unreachable,
 )
-from usbip_server.model.replies import ReceivedNotice
-from usbip_server.model.timestamps import timestamp
+from usbip_server.model.replies import ReceivedNotice, encodeDevices
 from usbip_server.net.caller import Caller
 from usbip_server.runtime.latch import ChangeSignal
 
@@ -78,7 +78,7 @@ class Acquisition:
     ) -> None:
         """
         @param reactor: provides C{IReactorTime}.
-        @param changes: signalled after each event; programs that wait look again then.
+        @param changes: signalled after each event; then programs that wait select a device again.
         @param now: the time, in seconds since the epoch.
         """
         self._reactor = reactor
@@ -100,7 +100,7 @@ class Acquisition:
         """
         if not command.wait:
             return await self._attach(command, caller, 0.0)
-        heartbeats = LoopingCall(lambda: caller.tell(self._notice("heartbeat")))
+        heartbeats = LoopingCall(self._tell, caller, "heartbeat")
         heartbeats.clock = self._reactor
         heartbeats.start(self._settings.config.timeouts.heartbeat, now=False)
         caller.whenGone(self._changes.look)
@@ -112,7 +112,7 @@ class Acquisition:
 
     async def _wait(self, command: LocalAttach, caller: Caller, seconds: float) -> RemoteDevice:
         until = self._reactor.seconds() + seconds
-        told = None
+        reason = None
         while not caller.isGone:
             left = max(0.0, until - self._reactor.seconds())
             try:
@@ -120,9 +120,9 @@ class Acquisition:
             except (DeviceNotFound, Unreachable, KeptHere) as error:
                 if not left or caller.isGone:
                     raise
-                if told != str(error):
-                    told = str(error)
-                    caller.tell(self._notice("queued", message=told))
+                if reason != str(error):
+                    reason = str(error)
+                    self._tell(caller, "queued", message=reason)
                 await self._changes.something(left)
             except CancelledError:
                 pass  # the criteria select another device now
@@ -197,14 +197,14 @@ class Acquisition:
 
         @raise CancelledError: the program does not wait for this device any more.
         """
-        request: dict[str, Any] = {"detail": bool(command.detail)}
+        request: dict[str, Any] = {}
         if left:
             request["wait"] = left
         if command.lease is not None:
             request["lease"] = _leaseOf(command)
         if command.force and self._conflicts.of(command, found) is None:
             request["force"] = True  # but not against a lease of another program here
-        told = partial(self._passOn, found, caller)
+        told = partial(self._passOn, command, found.server, caller)
         binding = Deferred.fromCoroutine(self._operations.bind(found, request, told))
         bound = await self._changes.unless(
             binding, lambda: bool(left) and (caller.isGone or self._isOutdated(command, found))
@@ -268,15 +268,20 @@ class Acquisition:
         isHere = self._view.attachments.at(placeOf(found)) is not None
         return isHere and (conflict is None or isinstance(conflict, KeptHere))
 
-    def _passOn(self, found: RemoteDevice, caller: Caller, notice: ReceivedNotice) -> None:
+    def _passOn(
+        self, command: LocalAttach, server: Server, caller: Caller, notice: ReceivedNotice
+    ) -> None:
         if notice.get("event") == "queued":
-            keys: dict[str, Any] = {key: notice.get(key) for key in ("place", "message")}
-            if "data" in notice:
-                keys["data"] = msgspec.Raw(msgspec.json.encode(notice["data"]))
-            caller.tell(self._notice("queued", server=found.server.name, **keys))
+            data = notice.get("data")
+            if data is not None and not command.detail:
+                data = encodeDevices(deviceIn(server, data), False)
+            place, message = notice.get("place"), notice.get("message")
+            self._tell(
+                caller, "queued", data=data, server=server.name, place=place, message=message
+            )
 
-    def _notice(self, event: str, **keys: Any) -> bytes:
-        return LocalNotice(event=event, time=timestamp(self._now()), **keys).encode()
+    def _tell(self, caller: Caller, event: str, **keys: Any) -> None:
+        caller.tell(encodeNotice(event, self._now(), **keys))
 
 
 class Release:

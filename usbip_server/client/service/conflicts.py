@@ -1,6 +1,6 @@
 """
-Conflicts between the programs and rules of this machine over a device, which no server knows of;
-and the rollback of a request that has failed.
+Conflicts between the programs and rules of this machine over a device, which all are one client to
+its server; and the rollback of a request that has failed.
 """
 
 from __future__ import annotations

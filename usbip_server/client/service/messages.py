@@ -24,6 +24,7 @@ from usbip_server.model.requests import (
     WatchDevices,
     decodeAs,
 )
+from usbip_server.model.timestamps import timestamp
 
 Host = Annotated[str, msgspec.Meta(min_length=1, max_length=256)] | None
 """Restricts a request to one server: its name, or its address as configured."""
@@ -56,8 +57,7 @@ class LocalAttach(AttachDevice, frozen=True, kw_only=True, tag="attach"):
         super().__post_init__()
         if self.lease is not None and self.lease.ttl == "connection":
             raise ValueError(
-                "`lease.ttl`: a connection to this service is none to a server: say for how many "
-                "seconds"
+                '`lease.ttl`: "connection" is for connections to a server: say for how many seconds'
             )
 
     @property
@@ -113,13 +113,7 @@ def decode(raw: bytes) -> LocalCommand:
     return command
 
 
-class _Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    def encode(self) -> bytes:
-        """Encode as compact JSON, with a line feed."""
-        return msgspec.json.encode(self) + b"\n"
-
-
-class LocalReply(_Message, frozen=True, kw_only=True, omit_defaults=True):
+class LocalReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
     The reply to a request.
 
@@ -137,30 +131,22 @@ class LocalReply(_Message, frozen=True, kw_only=True, omit_defaults=True):
     server: str | None = None
     local_devices: tuple[str, ...] | None = None
 
+    def encode(self) -> bytes:
+        """Encode as compact JSON, with a line feed."""
+        return msgspec.json.encode(self) + b"\n"
 
-class LocalNotice(_Message, frozen=True, kw_only=True, omit_defaults=True):
+
+def encodeNotice(event: str, time: float, seq: int | None = None, **keys: Any) -> bytes:
     """
-    An event, a heartbeat, or a place in a queue.
+    Encode an event, a heartbeat, or a place in a queue, with a line feed.
 
-    @ivar seq: the number of the event; C{None} for what only one waiting client receives.
-    @ivar time: RFC 3339.
-    @ivar data: the device.
-    @ivar rule: the name of the rule that keeps it attached.
-    @ivar holder: the client that has imported it, or has released it.
-    @ivar place: in the server's queue.
+    @param time: seconds since the epoch.
+    @param seq: the number of an event.
+    @param keys: of the contract; those that are C{None} are left out.
     """
-
-    event: str
-    seq: int | None = None
-    time: str
-    data: msgspec.Raw | None = None
-    server: str | None = None
-    local_devices: tuple[str, ...] | None = None
-    rule: str | None = None
-    holder: dict[str, Any] | None = None
-    lease: dict[str, Any] | None = None
-    place: int | None = None
-    message: str | None = None
+    fields = {"event": event, "seq": seq, "time": timestamp(time), **keys}
+    present = {key: value for key, value in fields.items() if value is not None}
+    return msgspec.json.encode(present) + b"\n"
 
 
 def listItem(device: UsbDevice, server: str, nodes: Sequence[str], detail: bool) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from usbip_server.net.hangup import HangupWatcher
 from usbip_server.runtime.threads import BlockingCalls, CallPending, CallTimedOut
 
 POLL_SECONDS = 1.0
-"""Between polls of the ports of adopted devices: no connection of ours shows their end."""
+"""Between polls of the ports of adopted devices, whose connections this process does not have."""
 
 STATUS_SECONDS = 10.0
 """For the kernel to report its ports."""

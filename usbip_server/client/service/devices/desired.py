@@ -239,7 +239,7 @@ class DesiredAttachments:
                 for each in there:
                     if requested.matches(each) and not requested.isStillLeased(each.device):
                         self._requests.pop(requested.name, None)
-            self._save()
+                        self._save()
 
     def requested(self, found: RemoteDevice) -> DesiredAttachment | None:
         """The request for a device, whether its lease has ended or not."""

@@ -12,13 +12,12 @@ import msgspec
 
 from usbip_server.client.servers import Server
 from usbip_server.client.service.config import LiveSettings
-from usbip_server.client.service.messages import LocalNotice, LocalWatch
+from usbip_server.client.service.messages import LocalWatch, encodeNotice
 from usbip_server.model.device import Holder, UsbDevice
 from usbip_server.model.errors import SnapshotNeeded
 from usbip_server.model.inventory import ChangeKind
 from usbip_server.model.replies import encodeDevices, holderFields, leaseFields
 from usbip_server.model.selector import given, matching
-from usbip_server.model.timestamps import timestamp
 from usbip_server.runtime.eventlog import EventLog, Subscription
 
 
@@ -73,18 +72,19 @@ class ServiceEvent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     def line(self, detail: bool) -> bytes:
         """Encode it for a client."""
         lease = None if self.device is None else self.device.lease
-        return LocalNotice(
-            event=self.word,
-            seq=self.seq,
-            time=timestamp(self.time),
+        holder = self._holder()
+        return encodeNotice(
+            self.word,
+            self.time,
+            self.seq,
             data=None if self.device is None else encodeDevices(self.device, detail),
             server=self.server.name,
             local_devices=self.localDevices,
             rule=self.rule,
-            holder=None if (holder := self._holder()) is None else holderFields(holder),
+            holder=None if holder is None else holderFields(holder),
             lease=leaseFields(lease) if lease and self.word == ChangeKind.LEASE.value else None,
             message=self.message,
-        ).encode()
+        )
 
     def _holder(self) -> Holder | None:
         if self.word == ChangeKind.IMPORTED.value and self.device is not None:
@@ -142,8 +142,7 @@ class ServiceEvents(EventLog[ServiceEvent]):
 
     def heartbeat(self) -> bytes:
         """A line with the number of the last event, which is no event itself."""
-        now = timestamp(self.now())
-        return LocalNotice(event="heartbeat", seq=self.seq, time=now).encode()
+        return encodeNotice("heartbeat", self.now(), self.seq)
 
     def subscribe(
         self, request: LocalWatch, servers: tuple[Server, ...] | None

@@ -29,7 +29,7 @@ driver, or scan a disk."""
 
 class Notifier:
     """
-    One method for each thing that happens to an attached device.
+    One method for each kind of event.
     """
 
     _log = Logger()

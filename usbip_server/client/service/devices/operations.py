@@ -143,7 +143,7 @@ class Operations:
             raise AttachFailed(_reason(error)) from error
         isBound = key in self._bound
         if owner is not None:
-            self._bound.discard(key)  # from now on its lease says so
+            self._bound.discard(key)  # from now on its lease shows that
         return attached, connection, isBound
 
     async def detach(self, attachment: Attachment, unbind: bool) -> None:
@@ -170,7 +170,7 @@ class Operations:
     async def rollBack(self, found: RemoteDevice, owner: str | None) -> None:
         """
         Unbind a device that its server has bound, or may have bound, for a request that has
-        failed; unless somebody else has leased or imported it by now.
+        failed; unless another client has leased or imported it by now.
 
         @param owner: the owner of the requested lease.
         """
@@ -181,7 +181,7 @@ class Operations:
         until = self._reactor.seconds() + UNBIND_SECONDS
         while True:
             try:
-                device = deviceIn(server, await self._ask(server, "find", busId, detail=True))
+                device = deviceIn(server, await self._ask(server, "find", busId))
                 if _isNobodyElses(device, owner):
                     await self._unbind(server, busId, owner)
                 break
@@ -216,7 +216,7 @@ class Operations:
         **keys: Any,
     ) -> Any:
         seconds = self._settings.config.timeouts.server
-        request = {"command": command, "bus": busId, **keys}
+        request = {"command": command, "bus": busId, "detail": True, **keys}
         reply = await askToTheEnd(self._reactor, server, request, seconds, told)
         if reply.status is not Status.SUCCESS:
             raise Refused(reply.status, reply.message)

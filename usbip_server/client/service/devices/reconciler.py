@@ -307,7 +307,7 @@ class Reconciler:
 
     def _endIfDead(self, attachment: Attachment, server: ServerConnection) -> None:
         """
-        Detach a device whose server shows that nobody has imported it: its connection is dead.
+        Detach a device whose server shows that it is not imported: its connection is dead.
         """
         attachments = self._view.attachments
         device = server.inventory.same(attachment.device)
