@@ -25,9 +25,7 @@ from usbip_server.model.usbip import (
     IMPORT_REPLY,
     Exported,
     ImportRequest,
-    OpStatus,
     decodeImport,
-    encodeRefusal,
     encodeRequest,
 )
 
@@ -136,33 +134,21 @@ class GatewayTests(GatewayTestCase):
     A gateway to two servers.
     """
 
-    def test_listAndAttach(self) -> None:
-        """All devices of all servers are listed, each with its server's name and a bus number in
-        the range of the server; C{attach} and C{detach} go to the server."""
-        devices = self.gateway.ask("list")["data"]
+    def test_session(self) -> None:
+        """A device is bound at its server; during a session the gateway shows the client and its
+        traffic, and the server shows that the device is in use; after it both show it as bound."""
         self.assertEqual(
-            [(device["bus_id"], device["description"], device["serial"]) for device in devices],
+            [(each["bus_id"], each["description"]) for each in self.gateway.ask("list")["data"]],
             [
-                ("101-1", "kitchen at kitchen", "k1"),
-                ("102-1.4", "kitchen at kitchen", "k2"),
-                ("201-1", "cellar at cellar", "c1"),
-                ("202-1.4", "cellar at cellar", "c2"),
+                ("101-1", "kitchen at kitchen"),
+                ("102-1.4", "kitchen at kitchen"),
+                ("201-1", "cellar at cellar"),
+                ("202-1.4", "cellar at cellar"),
             ],
         )
-        found = self.gateway.ask("find", desc="at cellar", bus=202)
-        self.assertEqual(found["data"]["bus_id"], "202-1.4")
-        self.attach("102-1.4")
-        self.assertEqual(self.shown("2-1.4", self.kitchen)["state"], "bound")
-        self.assertEqual(self.shown("102-1.4")["state"], "bound")
-        self.assertEqual(self.shown("1-1", self.kitchen)["state"], "free")
-        self.gateway.ask("detach", bus="102-1.4")
-        self.assertEqual(self.shown("2-1.4", self.kitchen)["state"], "free")
-
-    def test_session(self) -> None:
-        """During a session the gateway shows the client and its traffic, and the server shows that
-        the device is in use; after it both show that the device is bound."""
         watching = self.watching()
         self.attach("101-1")
+        self.assertEqual(self.shown("1-1", self.kitchen)["state"], "bound")
         port = self.open("101-1")
         for _ in range(10):
             self.assertWorks(port)
@@ -179,56 +165,6 @@ class GatewayTests(GatewayTestCase):
         self.assertGreaterEqual(released["holder"]["bytes_in"], shown["holder"]["bytes_in"])
         self.assertEqual(watching.kinds("101-1"), ["bound", "imported", "released"])
         self.assertEqual(self.shown("1-1", self.kitchen)["state"], "bound")
-
-    def test_secondClient(self) -> None:
-        """A second client is refused, by the gateway as by the server; a client that ends its
-        session can begin another at once. The device is bound on import, by a rule of the
-        gateway."""
-        for _ in range(10):
-            port = self.open("201-1")
-            self.assertWorks(port)
-            port.close()
-        self.attach("101-1")
-        port = self.open("101-1")
-        for server, busId in ((self.gateway, "101-1"), (self.kitchen, "1-1")):
-            with socket.create_connection(("127.0.0.1", server.exportPort), SECONDS) as other:
-                other.sendall(encodeRequest(ImportRequest(busId)))
-                self.assertEqual(other.recv(4096), encodeRefusal(OpStatus.DEV_BUSY))
-        self.assertWorks(port)
-
-    def test_kickAndDetach(self) -> None:
-        """A session ends with a kick, at the gateway or at the server, and with a detach."""
-        self.attach("101-1")
-        for ask in (
-            lambda: self.gateway.ask("kick", bus="101-1"),
-            lambda: self.kitchen.ask("kick", bus="1-1"),
-            lambda: self.gateway.ask("detach", bus="101-1"),
-        ):
-            port = self.open("101-1")
-            self.assertWorks(port)
-            self.assertEqual(ask()["status"], "success")
-            self.assertOver(port)
-
-    def test_changesAtServer(self) -> None:
-        """Changes at a server not made by the gateway are events too; a device that is imported or
-        leased there cannot be attached, and the reply says by whom."""
-        watching = self.watching()
-        self.cellar.ask("attach", bus="2-1.4")
-        watching.told("bound", "202-1.4")
-        with socket.create_connection(("127.0.0.1", self.cellar.exportPort), SECONDS) as client:
-            client.sendall(encodeRequest(ImportRequest("2-1.4")))
-            imported = watching.told("imported", "202-1.4")
-            self.assertEqual(imported["holder"]["address"], "127.0.0.1")
-            answer = self.gateway.ask("attach", bus="202-1.4")
-            self.assertEqual(answer["status"], "failure")
-            self.assertTrue(answer["message"].startswith("in use by 127.0.0.1 since"), answer)
-        watching.told("released", "202-1.4")
-        self.cellar.ask("detach", bus="2-1.4")
-        watching.told("unbound", "202-1.4")
-        self.cellar.ask("attach", bus="2-1.4", lease={"owner": "ci", "ttl": 600})
-        answer = self.gateway.ask("attach", bus="202-1.4")
-        self.assertEqual(answer["status"], "failure")
-        self.assertIn("its server says: leased by ci", answer["message"])
 
     def test_serverKilled(self) -> None:
         """When a server is killed its devices are removed, with a warning, and those of other
@@ -253,15 +189,6 @@ class GatewayTests(GatewayTestCase):
         watching.told("added", "101-1")
         watching.told("bound", "101-1")  # it was attached, and that is remembered
         self.assertWorks(self.open("101-1"))
-
-    def test_gatewayStopped(self) -> None:
-        """When the gateway stops its sessions end, and devices stay bound at their servers."""
-        self.attach("101-1")
-        port = self.open("101-1")
-        self.gateway.child.terminate()
-        self.gateway.child.wait(SECONDS)
-        self.assertOver(port)
-        self.until(lambda: self.shown("1-1", self.kitchen)["state"] == "bound")
 
 
 class SecuredGatewayTests(GatewayTestCase):
@@ -324,17 +251,3 @@ class SecuredGatewayTests(GatewayTestCase):
             shown = self.shown("702-1.4")
             self.assertIn(shown["holder"]["encryption"], ("ktls", "relay"))
         self.until(lambda: self.shown("702-1.4")["state"] == "bound")
-
-    def test_muchTraffic(self) -> None:
-        """A lot of traffic is relayed in both directions."""
-        self.attach("701-1")
-        port = self.open("701-1")
-        self.assertWorks(port)
-        for _ in range(20):
-            port.write(b"x" * 10000)
-            received = b""
-            while len(received) < 10000:
-                received += port.read()
-            self.assertEqual(received, b"x" * 10000)
-        port.close()
-        self.until(lambda: self.shown("701-1")["state"] == "bound")

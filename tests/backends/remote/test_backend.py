@@ -81,6 +81,12 @@ class RemoteTestCase(RemoteCase):
         """The devices that the gateway shows."""
         return self.backend.inventory.snapshot.devices
 
+    def deviceThere(self, busId: str = "1-1") -> UsbDevice:
+        """A device as its server shows it."""
+        device = self.far.inventory.get(busId)
+        assert device is not None
+        return device
+
     async def until(self, condition: Any) -> None:
         """Poll a condition until it holds."""
         while not condition():
@@ -151,9 +157,7 @@ class DevicesTests(RemoteTestCase):
             [(device.busId, device.description, device.path) for device in self.shown],
             [("101-1", "Port at far", "far:1-1"), ("101-2.3", "Disk at far", "far:1-2.3")],
         )
-        there_ = self.far.inventory.get("1-1")
-        here = self.shown[0]
-        assert there_ is not None
+        there_, here = self.deviceThere(), self.shown[0]
         for name in ("serial", "deviceNumber", "product", "speed", "interfaces", "driver", "state"):
             self.assertEqual(getattr(here, name), getattr(there_, name), name)
         left = [each["bus"] for each in events if "is left out" in each["log_format"]]
@@ -164,8 +168,7 @@ class DevicesTests(RemoteTestCase):
         numbers that USB traffic addresses the device by."""
         device = await self.started()
         exported, _ = await self.exported(device)
-        there_ = self.far.inventory.get("1-1")
-        assert there_ is not None
+        there_ = self.deviceThere()
         self.assertEqual(exported.numbers, (1, there_.deviceNumber))
         self.assertEqual((exported.release, exported.subclass), (there_.release, there_.subclass))
         self.assertEqual(encodeImport(exported)[296:304].hex(), f"00000001{2:08x}")
@@ -231,8 +234,7 @@ class OperationsTests(RemoteTestCase):
         self.assertIs(self.shown[0].state, DeviceState.ERROR)
         await self.revive(device)
         await self.until(lambda: self.shown[0].state is DeviceState.FREE)
-        now = self.far.inventory.get("1-1")
-        self.assertIs(now and now.state, DeviceState.FREE)
+        self.assertIs(self.deviceThere().state, DeviceState.FREE)
 
     async def test_boundAgainAfterDeadline(self) -> None:
         """But not if there is another bind by then."""
@@ -255,7 +257,7 @@ class OperationsTests(RemoteTestCase):
         await self.revive(device)
 
     async def test_stopped(self) -> None:
-        """When the gateway stops, operations fail and sessions end."""
+        """When the gateway stops, operations fail and sessions end; devices stay bound."""
         device = await self.started()
         exported, client = await self.exported(self.shown[1])
         await self.hang(device)
@@ -263,6 +265,7 @@ class OperationsTests(RemoteTestCase):
         said = await self.failure(OperationFailed, self.backend.bind(device, DEADLINE))
         self.assertIn("is stopping", said)
         await self.untilShutDown(client)
+        await self.until(lambda: self.deviceThere("1-2.3").state is DeviceState.BOUND)
         await self.backend.refresh(exported)
         await self.revive(device)
 
