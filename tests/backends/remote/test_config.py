@@ -92,7 +92,7 @@ class OptionsTests(SynchronousTestCase):
         """Invalid values are refused."""
         self.assertWrong("hosts", "length")
         self.assertWrong("hosts.1", "is not a server", "raspi3", "a b")
-        self.assertWrong("hosts.0", "is no port", "raspi3:70000")
+        self.assertWrong("hosts.0", "is not a TCP port", "raspi3:70000")
         self.assertWrong("hosts.0.host", "is not a server", {"host": "a b"})
         self.assertWrong("hosts.0.host", "a port goes into `port`", {"host": "raspi3:5056"})
         self.assertWrong("hosts.0.host", "is missing", {"name": "raspi3"})
