@@ -14,6 +14,8 @@ from pathlib import Path
 
 import msgspec
 
+from tests.docs.documents import Document
+
 PACKAGE = Path(__file__).parents[2] / "usbip_server"
 
 QUIET = {"info", "debug", "compile"}
@@ -22,8 +24,28 @@ QUIET = {"info", "debug", "compile"}
 HELP = {"help", "short_help", "epilog", "metavar"}
 """Keyword arguments with texts of C{--help}."""
 
-HELP_OF = {"longdesc", "synopsis", "optParameters", "optFlags", "description"}
+HELP_OF = {"longdesc", "synopsis", "optParameters", "optFlags", "description", "COMMANDS"}
 """Names that such texts are assigned to."""
+
+NO_MESSAGES = (
+    "Examples: …",  # of --help
+    "Echoing Serial Port",  # the name of a device
+    "USB/IP over TLS",  # what is logged of an endpoint
+    "… (…) id=…",  # a device in a list
+    "tlsv13 alert …",  # what OpenSSL says, for which there are messages of ours
+    "sslv3 alert …",
+    "ssl/tls alert …",
+    "tlsv1 alert …",
+    "_lines ends …",  # assertions
+    "Result | Awaitable[Result]",  # a type
+    "a request of … bytes",  # what is logged of a fault
+    "one request at a time",
+)
+"""Patterns of other texts."""
+
+
+CODE = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)")
+"""Code in Markdown: between as many backticks at both ends."""
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -42,12 +64,31 @@ def messages() -> list[Message]:
     All messages of the package.
     """
     return [
-        Message(f"{path.relative_to(PACKAGE)}:{node.lineno}", text)
+        message
+        for message in texts()
+        if isMessage(message.text)
+        and not any(matches(other, message.text) for other in NO_MESSAGES)
+    ]
+
+
+def texts() -> list[Message]:
+    """
+    All texts of the package, messages or not.
+    """
+    return [
+        Message(f"{path.relative_to(PACKAGE)}:{node.lineno}", " ".join(text.split()))
         for path in sorted(PACKAGE.rglob("*.py"))
         if path.relative_to(PACKAGE).parts[0] != "testing"
         for node, text in _texts(ast.parse(path.read_text()))
-        if isMessage(text)
     ]
+
+
+def matches(pattern: str, text: str) -> bool:
+    """
+    Is a text, or a part of it, what a pattern with C{…} describes?
+    """
+    pieces = (re.escape(piece.strip()) for piece in pattern.split("…"))
+    return re.search(".*".join(pieces), text) is not None
 
 
 def isMessage(text: str) -> bool:
@@ -55,6 +96,22 @@ def isMessage(text: str) -> bool:
     Is it a sentence, or a part of one?
     """
     return len(re.findall(r"[A-Za-z]{2,}", text)) >= 3 and " " in text.strip()
+
+
+def patternsOf(document: Document) -> list[str]:
+    """
+    The messages in the first columns of all tables with the heading C{message}.
+    """
+    found: list[str] = []
+    inside = False
+    for line in document.prose:
+        first = line.split("|")[1].strip() if line.startswith("|") else ""
+        inside = bool(first) and (inside or first == "message")
+        if inside and first != "message" and set(first) != {"-"}:
+            found += [
+                span.strip() for _, span in re.findall(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", first)
+            ]
+    return found
 
 
 def _texts(node: ast.AST) -> Iterator[tuple[ast.expr, str]]:
@@ -75,7 +132,9 @@ def _texts(node: ast.AST) -> Iterator[tuple[ast.expr, str]]:
         return
     if isinstance(node, ast.keyword) and node.arg in HELP:
         return
-    if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in HELP_OF:
-        return
+    if isinstance(node, ast.Assign | ast.AnnAssign):
+        target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+        if ast.unparse(target) in HELP_OF:
+            return
     for child in ast.iter_child_nodes(node):
         yield from _texts(child)

@@ -42,6 +42,7 @@ from tests.docs.documentcase import (
 from tests.docs.documents import ROOT, Document, anchor, documents
 from tests.docs.examples import CONFIGURED, SECONDS, Stage, child
 from tests.docs.exchanges import DISK, ECHO, RealWorld
+from tests.docs.messages import matches, messages, patternsOf, texts
 from tests.docs.serviceexamples import KEYS_OF as LOCAL_KEYS
 from tests.docs.serviceexamples import MORE_OF as LOCAL_MORE
 from tests.docs.serviceexamples import PORT, ServiceStage, checkLocal, serviceOf
@@ -561,12 +562,18 @@ class MessagesTests(DocumentCase, SynchronousTestCase):
 
     name = "docs/reference/messages.md"
 
-    def test_messages(self) -> None:
-        """The messages that are explained are those of the program."""
-        literals = [literal for path in sources() for literal in literalsIn(path)]
-        for message in [*self.document.rows("What messages mean", 3)][1:]:
-            pattern = ".*".join(map(re.escape, message.split("…")))
-            self.assertTrue(any(re.search(pattern, text) for text in literals), message)
+    def test_everyMessageIsExplained(self) -> None:
+        """Each message in the code has a row."""
+        patterns = patternsOf(self.document)
+        for message in messages():
+            explained = any(matches(pattern, message.text) for pattern in patterns)
+            self.assertTrue(explained, f"{message.where}: {message.text!r} has no row")
+
+    def test_everyRowExplainsMessage(self) -> None:
+        """Each row is of a message in the code."""
+        there = [message.text for message in texts()]
+        for pattern in patternsOf(self.document):
+            self.assertTrue(any(matches(pattern, text) for text in there), f"{pattern!r} is stale")
 
 
 class SecurityTests(DocumentCase, SynchronousTestCase):
