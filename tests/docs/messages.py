@@ -1,8 +1,9 @@
 """
 The messages that the code contains, and the rows of docs/reference/messages.md that explain them.
 
-A message is a text of several words in a module, outside of docstrings: what an error says, what
-is logged as a warning, what C{usbipshare doctor} finds. What is put into a text is shown as C{…}.
+A message is a text of several words in a module, outside of docstrings and help: what an error
+says, what is logged as a warning, what C{usbipshare doctor} finds. C{…} stands for the values that
+are put into it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ HELP = {"help", "short_help", "epilog", "metavar"}
 HELP_OF = {"longdesc", "synopsis", "optParameters", "optFlags", "description", "COMMANDS"}
 """Names that such texts are assigned to."""
 
-NO_MESSAGES = (
+OTHERS = (
     "Examples: …",  # of --help
     "Echoing Serial Port",  # the name of a device
     "USB/IP over TLS",  # what is logged of an endpoint
@@ -37,49 +38,45 @@ NO_MESSAGES = (
     "ssl/tls alert …",
     "tlsv1 alert …",
     "_lines ends …",  # assertions
+    "it has not ended",
     "Result | Awaitable[Result]",  # a type
     "a request of … bytes",  # what is logged of a fault
     "one request at a time",
 )
-"""Patterns of other texts."""
-
+"""Patterns of texts that are no messages."""
 
 CODE = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)")
 """Code in Markdown: between as many backticks at both ends."""
 
 
-class Message(msgspec.Struct, frozen=True):
+class Text(msgspec.Struct, frozen=True):
     """
     A text in the code.
 
     @ivar where: file and line.
+    @ivar isQuiet: it is an argument of one of L{QUIET}.
     """
 
     where: str
     text: str
+    isQuiet: bool
+
+    def isMessage(self) -> bool:
+        """Has a user to be told what it means?"""
+        words = re.findall(r"[A-Za-z]{2,}", self.text)
+        isOther = any(matches(other, self.text) for other in OTHERS)
+        return len(words) >= 3 and " " in self.text and not (self.isQuiet or isOther)
 
 
-def messages() -> list[Message]:
+def texts() -> list[Text]:
     """
-    All messages of the package.
-    """
-    return [
-        message
-        for message in texts()
-        if isMessage(message.text)
-        and not any(matches(other, message.text) for other in NO_MESSAGES)
-    ]
-
-
-def texts() -> list[Message]:
-    """
-    All texts of the package, messages or not.
+    All texts of the package, but for docstrings and help.
     """
     return [
-        Message(f"{path.relative_to(PACKAGE)}:{node.lineno}", " ".join(text.split()))
+        Text(f"{path.relative_to(PACKAGE)}:{line}", " ".join(text.split()), isQuiet)
         for path in sorted(PACKAGE.rglob("*.py"))
-        if path.relative_to(PACKAGE).parts[0] != "testing"
-        for node, text in _texts(ast.parse(path.read_text()))
+        if path.relative_to(PACKAGE).parts[0] not in ("testing", "interfaces.py")
+        for line, text, isQuiet in _texts(ast.parse(path.read_text()), False)
     ]
 
 
@@ -91,13 +88,6 @@ def matches(pattern: str, text: str) -> bool:
     return re.search(".*".join(pieces), text) is not None
 
 
-def isMessage(text: str) -> bool:
-    """
-    Is it a sentence, or a part of one?
-    """
-    return len(re.findall(r"[A-Za-z]{2,}", text)) >= 3 and " " in text.strip()
-
-
 def patternsOf(document: Document) -> list[str]:
     """
     The messages in the first columns of all tables with the heading C{message}.
@@ -107,34 +97,39 @@ def patternsOf(document: Document) -> list[str]:
     for line in document.prose:
         first = line.split("|")[1].strip() if line.startswith("|") else ""
         inside = bool(first) and (inside or first == "message")
-        if inside and first != "message" and set(first) != {"-"}:
-            found += [
-                span.strip() for _, span in re.findall(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", first)
-            ]
+        found += [span.strip() for _, span in CODE.findall(first)] if inside else []
     return found
 
 
-def _texts(node: ast.AST) -> Iterator[tuple[ast.expr, str]]:
+def _texts(node: ast.AST, isQuiet: bool) -> Iterator[tuple[int, str, bool]]:
     """
-    The texts below a node that are neither docstrings nor help, with C{…} for what is put in.
+    The texts below a node, each with its line.
     """
     if isinstance(node, ast.JoinedStr):
         parts = [str(p.value) if isinstance(p, ast.Constant) else "…" for p in node.values]
-        yield node, "".join(parts)
+        yield node.lineno, "".join(parts), isQuiet
         return
     if isinstance(node, ast.Constant):
         if isinstance(node.value, str):
-            yield node, re.sub(r"\{[a-zA-Z_.:]*\}", "…", node.value)
+            yield node.lineno, re.sub(r"\{[a-zA-Z_.:]*\}", "…", node.value), isQuiet
         return
-    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+    if _isNoMessage(node):
         return
-    if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in QUIET:
-        return
-    if isinstance(node, ast.keyword) and node.arg in HELP:
-        return
-    if isinstance(node, ast.Assign | ast.AnnAssign):
-        target = node.targets[0] if isinstance(node, ast.Assign) else node.target
-        if ast.unparse(target) in HELP_OF:
-            return
+    if isinstance(node, ast.Call):
+        isQuiet = ast.unparse(node.func).rpartition(".")[2] in QUIET
     for child in ast.iter_child_nodes(node):
-        yield from _texts(child)
+        yield from _texts(child, isQuiet)
+
+
+def _isNoMessage(node: ast.AST) -> bool:
+    """
+    Is it a docstring or help?
+    """
+    match node:
+        case ast.Expr(value=ast.Constant()):
+            return True
+        case ast.keyword(arg=name):
+            return name in HELP
+        case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+            return name in HELP_OF
+    return False

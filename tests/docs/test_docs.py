@@ -42,7 +42,7 @@ from tests.docs.documentcase import (
 from tests.docs.documents import ROOT, Document, anchor, documents
 from tests.docs.examples import CONFIGURED, SECONDS, Stage, child
 from tests.docs.exchanges import DISK, ECHO, RealWorld
-from tests.docs.messages import matches, messages, patternsOf, texts
+from tests.docs.messages import matches, patternsOf, texts
 from tests.docs.serviceexamples import KEYS_OF as LOCAL_KEYS
 from tests.docs.serviceexamples import MORE_OF as LOCAL_MORE
 from tests.docs.serviceexamples import PORT, ServiceStage, checkLocal, serviceOf
@@ -565,13 +565,14 @@ class MessagesTests(DocumentCase, SynchronousTestCase):
     def test_everyMessageIsExplained(self) -> None:
         """Each message in the code has a row."""
         patterns = patternsOf(self.document)
-        for message in messages():
-            explained = any(matches(pattern, message.text) for pattern in patterns)
-            self.assertTrue(explained, f"{message.where}: {message.text!r} has no row")
+        for text in texts():
+            if text.isMessage():
+                explained = any(matches(pattern, text.text) for pattern in patterns)
+                self.assertTrue(explained, f"{text.where}: {text.text!r} has no row")
 
     def test_everyRowExplainsMessage(self) -> None:
         """Each row is of a message in the code."""
-        there = [message.text for message in texts()]
+        there = [text.text for text in texts()]
         for pattern in patternsOf(self.document):
             self.assertTrue(any(matches(pattern, text) for text in there), f"{pattern!r} is stale")
 
