@@ -565,16 +565,19 @@ class MessagesTests(DocumentCase, SynchronousTestCase):
     def test_everyMessageIsExplained(self) -> None:
         """Each message in the code has a row."""
         patterns = patternsOf(self.document)
-        for text in texts():
-            if text.isMessage():
-                explained = any(matches(pattern, text.text) for pattern in patterns)
-                self.assertTrue(explained, f"{text.where}: {text.text!r} has no row")
+        missing = [
+            f"{text.where}: {text.text}"
+            for text in texts()
+            if text.isMessage() and not any(matches(each, text.text) for each in patterns)
+        ]
+        self.assertEqual(missing, [])
 
     def test_everyRowExplainsMessage(self) -> None:
         """Each row is of a message in the code."""
         there = [text.text for text in texts()]
-        for pattern in patternsOf(self.document):
-            self.assertTrue(any(matches(pattern, text) for text in there), f"{pattern!r} is stale")
+        patterns = patternsOf(self.document)
+        stale = [each for each in patterns if not any(matches(each, text) for text in there)]
+        self.assertEqual(stale, [])
 
 
 class SecurityTests(DocumentCase, SynchronousTestCase):
