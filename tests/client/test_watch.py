@@ -21,7 +21,7 @@ from usbip_server.client.watch import Following
 from usbip_server.model.device import UsbDevice
 from usbip_server.model.errors import Unreachable
 from usbip_server.model.replies import ReceivedNotice, ReceivedReply, encodeDevices
-from usbip_server.runtime.backoff import BackOff, Pauses
+from usbip_server.runtime.backoff import Backoff, BackoffOptions
 
 TIME = "2026-11-25T17:56:00.123Z"
 HOST = "192.0.2.1"
@@ -100,7 +100,7 @@ class FollowingTests(SynchronousTestCase):
             def lost(server: Server, error: Exception) -> None:
                 hear(f"lost: {str(error).rpartition('): ')[2]}")
 
-            pauses = Pauses(BackOff(first=0.1, longest=0.1))
+            pauses = Backoff(BackoffOptions(first=0.1, longest=0.1))
             following = Following(
                 scripted.server, reactor, begun, told, lost, pauses, criteria, SECONDS
             )
@@ -214,7 +214,7 @@ class SteadyTests(SynchronousTestCase):
             lambda server, answer: begun.append(network.seconds()),
             lambda server, notice: None,
             lambda server, error: None,
-            Pauses(BackOff(first=1, longest=100), lambda: 1.0),
+            Backoff(BackoffOptions(first=1, longest=100), lambda: 1.0),
             steady=5.0,
         )
         self.addCleanup(following.stop)

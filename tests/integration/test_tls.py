@@ -185,7 +185,7 @@ class RefusalTests(TlsTestCase):
             self.assertIn(said[:1], (b"", b"\x15"), "an alert, if anything")
             told = self.daemon.logged("{principal}")
             self.assertEqual((told["log_format"], told["principal"]), (REFUSED, "127.0.0.1"))
-            self.assertRegex(told["reason"], "http request|wrong version number|record")
+            self.assertRegex(told["reason"], "speaks HTTP|does not speak TLS")
         for context, reason in (
             (self.client(), "peer did not return a certificate"),
             (self.client("alice", "Other"), "certificate verify failed"),

@@ -13,7 +13,7 @@ from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import directlyProvides
 
-from usbip_server.net.liveness import ASK_AGAIN, LivenessProbe, watchOver
+from usbip_server.net.liveness import PROBE_SECONDS, LivenessProbe, watchOver
 
 
 class SocketTransport(StringTransport):
@@ -83,43 +83,43 @@ class WatchOverTests(SynchronousTestCase):
         watchOver(SocketTransport(handle), 15)
 
 
-class StillThereTests(SynchronousTestCase):
+class LivenessProbeTests(SynchronousTestCase):
     """
     Asking whether a client is still there.
     """
 
     def setUp(self) -> None:
         self.clock = Clock()
-        self.said = 0
-        self.stillThere = LivenessProbe(self.say, self.clock)
+        self.writes = 0
+        self.probe = LivenessProbe(self.write, self.clock)
 
-    def say(self) -> None:
-        """Say something."""
-        self.said += 1
+    def write(self) -> None:
+        """Count a write."""
+        self.writes += 1
 
     def test_twice(self) -> None:
         """It speaks twice: the first makes the other's kernel refuse, and the second shows it."""
-        self.stillThere.ask()
-        self.assertEqual(self.said, 1)
-        self.clock.advance(ASK_AGAIN)
-        self.assertEqual(self.said, 2)
+        self.probe.start()
+        self.assertEqual(self.writes, 1)
+        self.clock.advance(PROBE_SECONDS)
+        self.assertEqual(self.writes, 2)
         self.clock.advance(100)
-        self.assertEqual(self.said, 2)
+        self.assertEqual(self.writes, 2)
 
     def test_end(self) -> None:
         """When it does not matter any more it speaks no more; that may be said at any time."""
-        self.stillThere.end()
-        self.stillThere.ask()
-        self.stillThere.end()
-        self.stillThere.end()
+        self.probe.stop()
+        self.probe.start()
+        self.probe.stop()
+        self.probe.stop()
         self.assertEqual(self.clock.getDelayedCalls(), [])
-        self.assertEqual(self.said, 1)
+        self.assertEqual(self.writes, 1)
 
     def test_again(self) -> None:
         """To ask while it is asked leaves one question."""
-        self.stillThere.ask()
-        self.stillThere.ask()
+        self.probe.start()
+        self.probe.start()
         self.assertEqual(len(self.clock.getDelayedCalls()), 1)
-        self.clock.advance(ASK_AGAIN)
-        self.stillThere.end()
-        self.assertEqual(self.said, 3)
+        self.clock.advance(PROBE_SECONDS)
+        self.probe.stop()
+        self.assertEqual(self.writes, 3)

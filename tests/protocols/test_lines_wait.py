@@ -12,7 +12,7 @@ from tests.protocols.linescase import FIND, KEEP, LIST, LinesTestCase
 from tests.support.fixtures import BOB, UNO, PatientBackend, Wire, threeWays
 from usbip_server.model.device import DeviceState, Holder
 from usbip_server.model.errors import OperationFailed
-from usbip_server.net.liveness import ASK_AGAIN
+from usbip_server.net.liveness import PROBE_SECONDS
 
 BOUND, IN_USE = DeviceState.BOUND, DeviceState.IN_USE
 
@@ -168,9 +168,9 @@ class WaitTests(WaitTestCase):
             wire.send(*segments)
             wire.closeWrite()
             self.assertEqual([e["event"] for e in wire.events], ["queued", "heartbeat"], way)
-            self.clock.advance(ASK_AGAIN)
+            self.clock.advance(PROBE_SECONDS)
             self.assertEqual(len(wire.events), 3, way)
-            self.clock.advance(ASK_AGAIN)
+            self.clock.advance(PROBE_SECONDS)
             self.assertEqual(len(wire.events), 3, way)
             self.assertFalse(wire.closed)
             holder.send(DETACH)
@@ -195,7 +195,7 @@ class WaitTests(WaitTestCase):
         holder.send(DETACH)
         wire.turn()
         self.assertEqual(len(wire.answers), 3)
-        self.clock.advance(ASK_AGAIN)
+        self.clock.advance(PROBE_SECONDS)
         self.assertEqual(len(wire.answers), 3)
 
     def test_congested(self) -> None:

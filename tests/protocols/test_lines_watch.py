@@ -26,7 +26,7 @@ from tests.support.fixtures import (
 from usbip_server.model.device import DeviceState, Holder
 from usbip_server.model.options import Limits
 from usbip_server.net.halfclose import LINGER
-from usbip_server.net.liveness import ASK_AGAIN
+from usbip_server.net.liveness import PROBE_SECONDS
 from usbip_server.protocols.watcher import PATIENCE
 
 WATCH = b'{"command":"watch"}'
@@ -492,7 +492,7 @@ class LastingTests(WatchTestCase):
             wire.send(*segments)
             wire.closeWrite()
             self.toggle(1)
-            self.clock.advance(ASK_AGAIN)
+            self.clock.advance(PROBE_SECONDS)
             told = ["heartbeat", "bound", "heartbeat"]
             self.assertEqual([event["event"] for event in wire.events], told, way)
             self.clock.pump([15] * 4)

@@ -14,7 +14,6 @@ import os
 import queue
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -34,7 +33,9 @@ from usbip_server.model.replies import (
     Status,
     decodeReply,
 )
+from usbip_server.net.addresses import AddressInfo, lookUp
 from usbip_server.net.keepalive import KeepAlive
+from usbip_server.net.tlserrors import reasonOf
 
 AT_LEAST = 1.0
 """Seconds after which the kernel repeats the first packet of a connection, as that may have been
@@ -98,9 +99,9 @@ def connected(
     except TimeoutError as error:
         connection.close()
         raise HandshakeTimeout from error
-    except ConnectionError:
+    except ConnectionError as error:
         connection.close()
-        raise ConnectionError(tls.LEAVES) from None
+        raise ConnectionError(reasonOf(error, isClient=True)) from None
     except BaseException:
         connection.close()
         raise
@@ -143,9 +144,7 @@ def why(error: Exception) -> str:
     if isinstance(error, socket.gaierror):
         return "there is no machine of this name"
     if isTlsError(error):
-        from usbip_server.client.tls import reasonOf
-
-        return reasonOf(error)
+        return reasonOf(error, isClient=True)
     if isinstance(error, UnicodeError):
         return "this is not a valid host name"
     if isinstance(error, OSError) and error.errno:
@@ -276,29 +275,18 @@ def _first(host: str, port: int, until: float) -> socket.socket:
     raise trouble
 
 
-def _addresses(host: str, port: int, until: float) -> list[Any]:
+def _addresses(host: str, port: int, until: float) -> list[AddressInfo]:
     """
-    Resolve a name. C{getaddrinfo} can take 15 seconds and cannot be interrupted: it runs in a
-    daemon thread, which is left alone at the deadline.
+    Resolve a name. The thread that does is left alone at the deadline.
     """
-    with contextlib.suppress(socket.gaierror):
-        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-    found: queue.SimpleQueue[Any] = queue.SimpleQueue()
-
-    def look() -> None:
-        try:
-            found.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-        except Exception as error:
-            found.put(error)
-
-    threading.Thread(target=look, daemon=True).start()
+    found: queue.SimpleQueue[list[AddressInfo] | Exception] = queue.SimpleQueue()
+    lookUp(host, port, found.put)
     try:
         addresses = found.get(timeout=left(until))
     except queue.Empty:
         raise TimeoutError from None
     if isinstance(addresses, Exception):
         raise addresses
-    assert isinstance(addresses, list)
     return addresses
 
 

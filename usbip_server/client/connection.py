@@ -29,7 +29,8 @@ from twisted.internet.ssl import (
 
 from usbip_server.client.blocking import unreachable
 from usbip_server.client.servers import ClientTls, Server
-from usbip_server.client.tls import OTHER_NAME, certificatesIn, keyOf, meaningOf, nameOf
+from usbip_server.client.tls import certificatesIn, keyOf, nameOf
+from usbip_server.net.tlserrors import OTHER_NAME, reasonOf
 
 TLS_ERRORS = (SSL.Error, VerificationError)
 """The errors of a connection whose TLS handshake failed."""
@@ -51,18 +52,6 @@ def creatorFor(host: str, tls: ClientTls) -> IOpenSSLClientConnectionCreator:
         more["certificate"], *more["extraCertChain"] = map(_inOpenSsl, chain)
         more["privateKey"] = crypto.PKey.from_cryptography_key(keyOf(tls, chain[0]))
     return optionsForClientTLS(nameOf(host, tls), trustRoot=root, extraCertificateOptions=more)
-
-
-def reasonOf(error: BaseException) -> str:
-    """
-    The reason why TLS failed, in words for users.
-    """
-    if isinstance(error, VerificationError):
-        return OTHER_NAME
-    if isinstance(error, SSL.Error) and error.args and isinstance(error.args[0], list):
-        reasons = [str(entry[-1]) for entry in error.args[0] if entry[-1]]
-        return "; ".join(map(meaningOf, reasons)) or str(error)
-    return str(error)
 
 
 _inOpenSsl = crypto.X509.from_cryptography
@@ -116,8 +105,10 @@ def reason(error: BaseException | None) -> str:
         return "there is no machine of this name"
     if isinstance(error, ConnectionLost):
         return "the connection was lost"
-    if isinstance(error, TLS_ERRORS):
-        return reasonOf(error)
+    if isinstance(error, VerificationError):
+        return OTHER_NAME
+    if isinstance(error, SSL.Error):
+        return reasonOf(error, isClient=True)
     number = getattr(error, "osError", None)
     if isinstance(number, int):
         return os.strerror(number)

@@ -12,44 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from usbip_server.client.servers import ClientTls
 from usbip_server.net.ktls import OP_ENABLE_KTLS
+from usbip_server.net.tlserrors import reasonOf
 
 if TYPE_CHECKING:  # loaded where a certificate is read: it takes longer than all else here
     from cryptography.x509 import Certificate
 
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 """Ciphers of TLS 1.2 that the kernel supports (C{include/uapi/linux/tls.h})."""
-
-LEAVES = "the server closes the connection in the TLS handshake: it may not support TLS"
-
-OTHER_NAME = (
-    "the server's certificate is for another name: if that name is right, set `server_name` in "
-    "client.yaml"
-)
-
-_NAME_MISMATCH = (62, 64)
-"""C{X509_V_ERR_HOSTNAME_MISMATCH} and C{X509_V_ERR_IP_ADDRESS_MISMATCH} (OpenSSL,
-C{include/openssl/x509_vfy.h})."""
-
-_NO_TLS = "the server does not use TLS on this port"
-_NOT_US = (
-    "the server requires a client certificate, and does not accept the one it was given, if any: "
-    "set `tls: {certificate: FILE}`"
-)
-
-MEANING = {
-    "certificate verify failed": (
-        "the server's certificate is not trusted: name its CA with `tls: {ca: FILE}`"
-    ),
-    "wrong version number": _NO_TLS,
-    "packet length too long": _NO_TLS,
-    "record layer failure": _NO_TLS,
-    "tlsv13 alert certificate required": _NOT_US,
-    "sslv3 alert handshake failure": _NOT_US,
-    "ssl/tls alert handshake failure": _NOT_US,
-    "sslv3 alert bad certificate": _NOT_US,
-    "tlsv1 alert unknown ca": _NOT_US,
-}
-"""What OpenSSL's reasons mean to a user."""
 
 
 class WrongTls(ValueError):
@@ -78,7 +47,7 @@ def require(tls: ClientTls) -> None:
     except WrongTls:
         raise
     except Exception as error:  # OpenSSL has errors of its own
-        raise WrongTls(None, reasonOf(error)) from error
+        raise WrongTls(None, reasonOf(error, isClient=True)) from error
 
 
 def controlContext(tls: ClientTls) -> ssl.SSLContext:
@@ -134,28 +103,6 @@ def nameOf(host: str, tls: ClientTls) -> str:
     (C{%eth0}).
     """
     return tls.serverName or host.partition("%")[0]
-
-
-def reasonOf(error: Exception) -> str:
-    """
-    The reason why TLS failed, in words for users.
-    """
-    if isinstance(error, ssl.SSLCertVerificationError):
-        if error.verify_code in _NAME_MISMATCH:
-            return OTHER_NAME
-        return f"the server's certificate is not trusted: {error.verify_message}"
-    if isinstance(error, ssl.SSLEOFError):
-        return LEAVES
-    if isinstance(error, ssl.SSLError) and error.reason:
-        return meaningOf(error.reason.replace("_", " ").lower())
-    return str(error)
-
-
-def meaningOf(reason: str) -> str:
-    """
-    The same for one of OpenSSL's reasons, in lower case and with spaces.
-    """
-    return MEANING.get(reason, f"TLS failed: {reason}")
 
 
 def keyOf(tls: ClientTls, certificate: Certificate) -> Any:

@@ -15,10 +15,10 @@ from twisted.python.failure import Failure
 from usbip_server.client.conversation import Conversation, converse
 from usbip_server.client.servers import Server
 from usbip_server.model.replies import ReceivedNotice, ReceivedReply, Refused
-from usbip_server.runtime.backoff import BackOff, Pauses
+from usbip_server.runtime.backoff import Backoff, BackoffOptions
 
-BACK_OFF = BackOff(first=1.0, longest=15.0)
-"""Pauses between two attempts to connect."""
+BACK_OFF = BackoffOptions(first=1.0, longest=15.0)
+"""Backoff between two attempts to connect."""
 
 SECONDS = 5.0
 """For connecting to the server, and again for its reply."""
@@ -45,7 +45,7 @@ class Following:
         begun: Callable[[Server, ReceivedReply], None],
         told: Callable[[Server, ReceivedNotice], None],
         lost: Callable[[Server, Exception], None],
-        pauses: Pauses | None = None,
+        pauses: Backoff | None = None,
         criteria: Mapping[str, Any] | None = None,
         seconds: float = SECONDS,
         steady: float = 0.0,
@@ -62,7 +62,7 @@ class Following:
         @param seconds: see C{seconds}.
         @param steady: seconds that it has to go well for the pauses to begin anew.
         """
-        self.pauses = pauses or Pauses(BACK_OFF)
+        self.pauses = pauses or Backoff(BACK_OFF)
         self.seconds = seconds
         self.since: int | None = None
         self._server = server

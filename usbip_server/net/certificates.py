@@ -25,7 +25,7 @@ from zope.interface import implementer
 
 from usbip_server.model.options import InvalidOption
 from usbip_server.net.ktls import OP_ENABLE_KTLS as OP_ENABLE_KTLS
-from usbip_server.net.tlserrors import openSslReason
+from usbip_server.net.tlserrors import reasonOf
 
 
 class Tls(
@@ -148,7 +148,7 @@ def read(tls: Tls) -> Credentials:
         options = _options(tls, key, chain, authorities)
         context = _context(tls, authorities)
     except SSL.Error as error:
-        raise _wrong("certificate", f"OpenSSL does not take it: {openSslReason(error)}") from None
+        raise _wrong("certificate", f"OpenSSL does not take it: {reasonOf(error)}") from None
     except (OSError, TypeError) as error:  # an ssl.SSLError is an OSError
         raise _wrong("certificate", f"OpenSSL does not take it: {error}") from None
     for path, certificates in ((tls.certificate, chain), (tls.clientCa, authorities)):

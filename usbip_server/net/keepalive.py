@@ -1,5 +1,8 @@
 """
-Noticing that the other end of a connection has vanished without a word.
+TCP keepalive: has the kernel end a connection whose other end has vanished.
+
+This module does not import Twisted, so that a command can use it and start quickly;
+L{usbip_server.net.liveness} is for Twisted's connections.
 """
 
 from __future__ import annotations
@@ -18,13 +21,13 @@ class KeepAlive(
     rename={"userTimeout": "user_timeout"},
 ):
     """
-    How it is noticed that a client has vanished without a word (tcp(7)).
+    When the kernel ends a connection whose other end does not answer (tcp(7)).
 
-    @ivar idle: seconds of silence, after which it is asked whether it is still there.
-    @ivar interval: seconds between asking again.
-    @ivar count: how often it may leave that unanswered.
-    @ivar userTimeout: seconds that what was sent may stay unacknowledged: while something
-        is, nothing is asked.
+    @ivar idle: seconds without data before the first probe.
+    @ivar interval: seconds between probes.
+    @ivar count: the number of probes without an answer after which the connection is ended.
+    @ivar userTimeout: seconds that sent data may remain unacknowledged; meanwhile no probes are
+        sent.
     """
 
     idle: Annotated[int, msgspec.Meta(ge=1, le=32767)] = 5
@@ -34,9 +37,9 @@ class KeepAlive(
 
     def apply(self, connection: socket.socket) -> None:
         """
-        Set a connection up; does nothing to one that is not TCP.
+        Set the options of a socket, and C{TCP_NODELAY}. Does nothing to a unix socket.
 
-        @raise OSError: it is gone.
+        @raise OSError: the socket is closed.
         """
         if connection.family == socket.AF_UNIX:
             return

@@ -1,5 +1,5 @@
 """
-Noticing that the other end of a Twisted connection is gone.
+Detects that the other end of a Twisted connection has vanished.
 """
 
 from __future__ import annotations
@@ -11,54 +11,56 @@ from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime, ISSLTransport
 
+from usbip_server.net.keepalive import KeepAlive
+
 PROBES = 3
+"""Keepalive probes without an answer after which a connection is ended."""
 
-
-ASK_AGAIN = 1.0
-"""Seconds for a refusal to come back."""
+PROBE_SECONDS = 1.0
+"""Between the two writes of a L{LivenessProbe}: time for a reset to arrive."""
 
 
 class LivenessProbe:
     """
-    Finds out whether a client that has closed its side still listens. One that was killed
-    looks like that too: its kernel refuses what we say, and that is noticed when we speak
-    again.
+    Finds out whether a client that has closed its sending side still receives. A client that was
+    killed cannot be told from one that has only closed its side until something is written: its
+    kernel answers with a reset, and the next write fails.
     """
 
-    def __init__(self, say: Callable[[], None], clock: IReactorTime) -> None:
-        self._say = say
+    def __init__(self, write: Callable[[], None], clock: IReactorTime) -> None:
+        """
+        @param write: writes something harmless to the client.
+        """
+        self._write = write
         self._clock = clock
-        self._again: IDelayedCall | None = None
+        self._second: IDelayedCall | None = None
 
-    def ask(self) -> None:
-        """Speak twice."""
-        self.end()
-        self._say()
-        self._again = self._clock.callLater(ASK_AGAIN, self._say)
+    def start(self) -> None:
+        """Write now, and again after L{PROBE_SECONDS}."""
+        self.stop()
+        self._write()
+        self._second = self._clock.callLater(PROBE_SECONDS, self._write)
 
-    def end(self) -> None:
-        """It does not matter any more."""
-        if self._again is not None and self._again.active():
-            self._again.cancel()
+    def stop(self) -> None:
+        """Write nothing more. May be called at any time."""
+        if self._second is not None and self._second.active():
+            self._second.cancel()
 
 
 def watchOver(transport: Any, seconds: float) -> None:
     """
-    Have the kernel end a connection whose other end is not there any more: one on which
-    nothing is said (tcp(7), C{SO_KEEPALIVE}) after twice C{seconds}, and one on which what
-    we say is not acknowledged (C{TCP_USER_TIMEOUT}) likewise. Does nothing where there is
-    no TCP.
+    Have the kernel end a connection on which nothing has been received, or what was sent has not
+    been acknowledged, for twice C{seconds}. Does nothing where there is no TCP socket.
     """
     below = transport
     while ISSLTransport.providedBy(below):
         below = transport = transport.transport
     handle = getattr(transport, "getHandle", lambda: None)()
-    if not isinstance(handle, socket.socket) or handle.family == socket.AF_UNIX:
+    if not isinstance(handle, socket.socket):
         return
     idle = max(1, round(seconds))
-    with contextlib.suppress(OSError):  # it is gone already
-        handle.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)
-        handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, idle // PROBES))
-        handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, PROBES)
-        handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 2000 * idle)
+    keepAlive = KeepAlive(
+        idle=idle, interval=max(1, idle // PROBES), count=PROBES, userTimeout=2 * idle
+    )
+    with contextlib.suppress(OSError):  # the connection is closed already
+        keepAlive.apply(handle)

@@ -1,6 +1,6 @@
 """
-Names of machines. Looking one up can take a quarter of a minute, and nothing can interrupt it:
-so it is done in threads that nobody waits for in the end, unlike those of the reactor's pool.
+Resolves names for a reactor, in daemon threads instead of the reactor's pool: the reactor waits for
+the threads of its pool when it stops, and C{getaddrinfo} can take 15 seconds.
 """
 
 from __future__ import annotations
@@ -18,28 +18,29 @@ from twisted.internet.interfaces import (
 )
 from zope.interface import implementer
 
+from usbip_server.net.addresses import AddressInfo, lookUp
 from usbip_server.runtime.threads import Spawn, startThread
 
 
 @implementer(IHostResolution)
 class Lookup:
     """
-    One that is under way.
+    A resolution in progress.
 
-    @ivar name: what is looked for.
+    @ivar name: the name that is resolved.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def cancel(self) -> None:
-        """It cannot be."""
+        """Does nothing: C{getaddrinfo} cannot be interrupted."""
 
 
 @implementer(IHostnameResolver)
 class Resolver:
     """
-    Asks the system, each name in a thread of its own.
+    Resolves each name in a thread of its own.
     """
 
     def __init__(self, reactor: Any, spawn: Spawn = startThread) -> None:
@@ -59,29 +60,30 @@ class Resolver:
     ) -> IHostResolution:
         lookup = Lookup(hostName)
         resolutionReceiver.resolutionBegan(lookup)
+        isStarted = False
 
-        def found(addresses: list[IAddress]) -> None:
-            for address in addresses:
+        def deliver(result: list[AddressInfo] | Exception) -> None:
+            for address in [] if isinstance(result, Exception) else _twisted(result):
                 if addressTypes is None or isinstance(address, tuple(addressTypes)):
                     resolutionReceiver.addressResolved(address)
             resolutionReceiver.resolutionComplete()
 
-        def ask() -> None:
-            self._reactor.callFromThread(found, _addresses(hostName, portNumber))
+        def found(result: list[AddressInfo] | Exception) -> None:
+            if isStarted:
+                self._reactor.callFromThread(deliver, result)
+            else:
+                deliver(result)
 
-        numeric = _addresses(hostName, portNumber, socket.AI_NUMERICHOST)
-        if numeric:
-            found(numeric)
-        else:
-            self._spawn(ask)
+        def start(look: Any) -> None:
+            nonlocal isStarted
+            isStarted = True
+            self._spawn(look)
+
+        lookUp(hostName, portNumber, found, start)
         return lookup
 
 
-def _addresses(name: str, port: int, flags: int = 0) -> list[IAddress]:
-    try:
-        infos = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=flags)
-    except (OSError, UnicodeError):
-        return []
+def _twisted(infos: list[AddressInfo]) -> list[IAddress]:
     made: list[IAddress] = []
     for family, _, _, _, address in infos:
         if family == socket.AF_INET:

@@ -32,24 +32,13 @@ from usbip_server.net.handover import NotEncrypted, SessionSocket
 from usbip_server.net.hangup import HangupWatcher
 from usbip_server.net.ktls import missing
 from usbip_server.net.relay import Relay
+from usbip_server.net.tlserrors import reasonOf
 from usbip_server.net.tlssocket import TlsSocket
 from usbip_server.protocols.exporter import Exporter, ExporterFactory
 from usbip_server.protocols.interfaces import ExportSettings
 
 HANDSHAKE_SECONDS = 10.0
 """Time for a client to complete the handshake."""
-
-MEANING = {
-    "HTTP_REQUEST": "the client speaks HTTP",
-    "WRONG_VERSION_NUMBER": "the client does not speak TLS",
-    "UNSUPPORTED_PROTOCOL": "the client supports no TLS later than 1.1",
-    "NO_SHARED_CIPHER": "the client supports none of this server's ciphers",
-    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "the client has sent no certificate",
-    "TLSV1_ALERT_UNKNOWN_CA": "the client rejects this server's certificate: unknown CA",
-    "SSLV3_ALERT_BAD_CERTIFICATE": "the client rejects this server's certificate",
-    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "the client rejects this server's expired certificate",
-}
-"""What OpenSSL's reasons mean (C{SSLError.reason})."""
 
 
 class Secured(Protocol):
@@ -257,16 +246,3 @@ class SecuredFactory(Factory):
         for connection in tuple(self.relayed):
             connection.close()
         self.hangups.stop()
-
-
-def reasonOf(error: Exception) -> str:
-    """
-    Why TLS failed, in plain words.
-    """
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"the client's certificate is rejected: {error.verify_message}"
-    if isinstance(error, ssl.SSLEOFError | ConnectionError):
-        return "the client disconnected during the handshake"
-    if isinstance(error, ssl.SSLError) and error.reason:
-        return MEANING.get(error.reason, error.reason.replace("_", " ").lower())
-    return str(error)

@@ -145,7 +145,7 @@ class CommandProtocol(LineReceiver, TimeoutMixin):
         self.setTimeout(None)
         if self._watcher is not None:
             self._watcher.end()
-        self._liveness.end()
+        self._liveness.stop()
         self._caller.gone()
 
     def dataReceived(self, data: bytes) -> None:
@@ -258,7 +258,7 @@ class CommandProtocol(LineReceiver, TimeoutMixin):
         if self._caller.isHeld and not self._isHalfClosed:
             self.transport.resumeProducing()
         elif self._caller.isHeld:
-            self._liveness.ask()
+            self._liveness.start()
 
     def _splitLines(self, data: bytes) -> None:
         """Have C{LineReceiver} call C{lineReceived} for the lines."""
@@ -317,7 +317,7 @@ class CommandProtocol(LineReceiver, TimeoutMixin):
 
     def _reply(self, response: Response) -> None:
         self._activity = Activity.READING
-        self._liveness.end()
+        self._liveness.stop()
         if self._isClosing:
             return
         self.transport.write(response.encoded)

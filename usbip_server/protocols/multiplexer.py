@@ -34,7 +34,7 @@ from zope.interface import implementer
 from usbip_server.model.policy import Principal
 from usbip_server.net.caller import principalAt, principalOf
 from usbip_server.net.halfclose import LINGER, closeOurSide
-from usbip_server.net.tlserrors import openSslReason
+from usbip_server.net.tlserrors import reasonOf
 from usbip_server.protocols.interfaces import RequestSettings, refusal
 from usbip_server.protocols.lines import CommandFactory
 from usbip_server.protocols.web import WebFactory
@@ -277,7 +277,7 @@ class Handshake(Protocol, TimeoutMixin):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.setTimeout(None)
         if isinstance(reason.value, SSL.Error):
-            self._failed(openSslReason(reason.value))
+            self._failed(reasonOf(reason.value))
 
     def readConnectionLost(self) -> None:
         """A client that has closed its side cannot complete the handshake."""

@@ -78,7 +78,7 @@ class Watcher:
         """Send nothing more. May be called again."""
         if self._beats.running:
             self._beats.stop()
-            self._liveness.end()
+            self._liveness.stop()
             self._stream.end()
             self._missed = iter(())
             self._waiting.clear()
@@ -88,7 +88,7 @@ class Watcher:
 
     def ask(self) -> None:
         """The client has closed its side: find out whether it still reads."""
-        self._liveness.ask()
+        self._liveness.start()
 
     def beat(self) -> None:
         """Send a heartbeat, unless the client has something else to read."""

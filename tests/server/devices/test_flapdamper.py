@@ -7,7 +7,7 @@ from __future__ import annotations
 from tests.server.desiredcase import ALWAYS, DesiredTestCase
 from tests.support.fixtures import STICK, UNO
 from usbip_server.model.device import DeviceState
-from usbip_server.server.devices.view import FIRST_PAUSE, LONGEST_PAUSE, OFTEN, WINDOW
+from usbip_server.server.devices.view import OFTEN, PAUSES, WINDOW
 
 FREE, BOUND, ERROR = DeviceState.FREE, DeviceState.BOUND, DeviceState.ERROR
 
@@ -64,7 +64,7 @@ class FlappingTests(DesiredTestCase):
     def test_rest(self) -> None:
         """When it has come to rest it is shown as it is, and bound."""
         self.flap(OFTEN)
-        self.sleep(FIRST_PAUSE)
+        self.sleep(PAUSES.first)
         self.assertIs(self.shown().state, BOUND)
         self.assertIsNone(self.shown().trouble)
 
@@ -73,7 +73,7 @@ class FlappingTests(DesiredTestCase):
         self.flap(OFTEN)
         self.unplug()
         self.assertEqual(len(self.listed()), 2)
-        self.sleep(FIRST_PAUSE)
+        self.sleep(PAUSES.first)
         self.assertEqual([device.busId for device in self.listed()], [STICK.busId])
 
     def test_grows(self) -> None:
@@ -87,15 +87,15 @@ class FlappingTests(DesiredTestCase):
                 self.flap(1)
             pauses.append(round(self.clock.seconds() - began))
         self.assertEqual(pauses[:5], [2, 4, 8, 16, 32])
-        self.assertEqual(pauses[5:], [LONGEST_PAUSE] * 3)
+        self.assertEqual(pauses[5:], [PAUSES.longest] * 3)
 
     def test_forgiven(self) -> None:
         """After a calm time it begins with the short pause again."""
         self.flap(40)
-        self.sleep(4 * LONGEST_PAUSE)
+        self.sleep(4 * PAUSES.longest)
         self.plug(STICK)  # whatever happens somewhere
         self.flap(OFTEN)
-        self.sleep(FIRST_PAUSE)
+        self.sleep(PAUSES.first)
         self.assertIs(self.shown().state, BOUND)
 
     def test_bounded(self) -> None:

@@ -12,7 +12,7 @@ from usbip_server.model.device import DeviceState
 from usbip_server.model.errors import DeviceMounted, DeviceNotFound, OperationFailed
 from usbip_server.model.rules import Match, Rule, Share
 from usbip_server.server.config import OnStop, Settings
-from usbip_server.server.devices.reconciler import DRIVER_SECONDS, LONGEST_PAUSE
+from usbip_server.server.devices.reconciler import DRIVER_SECONDS, RETRY
 
 FREE, BOUND, IN_USE = DeviceState.FREE, DeviceState.BOUND, DeviceState.IN_USE
 UNOS = Rule(match=Match(id="2341:0043"), name="uno", share=Share.ALWAYS)
@@ -318,7 +318,7 @@ class TroubleTests(DesiredTestCase):
             while len(self.backend.calls) == before:
                 self.clock.advance(0.5)
         pauses = [after - before for before, after in pairwise(times)]
-        self.assertEqual(pauses, [1, 2, 4, 8, 16, 32, LONGEST_PAUSE, LONGEST_PAUSE])
+        self.assertEqual(pauses, [1, 2, 4, 8, 16, 32, RETRY.longest, RETRY.longest])
 
     def test_success(self) -> None:
         """Until one goes well."""

@@ -31,7 +31,7 @@ from usbip_server.interfaces import IUsbBackend
 from usbip_server.model.device import Holder, Traffic, UsbDevice
 from usbip_server.model.errors import ShareError
 from usbip_server.model.options import convert
-from usbip_server.runtime.backoff import Chance
+from usbip_server.runtime.backoff import Random
 from usbip_server.runtime.threads import CallTimedOut
 
 FIRST_SECONDS = 2.0
@@ -58,12 +58,12 @@ class RemoteBackend:
         self,
         reactor: Any,
         hosts: Sequence[Host],
-        chance: Chance = random.random,
+        chance: Random = random.random,
     ) -> None:
         """
         @param reactor: provides C{IReactorTime}, C{IReactorFDSet}, C{IReactorFromThreads} and
             what endpoints need.
-        @param chance: see L{usbip_server.runtime.backoff.Pauses}.
+        @param chance: see L{usbip_server.runtime.backoff.Backoff}.
         """
         self._replica = RemoteReplica(hosts, reactor, chance)
         self._tasks = RemoteTasks(reactor)

@@ -17,7 +17,7 @@ from usbip_server.backends.remote.watch import RemoteWatch
 from usbip_server.model.device import DeviceState, Traffic, UsbDevice
 from usbip_server.model.errors import OperationFailed
 from usbip_server.model.inventory import Inventory
-from usbip_server.runtime.backoff import Chance
+from usbip_server.runtime.backoff import Random
 
 NOBODY = "no server is there"
 ITSELF = "it is a gateway that reaches no server itself, or this one"
@@ -51,9 +51,9 @@ class RemoteReplica:
 
     _log = Logger()
 
-    def __init__(self, hosts: Sequence[Host], reactor: Any, chance: Chance) -> None:
+    def __init__(self, hosts: Sequence[Host], reactor: Any, chance: Random) -> None:
         """
-        @param chance: see L{usbip_server.runtime.backoff.Pauses}.
+        @param chance: see L{usbip_server.runtime.backoff.Backoff}.
         """
         self.inventory = Inventory()
         self.sessions = RemoteSessions()
@@ -114,7 +114,7 @@ class RemoteReplica:
         isNone = len(texts) == len(troubles)
         self.inventory.trouble = f"{NOBODY}: {'; '.join(texts)}" if isNone else None
 
-    def _server(self, host: Host, reactor: Any, chance: Chance) -> RemoteServer:
+    def _server(self, host: Host, reactor: Any, chance: Random) -> RemoteServer:
         watch = RemoteWatch(
             host.server, reactor, lambda busId: self._changed(server, busId), chance
         )

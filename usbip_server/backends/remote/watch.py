@@ -22,9 +22,9 @@ from usbip_server.client.watch import Following
 from usbip_server.model.device import Traffic, UsbDevice
 from usbip_server.model.errors import ShareError, Unreachable
 from usbip_server.model.replies import ReceivedNotice, ReceivedReply
-from usbip_server.runtime.backoff import BackOff, Chance, Pauses
+from usbip_server.runtime.backoff import Backoff, BackoffOptions, Random
 
-BACK_OFF = BackOff(longest=5.0)
+BACK_OFF = BackoffOptions(longest=5.0)
 """Between attempts to connect."""
 
 STEADY_SECONDS = 5.0
@@ -68,12 +68,12 @@ class RemoteWatch:
         server: Server,
         reactor: Any,
         changed: Callable[[str | None], None],
-        chance: Chance = random.random,
+        chance: Random = random.random,
     ) -> None:
         """
         @param changed: called with the bus id of a device that has changed, or with C{None} if all
             may have.
-        @param chance: see L{Pauses}.
+        @param chance: see L{Backoff}.
         """
         self.devices: dict[str, KnownDevice] = {}
         self.trouble: str | None = f"{server.called(server.address)}: it has not answered yet"
@@ -85,7 +85,7 @@ class RemoteWatch:
             self._begun,
             self._told,
             self._lost,
-            Pauses(BACK_OFF, chance),
+            Backoff(BACK_OFF, chance),
             steady=STEADY_SECONDS,
         )
         self._first: Deferred[None] = Deferred()

@@ -21,7 +21,7 @@ from usbip_server.model.rules import LONGEST_NAME, NAME, UNSET, Recipient
 from usbip_server.model.selector import CRITERIA, given
 from usbip_server.net.endpoints import UNIX_PATH
 from usbip_server.net.keepalive import KeepAlive
-from usbip_server.runtime.backoff import BackOff
+from usbip_server.runtime.backoff import BackoffOptions
 from usbip_server.runtime.yamlfile import textOf
 
 Id = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 2)]
@@ -211,8 +211,8 @@ class ServiceConfig(
     links: str = "/dev/usbipshare"
     state: StateConfig = StateConfig()
     onStop: OnStop = OnStop.KEEP
-    reconnect: BackOff = BackOff()
-    retry: BackOff = BackOff(first=0.25, longest=30.0)
+    reconnect: BackoffOptions = BackoffOptions()
+    retry: BackoffOptions = BackoffOptions(first=0.25, longest=30.0)
     keepalive: KeepAlive = KeepAlive()
     limits: Limits = Limits()
     timeouts: ServiceTimeouts = ServiceTimeouts()

@@ -57,7 +57,7 @@ from usbip_server.model.inventory import Change
 from usbip_server.protocols.lines import CommandFactory
 from usbip_server.protocols.multiplexer import FirstByteFactory
 from usbip_server.protocols.web import WebFactory
-from usbip_server.runtime.backoff import Chance
+from usbip_server.runtime.backoff import Random
 from usbip_server.runtime.hookrunner import HookRunner
 from usbip_server.runtime.latch import ChangeSignal
 from usbip_server.runtime.statefile import StateFile
@@ -108,7 +108,7 @@ class Core:
         kernel: Kernel,
         settings: LiveSettings,
         stateFile: StateFile[Requests] | None,
-        chance: Chance = random.random,
+        chance: Random = random.random,
         now: Callable[[], float] = time.time,
     ) -> None:
         """

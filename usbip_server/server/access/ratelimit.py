@@ -10,12 +10,13 @@ from collections.abc import Callable
 
 from usbip_server.model.errors import NotAllowed
 from usbip_server.model.policy import Principal
+from usbip_server.runtime.backoff import BackoffOptions
 
 FREE = 3
 """Wrong tokens without a pause: people mistype."""
 
-LONGEST = 60.0
-"""Seconds of a pause; each is twice as long as the one before."""
+PAUSES = BackoffOptions(first=1.0, longest=60.0)
+"""Between requests with a token, after each further wrong one."""
 
 FORGIVEN = 900.0
 """Seconds after the last wrong token at which the count begins anew."""
@@ -69,7 +70,7 @@ def _pause(count: int) -> float:
     """
     The length of the pause after so many wrong tokens, in seconds.
     """
-    return 0.0 if count <= FREE else min(LONGEST, 2.0 ** min(count - FREE - 1, 16))
+    return PAUSES.after(count - FREE)
 
 
 def _key(peer: Principal) -> str:

@@ -14,6 +14,7 @@ from usbip_server.model.errors import ShareError
 from usbip_server.model.inventory import Change, ChangeKind
 from usbip_server.model.policy import Principal
 from usbip_server.model.rules import Share
+from usbip_server.runtime.backoff import BackoffOptions
 from usbip_server.server.devices.desired import DesiredDevice
 from usbip_server.server.devices.operations import Action, Operations
 from usbip_server.server.devices.view import DeviceView
@@ -24,11 +25,8 @@ DAEMON = Principal("usbipshare")
 DRIVER_SECONDS = 1.0
 """Time for this machine's own driver to take a new device: interrupting that does no good."""
 
-FIRST_PAUSE = 1.0
-"""Seconds until a failed bind is tried again; each further pause is twice as long."""
-
-LONGEST_PAUSE = 60.0
-"""Seconds."""
+RETRY = BackoffOptions(first=1.0, longest=60.0)
+"""The pauses after a bind that has failed."""
 
 
 class Reconciler:
@@ -45,7 +43,7 @@ class Reconciler:
         self._expired: set[PlugId] = set()
         self._released: set[PlugId] = set()
         self._driverless: set[PlugId] = set()
-        self._failures: dict[PlugId, tuple[float, str]] = {}
+        self._failures: dict[PlugId, tuple[int, str]] = {}
         self._timers: dict[PlugId, IDelayedCall] = {}
 
     def start(self) -> None:
@@ -173,7 +171,7 @@ class Reconciler:
 
     def _begin(self, action: Action, device: UsbDevice) -> None:
         plugId = device.plugId
-        _, knownError = self._failures.get(plugId, (0.0, None))
+        _, knownError = self._failures.get(plugId, (0, None))
         self._operations.begin(
             action,
             self._view.now(device),
@@ -188,9 +186,9 @@ class Reconciler:
         if error is None or device is None or device.plugId != plugId:
             self._failures.pop(plugId, None)
             return
-        pause, _ = self._failures.get(plugId, (FIRST_PAUSE, ""))
-        self._failures[plugId] = min(2 * pause, LONGEST_PAUSE), str(error)
-        self._retryIn(pause, plugId)
+        count = self._failures.get(plugId, (0, ""))[0] + 1
+        self._failures[plugId] = count, str(error)
+        self._retryIn(RETRY.after(count), plugId)
 
     def _retryIn(self, seconds: float, plugId: PlugId) -> None:
         if self._isRunning:

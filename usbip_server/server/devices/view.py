@@ -16,6 +16,7 @@ from usbip_server.interfaces import IUsbBackend
 from usbip_server.model.device import DeviceState, Traffic, UsbDevice
 from usbip_server.model.inventory import Change, ChangeKind, Inventory
 from usbip_server.model.rules import Rule, Share
+from usbip_server.runtime.backoff import BackoffOptions
 from usbip_server.server.config import LiveSettings
 from usbip_server.server.devices.desired import DesiredState
 from usbip_server.server.sessions import SessionTable
@@ -117,11 +118,8 @@ OFTEN = 6
 WINDOW = 10.0
 """Seconds."""
 
-FIRST_PAUSE = 2.0
-"""Seconds; each further pause is twice as long."""
-
-LONGEST_PAUSE = 60.0
-"""Seconds."""
+PAUSES = BackoffOptions(first=2.0, longest=60.0)
+"""The time that a port is left alone: longer each time that devices go on flapping."""
 
 
 class _Port:
@@ -131,7 +129,7 @@ class _Port:
 
     def __init__(self) -> None:
         self.plugs: deque[float] = deque(maxlen=OFTEN)
-        self.pause = FIRST_PAUSE
+        self.pauses = 1
         self.count = 0
         self.timer: IDelayedCall | None = None
 
@@ -164,10 +162,10 @@ class FlapDamper:
                 busId=busId,
                 count=OFTEN,
                 window=WINDOW,
-                pause=port.pause,
+                pause=PAUSES.after(port.pauses),
             )
             port.count = OFTEN
-            port.timer = self._clock.callLater(port.pause, self._resume, busId)
+            port.timer = self._clock.callLater(PAUSES.after(port.pauses), self._resume, busId)
         self._forget(now)
 
     def trouble(self, busId: str) -> str | None:
@@ -177,7 +175,8 @@ class FlapDamper:
             return None
         return (
             f"flapping: plugged in {OFTEN} times within {WINDOW:g} s, so it is left alone for "
-            f"{port.pause:g} s. Is it a loose plug, a weak power supply, or a board that resets?"
+            f"{PAUSES.after(port.pauses):g} s. Is it a loose plug, a weak power supply, or a board "
+            "that resets?"
         )
 
     def stop(self) -> None:
@@ -191,13 +190,13 @@ class FlapDamper:
         port = self._ports[busId]
         port.timer = None
         if port.count > OFTEN:  # it went on during the pause
-            port.pause = min(2 * port.pause, LONGEST_PAUSE)
+            port.pauses += 1
         port.plugs.clear()
         self._onResume(busId)
 
     def _forget(self, now: float) -> None:
         """Forget bus ids without a recent plug-in."""
-        calm = now - LONGEST_PAUSE - WINDOW
+        calm = now - PAUSES.longest - WINDOW
         for busId, port in tuple(self._ports.items()):
             if port.timer is None and (not port.plugs or port.plugs[-1] < calm):
                 del self._ports[busId]

@@ -16,7 +16,7 @@ from usbip_server.client.service.config import LiveSettings
 from usbip_server.client.service.devices.attachments import Place, placeOf
 from usbip_server.client.service.devices.servers import ServerConnection
 from usbip_server.model.device import Holder
-from usbip_server.runtime.backoff import Chance, Pauses
+from usbip_server.runtime.backoff import Backoff, Random
 
 SOONEST = 1.0
 """Seconds after a failed attempt in which no change of the device causes another attempt: the
@@ -32,7 +32,7 @@ class _Failure:
     @ivar soonest: not before that, in the same seconds, whatever changes.
     """
 
-    def __init__(self, pauses: Pauses) -> None:
+    def __init__(self, pauses: Backoff) -> None:
         self.pauses = pauses
         self.reason = ""
         self.until = self.soonest = 0.0
@@ -58,7 +58,7 @@ class RetrySchedule:
     """
 
     def __init__(
-        self, reactor: Any, settings: LiveSettings, chance: Chance = random.random
+        self, reactor: Any, settings: LiveSettings, chance: Random = random.random
     ) -> None:
         """
         @param reactor: provides C{IReactorTime}.
@@ -77,7 +77,7 @@ class RetrySchedule:
         """
         failure = self._failures.get(place)
         if failure is None:
-            failure = _Failure(Pauses(self._settings.config.retry, self._chance))
+            failure = _Failure(Backoff(self._settings.config.retry, self._chance))
             self._failures[place] = failure
         now = self._reactor.seconds()
         failure.until = now + failure.pauses.next()

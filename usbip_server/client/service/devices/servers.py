@@ -21,7 +21,7 @@ from usbip_server.model.device import UsbDevice
 from usbip_server.model.errors import ShareError
 from usbip_server.model.inventory import Change, Inventory
 from usbip_server.model.replies import ReceivedNotice, ReceivedReply
-from usbip_server.runtime.backoff import Chance, Pauses
+from usbip_server.runtime.backoff import Backoff, Random
 from usbip_server.runtime.latch import Latch
 
 SEARCH_SECONDS = 30.0
@@ -45,7 +45,7 @@ class ServerConnection:
         self,
         server: Server,
         reactor: Any,
-        pauses: Pauses,
+        pauses: Backoff,
         changed: Callable[[ServerConnection, tuple[Change, ...]], None],
         turned: Callable[[ServerConnection, bool], None],
     ) -> None:
@@ -141,7 +141,7 @@ class ServerPool:
         settings: LiveSettings,
         changed: Callable[[ServerConnection, tuple[Change, ...]], None],
         turned: Callable[[ServerConnection, bool], None],
-        chance: Chance = random.random,
+        chance: Random = random.random,
     ) -> None:
         """
         Parameters as of L{ServerConnection}.
@@ -164,7 +164,7 @@ class ServerPool:
         for server in self._settings.allServers:
             connection = before.pop(server, None)
             if connection is None:
-                pauses = Pauses(self._settings.config.reconnect, self._chance)
+                pauses = Backoff(self._settings.config.reconnect, self._chance)
                 connection = ServerConnection(
                     server, self._reactor, pauses, self._changed, self._turned
                 )
@@ -216,7 +216,7 @@ class ServerPool:
         if isInRange and not connection.connects:
             longest = max(SEARCH_SECONDS, backOff.longest)
             backOff = msgspec.structs.replace(backOff, longest=longest)
-        connection.watch.pauses.become(backOff)
+        connection.watch.pauses.update(backOff)
 
     def _turned(self, connection: ServerConnection, isNews: bool) -> None:
         self._setPauses(connection)
