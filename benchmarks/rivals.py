@@ -219,7 +219,8 @@ def typed(program: str, *words: str, environment: Mapping[str, str] | None = Non
     @return: what it prints.
     """
     path = Path(sys.executable).with_name(program)
-    ended = guest.run(str(path), *words, env=environment)
+    # Not the script itself: guest.run() would fork it from a process that has loaded its modules.
+    ended = guest.run(sys.executable, str(path), *words, env=environment)
     if ended.rc != 0:
         raise AssertionError(ended)
     return ended.out

@@ -431,6 +431,17 @@ class NodesTests(GivingTestCase):
         self.assertLess(took, NODES + SETTLED)
         self.assertGreater(took, SETTLED)
 
+    def test_probed(self) -> None:
+        """Where each interface has its driver, there is hardly a wait after the first node."""
+        self.kernel.becomes = {
+            **vhci.SERIAL_PORT,
+            "bNumInterfaces": b" 1\n",
+            "*:1.0/driver": b"",
+        }
+        nodes, took = self.nodes()
+        self.assertEqual(nodes, ("/dev/ttyUSB0",))
+        self.assertLess(took, SETTLED)
+
     def test_none(self) -> None:
         """A device that has none is not waited for long."""
         self.kernel.becomes = {"*:1.0/bInterfaceClass": b"ff\n"}

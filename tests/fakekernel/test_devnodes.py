@@ -57,6 +57,22 @@ class NodesTests(SynchronousTestCase):
         self.assertEqual(self.nodes.of("devices/platform/vhci_hcd.0/usb3/3-2"), ())
         self.assertFalse(self.nodes.isDisk("devices/platform/vhci_hcd.0/usb3/3-2"))
 
+    def test_probed(self) -> None:
+        """A device is probed when each of its interfaces is there and has a driver, and udev has
+        no events to handle."""
+        queue = os.path.abspath(self.mktemp())
+        nodes = Nodes(System(self.root), self.dev, queue)
+        self.assertFalse(nodes.isProbed(DEVICE), "not known")
+        self.write("bNumInterfaces", " 2\n")
+        self.write("3-1:1.0/driver/module/x", "")
+        self.assertFalse(nodes.isProbed(DEVICE), "an interface is missing")
+        self.write("3-1:1.1/bInterfaceClass", "0a\n")
+        self.assertFalse(nodes.isProbed(DEVICE), "an interface has no driver")
+        self.write("3-1:1.1/driver/module/x", "")
+        self.assertTrue(nodes.isProbed(DEVICE))
+        open(queue, "w").close()
+        self.assertFalse(nodes.isProbed(DEVICE), "udev is busy")
+
     def test_serial(self) -> None:
         """A serial port is one, and the folder of its driver is not."""
         self.write("3-1:1.0/ttyUSB0/uevent", "DRIVER=ftdi_sio\n")

@@ -58,6 +58,8 @@ _IMPORTED = (
     "twisted.plugins.usbipclient_plugin",
     "usbip_server.backends.sysfs",
     "usbip_server.backends.usbiptool",
+    "usbip_server.client.cli.diagnostics",
+    "usbip_server.client.cli.eventprinter",
     "usbip_server.client.cli.main",
     "usbip_server.client.service.tap",
     "usbip_server.tap",

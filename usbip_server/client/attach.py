@@ -33,6 +33,9 @@ LOOK_AGAIN = 0.02
 SETTLED = 0.2
 """Seconds without a new node after which a device is taken to have all its nodes."""
 
+PROBED = 0.04
+"""The same where L{Nodes.isProbed}: the time that udev may need until its queue shows an event."""
+
 NODES = 1.0
 """Seconds to wait for the first node: many devices have none."""
 
@@ -228,18 +231,18 @@ class Attaching:
         begin = last = self._now()
         nodes: tuple[str, ...] = ()
         while True:
+            folder = self._vhci.folderOf(port)
+            isDisk = folder is not None and self._nodes.isDisk(folder)
+            isProbed = folder is not None and not isDisk and self._nodes.isProbed(folder)
             found = self._nodesOf(port)
             now = self._now()
             if found != nodes:
                 nodes, last = found, now
-            if now - last > SETTLED if nodes else now - begin > self._longestWait(port):
+            if nodes and now - last > (PROBED if isProbed else SETTLED):
+                return nodes
+            if not nodes and now - begin > (DISK if isDisk else NODES):
                 return nodes
             self._sleep(LOOK_AGAIN)
-
-    def _longestWait(self, port: Port) -> float:
-        """Seconds to wait for the first node."""
-        folder = self._vhci.folderOf(port)
-        return DISK if folder is not None and self._nodes.isDisk(folder) else NODES
 
     def _nodesOf(self, port: Port) -> tuple[str, ...]:
         folder = self._vhci.folderOf(port)

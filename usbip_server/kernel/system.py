@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import socket
-import subprocess
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -163,6 +161,9 @@ class System:
         return status.st_dev, status.st_ino, status.st_ctime_ns
 
     def loadModule(self, name: str) -> None:
+        import shutil
+        import subprocess
+
         if not self._real:
             raise OSError(f"{self._root} is not the kernel's /sys")
         program = shutil.which("modprobe", path="/usr/sbin:/sbin:/usr/bin:/bin")

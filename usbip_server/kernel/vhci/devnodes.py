@@ -19,6 +19,9 @@ UNUSED = "bsg/"
 DISK = b"08"
 """C{bInterfaceClass} (usb.org, Defined Class Codes)."""
 
+UDEV_QUEUE = "/run/udev/queue"
+"""Exists while udev handles events (udevadm(8), C{settle})."""
+
 DEEPEST = 16
 """Folders within each other below a device; a disk's partition is at 7."""
 
@@ -28,10 +31,12 @@ class Nodes:
     Knows them. Every call can block: make it in a thread.
     """
 
-    def __init__(self, system: ISystem, folder: str = "/dev") -> None:
+    def __init__(self, system: ISystem, folder: str = "/dev", udevQueue: str = UDEV_QUEUE) -> None:
         """
         @param folder: where they are.
+        @param udevQueue: a file that exists while udev handles events.
         """
+        self._udevQueue = udevQueue
         self._system = system
         self._folder = os.path.realpath(folder)
 
@@ -57,6 +62,26 @@ class Nodes:
                     if self._system.read(f"{path}/{name}/bInterfaceClass").strip() == DISK:
                         return True
         return False
+
+    def isProbed(self, path: str) -> bool:
+        """
+        Has each interface of a device a driver that has finished its probe, and has udev handled
+        all events? A probe creates the nodes, except those of a disk.
+
+        @param path: as of L{of}.
+        """
+        try:
+            # Blocks while a probe is in progress: usb_lock_device_interruptible() in
+            # usb_actconfig_show (drivers/usb/core/sysfs.c).
+            expected = int(self._system.read(f"{path}/bNumInterfaces"))
+        except (OSError, ValueError):
+            return False
+        interfaces = [name for name in self._list(path) if ":" in name]
+        return (
+            len(interfaces) == expected
+            and all("driver" in self._list(f"{path}/{name}") for name in interfaces)
+            and not os.path.exists(self._udevQueue)
+        )
 
     def _names(self, path: str, depth: int) -> Iterator[str]:
         # The device itself has one too, /dev/bus/usb/..., which is for drivers.
