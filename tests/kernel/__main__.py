@@ -16,8 +16,7 @@ from tests.kernel.cache import PROJECT, Cache
 from tests.kernel.campaign import Campaign, Task
 from tests.kernel.machine import IMachine, IMachineReactor
 from tests.kernel.qemu import Qemu
-from tests.kernel.selection import fullName, jobsFor, scenarioModules, unmet
-from tests.kernel.smoke import SMOKE
+from tests.kernel.selection import SMOKE, fullName, jobsFor, scenarioModules, unmet
 from tests.kernel.stockkernel import fetchKernel
 from tests.kernel.tools import HarnessError, requireTools
 from tests.kernel.uml import Processors, UserModeLinux

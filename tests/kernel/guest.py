@@ -1,11 +1,8 @@
 """
-What scenarios use of the guest.
+What most scenarios use of the guest; L{tests.kernel.inside} has more.
 
-All functions block. Those that wait raise L{DeadlineMissed} at a deadline. Any thread may call
+All functions block. Those that wait raise C{DeadlineMissed} at a deadline. Any thread may call
 them: a test with a reactor uses C{deferToThread}.
-
-Trial runs a test in a folder of its own: a program that imports this project is run with
-C{cwd=guest.PROJECT}.
 """
 
 from __future__ import annotations
@@ -13,31 +10,20 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from tests.kernel.cache import PROJECT
 from tests.kernel.devices import BORN_WITH, Device
-from tests.kernel.inside.command import CommandResult, check, run
-from tests.kernel.inside.comparingreader import (
-    ComparingReader,
-    checkDiskBytes,
-    diskBytes,
-    diskReader,
-)
+from tests.kernel.inside.command import DEADLINE, check, run, waitUntil
+from tests.kernel.inside.comparingreader import checkDiskBytes, diskBytes, diskReader
 from tests.kernel.inside.elsewhere import Elsewhere
 from tests.kernel.inside.emulated import EmulatedTestbed
-from tests.kernel.inside.gadgetline import GadgetLine, checkEcho
+from tests.kernel.inside.gadgetline import checkEcho
 from tests.kernel.inside.gadgets import GadgetTestbed
-from tests.kernel.inside.rawgadget import models
-from tests.kernel.inside.rawgadget.device import RawDevice
-from tests.kernel.inside.rawgadget.plugged import PluggedIn, busIdAt
 from tests.kernel.inside.stocktools import isListening, stockAttach, stockDetach, stockUsbipd
 from tests.kernel.inside.testbed import MACHINE, ITestbed, PlugError
-from tests.kernel.inside.uevents import Binding, Uevents
 from tests.kernel.inside.usb import (
     DEVICES_FOLDER,
     DRIVERS_FOLDER,
     VHCI_FOLDER,
     attribute,
-    blockDevice,
     driverOf,
     forget,
     imports,
@@ -53,8 +39,6 @@ from tests.kernel.inside.usb import (
     waitImport,
     waitPresent,
 )
-from tests.kernel.inside.usbfs import UsbNode, isStuck, locked
-from tests.kernel.inside.waiting import DEADLINE, DeadlineMissed, waitUntil
 
 __all__ = [
     "CARD_READER",
@@ -66,26 +50,14 @@ __all__ = [
     "FAST_DISK",
     "KEYBOARD",
     "MACHINE",
-    "PROJECT",
     "SERIAL",
     "SERIAL_NODES",
     "TABLET",
-    "Binding",
-    "CommandResult",
-    "ComparingReader",
-    "DeadlineMissed",
     "Device",
     "Elsewhere",
-    "GadgetLine",
     "PlugError",
-    "PluggedIn",
-    "RawDevice",
-    "Uevents",
-    "UsbNode",
     "attribute",
     "awaitDevices",
-    "blockDevice",
-    "busIdAt",
     "check",
     "checkDiskBytes",
     "checkEcho",
@@ -96,10 +68,7 @@ __all__ = [
     "forget",
     "imports",
     "isListening",
-    "isStuck",
-    "locked",
     "matchBusIds",
-    "models",
     "modprobe",
     "plug",
     "readBlockDevice",

@@ -12,7 +12,9 @@ from typing import Any
 
 from tests.kernel import guest
 from tests.kernel.daemoncase import HOST, DaemonCase
-from tests.kernel.guest import PluggedIn, RawDevice, models
+from tests.kernel.inside.rawgadget import models
+from tests.kernel.inside.rawgadget.device import RawDevice
+from tests.kernel.inside.rawgadget.plugged import PluggedIn, busIdAt
 from tests.kernel.needs import Need, needs
 from tests.support.childdaemon import EXPORT, ChildDaemon
 
@@ -50,7 +52,7 @@ class MisbehavingCase(DaemonCase):
 
     def awaitRawListed(self, daemon: ChildDaemon, *busIds: str) -> None:
         """Wait until the daemon lists these raw gadgets and no others."""
-        ours = {guest.busIdAt(controller) for controller in (BAD, OTHER)}
+        ours = {busIdAt(controller) for controller in (BAD, OTHER)}
         guest.waitUntil(
             lambda: [each for each in self.listed(daemon) if each in ours] == [*busIds],
             f"{busIds} are listed",
@@ -112,7 +114,7 @@ class MisbehavingCase(DaemonCase):
                 freeEntry(plugged.busId)
                 plugged.unplug()
         for controller in (BAD, OTHER):
-            if guest.busIdAt(controller) in guest.matchBusIds():
+            if busIdAt(controller) in guest.matchBusIds():
                 with PluggedIn(models.plain(), controller) as fresh:
                     freeEntry(fresh.busId)
 

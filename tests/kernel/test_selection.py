@@ -15,8 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.kernel.cache import PROJECT
 from tests.kernel.machine import Boot, Ending
 from tests.kernel.needs import Need, dies, needs
-from tests.kernel.selection import Job, fullName, jobsFor, scenarioModules, unmet
-from tests.kernel.smoke import SMOKE
+from tests.kernel.selection import SMOKE, Job, fullName, jobsFor, scenarioModules, unmet
 from tests.kernel.tools import HarnessError
 from tests.kernel.umlkernel import UmlKernel
 

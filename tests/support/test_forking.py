@@ -13,7 +13,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.kernel.inside.waiting import waitUntil
+from tests.kernel.inside.command import waitUntil
 from tests.support.childdaemon import SECONDS, TWISTED, ChildDaemon
 from tests.support.forking import FORKING, ForkedChild, spawn
 

@@ -1,5 +1,5 @@
 """
-Running programs, with a deadline.
+Running programs and waiting for conditions, with deadlines.
 """
 
 from __future__ import annotations
@@ -7,12 +7,46 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-from tests.kernel.inside.waiting import DEADLINE, DeadlineMissed
 from tests.support.forking import ForkedChild, spawn
+
+# Generous: the guest may be emulated, and the machine below it busy.
+DEADLINE = 180.0
+
+_PAUSE = 0.05
+
+T = TypeVar("T")
+
+
+class DeadlineMissed(AssertionError):
+    """A condition did not become true in time."""
+
+
+def waitUntil(
+    condition: Callable[[], T], what: str | Callable[[], str], seconds: float = DEADLINE
+) -> T:
+    """
+    Poll a condition.
+
+    @param condition: returns something true in the end.
+    @param what: the condition in words, for the message of the error; called if it is a function.
+    @return: the first true value.
+    """
+    end = time.monotonic() + seconds
+    while True:
+        late = time.monotonic() > end
+        found = condition()
+        if found:
+            return found
+        if late:
+            text = what if isinstance(what, str) else what()
+            raise DeadlineMissed(f"not within {seconds:.0f} s: {text}")
+        time.sleep(_PAUSE)
+
 
 _DYING = 2.0
 

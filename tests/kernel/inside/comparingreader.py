@@ -11,8 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.kernel.inside.command import check
-from tests.kernel.inside.waiting import waitUntil
+from tests.kernel.inside.command import check, waitUntil
 
 _PAUSE = 0.2
 """Seconds between two reads: the test needs the processor in between."""

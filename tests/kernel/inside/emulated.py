@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.kernel.devices import EMULATED, Device, Kind, qemuDrive, qemuProperties
-from tests.kernel.inside.command import check
+from tests.kernel.inside.command import DeadlineMissed, check
 from tests.kernel.inside.testbed import PlugError
-from tests.kernel.inside.waiting import DeadlineMissed
 
 _PORTS = Path("/sys/class/virtio-ports")
 _PORT = "usbipshare.guestqmp"

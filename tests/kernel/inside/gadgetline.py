@@ -12,8 +12,7 @@ import tty
 from pathlib import Path
 
 from tests.kernel.devices import Device
-from tests.kernel.inside.command import check
-from tests.kernel.inside.waiting import DEADLINE, DeadlineMissed
+from tests.kernel.inside.command import DEADLINE, DeadlineMissed, check
 
 _FUNCTION = "/sys/kernel/config/usb_gadget/{name}/functions/acm.0/port_num"
 

@@ -13,9 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.kernel.devices import BORN_WITH, CONTROLLERS, GADGETS, Device, Kind, controllerOf
-from tests.kernel.inside.command import check
+from tests.kernel.inside.command import check, waitUntil
 from tests.kernel.inside.testbed import PlugError
-from tests.kernel.inside.waiting import waitUntil
 
 _CONFIGFS = Path("/sys/kernel/config")
 _GADGETS = _CONFIGFS / "usb_gadget"

@@ -9,9 +9,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.kernel.inside.command import check, stop
+from tests.kernel.inside.command import check, stop, waitUntil
 from tests.kernel.inside.usb import waitGone, waitImport
-from tests.kernel.inside.waiting import waitUntil
 
 HOST = "127.0.0.1"
 

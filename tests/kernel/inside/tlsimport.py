@@ -12,8 +12,8 @@ import struct
 import threading
 from pathlib import Path
 
+from tests.kernel.inside.command import DEADLINE
 from tests.kernel.inside.usb import VHCI_FOLDER
-from tests.kernel.inside.waiting import DEADLINE
 from tests.support.tlstunnel import carry
 from usbip_server.net.ktls import missing
 

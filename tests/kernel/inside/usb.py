@@ -8,7 +8,7 @@ import fcntl
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.kernel.inside.waiting import DEADLINE, waitUntil
+from tests.kernel.inside.command import DEADLINE, waitUntil
 
 DEVICES_FOLDER = Path("/sys/bus/usb/devices")
 DRIVERS_FOLDER = Path("/sys/bus/usb/drivers")

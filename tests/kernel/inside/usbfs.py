@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.kernel.cache import PROJECT
-from tests.kernel.inside.command import stop
+from tests.kernel.inside.command import stop, waitUntil
 from tests.kernel.inside.ioctl import Buffer, buffer, ioctl
 from tests.kernel.inside.usb import attribute
-from tests.kernel.inside.waiting import waitUntil
 
 _CONTROL, _BULK = 0xC0185500, 0xC0185502
 _SET_INTERFACE, _SET_CONFIGURATION = 0x80085504, 0x80045505

@@ -18,6 +18,7 @@ from usbip.transport import USBIP  # type: ignore[import-untyped]
 
 from tests.kernel import guest
 from tests.kernel.daemoncase import DISK, HOST, OTHER_STOCK_PORT, SERIAL, DaemonCase
+from tests.kernel.inside.gadgetline import GadgetLine
 from tests.kernel.needs import Need, needs
 from tests.support import serialclient
 from tests.support.childdaemon import EXPORT
@@ -127,7 +128,7 @@ class UserSpaceTests(DaemonCase):
         if not serialclient.installed:
             self.skipTest("pip install serial-usbipclient")
         vendor, product = (int(number, 16) for number in guest.SERIAL.vidPid.split(":"))
-        with guest.GadgetLine(guest.SERIAL) as line:
+        with GadgetLine(guest.SERIAL) as line:
 
             def use(port: int) -> None:
                 client = SerialClient(port, vendor, product)

@@ -14,6 +14,7 @@ from typing import Any
 
 from tests.kernel import guest
 from tests.kernel.daemoncase import BUS_IDS, DISK, PATIENCE, SERIAL, TABLET, DaemonCase, summary
+from tests.kernel.inside.uevents import Binding, Uevents
 
 ROUNDS = 2
 """Of replugs: with two more of the disk, and the first plug, three would count as flapping."""
@@ -47,7 +48,7 @@ class DesiredTests(DaemonCase):
         for busId in BUS_IDS:
             self.succeeds(daemon.ask("attach", id=busId))
 
-        with guest.Uevents() as uevents:
+        with Uevents() as uevents:
             devices = [device for device in guest.DEVICES if device.busId in BUS_IDS]
             delays = [self.replug(uevents, each) for _ in range(ROUNDS) for each in devices]
             print(f"\nbound again after a replug: {summary(delays)} after the kernel's bind@")
@@ -96,7 +97,7 @@ class DesiredTests(DaemonCase):
         self.assertEqual(holders, {"127.0.0.1"})
         self.assertEqual([each for each in events if each["event"] == "failed"], [])
 
-    def replug(self, uevents: guest.Uevents, device: guest.Device) -> float:
+    def replug(self, uevents: Uevents, device: guest.Device) -> float:
         """
         Unplug a device, plug it in, and wait until it is bound.
 
@@ -108,7 +109,7 @@ class DesiredTests(DaemonCase):
         guest.waitGone(busId)
         guest.plug(device)
 
-        def bound() -> list[guest.Binding]:
+        def bound() -> list[Binding]:
             new = uevents.bindings(busId)[before:]
             return new if new and new[-1].driver == "usbip-host" else []
 

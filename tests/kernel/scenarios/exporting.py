@@ -12,7 +12,6 @@ import struct
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from tests.kernel import guest
 from tests.kernel.daemoncase import (
@@ -27,9 +26,6 @@ from tests.kernel.daemoncase import (
     timestamp,
 )
 from tests.support.childdaemon import ChildDaemon
-
-OTHER = "10.99.0.1"
-"""A second address of this machine, not of loopback."""
 
 CYCLES = 10
 
@@ -172,10 +168,9 @@ class ExportingTests(DaemonCase):
     def test_sessionsEnded(self) -> None:
         """
         A kick, an unbind and an unplug take the device from its client, after which it can be
-        imported again. Leases and C{share: on_import} apply to imports.
+        imported again. A device with C{share: on_import} is bound by an import.
         """
         daemon = self.daemon()
-        self.lease(daemon)
         self.kick(daemon)
         self.unbind(daemon)
         self.unplug(daemon)
@@ -185,18 +180,6 @@ class ExportingTests(DaemonCase):
             daemon,
             lambda event: (event.get("verb"), event.get("principal")) == ("attach", "usbipshare"),
         )
-
-    def lease(self, daemon: ChildDaemon) -> None:
-        """Only the address that has leased the disk can import it."""
-        guest.check("ip", "address", "replace", f"{OTHER}/32", "dev", "lo")
-        lease = {"owner": "ci-job-81", "ttl": 600}
-        self.succeeds(askFrom(OTHER, daemon, "attach", id=DISK, lease=lease))
-        self.refused(DISK, BUSY_TEXT)
-        with self.granted(DISK, OTHER) as connection:
-            self.assertEqual(self.holder(daemon)["address"], OTHER)
-            self.succeeds(askFrom(OTHER, daemon, "detach", id=DISK, owner="ci-job-81"))
-            self.assertEqual(connection.recv(1), b"")
-        guest.waitBlockDevice(DISK)
 
     def kick(self, daemon: ChildDaemon) -> None:
         """A kick ends the session; the device stays bound."""
@@ -325,19 +308,15 @@ class ExportingTests(DaemonCase):
         self.assertNotEqual(result.rc, 0)
         self.assertIn(f"Attach Request for {busId} failed - {text}", result.err)
 
-    def granted(self, busId: str, source: str = HOST) -> socket.socket:
-        """
-        Import a device without attaching it to vhci.
-
-        @param source: the address to connect from.
-        """
-        connection = self.request(busId, source)
+    def granted(self, busId: str) -> socket.socket:
+        """Import a device without attaching it to vhci."""
+        connection = self.request(busId)
         self.assertEqual(self.status(busId, connection), OK)
         return connection
 
-    def request(self, busId: str, source: str = HOST) -> socket.socket:
+    def request(self, busId: str) -> socket.socket:
         """Send C{OP_REQ_IMPORT}."""
-        connection = socket.create_connection((HOST, 3240), guest.DEADLINE, (source, 0))
+        connection = socket.create_connection((HOST, 3240), guest.DEADLINE)
         self.addCleanup(connection.close)
         connection.sendall(struct.pack(">HHI32s", 0x0111, 0x8003, 0, busId.encode()))
         return connection
@@ -351,15 +330,6 @@ class ExportingTests(DaemonCase):
             device = connection.recv(312, socket.MSG_WAITALL)
             self.assertEqual(device[256:288].rstrip(b"\0"), busId.encode())
         return int(status)
-
-
-def askFrom(address: str, daemon: ChildDaemon, command: str, **more: object) -> dict[str, Any]:
-    """Send a request from another address, and return the answer."""
-    with socket.create_connection((HOST, daemon.port), guest.DEADLINE, (address, 0)) as connection:
-        connection.sendall(json.dumps({"command": command, **more}).encode() + b"\n")
-        with connection.makefile("rb") as lines:
-            answer: dict[str, Any] = json.loads(lines.readline())
-            return answer
 
 
 def openDescriptors(daemon: ChildDaemon) -> list[str]:

@@ -14,7 +14,8 @@ from typing import Any
 
 from tests.kernel import guest
 from tests.kernel.daemoncase import HOST
-from tests.kernel.guest import models
+from tests.kernel.inside.rawgadget import models
+from tests.kernel.inside.usbfs import isStuck, locked
 from tests.kernel.misbehavingcase import IN_TIME, OTHER, MisbehavingCase
 from tests.support.childdaemon import ChildDaemon
 
@@ -38,7 +39,7 @@ class HangingCase(MisbehavingCase):
 
     def hang(self) -> None:
         """Let the device hang until it is unplugged."""
-        self.enter(guest.locked(self.bad.busId))
+        self.enter(locked(self.bad.busId))
         self.addCleanup(self.bad.unplug)
 
     def assertOtherWorks(self, daemon: ChildDaemon) -> None:
@@ -59,7 +60,7 @@ class HangingCase(MisbehavingCase):
         began = time.monotonic()
         answer = daemon.ask("attach", serial="HANG1")
         self.assertLess(time.monotonic() - began, IN_TIME, answer)
-        guest.waitUntil(lambda: guest.isStuck(daemon.child.pid), "the daemon's thread is stuck")
+        guest.waitUntil(lambda: isStuck(daemon.child.pid), "the daemon's thread is stuck")
         return answer
 
     def assertReplaced(self, daemon: ChildDaemon) -> None:
@@ -224,7 +225,7 @@ class MuteDiskTests(MisbehavingCase):
         began = time.monotonic()
         self.fails(daemon.ask("attach", id=disk.busId), "takes longer than 1.8 s and goes on")
         self.assertLess(time.monotonic() - began, IN_TIME)
-        guest.waitUntil(lambda: guest.isStuck(daemon.child.pid), "the daemon's thread is stuck")
+        guest.waitUntil(lambda: isStuck(daemon.child.pid), "the daemon's thread is stuck")
         self.succeeds(self.promptly(daemon, "attach", id=other.busId))
         self.awaitState(daemon, "error", disk.busId)
         self.succeeds(self.promptly(daemon, "detach", id=other.busId))

@@ -1,13 +1,12 @@
 """
-More devices than entries in C{usbip-host}'s table, devices with the same ids, and devices that are
-replugged as something else.
+More devices than entries in C{usbip-host}'s table, and devices that are replugged as something
+else.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from tests.kernel import guest
 from tests.kernel.daemoncase import BUS_IDS, DISK, SERIAL, DaemonCase
@@ -21,9 +20,6 @@ PLACES = 16
 FREE = (6, 7, *range(10, CONTROLLERS))
 """The controllers that have no device when a guest starts, nor later in these tests."""
 
-TWINS = "10c4:ea60"
-"""The ids of both of two devices."""
-
 
 @needs(Need.GADGETS)
 class GadgetCase(DaemonCase):
@@ -33,13 +29,10 @@ class GadgetCase(DaemonCase):
         """Run a daemon with a state file: what was attached is attached again after a replug."""
         return self.daemon(self.config(f"{{file: {Path(self.mktemp()).absolute()}}}"))
 
-    def plugged(self, name: str, controller: int, **more: Any) -> guest.Device:
-        """
-        Plug in a card reader until the end of the test.
-
-        @param more: other fields of the device.
-        """
-        device = replace(guest.CARD_READER, name=name, busId=gadgetBusId(controller), **more)
+    def plugged(self, controller: int) -> guest.Device:
+        """Plug in a card reader until the end of the test."""
+        name, busId = f"more{controller}", gadgetBusId(controller)
+        device = replace(guest.CARD_READER, name=name, busId=busId)
         guest.plug(device)
         self.addCleanup(self.unplug, device)
         guest.waitPresent(device.busId)
@@ -52,11 +45,6 @@ class GadgetCase(DaemonCase):
             guest.unplug(device)
             guest.waitGone(device.busId)
 
-    def awaitAllListed(self, daemon: ChildDaemon, *devices: guest.Device) -> None:
-        """Wait until a daemon lists these besides the usual devices."""
-        wanted = sorted({*BUS_IDS, *(device.busId for device in devices)})
-        guest.waitUntil(lambda: sorted(self.listed(daemon)) == wanted, f"{wanted} are listed")
-
 
 class ManyTests(GadgetCase):
     """Seventeen devices."""
@@ -67,9 +55,10 @@ class ManyTests(GadgetCase):
         driver, until one is detached.
         """
         daemon = self.daemon()
-        more = [self.plugged(f"more{number}", number) for number in FREE]
-        self.awaitAllListed(daemon, *more)
+        more = [self.plugged(number) for number in FREE]
         busIds = [*BUS_IDS, *(device.busId for device in more)]
+        wanted = sorted(busIds)
+        guest.waitUntil(lambda: sorted(self.listed(daemon)) == wanted, f"{wanted} are listed")
         self.assertGreater(len(busIds), PLACES)
         bound, rest = busIds[:PLACES], busIds[PLACES:]
         for busId in bound:
@@ -82,37 +71,6 @@ class ManyTests(GadgetCase):
         self.succeeds(daemon.ask("attach", id=rest[0]))
         self.assertEqual(guest.driverOf(rest[0]), "usbip-host")
         self.detachAll(daemon)
-
-
-class TwinTests(GadgetCase):
-    """Two devices with the same ids."""
-
-    def test_selectedBySerialOrBusId(self) -> None:
-        """
-        A request by ids matches both. A serial number selects one, or the bus id where they have
-        no serial number.
-        """
-        daemon = self.daemon()
-        for hasSerial in (True, False):
-            twins = [
-                self.plugged(
-                    f"twin{n}{hasSerial}", n, vidPid=TWINS, serial=f"S{n}" if hasSerial else None
-                )
-                for n in (10, 11)
-            ]
-            self.awaitAllListed(daemon, *twins)
-            several = daemon.ask("attach", id=TWINS)
-            self.assertEqual(several["status"], "multiple_matches")
-            for device in twins:
-                self.assertIn(device.busId, several["message"])
-                which = (
-                    {"serial": device.serial, "id": TWINS} if hasSerial else {"id": device.busId}
-                )
-                found = self.succeeds(daemon.ask("attach", **which))
-                self.assertEqual((found["bus_id"], found["serial"]), (device.busId, device.serial))
-                self.succeeds(daemon.ask("detach", id=device.busId))
-            for device in twins:
-                self.unplug(device)
 
 
 class ChangingTests(GadgetCase):

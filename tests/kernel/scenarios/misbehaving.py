@@ -15,7 +15,11 @@ from typing import Any
 
 from tests.kernel import guest
 from tests.kernel.daemoncase import HOST
-from tests.kernel.guest import PluggedIn, RawDevice, UsbNode, models
+from tests.kernel.inside.comparingreader import ComparingReader
+from tests.kernel.inside.rawgadget import models
+from tests.kernel.inside.rawgadget.device import RawDevice
+from tests.kernel.inside.rawgadget.plugged import PluggedIn
+from tests.kernel.inside.usbfs import UsbNode
 from tests.kernel.misbehavingcase import OTHER, MisbehavingCase
 
 INTERFACES_AT_MOST = 32
@@ -267,26 +271,27 @@ class DescriptorTests(BesideCase):
         answer = self.server.ask("attach", id=plugged.busId)
         self.assertEqual(answer["status"], "not_found", answer)
 
-    def test_unprintableSerial(self) -> None:
+    def test_serialNumbers(self) -> None:
         """
-        Characters of a serial number that cannot be printed are not shown. The client's kernel has
-        the serial number that the server's has.
+        Characters of a serial number that cannot be printed are not shown. It may look like markup,
+        be empty, or be of maximum length. The client's kernel has the serial number that the
+        server's has.
         """
         plugged = self.attached(models.plain("\x1b[2J\x07A\tB\nC\x7f\x9b"))
         with self.imported(self.server, plugged.busId) as imported:
             paths = [guest.DEVICES_FOLDER / each / "serial" for each in (plugged.busId, imported)]
             self.assertEqual(paths[0].read_bytes(), paths[1].read_bytes())
         plugged.unplug()
-        self.assertSerialShown("\x1b[2J\x07A\tB\nC\x7f\x9b", "[2JABC")
-        self.assertSerialShown("\u202eABC\u2028D\u00e9\U0001f600", "ABCD\u00e9\U0001f600")
-        self.assertSerialShown("E\ud800F", "EF")
-        self.assertSerialShown("\x01\x02\x1b", None)
-
-    def test_oddSerial(self) -> None:
-        """A serial number may look like markup, be empty, or be of maximum length."""
-        self.assertSerialShown("<b onclick='x'>\"&amp;\\", "<b onclick='x'>\"&amp;\\")
-        self.assertSerialShown("", None)
-        self.assertSerialShown("X" * 126, "X" * 126)
+        for serial, shown in (
+            ("\x1b[2J\x07A\tB\nC\x7f\x9b", "[2JABC"),
+            ("\u202eABC\u2028D\u00e9\U0001f600", "ABCD\u00e9\U0001f600"),
+            ("E\ud800F", "EF"),
+            ("\x01\x02\x1b", None),
+            ("<b onclick='x'>\"&amp;\\", "<b onclick='x'>\"&amp;\\"),
+            ("", None),
+            ("X" * 126, "X" * 126),
+        ):
+            self.assertSerialShown(serial, shown)
 
     def assertSerialShown(self, serial: str, shown: str | None) -> None:
         """
@@ -308,7 +313,7 @@ class DescriptorTests(BesideCase):
         plugged.unplug()
 
 
-def countReader(node: UsbNode, pause: float) -> guest.ComparingReader:
+def countReader(node: UsbNode, pause: float) -> ComparingReader:
     """
     Reads from a L{models.Counting}, and compares.
 
@@ -316,9 +321,7 @@ def countReader(node: UsbNode, pause: float) -> guest.ComparingReader:
     """
     packet = models.counted(models.SOURCE.packet)
     size = 4 * len(packet)
-    return guest.ComparingReader(
-        lambda: node.bulkIn(models.SOURCE.address, size), 4 * packet, pause
-    )
+    return ComparingReader(lambda: node.bulkIn(models.SOURCE.address, size), 4 * packet, pause)
 
 
 def descriptors(busId: str) -> bytes:

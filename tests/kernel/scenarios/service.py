@@ -18,6 +18,7 @@ from typing import Any
 
 from tests.kernel import guest
 from tests.kernel.daemoncase import DISK, SERIAL, GuestCase
+from tests.kernel.inside.command import DeadlineMissed
 from tests.kernel.inside.tlsimport import OK, OP_ENABLE_KTLS, TlsImport
 from tests.kernel.needs import Need, needs
 from tests.kernel.scenarios.sharing import unloadHost
@@ -136,7 +137,7 @@ class SystemdCase(GuestCase):
         """Wait until a condition is true. A failure contains the status of the unit."""
         try:
             guest.waitUntil(condition, what)
-        except guest.DeadlineMissed as error:
+        except DeadlineMissed as error:
             status = self.systemctl("status", "--no-pager", "--full", "--lines=40", self.unit)
             self.fail(f"{error}\n{self.systemctl('list-jobs')}\n{status}")
 

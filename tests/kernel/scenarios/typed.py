@@ -13,6 +13,7 @@ from typing import Any
 
 from tests.kernel import guest
 from tests.kernel.daemoncase import BUS_IDS, DISK, FAST, HOST, SERIAL, ElsewhereCase
+from tests.kernel.inside.command import CommandResult
 from tests.support.childdaemon import ChildDaemon
 
 USBIPSHARE = str(Path(sys.executable).with_name("usbipshare"))
@@ -46,7 +47,7 @@ class TypedCase(ElsewhereCase):
         path.write_text(f"servers: {{lab: {{host: {host}}}}}\ntimeout: {guest.DEADLINE}\n")
         path.chmod(0o644)
 
-    def execute(self, *words: str, prefix: tuple[str, ...] = ()) -> guest.CommandResult:
+    def execute(self, *words: str, prefix: tuple[str, ...] = ()) -> CommandResult:
         """Run a subcommand."""
         env = {**os.environ, "XDG_CONFIG_HOME": str(self.folder)}
         argv = (*self.prefixes, *prefix, USBIPSHARE, *words)
@@ -132,17 +133,8 @@ class TypedTests(TypedCase):
         guest.unplug(guest.FAST_DISK)
         guest.waitGone(FAST)
 
-    def test_exitStatus(self) -> None:
-        """Each kind of failure has its exit status, and a line with the reason."""
-        nobody = "10.55.32.9"
-        for words, status, text in (
-            (("attach", "NOSUCH"), 3, "NOSUCH"),
-            (("attach", "QEMU"), 4, DISK),
-            (("attach", DISK, "--host", nobody, "--timeout", "1"), 6, nobody),
-        ):
-            ended = self.execute(*words)
-            self.assertEqual(ended.rc, status, ended)
-            self.assertIn(text, ended.out + ended.err)
+    def test_refused(self) -> None:
+        """An attach by another user than root, and one of a device in use, are refused."""
         ended = self.execute("attach", DISK, prefix=NOBODY)
         self.assertEqual(ended.rc, 7, ended)
         self.assertIn("sudo", ended.err)

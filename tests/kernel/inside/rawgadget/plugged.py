@@ -12,10 +12,9 @@ import tempfile
 from pathlib import Path
 
 from tests.kernel.cache import PROJECT
-from tests.kernel.inside.command import stop
+from tests.kernel.inside.command import stop, waitUntil
 from tests.kernel.inside.rawgadget.device import RawDevice
 from tests.kernel.inside.usb import driverOf, waitGone
-from tests.kernel.inside.waiting import waitUntil
 from tests.support.forking import spawn
 
 _CONTROLLERS = Path("/sys/devices/platform")
