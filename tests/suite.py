@@ -76,17 +76,13 @@ class Outcome:
 
 
 def modules() -> list[str]:
-    """
-    All modules with tests.
-    """
+    """All modules with tests."""
     found = sorted((PROJECT / "tests").rglob("test_*.py"))
     return [".".join(path.relative_to(PROJECT).with_suffix("").parts) for path in found]
 
 
 def trialTasks(names: Sequence[str]) -> Iterator[Task]:
-    """
-    Spread modules evenly over trial processes: neighbours are often alike, and as slow.
-    """
+    """Spread modules evenly over trial processes: neighbours are often alike, and as slow."""
     count = -(-len(names) // MODULES_AT_ONCE)
     for number in range(count):
         some = names[number::count]
@@ -96,18 +92,14 @@ def trialTasks(names: Sequence[str]) -> Iterator[Task]:
 
 
 def tasksOf(part: str) -> list[Task]:
-    """
-    What is to be run for a part.
-    """
+    """What is to be run for a part."""
     if part == UNIT:
         return [*trialTasks(modules())]
     return [Task(part, part, (os.environ.get("MAKE", "make"), "--no-print-directory", part))]
 
 
 def run(task: Task) -> Outcome:
-    """
-    Run a process to its end.
-    """
+    """Run a process to its end."""
     begin = time.monotonic()
     done = subprocess.run(
         task.command,
@@ -148,9 +140,7 @@ def runAll(tasks: Sequence[Task], atOnce: int, write: Callable[[str], object]) -
 
 
 def timesOf(outcomes: Sequence[Outcome]) -> TimeTable:
-    """
-    How long each part took, from its first beginning to its last end.
-    """
+    """How long each part took, from its first beginning to its last end."""
     table = TimeTable()
     for part in dict.fromkeys(outcome.task.part for outcome in outcomes):
         table.add(part, _seconds([each for each in outcomes if each.task.part == part]))
@@ -163,9 +153,7 @@ def _seconds(outcomes: Sequence[Outcome]) -> float:
 
 
 def main() -> None:
-    """
-    Entry point.
-    """
+    """Entry point."""
     tasks = [task for part in sys.argv[1:] for task in tasksOf(part)]
     # One more than there are cores, as many tests wait for something now and then.
     atOnce = len(os.sched_getaffinity(0)) + 1

@@ -27,10 +27,8 @@ _DIES = "kernelDies"
 class Need(enum.Enum):
     """Something that not every kind of machine has."""
 
-    FTDI = "an FTDI serial converter"
     GADGETS = "USB gadgets that a test makes and changes"
     HUB = "a USB hub"
-    SMP = "two processors"
     STOCK_KERNEL = "a Debian kernel as it is packaged"
     SYSTEMD = "systemd as it is installed"
 

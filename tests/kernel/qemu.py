@@ -12,10 +12,9 @@ import socket
 from pathlib import Path
 
 from tests.kernel.devices import BORN_WITH, EMULATED, Kind, qemuDrive, qemuProperties
-from tests.kernel.initrd import buildInitrd
 from tests.kernel.machine import CONSOLE, Boot, Ending, GuestRun, IMachineReactor, settingsScript
 from tests.kernel.needs import Need
-from tests.kernel.stockkernel import StockKernel
+from tests.kernel.stockkernel import StockKernel, buildInitrd
 from tests.kernel.tools import HarnessError, tool
 
 _MONITOR_FD, _QMP_FD, _GUEST_QMP_FD, _NOTES_FD = 3, 4, 5, 6
@@ -49,7 +48,7 @@ class Qemu:
     """
 
     kind = "qemu"
-    offers = frozenset({Need.FTDI, Need.HUB, Need.SMP, Need.STOCK_KERNEL, Need.SYSTEMD})
+    offers = frozenset({Need.HUB, Need.STOCK_KERNEL, Need.SYSTEMD})
     isQuick = False
 
     def __init__(self, reactor: IMachineReactor, kernel: StockKernel) -> None:
@@ -141,9 +140,7 @@ class _Run(GuestRun):
     """
 
     def __init__(self, reactor: IMachineReactor, boot: Boot, monitor: socket.socket) -> None:
-        """
-        @param monitor: takes commands of QEMU's monitor for people.
-        """
+        """@param monitor: takes commands of QEMU's monitor for people."""
         super().__init__(reactor, boot, _NOTES_FD, {1: boot.emit})
         self._monitor = monitor
         self._later = reactor.callLater

@@ -100,9 +100,7 @@ class JobsTests(SynchronousTestCase):
         )
 
     def test_bootForEachCrash(self) -> None:
-        """
-        A test that crashes the kernel has a boot of its own, with the pattern of the console.
-        """
+        """A test that crashes the kernel has a boot of its own, with the pattern of the console."""
         for isQuick in (True, False):
             job = self.jobs(isQuick)["PlainTests.test_death"]
             self.assertEqual(job.tests, (f"{_PLAIN}.test_death",))

@@ -109,9 +109,7 @@ def spawn(
 
 
 def _programOf(command: Sequence[str]) -> _Program | None:
-    """
-    What a command runs, if that can be forked.
-    """
+    """What a command runs, if that can be forked."""
     words, network = [*command], ""
     if words[0] == _ENTERING[0] and words[1].startswith(_ENTERING[1]):
         network = words[1].removeprefix(_ENTERING[1])
@@ -279,9 +277,7 @@ def _report(report: int, number: int) -> None:
 
 
 def _become(request: dict[str, Any], descriptors: Sequence[int]) -> None:
-    """
-    Become the program of a request.
-    """
+    """Become the program of a request."""
     for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))

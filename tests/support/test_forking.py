@@ -23,9 +23,7 @@ VIRTUAL = "backend: {type: virtual}\n"
 
 
 class ForkingTests(SynchronousTestCase):
-    """
-    As in a guest.
-    """
+    """As in a guest."""
 
     def setUp(self) -> None:
         self.patch(os, "environ", {**os.environ, FORKING: "1"})
@@ -75,8 +73,6 @@ class ForkingTests(SynchronousTestCase):
 
 
 def kinds(daemon: ChildDaemon) -> list[str]:
-    """
-    What its file descriptors are.
-    """
+    """What its file descriptors are."""
     folder = Path(f"/proc/{daemon.child.pid}/fd")
     return sorted(os.readlink(link).partition("[")[0] for link in folder.iterdir())

@@ -19,9 +19,7 @@ def command(code: str, *arguments: str) -> tuple[str, ...]:
 
 
 class CountTests(SynchronousTestCase):
-    """
-    Numbers of tests.
-    """
+    """Numbers of tests."""
 
     def test_summary(self) -> None:
         """Trial's last summary is read, with all the names that it has for a number."""
@@ -49,9 +47,7 @@ class CountTests(SynchronousTestCase):
 
 
 class TaskTests(SynchronousTestCase):
-    """
-    The processes that run unit and integration tests.
-    """
+    """The processes that run unit and integration tests."""
 
     def test_modules(self) -> None:
         """All modules with tests are found, in all folders, and nothing else."""
@@ -81,9 +77,7 @@ class TaskTests(SynchronousTestCase):
 
 
 class RunTests(SynchronousTestCase):
-    """
-    Parts that run side by side.
-    """
+    """Parts that run side by side."""
 
     def report(self, *commands: tuple[str, tuple[str, ...]], status: int) -> str:
         """Run these, and return what is printed."""

@@ -6,9 +6,7 @@ from __future__ import annotations
 
 
 class TimeTable:
-    """
-    Collects durations and formats them as an aligned table with a header.
-    """
+    """Collects durations and formats them as an aligned table with a header."""
 
     def __init__(self) -> None:
         self._rows: list[tuple[str, float]] = []
@@ -22,9 +20,7 @@ class TimeTable:
         self._rows.append((what, seconds))
 
     def __str__(self) -> str:
-        """
-        The table without a final line feed, rows in the order in which they were added.
-        """
+        """The table without a final line feed, rows in the order in which they were added."""
         rows = [("what", "seconds"), *((what, f"{seconds:.1f}") for what, seconds in self._rows)]
         left = max(len(what) for what, _ in rows)
         right = max(len(seconds) for _, seconds in rows)

@@ -12,9 +12,7 @@ _SUMMARY = re.compile(r"^(?:PASSED|FAILED)(?: \((\w+=\d+(?:, \w+=\d+)*)\))?\r?$"
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """
-    Numbers of tests.
-    """
+    """Numbers of tests."""
 
     passed: int = 0
     failed: int = 0

@@ -244,9 +244,7 @@ class UsbipHostFacts(Machine):
             self.assertAnnounced(act, *uevents)
 
     def test_statusIsNotAnnounced(self) -> None:
-        """
-        Section 2: C{usbip_status} is 1, and 2 during a session; neither change is announced.
-        """
+        """Section 2: C{usbip_status} is 1, and 2 during a session; neither change is announced."""
         self.bind()
         uevents = self.ueventSocket()
         self.assertEqual(self.status(), 1)

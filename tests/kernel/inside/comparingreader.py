@@ -18,9 +18,7 @@ _PAUSE = 0.2
 
 
 class ComparingReader:
-    """
-    Calls a function and compares what it returns, in a thread, until the C{with} ends.
-    """
+    """Calls a function and compares what it returns, in a thread, until the C{with} ends."""
 
     def __init__(self, read: Callable[[], bytes], expected: bytes, pause: float = _PAUSE) -> None:
         """
@@ -53,16 +51,6 @@ class ComparingReader:
         waitUntil(lambda: self._count >= wanted or self._error, "another read has ended")
         if self._error is not None:
             raise AssertionError(f"reading failed: {self._error!r}")
-
-    def awaitFailure(self) -> Exception:
-        """
-        Wait until a read has failed.
-
-        @return: what it raised.
-        """
-        error = waitUntil(lambda: self._error, "a read has failed")
-        assert error is not None
-        return error
 
     def _run(self) -> None:
         try:

@@ -47,9 +47,7 @@ def stockUsbipd(port: int = STOCK_PORT) -> Iterator[None]:
 
 
 def isListening(port: int) -> bool:
-    """
-    Does a process listen on a TCP port? Read from C{/proc/net}, without a connection.
-    """
+    """Does a process listen on a TCP port? Read from C{/proc/net}, without a connection."""
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         for line in Path(table).read_text().splitlines()[1:]:
             _, local, _, state, *_ = line.split()

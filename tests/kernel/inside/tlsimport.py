@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 
 from tests.kernel.inside.command import DEADLINE
-from tests.kernel.inside.usb import VHCI_FOLDER
+from tests.kernel.inside.usb import VHCI_FOLDER, freePort
 from tests.support.tlstunnel import carry
 from usbip_server.net.ktls import missing
 
@@ -26,7 +26,6 @@ NO_TLS_MODULE = Path("/etc/modprobe.d/no-ktls.conf")
 """A file that forbids to load the kernel's module for TLS, while it contains
 C{install tls /bin/false}."""
 
-_FREE = "004"
 _SUPER = 5
 
 
@@ -97,15 +96,6 @@ class TlsImport:
         return data
 
     def _give(self, connection: socket.socket) -> None:
-        number = _freePort("ss" if self._speed >= _SUPER else "hs")
+        number = freePort("ss" if self._speed >= _SUPER else "hs")
         order = f"{number} {connection.fileno()} {self._deviceId} {self._speed}"
         (VHCI_FOLDER / "attach").write_text(order)
-
-
-def _freePort(hub: str) -> int:
-    for status in sorted(VHCI_FOLDER.glob("status*")):
-        for line in status.read_text().splitlines()[1:]:
-            kind, number, state, *_ = line.split()
-            if kind == hub and state == _FREE:
-                return int(number)
-    raise AssertionError("vhci has no free port")

@@ -17,8 +17,7 @@ VHCI_FOLDER = Path("/sys/devices/platform/vhci_hcd.0")
 _USBDEVFS_RESET = 0x5514
 """C{_IO('U', 20)} (include/uapi/linux/usbdevice_fs.h)."""
 
-_VHCI_NOT_ASSIGNED = 5
-_VHCI_USED = 6
+_VHCI_FREE, _VHCI_NOT_ASSIGNED, _VHCI_USED = 4, 5, 6
 
 
 def attribute(busId: str, name: str) -> str | None:
@@ -123,21 +122,30 @@ def forget(busId: str) -> None:
 
 def imports() -> dict[int, str]:
     """Which port of vhci has which device, by the bus id it has here: C{{0: "3-1"}}."""
-    return {port: busId for port, state, busId in _vhciPorts() if state == _VHCI_USED}
+    return {port: busId for _, port, state, busId in _vhciPorts() if state == _VHCI_USED}
 
 
 def importsPending() -> bool:
     """Is there an import that has no local bus id yet?"""
-    return any(state == _VHCI_NOT_ASSIGNED for _, state, _ in _vhciPorts())
+    return any(state == _VHCI_NOT_ASSIGNED for _, _, state, _ in _vhciPorts())
 
 
-def _vhciPorts() -> Iterator[tuple[int, int, str]]:
-    """Number, state and bus id of every port of vhci; none if it is not loaded."""
+def _vhciPorts() -> Iterator[tuple[str, int, int, str]]:
+    """Hub, number, state and bus id of every port of vhci; none if it is not loaded."""
     for status in sorted(VHCI_FOLDER.glob("status*")):
         # hub port sta spd dev sockfd local_busid
         for line in status.read_text().splitlines()[1:]:
-            _, port, state, _, _, _, busId = line.split()
-            yield int(port), int(state), busId
+            hub, port, state, _, _, _, busId = line.split()
+            yield hub, int(port), int(state), busId
+
+
+def freePort(hub: str) -> int:
+    """
+    A free port of vhci.
+
+    @param hub: C{hs} or C{ss}.
+    """
+    return next(port for kind, port, state, _ in _vhciPorts() if (kind, state) == (hub, _VHCI_FREE))
 
 
 def waitImport(seconds: float = DEADLINE) -> tuple[int, str]:

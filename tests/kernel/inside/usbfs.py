@@ -1,5 +1,5 @@
 """
-USB transfers of our own, through C{/dev/bus/usb}.
+USB transfers through C{/dev/bus/usb}, and C{ioctl}.
 
 Numbers and structures are those of C{include/uapi/linux/usbdevice_fs.h}, on a machine of 64
 bits.
@@ -15,27 +15,19 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from tests.kernel.cache import PROJECT
 from tests.kernel.inside.command import stop, waitUntil
-from tests.kernel.inside.ioctl import Buffer, buffer, ioctl
 from tests.kernel.inside.usb import attribute
 
 _CONTROL, _BULK = 0xC0185500, 0xC0185502
 _SET_INTERFACE, _SET_CONFIGURATION = 0x80085504, 0x80045505
-_SUBMIT, _REAP = 0x8038550A, 0x4008550C
 _CLAIM, _IOCTL = 0x8004550F, 0xC0105512
 """C{USBDEVFS_CONTROL} and so on."""
-
-_TYPE_ISOCHRONOUS, _AS_SOON_AS_POSSIBLE = 0, 2
-"""C{USBDEVFS_URB_TYPE_ISO}, C{USBDEVFS_URB_ISO_ASAP}."""
 
 _CONTROL_TRANSFER = struct.Struct("@BBHHHIP")
 _BULK_TRANSFER = struct.Struct("@IIIP")
 _DRIVER_IOCTL = struct.Struct("@iiP")
-_URB = struct.Struct("@BBiIPiiiiiIP")
-_PACKET = struct.Struct("@III")
 
 _USBTEST_PARAMETER = struct.Struct("@IIIIIxxxxqq")
 _USBTEST_REQUEST = 0xC0005564 | _USBTEST_PARAMETER.size << 16
@@ -44,16 +36,32 @@ _USBTEST_REQUEST = 0xC0005564 | _USBTEST_PARAMETER.size << 16
 _TEST_CONTROL_QUEUE = 10
 
 
-class Packet(NamedTuple):
-    """
-    What became of a packet of an isochronous transfer.
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
 
-    @ivar length: how much came.
-    @ivar status: 0, or minus an errno.
-    """
+Buffer = ctypes.Array[ctypes.c_char]
 
-    length: int
-    status: int
+
+def buffer(data: bytes) -> Buffer:
+    """Memory at a fixed address with a copy of some bytes."""
+    return ctypes.create_string_buffer(data, max(len(data), 1))
+
+
+def ioctl(file: int, number: int, argument: Buffer | int = 0) -> int:
+    """
+    Call C{ioctl(2)} without Python's lock. C{fcntl.ioctl} blocks all other threads if its argument
+    has more than 1024 bytes, and takes no address.
+
+    @param argument: of a buffer the address is passed.
+    @return: the result.
+    @raise OSError: the call failed; C{InterruptedError} after a signal.
+    """
+    value = argument if isinstance(argument, int) else ctypes.addressof(argument)
+    result: int = _libc.ioctl(file, number, value)
+    if result < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+    return result
 
 
 class UsbNode:
@@ -105,35 +113,6 @@ class UsbNode:
     def bulkOut(self, endpoint: int, data: bytes, seconds: float = 30.0) -> int:
         """A bulk transfer that writes; returns how much."""
         return self._bulk(endpoint, buffer(data), len(data), seconds)
-
-    def isochronousIn(self, endpoint: int, packet: int, count: int) -> tuple[Packet, ...]:
-        """
-        An isochronous transfer that reads.
-
-        @param packet: size of a packet.
-        @param count: how many.
-        @raise OSError: of the transfer as a whole.
-        """
-        data = buffer(bytes(packet * count))
-        # type, endpoint, status, flags, buffer, its length, actual length, start frame,
-        # number of packets, error count, signal, user context
-        address, length = ctypes.addressof(data), len(data)
-        flags = _AS_SOON_AS_POSSIBLE
-        head = _URB.pack(
-            _TYPE_ISOCHRONOUS, endpoint, 0, flags, address, length, 0, 0, count, 0, 0, 0
-        )
-        urb = buffer(head + _PACKET.pack(packet, 0, 0) * count)
-        ioctl(self._file, _SUBMIT, urb)
-        ioctl(self._file, _REAP, buffer(bytes(8)))
-        status = _URB.unpack_from(urb)[2]
-        if status != 0:
-            raise OSError(-status, os.strerror(-status))
-        packets = (
-            _PACKET.unpack_from(urb, _URB.size + number * _PACKET.size) for number in range(count)
-        )
-        return tuple(
-            Packet(length, ctypes.c_int32(outcome).value) for _, length, outcome in packets
-        )
 
     def testControlQueue(self) -> None:
         """

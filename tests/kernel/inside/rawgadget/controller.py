@@ -12,8 +12,8 @@ import os
 import struct
 from dataclasses import dataclass
 
-from tests.kernel.inside.ioctl import buffer, ioctl
 from tests.kernel.inside.rawgadget.descriptors import Endpoint
+from tests.kernel.inside.usbfs import buffer, ioctl
 
 SPEED_HIGH = 3
 """C{enum usb_device_speed}, C{include/uapi/linux/usb/ch9.h}."""

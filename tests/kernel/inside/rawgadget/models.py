@@ -4,7 +4,6 @@ Devices that misbehave, and one that does not.
 
 from __future__ import annotations
 
-import itertools
 import os
 import struct
 
@@ -23,6 +22,8 @@ VENDOR = 0x1209
 
 SOURCE, SINK = Endpoint(0x81), Endpoint(0x02)
 """Bulk endpoints: C{ep1in-bulk} and C{ep2out-bulk} of C{dummy_udc}."""
+
+ISOCHRONOUS_SETTING = 150
 
 _USBTEST_IDS = 0x0525, 0xA4A0
 """What the driver C{usbtest} takes for Linux' own C{Gadget Zero}
@@ -166,8 +167,13 @@ def crowded() -> RawDevice:
 
 
 def manySettings() -> RawDevice:
-    """One interface with 200 alternate settings."""
-    settings = (Interface(alternate=number) for number in range(200))
+    """
+    One interface with 200 alternate settings. L{ISOCHRONOUS_SETTING} has an isochronous endpoint,
+    as webcams have; C{dummy_udc} has none.
+    """
+    settings = [Interface(alternate=number) for number in range(200)]
+    endpoint = Endpoint(0x83, ISOCHRONOUS, 192, 4)
+    settings[ISOCHRONOUS_SETTING] = Interface(0, ISOCHRONOUS_SETTING, endpoints=(endpoint,))
     return RawDevice(_described(6, "SETTINGS1", *settings))
 
 
@@ -192,28 +198,6 @@ def hiddenDisk() -> RawDevice:
     first = Configuration((Interface(endpoints=(SOURCE,)),), 1)
     second = Configuration((Interface(triple=(8, 6, 0x50), endpoints=(SOURCE, SINK)),), 2)
     return RawDevice(Description(VENDOR, 11, (first, second), serial="HIDDEN1"))
-
-
-class IsochronousSource(RawDevice):
-    """
-    A webcam's skeleton: setting 0 of its interface has no endpoint, setting 1 one that is
-    isochronous, from which it would send counted packets.
-
-    C{dummy_hcd} has no isochronous endpoints and gives transfers at them back with C{EPROTO}:
-    its data can be received on another controller only.
-    """
-
-    endpoint = Endpoint(0x83, ISOCHRONOUS, 192, 4)
-
-    def __init__(self) -> None:
-        super().__init__(
-            _described(8, "ISO1", Interface(), Interface(0, 1, endpoints=(self.endpoint,)))
-        )
-
-    def serve(self, gadget: RawGadget, endpoint: Endpoint, handle: int) -> None:
-        """See L{RawDevice}."""
-        for number in itertools.count():
-            gadget.write(handle, struct.pack("<I", number & 0xFFFFFFFF) * (endpoint.packet // 4))
 
 
 def counted(size: int) -> bytes:
