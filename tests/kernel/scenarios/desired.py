@@ -10,7 +10,6 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from tests.kernel import guest
 from tests.kernel.daemoncase import BUS_IDS, DISK, PATIENCE, SERIAL, TABLET, DaemonCase, summary
@@ -119,43 +118,25 @@ class DesiredTests(DaemonCase):
 
     def test_reload(self) -> None:
         """
-        SIGHUP applies the rules of the changed file, and disturbs neither a session nor a watcher.
-        A wrong file is logged with its line, and changes nothing. With C{on_stop: unbind} all
-        devices are unbound when the daemon stops.
+        SIGHUP disturbs neither a session nor a watcher. With C{on_stop: unbind}, which is read
+        then, all devices are unbound when the daemon stops.
         """
         daemon = self.daemon()
         for busId in (DISK, SERIAL):
             self.succeeds(daemon.ask("attach", id=busId))
         _, imported = self.importDisk()
         node = guest.waitBlockDevice(imported)
-        rules: list[dict[str, Any]] = [
-            {"match": {"serial": "DISK42"}, "name": "backup-disk"},
-            {"match": {"id": TABLET}, "share": "never"},
-        ]
+        rule = {"match": {"id": TABLET}, "share": "never"}
         with daemon.watch(detail=True) as watcher, guest.diskReader(node) as reader:
             reader.awaitRead()
-            more = f"devices: {json.dumps(rules)}\n"
-            event = daemon.reload(self.config(more=f"on_stop: unbind\n{more}"))
-            self.assertIn("configuration reloaded", event["log_format"])
+            more = f"on_stop: unbind\ndevices: {json.dumps([rule])}\n"
+            daemon.reload(self.config(more=more))
             watcher.told("removed", TABLET)
-            names = [e["data"]["name"] for e in watcher.events if e["data"]["bus_id"] == DISK]
-            self.assertIn("backup-disk", names)
             self.awaitListed(daemon, without=TABLET)
-            self.assertEqual(self.state(daemon, "backup-disk"), "in_use")
-            self.assertEqual(daemon.ask("attach", id=TABLET)["status"], "not_found")
-
-            event = daemon.reload(self.config(more="devices:\n  - {match: {id: 1-1}, nam: x}\n"))
-            self.assertIn("reload failed", event["log_format"])
-            self.assertRegex(event["error"], r"\.yaml:\d+: devices\.0\.nam: ")
-            self.assertEqual(self.state(daemon, "backup-disk"), "in_use")
-            self.awaitListed(daemon, without=TABLET)
+            self.assertEqual(self.state(daemon), "in_use")
             reader.awaitRead()
-            self.succeeds(daemon.ask("detach", id=SERIAL))
-            self.succeeds(daemon.ask("attach", id=SERIAL))
-            watcher.told("bound", SERIAL)  # it is still connected, and nothing came in between
             kinds = [kind for busId in BUS_IDS for kind in watcher.kinds(busId)]
-            self.assertEqual(kinds, ["unbound", "bound", "removed"])
-
+            self.assertEqual(kinds, ["removed"])
         daemon.child.terminate()
         self.assertEqual(daemon.child.wait(guest.DEADLINE), -signal.SIGTERM)
         guest.waitGone(imported)

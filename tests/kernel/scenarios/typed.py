@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,6 @@ USBIPSHARE = str(Path(sys.executable).with_name("usbipshare"))
 
 SECONDS = 60.0
 """For a command: an emulated machine needs some to start Python."""
-
-LATER = 8.0
-"""Seconds until a device is plugged in that a command waits for."""
 
 THROUGH = f"10{DISK}"
 """The bus id of the disk at a gateway with one server."""
@@ -147,17 +143,6 @@ class TypedTests(TypedCase):
         self.assertIn(HOST, ended.err)
         self.output("kick", "DISK42")
         guest.waitUntil(lambda: not self.imported(), "the other client has lost it")
-
-    def test_wait(self) -> None:
-        """C{attach --wait} attaches a device that is plugged in later."""
-        guest.unplug(guest.DISK)
-        guest.waitGone(DISK)
-        later = threading.Timer(LATER, guest.plug, (guest.DISK,))
-        later.start()
-        self.addCleanup(later.join)
-        [disk] = self.devices("attach", "--serial", "DISK42", "--wait", "50")
-        self.assertEqual(self.imported(), [disk["local_bus_id"]])
-        self.output("detach", "DISK42")
 
 
 class GatewayTests(TypedCase):
