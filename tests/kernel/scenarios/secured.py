@@ -189,7 +189,7 @@ class RelayTests(SecuredCase):
             busId, _ = self.importDiskBy(daemon, False, "relay")
             daemon.child.send_signal(number)
             if number is signal.SIGTERM:
-                daemon.logged("{principal}: its session was relayed")
+                daemon.logged("{principal}: the session is relayed")
             self.assertEqual(daemon.child.wait(guest.DEADLINE), -number)
             guest.waitGone(busId)
             guest.waitUntil(lambda: guest.usbipStatus(DISK) == 1, "it can be imported")
@@ -226,7 +226,7 @@ class RefusalTests(SecuredCase):
         refused = TlsImport(PORT, DISK, self.client(False))
         self.addCleanup(refused.close)
         self.assertEqual(refused.status, FAILED)
-        reason = daemon.logged("{principal} is given no device")["reason"]
+        reason = daemon.logged("{principal}: import refused")["reason"]
         self.assertIn("no keys for sending and receiving", reason)
         self.assertIn("modprobe tls", reason)
         self.assertEqual(self.state(daemon), "bound")
