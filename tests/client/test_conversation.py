@@ -19,9 +19,10 @@ from tests.support.fixtures import MemoryTransport, Wire, asked, threeWays
 from tests.support.network import Network
 from usbip_server.client.conversation import SILENCE, Conversation, askToTheEnd
 from usbip_server.client.servers import Server
-from usbip_server.model.errors import ASK_AGAIN, Unreachable
+from usbip_server.model.errors import Unreachable
 from usbip_server.model.replies import (
     LONGEST_LINE,
+    Code,
     ReceivedNotice,
     ReceivedReply,
     Refused,
@@ -168,14 +169,14 @@ class AgainTests(SynchronousTestCase):
         async def slowly(raw: bytes, *others: object) -> Response:
             heard.append(raw)
             await deferLater(network, 4)
-            left = "the attach takes longer; " + ASK_AGAIN if len(heard) < 3 else "no"
-            reply = Reply(status=Status.FAILURE, message=left)
+            code = Code.PENDING if len(heard) < 3 else Code.FAILED
+            reply = Reply(status=Status.FAILURE, message=code.value, code=code)
             return Response(status=reply.status, encoded=reply.encode())
 
         self.patch(room.answers, "to", slowly)
         asking = asked(askToTheEnd(network, RASPI, {"command": "attach", "id": "1", "wait": 6}, 5))
         network.sleep(13)
-        self.assertEqual(self.successResultOf(asking).message, "no")
+        self.assertEqual(self.successResultOf(asking).message, "failed")
         self.assertEqual([round(json.loads(raw)["wait"]) for raw in heard], [6, 2, 0])
 
 

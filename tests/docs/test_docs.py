@@ -69,7 +69,7 @@ from usbip_server.model.device import DeviceState, Encryption
 from usbip_server.model.errors import ShareError
 from usbip_server.model.inventory import ChangeKind
 from usbip_server.model.policy import AccessPreset, Grant, Policy, Principal, Right, Who, several
-from usbip_server.model.replies import Status
+from usbip_server.model.replies import CODE_OF, STATUS_OF, Code, Status
 from usbip_server.model.requests import COMMANDS, Command, LeaseRequest, decode
 from usbip_server.model.rules import CLASSES, Hook, Match, Occasion, Rule, Share
 from usbip_server.model.selector import CRITERIA
@@ -169,6 +169,14 @@ class ProtocolTests(DocumentCase, SynchronousTestCase):
         (block,) = (b for b in self.document.blocks if b.kind == "js")
         names = set(re.findall('"([a-z]+)"', block.text))
         self.assertEqual(names, {"snapshot", *(kind.value for kind in ChangeKind)})
+
+    def test_codes(self) -> None:
+        """Each code is there, with the status of the same errors."""
+        _, *rows = self.document.rows("Codes", 3).items()
+        self.assertEqual([code for code, _ in rows], [code.value for code in Code])
+        for kind, code in CODE_OF.items():
+            status = next(STATUS_OF[base] for base in kind.__mro__ if base in STATUS_OF)
+            self.assertIn((code.value, f"`{status.value}`"), [(row, it[1]) for row, it in rows])
 
     def test_statuses(self) -> None:
         """Each status is there, with its keys."""

@@ -18,6 +18,7 @@ from usbip_server.model.errors import (
     DeviceInUse,
     DeviceNotFound,
     InvalidRequest,
+    NoServerConnected,
     NotAllowed,
     NotDone,
     OperationFailed,
@@ -25,8 +26,17 @@ from usbip_server.model.errors import (
     SeveralMatch,
     ShareError,
     StillWorking,
+    Unreachable,
 )
-from usbip_server.model.replies import STATUS_OF, Reply, Status, encodeDevices, failed
+from usbip_server.model.replies import (
+    CODE_OF,
+    STATUS_OF,
+    Code,
+    Reply,
+    Status,
+    encodeDevices,
+    failed,
+)
 from usbip_server.model.requests import FindDevice
 from usbip_server.model.selector import select
 
@@ -143,6 +153,19 @@ class ShapeTests(SynchronousTestCase):
         }
         self.assertEqual(uncovered, set())
         self.assertEqual(set(Status) - set(STATUS_OF.values()), {Status.SUCCESS})
+        self.assertEqual({*CODE_OF.values()}, {*Code})
+
+    def test_code(self) -> None:
+        """With C{detail} a reply has a code, and a subclass that of its base; otherwise none."""
+        for error, code in (
+            (Unreachable("x"), "unavailable"),
+            (NoServerConnected("x"), "no_server_connected"),
+            (StillWorking(UNO, "x"), "pending"),
+            (DeviceInUse(UNO), "in_use"),
+            (OperationFailed(UNO, "x"), "failed"),
+        ):
+            self.assertEqual(answer(failed(error, detail=True))["code"], code)
+            self.assertNotIn("code", answer(failed(error)))
 
     def test_statuses(self) -> None:
         """Each error has the status that the contract says."""
@@ -180,7 +203,8 @@ class ShapeTests(SynchronousTestCase):
         """All others have a message and nothing else."""
         for error in (InvalidRequest("x"), DeviceNotFound("x"), SeveralMatch("x", [UNO, MOUSE])):
             for detail in (False, True):
-                self.assertEqual(set(answer(failed(error, detail))), {"status", "message"})
+                keys = {"status", "message", "code"} if detail else {"status", "message"}
+            self.assertEqual(set(answer(failed(error, detail))), keys)
 
     def test_oneLine(self) -> None:
         """An answer is one line, whatever a device calls itself."""

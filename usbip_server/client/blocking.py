@@ -196,7 +196,7 @@ def askToTheEnd(
 ) -> ReceivedReply:
     """
     The same, and repeat the request for as long as the server replies that the operation is still
-    in progress. The server has a deadline for the operation.
+    in progress. The server has a deadline for the operation. The request is sent with C{detail}.
 
     @param seconds: for each reply; the request's C{wait} is for all of them together.
     @param onPending: called with each of these replies.
@@ -204,7 +204,7 @@ def askToTheEnd(
     until = time.monotonic() + float(request.get("wait") or 0)
     while True:
         wait = {"wait": max(0.0, until - time.monotonic())} if "wait" in request else {}
-        reply = ask(server, {**request, **wait}, seconds, onNotice)
+        reply = ask(server, {**request, "detail": True, **wait}, seconds, onNotice)
         if not reply.isPending:
             return reply
         onPending(reply)

@@ -123,7 +123,7 @@ class Conversation(LineReceiver):
         """
         reply = await self.ask({"command": "watch", "detail": True, **more}, seconds, onNotice)
         if reply.status is not Status.SUCCESS:
-            raise Refused(reply.status, str(self._trouble(str(reply.message))))
+            raise Refused(reply.status, str(self._trouble(str(reply.message))), reply.code)
         if reply.seq is None or not ("since" in more or isinstance(reply.data, list)):
             raise self._trouble("its answer is not understood: it has no number of the last event")
         self._longest = silence
@@ -230,12 +230,13 @@ async def askToTheEnd(
 ) -> ReceivedReply:
     """
     The same, and repeat the request for as long as the server replies that the operation is still
-    in progress. The server has a deadline for the operation.
+    in progress. The server has a deadline for the operation. The request is sent with C{detail}.
 
     @param seconds: for each reply; the request's C{wait} is for all of them together.
     @param onPending: called with each of these replies.
     """
     until = reactor.seconds() + float(request.get("wait") or 0)
+    request = {**request, "detail": True}
     while True:
         reply = await ask(reactor, server, request, seconds, onNotice)
         if not reply.isPending:

@@ -17,9 +17,6 @@ NAMED_AT_MOST = 10
 NAME_AT_MOST = 50
 """Characters of a description or serial number in such a list; each takes up to four bytes."""
 
-ASK_AGAIN = "ask again to hear how it went"
-"""How the message ends of an answer that comes before the end: clients look for it."""
-
 
 class ShareError(Exception):
     """
@@ -56,6 +53,12 @@ class BackendUnavailable(ShareError):
     """
     The backend has no devices at present: the machine has no USB, or the daemon is starting or
     stopping.
+    """
+
+
+class NoServerConnected(BackendUnavailable):
+    """
+    A gateway is connected to none of its servers.
     """
 
 

@@ -15,6 +15,7 @@ import msgspec
 from twisted.logger import Logger
 
 from usbip_server.model.device import DeviceState, UsbDevice, busOrder
+from usbip_server.model.errors import BackendUnavailable
 
 
 class ChangeKind(enum.Enum):
@@ -80,7 +81,7 @@ class Inventory:
         """
         @param seq: the number before that of the first change.
         """
-        self.trouble: str | None = None
+        self.trouble: str | BackendUnavailable | None = None
         self._devices: dict[str, UsbDevice] = {}
         self._snapshot = Snapshot(seq=seq, devices=())
         self._listeners: dict[Listener, int] = {}  # each with the last number it knows of

@@ -2,7 +2,7 @@
 JSON replies and events: their structure, and encoding and decoding (docs/reference/protocol.md).
 
 Old clients reject a reply that has any key besides C{status}, C{data} and C{message}, or any other
-status. So nothing can be added to a reply unless the request has asked for it.
+status. So nothing is added to a reply unless the request has C{detail}.
 """
 
 from __future__ import annotations
@@ -15,18 +15,25 @@ import msgspec
 
 from usbip_server.model.device import Holder, Lease, Traffic, UsbDevice
 from usbip_server.model.errors import (
-    ASK_AGAIN,
     BackendUnavailable,
     ClientError,
+    DeviceAwaited,
+    DeviceInUse,
+    DeviceLeased,
+    DeviceMounted,
     DeviceNotFound,
     InvalidRequest,
     LocalTrouble,
+    NoServerConnected,
     NotAllowed,
     NotDone,
+    NotLeased,
     OperationFailed,
+    OperationTimedOut,
     SeveralMatch,
     ShareError,
     SnapshotNeeded,
+    StillWorking,
 )
 from usbip_server.model.timestamps import timestamp
 
@@ -76,6 +83,53 @@ STATUS_OF: dict[type[ShareError], Status] = {
 """The status for each error. A subclass has that of its base."""
 
 
+class Code(enum.Enum):
+    """
+    Why a request was not carried out, for programs: C{code} in the reply to a request with
+    C{detail}. Other replies have none.
+    """
+
+    INVALID_REQUEST = "invalid_request"
+    NOT_ALLOWED = "not_allowed"
+    UNAVAILABLE = "unavailable"
+    NO_SERVER_CONNECTED = "no_server_connected"
+    BUSY = "busy"
+    SNAPSHOT_NEEDED = "snapshot_needed"
+    LOCAL_TROUBLE = "local_trouble"
+    NOT_FOUND = "not_found"
+    MULTIPLE_MATCHES = "multiple_matches"
+    FAILED = "failed"
+    IN_USE = "in_use"
+    LEASED = "leased"
+    NOT_LEASED = "not_leased"
+    AWAITED = "awaited"
+    MOUNTED = "mounted"
+    PENDING = "pending"
+    TIMED_OUT = "timed_out"
+
+
+CODE_OF: dict[type[ShareError], Code] = {
+    InvalidRequest: Code.INVALID_REQUEST,
+    NotAllowed: Code.NOT_ALLOWED,
+    BackendUnavailable: Code.UNAVAILABLE,
+    NoServerConnected: Code.NO_SERVER_CONNECTED,
+    NotDone: Code.BUSY,
+    SnapshotNeeded: Code.SNAPSHOT_NEEDED,
+    LocalTrouble: Code.LOCAL_TROUBLE,
+    DeviceNotFound: Code.NOT_FOUND,
+    SeveralMatch: Code.MULTIPLE_MATCHES,
+    OperationFailed: Code.FAILED,
+    DeviceInUse: Code.IN_USE,
+    DeviceLeased: Code.LEASED,
+    NotLeased: Code.NOT_LEASED,
+    DeviceAwaited: Code.AWAITED,
+    DeviceMounted: Code.MOUNTED,
+    StillWorking: Code.PENDING,
+    OperationTimedOut: Code.TIMED_OUT,
+}
+"""The code for each error. A subclass has that of its base."""
+
+
 class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
     A reply to a request.
@@ -83,12 +137,14 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @ivar seq: in the reply to a watch: the number of the last event before C{data}.
     @ivar data: the device or devices, encoded.
     @ivar message: what is wrong and what to do, for the user.
+    @ivar code: what is wrong, for programs; only if the request has C{detail}.
     """
 
     status: Status
     seq: int | None = None
     data: msgspec.Raw | None = None
     message: str | None = None
+    code: Code | None = None
 
     def encode(self) -> bytes:
         """The reply as one line of compact JSON."""
@@ -127,11 +183,13 @@ def failed(error: ShareError, detail: bool = False) -> Reply:
     """
     The reply for an error.
     """
-    status = next(STATUS_OF[kind] for kind in type(error).__mro__ if kind in STATUS_OF)
+    kinds = type(error).__mro__
+    status = next(STATUS_OF[kind] for kind in kinds if kind in STATUS_OF)
+    code = next(CODE_OF[kind] for kind in kinds if kind in CODE_OF) if detail else None
     data = encodeDevices(error.device, detail) if isinstance(error, OperationFailed) else None
     # A file name or a device string in a message may contain a lone surrogate.
     message = str(error).encode("utf-8", "backslashreplace").decode()
-    return Reply(status=status, data=data, message=message)
+    return Reply(status=status, data=data, message=message, code=code)
 
 
 def encodeDevices(
@@ -214,11 +272,12 @@ class ReceivedReply(msgspec.Struct, frozen=True, kw_only=True):
     data: Any = None
     message: str = ""
     seq: int | None = None
+    code: str | None = None
 
     @property
     def isPending(self) -> bool:
         """Whether the operation continues: the same request, sent again, returns its result."""
-        return self.status is Status.FAILURE and self.message.endswith(ASK_AGAIN)
+        return self.code == Code.PENDING.value
 
 
 def decodeReply(line: bytes) -> ReceivedReply | ReceivedNotice:
@@ -241,8 +300,10 @@ class Refused(ClientError):
     The server has answered a request with an error or a failure.
 
     @ivar status: the status of its answer.
+    @ivar code: the code of its answer, if it has one (L{Code}).
     """
 
-    def __init__(self, status: Status, message: str) -> None:
+    def __init__(self, status: Status, message: str, code: str | None = None) -> None:
         super().__init__(message)
         self.status = status
+        self.code = code

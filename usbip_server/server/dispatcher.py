@@ -87,8 +87,11 @@ class Readiness:
         """
         if self.phase is not Phase.RUNNING:
             raise BackendUnavailable(self.phase.value)
-        if self._inventory.trouble is not None:
-            raise BackendUnavailable(self._inventory.trouble)
+        trouble = self._inventory.trouble
+        if isinstance(trouble, BackendUnavailable):
+            raise trouble.with_traceback(None)
+        if trouble is not None:
+            raise BackendUnavailable(trouble)
 
     async def wait(self) -> None:
         """

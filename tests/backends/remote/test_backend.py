@@ -430,7 +430,7 @@ class SeveralTests(TestCase):
         self.assertEqual(self.busIds, [])
         self.assertRegex(
             str(self.backend.inventory.trouble),
-            r"\Ano server is there: kitchen \(.*\): Connection refused; "
+            r"\Ano server is connected: kitchen \(.*\): Connection refused; "
             r"cellar \(.*\): Connection refused\Z",
         )
         await self.serve(self.servers[1].port)

@@ -15,12 +15,11 @@ from usbip_server.backends.remote.requests import RemoteRequests
 from usbip_server.backends.remote.sessions import RemoteSessions
 from usbip_server.backends.remote.watch import RemoteWatch
 from usbip_server.model.device import DeviceState, Traffic, UsbDevice
-from usbip_server.model.errors import OperationFailed
+from usbip_server.model.errors import NoServerConnected, OperationFailed
 from usbip_server.model.inventory import Inventory
 from usbip_server.runtime.backoff import Random
 
-NOBODY = "no server is there"
-ITSELF = "it is a gateway that reaches no server itself, or this one"
+EMPTY = "it is a gateway that is connected to no server itself, or this one"
 
 
 class RemoteServer:
@@ -104,15 +103,15 @@ class RemoteReplica:
 
     def updateTrouble(self) -> None:
         """Set the trouble of the inventory: it has one if no server is connected."""
-        troubles = [server.watch.trouble for server in self.servers]
-        # Another gateway without servers, or this one itself, answers with these words too.
+        if any(server.watch.trouble is None for server in self.servers):
+            self.inventory.trouble = None
+            return
+        # A gateway without servers may be this one: its message is not repeated in the next one.
         texts = [
-            each if NOBODY not in each else f"{each.partition(': ')[0]}: {ITSELF}"
-            for each in troubles
-            if each is not None
+            f"{host.called(host.address)}: {EMPTY}" if watch.isEmptyGateway else str(watch.trouble)
+            for host, watch in ((each.host.server, each.watch) for each in self.servers)
         ]
-        isNone = len(texts) == len(troubles)
-        self.inventory.trouble = f"{NOBODY}: {'; '.join(texts)}" if isNone else None
+        self.inventory.trouble = NoServerConnected(f"no server is connected: {'; '.join(texts)}")
 
     def _server(self, host: Host, reactor: Any, chance: Random) -> RemoteServer:
         watch = RemoteWatch(

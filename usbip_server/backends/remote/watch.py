@@ -21,7 +21,7 @@ from usbip_server.client.servers import Server
 from usbip_server.client.watch import Following
 from usbip_server.model.device import Traffic, UsbDevice
 from usbip_server.model.errors import ShareError, Unreachable
-from usbip_server.model.replies import ReceivedNotice, ReceivedReply
+from usbip_server.model.replies import Code, ReceivedNotice, ReceivedReply, Refused
 from usbip_server.runtime.backoff import Backoff, BackoffOptions, Random
 
 BACK_OFF = BackoffOptions(longest=5.0)
@@ -59,6 +59,7 @@ class RemoteWatch:
 
     @ivar devices: its devices by their bus ids there; empty while it is not connected.
     @ivar trouble: why it is not connected; C{None}: it is.
+    @ivar isEmptyGateway: it is a gateway that is connected to none of its servers.
     """
 
     _log = Logger()
@@ -77,6 +78,7 @@ class RemoteWatch:
         """
         self.devices: dict[str, KnownDevice] = {}
         self.trouble: str | None = f"{server.called(server.address)}: it has not answered yet"
+        self.isEmptyGateway = False
         self._server = server
         self._changed = changed
         self._following = Following(
@@ -166,6 +168,8 @@ class RemoteWatch:
             reason = f"{server}: an internal error: see the log"
         isNews = self.trouble is None or not self._first.called
         self.trouble = reason
+        code = error.code if isinstance(error, Refused) else None
+        self.isEmptyGateway = code == Code.NO_SERVER_CONNECTED.value
         self.devices = {}
         self._following.since = None  # the next connection begins with a snapshot
         if isNews:
