@@ -19,10 +19,10 @@ from zope.interface.verify import verifyObject
 from tests.protocols.securedcase import connected
 from tests.support.certificates import signed, trusting
 from usbip_server.model.device import Traffic
-from usbip_server.net.relay import RELAY_CHUNK, RemoteRelay
+from usbip_server.net.relay import CHUNK, SocketRelay
 from usbip_server.testing.reactor import FakeReactor
 
-MUCH = os.urandom(128 * RELAY_CHUNK)
+MUCH = os.urandom(128 * CHUNK)
 """More than all buffers on the way hold."""
 
 ROUNDS = 20000
@@ -41,7 +41,7 @@ class RelayTests(SynchronousTestCase):
         self.server, serverSide = self.connect()
         self.sides = (clientSide, serverSide)
         self.addCleanup(self.close)
-        self.relay = RemoteRelay(clientSide, serverSide, self.reactor, self.over)
+        self.relay = SocketRelay(clientSide, serverSide, self.reactor, self.over)
         self.relay.begin()
 
     def connect(self) -> tuple[socket.socket, socket.socket]:
@@ -80,7 +80,7 @@ class RelayTests(SynchronousTestCase):
     def read(self, end: socket.socket) -> bytes:
         """What there is now."""
         try:
-            return end.recv(RELAY_CHUNK)
+            return end.recv(CHUNK)
         except (BlockingIOError, ssl.SSLWantReadError):
             return b""
 
@@ -93,7 +93,7 @@ class RelayTests(SynchronousTestCase):
         sent = 0
         for _ in range(1000):
             try:
-                sent += end.send(data[sent : sent + RELAY_CHUNK])
+                sent += end.send(data[sent : sent + CHUNK])
             except (BlockingIOError, ssl.SSLWantWriteError):
                 self.reactor.deliver()
         return sent
@@ -110,7 +110,7 @@ class RelayTests(SynchronousTestCase):
         for reader in self.reactor.readers:
             verifyObject(IReadWriteDescriptor, reader)
             self.assertIn(reader.fileno(), [side.fileno() for side in self.sides])
-            self.assertEqual(reader.logPrefix(), "gateway")
+            self.assertEqual(reader.logPrefix(), "relay")
 
     def test_bothWays(self) -> None:
         """What one says comes out at the other, and is counted."""
@@ -129,7 +129,7 @@ class RelayTests(SynchronousTestCase):
             sent = self.fill(sender, MUCH)
             self.assertLess(sent, len(MUCH))
             grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-            self.assertLess(grown, 8 * RELAY_CHUNK // 1024)
+            self.assertLess(grown, 8 * CHUNK // 1024)
             reader.send(b"back")
             self.assertEqual(self.received(sender, 4), b"back")
             came = self.received(reader, sent)  # OpenSSL may have begun with a bit more
@@ -173,7 +173,7 @@ class RelayTests(SynchronousTestCase):
 
         def check() -> bool:
             try:
-                return end.recv(RELAY_CHUNK) == b""
+                return end.recv(CHUNK) == b""
             except (BlockingIOError, ssl.SSLWantReadError):
                 return False
             except OSError:

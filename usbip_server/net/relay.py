@@ -1,6 +1,5 @@
 """
-USB traffic between a device and a TLS connection that the kernel cannot encrypt: it passes
-through here.
+A relay: copies bytes between two connections, in both directions, driven by the reactor.
 """
 
 from __future__ import annotations
@@ -8,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+import typing
 from collections.abc import Callable
 from typing import Any
 
@@ -20,266 +20,283 @@ from usbip_server.net.hangup import HangupWatcher
 from usbip_server.net.tlssocket import TlsSocket
 
 CHUNK = 256 * 1024
-"""Bytes that may wait in each direction, and are moved at a time."""
+"""Bytes that are read at a time, and that may wait to be sent in each direction."""
+
+_WAITS = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+class Side(typing.Protocol):
+    """
+    One of the two connections of a relay: a L{SocketSide} or a L{TlsSocket}.
+
+    @ivar received: called with the bytes received, a view that is valid during the call only.
+    @ivar drained: called when everything written has been sent.
+    """
+
+    received: Callable[[memoryview], None]
+    drained: Callable[[], None]
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that were written and are not sent yet."""
+
+    def write(self, data: memoryview) -> None:
+        """Send bytes."""
+
+    def pauseProducing(self) -> None:
+        """Receive nothing until C{resumeProducing}."""
+
+    def resumeProducing(self) -> None:
+        """Receive."""
+
+    def loseConnection(self) -> None:
+        """Close the connection."""
+
+
+class Relay:
+    """
+    Copies between two connections. A connection whose other end reads slowly pauses the other one.
+    When one ends, both are closed.
+
+    @ivar isOver: whether it has ended.
+    """
+
+    def __init__(
+        self, client: Side, device: Side, ended: Callable[[], None] = lambda: None
+    ) -> None:
+        """
+        @param client: the connection of the client that has imported the device.
+        @param device: the connection to the device, or to its server.
+        @param ended: called once, when the relay has ended.
+        """
+        self.isOver = False
+        self._client = client
+        self._device = device
+        self._ended = ended
+        self._bytesIn = self._bytesOut = 0
+
+    @property
+    def traffic(self) -> Traffic:
+        """The bytes copied so far."""
+        return Traffic(bytesIn=self._bytesIn, bytesOut=self._bytesOut)
+
+    def begin(self) -> None:
+        """Copy from now on."""
+        client, device = self._client, self._device
+        client.received, client.drained = self._fromClient, device.resumeProducing
+        device.received, device.drained = self._fromDevice, client.resumeProducing
+        device.resumeProducing()
+        client.resumeProducing()
+
+    def end(self) -> None:
+        """Close both connections. May be called again."""
+        if self.isOver:
+            return
+        self.isOver = True
+        self._client.drained = self._device.drained = lambda: None
+        self._client.loseConnection()
+        self._device.loseConnection()
+        self._ended()
+
+    def _fromClient(self, data: memoryview) -> None:
+        self._bytesIn += len(data)
+        self._copy(data, self._client, self._device)
+
+    def _fromDevice(self, data: memoryview) -> None:
+        self._bytesOut += len(data)
+        self._copy(data, self._device, self._client)
+
+    def _copy(self, data: memoryview, source: Side, target: Side) -> None:
+        target.write(data)
+        if target.unsent and not self.isOver:
+            source.pauseProducing()
 
 
 @implementer(IReadWriteDescriptor)
-class Relay:
+class SocketSide:
     """
-    A pair of sockets: the device has one end, and what comes out of the other goes to the
-    client, and the other way round. Whoever is slower than the other keeps it waiting. When
-    one ends, so does the other.
+    A socket as a side of a relay.
+    """
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        reactor: Any,
+        lost: Callable[[], None],
+        buffer: bytearray,
+        hangups: HangupWatcher | None = None,
+    ) -> None:
+        """
+        @param connection: a socket, or an C{ssl.SSLSocket} after its handshake.
+        @param reactor: provides C{IReactorFDSet}.
+        @param lost: called when the connection has ended.
+        @param buffer: for what is received; both sides may use the same.
+        @param hangups: reports the end while nothing is received. C{None}: the end is noticed
+            when something is sent or received.
+        """
+        self.received: Callable[[memoryview], None] = lambda data: None
+        self.drained: Callable[[], None] = lambda: None
+        self._connection = connection
+        self._reactor = reactor
+        self._lost = lost
+        self._hangups = hangups
+        self._buffer = buffer
+        self._out = bytearray()
+        self._isReading = self._isClosed = False
+        # Whether a plain socket blocks is not changed: other processes may share it.
+        self._isTls = isinstance(connection, ssl.SSLSocket)
+        self._flags = 0 if self._isTls else socket.MSG_DONTWAIT
+        if self._isTls:
+            connection.setblocking(False)
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that were written and are not sent yet."""
+        return len(self._out)
+
+    def write(self, data: memoryview) -> None:
+        """Send bytes; those that the socket does not take are sent when it does."""
+        if self._out:
+            self._out += data
+            return
+        sent = 0
+        try:
+            while sent < len(data):
+                sent += self._connection.send(data[sent:], self._flags)
+        except _WAITS:
+            self._out += data[sent:]
+            self._reactor.addWriter(self)
+        except OSError:
+            if not self._isReading:  # else doRead reports the end, after what was received before
+                self._lost()
+
+    def pauseProducing(self) -> None:
+        """Receive nothing until C{resumeProducing}."""
+        if self._isReading:
+            self._isReading = False
+            self._reactor.removeReader(self)
+            if self._hangups is not None:
+                self._hangups.listen(self._connection, self._lost)
+
+    def resumeProducing(self) -> None:
+        """Receive."""
+        if self._isReading or self._isClosed:
+            return
+        self._isReading = True
+        if self._hangups is not None:
+            self._hangups.leave(self._connection)
+        self._reactor.addReader(self)
+        if self._isTls:
+            self.doRead()  # OpenSSL may have read more than the socket shows
+
+    def loseConnection(self) -> None:
+        """Shut the connection down, also for other processes that share it, and close it."""
+        if self._isClosed:
+            return
+        self._isClosed, self._isReading = True, False
+        if self._hangups is not None:
+            self._hangups.leave(self._connection)
+        self._reactor.removeReader(self)
+        self._reactor.removeWriter(self)
+        with contextlib.suppress(OSError):
+            # Not SSLSocket.shutdown, which would end TLS only.
+            socket.socket.shutdown(self._connection, socket.SHUT_RDWR)
+        self._connection.close()
+
+    def fileno(self) -> int:
+        return self._connection.fileno()
+
+    def logPrefix(self) -> str:
+        return "relay"
+
+    def doRead(self) -> None:
+        while self._isReading:
+            try:
+                count = self._connection.recv_into(self._buffer, CHUNK, self._flags)
+            except _WAITS:
+                return
+            except OSError:
+                count = 0
+            if not count:
+                self._lost()
+                return
+            with memoryview(self._buffer) as view:
+                self.received(view[:count])
+            if not self._isTls:
+                return
+
+    def doWrite(self) -> None:
+        try:
+            while self._out:
+                del self._out[: self._connection.send(self._out, self._flags)]
+        except _WAITS:
+            return
+        except OSError:
+            self._lost()
+            return
+        self._reactor.removeWriter(self)
+        self.drained()
+
+    def connectionLost(self, reason: Failure) -> None:
+        self._lost()
+
+
+class SocketRelay(Relay):
+    """
+    A relay between two sockets.
+    """
+
+    def __init__(
+        self,
+        client: socket.socket,
+        device: socket.socket,
+        reactor: Any,
+        ended: Callable[[], None],
+    ) -> None:
+        """
+        @param reactor: provides C{IReactorFDSet}.
+        @param ended: called once, when the relay has ended.
+        """
+        buffer = bytearray(CHUNK)
+        super().__init__(
+            SocketSide(client, reactor, self.end, buffer),
+            SocketSide(device, reactor, self.end, buffer),
+            ended,
+        )
+
+
+class PairRelay(Relay):
+    """
+    A relay between a TLS connection and one end of a socket pair, for a TLS connection that the
+    kernel cannot encrypt: the device gets the other end of the pair.
 
     @ivar given: the device's end, until C{begin} or C{end}.
     """
 
     def __init__(self, tls: TlsSocket, hangups: HangupWatcher, reactor: Any) -> None:
         """
-        @param hangups: tells when the device is gone while nothing is read from it.
+        @param hangups: reports the end of the device's session while nothing is read from it.
         @param reactor: provides C{IReactorFDSet}.
         @raise OSError: there is no descriptor left.
         """
-        self._tls = tls
-        self._hangups = hangups
-        self._reactor = reactor
-        self.given, self._ours = socket.socketpair()
-        for end in (self.given, self._ours):
+        self.given, ours = socket.socketpair()
+        for end in (self.given, ours):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, CHUNK)
-        self._ours.setblocking(False)
-        self._buffer = bytearray(CHUNK)
-        self._toDevice = bytearray()
-        self._isWaiting = self._isOver = False
+        self._tls = tls
+        self._hasBegun = False
+        super().__init__(tls, SocketSide(ours, reactor, self.end, bytearray(CHUNK), hangups))
 
     def begin(self) -> None:
-        """
-        The device has its end, and the client was answered.
-        """
+        """Copy from now on: the device has its end, and the client has its reply."""
+        self._hasBegun = True
         self.given.close()
-        self._tls.received = self._fromClient
-        self._tls.drained = self._drained
         self._tls.widen(CHUNK)
-        self._reactor.addReader(self)
-        self._tls.resumeProducing()
+        super().begin()
 
     def end(self) -> None:
-        """
-        Close both ends.
-        """
-        if self._isOver:
-            return
-        self._isOver = True
-        self._hangups.leave(self._ours)
-        self._reactor.removeReader(self)
-        self._reactor.removeWriter(self)
-        for end in (self.given, self._ours):
-            end.close()
-
-    def fileno(self) -> int:
-        return self._ours.fileno()
-
-    def logPrefix(self) -> str:
-        return "relay"
-
-    def doRead(self) -> None:
-        """From the device."""
-        try:
-            count = self._ours.recv_into(self._buffer)
-        except BlockingIOError:
-            return
-        except OSError:
-            count = 0
-        if not count:
-            self._overAtDevice()
-            return
-        with memoryview(self._buffer) as view:
-            self._tls.write(view[:count])
-        if self._tls.unsent and not self._isOver:
-            self._isWaiting = True  # until it is drained
-            self._reactor.removeReader(self)
-            self._hangups.listen(self._ours, self._overAtDevice)
-
-    def doWrite(self) -> None:
-        """To the device."""
-        try:
-            del self._toDevice[: self._ours.send(self._toDevice)]
-        except BlockingIOError:
-            return
-        except OSError:
-            self._overAtDevice()
-            return
-        if not self._toDevice:
-            self._reactor.removeWriter(self)
-            self._tls.resumeProducing()
-
-    def connectionLost(self, reason: Failure) -> None:
-        self._overAtDevice()
-
-    def _fromClient(self, data: memoryview) -> None:
-        sent = 0
-        with contextlib.suppress(OSError):  # if it is over, doRead will find out
-            sent = self._ours.send(data)
-        if sent < len(data):
-            self._toDevice += data[sent:]
-            self._tls.pauseProducing()
-            self._reactor.addWriter(self)
-
-    def _drained(self) -> None:
-        if self._isWaiting and not self._isOver:
-            self._isWaiting = False
-            self._hangups.leave(self._ours)
-            self._reactor.addReader(self)
-
-    def _overAtDevice(self) -> None:
-        self.end()
-        self._tls.loseConnection()
-
-
-RELAY_CHUNK = 256 * 1024
-"""Bytes that are moved at a time, and that may wait in each direction."""
-
-WAITS = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-
-
-@implementer(IReadWriteDescriptor)
-class _End:
-    """
-    One of the two connections, which is ours to read from and to write to.
-
-    @ivar other: the other one.
-    @ivar moved: bytes that have come.
-    """
-
-    other: _End
-
-    def __init__(self, connection: socket.socket, relay: RemoteRelay, reactor: Any) -> None:
-        self.moved = 0
-        self._connection = connection
-        self._relay = relay
-        self._reactor = reactor
-        self._unsent = bytearray()
-        # Whether calls on a connection block is not ours to say, where others have it too.
-        self._isTls = isinstance(connection, ssl.SSLSocket)
-        self._flags = 0 if self._isTls else socket.MSG_DONTWAIT
-        if self._isTls:
-            connection.setblocking(False)
-
-    def fileno(self) -> int:
-        return self._connection.fileno()
-
-    def logPrefix(self) -> str:
-        return "gateway"
-
-    def begin(self) -> None:
-        """Carry what comes."""
-        self._reactor.addReader(self)
-
-    def doRead(self) -> None:
-        """Carry what has come, as far as the other end takes it."""
-        buffer = self._relay.buffer
-        while not self.other.isFull:
-            try:
-                count = self._connection.recv_into(buffer, RELAY_CHUNK, self._flags)
-            except WAITS:
-                return
-            except OSError:
-                count = 0
-            if not count:
-                self._relay.end()
-                return
-            self.moved += count
-            with memoryview(buffer) as view:
-                self.other.send(view[:count])
-            if self._relay.isOver or not self._isTls:
-                break  # OpenSSL may have read more than the socket shows; others have not
-        if self.other.isFull and not self._relay.isOver:
-            self._reactor.removeReader(self)
-
-    @property
-    def isFull(self) -> bool:
-        """Does anything wait to be sent?"""
-        return bool(self._unsent)
-
-    def send(self, data: memoryview) -> None:
-        """Send; what does not go waits."""
-        sent = 0
-        try:
-            while sent < len(data):
-                sent += self._connection.send(data[sent:], self._flags)
-        except WAITS:
-            self._unsent += data[sent:]
-            self._reactor.addWriter(self)
-        except OSError:
-            self._relay.end()
-
-    def doWrite(self) -> None:
-        """Send what waits, and then have more of it."""
-        try:
-            while self._unsent:
-                del self._unsent[: self._connection.send(self._unsent, self._flags)]
-        except WAITS:
-            return
-        except OSError:
-            self._relay.end()
-            return
-        self._reactor.removeWriter(self)
-        self._reactor.addReader(self.other)
-        self.other.doRead()
-
-    def connectionLost(self, reason: Failure) -> None:
-        self._relay.end()
-
-    def close(self) -> None:
-        """The end; whoever else has the connection hears of it."""
-        self._reactor.removeReader(self)
-        self._reactor.removeWriter(self)
-        with contextlib.suppress(OSError):
-            # Not that of ssl, which would take TLS off it and leave the rest.
-            socket.socket.shutdown(self._connection, socket.SHUT_RDWR)
-        self._connection.close()
-
-
-class RemoteRelay:
-    """
-    Carries between two connections. Whoever is slower than the other keeps it waiting. When
-    one ends, so does the other. Both are closed then.
-
-    @ivar isOver: has one ended?
-    @ivar buffer: for both directions.
-    """
-
-    def __init__(
-        self,
-        client: socket.socket,
-        server: socket.socket,
-        reactor: Any,
-        ended: Callable[[], None],
-    ) -> None:
-        """
-        @param reactor: provides C{IReactorFDSet}.
-        @param ended: called when it is over, whoever has ended it.
-        """
-        self.isOver = False
-        self.buffer = bytearray(RELAY_CHUNK)
-        self._ended = ended
-        self._client = _End(client, self, reactor)
-        self._server = _End(server, self, reactor)
-        self._client.other, self._server.other = self._server, self._client
-
-    @property
-    def traffic(self) -> Traffic:
-        """What it has carried."""
-        return Traffic(bytesIn=self._client.moved, bytesOut=self._server.moved)
-
-    def begin(self) -> None:
-        """Carry, from now on."""
-        self._client.begin()
-        self._server.begin()
-
-    def end(self) -> None:
-        """Shut both down and close them. May be called again."""
-        if self.isOver:
-            return
-        self.isOver = True
-        self._client.close()
-        self._server.close()
-        self._ended()
+        """Close the socket pair, and the TLS connection unless the relay has not begun."""
+        self.given.close()
+        if self._hasBegun:
+            super().end()
+        else:
+            self._device.loseConnection()

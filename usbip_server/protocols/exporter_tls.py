@@ -31,7 +31,7 @@ from usbip_server.net.certificates import certificateName
 from usbip_server.net.handover import NotEncrypted, SessionSocket
 from usbip_server.net.hangup import HangupWatcher
 from usbip_server.net.ktls import missing
-from usbip_server.net.relay import Relay
+from usbip_server.net.relay import PairRelay
 from usbip_server.net.tlserrors import reasonOf
 from usbip_server.net.tlssocket import TlsSocket
 from usbip_server.protocols.exporter import Exporter, ExporterFactory
@@ -55,7 +55,7 @@ class Secured(Protocol):
         self._principal = principal
         self._tls: TlsSocket | None = None
         self._exporter: Exporter | None = None
-        self._relay: Relay | None = None
+        self._relay: PairRelay | None = None
         self._heard = False
         self._deadline: IDelayedCall | None = None
 
@@ -174,7 +174,7 @@ class Secured(Protocol):
                 "`tls` (modprobe tls), and have the client use TLS 1.2 with AES-GCM; or set "
                 "`require_ktls: false`"
             )
-        relay = Relay(self._tls, self.factory.hangups, self.factory.reactor)
+        relay = PairRelay(self._tls, self.factory.hangups, self.factory.reactor)
         return SessionSocket(
             given=relay.given,
             connection=connection,
@@ -183,7 +183,7 @@ class Secured(Protocol):
             drop=relay.end,
         )
 
-    def _begin(self, relay: Relay, lacking: str) -> None:
+    def _begin(self, relay: PairRelay, lacking: str) -> None:
         assert self._tls is not None
         if self._tls.isOver:
             relay.end()

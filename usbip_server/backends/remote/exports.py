@@ -18,7 +18,7 @@ from usbip_server.client.imports import Imported, importDevice
 from usbip_server.model.device import DeviceState, Holder, UsbDevice
 from usbip_server.model.errors import DeviceInUse, OperationFailed, OperationTimedOut, ShareError
 from usbip_server.model.usbip import NotGiven, OpStatus
-from usbip_server.net.relay import RemoteRelay
+from usbip_server.net.relay import SocketRelay
 from usbip_server.runtime.threads import BlockingCalls, CallPending, CallTimedOut
 
 
@@ -101,7 +101,7 @@ class RemoteExports:
             imported.connection.close()
             raise
         busId = device.busId
-        relay = RemoteRelay(
+        relay = SocketRelay(
             client, imported.connection, self._reactor, lambda: self._replica.update(busId)
         )
         session = RemoteSession(

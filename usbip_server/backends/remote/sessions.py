@@ -9,7 +9,7 @@ import msgspec
 
 from usbip_server.model.device import DeviceState, Holder, Traffic, UsbDevice
 from usbip_server.model.usbip import Exported
-from usbip_server.net.relay import RemoteRelay
+from usbip_server.net.relay import SocketRelay
 
 
 class RemoteSession(msgspec.Struct, frozen=True, kw_only=True, eq=False):
@@ -25,7 +25,7 @@ class RemoteSession(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     holder: Holder
     since: float | None
     exported: Exported
-    relay: RemoteRelay
+    relay: SocketRelay
 
     def isOf(self, device: UsbDevice) -> bool:
         """
