@@ -26,16 +26,15 @@ SECONDS = 5.0
 
 class Following:
     """
-    Tells as it goes. Nothing that happens is left out: after an absence it goes on where it
-    was, or, where the server does not know any more, with all its devices anew.
+    A watch of a server that reconnects. No event is missed: after a lost connection it resumes
+    with the next event, or, if the server no longer has that, with a list of all devices.
 
-    While a server does not answer there is a new try after each pause, whether the one before
-    has come to its end or not: a packet that was lost is sent again late, and the more so the
-    longer nothing has come through.
+    While the server does not answer, a new attempt to connect begins after each pause, also if the
+    one before has not ended: TCP repeats a lost packet later and later.
 
-    @ivar pauses: between tries.
-    @ivar seconds: for the server to be connected to, and again to answer.
-    @ivar since: the last event there was; C{None}: next time all devices come anew.
+    @ivar pauses: between attempts.
+    @ivar seconds: for connecting to the server, and again for its reply.
+    @ivar since: the number of the last event; C{None}: the next reply has all devices.
     """
 
     def __init__(
@@ -52,15 +51,15 @@ class Following:
     ) -> None:
         """
         @param reactor: provides C{IReactorTime} and what connections need.
-        @param begun: called when it can be followed, with what is said by
-            L{Conversation.watch}. What it raises is why the server is lost again.
+        @param begun: called when the watch has begun, with the reply of L{Conversation.watch}. An
+            error that it raises ends the connection, and is passed to C{lost}.
         @param told: called with each event. May raise C{ShareError}, likewise.
-        @param lost: called when the server cannot be followed any more, or again not. Any other
-            reason than a C{ShareError} is a bug.
-        @param pauses: C{None}: as of L{BACK_OFF}.
-        @param criteria: the devices that it is about, as in C{watch}.
+        @param lost: called when the connection is lost or an attempt fails. An error that is not a
+            C{ShareError} is a bug.
+        @param pauses: between attempts; C{None}: as of L{BACK_OFF}.
+        @param criteria: of the devices to watch, as in the request C{watch}.
         @param seconds: see C{seconds}.
-        @param steady: seconds that it has to go well for the pauses to begin anew.
+        @param steady: seconds that a connection has to last for the pauses to become short again.
         """
         self.pauses = pauses or Backoff(BACK_OFF)
         self.seconds = seconds
@@ -77,18 +76,18 @@ class Following:
         self._conversation: Conversation | None = None
 
     def start(self) -> None:
-        """Begin."""
+        """Start the watch."""
         self._try()
 
     def stop(self) -> None:
-        """Tell nothing more."""
+        """Close the connection. No callback is called any more."""
         self._giveUp()
         conversation, self._conversation = self._conversation, None
         if conversation is not None:
             conversation.close()
 
     def renew(self) -> None:
-        """Connect to the server anew, at once; that alone does not count as lost."""
+        """Reconnect at once, without a call of C{lost}."""
         self.stop()
         self.pauses.reset()
         self._try()
@@ -100,7 +99,7 @@ class Following:
         attempt.addBoth(self._tried, attempt)
 
     def _giveUp(self) -> None:
-        """No more tries."""
+        """Cancel all attempts to connect."""
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
         attempts, self._attempts = self._attempts, set()
@@ -108,7 +107,7 @@ class Following:
             attempt.cancel()
 
     def _tried(self, result: Conversation | Failure, attempt: Deferred[Any]) -> None:
-        if attempt not in self._attempts:  # it was given up
+        if attempt not in self._attempts:  # it was cancelled
             if isinstance(result, Conversation):
                 result.close()
             return
@@ -124,33 +123,33 @@ class Following:
     async def _watch(self, conversation: Conversation) -> None:
         begin = math.inf
         try:
-            answer = await self._asked(conversation)
-            self._begun(self._server, answer)
-            if answer.data is not None:
-                self.since = answer.seq
+            reply = await self._subscribe(conversation)
+            self._begun(self._server, reply)
+            if reply.data is not None:
+                self.since = reply.seq
             begin = self._reactor.seconds()
             why: Exception = await conversation.lost
         except Exception as error:
             why = error
             conversation.close()
         if self._conversation is not conversation:
-            return  # it is not followed any more, or by another one
+            return  # the watch was stopped, or has another connection
         self._conversation = None
         if self._reactor.seconds() - begin >= self._steady:
             self.pauses.reset()
         self._timer = self._reactor.callLater(self.pauses.next(), self._try)
         self._lost(self._server, why)
 
-    async def _asked(self, conversation: Conversation) -> ReceivedReply:
+    async def _subscribe(self, conversation: Conversation) -> ReceivedReply:
         if self.since is not None:
             more = {**self._criteria, "since": self.since}
             try:
-                return await conversation.watch(more, self.seconds, self._heard)
+                return await conversation.watch(more, self.seconds, self._onNotice)
             except Refused:
                 self.since = None
-        return await conversation.watch(self._criteria, self.seconds, self._heard)
+        return await conversation.watch(self._criteria, self.seconds, self._onNotice)
 
-    def _heard(self, notice: ReceivedNotice) -> None:
+    def _onNotice(self, notice: ReceivedNotice) -> None:
         seq = notice.get("seq")
         self.since = seq if isinstance(seq, int) else self.since
         if notice["event"] != "heartbeat":
