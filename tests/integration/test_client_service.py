@@ -109,19 +109,24 @@ class RuleTests(ServiceTestCase):
         self.untilPorts(service, "1-2")
 
     def test_reload(self) -> None:
-        """A reload changes the devices, the symlinks and the socket; an invalid file nothing."""
+        """A reload changes the devices, the symlinks, and the mode and group of the socket, which
+        lets every user connect if users are configured; an invalid file changes nothing."""
         servers = serversOf(here=self.server)
         service = self.service()
         self.untilPorts(service, "1-2")
+        self.assertEqual(stat.S_IMODE(os.stat(service.path).st_mode), 0o660)
         event = service.reload(f"{servers}devices: [{{name: 5}}]\n")
         self.assertIn("reload failed", event["log_format"])
         self.assertEqual(self.ports(service), ["1-2"])
-        service.reload(f"{servers}devices: [{{name: echo, serial: ECHO1}}]\n")
+        isRoot = os.geteuid() == 0
+        group = "group: 12345, " if isRoot else ""
+        more = f"socket: {{path: {service.path}, {group}allow_uids: [54321]}}\n"
+        service.reload(f"{servers}devices: [{{name: echo, serial: ECHO1}}]\n{more}")
         self.untilPorts(service, "1-1")
         self.until(lambda: [*service.links] == ["echo"])
-        service.reload(f"{servers}socket: {{path: {service.path}, mode: '0600'}}\n")
-        self.untilPorts(service)
-        self.assertEqual(stat.S_IMODE(os.stat(service.path).st_mode), 0o600)
+        found = os.stat(service.path)
+        self.assertEqual(stat.S_IMODE(found.st_mode), 0o666)
+        self.assertEqual(found.st_gid, 12345 if isRoot else found.st_gid)
 
     def test_tls(self) -> None:
         """With TLS that the kernel in memory cannot encrypt, the service relays the traffic."""
@@ -154,14 +159,11 @@ class ProcessTests(ServiceTestCase):
         socket behind."""
         service = self.service("")
         self.assertEqual(service.ask("attach", serial="ECHO1")["status"], "success")
-        service.stop()
-        self.assertFalse(os.path.exists(service.path))
-        service.start()
-        self.untilPorts(service, "1-1")
-        service.kill()
-        service.start()
-        self.untilPorts(service, "1-1")
-        self.assertEqual(service.ask("detach", serial="ECHO1")["status"], "success")
+        for end, isLeft in ((service.stop, False), (service.kill, True)):
+            end()
+            self.assertEqual(os.path.exists(service.path), isLeft)
+            service.start()
+            self.untilPorts(service, "1-1")
 
     def test_onStopDetach(self) -> None:
         """With C{on_stop: detach} no device stays attached or bound."""
@@ -206,18 +208,6 @@ class SocketTests(ServiceTestCase):
     """
     The unix socket.
     """
-
-    def test_mode(self) -> None:
-        """It is for its owner and group; with users in the configuration every user can connect."""
-        service = self.service("")
-        self.assertEqual(stat.S_IMODE(os.stat(service.path).st_mode), 0o660)
-        isRoot = os.geteuid() == 0
-        group = "group: 12345, " if isRoot else ""
-        more = f"socket: {{path: {service.path}, {group}allow_uids: [54321]}}\n"
-        service.reload(serversOf(here=self.server) + more)
-        found = os.stat(service.path)
-        self.assertEqual(stat.S_IMODE(found.st_mode), 0o666)
-        self.assertEqual(found.st_gid, 12345 if isRoot else found.st_gid)
 
     def test_credentials(self) -> None:
         """The user and all groups of a process decide."""

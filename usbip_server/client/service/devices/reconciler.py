@@ -173,7 +173,7 @@ class Reconciler:
         attachments.remove(attachment)
         try:
             await self._operations.detach(attachment, attachment.unbinds)
-            self._notifier.lost(attachment, "it is not wanted here any more")
+            self._notifier.lost(attachment, "detached by the service")
         except AttachFailed as error:
             self._retries.failed(attachment.place, str(error))
             if attachments.of(attachment.desired.name) is None:

@@ -82,7 +82,7 @@ class ServerConnection:
         """
         if self.isUp:
             self._isVerifying = True
-            self.trouble = f"{self.server}: it is not known whether it is still there"
+            self.trouble = f"{self.server}: reconnecting, as the session of a device has ended"
             self.watch.renew()
 
     def _begun(self, server: Server, reply: ReceivedReply) -> None:
