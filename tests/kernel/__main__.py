@@ -14,7 +14,7 @@ from twisted.internet import task
 
 from tests.kernel.cache import PROJECT, Cache
 from tests.kernel.campaign import Campaign, Task
-from tests.kernel.machine import IMachine, IMachineReactor
+from tests.kernel.machine import IMachineReactor, Machine
 from tests.kernel.qemu import Qemu
 from tests.kernel.selection import SMOKE, fullName, jobsFor, scenarioModules, unmet
 from tests.kernel.stockkernel import fetchKernel
@@ -133,9 +133,9 @@ def _compile() -> None:
 
 def _machines(
     reactor: IMachineReactor, options: argparse.Namespace, cache: Cache, table: TimeTable
-) -> list[IMachine]:
+) -> list[Machine]:
     """A machine for each kernel; kernels that are missing are built or downloaded first."""
-    machines: list[IMachine] = []
+    machines: list[Machine] = []
     processors = Processors()
     for series in options.kernel or SERIES:
         if options.machine == "qemu":
@@ -148,7 +148,7 @@ def _machines(
     return machines
 
 
-def _names(machine: IMachine, chosen: Sequence[str]) -> list[str]:
+def _names(machine: Machine, chosen: Sequence[str]) -> list[str]:
     if chosen:
         return [fullName(name) for name in chosen]
     return scenarioModules() if machine.isQuick else [*SMOKE]

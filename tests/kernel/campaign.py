@@ -17,7 +17,7 @@ from pathlib import Path
 from twisted.internet.defer import Deferred, DeferredSemaphore, FirstError, gatherResults
 
 from tests.kernel.cache import Cache
-from tests.kernel.machine import CONSOLE, DISK_IMAGE, Boot, Ending, IMachine
+from tests.kernel.machine import CONSOLE, DISK_IMAGE, Boot, Ending, Machine
 from tests.kernel.selection import Job
 from tests.kernel.verdict import complaintsOf, excerptOf, hasDied
 from tests.support.forking import FORKING
@@ -33,7 +33,7 @@ _DURATIONS = "seconds.json"
 class Task:
     """A job and where it runs."""
 
-    machine: IMachine
+    machine: Machine
     job: Job
 
     @property
@@ -107,7 +107,7 @@ class Campaign:
             total += outcome.counts + Counts(failed=1 if outcome.troubles else 0)
         return total
 
-    async def shell(self, machine: IMachine, command: Sequence[str]) -> None:
+    async def shell(self, machine: Machine, command: Sequence[str]) -> None:
         """A shell in a guest."""
         terminal = os.environ.get("TERM", "dumb")
         with self._cache.runFolder() as folder:

@@ -7,10 +7,10 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -75,47 +75,46 @@ class Boot:
     isFatal: bool = False
 
 
-class IKernel(Protocol):
+@dataclass(frozen=True, slots=True)
+class Kernel:
     """
     A kernel that can be booted.
 
     @ivar series: C{6.1}
     @ivar release: the output of C{uname -r} in the guest.
-    @ivar modules: the folder of its modules.
+    @ivar folder: contains C{lib/modules} and the image.
+    @ivar image: what QEMU boots; of user-mode Linux the program.
     """
 
-    @property
-    def series(self) -> str: ...
+    series: str
+    release: str
+    folder: Path
+    image: Path
 
     @property
-    def release(self) -> str: ...
+    def modules(self) -> Path:
+        """The folder of its modules."""
+        return self.folder / "lib" / "modules" / self.release
 
-    @property
-    def modules(self) -> Path: ...
 
-
-class IMachine(Protocol):
+class Machine(ABC):
     """
     A kind of machine, with a kernel for it.
 
-    @ivar kind: C{uml} or C{qemu}.
-    @ivar kernel: the kernel that is booted.
-    @ivar offers: what scenarios can need of it.
-    @ivar isQuick: boots in seconds, so that each test case gets a boot of its own.
+    @cvar kind: C{uml} or C{qemu}.
+    @cvar offers: what scenarios can need of it.
+    @cvar isQuick: boots in seconds, so that each test case gets a boot of its own.
     """
 
-    @property
-    def kind(self) -> str: ...
+    kind: str
+    offers: frozenset[Need]
+    isQuick: bool
 
-    @property
-    def kernel(self) -> IKernel: ...
+    def __init__(self, reactor: IMachineReactor, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self._reactor = reactor
 
-    @property
-    def offers(self) -> frozenset[Need]: ...
-
-    @property
-    def isQuick(self) -> bool: ...
-
+    @abstractmethod
     async def run(self, boot: Boot) -> Ending:
         """
         Boot, and wait for the end. All processes have ended when this returns or raises. Calls may
@@ -125,7 +124,7 @@ class IMachine(Protocol):
         """
 
 
-def settingsScript(kernel: IKernel, boot: Boot, terminal: str, notes: str) -> str:
+def settingsScript(kernel: Kernel, boot: Boot, terminal: str, notes: str) -> str:
     """
     Shell code that sets the variables of C{guest.sh}, and the positional parameters to the command
     that it runs.

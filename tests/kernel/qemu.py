@@ -12,9 +12,18 @@ import socket
 from pathlib import Path
 
 from tests.kernel.devices import BORN_WITH, EMULATED, Kind, qemuDrive, qemuProperties
-from tests.kernel.machine import CONSOLE, Boot, Ending, GuestRun, IMachineReactor, settingsScript
+from tests.kernel.machine import (
+    CONSOLE,
+    Boot,
+    Ending,
+    GuestRun,
+    IMachineReactor,
+    Kernel,
+    Machine,
+    settingsScript,
+)
 from tests.kernel.needs import Need
-from tests.kernel.stockkernel import StockKernel, buildInitrd
+from tests.kernel.stockkernel import buildInitrd
 from tests.kernel.tools import HarnessError, tool
 
 _MONITOR_FD, _QMP_FD, _GUEST_QMP_FD, _NOTES_FD = 3, 4, 5, 6
@@ -28,10 +37,10 @@ _LAST_WORDS = 60.0
 
 _KERNEL_OPTIONS = (
     "console=ttyS0",
-    # Dead is dead, and QEMU (-no-reboot) ends with it ...
+    # After an oops the kernel panics, and QEMU (-no-reboot) ends ...
     "oops=panic",
     "panic=-1",
-    # ... after showing what every task was doing. An NMI has the same effect.
+    # ... after the traces of all tasks. An NMI has the same effect.
     "panic_print=1",
     "unknown_nmi_panic",
     # A slow host is not a bug of the kernel.
@@ -41,25 +50,21 @@ _KERNEL_OPTIONS = (
 )
 
 
-class Qemu:
-    """
-    An L{tests.kernel.machine.IMachine}: a computer with an xhci controller and emulated USB
-    devices, that boots a kernel of Debian's as it is packaged.
-    """
+class Qemu(Machine):
+    """An emulated computer with an xhci controller and USB devices."""
 
     kind = "qemu"
     offers = frozenset({Need.HUB, Need.STOCK_KERNEL, Need.SYSTEMD})
     isQuick = False
 
-    def __init__(self, reactor: IMachineReactor, kernel: StockKernel) -> None:
+    def __init__(self, reactor: IMachineReactor, kernel: Kernel) -> None:
         """@raise HarnessError: C{USBIPSHARE_VM_ACCEL} is wrong."""
-        self.kernel = kernel
-        self._reactor = reactor
+        super().__init__(reactor, kernel)
         self._accelerators = _accelerators()
 
     async def run(self, boot: Boot) -> Ending:
         """
-        See L{tests.kernel.machine.IMachine.run}. Uses the first accelerator that this computer can
+        See L{Machine.run}. Uses the first accelerator that this computer can
         boot the kernel with.
         """
         while len(self._accelerators) > 1:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from twisted.trial.runner import ErrorHolder, TestLoader
 
-from tests.kernel.machine import IMachine
+from tests.kernel.machine import Machine
 from tests.kernel.needs import deathOf, needsOf
 from tests.kernel.tools import HarnessError
 
@@ -73,7 +73,7 @@ that need such a machine, and of the others a smoke test of each feature.
 """
 
 
-def jobsFor(machine: IMachine, names: Sequence[str]) -> list[Job]:
+def jobsFor(machine: Machine, names: Sequence[str]) -> list[Job]:
     """
     Distribute what a machine can run over boots: the tests of a test case share one where a boot
     is quick, else all tests do. A test that the kernel does not survive has a boot of its own.
@@ -96,7 +96,7 @@ def jobsFor(machine: IMachine, names: Sequence[str]) -> list[Job]:
     return [*jobs, *(Job(name, tuple(boot)) for name, boot in boots.items())]
 
 
-def unmet(machine: IMachine, names: Sequence[str]) -> set[str]:
+def unmet(machine: Machine, names: Sequence[str]) -> set[str]:
     """The needs of these tests that a machine does not meet, in words."""
     tests = (test for name in names for test in _testsOf(name))
     return {need.value for test in tests for need in needsOf(test) - machine.offers}

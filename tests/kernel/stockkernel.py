@@ -9,10 +9,10 @@ import lzma
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 
 from tests.kernel.cache import Cache
+from tests.kernel.machine import Kernel
 from tests.kernel.tools import CANDIDATE, HarnessError, download, known, output, tool
 
 # series -> the package that depends on the newest kernel of that series
@@ -23,39 +23,13 @@ META_PACKAGES = {
 
 _IMAGE = re.compile(r"^\s*\|?Depends: linux-image-(\d+\.\d+\.\S+)$", re.MULTILINE)
 
-
 # In the order they go in. What they need comes with them.
 _MODULES = ("virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay")
 
 _INIT = Path(__file__).with_name("qemu-init.sh")
 
 
-@dataclass(frozen=True, slots=True)
-class StockKernel:
-    """
-    A kernel of Debian's, unpacked.
-
-    @ivar series: C{6.1}
-    @ivar release: the output of C{uname -r} in the guest, C{6.1.0-56-amd64}
-    @ivar folder: the package's content, with C{boot/} and C{lib/modules/}
-    """
-
-    series: str
-    release: str
-    folder: Path
-
-    @property
-    def image(self) -> Path:
-        """What QEMU boots."""
-        return self.folder / "boot" / f"vmlinuz-{self.release}"
-
-    @property
-    def modules(self) -> Path:
-        """The folder of its modules."""
-        return self.folder / "lib" / "modules" / self.release
-
-
-def fetchKernel(series: str, cache: Cache) -> StockKernel:
+def fetchKernel(series: str, cache: Cache) -> Kernel:
     """
     The newest kernel of a series in apt's lists, downloaded and unpacked unless it is in the cache.
 
@@ -71,7 +45,7 @@ def fetchKernel(series: str, cache: Cache) -> StockKernel:
     with cache.making(f"stock-{series}") as workshop:
         if not folder.exists():
             _unpack(package, version, release, folder, workshop)
-    return StockKernel(series, release, folder)
+    return Kernel(series, release, folder, folder / "boot" / f"vmlinuz-{release}")
 
 
 def _unpack(package: str, version: str, release: str, folder: Path, workshop: Path) -> None:
@@ -82,7 +56,7 @@ def _unpack(package: str, version: str, release: str, folder: Path, workshop: Pa
     unpacked.rename(folder)
 
 
-def buildInitrd(kernel: StockKernel, settings: str, folder: Path) -> Path:
+def buildInitrd(kernel: Kernel, settings: str, folder: Path) -> Path:
     """
     Make the initial RAM disk.
 
@@ -113,7 +87,7 @@ def buildInitrd(kernel: StockKernel, settings: str, folder: Path) -> Path:
     return initrd
 
 
-def _moduleFiles(kernel: StockKernel) -> list[Path]:
+def _moduleFiles(kernel: Kernel) -> list[Path]:
     """The files to insert, in order. A module that is built in has none."""
     files: dict[Path, None] = {}
     for module in _MODULES:

@@ -42,7 +42,7 @@ class KernelCacheTests(SynchronousTestCase):
         """A kernel is built at the first call only."""
         kernel, took = umlKernel("6.1", self.cache)
         self.assertIsNotNone(took)
-        self.assertEqual((kernel.release, kernel.program.read_text()), ("6.1.1", "program"))
+        self.assertEqual((kernel.release, kernel.image.read_text()), ("6.1.1", "program"))
         self.assertEqual(umlKernel("6.1", self.cache), (kernel, None))
         self.assertEqual(len(self.builds), 1)
 
@@ -68,7 +68,7 @@ class KernelCacheTests(SynchronousTestCase):
         listed = kernel.folder / "files.json"
         spoiled: list[Callable[[], object]] = [
             lambda: module.write_text("another"),
-            lambda: kernel.program.write_text(""),
+            lambda: kernel.image.write_text(""),
             module.unlink,
             listed.unlink,
             lambda: listed.write_text(json.dumps([])),

@@ -13,11 +13,10 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.kernel.cache import PROJECT
-from tests.kernel.machine import Boot, Ending
+from tests.kernel.machine import Boot, Ending, Machine
 from tests.kernel.needs import Need, dies, needs
 from tests.kernel.selection import SMOKE, Job, fullName, jobsFor, scenarioModules, unmet
 from tests.kernel.tools import HarnessError
-from tests.kernel.umlkernel import UmlKernel
 
 _EXAMPLES = f"{__name__}.Examples"
 
@@ -48,15 +47,12 @@ class Examples:
             """Needs a hub besides."""
 
 
-class FakeMachine:
-    """A machine that never boots."""
-
-    kind = "fake"
+class FakeMachine(Machine):
+    """A machine that is not booted."""
 
     def __init__(self, isQuick: bool, *offers: Need) -> None:
         self.isQuick = isQuick
         self.offers = frozenset(offers)
-        self.kernel = UmlKernel("6.1", "6.1.1", Path("/nonexistent"))
 
     async def run(self, boot: Boot) -> Ending:
         raise NotImplementedError

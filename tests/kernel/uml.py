@@ -13,10 +13,18 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.kernel.machine import CONSOLE, Boot, Ending, GuestRun, IMachineReactor, settingsScript
+from tests.kernel.machine import (
+    CONSOLE,
+    Boot,
+    Ending,
+    GuestRun,
+    IMachineReactor,
+    Kernel,
+    Machine,
+    settingsScript,
+)
 from tests.kernel.needs import Need
 from tests.kernel.tools import tool
-from tests.kernel.umlkernel import UmlKernel
 
 _TERMINAL_FD = 3
 _NOTES_FD = 4
@@ -70,21 +78,20 @@ class Processors:
             self._loads[processor] -= 1
 
 
-class UserModeLinux:
-    """An L{tests.kernel.machine.IMachine}."""
+class UserModeLinux(Machine):
+    """Runs the kernel as a process."""
 
     kind = "uml"
     offers = frozenset({Need.GADGETS})
     isQuick = True
 
-    def __init__(self, reactor: IMachineReactor, kernel: UmlKernel, processors: Processors) -> None:
+    def __init__(self, reactor: IMachineReactor, kernel: Kernel, processors: Processors) -> None:
         """@param processors: shared by all machines."""
-        self.kernel = kernel
-        self._reactor = reactor
+        super().__init__(reactor, kernel)
         self._processors = processors
 
     async def run(self, boot: Boot) -> Ending:
-        """See L{tests.kernel.machine.IMachine.run}."""
+        """See L{Machine.run}."""
         folder = boot.folder
         terminal = "/dev/tty0" if boot.isInteractive else "/dev/ttyS1"
         settings = settingsScript(self.kernel, boot, terminal, "/dev/ttyS2")
@@ -112,7 +119,7 @@ class UserModeLinux:
         isolate += ["--pid", "--fork", "--kill-child", "sh", "-c", '"$0" "$@"; exit $?']
         return [
             *isolate,
-            str(self.kernel.program),
+            str(self.kernel.image),
             *_KERNEL_OPTIONS,
             *([_POISON] if boot.isFatal else []),
             f"init={_INIT}",

@@ -14,10 +14,10 @@ import os
 import shutil
 import subprocess
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from tests.kernel.cache import Cache
+from tests.kernel.machine import Kernel
 from tests.kernel.tools import (
     CANDIDATE,
     HarnessError,
@@ -45,32 +45,7 @@ _LIST = "files.json"
 _LOG_LINES = 30
 
 
-@dataclass(frozen=True, slots=True)
-class UmlKernel:
-    """
-    A kernel that is an ordinary program.
-
-    @ivar series: C{6.1}
-    @ivar release: the output of C{uname -r} in the guest, C{6.1.192}
-    @ivar folder: C{linux}, the program, and C{lib/modules/}
-    """
-
-    series: str
-    release: str
-    folder: Path
-
-    @property
-    def program(self) -> Path:
-        """What is run."""
-        return self.folder / "linux"
-
-    @property
-    def modules(self) -> Path:
-        """The folder of its modules."""
-        return self.folder / "lib" / "modules" / self.release
-
-
-def umlKernel(series: str, cache: Cache) -> tuple[UmlKernel, float | None]:
+def umlKernel(series: str, cache: Cache) -> tuple[Kernel, float | None]:
     """
     The kernel of the newest sources in apt's lists, built unless it is in the cache.
 
@@ -96,7 +71,7 @@ def umlKernel(series: str, cache: Cache) -> tuple[UmlKernel, float | None]:
             made.rename(folder)
             took = time.monotonic() - began
     (modules,) = (folder / "lib" / "modules").iterdir()
-    return UmlKernel(series, modules.name, folder), took
+    return Kernel(series, modules.name, folder, folder / "linux"), took
 
 
 def isComplete(folder: Path) -> bool:
