@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 FORKING = "USBIPSHARE_TESTS_FORK"
-"""The environment variable that has programs forked. Without it all are started as usual."""
+"""The environment variable with which programs are forked."""
 
 _PROJECT = Path(__file__).resolve().parents[2]
 
@@ -75,11 +75,11 @@ Stream = int | IO[bytes]
 
 class _Program(NamedTuple):
     """
-    What is to be run.
+    A program to run.
 
     @ivar module: what C{python -m} runs, or the one of the command C{usbipshare}.
     @ivar arguments: C{sys.argv}.
-    @ivar network: the file of a network namespace; empty to stay where we are.
+    @ivar network: the file of a network namespace; empty for that of this process.
     """
 
     module: str
@@ -96,9 +96,9 @@ def spawn(
     cwd: str | Path | None = None,
 ) -> subprocess.Popen[bytes] | ForkedChild:
     """
-    Start a program: quickly, if it can be.
+    Start a program; it is forked if L{FORKING} is set and its modules are known.
 
-    @param stdin: and the other two: as C{Popen} has them.
+    @param stdin: as of C{Popen}; likewise C{stdout} and C{stderr}.
     """
     program = _programOf(command) if FORKING in os.environ else None
     if program is None:
@@ -109,7 +109,7 @@ def spawn(
 
 
 def _programOf(command: Sequence[str]) -> _Program | None:
-    """What a command runs, if that can be forked."""
+    """The program of a command, if it can be forked."""
     words, network = [*command], ""
     if words[0] == _ENTERING[0] and words[1].startswith(_ENTERING[1]):
         network = words[1].removeprefix(_ENTERING[1])
@@ -123,7 +123,7 @@ def _programOf(command: Sequence[str]) -> _Program | None:
 
 class ForkedChild:
     """
-    As much of C{Popen} as is needed.
+    The part of C{Popen}'s interface that tests use.
 
     @ivar stdin: this process's end of a pipe, if C{stdin} is C{PIPE}.
     @ivar stdout: likewise.
@@ -223,9 +223,9 @@ def _descriptor(stream: Stream, opened: contextlib.ExitStack) -> int:
 @functools.cache
 def _server() -> socket.socket:
     """
-    The process that programs are forked from: started at the first call, it ends with us.
+    The process that programs are forked from, started at the first call. It ends with this process.
 
-    @return: a message for each program goes here.
+    @return: a socket that takes a request for each program.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
@@ -298,7 +298,7 @@ def _become(request: dict[str, Any], descriptors: Sequence[int]) -> None:
 
 def main(number: str) -> None:
     """
-    Import, serve, and be what is asked for.
+    Import modules, and fork the programs that are requested.
 
     @param number: of the descriptor that requests come from.
     """

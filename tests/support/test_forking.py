@@ -23,7 +23,7 @@ VIRTUAL = "backend: {type: virtual}\n"
 
 
 class ForkingTests(SynchronousTestCase):
-    """As in a guest."""
+    """With the environment variable that is set in guests."""
 
     def setUp(self) -> None:
         self.patch(os, "environ", {**os.environ, FORKING: "1"})
@@ -51,8 +51,8 @@ class ForkingTests(SynchronousTestCase):
         self.assertIn("--nonsense", output)
 
     def test_forkedDaemonLikeStartedOne(self) -> None:
-        """A daemon has the descriptors that it would have otherwise, works, can be killed and
-        started anew, and ends as it would otherwise."""
+        """A forked daemon has the descriptors of a started one, works, can be killed and
+        started again, and ends with the same exit status."""
         with ChildDaemon(VIRTUAL, prefix=["env"]) as started, ChildDaemon(VIRTUAL) as forked:
             self.assertIsInstance(started.child, subprocess.Popen)
             self.assertIsInstance(forked.child, ForkedChild)
@@ -73,6 +73,6 @@ class ForkingTests(SynchronousTestCase):
 
 
 def kinds(daemon: ChildDaemon) -> list[str]:
-    """What its file descriptors are."""
+    """The kinds of its file descriptors."""
     folder = Path(f"/proc/{daemon.child.pid}/fd")
     return sorted(os.readlink(link).partition("[")[0] for link in folder.iterdir())

@@ -21,7 +21,7 @@ def command(code: str, *arguments: str) -> tuple[str, ...]:
 class CountTests(SynchronousTestCase):
     """Numbers of tests."""
 
-    def test_summary(self) -> None:
+    def test_lastSummaryIsRead(self) -> None:
         """Trial's last summary is read, with all the names that it has for a number."""
         for summary, counts in (
             ("PASSED (successes=3)\n", Counts(3, 0, 0)),
@@ -33,7 +33,7 @@ class CountTests(SynchronousTestCase):
         ):
             self.assertEqual(countsOf(f"Ran 5 tests in 1.000s\n\n{summary}"), counts, summary)
 
-    def test_otherFailure(self) -> None:
+    def test_failureWithoutFailedTestCountsAsOne(self) -> None:
         """A part that failed without a failed test counts as one."""
         lint = Outcome(Task("lint", "lint", ()), 1, "E501 Line too long", 1.0, 2.0)
         output = "FAILED (failures=2, successes=5)"
@@ -41,7 +41,7 @@ class CountTests(SynchronousTestCase):
         self.assertEqual(lint.counts, Counts(0, 1, 0))
         self.assertEqual(lint.counts + unit.counts, Counts(5, 3, 0))
 
-    def test_text(self) -> None:
+    def test_printedForm(self) -> None:
         """They are printed in the form that a CI reads."""
         self.assertEqual(str(Counts(5, 3, 1)), "5 passed, 3 failed, 1 skipped")
 
@@ -49,14 +49,14 @@ class CountTests(SynchronousTestCase):
 class TaskTests(SynchronousTestCase):
     """The processes that run unit and integration tests."""
 
-    def test_modules(self) -> None:
+    def test_allModulesAreFound(self) -> None:
         """All modules with tests are found, in all folders, and nothing else."""
         found = modules()
         for name in (__name__, "tests.integration.test_client", "tests.kernel.test_verdict"):
             self.assertIn(name, found)
         self.assertEqual({name.rpartition(".")[2][:5] for name in found}, {"test_"})
 
-    def test_spread(self) -> None:
+    def test_eachModuleInOneProcess(self) -> None:
         """Each module is run by one process, and each process has a folder of its own."""
         names = [f"tests.test_{number}" for number in range(9)]
         tasks = [*trialTasks(names)]
@@ -64,7 +64,7 @@ class TaskTests(SynchronousTestCase):
         self.assertEqual(len({task.command[3] for task in tasks}), 3)
         self.assertEqual([len(task.command[4:]) for task in tasks], [3, 3, 3])
 
-    def test_times(self) -> None:
+    def test_partTakesFromFirstBeginToLastEnd(self) -> None:
         """A part takes from its first beginning to its last end."""
         outcomes = [
             Outcome(Task(part, part, ()), 0, "", begin, end)
@@ -80,13 +80,13 @@ class RunTests(SynchronousTestCase):
     """Parts that run side by side."""
 
     def report(self, *commands: tuple[str, tuple[str, ...]], status: int) -> str:
-        """Run these, and return what is printed."""
+        """Run commands, and return the report."""
         written: list[str] = []
         tasks = [Task(name, name, command) for name, command in commands]
         self.assertEqual(runAll(tasks, 2, written.append), status)
         return "\n".join(written)
 
-    def test_passed(self) -> None:
+    def test_outputOfPassedParts(self) -> None:
         """The output of each part is printed in one piece; a table and the counts are last."""
         code = "import sys; print('one'); print('PASSED (skips=1, successes=2)', file=sys.stderr)"
         report = self.report(("unit", command(code)), ("lint", command("print('ok')")), status=0)
@@ -98,7 +98,7 @@ class RunTests(SynchronousTestCase):
             r"in all +\d+\.\d\n2 passed, 0 failed, 1 skipped\Z",
         )
 
-    def test_failed(self) -> None:
+    def test_outputOfFailedPartsComesLast(self) -> None:
         """The output of parts that failed comes last, also if they end first."""
         report = self.report(
             ("lint", command("raise SystemExit('E501')")),
@@ -110,7 +110,7 @@ class RunTests(SynchronousTestCase):
         self.assertLess(report.index("E501"), report.index("what  "))
         self.assertTrue(report.endswith("\n2 passed, 1 failed, 0 skipped"), report)
 
-    def test_sideBySide(self) -> None:
+    def test_partsRunAtTheSameTime(self) -> None:
         """Two parts run at the same time: each waits for the other."""
         path = self.mktemp()
         os.mkfifo(path)

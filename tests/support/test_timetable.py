@@ -10,11 +10,9 @@ from tests.support.timetable import TimeTable
 
 
 class TimeTableTests(SynchronousTestCase):
-    """
-    L{TimeTable}.
-    """
+    """L{TimeTable}."""
 
-    def test_aligned(self) -> None:
+    def test_columnsAreAligned(self) -> None:
         """Names are aligned at the left and seconds at the right, below a header."""
         table = TimeTable()
         table.add("lint", 0.26)
@@ -26,6 +24,6 @@ class TimeTableTests(SynchronousTestCase):
             "unit and integration tests   1234.5",
         )
 
-    def test_empty(self) -> None:
+    def test_emptyTableHasHeader(self) -> None:
         """A table without rows consists of its header."""
         self.assertEqual(str(TimeTable()), "what  seconds")
