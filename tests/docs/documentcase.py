@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msgspec import convert
+import yaml
+from msgspec import NODEFAULT, convert, structs
+from msgspec.json import encode
 from twisted.trial.unittest import SkipTest
 
 from tests.docs.clientexamples import checkPrinted, checkTyped, isPrinted
@@ -99,6 +101,26 @@ class DocumentCase(Base):
         with PatientDaemon(f"backend: {{type: virtual}}\n{EXPORT}") as daemon:
             yield Stage(daemon, folder)
 
+    def checkKeys(
+        self, heading: str, columns: int, *kinds: type[Any], defaults: bool = True
+    ) -> None:
+        """
+        Have the tables below a heading a row for each key of these structs, and no other?
+
+        @param columns: of the tables.
+        @param defaults: the third column shows the default of each key.
+        """
+        rows = self.document.rows(heading, columns)
+        told = {name: cells for name, cells in rows.items() if cells[0].startswith("`")}
+        fields = {field.encode_name: field for kind in kinds for field in fieldsOf(kind)}
+        self.assertEqual(told.keys(), fields.keys(), heading)
+        for name, field in fields.items() if defaults else ():
+            cell = told[name][2].strip("`")
+            if field.required:
+                self.assertEqual(cell, "required", name)
+            else:
+                self.assertEqual(yaml.safe_load(cell), plain(defaultOf(field)), name)
+
     def test_kinds(self) -> None:
         """Each block is of a kind that is tested."""
         for block in self.document.blocks:
@@ -157,6 +179,27 @@ class DocumentCase(Base):
                 stage.play(block)
         if stage.missing:
             raise SkipTest(f"not all examples: apt-get install {' '.join(sorted(stage.missing))}")
+
+
+def fieldsOf(kind: type[Any]) -> tuple[Any, ...]:
+    """
+    The keys of a struct.
+    """
+    return structs.fields(kind)
+
+
+def defaultOf(field: Any) -> Any:
+    """
+    The value of a key that is not given.
+    """
+    return field.default if field.default_factory is NODEFAULT else field.default_factory()
+
+
+def plain(value: Any) -> Any:
+    """
+    A struct or a value as it would stand in a file.
+    """
+    return json.loads(encode(value))
 
 
 def checkJson(where: str, text: str) -> None:
