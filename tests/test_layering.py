@@ -1,6 +1,4 @@
-"""
-The import law of the package: which folder may import which other.
-"""
+"""The import law of the package: which folder may import which other."""
 
 from __future__ import annotations
 
@@ -29,7 +27,6 @@ ALLOWED = {
     "backends/remote": "model runtime net interfaces client",
     "testing": "model kernel interfaces",
     "tap": "model runtime net protocols server backends interfaces",
-    "data": "",
 }
 """What the files of a folder may import besides the folder itself. The longest entry counts."""
 
@@ -52,9 +49,7 @@ def imported(tree: ast.AST) -> Iterator[str]:
 
 
 class LayeringTests(SynchronousTestCase):
-    """
-    The law, for each module.
-    """
+    """The law, for each module."""
 
     modules = {  # noqa: RUF012 - read only
         str(path.relative_to(PACKAGE)): ast.parse(path.read_text())
@@ -72,9 +67,8 @@ class LayeringTests(SynchronousTestCase):
 
     def test_onlyProgramsImportTheReactor(self) -> None:
         """The global reactor is imported by programs, and by the public conformance suite."""
-        users = {
-            f for f, tree in self.modules.items() if "twisted.internet.reactor" in imported(tree)
-        }
+        reactor = "twisted.internet.reactor"
+        users = {file for file, tree in self.modules.items() if reactor in imported(tree)}
         self.assertLessEqual(users, {*PROGRAMS, "testing/conformance.py"})
 
     def test_onlyKernelNamesSys(self) -> None:

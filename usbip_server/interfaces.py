@@ -1,5 +1,7 @@
 """
-The contract between a backend and the rest.
+The interface between a backend and the rest of the daemon.
+
+L{usbip_server.testing.BackendConformance} is a test suite for this contract, for any backend.
 """
 
 from __future__ import annotations
@@ -17,117 +19,131 @@ class IUsbBackend(Interface):
     """
     A source of USB devices that can be shared.
 
-    L{usbip_server.testing.BackendConformance} tests what is said here on any backend.
+    All methods are called in the reactor's thread. C{bind}, C{unbind} and C{release} are never
+    called for a bus id while one of them is in progress for the same bus id; calls for different
+    bus ids may overlap. Exceptions other than those listed are bugs.
+
+    C{bind}, C{unbind}, C{release} and C{export} each return the device as it is afterwards, and the
+    inventory contains that device then. Each has a deadline, in seconds: the call ends at the
+    latest then, even if the device hangs. If the operation is still in progress, the call raises
+    C{OperationTimedOut}, and the state of the device is C{error} until the operation has ended.
     """
 
     inventory = Attribute(
         """
-        The devices known now (L{usbip_server.model.inventory.Inventory}), in bus order, kept
-        current by the backend from C{start} to C{stop}. No hubs, and no devices that this
-        machine has itself imported from another server.
+        The devices that are present now (L{usbip_server.model.inventory.Inventory}). The backend
+        updates it from C{start} to C{stop}. It contains no hubs, and no devices that this machine
+        has imported from another server.
         """
     )
 
     async def start() -> None:
         """
-        Look at the devices and begin to follow what happens to them.
+        Read the devices, and begin to follow their changes. Called once.
 
-        Returns when the inventory is true. Where there can be no devices at present it
-        says so in C{inventory.trouble} and returns. Called once.
+        Returns when the inventory contains all devices. If there can be no devices at present, it
+        sets C{inventory.trouble} to the reason, and returns.
         """
 
     async def stop() -> None:
         """
-        End what C{start} began. Leaves every device as it is. Never waits for a device,
-        and may be called without C{start}.
+        End what C{start} has begun. The state of the devices is not changed.
+
+        Never waits for a device. May be called without C{start}.
         """
 
     async def bind(device: UsbDevice, deadline: float, allowMounted: bool = False) -> UsbDevice:
         """
         Make a device importable.
 
-        A device that is bound already is returned as it is, and nobody is disturbed. A
-        bind that fails leaves the device with the driver it had.
+        A device that is bound already is returned without being touched. If the bind fails, the
+        device is given back to the driver that it had.
 
-        Never called twice at the same time for one bus id.
-
-        @param device: as found in the inventory. If another one is at its bus id now,
-            that is a failure.
-        @param deadline: seconds after which this ends, whatever the device does.
-        @param allowMounted: bind it even if it is a disk that this machine uses itself.
-        @return: the device after it, as the inventory has it then.
-        @raise usbip_server.model.errors.DeviceMounted: it is such a disk.
-        @raise usbip_server.model.errors.DeviceInUse: a client has imported it.
-        @raise usbip_server.model.errors.OperationTimedOut: it did not end within the deadline;
-            the device's state is C{error} until it does.
-        @raise usbip_server.model.errors.OperationFailed: anything else; the message says what
-            to do.
+        @param device: the device as found in the inventory. If another device is at its bus id
+            now, the call fails.
+        @param deadline: in seconds.
+        @param allowMounted: bind the device even if it is a disk that this machine uses itself.
+        @return: the device afterwards.
+        @raise usbip_server.model.errors.DeviceMounted: the device is a disk that this machine uses
+            itself.
+        @raise usbip_server.model.errors.DeviceInUse: a client has imported the device.
+        @raise usbip_server.model.errors.OperationTimedOut: the deadline has passed.
+        @raise usbip_server.model.errors.OperationFailed: any other failure; the message states
+            what the user can do.
         """
 
     async def unbind(device: UsbDevice, deadline: float) -> UsbDevice:
         """
-        Give a device back to this machine's own drivers; a client that has imported it
-        loses it.
+        Give a device back to this machine's own drivers. The session of a client that has imported
+        the device ends.
 
-        A device that is not bound is returned as it is. Parameters, result and errors are
-        those of C{bind}, but for C{DeviceInUse} and C{DeviceMounted}.
+        A device that is not bound is returned without being touched. Parameters, result and errors
+        are those of C{bind}, except for C{DeviceInUse} and C{DeviceMounted}.
         """
 
     async def release(device: UsbDevice, deadline: float) -> UsbDevice:
         """
-        End the session of the client that has imported a device; the device stays bound,
-        and another client may import it when this returns.
+        End the session of the client that has imported a device. The device stays bound, and can be
+        imported again when this returns.
 
-        A device that nobody has imported is returned as it is. Parameters, result and
-        errors are those of C{unbind}.
+        A device that no client has imported is returned without being touched. Parameters, result
+        and errors are those of C{unbind}.
         """
 
     async def export(
         device: UsbDevice, connection: socket.socket, holder: Holder, deadline: float
     ) -> UsbDevice:
         """
-        Give a bound device to a client: what comes over its connection from now on is USB/IP
-        traffic. The client has not been answered yet, and says nothing until it is.
+        Export a bound device to a client: all bytes on the client's connection are USB/IP traffic
+        from now on.
 
-        The backend takes a reference to the connection of its own. The caller keeps
-        C{connection}, reads nothing from it and writes at most its answer; that the session
-        has ended shows in the connection's being shut down.
+        The client has not received a reply to its import request yet, and sends nothing before it.
+        The backend duplicates the connection, or has the kernel take a reference. The caller may
+        close C{connection} when this returns; until the session ends it reads nothing from the
+        connection, and writes only the reply. The backend shuts the connection down when the
+        session ends.
 
-        @param holder: whose connection it is; shown until the session has ended.
-        @return: the device after it, as the inventory has it then.
-        @raise usbip_server.model.errors.DeviceInUse: another client has it, or had it until now and
-            it is not ready yet.
-        @raise usbip_server.model.errors.OperationTimedOut: as with C{bind}.
-        @raise usbip_server.model.errors.OperationFailed: it is not bound, or anything else.
+        @param device: as for C{bind}.
+        @param connection: the connection of the client.
+        @param holder: the client. Shown as C{UsbDevice.holder} until the session ends.
+        @param deadline: in seconds.
+        @return: the device afterwards.
+        @raise usbip_server.model.errors.DeviceInUse: another client has imported the device, or its
+            session has ended and the device is not ready yet.
+        @raise usbip_server.model.errors.OperationTimedOut: the deadline has passed.
+        @raise usbip_server.model.errors.OperationFailed: the device is not bound, or any other
+            failure.
         """
 
     async def refresh(device: UsbDevice) -> None:
         """
-        Look at a device now: something has happened to it, such as the end of a session.
+        Read the state of a device now, and update the inventory: called when the state has changed
+        without the backend noticing, as at the end of a session.
         """
 
     def traffic(device: UsbDevice) -> Traffic | None:
         """
-        What the session of a device's holder has moved so far; when it has ended, what it
-        had moved, until the next one begins. C{None} where that is not known. Never blocks.
+        The bytes of the session of a device's holder; after the session has ended, those of the
+        last session, until the next begins. C{None}: not known. Never blocks.
         """
 
 
 class IUsbBackendMaker(Interface):
     """
-    A Twisted plugin that makes backends of one type.
+    A Twisted plugin that makes backends of one type. An installed package provides one in a module
+    of C{twisted/plugins/}.
     """
 
-    name = Attribute("What C{backend: {type: ...}} calls it (C{str}).")
+    name = Attribute("The C{type} in the configuration: C{backend: {type: NAME}} (C{str}).")
 
     description = Attribute("One line for C{--help} (C{str}).")
 
     def makeBackend(options: Mapping[str, Any], reactor: Any) -> IUsbBackend:
         """
-        Make a backend, without side effects: all work waits for C{start}.
+        Make a backend. Has no side effects: everything else is done by C{start}.
 
-        @param options: what C{backend:} in the configuration holds beside C{type}.
+        @param options: the keys of C{backend:} in the configuration, without C{type}.
         @param reactor: the reactor to use.
-        @raise usbip_server.model.options.InvalidOption: an option is wrong; its path begins at
+        @raise usbip_server.model.options.InvalidOption: an option is wrong. Its path begins at
             C{options}.
         """

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.childdaemon import PatientDaemon
-from usbip_server.runtime.service import SPARE
+from usbip_server.runtime.service import SPARE_FILES
 
 DESCRIPTORS = 150
 CONNECTIONS = 300
@@ -34,7 +34,7 @@ class DescriptorTests(SynchronousTestCase):
         prefix = ("prlimit", f"--nofile={DESCRIPTORS}:{DESCRIPTORS}")
         with PatientDaemon(config, prefix=prefix) as daemon, contextlib.ExitStack() as crowd:
             warned = [event["room"] for event in daemon.events if "room" in event]
-            self.assertEqual(warned, [DESCRIPTORS - SPARE])
+            self.assertEqual(warned, [DESCRIPTORS - SPARE_FILES])
             daemon.ask("list")  # the reactor runs, and has opened what it needs
             folder = f"/proc/{daemon.child.pid}/fd"
             before = len(os.listdir(folder))

@@ -9,7 +9,7 @@ import resource
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
-from usbip_server.runtime.service import SPARE, affordable
+from usbip_server.runtime.service import SPARE_FILES, allowConnections
 
 INFINITE = resource.RLIM_INFINITY
 
@@ -44,48 +44,48 @@ class AffordableTests(SynchronousTestCase):
     def test_enough(self) -> None:
         """Where there is room nothing is changed."""
         limits = self.given(4096, 4096)
-        self.assertEqual(affordable(1024), 1024)
+        self.assertEqual(allowConnections(1024), 1024)
         self.assertEqual(len(limits), 1)
 
     def test_raised(self) -> None:
         """Room is made as far as needed."""
         limits = self.given(1024, 524288)
-        self.assertEqual(affordable(2000), 2000)
-        self.assertEqual(limits[-1], (2000 + SPARE, 524288))
+        self.assertEqual(allowConnections(2000), 2000)
+        self.assertEqual(limits[-1], (2000 + SPARE_FILES, 524288))
 
     def test_hardLimit(self) -> None:
         """Where the system does not let it be more, there are fewer connections."""
         limits = self.given(512, 1024)
-        self.assertEqual(affordable(2000), 1024 - SPARE)
+        self.assertEqual(allowConnections(2000), 1024 - SPARE_FILES)
         self.assertEqual(limits[-1], (1024, 1024))
 
     def test_stubborn(self) -> None:
         """Also where the system lets nothing be changed."""
         self.given(512, INFINITE, stubborn=True)
-        self.assertEqual(affordable(2000), 512 - SPARE)
+        self.assertEqual(allowConnections(2000), 512 - SPARE_FILES)
 
     def test_infinite(self) -> None:
         """Without a limit there is room for all."""
         limits = self.given(INFINITE, INFINITE)
-        self.assertEqual(affordable(100_000), 100_000)
+        self.assertEqual(allowConnections(100_000), 100_000)
         self.assertEqual(len(limits), 1)
         limits = self.given(1024, INFINITE)
-        self.assertEqual(affordable(100_000), 100_000)
-        self.assertEqual(limits[-1], (100_000 + SPARE, INFINITE))
+        self.assertEqual(allowConnections(100_000), 100_000)
+        self.assertEqual(limits[-1], (100_000 + SPARE_FILES, INFINITE))
 
     def test_hardlyAny(self) -> None:
         """There is always room for one."""
         self.given(16, 16)
-        self.assertEqual(affordable(1024), 1)
+        self.assertEqual(allowConnections(1024), 1)
 
     def test_several(self) -> None:
         """Where each takes several files there is room for fewer, and that is logged."""
         limits = self.given(1024, 4096)
-        self.assertEqual(affordable(1000, 3), 1000)
-        self.assertEqual(limits[-1], (3000 + SPARE, 4096))
+        self.assertEqual(allowConnections(1000, 3), 1000)
+        self.assertEqual(limits[-1], (3000 + SPARE_FILES, 4096))
         self.given(512, 512)
         with capturedLogs() as events:
-            room = affordable(1000, 3)
-        self.assertEqual(room, (512 - SPARE) // 3)
+            room = allowConnections(1000, 3)
+        self.assertEqual(room, (512 - SPARE_FILES) // 3)
         (warning,) = events
         self.assertEqual((warning["room"], warning["wanted"]), (room, 1000))

@@ -29,14 +29,14 @@ class EventTests(SynchronousTestCase):
         waits = [asked(self.event.within(seconds)) for seconds in (1, 2, 3)]
         for wait in waits:
             self.assertNoResult(wait)
-        self.event.happen()
+        self.event.fire()
         for wait in waits:
             self.assertTrue(self.successResultOf(wait))
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_happenedBefore(self) -> None:
         """Nobody waits for what has happened."""
-        self.event.happen()
+        self.event.fire()
         for seconds in (5, 0, -1):
             self.assertTrue(self.successResultOf(asked(self.event.within(seconds))))
 
@@ -46,7 +46,7 @@ class EventTests(SynchronousTestCase):
         self.clock.advance(1)
         self.assertFalse(self.successResultOf(short))
         self.assertNoResult(long)
-        self.event.happen()
+        self.event.fire()
         self.assertTrue(self.successResultOf(long))
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
@@ -61,7 +61,7 @@ class EventTests(SynchronousTestCase):
         wait.cancel()
         self.failureResultOf(wait, CancelledError)
         self.assertEqual(self.clock.getDelayedCalls(), [])
-        self.event.happen()
+        self.event.fire()
 
     def test_waitAgainFromWithin(self) -> None:
         """Who goes on may wait for it again."""
@@ -72,7 +72,7 @@ class EventTests(SynchronousTestCase):
             results.append(await self.event.within(1))
 
         done = asked(twice())
-        self.event.happen()
+        self.event.fire()
         self.successResultOf(done)
         self.assertEqual(results, [True, True])
 

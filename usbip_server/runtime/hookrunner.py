@@ -208,7 +208,7 @@ class HookRunner:
         finally:
             self._running.discard(work)
             if self._stopping and not self._running:
-                self._idle.happen()
+                self._idle.fire()
         return _KILLED if self._killed else outcome
 
     async def _execute(self, hook: Recipient, busId: str, body: bytes, seconds: float) -> Outcome:

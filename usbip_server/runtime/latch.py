@@ -1,5 +1,6 @@
 """
-Something that takes its time and that several may wait for.
+Waiting with a time limit: until something has happened (L{Latch}), or until anything changes
+(L{ChangeSignal}).
 """
 
 from __future__ import annotations
@@ -10,54 +11,56 @@ from typing import Any, TypeVar
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
+T = TypeVar("T")
+
 
 class Latch:
     """
-    Happens once; any number of coroutines may wait for it, each as long as it likes.
+    An event that fires once. Any number of coroutines may wait for it.
+
+    @ivar hasFired: whether it has.
     """
 
     def __init__(self, clock: IReactorTime) -> None:
-        self.happened = False
+        self.hasFired = False
         self._clock = clock
         self._waiting: list[Deferred[bool]] = []
 
-    def happen(self) -> None:
-        """Let everybody go on."""
-        self.happened = True
+    def fire(self) -> None:
+        """Resume all that wait."""
+        self.hasFired = True
         waiting, self._waiting = self._waiting, []
         for deferred in waiting:
             deferred.callback(True)
 
     async def within(self, seconds: float) -> bool:
         """
-        Wait for it.
+        Wait for the latch to fire.
 
-        @return: has it happened, when C{seconds} have passed at the latest?
+        @param seconds: how long at most.
+        @return: whether it has fired.
         """
-        if self.happened or seconds <= 0:
-            return self.happened
+        if self.hasFired or seconds <= 0:
+            return self.hasFired
         deferred: Deferred[bool] = Deferred()
         self._waiting.append(deferred)
-        giveUp = self._clock.callLater(seconds, self._giveUp, deferred)
+        timeout = self._clock.callLater(seconds, self._timeOut, deferred)
         try:
             return await deferred
         finally:
-            if giveUp.active():
-                giveUp.cancel()
-            if deferred in self._waiting:  # it was cancelled
+            if timeout.active():
+                timeout.cancel()
+            if deferred in self._waiting:  # the wait was cancelled
                 self._waiting.remove(deferred)
 
-    def _giveUp(self, deferred: Deferred[bool]) -> None:
+    def _timeOut(self, deferred: Deferred[bool]) -> None:
         self._waiting.remove(deferred)
         deferred.callback(False)
 
 
-T = TypeVar("T")
-
-
 class ChangeSignal:
     """
-    Wakes them.
+    Wakes coroutines that wait for any change, so that each checks its own condition again.
     """
 
     def __init__(self, reactor: Any) -> None:
@@ -65,48 +68,51 @@ class ChangeSignal:
         @param reactor: provides C{IReactorTime}.
         """
         self._reactor = reactor
-        self._sleeping: list[Latch] = []
+        self._waiting: list[Latch] = []
         self._working: dict[Deferred[Any], Callable[[], bool]] = {}
         self._due: IDelayedCall | None = None
 
-    def look(self) -> None:
-        """Something has happened: let them look again, in a moment."""
-        isAwaited = self._sleeping or self._working
+    def notify(self) -> None:
+        """Something has changed: wake all that wait, in the reactor's next turn."""
+        isAwaited = self._waiting or self._working
         if isAwaited and (self._due is None or not self._due.active()):
-            # Others hear of it first.
+            # In the next turn, when all listeners have seen the change.
             self._due = self._reactor.callLater(0, self._wake)
 
-    async def something(self, seconds: float) -> bool:
+    async def wait(self, seconds: float) -> bool:
         """
-        Wait until anything happens.
+        Wait for the next change.
 
-        @return: has it, within that time?
+        @param seconds: how long at most.
+        @return: whether there was one.
         """
-        event = Latch(self._reactor)
-        self._sleeping.append(event)
+        latch = Latch(self._reactor)
+        self._waiting.append(latch)
         try:
-            return await event.within(seconds)
+            return await latch.within(seconds)
         finally:
-            if event in self._sleeping:
-                self._sleeping.remove(event)
+            if latch in self._waiting:
+                self._waiting.remove(latch)
 
-    async def unless(self, work: Deferred[T], isOver: Callable[[], bool]) -> T:
+    async def unless(self, work: Deferred[T], isObsolete: Callable[[], bool]) -> T:
         """
-        Wait for what is under way, as long as it makes sense.
+        Wait for an operation, and cancel it when a change makes it obsolete.
 
-        @param isOver: does it make none any more?
-        @raise CancelledError: so it is.
+        @param work: the operation.
+        @param isObsolete: called after each change; whether the result is of no use any more.
+        @return: the result of the operation.
+        @raise CancelledError: it was cancelled.
         """
-        self._working[work] = isOver
+        self._working[work] = isObsolete
         try:
             return await work
         finally:
             del self._working[work]
 
     def _wake(self) -> None:
-        sleeping, self._sleeping = self._sleeping, []
-        for event in sleeping:
-            event.happen()
-        for work, isOver in tuple(self._working.items()):
-            if work in self._working and isOver():
+        waiting, self._waiting = self._waiting, []
+        for latch in waiting:
+            latch.fire()
+        for work, isObsolete in tuple(self._working.items()):
+            if work in self._working and isObsolete():
                 work.cancel()

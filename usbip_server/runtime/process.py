@@ -175,7 +175,7 @@ async def run(
     @raise CannotStart: it is not there, or may not be executed.
     """
     over = Latch(reactor)
-    child = ChildProcess(reactor, lambda finished: over.happen(), data)
+    child = ChildProcess(reactor, lambda finished: over.fire(), data)
     child.start([find(command[0]), *command[1:]], environment)
     timedOut = False
     try:

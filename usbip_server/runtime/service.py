@@ -1,5 +1,6 @@
 """
-Reading the configuration anew, when somebody says so with C{SIGHUP}.
+What a Twisted daemon needs from its host: SIGHUP, systemd's notifications, and the limit on open
+files.
 """
 
 from __future__ import annotations
@@ -16,96 +17,101 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
 
+SPARE_FILES = 96
+"""Descriptors for anything but connections: listening sockets, sysfs, the log, child processes
+(hooks have three pipes each), and connections that are being refused."""
 
-class Rereading:
+_log = Logger()
+
+
+class ReloadOnHangup:
     """
-    Has it done once for each signal, one after the other, however quickly they come.
+    Calls a coroutine function for each C{SIGHUP}, one call after the other.
     """
 
     _log = Logger()
 
-    def __init__(self, reactor: IReactorFromThreads, reread: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, reactor: IReactorFromThreads, reload: Callable[[], Awaitable[None]]) -> None:
+        """
+        @param reload: logs its own errors; an exception is a bug.
+        """
         self._reactor = reactor
-        self._reread = reread
+        self._reload = reload
         self._last: Deferred[None] = succeed(None)
         self._handlerBefore: Any = None
 
     def start(self) -> None:
-        """Heed the signal from now on."""
-        with contextlib.suppress(ValueError):  # not in the main thread
+        """Install the signal handler. Does nothing outside the main thread."""
+        with contextlib.suppress(ValueError):
             self._handlerBefore = signal.signal(signal.SIGHUP, self._signalled)
 
     def stop(self) -> None:
-        """Leave it to whoever had it before."""
+        """Restore the handler that there was before."""
         if self._handlerBefore is not None:
             signal.signal(signal.SIGHUP, self._handlerBefore)
             self._handlerBefore = None
 
     def _signalled(self, number: int, frame: object) -> None:
-        self._reactor.callFromThread(self._next)
+        self._reactor.callFromThread(self._enqueue)
 
-    def _next(self) -> None:
-        self._last.addCallback(lambda _: Deferred.fromCoroutine(self._once()))
+    def _enqueue(self) -> None:
+        self._last.addCallback(lambda _: Deferred.fromCoroutine(self._reloadOnce()))
 
-    async def _once(self) -> None:
+    async def _reloadOnce(self) -> None:
         try:
-            await self._reread()
+            await self._reload()
         except Exception:
-            self._log.failure("a bug in reading the configuration anew")
+            self._log.failure("a bug in reloading the configuration")
 
 
 def notify(state: str) -> None:
     """
-    Tell whoever has started us, if it wants to know.
+    Send a notification to systemd (sd_notify(3)). Does nothing if the daemon was not started by it.
 
-    @param state: C{"READY=1"}, C{"STOPPING=1"}, C{"STATUS=..."}, several on a line each.
+    @param state: lines such as C{"READY=1"}, C{"STOPPING=1"}, C{"STATUS=..."}.
     """
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
     if address.startswith("@"):
         address = "\0" + address[1:]  # in the abstract namespace
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-        try:
-            sender.sendto(state.encode(), socket.MSG_DONTWAIT, address)
-        except OSError:
-            return  # nobody there to hear it
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender,
+        contextlib.suppress(OSError),  # nothing receives it
+    ):
+        sender.sendto(state.encode(), socket.MSG_DONTWAIT, address)
 
 
-SPARE = 96
-"""Those that are not connections: listening sockets, sysfs, the log, child processes
-(hooks have three pipes each), and those who are just being turned away."""
-
-
-_log = Logger()
-
-
-def affordable(wanted: int, files: int = 1) -> int:
+def allowConnections(wanted: int, files: int = 1) -> int:
     """
-    Make room for connections, as far as the system lets us, and warn if that is not enough.
+    Raise the limit on open files (C{RLIMIT_NOFILE}) for a number of connections, and log a warning
+    if it cannot be raised far enough.
 
-    @param files: how many each one takes.
-    @return: for how many of those wanted there is room.
+    @param files: descriptors for each connection.
+    @return: the number of connections that the limit allows, at most C{wanted}.
     """
-    room = max(1, _room(files * wanted) // files)
-    if room < wanted:
+    allowed = max(1, _raiseLimit(files * wanted) // files)
+    if allowed < wanted:
         _log.warn(
             "room for {room} connections only, not {wanted}: the limit on open files is too "
             "low (LimitNOFILE= in the systemd unit, or ulimit -n)",
-            room=room,
+            room=allowed,
             wanted=wanted,
         )
-    return room
+    return allowed
 
 
-def _room(connections: int) -> int:
+def _raiseLimit(files: int) -> int:
+    """
+    @return: how many of the descriptors wanted the limit allows.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = connections + SPARE
+    needed = files + SPARE_FILES
     if soft != resource.RLIM_INFINITY and soft < needed:
         wanted = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if soft == resource.RLIM_INFINITY:
-        return connections
-    return max(1, min(connections, soft - SPARE))
+        return files
+    return max(1, min(files, soft - SPARE_FILES))

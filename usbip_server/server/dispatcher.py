@@ -75,7 +75,7 @@ class Readiness:
         if self.phase is not Phase.STOPPING:
             self.phase = phase
         if phase in (Phase.RUNNING, Phase.BROKEN):
-            self._started.happen()
+            self._started.fire()
 
     def deadline(self) -> float:
         """When a command that arrives now has to be answered, by the reactor's clock."""

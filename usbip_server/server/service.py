@@ -32,7 +32,7 @@ from usbip_server.net.endpoints import (
 from usbip_server.protocols.exporter import ExporterFactory
 from usbip_server.protocols.exporter_tls import SecuredFactory
 from usbip_server.protocols.multiplexer import FirstByteFactory
-from usbip_server.runtime.service import Rereading, affordable, notify
+from usbip_server.runtime.service import ReloadOnHangup, allowConnections, notify
 from usbip_server.runtime.statefile import StateFile, statePath
 from usbip_server.runtime.yamlfile import ConfigError
 from usbip_server.server.config import Config, Export, Settings, Source, load
@@ -125,7 +125,9 @@ class Plan(NamedTuple):
         """
         settings = self.config.settings
         wanted, each = settings.limits.connections, descriptorsPerConnection(self.listeners)
-        limits = msgspec.structs.replace(settings.limits, connections=affordable(wanted, each))
+        limits = msgspec.structs.replace(
+            settings.limits, connections=allowConnections(wanted, each)
+        )
         return msgspec.structs.replace(settings, limits=limits)
 
 
@@ -218,7 +220,7 @@ class Daemon(Service):
         self._factories = dict(zip(Purpose, (requests, *exporters), strict=True))
         self._reader = reader
         self._plan = plan
-        self._reloading = Rereading(reactor, self._reload)
+        self._reloading = ReloadOnHangup(reactor, self._reload)
         self._ports: list[_Port] = []
         self._isListening = False
         reader.certificates.become(plan.credentials)

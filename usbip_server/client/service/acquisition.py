@@ -103,11 +103,11 @@ class Acquisition:
         heartbeats = LoopingCall(self._tell, caller, "heartbeat")
         heartbeats.clock = self._reactor
         heartbeats.start(self._settings.config.timeouts.heartbeat, now=False)
-        caller.whenGone(self._changes.look)
+        caller.whenGone(self._changes.notify)
         try:
             return await self._wait(command, caller, command.wait)
         finally:
-            caller.forget(self._changes.look)
+            caller.forget(self._changes.notify)
             heartbeats.stop()
 
     async def _wait(self, command: LocalAttach, caller: Caller, seconds: float) -> RemoteDevice:
@@ -123,7 +123,7 @@ class Acquisition:
                 if reason != str(error):
                     reason = str(error)
                     self._tell(caller, "queued", message=reason)
-                await self._changes.something(left)
+                await self._changes.wait(left)
             except CancelledError:
                 pass  # the criteria select another device now
         raise NotDone("the client is gone")
@@ -168,7 +168,7 @@ class Acquisition:
             found = self._select(command)
             if not self._rollback.isAt(placeOf(found)):
                 return found
-            await self._changes.something(LEASE_SECONDS)
+            await self._changes.wait(LEASE_SECONDS)
 
     def _select(self, command: LocalAttach) -> RemoteDevice:
         return self._view.select(command, command.host, self._view.devices(command.host))
@@ -228,7 +228,7 @@ class Acquisition:
             conflict = self._conflicts.of(command, now) if isShown else None
             if isShown and conflict is None:
                 return
-            if not await self._changes.something(until - self._reactor.seconds()):
+            if not await self._changes.wait(until - self._reactor.seconds()):
                 raise conflict or AttachFailed(f"{bound.server} does not report the lease")
 
     async def _attachHere(self, found: RemoteDevice, owner: str | None) -> None:

@@ -134,4 +134,4 @@ class Rollback:
         self._places.remove(place)
         self._reconciler.reserved.remove((place, owner))
         self._reconciler.look()
-        self._changes.look()
+        self._changes.notify()

@@ -122,7 +122,7 @@ class Core:
         self._hooks = HookRunner(reactor, lambda: settings.limits.hooks)
         self.events = ServiceEvents(now, settings)
         self._changes = ChangeSignal(reactor)
-        self.events.listen(lambda event: self._changes.look())
+        self.events.listen(lambda event: self._changes.notify())
         self.servers = ServerPool(reactor, settings, self._changed, self._turned, chance)
         self.desired = DesiredAttachments(settings, stateFile)
         self.attachments = Attachments(reactor, kernel.vhci, self._calls, self._ended)
@@ -220,7 +220,7 @@ class Core:
         if isNews:
             self.events.record(kind, connection.server, message=connection.trouble)
         self.reconciler.look()
-        self._changes.look()
+        self._changes.notify()
 
     def _ended(self, attachment: Attachment) -> None:
         self.reconciler.ended(attachment)

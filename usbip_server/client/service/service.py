@@ -16,7 +16,7 @@ from twisted.logger import Logger
 from usbip_server.client.service.config import LiveSettings, SocketConfig
 from usbip_server.client.service.core import Core
 from usbip_server.net.endpoints import BACKLOG, CannotListen, explain
-from usbip_server.runtime.service import Rereading, notify
+from usbip_server.runtime.service import ReloadOnHangup, notify
 from usbip_server.runtime.yamlfile import ConfigError
 
 CLOSING_SECONDS = 2.0
@@ -37,7 +37,7 @@ class ClientService(Service):
         self._path = path
         self._core = core
         self._reactor = reactor
-        self._reloads = Rereading(reactor, self._reload)
+        self._reloads = ReloadOnHangup(reactor, self._reload)
         self._socket: SocketConfig | None = None
         self._port: IListeningPort | None = None
 

@@ -198,7 +198,7 @@ class Operations:
             # Nobody can ask for the outcome of such work later.
             isReported = work is not None
             operation = self.begin(action, device, principal, prepare, isReported, work=work)
-        elif not operation.ended.happened:
+        elif not operation.ended.hasFired:
             operation.settles.append(prepare())
         if not await operation.ended.within(until - self._clock.seconds()):
             timeouts = self._view.settings.timeouts
@@ -331,7 +331,7 @@ class Operations:
         operation.endedAt = self._clock.seconds()
         if operation.error is not None and not operation.isReported:
             self._unreported[device.busId] = operation
-        operation.ended.happen()
+        operation.ended.fire()
         self._onEnd(device.busId)
 
     def _settle(self, operation: Operation) -> None:

@@ -325,7 +325,7 @@ class Reconciler:
 
     def _noteIdle(self) -> None:
         if not (self._isRunning or self._attempts):
-            self._idle.happen()
+            self._idle.fire()
 
     def _setAlarm(self) -> None:
         if self._alarm is not None and self._alarm.active():

@@ -225,4 +225,4 @@ class ServerPool:
 
     def _noteTried(self) -> None:
         if all(connection.isTried for connection in self):
-            self._tried.happen()
+            self._tried.fire()
