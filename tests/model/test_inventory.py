@@ -247,7 +247,10 @@ class InventoryTests(SynchronousTestCase):
         self.assertEqual(len(self.changes), 2)
 
     def test_changeWhileTold(self) -> None:
-        """A listener that changes the inventory makes no number come twice nor be left out."""
+        """
+        A listener may change the inventory. Each listener receives all changes in the order of
+        their numbers, also one that is called after it.
+        """
 
         def react(changes: tuple[Change, ...]) -> None:
             if changes[0].kind is ChangeKind.ADDED:
@@ -256,4 +259,19 @@ class InventoryTests(SynchronousTestCase):
         self.inventory.subscribe(react)
         self.listen()
         self.inventory.replace([UNO, STICK])
-        self.assertEqual(sorted(change.seq for change in self.changes), [1, 2, 3])
+        self.assertEqual([change.seq for change in self.changes], [1, 2, 3])
+
+    def test_subscribeWhileTold(self) -> None:
+        """A listener that is added by another one receives only changes after its snapshot."""
+        received: list[int] = []
+
+        def add(changes: tuple[Change, ...]) -> None:
+            if changes[0].seq == 1:
+                self.inventory.replace([changed(UNO, state=DeviceState.BOUND)], {"1-1.4"})
+                self.inventory.subscribe(lambda later: received.extend(c.seq for c in later))
+
+        self.inventory.subscribe(add)
+        self.inventory.replace([UNO])
+        self.assertEqual(received, [])
+        self.inventory.replace([])
+        self.assertEqual(received, [3])

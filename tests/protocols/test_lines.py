@@ -6,13 +6,29 @@ from __future__ import annotations
 
 import json
 
+from twisted.internet.address import IPv4Address
+from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
+from twisted.protocols.basic import LineReceiver
+from twisted.trial.unittest import SynchronousTestCase
 
 from tests.protocols.linescase import ATTACH, FIND, KEEP, LIST, TRICKY, LinesTestCase
-from tests.support.fixtures import threeWays
+from tests.support.fixtures import (
+    DEVICES,
+    EVERYBODY,
+    UNO,
+    MemoryTransport,
+    PromptBackend,
+    asked,
+    threeWays,
+)
 from usbip_server.net.halfclose import LINGER
 from usbip_server.protocols.framing import ObjectEnds
+from usbip_server.protocols.lines import CommandFactory
+from usbip_server.server.config import LiveSettings, Settings
+from usbip_server.server.core import Core
 from usbip_server.server.dispatcher import Dispatcher
+from usbip_server.server.responder import Responder
 
 
 class FramingTests(LinesTestCase):
@@ -262,6 +278,30 @@ class ClosingTests(LinesTestCase):
         self.assertTrue(wire.closed)
         self.assertEqual(self.backend.calls, [])
         self.assertNotEqual(self.flushLoggedErrors(TypeError), [])
+
+
+class FactoryTests(SynchronousTestCase):
+    """
+    L{CommandFactory} alone, as a plain Twisted protocol factory.
+    """
+
+    def test_handsCommandsToTheBackend(self) -> None:
+        """It decodes JSON commands, has the backend carry them out, and sends the replies."""
+        backend = PromptBackend()
+        settings = LiveSettings(Settings(access=EVERYBODY))
+        core = Core(backend, Clock(), settings)
+        asked(core.start())
+        factory = CommandFactory(Responder(core.dispatcher), settings, Clock())
+        protocol = factory.buildProtocol(IPv4Address("TCP", "192.0.2.7", 40000))
+        self.assertIsInstance(protocol, LineReceiver)
+        transport = MemoryTransport()
+        protocol.makeConnection(transport)
+        protocol.dataReceived(ATTACH + b"\n" + LIST + b"\n")
+        attached, listed = [json.loads(line) for line in transport.value().splitlines()]
+        self.assertEqual(attached["data"]["bus_id"], UNO.busId)
+        self.assertEqual(len(listed["data"]), len(DEVICES))
+        self.assertEqual([(c.verb, c.device.busId) for c in backend.calls], [("bind", UNO.busId)])
+        self.assertTrue(transport.writeClosed)
 
 
 class OrderTests(LinesTestCase):

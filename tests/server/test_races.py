@@ -15,7 +15,16 @@ from tests.server.desiredcase import (
     DesiredTestCase,
     MemoryStateFile,
 )
-from tests.support.fixtures import BOB, STICK, UNO, PatientBackend, PromptBackend, asked, changed
+from tests.support.fixtures import (
+    BOB,
+    STICK,
+    UNO,
+    PatientBackend,
+    PromptBackend,
+    asked,
+    changed,
+    watching,
+)
 from usbip_server.model.device import DeviceState, Lease, UsbDevice
 from usbip_server.model.errors import (
     DeviceInUse,
@@ -25,6 +34,7 @@ from usbip_server.model.errors import (
     OperationFailed,
     StillWorking,
 )
+from usbip_server.model.requests import WatchDevices
 from usbip_server.model.rules import Match, Rule
 from usbip_server.server.config import LiveSettings, OnStop
 from usbip_server.server.core import Core
@@ -519,6 +529,22 @@ class TurnTests(DesiredTestCase):
         self.sleep(3)
         message = str(self.failureResultOf(second, OperationFailed).value)
         self.assertIn("other clients wait for", message)
+
+    def test_eventsInOrder(self) -> None:
+        """
+        When a lease ends and the next client in the queue gets the device at once, a watching
+        client receives the events in the order of their numbers.
+        """
+        self.start()
+        received: list[int] = []
+        _, subscription = watching(self.core, WatchDevices(), Client())
+        subscription.begin(lambda event, line: received.append(event.seq))
+        self.done("attach", lease=lease("a", 1))
+        waiting = self.ask("attach", Client(BOB), lease=lease("b"), wait=60)
+        self.sleep(1)
+        self.successResultOf(waiting)
+        self.assertGreaterEqual(len(received), 3)
+        self.assertEqual(received, [*range(received[0], received[0] + len(received))])
 
     def test_freshReason(self) -> None:
         """The reason in the end is that of the end."""

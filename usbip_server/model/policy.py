@@ -87,6 +87,8 @@ class Right(enum.Enum):
 
     IMPORT = "import"
 
+    __hash__ = object.__hash__  # C{Enum} computes the hash of the name for each look-up
+
 
 class Who(
     msgspec.Struct,

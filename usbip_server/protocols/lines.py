@@ -293,11 +293,11 @@ class CommandProtocol(LineReceiver, TimeoutMixin):
                 return
             response = self._responder.atOnce(request, self._caller)
             if response is not None:
-                self._reply(response)
+                self._send(response)
                 continue
             self._activity = Activity.ANSWERING
             replying = Deferred.fromCoroutine(self._responder.to(request, self._caller))
-            replying.addCallback(self._reply)
+            replying.addCallback(self._answered)
             if self._activity is Activity.ANSWERING:
                 self._wait()
                 replying.addCallback(lambda _: self._goOn())
@@ -315,11 +315,13 @@ class CommandProtocol(LineReceiver, TimeoutMixin):
         """Can the next request be answered?"""
         return self._activity is Activity.READING and not self._isClosing and not self._isCongested
 
-    def _reply(self, response: Response) -> None:
+    def _answered(self, response: Response) -> None:
         self._activity = Activity.READING
         self._liveness.stop()
-        if self._isClosing:
-            return
+        if not self._isClosing:
+            self._send(response)
+
+    def _send(self, response: Response) -> None:
         self.transport.write(response.encoded)
         self._replies += 1
         if not (response.keepAlive or self._caller.isHeld):
