@@ -1,6 +1,6 @@
 """
-See usbipshare work: starts a daemon with virtual devices on free ports of this machine, is
-its client for a minute, and stops it again. Run it with C{make demo}.
+Demonstrates usbipshare: starts a daemon with virtual devices on free ports of this machine, sends
+requests to it, imports a device, and stops it. Run it with C{make demo}.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ state: {{file: null}}
 
 def main() -> None:
     """
-    The session.
+    Run the demonstration.
     """
     socket.setdefaulttimeout(SECONDS)
     with daemon() as (controlPort, usbPort):
-        say("A daemon runs, with two virtual devices. What does it have?")
+        say("A daemon is running, with two virtual devices. List them:")
         ask(controlPort, {"command": "list"})
 
-        say("Which one is the serial port?")
+        say("Find the serial port:")
         device = ask(controlPort, {"command": "find", "desc": "serial"})
 
-        say("Attach it: from now on others can import it.")
+        say("Attach it at the server: from now on a client can import it.")
         ask(controlPort, {"command": "attach", "bus": device["bus_id"]})
 
-        say("Import it over USB/IP (a kernel would do this with `usbip attach`) and say hello.")
+        say("Import it over USB/IP, as `usbip attach` does, and send some bytes:")
         transport = usbip.USBIP(HOST, usbPort)
         with CDCDriver.open(busid=device["bus_id"], transport=transport) as port:
             port.write(b"Hello, USB!")
@@ -52,28 +52,29 @@ def main() -> None:
         if echo != b"Hello, USB!":
             sys.exit("the echo is not what was sent")
 
-        say("Detach it: this machine has it back.")
+        say("Detach it: the drivers of the server have it again.")
         ask(controlPort, {"command": "detach", "bus": device["bus_id"]})
 
     print(
         """
-It works. Now try it by hand: start the daemon in this terminal,
+Now try it by hand: start the daemon in this terminal,
 
     make run BACKEND=virtual
 
-and ask it in another one:
+and send requests from another one:
 
     echo '{"command":"list"}' | nc localhost 5055
     curl -X POST http://localhost:5055 -d '{"command":"attach","desc":"serial"}'
 
-`make run` without BACKEND= has this machine's own USB devices; attaching them needs root."""
+`make run` without BACKEND= shares the USB devices of this machine; attaching them needs root.
+docs/tutorial.md continues from here."""
     )
 
 
 @contextlib.contextmanager
 def daemon() -> Iterator[tuple[int, int]]:
     """
-    A daemon, for as long as it is needed.
+    Run a daemon.
 
     @return: the ports it listens on: for commands, and for USB/IP.
     """
@@ -93,7 +94,7 @@ def daemon() -> Iterator[tuple[int, int]]:
 
 def ports(child: subprocess.Popen[str]) -> tuple[int, int]:
     """
-    Wait until the daemon is ready, and learn its ports from its log.
+    Wait until the daemon is ready, and read its ports from its log.
     """
     found: dict[str, int] = {}
     assert child.stdout is not None
@@ -108,7 +109,7 @@ def ports(child: subprocess.Popen[str]) -> tuple[int, int]:
 
 def ask(port: int, request: dict[str, Any]) -> Any:
     """
-    Send one request, and show what is said.
+    Send one request, and print it and the answer.
 
     @return: the C{data} of the answer.
     """
@@ -121,13 +122,13 @@ def ask(port: int, request: dict[str, Any]) -> Any:
     print(f"    <-- {line.strip()}")
     answer = json.loads(line)
     if answer["status"] != "success":
-        sys.exit(f"this should have gone well: {answer['message']}")
+        sys.exit(f"the request failed: {answer['message']}")
     return answer["data"]
 
 
 def say(text: str) -> None:
     """
-    Tell what comes next.
+    Print a heading.
     """
     print(f"\n{text}")
 

@@ -1,13 +1,13 @@
 """
-Devices listed in a JSON file, which somebody else writes. To plug a device in is to add it
-to the file, to unplug it is to take it out:
+Devices that are listed in a JSON file, which another program writes. Adding a device to the file
+plugs it in, removing it unplugs it:
 
     [{"bus_id": "1-1", "device_number": 2, "vendor_id": "2341", "product_id": "0043",
       "description": "Arduino SA Uno R3", "serial": "7533", "holder": null}]
 
-C{holder} is the address of the client that has imported the device. To bind a device does
-nothing here but show it as bound, and to release it nothing but take the holder out of the
-file: put in what makes yours importable, and what ends a client's session.
+C{holder} is the address of the client that has imported the device. Here C{bind} only shows the
+device as bound, and C{release} only removes the holder from the file. Replace them with what makes
+your devices importable, and what ends a client's session.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ Text = Annotated[str, msgspec.Meta(min_length=1)]
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
-    What may stand beside C{type} in C{backend:}.
+    The options of this backend: the keys beside C{type} in C{backend:}.
 
-    @ivar file: the file.
-    @ivar interval: seconds between looks at it.
+    @ivar file: the path of the file.
+    @ivar interval: seconds between two reads of it.
     """
 
     file: str
@@ -47,7 +47,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """
     A device in the file.
 
-    @ivar device_number: another one each time a device is plugged in.
+    @ivar device_number: a different one for each plug.
     """
 
     bus_id: str
@@ -65,16 +65,16 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 def makeBackend(options: Mapping[str, Any], reactor: Any) -> JsonFileBackend:
     """
-    What L{usbip_server.backends.plugin.BackendMaker} calls.
+    Make the backend. L{usbip_server.backends.plugin.BackendMaker} calls this.
     """
-    chosen = convert(options, Options)  # unknown keys and wrong types end here
+    chosen = convert(options, Options)  # refuses unknown keys and wrong types
     return JsonFileBackend(Path(chosen.file), chosen.interval, reactor)
 
 
 @implementer(IUsbBackend)
 class JsonFileBackend:
     """
-    Looks at the file now and then, and whenever something is to be done.
+    Reads the file at intervals, and before and after each operation.
     """
 
     def __init__(self, file: Path, interval: float, reactor: Any) -> None:
@@ -86,7 +86,7 @@ class JsonFileBackend:
         self._loop.clock = reactor
 
     async def start(self) -> None:
-        self._loop.start(self._interval)  # the first look is taken before this returns
+        self._loop.start(self._interval)  # reads the file once before this returns
 
     async def stop(self) -> None:
         if self._loop.running:
@@ -95,7 +95,7 @@ class JsonFileBackend:
     async def bind(
         self, device: UsbDevice, deadline: float, allowMounted: bool = False
     ) -> UsbDevice:
-        # A disk that this machine uses itself would be DeviceMounted: none of these is one.
+        # A disk that this machine has mounted would raise DeviceMounted; here are none.
         now = self._lookAt(device)
         if now.state is DeviceState.IN_USE:
             raise DeviceInUse(now)
@@ -130,11 +130,13 @@ class JsonFileBackend:
         self._look()
 
     def traffic(self, device: UsbDevice) -> Traffic | None:
-        return None  # the file does not say
+        return None  # not known
 
     def _lookAt(self, device: UsbDevice) -> UsbDevice:
         """
-        The device as it is at this moment, if it is still the same one.
+        Return the current value of a device.
+
+        @raise OperationFailed: it is gone, or another device is in its place.
         """
         self._look()
         now = self.inventory.get(device.busId)
@@ -144,8 +146,8 @@ class JsonFileBackend:
 
     def _look(self) -> None:
         """
-        Read the file. It is small and on a local disk, so this may block; what talks to
-        hardware or to the network may not.
+        Read the file into the inventory. This blocks, which is acceptable for a small local file
+        only: access to hardware or to the network has to run in a thread.
         """
         try:
             entries = self._read()

@@ -1,5 +1,5 @@
 """
-It does what every backend has to do, and says so if the file is broken.
+The backend fulfils the contract of backends, and reports a broken file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from usbip_server.testing import NoExportConformance
 
 class JsonFileTests(NoExportConformance, TestCase):
     """
-    The tests are in L{NoExportConformance}; here is what happens to the devices.
+    Most tests are inherited. The methods without C{test} change the devices for them.
     """
 
     def setUp(self) -> None:
@@ -61,17 +61,17 @@ class JsonFileTests(NoExportConformance, TestCase):
         self.put(device.busId)
 
     async def untilTrouble(self, backend: IUsbBackend, reason: str) -> None:
-        """Wait until it says what is wrong."""
+        """Wait until the backend reports a reason why there are no devices."""
         await self.until(lambda: reason in str(backend.inventory.trouble))
 
     async def test_holder(self) -> None:
-        """Who has a device is shown."""
+        """The holder in the file is shown."""
         backend, device = await self.started()
         await self.importDevice(await backend.bind(device, 1))
         await self.until(lambda: backend.inventory.get("1-1").holder is not None)
 
     async def test_brokenFile(self) -> None:
-        """While the file is broken there are no devices, and clients are told why."""
+        """While the file is broken there are no devices, and the reason is reported."""
         backend, _ = await self.started()
         nowhere = self.file.read_text().replace("1-2.4", "usb1")
         for text, reason in (
@@ -87,7 +87,7 @@ class JsonFileTests(NoExportConformance, TestCase):
         self.assertEqual(len(backend.inventory.snapshot.devices), 2)
 
     def test_options(self) -> None:
-        """Wrong options are told from right ones."""
+        """Wrong options are refused, with the path of the option."""
         error = self.assertRaises(InvalidOption, makeBackend, {}, reactor)
         self.assertEqual(error.path, ("file",))
         self.assertRaises(InvalidOption, makeBackend, {"file": "f", "interval": 0}, reactor)

@@ -1,6 +1,6 @@
 """
-How Twisted finds the backend. There is no C{__init__.py} in this folder nor in the one
-above: that would hide Twisted itself.
+Announces the backend to Twisted. This folder and the one above must not contain an C{__init__.py},
+which would hide Twisted itself.
 """
 
 from usbip_server.backends.plugin import BackendMaker
