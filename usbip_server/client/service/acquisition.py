@@ -133,26 +133,21 @@ class Acquisition:
         @param left: how many seconds the program waits.
         """
         found = await self._selected(command)
-        reservation = placeOf(found), command.owner
         try:
             conflict = self._conflicts.of(command, found)
             if conflict is not None and (not left or isinstance(conflict, KeptHere)):
                 raise conflict
             if conflict is None and await self._isAttached(command, found):
                 return found
-            self._reconciler.reserved.append(reservation)
-            isDone = False
             try:
-                if left or command.lease or command.force:
-                    found = await self._bind(command, found, caller, left)
-                await self._attachHere(found, command.owner)
-                isDone = True
-                return found
-            finally:
-                self._reconciler.reserved.remove(reservation)
-                self._reconciler.look()
-                if not isDone:
-                    self._rollback.begin(found, command.owner)
+                with self._reconciler.reserve(placeOf(found), command.owner):
+                    if left or command.lease or command.force:
+                        found = await self._bind(command, found, caller, left)
+                    await self._attachHere(found, command.owner)
+                    return found
+            except BaseException:
+                self._rollback.begin(found, command.owner)
+                raise
         except (Unreachable, KeptHere) as error:
             if left:
                 raise

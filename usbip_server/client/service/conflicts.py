@@ -122,16 +122,17 @@ class Rollback:
         if owner is None and not isDesired:
             isDesired = any(each.matches(found) for each in self._view.desired)
             isDesired = isDesired or self._reconciler.isAttaching(place)
-        if isDesired or (place, owner) in self._reconciler.reserved:
+        if isDesired or self._reconciler.isReserved(place, owner):
             return
-        self._places.append(place)
-        self._reconciler.reserved.append((place, owner))
-        work = Deferred.fromCoroutine(self._operations.rollBack(found, owner))
+        work = Deferred.fromCoroutine(self._run(found, owner))
         work.addErrback(lambda failure: self._log.failure("bug during a rollback", failure))
-        work.addBoth(lambda _: self._ended(place, owner))
 
-    def _ended(self, place: Place, owner: str | None) -> None:
-        self._places.remove(place)
-        self._reconciler.reserved.remove((place, owner))
-        self._reconciler.look()
-        self._changes.notify()
+    async def _run(self, found: RemoteDevice, owner: str | None) -> None:
+        place = placeOf(found)
+        self._places.append(place)
+        try:
+            with self._reconciler.reserve(place, owner):
+                await self._operations.rollBack(found, owner)
+        finally:
+            self._places.remove(place)
+            self._changes.notify()

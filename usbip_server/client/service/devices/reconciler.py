@@ -5,7 +5,8 @@ event and when a retry is due, and starts the operations that make up the differ
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -47,9 +48,6 @@ class _Attempt:
 class Reconciler:
     """
     Attaches and detaches devices, one attempt at a time for each desired attachment.
-
-    @ivar reserved: devices that a program is acquiring: place, and owner of the lease. They are not
-        attached for anything else meanwhile.
     """
 
     _log = Logger()
@@ -66,7 +64,6 @@ class Reconciler:
         """
         @param reactor: provides C{IReactorTime}.
         """
-        self.reserved: list[tuple[Place, str | None]] = []
         self._reactor = reactor
         self._view = view
         self._operations = operations
@@ -79,6 +76,7 @@ class Reconciler:
         self._soon: IDelayedCall | None = None
         self._alarm: IDelayedCall | None = None
         self._attempts: dict[str, _Attempt] = {}
+        self._reserved: list[tuple[Place, str | None]] = []
 
     def start(self) -> None:
         """Begin to reconcile."""
@@ -182,6 +180,24 @@ class Reconciler:
         finally:
             self.look()
 
+    @contextlib.contextmanager
+    def reserve(self, place: Place, owner: str | None) -> Iterator[None]:
+        """
+        Do not attach a device for anything else while a program acquires it.
+
+        @param owner: the owner of the requested lease.
+        """
+        self._reserved.append((place, owner))
+        try:
+            yield
+        finally:
+            self._reserved.remove((place, owner))
+            self.look()
+
+    def isReserved(self, place: Place, owner: str | None) -> bool:
+        """Is a device reserved for this owner?"""
+        return (place, owner) in self._reserved
+
     def isTaken(self, name: str, found: RemoteDevice) -> bool:
         """Has a desired attachment a device, or is another device being attached for it?"""
         attempt = self._attempts.get(name)
@@ -251,7 +267,7 @@ class Reconciler:
         if self._adoption.mayFulfil(desired):
             return None
         taken = {attachment.place for attachment in self._view.attachments}
-        taken.update(place for place, _ in self.reserved)
+        taken.update(place for place, _ in self._reserved)
         for found in desired.among(self._view.servers.found()):
             place = placeOf(found)
             isTaken = place in taken or self.isAttaching(place)
