@@ -25,7 +25,7 @@ from usbip_server.client.service.devices.attachments import Attachment
 from usbip_server.client.service.devices.desired import isLeasedBy
 from usbip_server.model.device import DeviceState, UsbDevice
 from usbip_server.model.errors import ClientError, LocalTrouble, ShareError, Unreachable
-from usbip_server.model.replies import ReceivedNotice, Refused, Status
+from usbip_server.model.replies import Code, ReceivedNotice, Refused, Status
 from usbip_server.model.usbip import NotGiven
 from usbip_server.runtime.threads import BlockingCalls, CallPending, CallTimedOut
 
@@ -40,6 +40,8 @@ UNBIND_SECONDS = 60.0
 
 UNBIND_PAUSE = 1.0
 """Seconds between questions whether it has."""
+
+TEMPORARY = (Code.BUSY.value, Code.UNAVAILABLE.value)
 
 BOUND = (DeviceState.BOUND, DeviceState.IN_USE)
 
@@ -186,9 +188,9 @@ class Operations:
                     await self._unbind(server, busId, owner)
                 break
             except ShareError as error:
-                # A bind that is still in progress cannot be undone yet.
-                isInProgress = isinstance(error, Refused) and error.status is Status.ERROR
-                if not isInProgress or self._reactor.seconds() >= until:
+                # A bind in progress cannot be undone yet; a daemon may just be starting.
+                isTemporary = isinstance(error, Refused) and error.code in TEMPORARY
+                if not isTemporary or self._reactor.seconds() >= until:
                     self._warnStillBound(server, busId, error)
                     break
             await deferLater(self._reactor, UNBIND_PAUSE)
@@ -219,7 +221,7 @@ class Operations:
         request = {"command": command, "bus": busId, "detail": True, **keys}
         reply = await askToTheEnd(self._reactor, server, request, seconds, told)
         if reply.status is not Status.SUCCESS:
-            raise Refused(reply.status, reply.message)
+            raise Refused(reply.status, reply.message, reply.code)
         return reply.data
 
     async def _unbind(self, server: Server, busId: str, owner: str | None) -> None:
