@@ -35,7 +35,7 @@ OTHER_STOCK_PORT = 3241
 """Of a C{usbipd} beside a daemon that exports at 3240."""
 
 PATIENCE = 10.0
-"""Seconds that a reaction may take on an emulated machine; the documents promise less."""
+"""Seconds by which a timestamp may be later than what it is about, on an emulated machine."""
 
 
 class GuestCase(SynchronousTestCase):

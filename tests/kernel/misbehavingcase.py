@@ -24,9 +24,6 @@ BAD, OTHER = 10, 11
 ANSWER_SECONDS = 1.8
 """The default of C{timeouts.answer}."""
 
-IN_TIME = ANSWER_SECONDS + 1.0
-"""Seconds until the answer to a request that takes longer; the machine may be busy."""
-
 
 @needs(Need.GADGETS)
 class MisbehavingCase(DaemonCase):

@@ -18,9 +18,6 @@ from tests.kernel.scenarios.service import SystemdCase
 from tests.support.childdaemon import ChildDaemon
 from tests.support.childservice import REAL, ChildService
 
-PATIENCE = 20.0
-"""Seconds until a device is attached, on an emulated machine; the documents promise two."""
-
 SOCKET = "/run/usbipshare/client.sock"
 
 LINK = Path("/dev/usbipshare/disk")
@@ -45,7 +42,7 @@ class ClientServiceTests(ElsewhereCase):
     def awaitMeasured(self, what: str, condition: Callable[[], object]) -> None:
         """Wait until a condition is true, and print how long that takes."""
         began = time.monotonic()
-        guest.waitUntil(condition, what, PATIENCE)
+        guest.waitUntil(condition, what)
         print(f"{what}: {time.monotonic() - began:.2f} s", flush=True)
 
     def awaitDisk(self, when: str) -> None:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.kernel import guest
-from tests.kernel.daemoncase import BUS_IDS, DISK, PATIENCE, SERIAL, TABLET, DaemonCase, summary
+from tests.kernel.daemoncase import BUS_IDS, DISK, SERIAL, TABLET, DaemonCase, summary
 from tests.kernel.inside.uevents import Binding, Uevents
 
 ROUNDS = 2
@@ -51,7 +51,6 @@ class DesiredTests(DaemonCase):
             devices = [device for device in guest.DEVICES if device.busId in BUS_IDS]
             delays = [self.replug(uevents, each) for _ in range(ROUNDS) for each in devices]
             print(f"\nbound again after a replug: {summary(delays)} after the kernel's bind@")
-            self.assertLess(max(delays), PATIENCE)
 
             for busId in (SERIAL, DISK):
                 self.succeeds(daemon.ask("detach", id=busId))

@@ -109,7 +109,6 @@ class ExportingTests(DaemonCase):
             self.assertEqual(released["holder"]["address"], HOST)
             self.assertGreaterEqual(released["holder"]["bytes_in"], after["bytes_in"])
             self.assertGreater(released["holder"]["bytes_out"], size)
-            self.assertLess(took, PATIENCE)
         guest.waitGone(imported)
 
     def importSerial(self, daemon: ChildDaemon) -> None:

@@ -47,7 +47,6 @@ class Scenarios(DaemonCase):
         numbers = [*range(before + 1, before + 1 + len(events))]
         self.assertEqual([event["seq"] for event in events], numbers)
         print(f"\n{self.backend}: import or release is seen after {summary(delays)}")
-        self.assertLess(max(delays), PATIENCE)
 
     def session(self, daemon: ChildDaemon, watcher: WatchClient) -> tuple[float, float]:
         """
@@ -92,7 +91,6 @@ class Scenarios(DaemonCase):
         late = timestamp(ended["time"]) - timestamp(leased["lease"]["until"])
         print(f"\n{self.backend}: unbound {1000 * late:.0f} ms after the end of the lease")
         self.assertLess(0.0, late)
-        self.assertLess(late, PATIENCE)
         guest.waitBlockDevice(DISK)
 
 
