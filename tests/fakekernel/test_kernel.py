@@ -12,8 +12,8 @@ from collections.abc import Callable
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
+from tests.kernel.facts.cases import DEVICES, HostFactCase
 from tests.kernel.facts.crashes import CrashFacts
-from tests.kernel.facts.machine import DEVICES, Machine
 from tests.kernel.facts.sessions import ConnectionFacts, SessionFacts
 from tests.kernel.facts.usbiphost import PLACES, UsbipHostFacts
 from usbip_server.kernel.system import ISystem
@@ -23,7 +23,7 @@ LOOKS = 10
 """How often to look for something: nothing happens but by somebody's looking."""
 
 
-class FakeMachine(Machine):
+class FakeMachine(HostFactCase):
     """
     The kernel in memory, with one device.
     """

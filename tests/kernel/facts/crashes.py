@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.kernel.facts.machine import Machine
+from tests.kernel.facts.cases import HostFactCase
 from tests.kernel.needs import dies
 
 STUB_BUG = r"BUG\b.* at .*drivers/usb/usbip/stub_dev\.c:\d+"
@@ -25,8 +25,7 @@ def _crash(console: str, sentence: str, *steps: str) -> Callable[[CrashFacts], N
 
     @param console: a regular expression that the console matches after the crash.
     @param sentence: the docstring.
-    @param steps: methods of L{Machine}, or writes as in L{Machine.write}. The last step crashes the
-        kernel.
+    @param steps: methods, or writes as in L{HostFactCase.write}. The last one crashes the kernel.
     """
 
     def test(self: CrashFacts) -> None:
@@ -44,7 +43,7 @@ _REBIND = "usbip-host/rebind={busId}"
 _UNBIND = "usbip-host/unbind={busId}"
 
 
-class CrashFacts(Machine):
+class CrashFacts(HostFactCase):
     """Mix this into a test case for each kind of machine."""
 
     def assertDies(self, act: Callable[[], object]) -> None:

@@ -8,11 +8,11 @@ import errno
 import os
 import socket
 
-from tests.kernel.facts.machine import DEVICES, Machine
+from tests.kernel.facts.cases import DEVICES, HostFactCase
 from usbip_server.kernel.importers import USBIPD_PORT, established
 
 
-class SessionFacts(Machine):
+class SessionFacts(HostFactCase):
     """C{usbip_sockfd} and C{usbip_status}: sections 3, 5 and 6."""
 
     def test_sessionBegins(self) -> None:
@@ -175,7 +175,7 @@ class SessionFacts(Machine):
         self.assertEqual(self.status(), 1)
 
 
-class ConnectionFacts(Machine):
+class ConnectionFacts(HostFactCase):
     """The kernel's list of TCP connections."""
 
     address = "127.0.0.9"

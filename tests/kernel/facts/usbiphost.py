@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import errno
 
-from tests.kernel.facts.machine import DEVICES, HOST, Machine
+from tests.kernel.facts.cases import DEVICES, HOST, HostFactCase
 from usbip_server.model.device import busOrder
 
 PLACES = 16
@@ -19,7 +19,7 @@ UNPLUGGED = ("unbind :1.0", "remove :1.0", "unbind", "remove")
 is unplugged."""
 
 
-class UsbipHostFacts(Machine):
+class UsbipHostFacts(HostFactCase):
     """Mix this into a test case for each kind of machine."""
 
     def test_bindUnbind(self) -> None:

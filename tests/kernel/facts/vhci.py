@@ -7,15 +7,8 @@ from __future__ import annotations
 import errno
 import re
 import socket
-from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-from usbip_server.kernel.system import ISystem
-
-if TYPE_CHECKING:
-    from twisted.trial.unittest import SynchronousTestCase as Base
-else:
-    Base = object
+from tests.kernel.facts.cases import FactCase
 
 VHCI = "devices/platform/vhci_hcd.0"
 
@@ -30,16 +23,11 @@ EMPTY = "000 00000000 000000 0-0"
 """What the line of a port ends with that has no device, or none yet."""
 
 
-class VhciFacts(Base):
+class VhciFacts(FactCase):
     """
-    Mix this into a C{twisted.trial.unittest.SynchronousTestCase}. The methods that raise
-    C{NotImplementedError} are implemented for each kind of machine. Each test begins
-    with C{vhci_hcd} loaded and all ports free.
-
-    @ivar system: the kernel.
+    Mix this into a test case for each kind of machine. Each test begins with C{vhci_hcd} loaded and
+    all ports free.
     """
-
-    system: ISystem
 
     def serve(self, speed: int) -> tuple[socket.socket, int]:
         """
@@ -57,10 +45,6 @@ class VhciFacts(Base):
 
     def hasEndedAtServer(self) -> bool:
         """Has the server noticed the end of the session?"""
-        raise NotImplementedError
-
-    def until(self, condition: Callable[[], object], what: str) -> None:
-        """Wait until a condition is true; fail if it does not become true."""
         raise NotImplementedError
 
     def lines(self) -> list[str]:
@@ -98,11 +82,9 @@ class VhciFacts(Base):
         """Write to C{detach}."""
         self.system.write(f"{VHCI}/detach", text.encode())
 
-    def refused(self, number: int, act: Callable[[str], None], *texts: str) -> None:
-        """Assert that each of some writes fails with an errno."""
-        for text in texts:
-            error = self.assertRaises(OSError, act, text)
-            self.assertEqual(errno.errorcode[error.errno], errno.errorcode[number], text)
+    def untilFree(self, number: int) -> None:
+        """Wait until a port is free."""
+        self.until(lambda: self.state(number) == FREE, "the port is free")
 
     def imported(self, speed: int = HIGH, port: int | None = None) -> int:
         """
@@ -218,7 +200,7 @@ class VhciFacts(Base):
         self.assertEqual(int(self.system.read(f"{folder}/speed")), mbit)
         self.assertFalse(self.hasEndedAtServer())
         self.detach(str(number))
-        self.until(lambda: self.state(number) == FREE, "the port is free")
+        self.untilFree(number)
         self.assertEqual(self.line(number)[2:], ["004", *EMPTY.split()])
         self.until(self.hasEndedAtServer, "the server has noticed")
 
@@ -241,10 +223,10 @@ class VhciFacts(Base):
         self.addCleanup(other.close)
         self.assertEqual(self.state(number), INITIALISING)
         line = f"{number} {other.fileno()} 1 {HIGH}"
-        self.refused(errno.EBUSY, self.attach, line)
+        self.assertRefused(errno.EBUSY, self.attach, line)
         self.assertUsed(number, HIGH)
-        self.refused(errno.EBUSY, self.attach, line)
-        self.refused(errno.EINVAL, self.attach, f"{number} 9999 1 {HIGH}")
+        self.assertRefused(errno.EBUSY, self.attach, line)
+        self.assertRefused(errno.EINVAL, self.attach, f"{number} 9999 1 {HIGH}")
 
     def test_attachRefused(self) -> None:
         """
@@ -255,7 +237,7 @@ class VhciFacts(Base):
         self.addCleanup(stream.close)
         self.addCleanup(datagrams.close)
         with open("/dev/null") as file:
-            self.refused(
+            self.assertRefused(
                 errno.EINVAL,
                 self.attach,
                 f"0 {stream.fileno()} 1 0",
@@ -274,7 +256,7 @@ class VhciFacts(Base):
         Section 4: EINVAL for a port that is free or unknown, and for text that is not a number.
         """
         texts = ("0", str(len(self.lines())), "abc", "-1", "0 1", " 0")
-        self.refused(errno.EINVAL, self.detach, *texts)
+        self.assertRefused(errno.EINVAL, self.detach, *texts)
 
     def test_lineFeedTolerated(self) -> None:
         """
@@ -286,7 +268,7 @@ class VhciFacts(Base):
             self.attach(f" 0  {ours.fileno()} {deviceId} {HIGH} 7\n")
         self.settled(0)
         self.detach("0\n")
-        self.until(lambda: self.state(0) == FREE, "the port is free")
+        self.untilFree(0)
 
     def test_detachBeforeEnumerated(self) -> None:
         """
@@ -297,7 +279,7 @@ class VhciFacts(Base):
         number = self.imported(HIGH, slow[-1])
         self.assertEqual(self.state(number), INITIALISING)
         self.detach(str(number))
-        self.until(lambda: self.state(number) == FREE, "the port is free")
+        self.untilFree(number)
         self.until(self.hasEndedAtServer, "the server has noticed")
 
     def test_serverEndsSession(self) -> None:
@@ -305,7 +287,7 @@ class VhciFacts(Base):
         number = self.imported()
         folder = self.assertUsed(number, HIGH)
         self.endAtServer()
-        self.until(lambda: self.state(number) == FREE, "the port is free")
+        self.untilFree(number)
         self.until(lambda: not self.isThere(folder), "the device is gone")
 
     def isThere(self, folder: str) -> bool:
@@ -321,7 +303,7 @@ class VhciFacts(Base):
         self.attach(f"0 {ours.fileno()} {deviceId} {HIGH}")
         self.settled(0)
         self.detach("0")
-        self.until(lambda: self.state(0) == FREE, "the port is free")
+        self.untilFree(0)
         self.until(self.hasEndedAtServer, "the server has noticed")
         while ours.recv(4096):
             pass

@@ -15,8 +15,8 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.kernel import guest
+from tests.kernel.facts.cases import DEVICES, HostFactCase
 from tests.kernel.facts.crashes import CrashFacts
-from tests.kernel.facts.machine import DEVICES, Machine
 from tests.kernel.facts.usbiphost import UsbipHostFacts
 from usbip_server.kernel.system import ISystem, System
 
@@ -39,7 +39,7 @@ DYING = 20.0
 VHCI = "devices/platform/vhci_hcd.0"
 
 
-class RealMachine(Machine):
+class RealMachine(HostFactCase):
     """The machine that this runs in."""
 
     busId = DEVICE.busId

@@ -17,7 +17,7 @@ import threading
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.kernel import guest
-from tests.kernel.facts.machine import DEVICES
+from tests.kernel.facts.cases import DEVICES
 from tests.kernel.facts.sessions import ConnectionFacts, SessionFacts
 from tests.kernel.facts.usbiphost import PLUGGED, UNPLUGGED
 from tests.kernel.scenarios.facts import (

@@ -51,7 +51,7 @@ class VhciTests(VhciFacts, GuestCase):
             self.settled(number)
             self.assertEqual(self.line(number)[3], "006")
         else:
-            self.refused(errno.EINVAL, self.attach, line)
+            self.assertRefused(errno.EINVAL, self.attach, line)
         speeds = {
             self.system.read(f"{VHCI}/{name}/speed")
             for name in self.system.directories(VHCI)

@@ -1,5 +1,5 @@
 """
-A machine with a kernel, real or in memory, and helpers of the facts about C{usbip-host}.
+Base classes of the facts: a kernel, real or in memory, and helpers for C{usbip-host}.
 """
 
 from __future__ import annotations
@@ -22,17 +22,35 @@ DRIVERS = "bus/usb/drivers"
 HOST = f"{DRIVERS}/usbip-host"
 
 
-class Machine(Base):
+class FactCase(Base):
     """
-    Mix a class that is derived from this into a C{twisted.trial.unittest.SynchronousTestCase}. The
-    methods that raise C{NotImplementedError} are implemented for each kind of machine. Each test
-    begins with C{usbip-host} loaded and its table empty.
+    A kernel, real or in memory. Mix a class that is derived from this into a
+    C{twisted.trial.unittest.SynchronousTestCase}. The methods that raise C{NotImplementedError} are
+    implemented for each kind of machine.
 
     @ivar system: the kernel.
-    @ivar busId: of a device with one interface, plugged in and bound to its local drivers.
     """
 
     system: ISystem
+
+    def until(self, condition: Callable[[], object], what: str) -> None:
+        """Wait until a condition is true; fail if it does not become true."""
+        raise NotImplementedError
+
+    def assertRefused(self, number: int, write: Callable[[str], None], *texts: str) -> None:
+        """Assert that each of some writes fails with an errno."""
+        for text in texts:
+            error = self.assertRaises(OSError, write, text)
+            self.assertEqual(errno.errorcode[error.errno], errno.errorcode[number], text)
+
+
+class HostFactCase(FactCase):
+    """
+    A machine with a device. Each test begins with C{usbip-host} loaded and its table empty.
+
+    @ivar busId: of a device with one interface, plugged in and bound to its local drivers.
+    """
+
     busId: str
 
     def plug(self) -> None:
@@ -71,20 +89,11 @@ class Machine(Base):
         """Make C{usbip-host} fail in a way that makes the device unusable."""
         raise NotImplementedError
 
-    def until(self, condition: Callable[[], object], what: str) -> None:
-        """Wait until a condition is true; fail if it does not become true."""
-        raise NotImplementedError
-
     def write(self, *steps: str) -> None:
         """Write to attributes of drivers: C{usbip-host/bind=1-1}."""
         for step in steps:
             attribute, _, text = step.partition("=")
             self.system.write(f"{DRIVERS}/{attribute}", text.encode())
-
-    def assertRefused(self, number: int, write: Callable[[str], None], text: str) -> None:
-        """Assert that a write fails with an errno."""
-        error = self.assertRaises(OSError, write, text)
-        self.assertEqual(errno.errorcode[error.errno], errno.errorcode[number], text)
 
     def refused(self, number: int, *steps: str) -> None:
         """Write to attributes of drivers; the last write fails with an errno."""
