@@ -24,7 +24,7 @@ from tests.support.fixtures import (
 from usbip_server.model.device import DeviceState
 from usbip_server.model.options import Limits
 from usbip_server.model.requests import WatchDevices
-from usbip_server.protocols.watcher import PATIENCE, Watcher
+from usbip_server.protocols.watcher import PATIENCE, EventFormat, Watcher
 from usbip_server.runtime.eventlog import Told
 from usbip_server.server.config import LiveSettings, Settings
 
@@ -68,8 +68,7 @@ class WatcherTests(SynchronousTestCase):
             transport,
             transport.abortConnection,
             stream,
-            lambda event, line: line,
-            lambda: BEAT,
+            EventFormat(lambda event, line: line, lambda: BEAT),
             ALICE,
             MOST,
         )
@@ -255,7 +254,9 @@ class WatcherTests(SynchronousTestCase):
             seen.append(event)
             return b"<" + line.strip() + b">"
 
-        watcher = Watcher(transport, lambda: None, stream, frame, lambda: BEAT, ALICE, MOST)
+        watcher = Watcher(
+            transport, lambda: None, stream, EventFormat(frame, lambda: BEAT), ALICE, MOST
+        )
         watcher.begin(self.clock, 15)
         self.happen(1)
         self.assertEqual(transport.value(), b"<" + self.all().strip() + b">")

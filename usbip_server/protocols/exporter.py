@@ -17,6 +17,7 @@ The conversations (L{usbip_server.model.usbip} encodes and decodes the messages)
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable
 from typing import Any
 
@@ -79,6 +80,28 @@ STATUS_OF: dict[type[ShareError], OpStatus] = {
 """The status of each error; a subclass has that of its base."""
 
 
+class ExporterState(enum.Enum):
+    """
+    The states of a connection::
+
+        READING -> WORKING -> ANSWERED      a list, or an import that was refused
+        READING -> WORKING -> HANDED_OVER   an import
+        READING, WORKING -> CLOSING         no valid request, or the daemon stops
+    """
+
+    READING = 1
+    """The request has not arrived yet."""
+
+    WORKING = 2
+    ANSWERED = 3
+    """The reply was written, and the connection closes when it is sent."""
+
+    HANDED_OVER = 4
+    """The device has the connection."""
+
+    CLOSING = 5
+
+
 class Exporter(Protocol, TimeoutMixin):
     """
     One connection, until it carries USB traffic.
@@ -97,9 +120,7 @@ class Exporter(Protocol, TimeoutMixin):
         self._carry = carry
         self._caller = Caller(principal)
         self._received = b""
-        self._asked = False
-        self._answered = False
-        self._handedOver = False
+        self._state = ExporterState.READING
 
     def callLater(self, period: float, func: Any) -> IDelayedCall:
         """The clock of C{TimeoutMixin}."""
@@ -115,7 +136,7 @@ class Exporter(Protocol, TimeoutMixin):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.setTimeout(None)
         self.factory.connections.discard(self)
-        if self._received and not self._asked:
+        if self._received and self._state is ExporterState.READING:
             self._log.warn(
                 "{principal} is not a USB/IP client: it disconnected in the middle of a request",
                 principal=str(self._caller.principal),
@@ -123,7 +144,7 @@ class Exporter(Protocol, TimeoutMixin):
         self._caller.gone()
 
     def dataReceived(self, data: bytes) -> None:
-        if self._asked:
+        if self._state is not ExporterState.READING:
             return
         self._received += data
         try:
@@ -133,17 +154,17 @@ class Exporter(Protocol, TimeoutMixin):
             return
         if request is None:
             return
-        self._asked = True
+        self._state = ExporterState.WORKING
         self.setTimeout(None)
         self.transport.pauseProducing()  # what comes from now on is USB traffic
         work = self._list(request) if isinstance(request, ListRequest) else self._import(request)
         Deferred.fromCoroutine(work).addErrback(self._failed)
 
     def timeoutConnection(self) -> None:
-        if not self._asked:
+        if self._state is ExporterState.READING:
             self._cutOff(f"no complete request within {REQUEST_SECONDS:g} s")
             return
-        if self._answered:  # otherwise the daemon is stopping
+        if self._state is ExporterState.ANSWERED:  # otherwise the daemon is stopping
             self._log.warn(
                 "{principal} did not read its reply within {seconds:g} s",
                 principal=str(self._caller.principal),
@@ -153,8 +174,9 @@ class Exporter(Protocol, TimeoutMixin):
 
     def close(self) -> None:
         """Close the connection unless it carries USB traffic: the daemon stops."""
-        if not self._handedOver:
-            self._asked = True
+        if self._state is not ExporterState.HANDED_OVER:
+            if self._state is not ExporterState.ANSWERED:
+                self._state = ExporterState.CLOSING
             self.transport.loseConnection()
 
     async def _list(self, request: ListRequest) -> None:
@@ -190,7 +212,7 @@ class Exporter(Protocol, TimeoutMixin):
         else:
             # The transport stays open without reading: closing it would shut down the
             # connection that the device uses.
-            self._handedOver = True
+            self._state = ExporterState.HANDED_OVER
             self.factory.connections.discard(self)
             self.transport.write(encodeImport(device))
             carrier.begin()
@@ -215,7 +237,7 @@ class Exporter(Protocol, TimeoutMixin):
         self.transport.loseConnection()
 
     def _cutOff(self, reason: object) -> None:
-        self._asked = True
+        self._state = ExporterState.CLOSING
         self._log.warn(
             "{principal} is not a USB/IP client: {reason}",
             principal=str(self._caller.principal),
@@ -226,7 +248,7 @@ class Exporter(Protocol, TimeoutMixin):
     def _answer(self, answer: bytes) -> None:
         if self._caller.isGone:
             return
-        self._answered = True
+        self._state = ExporterState.ANSWERED
         self.transport.write(answer)
         self.setTimeout(REQUEST_SECONDS)  # for the client to read it
         self.transport.loseConnection()

@@ -135,14 +135,14 @@ class Secured(Protocol):
         """TLS has ended, by either side."""
         if self._relay is not None:
             self._relay.end()
-        if error is not None and self._isWorthALine(error):
+        if error is not None and self._isLogged(error):
             self._warn(reasonOf(error))
         self.transport.loseConnection()
 
-    def _isWorthALine(self, error: Exception) -> bool:
+    def _isLogged(self, error: Exception) -> bool:
         """
-        A port probe is not, nor is somebody who leaves. What is cut off in the middle of a
-        request the exporter tells, and L{_tooSlow} whose time is over.
+        Is an error to be logged here? Not that of a port probe, nor that of a client that
+        disconnects. The exporter logs an incomplete request, and L{_tooSlow} a time-out.
         """
         if self._exporter is None:
             return self._tls is not None and self._tls.spoke

@@ -57,7 +57,7 @@ from usbip_server.net.halfclose import LINGER, closeOurSide
 from usbip_server.net.liveness import LivenessProbe, watchOver
 from usbip_server.protocols.framing import ObjectEnds, someLines
 from usbip_server.protocols.interfaces import IResponder, RequestSettings, Response, refusal
-from usbip_server.protocols.watcher import Watcher
+from usbip_server.protocols.watcher import EventFormat, Watcher
 from usbip_server.runtime.eventlog import Subscription
 
 READ_AHEAD = 2**16
@@ -359,8 +359,7 @@ class CommandProtocol(LineReceiver, TimeoutMixin):
             self.transport,
             self.transport.abortConnection,
             stream,
-            lambda event, line: line,
-            self._responder.heartbeat,
+            EventFormat(lambda event, line: line, self._responder.heartbeat),
             self._caller.principal,
             self.factory.settings.limits.watchBytes,
         )

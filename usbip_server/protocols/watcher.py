@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
 from twisted.internet.task import LoopingCall
@@ -20,6 +20,18 @@ from usbip_server.runtime.eventlog import Subscription, Told
 PATIENCE = 1.0
 """Seconds for which too many bytes may be unsent: many events can come at once, before the
 reactor writes again."""
+
+
+class EventFormat(NamedTuple):
+    """
+    How a protocol sends events.
+
+    @ivar frame: returns the bytes to write for an event and its line.
+    @ivar heartbeat: returns the bytes of a heartbeat.
+    """
+
+    frame: Callable[[Told, bytes], bytes]
+    heartbeat: Callable[[], bytes]
 
 
 @implementer(IPushProducer)
@@ -36,22 +48,19 @@ class Watcher:
         out: Any,
         abort: Callable[[], None],
         stream: Subscription[Any],
-        frame: Callable[[Told, bytes], bytes],
-        beat: Callable[[], bytes],
+        format: EventFormat,
         principal: Principal,
         most: int,
     ) -> None:
         """
         @param out: an C{IConsumer}.
         @param abort: aborts the connection.
-        @param frame: returns the bytes to write for an event and its line.
-        @param beat: returns the bytes of a heartbeat.
         @param most: how many bytes of events may be unsent.
         """
         self._out = out
         self._abort = abort
         self._stream = stream
-        self._frame = frame
+        self._format = format
         self._principal = principal
         self._most = most
         self._missed: Iterator[tuple[Told, bytes]] = iter(())  # sent first
@@ -59,7 +68,6 @@ class Watcher:
         self._unread = 0  # bytes in _waiting
         self._isPaused = False
         self._tooMuch: IDelayedCall | None = None
-        self._beat = beat
         self._beats = LoopingCall(self.beat)
 
     def begin(self, clock: IReactorTime, heartbeat: float) -> None:
@@ -93,7 +101,7 @@ class Watcher:
     def beat(self) -> None:
         """Send a heartbeat, unless the client has something else to read."""
         if not self._isPaused:
-            self._out.write(self._beat())
+            self._out.write(self._format.heartbeat())
 
     def pauseProducing(self) -> None:
         """The client does not read: nothing is written until it does."""
@@ -110,7 +118,7 @@ class Watcher:
 
     def _goOn(self) -> None:
         for event, line in self._missed:
-            self._out.write(self._frame(event, line))
+            self._out.write(self._format.frame(event, line))
             if self._isPaused:
                 return
         while self._waiting and not self._isPaused:
@@ -120,7 +128,7 @@ class Watcher:
         self._judge()
 
     def _tell(self, event: Told, line: bytes) -> None:
-        data = self._frame(event, line)
+        data = self._format.frame(event, line)
         if not self._isPaused:
             self._out.write(data)
             return

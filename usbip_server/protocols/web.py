@@ -35,7 +35,7 @@ from usbip_server.net.liveness import watchOver
 from usbip_server.protocols import sse
 from usbip_server.protocols.interfaces import IResponder, RequestSettings, Response, refusal
 from usbip_server.protocols.origins import Admission
-from usbip_server.protocols.watcher import Watcher
+from usbip_server.protocols.watcher import EventFormat, Watcher
 from usbip_server.runtime.eventlog import Subscription
 
 HINT = b"""\
@@ -192,8 +192,7 @@ class WebChannel(HTTPChannel):
             request,
             self.transport.abortConnection,
             stream,
-            sse.frame,
-            sse.beat,
+            EventFormat(sse.frame, sse.beat),
             self.caller.principal,
             self.factory.settings.limits.watchBytes,
         )
