@@ -23,7 +23,9 @@ VENDOR = 0x1209
 SOURCE, SINK = Endpoint(0x81), Endpoint(0x02)
 """Bulk endpoints: C{ep1in-bulk} and C{ep2out-bulk} of C{dummy_udc}."""
 
-ISOCHRONOUS_SETTING = 150
+ISOCHRONOUS_SETTING = 120
+"""The kernel takes 128 settings of an interface (C{USB_MAXALTSETTING},
+C{drivers/usb/core/config.c})."""
 
 _USBTEST_IDS = 0x0525, 0xA4A0
 """What the driver C{usbtest} takes for Linux' own C{Gadget Zero}
