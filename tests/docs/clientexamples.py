@@ -1,5 +1,5 @@
 """
-What documents show of C{usbipshare}: what is typed, what it prints in JSON, and its file.
+Checks examples of the command C{usbipshare}: command lines, JSON output and configurations.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ SOCKET = "/run/usbipshare/client.sock"
 """Where the socket of the client service is in documents."""
 
 RESULT = {"status", "devices", "errors", "message"}
-"""Keys of what is printed."""
+"""Keys of the output with C{--json}."""
 
 PLUGGED = {"port", "local_bus_id", "local_devices"}
-"""Of a device that is plugged in here, besides."""
+"""Additional keys of a device that is attached to this machine."""
 
 EVENTS = {"connected": {"devices"}, "disconnected": {"message"}}
 """What C{watch} prints that servers do not tell, and its keys."""
@@ -52,7 +52,7 @@ def optionsOf(name: str) -> set[str]:
 
 def checkTyped(where: str, command: str) -> None:
     """
-    Has what is called the sub-commands and options that are typed?
+    Assert that subcommands and options in a command line exist.
     """
     for typed in re.findall(
         r"\busbipshare ((?!--)[^|;&]+)", command.replace("twistd usbipshare", "")
@@ -65,16 +65,16 @@ def checkTyped(where: str, command: str) -> None:
 
 def isPrinted(value: dict[str, Any]) -> bool:
     """
-    Is this what the command prints, and no server says?
+    Return whether this is output of the command, and not of a server.
     """
     return "devices" in value or value.get("event") in EVENTS
 
 
 def checkPrinted(where: str, value: dict[str, Any], fields: set[str]) -> None:
     """
-    Has it the shape that it always has?
+    Assert that output of the command has the right keys.
 
-    @param fields: those that servers tell of a device.
+    @param fields: the keys of a device in answers of servers.
     """
     if "event" in value:
         assert set(value) == {"event", "server"} | EVENTS[value["event"]], f"{where}: {value}"
@@ -88,7 +88,7 @@ def checkPrinted(where: str, value: dict[str, Any], fields: set[str]) -> None:
 
 def writeServers(daemon: ChildDaemon, folder: Path) -> None:
     """
-    Have the examples find the server C{raspi}, with C{XDG_CONFIG_HOME}.
+    Write a client.yaml with the server C{raspi}, for C{XDG_CONFIG_HOME}.
     """
     ports = {"port": daemon.port, "export_port": daemon.exportPort}
     servers = {"timeout": SECONDS, "servers": {"raspi": {"host": "127.0.0.1", **ports}}}
@@ -98,7 +98,7 @@ def writeServers(daemon: ChildDaemon, folder: Path) -> None:
 
 def serviceError(text: str, folder: Path) -> str | None:
     """
-    What is said against a configuration of the client service, if anything.
+    Return the error in a configuration of the client service, or C{None}.
     """
     try:
         file = ServiceFile("service.yaml", text.replace("plugdev", "2001"))  # may not be here
@@ -110,7 +110,7 @@ def serviceError(text: str, folder: Path) -> str | None:
 
 def checkMounts(text: str, folder: Path) -> None:
     """
-    Is the folder of the socket mounted where it is looked for, and not the socket?
+    Assert that a manifest mounts the folder of the socket, at the same path, and not the socket.
     """
     manifest = yaml.safe_load(text)
     socketFolder = SOCKET.rpartition("/")[0]
@@ -128,14 +128,14 @@ def checkMounts(text: str, folder: Path) -> None:
 
 def checkYaml(text: str, folder: Path) -> None:
     """
-    Can the file of another program be read?
+    Assert that the file of another program is YAML.
     """
     assert yaml.safe_load(text), text
 
 
 def serversError(text: str, folder: Path) -> str | None:
     """
-    What is said against a file of servers, if anything. It is given the files that it names.
+    Return the error in a client.yaml, or C{None}. Token files that it names are written first.
     """
     for name in re.findall(r"token_file: ([\w.]+)", text):
         (folder / name).write_text(f"{PREFIX}0123456789abcdef")

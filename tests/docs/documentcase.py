@@ -1,5 +1,5 @@
 """
-What is to be said of each document (L{tests.docs.documents} tells which block is for what).
+Tests that apply to each document. L{tests.docs.documents} describes the kinds of blocks.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ KEYS_OF = {
 }
 
 WATCHED = {"status", "seq", "data"}
-"""Of the answer to C{watch}; C{data} is not there if it goes on from an earlier one."""
+"""Keys of the answer to C{watch}; with C{since} there is no C{data}."""
 
 NOTICE = {"event", "time"}
-"""Of each line that answers nothing."""
+"""Keys of each line that is not an answer."""
 
 MORE_OF = {
     **{kind.value: {"seq", "data"} for kind in ChangeKind},
@@ -66,10 +66,10 @@ MORE_OF = {
     "failed": {"data", "message"},
     "before_bind": {"data", "message"},
 }
-"""What it has besides."""
+"""The other keys of such a line, by its C{event}."""
 
 MISSING = {"lease": {"lease"}, "heartbeat": {"seq"}, "queued": {"data", "place"}}
-"""What of that may not be there."""
+"""Those of them that are optional."""
 
 ANY = UsbDevice(busId="1-1", vendorId="0000", productId="0000", description="any")
 FIELDS = set(json.loads(bytes(encodeDevices(ANY, detail=False))))
@@ -80,7 +80,9 @@ COMMAND_LINE: Any = Options()
 
 class DocumentCase(Base):
     """
-    What is to be said of each document.
+    Tests that apply to each document.
+
+    @ivar name: the path of the document in the repository.
     """
 
     name: str
@@ -94,7 +96,7 @@ class DocumentCase(Base):
 
     @contextlib.contextmanager
     def stage(self, folder: Path) -> Iterator[Stage]:
-        """What executes the examples."""
+        """Start what executes the examples."""
         if {block.kind for block in self.document.blocks} & {*PLAYED} == {"yaml"}:
             yield Stage(None, folder)
             return
@@ -128,7 +130,7 @@ class DocumentCase(Base):
             self.assertNotEqual(block.text, "", block.where)
 
     def test_json(self) -> None:
-        """What looks like a request or an answer is one."""
+        """JSON in examples and prose is a valid request, answer or event."""
         for block in self.document.blocks:
             for line in block.text.splitlines() if block.kind != "python" else ():
                 if not line.startswith(">"):  # it is sent: the answer tells what it is
@@ -151,7 +153,7 @@ class DocumentCase(Base):
                 self.assertIn(heading, Document(target.resolve()).anchors(), link)
 
     def test_transcripts(self) -> None:
-        """Transcripts call programs and options that there are."""
+        """Transcripts call only known programs, with existing options."""
         for block in self.document.blocks:
             if block.kind == "console":
                 commands = block.commands()
@@ -160,7 +162,7 @@ class DocumentCase(Base):
                     checkCommand(block.where, command)
 
     def test_units(self) -> None:
-        """What is shown of a systemd unit can be read."""
+        """Parts of systemd units can be parsed."""
         for block in self.document.blocks:
             if block.kind == "ini":
                 parser = configparser.ConfigParser(strict=False, interpolation=None)
@@ -168,7 +170,7 @@ class DocumentCase(Base):
                 self.assertLessEqual({*parser.sections()}, {"Unit", "Service", "Install"})
 
     def test_examples(self) -> None:
-        """The examples do what they are said to do."""
+        """Examples are accepted, and print the output that is shown."""
         blocks = [block for block in self.document.blocks if block.kind in PLAYED]
         if not blocks:
             return
@@ -204,7 +206,7 @@ def plain(value: Any) -> Any:
 
 def checkJson(where: str, text: str) -> None:
     """
-    Is it a request, or an answer or event of one of the shapes that there are?
+    Assert that a text is a request, or an answer or event with the right keys.
     """
     value = json.loads(text)
     if isPrinted(value):
@@ -232,7 +234,7 @@ def checkJson(where: str, text: str) -> None:
 
 def checkCommand(where: str, command: str) -> None:
     """
-    Does it call programs that we know, and ours with options that there are?
+    Assert that a command calls known programs, and ours with existing options.
     """
     words = shlex.shlex(command, posix=True, punctuation_chars=True)
     words.whitespace_split = True

@@ -1,5 +1,5 @@
 """
-Carrying out what documents show.
+Executes the examples of documents.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from usbip_server.tap import Options
 SECONDS = 60.0
 
 PLAYED = ("sh", "python", "json", "yaml")
-"""Kinds of blocks that are executed, or read by what reads them in use."""
+"""Kinds of blocks that are executed, or parsed by the program that they are for."""
 
 CONFIGURED = "/etc/usbipshare/"
-"""Where certificates are in documents."""
+"""The folder of certificates in documents."""
 
 BIN = os.path.dirname(sys.executable)
 
@@ -105,7 +105,7 @@ class Stage:
 
     def play(self, block: Block) -> None:
         """
-        Carry out a block, if there is anything to be carried out in it.
+        Execute a block, if it is of a kind that can be executed.
         """
         if block.isOutput or block.kind not in self._play:
             return
@@ -137,7 +137,7 @@ class Stage:
 
     def _here(self, text: str) -> str:
         """
-        With the ports, the names and the paths that there are here.
+        Replace ports, names and paths of documents by those of this test.
         """
         for shown, here in (
             ("5055", str(self._daemon.port)),
@@ -166,7 +166,7 @@ class Stage:
             play(block, world)
 
     def _provide(self) -> None:
-        """The certificates that configurations name, where no example has made them."""
+        """Make the certificates that configurations name, unless an example has made them."""
         for name, identity in (("ca", authority(LAB)), ("server", signed("server"))):
             if not (self._folder / f"{name}.pem").exists():
                 identity.write(self._folder, name)
@@ -205,7 +205,7 @@ READERS: dict[str, Callable[[str, Path], str | None]] = {
 
 def configurationError(file: Path) -> str | None:
     """
-    What C{twistd usbipshare --check} says against a file, if anything.
+    Return the error that C{twistd usbipshare --check} reports for a file, or C{None}.
     """
     options: Any = Options()
     with contextlib.redirect_stdout(io.StringIO()):
@@ -218,7 +218,7 @@ def configurationError(file: Path) -> str | None:
 
 def isMake(line: str) -> bool:
     """
-    Is it a call of make?  These are too long to be run; the targets have to exist.
+    Return whether a line calls make. It is not executed; its targets have to exist.
     """
     if not line.startswith("make "):
         return False

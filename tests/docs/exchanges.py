@@ -1,11 +1,10 @@
 """
-Carrying out the exchanges that documents show.
+Executes the exchanges in documents.
 
-What begins with C{>} is sent, and what begins with C{<} is what comes next on that
-connection; C{>>} and C{<<} are another client's. A line in brackets is what happens
-meanwhile: see L{World}.
-
-What is never twice the same is compared as far as it can be: see L{Numbers}.
+A line that begins with C{>} is sent, and a line that begins with C{<} is expected next on that
+connection; C{>>} and C{<<} are those of a second client. A line in brackets is an action: see
+L{World}. Times and numbers, which differ each time, are compared by their differences: see
+L{Numbers}.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ from usbip_server.server.responder import Responder
 HOST = "127.0.0.1"
 
 NOW = 1795629360.123
-"""Seconds since the epoch: the time in rehearsals."""
+"""Seconds since the epoch: the time at the start of a L{Rehearsal}."""
 
 ECHO = UsbDevice(
     busId="1-1",
@@ -72,7 +71,7 @@ VARYING = (
     (r'"bytes_(in|out)":\d+', r'"bytes_\1":0'),
     (r"for \d+ s more", "for a while"),
 )
-"""Patterns of what differs, and what is compared instead: that there is such a thing."""
+"""Patterns of texts that differ each time, and the text that replaces them in comparisons."""
 
 NUMBER = re.compile(r"\b\d{16}\b")
 """The number of an event: microseconds since the epoch, at first."""
@@ -80,8 +79,7 @@ NUMBER = re.compile(r"\b\d{16}\b")
 
 class Numbers:
     """
-    The numbers of events in one example: how far they are from the first that is shown is
-    the same each time.
+    Compares event numbers in one example by their distance from the first one.
     """
 
     def __init__(self) -> None:
@@ -89,7 +87,7 @@ class Numbers:
 
     def same(self, came: str, shown: str) -> None:
         """
-        Is this what is shown?
+        Assert that a received line is the line in the document.
         """
         pair = self.settled("came", came), self.settled("shown", shown)
         if shown.startswith("{"):
@@ -98,7 +96,7 @@ class Numbers:
 
     def settled(self, side: str, text: str) -> str:
         """
-        A text with what differs each time replaced by what does not.
+        Replace the parts of a text that differ each time.
         """
         for pattern, instead in VARYING:
             text = re.sub(pattern, instead, text)
@@ -106,7 +104,7 @@ class Numbers:
 
     def here(self, text: str) -> str:
         """
-        A request with the numbers that there are here.
+        Replace event numbers of the document in a request by those of this run.
         """
         return NUMBER.sub(
             lambda n: str(int(n[0]) - self._first["shown"] + self._first["came"]), text
@@ -120,26 +118,26 @@ class Connection(Protocol):
 
     def send(self, request: bytes) -> None: ...
     def line(self) -> str:
-        """What comes next; an empty string if the server has closed it."""
+        """The next line; an empty string if the server has closed the connection."""
 
     def close(self) -> None: ...
 
 
 class World(Protocol):
     """
-    What a client can connect to, and what can happen there.
+    A server that clients connect to, and the actions that can happen there.
     """
 
     def connect(self) -> Connection: ...
     def happen(self, what: str) -> None:
         """
-        Let something happen: C{a client imports 1-2}, C{it gives 1-2 back}, C{15 s later}.
+        Carry out an action: C{a client imports 1-2}, C{it gives 1-2 back}, C{15 s later}.
         """
 
 
 class Speaker:
     """
-    A client, which has one connection at a time.
+    A client with one connection at a time.
     """
 
     def __init__(self, world: World) -> None:
@@ -177,7 +175,7 @@ class Speaker:
 
 def play(block: Block, world: World) -> None:
     """
-    Carry out an exchange.
+    Execute an exchange.
     """
     numbers = Numbers()
     speakers = {">": Speaker(world), ">>": Speaker(world)}
@@ -196,7 +194,7 @@ def play(block: Block, world: World) -> None:
 
 class SocketConnection:
     """
-    A real one.
+    A connection over TCP.
     """
 
     def __init__(self, port: int) -> None:
@@ -216,7 +214,7 @@ class SocketConnection:
 
 class RealWorld:
     """
-    A daemon with the two standard virtual devices.
+    A daemon in a child process, with the two standard virtual devices.
     """
 
     def __init__(self, daemon: ChildDaemon) -> None:
@@ -265,7 +263,7 @@ class RealWorld:
 
 def _isImported(device: dict[str, Any]) -> bool:
     """
-    Has a client the device, and is it known what that has moved?
+    Return whether a client has imported the device, and its byte count is known.
     """
     holder = device["holder"] or {}
     return device["state"] == "in_use" and holder.get("bytes_out") is not None
@@ -273,7 +271,7 @@ def _isImported(device: dict[str, Any]) -> bool:
 
 class MemoryConnection:
     """
-    A connection to a daemon that is none.
+    A connection to a L{Rehearsal}, in memory.
     """
 
     def __init__(self, protocol: CommandProtocol) -> None:
@@ -296,7 +294,7 @@ class MemoryConnection:
 
 class Rehearsal:
     """
-    What is a daemon but for the network and the time.
+    The parts of a daemon without network, with a clock that tests advance.
     """
 
     def __init__(self, *rules: Rule, access: Policy = EVERYBODY) -> None:
@@ -340,8 +338,7 @@ REHEARSALS: dict[str, Callable[[], World]] = {
         )
     ),
 }
-"""Exchanges for which the time has to be made to pass, for which devices have names, or in
-which somebody may not have everything."""
+"""Exchanges that need a clock, devices with names, or restricted rights."""
 
 
 def _succeed(backend: PatientBackend) -> None:
@@ -358,7 +355,7 @@ def _nothing(backend: PatientBackend) -> None:
 
 class SlowBackend(PatientBackend):
     """
-    A backend that does what it is asked when it is told to, if it is not done already.
+    A backend whose operations end when a test ends them, unless there is nothing to do.
     """
 
     async def bind(
@@ -370,12 +367,12 @@ class SlowBackend(PatientBackend):
 
 
 REHEARSED = {"slow": _succeed, "slow-refused": _fail, "stuck": _nothing, "starting": _nothing}
-"""What no real daemon does on demand, and what happens after the first answer."""
+"""Exchanges that a real daemon does not produce on demand, and what follows the first answer."""
 
 
 def rehearse(circumstance: str, requests: Sequence[bytes]) -> Iterator[Response]:
     """
-    Send requests to what is a daemon but for the network and the time.
+    Send requests to the parts of a daemon, without network and with a clock of its own.
     """
     clock: Any = Clock()
     backend = SlowBackend([DISK], started=circumstance != "starting")

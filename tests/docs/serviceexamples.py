@@ -1,6 +1,5 @@
 """
-What documents show of the client service: what it is asked and answers, its file, and how it is
-used from containers.
+Checks and executes examples of the client service.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ assert MORE_OF.keys() == {kind.value for kind in (*ServiceEventKind, *ChangeKind
 
 def checkLocal(where: str, text: str, fields: set[str]) -> None:
     """
-    Is it a request, or an answer or event of one of the shapes that there are?
+    Assert that a text is a request, or an answer or event with the right keys.
 
     @param fields: of a device, without detail.
     """
@@ -82,7 +81,7 @@ def checkLocal(where: str, text: str, fields: set[str]) -> None:
 
 class ServiceStage(Stage):
     """
-    A service that has one server, C{raspi}.
+    Executes examples against a service that has one server, C{raspi}.
     """
 
     def __init__(self, daemon: ChildDaemon, service: ChildService, folder: Path) -> None:
@@ -103,7 +102,7 @@ class ServiceStage(Stage):
 
 class ServiceWorld:
     """
-    What a program can connect to.
+    The socket of a service, and what can happen there.
     """
 
     def __init__(self, service: ChildService) -> None:
