@@ -1,5 +1,5 @@
 """
-The documents in C{docs/howto}: what they describe works.
+What the how-to guides describe works.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class ServerSetupTests(DocumentCase, SynchronousTestCase):
     name = "docs/howto/server_setup.md"
 
     def test_attributes(self) -> None:
-        """What the daemon's user may write below C{/sys} is what the unit permits."""
+        """The document lists the files below C{/sys} to which the unit gives write access."""
         told = " ".join(self.document.rows("The service", 3))
         unit = resources.files("usbip_server.data").joinpath("usbipshare.service").read_text()
         pattern = r"(?<![\w/])usb(?:ip-host)?/\w+"
@@ -86,7 +86,7 @@ class ServerSetupTests(DocumentCase, SynchronousTestCase):
             self.assertIn("usbip_sockfd", text)
 
     def test_taken(self) -> None:
-        """What is said when the port of USB/IP is taken is what stands there."""
+        """The message in the document is the one for a taken port of USB/IP."""
         (block,) = (b for b in self.document.blocks if b.text.startswith("cannot listen"))
         taken = OSError(errno.EADDRINUSE, "Address already in use")
         self.assertEqual(block.text, explain("tcp:3240", taken, isExport=True))
@@ -100,7 +100,7 @@ class UnitTests(DocumentCase, SynchronousTestCase):
     name = "docs/howto/client_service.md"
 
     def test_unit(self) -> None:
-        """The unit is what it is said to be."""
+        """The unit has the properties that are described."""
         unit = (ROOT / "usbip_server" / "data" / "usbipclient.service").read_text()
         for line in ("Type=notify", "RuntimeDirectoryPreserve=yes"):
             self.assertIn(line, unit.splitlines())
@@ -115,7 +115,7 @@ class ScriptsTests(DocumentCase, SynchronousTestCase):
     name = "docs/howto/scripts.md"
 
     def test_watcher(self) -> None:
-        """The example of a watcher misses nothing when its connection breaks."""
+        """The example of a watching client receives all events although its connection breaks."""
         (block,) = (b for b in self.document.blocks if "def watch(" in b.text)
         names: dict[str, Any] = {}
         config = "backend: {type: virtual}"
@@ -140,7 +140,7 @@ class HooksTests(DocumentCase, SynchronousTestCase):
     name = "docs/howto/hooks.md"
 
     def test_hooks(self) -> None:
-        """The examples of hooks do what is said of them."""
+        """The examples of hooks print and refuse what is described."""
         folder = Path(self.mktemp()).absolute()
         folder.mkdir()
         scripts = [block.text for block in self.document.blocks if "chmod" in block.text]
@@ -170,7 +170,7 @@ class DevicesTests(DocumentCase, SynchronousTestCase):
     name = "docs/howto/devices.md"
 
     def test_onImport(self) -> None:
-        """The example of a device that is shared on import does what is said of it."""
+        """The example binds a device on import and unbinds it after the session."""
         (rule,) = (b.text for b in self.document.blocks if "unbind_released" in b.text)
         config = f"backend: {{type: virtual}}\n{EXPORT}{rule.replace('printer', 'storage')}\n"
         with PatientDaemon(config) as daemon, daemon.watch(id="1-2") as watcher:
@@ -261,7 +261,7 @@ class BackendsTests(DocumentCase, SynchronousTestCase):
         self.assertIn("PASSED", child(tests, folder, path=[installed]))
 
     def test_configuration(self) -> None:
-        """Its configuration is right as far as we can tell."""
+        """The configuration names the backend of the example."""
         (block,) = (b for b in self.document.blocks if b.circumstance == "plugin")
         self.assertEqual(Source("", block.text).config().backendType, "jsonfile")
 

@@ -1,5 +1,5 @@
 """
-The documents in C{docs/reference}: they name everything that there is.
+The reference is complete and true.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class ProtocolTests(DocumentCase, SynchronousTestCase):
     name = "docs/reference/protocol.md"
 
     def test_requests(self) -> None:
-        """Each command and each key of a request is there, with its default."""
+        """Each command and each key of a request is documented, with its default."""
         self.assertEqual([*self.document.rows("Requests", 3)][1:], [*COMMANDS])
         rows = self.document.rows("Requests", 4)
         for kind in get_args(Command):
@@ -94,12 +94,12 @@ class ProtocolTests(DocumentCase, SynchronousTestCase):
         self.assertEqual({*rows} - {"key"}, keys | {"command"})
 
     def test_lease(self) -> None:
-        """Each key of a lease is there."""
+        """Each key of a lease is documented."""
         keys = {field.encode_name for field in fieldsOf(LeaseRequest)}
         self.assertEqual({*self.document.rows("Leases", 4)} - {"key"}, keys)
 
     def test_events(self) -> None:
-        """Each event is there, with its keys; so is what is told to those who wait."""
+        """Each event is documented, with its keys; so is `queued`, for clients that wait."""
         _, *events = self.document.rows("Watch", 2)
         self.assertEqual(events, [*(kind.value for kind in ChangeKind), "heartbeat"])
         keys = {*self.document.rows("Watch", 3)} - {"key"}
@@ -109,20 +109,20 @@ class ProtocolTests(DocumentCase, SynchronousTestCase):
         self.assertEqual(queued, MORE_OF["queued"] | NOTICE)
 
     def test_page(self) -> None:
-        """A web page listens to events that there are, and to all of them."""
+        """The example of a web page listens to exactly the events that exist."""
         (block,) = (b for b in self.document.blocks if b.kind == "js")
         names = set(re.findall('"([a-z]+)"', block.text))
         self.assertEqual(names, {"snapshot", *(kind.value for kind in ChangeKind)})
 
     def test_statuses(self) -> None:
-        """Each status is there, with its keys."""
+        """Each status is documented, with its keys."""
         rows = self.document.rows("Responses", 4)
         self.assertEqual([*rows][1:], [status.value for status in Status])
         for status, keys in KEYS_OF.items():
             self.assertEqual({"status", *re.findall(r"`(\w+)`", rows[status][1])}, keys)
 
     def test_codes(self) -> None:
-        """Each code is there, with the status of the same errors."""
+        """Each code is documented, with the status of the same errors."""
         _, *rows = self.document.rows("Codes", 3).items()
         self.assertEqual([code for code, _ in rows], [code.value for code in Code])
         for kind, code in CODE_OF.items():
@@ -130,22 +130,22 @@ class ProtocolTests(DocumentCase, SynchronousTestCase):
             self.assertIn((code.value, f"`{status.value}`"), [(row, it[1]) for row, it in rows])
 
     def test_fields(self) -> None:
-        """Each field of a device is there."""
+        """Each field of a device is documented."""
         rows = self.document.rows("The device object", 3)
         self.assertEqual({*rows} - {"field"}, FIELDS | DETAILS)
 
     def test_states(self) -> None:
-        """Each state is there."""
+        """Each state is documented."""
         rows = self.document.rows("States", 4)
         self.assertEqual([*rows][1:], [state.value for state in DeviceState])
 
     def test_import(self) -> None:
-        """Each answer to an import is there."""
+        """Each status of an import is documented."""
         rows = self.document.rows("Import", 3)
         self.assertEqual([*rows][1:], [str(status.value) for status in OpStatus])
 
     def test_limits(self) -> None:
-        """Limits have the values they have by default."""
+        """Limits are documented with their default values."""
         defaults = flat(plain(Config()))
         for row in self.document.rows("Limits and time-outs", 4).values():
             if "." in row[2]:
@@ -161,12 +161,12 @@ class ConfigurationTests(DocumentCase, SynchronousTestCase):
     name = "docs/reference/configuration.md"
 
     def test_keys(self) -> None:
-        """Each key is there, with its default."""
+        """Each key is documented, with its default."""
         rows = self.document.rows("Keys", 4)
         self.assertEqual(shownDefaults(rows), flat(plain(Config())))
 
     def test_keysOfMappings(self) -> None:
-        """Each key of the mappings in it is there, with its default where the table has one."""
+        """Each key of each mapping is documented, with its default where the table shows defaults."""
         self.checkKeys("devices", 4, Rule)
         self.checkKeys("devices", 3, Match, defaults=False)
         self.checkKeys("access", 3, Policy, Who, defaults=False)
@@ -179,7 +179,7 @@ class ConfigurationTests(DocumentCase, SynchronousTestCase):
         self.checkKeys("remote", 4, RemoteOptions, HostOptions, ClientTls)
 
     def test_words(self) -> None:
-        """Each word that a value can be is there."""
+        """Each word that a value can be is documented."""
         for heading, words in (("devices", Share), ("access", AccessPreset)):
             _, *rows = self.document.rows(heading, 2)
             self.assertEqual({*rows}, {word.value for word in words})
@@ -190,7 +190,7 @@ class ConfigurationTests(DocumentCase, SynchronousTestCase):
         self.assertEqual(names[1:], [occasion.value for occasion in Occasion])
 
     def test_listen(self) -> None:
-        """What may be listened on can be listened on."""
+        """Endpoint descriptions in the table are accepted."""
         from twisted.internet import reactor
 
         for description in [*self.document.rows("listen", 2)][1:]:
@@ -202,7 +202,7 @@ class ConfigurationTests(DocumentCase, SynchronousTestCase):
                 )
 
     def test_virtual(self) -> None:
-        """So is each option of a virtual device."""
+        """Each option of a virtual device is documented, with its default."""
         shown = shownDefaults(self.document.rows("virtual", 4))
         devices = shown.pop("devices")
         for sample in virtual.SAMPLES:
@@ -213,7 +213,7 @@ class ConfigurationTests(DocumentCase, SynchronousTestCase):
         self.assertEqual(shown, own)
 
     def test_commandLine(self) -> None:
-        """So is each option of the command line."""
+        """Each option of the command line is documented."""
         rows = " ".join(self.document.rows("The command line", 2))
         for option in COMMAND_LINE.longOpt:
             self.assertIn(f"--{option.rstrip('=')}", rows)
@@ -227,7 +227,7 @@ class ClientTests(DocumentCase, SynchronousTestCase):
     name = "docs/reference/command.md"
 
     def test_commands(self) -> None:
-        """Each command is there, with its options."""
+        """Each subcommand is documented, with its options."""
         self.assertEqual([*self.document.rows("Commands", 2)][1:], [*TYPED])
         told = {*self.document.spans()}
         for name in TYPED:
@@ -240,7 +240,7 @@ class ClientTests(DocumentCase, SynchronousTestCase):
         self.assertLessEqual({f"--{name}" for name in (*CRITERIA, "first")}, criteria)
 
     def test_printed(self) -> None:
-        """So is each key of what is printed in JSON."""
+        """Each key of the output with C{--json} is documented."""
         rows = {*self.document.rows("JSON", 3)}
         self.assertLessEqual(RESULT | {"servers"} | PLUGGED, rows)
 
@@ -253,7 +253,7 @@ class ClientConfigurationTests(DocumentCase, SynchronousTestCase):
     name = "docs/reference/client_configuration.md"
 
     def test_keys(self) -> None:
-        """Each key of the file of servers is there, with its default."""
+        """Each key of client.yaml is documented, with its default."""
         for columns, kind in ((4, ClientFile), (3, ServerEntry), (3, ClientTls)):
             rows = self.document.rows("Which servers", columns)
             for field in fieldsOf(kind):
@@ -264,7 +264,7 @@ class ClientConfigurationTests(DocumentCase, SynchronousTestCase):
                     self.assertEqual(yaml.safe_load(default), field.default)
 
     def test_serviceKeys(self) -> None:
-        """Each key of the configuration is there, with its default."""
+        """Each key of the client service's configuration is documented, with its default."""
         rows = self.document.rows("The client service", 3)
         defaults = plain(ServiceConfig())
         told = {name for row in rows for name in re.findall(r"\w+", row.partition(".")[0])}
@@ -280,7 +280,7 @@ class ClientConfigurationTests(DocumentCase, SynchronousTestCase):
             self.assertIn(f"`{default:g}` s", rows["retry"][2])
 
     def test_hookKeys(self) -> None:
-        """Each key of a hook, and of the socket, likewise."""
+        """Each key of a hook and of the socket is documented, with its default."""
         shown = self.defaults("Hooks")
         default = plain(ClientHook(command=("x",)))
         self.assertEqual((shown["events"], shown["timeout"]), (default["events"], 10.0))
@@ -288,7 +288,7 @@ class ClientConfigurationTests(DocumentCase, SynchronousTestCase):
         self.assertEqual(self.defaults("Who may ask"), plain(SocketConfig()))
 
     def defaults(self, heading: str) -> dict[str, Any]:
-        """The second column of a table, by the first, without its head."""
+        """Return the second column of a table by the first, without the heading."""
         _, *rows = self.document.rows(heading, 3).items()
         return {name: yaml.safe_load(cells[1].strip("`")) for name, cells in rows}
 
@@ -301,12 +301,12 @@ class ClientServiceTests(DocumentCase, SynchronousTestCase):
     name = "docs/reference/client_service_api.md"
 
     def checkJson(self, where: str, text: str) -> None:
-        """It has shapes of its own."""
+        """Answers of the service have other keys than those of a server."""
         checkLocal(where, text, FIELDS)
 
     @contextmanager
     def stage(self, folder: Path) -> Iterator[Stage]:
-        """It asks a service, and not a daemon."""
+        """The examples are executed against a client service."""
         with (
             PatientDaemon(f"backend: {{type: virtual}}\n{EXPORT}") as daemon,
             serviceOf(daemon) as service,
@@ -315,21 +315,21 @@ class ClientServiceTests(DocumentCase, SynchronousTestCase):
             yield ServiceStage(daemon, service, folder)
 
     def test_requests(self) -> None:
-        """Each command is there."""
+        """Each command is documented."""
         self.assertEqual([*self.document.rows("Requests", 3)][1:], [*LOCAL_COMMANDS])
 
     def test_answers(self) -> None:
-        """Each status is there, with its keys."""
+        """Each status is documented, with its keys."""
         rows = self.document.rows("Answers", 4)
         for status, keys in LOCAL_KEYS.items():
             self.assertEqual({"status", *re.findall(r"`(\w+)`", rows[status][1])}, keys)
 
     def test_ports(self) -> None:
-        """Each key of a port is there."""
+        """Each key of a port is documented."""
         self.assertEqual({*self.document.rows("ports", 2)} - {"key"}, PORT)
 
     def test_events(self) -> None:
-        """Each event of the service is there, with its keys."""
+        """Each event of the service is documented, with its keys."""
         rows = self.document.rows("watch", 3)
         for word in ServiceEventKind:
             keys = {*re.findall(r"`(\w+)`", rows[word.value][1])}
@@ -369,7 +369,7 @@ class AuditTrailTests(DocumentCase, SynchronousTestCase):
     name = "docs/reference/audit_trail.md"
 
     def test_audit(self) -> None:
-        """The audit trail that is shown is what is written down of these requests."""
+        """The entries in the document are logged for these requests."""
         lab = Document(ROOT / "docs/howto/access.md").block("{desc: serial port}", "yaml")
         rules = Source("", lab.text).config()
         backend = PromptBackend([ECHO, DISK])
@@ -387,7 +387,7 @@ class AuditTrailTests(DocumentCase, SynchronousTestCase):
             self.assertIn(line, [formatEvent(event) for event in events])
 
     def test_auditKeys(self) -> None:
-        """Each key of an entry is there, and each result."""
+        """Each key of an entry and each result is documented."""
         rows = self.document.rows("Entries", 2)
         self.assertEqual([*rows][1:], [field.name for field in fieldsOf(audit.Entry)])
         results = {"done", "failed", *audit.RESULT_OF.values()}
@@ -402,7 +402,7 @@ class ExitCodesTests(DocumentCase, SynchronousTestCase):
     name = "docs/reference/exit_codes.md"
 
     def test_exits(self) -> None:
-        """Each exit code is there, with its word."""
+        """Each exit code is documented, with its word."""
         rows = self.document.rows("The command usbipshare", 3)
         told = {code: cells[1].strip("`") for code, cells in rows.items()}
         told.pop("code")
