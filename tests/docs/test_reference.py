@@ -166,7 +166,7 @@ class ConfigurationTests(DocumentCase, SynchronousTestCase):
         self.assertEqual(shownDefaults(rows), flat(plain(Config())))
 
     def test_keysOfMappings(self) -> None:
-        """Each key of each mapping is documented, with its default where the table shows defaults."""
+        """Each key of each mapping is documented, with its default where there is one."""
         self.checkKeys("devices", 4, Rule)
         self.checkKeys("devices", 3, Match, defaults=False)
         self.checkKeys("access", 3, Policy, Who, defaults=False)
