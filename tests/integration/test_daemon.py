@@ -67,18 +67,6 @@ class CommandTests(DaemonTestCase):
         for port in ports:
             self.assertEqual((await ask(port, command="list"))["status"], "success")
 
-    async def test_loneReceive(self) -> None:
-        """A client that sends no line feed and receives once has the whole answer: nothing more
-        is waited for."""
-        _, [port] = await self.daemon()
-
-        def receive() -> bytes:
-            with connect(port) as connection:
-                connection.sendall(LIST)
-                return connection.recv(4096)
-
-        self.assertEqual(json.loads(await deferToThread(receive))["status"], "success")
-
     async def test_netcat(self) -> None:
         """A client that closes its side first, and one that does not, both see the end."""
         _, [port] = await self.daemon()
@@ -91,19 +79,6 @@ class CommandTests(DaemonTestCase):
         _, [port] = await self.daemon()
         received = await deferToThread(talk, port, (KEEP + b"\n") * 5000 + LIST)
         self.assertEqual(received.count(b"\n"), 5001)
-
-    async def test_http(self) -> None:
-        """The same port speaks HTTP."""
-        _, [port] = await self.daemon()
-        request = (
-            b"POST / HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nConnection: close\r\n"
-            b"Content-Type: application/x-www-form-urlencoded\r\n"
-            b"Content-Length: %d\r\n\r\n%s"
-        ) % (port, len(LIST), LIST)
-        received = await deferToThread(talk, port, request)
-        head, _, body = received.partition(b"\r\n\r\n")
-        self.assertTrue(head.startswith(b"HTTP/1.1 200 "))
-        self.assertEqual(json.loads(body), await ask(port, command="list"))
 
 
 class LimitTests(DaemonTestCase):

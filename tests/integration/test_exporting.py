@@ -22,7 +22,6 @@ from tests.support.childdaemon import (
 from tests.support.serialclient import SerialClient
 from tests.support.watchclient import WatchClient
 from usbip_server.backends import softdevice
-from usbip_server.model.usbip import OpStatus, encodeRefusal
 
 if softdevice.installed:
     from usbip import host  # type: ignore[import-untyped]
@@ -164,15 +163,6 @@ class SessionTests(ExportingTestCase):
         self.open()
         self.assertEqual(host.list_devices(transport), before)
 
-    def test_second(self) -> None:
-        """A second client is refused, is told so at once, and does not disturb the first."""
-        port = self.open()
-        for _ in range(3):
-            self.assertEqual(self.said(importOf("1-1")), encodeRefusal(OpStatus.DEV_BUSY))
-            self.assertWorks(port)
-        for busId in ("1-3", "1-4", "1-9"):
-            self.assertEqual(self.said(importOf(busId)), encodeRefusal(OpStatus.NODEV))
-
     def test_again(self) -> None:
         """Whoever gives a port back and wants it again at once gets it, each time."""
         for _ in range(50):
@@ -188,15 +178,6 @@ class SessionTests(ExportingTestCase):
             self.assertEqual(self.daemon.ask("kick", id="1-1")["status"], "success")
             self.assertOver(port)
         self.assertWorks(self.open())
-
-    def test_onImport(self) -> None:
-        """A port that is shared on import is bound for its client, and free after it."""
-        for _ in range(20):
-            port = self.open("1-2")
-            self.assertWorks(port)
-            port.close()
-            self.watching.told("unbound", "1-2")
-        self.assertEqual(self.warnings(), [])
 
     def test_detach(self) -> None:
         """To detach a port takes it from its client."""
@@ -318,36 +299,6 @@ class IdleTests(ExportingTestCase):
             self.said(LIST)
         self.assertWorks(port)
         self.assertEqual(self.warnings(), [])
-
-
-class SlowTests(ExportingTestCase):
-    """
-    Clients that do not say a whole request in time, of which there is less than usual.
-    """
-
-    command = withConstant("usbip_server.protocols.exporter", "REQUEST_SECONDS", 5.0)
-
-    def test_cutOff(self) -> None:
-        """Whoever does not get as far as a whole request is cut off in the end and told of
-        once, also if there are many; nothing is left of them, and nobody is disturbed."""
-        port = self.open()
-        others = 0  # who were too slow on a busy machine
-        others += not self.said(LIST)
-        before = self.descriptors()
-        with contextlib.ExitStack() as crowd:
-            slow = [crowd.enter_context(self.connect()) for _ in range(SLOW)]
-            for connection in slow:
-                connection.settimeout(SECONDS)
-                connection.sendall(importOf("1-2")[:-1])
-            self.assertWorks(port)
-            for connection in slow:
-                with contextlib.suppress(ConnectionResetError):
-                    self.assertEqual(connection.recv(1), b"")
-            while self.descriptors() > before:
-                others += not self.said(LIST)
-        self.assertWorks(port)
-        self.assertEqual(self.shown("1-2")["state"], "free")
-        self.assertEqual(len(self.warnings()), SLOW + others)
 
 
 class EndTests(ExportingTestCase):

@@ -12,7 +12,7 @@ import struct
 from typing import Any
 
 from tests.integration import test_exporting
-from tests.integration.test_exporting import IDLE, LIST, SECONDS, VIRTUAL, importOf
+from tests.integration.test_exporting import LIST, SECONDS, VIRTUAL, importOf
 from tests.protocols.securedcase import hasKtls
 from tests.support.certificates import LAB, authority, signed, trusting
 from tests.support.childdaemon import EXPORT, withConstant
@@ -143,28 +143,6 @@ class CrowdTests(SecuredTestCase):
             self.over().close()
         self.assertWorks(port)
         self.assertEqual(self.warnings(), (len(said) + 1) * [NO_TLS])
-
-
-class IdleTests(SecuredTestCase):
-    """
-    Clients that say nothing, and have time for that.
-    """
-
-    command = withConstant("usbip_server.protocols.exporter_tls", "HANDSHAKE_SECONDS", 600.0)
-
-    def test_idle(self) -> None:
-        """Idle connections are in nobody's way, and nothing is left of them."""
-        port = self.open()
-        with contextlib.ExitStack() as crowd:
-            for _ in range(IDLE):
-                address = ("127.0.0.1", self.daemon.exportPort)
-                crowd.enter_context(socket.create_connection(address, SECONDS))
-            self.assertWorks(self.open("1-2"))
-            self.assertWorks(port)
-        while self.descriptors() > IDLE / 2:
-            self.over().close()
-        self.assertWorks(port)
-        self.assertEqual(self.warnings(), [])
 
 
 class MutualTests(SecuredTestCase):

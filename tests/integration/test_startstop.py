@@ -153,28 +153,6 @@ class StartingTests(DaemonTestCase):
             self.assertIn("usbipshare", child.stdout)
             self.assertIn("USB/IP", child.stdout)
 
-    async def test_portTaken(self) -> None:
-        """Where something else listens already it says so and ends."""
-        with socket.create_server(("127.0.0.1", 0)) as taken:
-            port = taken.getsockname()[1]
-            config = self.write(INERT.replace("tcp:0", f"tcp:{port}"))
-            for how, output in ((TWISTED, "stderr"), (TWISTD, "stdout")):
-                child = self.run_(*how, "usbipshare", "--config", config)
-                self.assertEqual(await child.ended, 1)
-                said = getattr(child, output)
-                self.assertIn(f"cannot listen on tcp:{port}:interface=127.0.0.1: Address", said)
-                self.assertNotIn("Traceback", said)
-
-    async def test_portTakenEveryInterface(self) -> None:
-        """That is so for a port on every interface, too."""
-        with socket.create_server(("127.0.0.1", 0)) as taken:
-            port = taken.getsockname()[1]
-            child = self.run_(
-                *TWISTED, "usbipshare", "-b", "virtual", "-e", "off", "-l", f"tcp:{port}"
-            )
-            self.assertEqual(await child.ended, 1)
-            self.assertIn(f"cannot listen on tcp:{port}: Address already in use", child.stderr)
-
     async def test_portTakenAsDaemon(self) -> None:
         """That is so when it is to go into the background, and whoever starts it hears of it."""
         with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -202,12 +180,6 @@ class StartingTests(DaemonTestCase):
                 self.assertIn(reason, child.stderr)
                 self.assertNotIn("Traceback", child.stderr)
                 self.assertNotIn("listening on", child.stdout)
-
-    async def test_check(self) -> None:
-        """A configuration can be checked without anything being run."""
-        child = self.run_(*TWISTED, "usbipshare", "--check", "--config", self.write(INERT))
-        self.assertEqual(await child.ended, 0)
-        self.assertIn(" OK", child.stdout)
 
     async def test_patience(self) -> None:
         """The daemon is ready within the time that a client waits."""

@@ -187,9 +187,9 @@ class RefusalTests(TlsTestCase):
             self.assertEqual((told["log_format"], told["principal"]), (REFUSED, "127.0.0.1"))
             self.assertRegex(told["reason"], "speaks HTTP|does not speak TLS")
         for context, reason in (
-            (self.client(), "peer did not return a certificate"),
-            (self.client("alice", "Other"), "certificate verify failed"),
-            (trusting("Other"), "alert unknown ca"),
+            (self.client(), "the client has sent no certificate"),
+            (self.client("alice", "Other"), "the client's certificate is rejected"),
+            (trusting("Other"), "unknown CA"),
         ):
             self.assertRaises(ssl.SSLError, self.ask, context, command="list")
             self.assertIn(reason, self.daemon.logged("{principal}")["reason"])

@@ -20,14 +20,11 @@ from tests.support.fixtures import (
     MemoryTransport,
     PatientBackend,
     Wire,
-    changed,
     threeWays,
 )
 from usbip_server.model.device import DeviceState, Holder
-from usbip_server.model.options import Limits
 from usbip_server.net.halfclose import LINGER
 from usbip_server.net.liveness import PROBE_SECONDS
-from usbip_server.protocols.watcher import PATIENCE
 
 WATCH = b'{"command":"watch"}'
 LEASE = b'{"command":"attach","id":"1-1.4","lease":{"owner":"ci-1","ttl":600},"keep_alive":true}'
@@ -203,17 +200,6 @@ class WatchTests(WatchTestCase):
         self.assertEqual(len(leases), 2)
         self.assertNotIn("lease", leases[1])
 
-    def test_oneStep(self) -> None:
-        """What happens just before is in the snapshot, what happens just after is an event."""
-        wire = self.connect()
-        self.become(UNO, state=BOUND)
-        wire.send(watch(detail=True))
-        self.become(STICK, state=BOUND)
-        states = [device["state"] for device in wire.answers[0]["data"]]
-        self.assertEqual(states, ["bound", "free", "free"])
-        self.assertEqual(self.kinds(wire), [("bound", "1-2")])
-        self.assertComplete(wire)
-
     def test_oneStepAfterStart(self) -> None:
         """That is so, too, where the answer had to wait for the daemon's start."""
         for way, segments in threeWays([watch(detail=True), ATTACH]):
@@ -231,26 +217,6 @@ class WatchTests(WatchTestCase):
             self.assertEqual(self.kinds(wire), [("bound", "2-10")], way)
             self.assertComplete(wire)
             self.assertEqual(self.backend.calls, [], way)
-
-    def test_severalAtOnce(self) -> None:
-        """What is seen together is told one after the other, without a gap in the numbers."""
-        wire = self.watch(detail=True)
-        self.backend.inventory.replace([MOUSE])
-        self.backend.inventory.replace(DEVICES)
-        self.assertEqual(
-            self.kinds(wire),
-            [("removed", "1-1.4"), ("removed", "1-2"), ("added", "1-1.4"), ("added", "1-2")],
-        )
-        self.assertComplete(wire)
-
-    def test_sameBytes(self) -> None:
-        """An event is made into bytes once, however many watch."""
-        wires = [self.watch(), *(self.alsoWatch() for _ in range(3)), self.alsoWatch(id="1-1.4")]
-        self.toggle(1)
-        lines = [wire.transport.writes[-1] for wire in wires]
-        self.assertIn(b'"bound"', lines[0])
-        for line in lines[1:]:
-            self.assertIs(line, lines[0])
 
     def test_criteria(self) -> None:
         """Criteria choose the devices of the snapshot and of the events."""
@@ -270,14 +236,6 @@ class WatchTests(WatchTestCase):
             self.assertEqual(self.kinds(wire), [("bound", "1-1.4")], criteria)
             self.backend.inventory.replace(DEVICES)
 
-    def test_criteriaOfThePast(self) -> None:
-        """A device that does not meet them any more is told of once, so that nobody goes on
-        believing what is over."""
-        wire = self.watch(desc="arduino")
-        self.become(UNO, description="Something Else", manufacturer=None)
-        self.become(UNO, description="Something Else", manufacturer=None, state=BOUND)
-        self.assertEqual(self.kinds(wire), [("changed", "1-1.4")])
-
     def test_nothingMatches(self) -> None:
         """It is no error that there is no such device: one may come."""
         wire = self.watch(serial="L1")
@@ -285,13 +243,6 @@ class WatchTests(WatchTestCase):
         self.backend.inventory.replace([*DEVICES[:2], MOUSE], None)
         self.become(MOUSE, serial="L1")
         self.assertEqual(self.kinds(wire), [("changed", "2-10")])
-
-    def test_detail(self) -> None:
-        """With detail an event says as much of the device as C{list} with detail."""
-        wire = self.watch(detail=True)
-        self.toggle(1)
-        self.assertEqual(wire.events[0]["data"]["state"], "bound")
-        self.assertComplete(wire)
 
     def test_bad(self) -> None:
         """A request to watch that makes no sense is an error, and no watch."""
@@ -358,26 +309,6 @@ class SinceTests(WatchTestCase):
         self.toggle(2)
         for since in (0, 1, begin - 100, begin + 100, begin * 2):
             self.assertImpossible(self.alsoWatch(since=since))
-
-    def test_forgotten(self) -> None:
-        """So is what is not remembered any more; what is just remembered is not."""
-        self.limits = Limits(history=3)
-        begin = self.watch().answers[0]["seq"]
-        self.toggle(5)
-        self.assertEqual(self.seqs(self.alsoWatch(since=begin + 2)), [begin + n for n in (3, 4, 5)])
-        self.assertImpossible(self.alsoWatch(since=begin + 1))
-
-    def test_noHistory(self) -> None:
-        """Where nothing is remembered only the present can be gone on from."""
-        self.limits = Limits(history=0)
-        begin = self.watch().answers[0]["seq"]
-        self.toggle(1)
-        self.assertImpossible(self.alsoWatch(since=begin))
-        now = self.watch().answers[0]["seq"]
-        wire = self.alsoWatch(since=now)
-        self.assertEqual(wire.answers, [{"status": "success", "seq": now}])
-        self.toggle(1)
-        self.assertEqual(self.seqs(wire), [now + 1])
 
     def test_keepAlive(self) -> None:
         """Whoever is refused may ask again on the same connection, if it has asked for that."""
@@ -543,22 +474,6 @@ class LastingTests(WatchTestCase):
         self.backend.starting.callback(None)
         self.assertEqual(wire.received, b"")
         self.assertForgotten(wire)
-
-    def test_doesNotRead(self) -> None:
-        """A watcher that does not read and is cut off hears no more; all others hear all."""
-        self.limits = Limits(watchBytes=1024)
-        slow = self.watch()
-        slow.transport.reading = False
-        other = self.alsoWatch()
-        many = 400
-        for number in range(many):
-            state = FREE if number % 2 else BOUND
-            self.backend.inventory.replace([changed(device, state=state) for device in DEVICES])
-            if number == many // 2:
-                self.clock.advance(PATIENCE)
-                self.assertTrue(slow.transport.aborted)
-        self.assertLess(len(slow.events), 3 * many)
-        self.assertEqual(len(other.events), 3 * many)
 
     def test_daemonStops(self) -> None:
         """A daemon that stops closes its side, and the watcher has all it was told; it is given

@@ -398,19 +398,6 @@ class LastingTests(EventsTestCase):
         other.drop()
         self.assertForgotten(slow)
 
-    def test_readsAgain(self) -> None:
-        """Who reads again in time has all of it, and heartbeats do not come in between."""
-        wire = self.listen()
-        wire.transport.reading = False
-        self.toggle(500)
-        self.clock.advance(15)
-        self.assertLess(len(wire.received), CONGESTION + 2000)
-        wire.transport.read()
-        self.clock.advance(15)
-        told = self.told(wire)
-        self.assertEqual(told.ids, list(range(told.ids[0], told.ids[0] + 501)))
-        self.assertEqual(told.comments, [": heartbeat"])
-
 
 class WaitTests(EventsTestCase):
     """
@@ -451,14 +438,6 @@ class WaitTests(EventsTestCase):
         [response] = responses(wire.received)
         self.assertEqual((response.code, response.json["status"]), (200, "success"))
         self.assertEqual(self.owner(), "ci-2")
-
-    def test_inVain(self) -> None:
-        """Or when its time is over."""
-        wire = self.waiting()
-        self.clock.advance(300)
-        [response] = responses(wire.received)
-        self.assertEqual(response.code, 502)
-        self.assertIn("leased by ci-1", response.json["message"])
 
     def test_goes(self) -> None:
         """A client that goes while it waits leaves the queue, whether it closes both sides or
