@@ -53,18 +53,18 @@ FAST = encodeImport(changed(UNO, speed="10000"))
 
 class Turned:
     """
-    A clock that goes only while somebody sleeps.
+    A clock that advances only in sleep().
     """
 
     def __init__(self) -> None:
         self.seconds = 1000.0
 
     def now(self) -> float:
-        """The time."""
+        """The time, in seconds."""
         return self.seconds
 
     def sleep(self, seconds: float) -> None:
-        """Time passes."""
+        """Advance the time."""
         self.seconds += seconds
 
 
@@ -88,7 +88,7 @@ class AttachingTestCase(SynchronousTestCase):
     def made(
         self, kernel: FakeVhci, carry: Callable[[ssl.SSLSocket, socket.socket], None] | None = None
     ) -> Attaching:
-        """What is tested."""
+        """The object to test."""
         return Attaching(
             Vhci(kernel),
             Nodes(kernel),
@@ -99,26 +99,26 @@ class AttachingTestCase(SynchronousTestCase):
         )
 
     def carry(self, secured: ssl.SSLSocket, ours: socket.socket) -> None:
-        """Have a thread do it."""
+        """Relay in a thread."""
         thread = threading.Thread(target=relay, args=(secured, ours), daemon=True)
         self.relays.append(thread)
         thread.start()
 
     def join(self) -> None:
-        """All relays come to their end."""
+        """Wait for the end of all relays."""
         self.kernel.close()
         for thread in self.relays:
             thread.join(SECONDS)
             self.assertFalse(thread.is_alive())
 
     def attach(self, server: Server, busId: str = "1-1.4") -> tuple[Attached, socket.socket]:
-        """Attach a device, until the test is over."""
+        """Attach a device until the end of the test."""
         attached, kept = self.attaching.attach(server, busId, SECONDS)
         self.addCleanup(kept.close)
         return attached, kept
 
     def assertNothing(self) -> None:
-        """Nothing is attached, and nothing is left of it."""
+        """No device is attached, and no record is left."""
         self.assertEqual(self.kernel.states(), {})
         self.assertFalse(os.path.exists(self.folder))
 
@@ -129,7 +129,7 @@ class AttachingTestCase(SynchronousTestCase):
         self.assertNotEqual(poll.poll(1000 * SECONDS), [])
 
     def answers(self, number: int) -> bool:
-        """Does a device answer to the kernel?"""
+        """Does a device answer requests of the kernel?"""
         connection = self.kernel.connection(number)
         connection.settimeout(SECONDS)
         connection.sendall(SUBMIT.pack(1, 1, 0x10002, 1, 0, 0, 18, 0, 0, 0, DESCRIPTOR))
@@ -140,7 +140,7 @@ class AttachingTestCase(SynchronousTestCase):
 
 class DaemonTests(AttachingTestCase):
     """
-    A daemon's virtual devices.
+    Virtual devices of a daemon.
     """
 
     if not softdevice.installed:
@@ -158,20 +158,20 @@ class DaemonTests(AttachingTestCase):
         )
 
     def config(self) -> str:
-        """The daemon's."""
+        """The configuration of the daemon."""
         return EXPORT + VIRTUAL
 
     def tls(self) -> ClientTls | None:
-        """How it is spoken to."""
+        """The client's TLS; C{None}: without TLS."""
         return None
 
     def shown(self) -> Any:
-        """What the daemon says of the device."""
+        """The device as the daemon shows it."""
         return self.daemon.ask("find", id="1-1", detail=True)["data"]
 
-    def test_attach(self) -> None:
-        """A device is plugged in, with its nodes and where it came from; it is what it is; and
-        it is free everywhere when it was pulled out."""
+    def test_attachAndDetach(self) -> None:
+        """A device is attached with its nodes and its record, and answers the kernel; after
+        detaching it is free on both sides."""
         with self.daemon.watch(id="1-1") as watcher:
             attached, kept = self.attach(self.server, "1-1")
             watcher.told("imported", "1-1")
@@ -194,8 +194,8 @@ class DaemonTests(AttachingTestCase):
         self.assertOver(kept)
         self.assertNothing()
 
-    def test_cycles(self) -> None:
-        """This can be done again and again."""
+    def test_attachManyTimes(self) -> None:
+        """Attaching and detaching can be repeated."""
         with self.daemon.watch(id="1-1") as watcher:
             for _ in range(50):
                 attached, kept = self.attaching.attach(self.server, "1-1", SECONDS)
@@ -206,8 +206,8 @@ class DaemonTests(AttachingTestCase):
                 watcher.told("released", "1-1")
         self.assertNothing()
 
-    def test_taken(self) -> None:
-        """The server takes it back: that is to be seen on the connection that we keep, and the
+    def test_serverEndsSession(self) -> None:
+        """When the server ends the session, the duplicate of the connection reports it, and the
         port is free."""
         _, kept = self.attach(self.server, "1-1")
         self.assertEqual(self.daemon.ask("kick", id="1-1")["status"], "success")
@@ -218,8 +218,8 @@ class DaemonTests(AttachingTestCase):
         again, _ = self.attach(self.server, "1-1")
         self.assertEqual(again.port, 0)
 
-    def test_notGiven(self) -> None:
-        """What a server does not give is not attached."""
+    def test_serverRefuses(self) -> None:
+        """A device that the server refuses is not attached."""
         self.attach(self.server, "1-1")
         for busId, text in (
             ("1-1", "another client has imported it"),
@@ -229,8 +229,8 @@ class DaemonTests(AttachingTestCase):
             self.assertIn(text, str(error))
         self.assertEqual(self.kernel.used(), {0: "3-1"})
 
-    def test_refusedHere(self) -> None:
-        """The kernel does not let us: nothing was taken from anybody."""
+    def test_noPermission(self) -> None:
+        """Without permission the server is asked for nothing."""
         self.kernel.refuse = errno.EACCES
         self.assertRaises(LocalTrouble, self.attaching.attach, self.server, "1-1", SECONDS)
         self.assertEqual(self.shown()["state"], "free")
@@ -239,7 +239,7 @@ class DaemonTests(AttachingTestCase):
 
 class SecuredTests(DaemonTests):
     """
-    So it is over TLS: where the kernel does not encrypt it is carried.
+    The same over TLS, with the relay where the kernel does not encrypt.
     """
 
     encryptions = (Encryption.RELAY, Encryption.KTLS)
@@ -258,7 +258,7 @@ class SecuredTests(DaemonTests):
 
 class GivingTestCase(AttachingTestCase):
     """
-    A server that gives a device to everybody.
+    A server that exports a device to every client.
     """
 
     def setUp(self) -> None:
@@ -271,16 +271,16 @@ class GivingTestCase(AttachingTestCase):
         self.given = GIVEN
 
     def gives(self, connection: socket.socket) -> None:
-        """Give a device away, until its client has enough of it."""
+        """Export the device, until the client closes the connection."""
         says(self.given)(connection)
         connection.recv(1)
 
     def take(self) -> int:
-        """Attach a device: the port."""
+        """Attach a device, and return its port."""
         return self.attach(self.server)[0].port
 
     def plug(self, port: int, speed: int) -> None:
-        """Somebody else attaches a device."""
+        """Another program attaches a device."""
         ours, theirs = socket.socketpair()
         self.addCleanup(theirs.close)
         with ours:
@@ -288,7 +288,7 @@ class GivingTestCase(AttachingTestCase):
             self.kernel.write("devices/platform/vhci_hcd.0/attach", order.encode())
 
     def fails(self) -> str:
-        """A device cannot be attached for reasons of this machine, and its server is told so."""
+        """Attaching fails for a reason of this machine, and the server's connection is closed."""
         before = self.kernel.states()
         trouble = self.assertRaises(
             LocalTrouble, self.attaching.attach, self.server, "1-1.4", SECONDS
@@ -299,16 +299,16 @@ class GivingTestCase(AttachingTestCase):
 
 class PortTests(GivingTestCase):
     """
-    Ports, where there are few.
+    The choice of a port, where there are few.
     """
 
-    def test_kinds(self) -> None:
-        """Fast devices and others have ports of their own."""
+    def test_portOfSpeed(self) -> None:
+        """SuperSpeed devices and others have ports of their own."""
         for self.given, ports in ((FAST, [2, 3]), (GIVEN, [0, 1])):
             self.assertEqual([self.take() for _ in range(2)], ports)
 
-    def test_full(self) -> None:
-        """Where all ports are used that is said at once, and not waited for."""
+    def test_noFreePort(self) -> None:
+        """Without a free port attaching fails at once."""
         for self.given, kind in ((FAST, "fast (SuperSpeed)"), (GIVEN, "slower")):
             for _ in range(2):
                 self.take()
@@ -318,17 +318,17 @@ class PortTests(GivingTestCase):
         self.attaching.detach(1)
         self.assertEqual(self.take(), 1)
 
-    def test_raced(self) -> None:
-        """If somebody else is quicker to use a port, the next one is taken."""
+    def test_portTakenMeanwhile(self) -> None:
+        """If another program takes the port first, the next one is used."""
         kernel = Raced(controllers=1, ports=2)
         self.addCleanup(kernel.close)
         self.attaching = self.made(kernel)
         self.assertEqual(self.take(), 1)
         self.assertEqual(kernel.used(), {0: "3-1", 1: "3-2"})
 
-    def test_lingering(self) -> None:
-        """A port whose old device is still there is left alone: another one is used, or, if there
-        is none, it is waited for."""
+    def test_oldDeviceStillThere(self) -> None:
+        """A port whose old device is still in sysfs is not used: another one is, or else the port
+        is waited for."""
         self.kernel.lingering = 20
         self.assertEqual([self.take(), self.take()], [0, 1])
         self.attaching.detach(0)
@@ -339,8 +339,8 @@ class PortTests(GivingTestCase):
         self.assertEqual(self.take(), 0)
         self.assertGreater(self.clock.seconds, before + SETTLED)
 
-    def test_lingersOn(self) -> None:
-        """It is not waited for without end."""
+    def test_oldDeviceStays(self) -> None:
+        """The wait for such a port has a deadline."""
         self.kernel.lingering = 10**6
         for _ in range(2):
             self.take()
@@ -350,23 +350,23 @@ class PortTests(GivingTestCase):
         self.assertIn("no port of vhci_hcd is free", self.fails())
         self.assertLess(abs(self.clock.seconds - before - SECONDS), 1.0)
 
-    def test_slow(self) -> None:
-        """It may take a while until the kernel knows a device, but not for ever."""
+    def test_slowEnumeration(self) -> None:
+        """Enumeration may take a while, up to the deadline."""
         self.kernel.enumerating = 100
         self.assertEqual(self.take(), 0)
         self.kernel.enumerating = 10**6
         self.assertIn("does not enumerate the device in time", self.fails())
 
-    def test_error(self) -> None:
-        """A device that the kernel gives up at once leaves its port free."""
+    def test_kernelGivesUp(self) -> None:
+        """A device that the kernel gives up leaves its port free."""
         kernel = Loser(controllers=1, ports=2)
         self.addCleanup(kernel.close)
         self.attaching = self.made(kernel)
         self.assertIn("does not enumerate the device", self.fails())
         self.assertEqual(kernel.states(), {})
 
-    def test_gone(self) -> None:
-        """So does one whose server takes it back at once."""
+    def test_serverClosesAtOnce(self) -> None:
+        """A device whose server closes the connection at once is reported."""
 
         def leaves(connection: socket.socket) -> None:
             says(GIVEN)(connection)
@@ -377,20 +377,20 @@ class PortTests(GivingTestCase):
             self.assertIn("the device went away at once", self.fails())
         self.assertNothing()
 
-    def test_refused(self) -> None:
-        """What the kernel does not want is given back."""
+    def test_kernelRefuses(self) -> None:
+        """A device that the kernel refuses is released."""
         self.given = encodeImport(changed(UNO, speed=None))
         self.assertIn("the kernel refuses to attach: Invalid argument", self.fails())
         self.assertNothing()
 
-    def test_unreachable(self) -> None:
-        """A server that is none is told from trouble here."""
+    def test_notUsbIp(self) -> None:
+        """A server that does not speak USB/IP is not an error of this machine."""
         self.given = b"SSH-2.0-OpenSSH_9.2p1"
         self.assertRaises(Unreachable, self.attaching.attach, self.server, "1-1.4", SECONDS)
         self.assertNothing()
 
-    def test_noRecord(self) -> None:
-        """Where no note can be left, it goes without."""
+    def test_recordNotWritten(self) -> None:
+        """A device is attached also if its record cannot be written."""
         Path(self.folder).write_text("in the way")
         self.assertEqual(self.take(), 0)
         [attached] = self.attaching.attached()
@@ -398,8 +398,8 @@ class PortTests(GivingTestCase):
         self.assertTrue(self.attaching.detach(0))
         os.unlink(self.folder)
 
-    def test_others(self) -> None:
-        """What others have attached is there too, and can be detached."""
+    def test_otherPrograms(self) -> None:
+        """Devices that other programs have attached are listed, and can be detached."""
         self.plug(3, 5)
         self.kernel.enumerating = 10**6
         self.plug(0, 2)
@@ -414,17 +414,17 @@ class PortTests(GivingTestCase):
 
 class NodesTests(GivingTestCase):
     """
-    Nodes, which come a little later than the device.
+    The wait for device nodes, which appear after the device.
     """
 
     def nodes(self) -> tuple[tuple[str, ...], float]:
-        """Those of a device, and how long that took."""
+        """The nodes of a device, and the seconds until they were returned."""
         before = self.clock.seconds
         attached, _ = self.attach(self.server)
         return attached.nodes, self.clock.seconds - before
 
-    def test_come(self) -> None:
-        """They are waited for, and a little more in case there are others."""
+    def test_nodesAppear(self) -> None:
+        """Nodes are waited for, and a little longer in case there are more."""
         self.kernel.probing = 20
         nodes, took = self.nodes()
         self.assertEqual(nodes, ("/dev/ttyUSB0",))
@@ -442,15 +442,15 @@ class NodesTests(GivingTestCase):
         self.assertEqual(nodes, ("/dev/ttyUSB0",))
         self.assertLess(took, SETTLED)
 
-    def test_none(self) -> None:
-        """A device that has none is not waited for long."""
+    def test_noNodes(self) -> None:
+        """The wait for a device without nodes is short."""
         self.kernel.becomes = {"*:1.0/bInterfaceClass": b"ff\n"}
         nodes, took = self.nodes()
         self.assertEqual(nodes, ())
         self.assertLess(abs(took - NODES), 0.1)
 
-    def test_disk(self) -> None:
-        """A disk takes longer."""
+    def test_diskIsWaitedForLonger(self) -> None:
+        """The wait for the nodes of a disk is longer."""
         self.kernel.becomes = vhci.DISK
         self.kernel.probing = 100
         nodes, took = self.nodes()
@@ -461,11 +461,11 @@ class NodesTests(GivingTestCase):
 
 class DetachTests(GivingTestCase):
     """
-    Pulling out.
+    Detaching.
     """
 
-    def test_waits(self) -> None:
-        """The port is free when it is done, or at least it was not waited for without end."""
+    def test_portIsFree(self) -> None:
+        """After detaching the port is free, or a deadline has passed."""
         kernel = Reluctant(controllers=1, ports=2)
         self.addCleanup(kernel.close)
         self.attaching = self.made(kernel)
@@ -480,11 +480,11 @@ class DetachTests(GivingTestCase):
 
 class RelayTests(AttachingTestCase):
     """
-    A connection that has to be carried.
+    A TLS connection that the kernel cannot encrypt itself.
     """
 
-    def test_fails(self) -> None:
-        """If nobody can carry it, nothing is attached, and its server is told."""
+    def test_relayFails(self) -> None:
+        """If the relay cannot be started, nothing is attached, and the connection is closed."""
         folder = self.mktemp()
         ca, _ = authority(LAB).write(folder, "ca")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -507,7 +507,7 @@ class RelayTests(AttachingTestCase):
 
 class Raced(FakeVhci):
     """
-    A kernel where somebody else attaches something just before us.
+    A kernel in which another program attaches a device just before.
     """
 
     raced = False
@@ -528,7 +528,7 @@ class Raced(FakeVhci):
 
 class Loser(FakeVhci):
     """
-    A kernel that gives up what is plugged in.
+    A kernel that gives up every device.
     """
 
     def write(self, path: str, data: bytes) -> None:
@@ -539,7 +539,7 @@ class Loser(FakeVhci):
 
 class Reluctant(FakeVhci):
     """
-    A kernel that takes its time to pull something out.
+    A kernel that detaches late.
 
     @ivar looks: how often one can look until then.
     """

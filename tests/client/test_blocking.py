@@ -39,7 +39,7 @@ LIST = {"command": "list"}
 @implementer(IHostnameResolver)
 class Resolver:
     """
-    Knows no names; finds that out, or does not.
+    A resolver that knows no names, and reports that or does not.
     """
 
     def __init__(self, isSilent: bool) -> None:
@@ -53,22 +53,22 @@ class Resolver:
 
 class ShareTests(ReachingTestCase):
     """
-    How long a connection may take.
+    The part of the time for a reply that connecting may take.
     """
 
     def test_share(self) -> None:
-        """Half of the time, but time enough for the kernel to try twice, if there is that much."""
+        """Half of the time, but enough for the kernel's second attempt."""
         for seconds, share in ((3, 1.5), (10, 5), (2, 1), (1.5, 1), (1, 1), (0.25, 0.25)):
             self.assertEqual(shareOf(seconds), share)
 
 
 class AddressesTests(ReachingTestCase):
     """
-    A machine with several addresses, asked by a command.
+    A host with several addresses, with the client of the commands.
     """
 
-    def test_refused(self) -> None:
-        """That it is there, and refuses, is told, also if another address does not answer."""
+    def test_refusalIsReported(self) -> None:
+        """If one address refuses and another does not answer, the refusal is reported."""
         places = [("127.0.0.1", each.port) for each in (self.dead(), self.full())]
         found = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", place) for place in places]
         self.patch(socket, "getaddrinfo", lambda *args, **more: found)
@@ -80,8 +80,8 @@ class AddressesTests(ReachingTestCase):
         self.assertEqual(str(error), "raspi: Connection refused")
         self.assertIsInstance(error.__cause__, ConnectionRefusedError)
 
-    def test_next(self) -> None:
-        """If one refuses, the next is asked."""
+    def test_nextAddress(self) -> None:
+        """If one address refuses, the next is tried."""
         daemon = self.daemon()
         places = [("127.0.0.1", port) for port in (self.dead().port, daemon.port)]
         found = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", place) for place in places]
@@ -92,13 +92,13 @@ class AddressesTests(ReachingTestCase):
 
 class AskingTestCase(ReachingTestCase, TestCase):
     """
-    Asking as the services do.
+    The client on Twisted.
     """
 
     timeout = 300
 
     def leave(self) -> object:
-        """Also close connections meanwhile, which a daemon waits for when it ends."""
+        """Also close the connections that a stopping daemon waits for."""
         return deferToThread(self.stack.close)
 
     async def ask(
@@ -108,11 +108,11 @@ class AskingTestCase(ReachingTestCase, TestCase):
         seconds: float,
         told: Callable[[ReceivedNotice], None] = lambda notice: None,
     ) -> ReceivedReply:
-        """Ask a server."""
+        """Send a request."""
         return await ask(reactor, server, request, seconds, told)
 
     async def unreachable(self, server: Server, seconds: float = SECONDS) -> str:
-        """It comes to nothing: why, behind the server's name."""
+        """A request fails: the reason, without the server's name."""
         try:
             await self.ask(server, LIST, seconds)
         except Unreachable as error:
@@ -123,7 +123,7 @@ class AskingTestCase(ReachingTestCase, TestCase):
 
     async def givenUp(self, server: Server, reason: str) -> None:
         """
-        It comes to nothing, as its time is over.
+        A request fails at its deadline.
 
         @param reason: what is said before that time. An answer has what is left of it.
         """
@@ -137,11 +137,11 @@ class AskingTestCase(ReachingTestCase, TestCase):
 
 class CommandsMixin:
     """
-    Asking as commands do.
+    The client of the commands.
     """
 
     async def ask(self, *args: Any) -> ReceivedReply:
-        """Ask a server."""
+        """Send a request."""
         return await deferToThread(asking.ask, *args)
 
 
@@ -154,8 +154,8 @@ class ReachingTests(AskingTestCase):
 
     noName = "invalid hostname"
 
-    async def test_daemon(self) -> None:
-        """A daemon is asked by its address or name, and says what it has."""
+    async def test_byAddressAndName(self) -> None:
+        """A daemon answers at its address and at its name."""
         daemon = self.daemon()
         for host in ("127.0.0.1", "localhost"):
             server = Server(name="here", host=host, port=daemon.port)
@@ -163,7 +163,7 @@ class ReachingTests(AskingTestCase):
             self.assertEqual([each["bus_id"] for each in answer.data], ["1-1", "1-2"])
 
     async def test_ipv6(self) -> None:
-        """Also by IPv6."""
+        """A daemon answers by IPv6."""
         try:
             daemon = self.daemon(listen="tcp6:0:interface=\\:\\:1")
         except AssertionError:
@@ -171,8 +171,8 @@ class ReachingTests(AskingTestCase):
         server = Server(name="here", host="::1", port=daemon.port)
         self.assertEqual((await self.ask(server, LIST, SECONDS)).status, Status.SUCCESS)
 
-    async def test_conversation(self) -> None:
-        """A conversation goes on: what happens is told while the same connection is used."""
+    async def test_eventsOnTheConnection(self) -> None:
+        """On one connection there can be several requests, and events between them."""
         daemon = self.daemon()
         server = Server(name="here", host="127.0.0.1", port=daemon.port)
         told: list[ReceivedNotice] = []
@@ -198,8 +198,8 @@ class ReachingTests(AskingTestCase):
         await watching.lost
         daemon.start()
 
-    async def test_waiting(self) -> None:
-        """Whoever waits is told how it goes, and has the time that it takes."""
+    async def test_wait(self) -> None:
+        """A request with C{wait} receives notices, and its time is added to the deadline."""
         daemon = self.daemon()
         server = Server(name="here", host="127.0.0.1", port=daemon.port)
         told: list[ReceivedNotice] = []
@@ -208,20 +208,20 @@ class ReachingTests(AskingTestCase):
         self.assertEqual(answer.status, Status.NOT_FOUND)
         self.assertEqual(told[0]["event"], "queued")
 
-    async def test_dead(self) -> None:
-        """Nobody listens."""
+    async def test_closedPort(self) -> None:
+        """A closed port is reported as refused."""
         self.assertEqual(await self.unreachable(self.dead()), "Connection refused")
 
-    async def test_silent(self) -> None:
-        """Somebody does, and says nothing."""
+    async def test_noReply(self) -> None:
+        """A server that does not reply is given up at the deadline."""
         await self.givenUp(self.silent(), "no answer within")
 
-    async def test_full(self) -> None:
-        """A machine does not answer at all."""
+    async def test_noConnection(self) -> None:
+        """A machine that does not answer is given up earlier, at the deadline of the connection."""
         await self.givenUp(self.full(), "no connection within")
 
-    async def test_names(self) -> None:
-        """There is no such name, it is none, or nobody answers who knows."""
+    async def test_unknownName(self) -> None:
+        """A name that is unknown, not valid, or never resolved, is reported."""
         for host, reason in (
             ("nosuch.invalid", "there is no machine of this name"),
             ("a" * 64, self.noName),
@@ -234,15 +234,15 @@ class ReachingTests(AskingTestCase):
 
     @contextlib.contextmanager
     def names(self, isSilent: bool) -> Iterator[None]:
-        """Nobody knows names."""
+        """Resolve no name."""
         before = reactor.installNameResolver(Resolver(isSilent))
         try:
             yield
         finally:
             reactor.installNameResolver(before)
 
-    async def test_others(self) -> None:
-        """Somebody else listens there, who answers HTTP or says hello first."""
+    async def test_otherProtocols(self) -> None:
+        """A server that speaks HTTP or sends a greeting is reported."""
 
         def http(connection: socket.socket) -> None:
             connection.recv(1)
@@ -262,7 +262,7 @@ class ReachingTests(AskingTestCase):
 
 class TlsTests(AskingTestCase):
     """
-    A daemon that speaks TLS only, and asks for a certificate.
+    A daemon that requires TLS and a client certificate.
     """
 
     def setUp(self) -> None:
@@ -275,7 +275,7 @@ class TlsTests(AskingTestCase):
         )
 
     def start(self) -> None:
-        """Have it listen."""
+        """Start the daemon."""
         certificate, key = signed("localhost").write(self.folder, "server")
         tls = f"certificate: {certificate}, key: {key}, client_ca: {self.ca}"
         daemon = self.daemon(
@@ -285,11 +285,11 @@ class TlsTests(AskingTestCase):
         self.plain = Server(name="raspi", host="127.0.0.1", port=daemon.port)
 
     def secured(self, **tls: Any) -> Server:
-        """The daemon, as it is asked with TLS."""
+        """The daemon, with the client's TLS."""
         return msgspec.structs.replace(self.plain, tls=ClientTls(**{"ca": self.ca, **tls}))
 
-    async def test_daemon(self) -> None:
-        """It answers those who show a certificate, key and all in one file or in two."""
+    async def test_clientCertificate(self) -> None:
+        """A client certificate is accepted, with its key in one file or in two."""
         self.start()
         both = self.folder / "both.pem"
         both.write_bytes(signed("alice").keyPem + signed("alice").pem)
@@ -297,8 +297,8 @@ class TlsTests(AskingTestCase):
             answer = await self.ask(self.secured(**tls), LIST, SECONDS)
             self.assertEqual(answer.status, Status.SUCCESS)
 
-    async def test_distrust(self) -> None:
-        """Whoever is not who they should be is not asked."""
+    async def test_untrustedServer(self) -> None:
+        """A server whose certificate is not trusted is asked for nothing."""
         self.start()
         other, _ = authority("Other").write(self.folder, "other")
         for tls, reason in (
@@ -308,29 +308,28 @@ class TlsTests(AskingTestCase):
         ):
             self.assertIn(reason, await self.unreachable(self.secured(**self.alice, **tls)))
 
-    async def test_distrusted(self) -> None:
-        """Whoever shows none, or one that does not count, is told so."""
+    async def test_untrustedClient(self) -> None:
+        """Without a client certificate, or with an untrusted one, the reason is reported."""
         self.start()
         mallory = signed("alice", "Other").write(self.folder, "mallory")
         for tls in ({}, dict(zip(("certificate", "key"), mallory, strict=True))):
             reason = await self.unreachable(self.secured(**tls))
             self.assertIn("the server requires a client certificate", reason)
 
-    async def test_mixed(self) -> None:
-        """Whoever speaks plain to it is told as that, and so is one that is spoken to in TLS
-        and does not."""
+    async def test_tlsOnOneSideOnly(self) -> None:
+        """TLS on one side only is reported as that."""
         self.start()
         self.assertIn("if it requires TLS, set", await self.unreachable(self.plain))
         daemon = self.daemon()
         server = msgspec.structs.replace(self.secured(), port=daemon.port)
         self.assertIn("the server does not use TLS on this port", await self.unreachable(server))
 
-    async def test_handshake(self) -> None:
-        """A handshake that does not end is given up in time."""
+    async def test_slowHandshake(self) -> None:
+        """A handshake that does not end is given up at the deadline."""
         await self.givenUp(self.secured(), "no answer within")
 
-    async def test_files(self) -> None:
-        """Files that are of no use are named."""
+    async def test_wrongFiles(self) -> None:
+        """Files that cannot be used are named."""
         (self.folder / "empty").write_text("")
         (self.folder / "locked").write_bytes(signed("alice").encryptedKeyPem)
         missing, empty, locked = (str(self.folder / name) for name in ("no", "empty", "locked"))
@@ -348,7 +347,7 @@ class TlsTests(AskingTestCase):
 
 class CommandReachingTests(CommandsMixin, ReachingTests):
     """
-    One server, asked by a command.
+    One server, with the client of the commands.
     """
 
     noName = "this is not a valid host name"
@@ -375,5 +374,5 @@ class CommandReachingTests(CommandsMixin, ReachingTests):
 
 class CommandTlsTests(CommandsMixin, TlsTests):
     """
-    TLS, spoken by a command.
+    TLS, with the client of the commands.
     """

@@ -43,14 +43,14 @@ class CountedPoll:
         return getattr(self._poll, name)
 
     def poll(self) -> list[tuple[int, int]]:
-        """Wait."""
+        """Wait, and count."""
         type(self).polls += 1
         return self._poll.poll()
 
 
 class RelayTests(SynchronousTestCase):
     """
-    A server with TLS, a relay in a thread, and the end that the kernel has.
+    A server with TLS, a relay in a thread, and the kernel's end of the socket pair.
     """
 
     def setUp(self) -> None:
@@ -76,20 +76,20 @@ class RelayTests(SynchronousTestCase):
         self.server = context.wrap_socket(theirs, server_side=True)
 
     def start(self) -> None:
-        """From now on it carries."""
+        """Start the relay."""
         self.thread.start()
         self.addCleanup(self.ends)
 
     def ends(self) -> None:
-        """It comes to its end, and both of its sockets are closed."""
+        """The relay ends, and both of its sockets are closed."""
         for end in (self.kernel, self.server):
             end.close()
         self.thread.join(SECONDS)
         self.assertFalse(self.thread.is_alive())
         self.assertEqual((self.secured.fileno(), self.mine.fileno()), (-1, -1))
 
-    def test_small(self) -> None:
-        """What one says the other hears, at once and byte by byte."""
+    def test_smallMessages(self) -> None:
+        """Bytes are relayed both ways, at once and one by one."""
         self.start()
         for _ in range(100):
             self.kernel.sendall(b"ping")
@@ -98,8 +98,8 @@ class RelayTests(SynchronousTestCase):
                 self.server.sendall(bytes([byte]))
             self.assertEqual(received(self.kernel, 4), b"pong")
 
-    def test_much(self) -> None:
-        """Much in both directions at the same time arrives whole, in its order."""
+    def test_largeMessages(self) -> None:
+        """Much data in both directions at the same time arrives complete and in order."""
         self.start()
         sending = [
             threading.Thread(target=end.sendall, args=(MUCH,), daemon=True)
@@ -116,9 +116,8 @@ class RelayTests(SynchronousTestCase):
         reading.join(SECONDS)
         self.assertTrue(arrived == [MUCH])
 
-    def test_slow(self) -> None:
-        """Whoever does not read keeps the other waiting, and not this machine's memory or
-        processor busy."""
+    def test_backpressure(self) -> None:
+        """A side that does not read stops the other one, without use of memory or processor."""
         self.patch(select, "poll", CountedPoll)
         self.start()
         self.server.settimeout(0.2)
@@ -139,27 +138,28 @@ class RelayTests(SynchronousTestCase):
         self.kernel.sendall(b"still there")
         self.assertEqual(received(self.server, 11), b"still there")
 
-    def test_readAlready(self) -> None:
-        """What had come before it began is carried too."""
+    def test_bytesReadBefore(self) -> None:
+        """Bytes that OpenSSL had read before the relay began are relayed."""
         self.server.sendall(MUCH[:10000])
         self.assertEqual(self.secured.recv(1), MUCH[:1])
         self.start()
         self.assertTrue(received(self.kernel, 9999) == MUCH[1:10000])
 
     def test_serverEnds(self) -> None:
-        """When the server goes the kernel is told."""
+        """When the server closes, the kernel's end is closed."""
         self.start()
         self.server.close()
         self.assertEqual(self.kernel.recv(1), b"")
 
     def test_kernelEnds(self) -> None:
-        """When the kernel has done with it the server is told, whoever else has the connection."""
+        """When the kernel closes, the server's connection is shut down, also if other processes
+        have it."""
         self.start()
         self.kernel.close()
         self.assertEqual(self.server.recv(1), b"")
 
-    def test_fullAndOver(self) -> None:
-        """So it is when what was on its way cannot be delivered any more."""
+    def test_endWithFullBuffers(self) -> None:
+        """The same while bytes cannot be delivered any more."""
         self.start()
         self.kernel.settimeout(0.2)
         with contextlib.suppress(TimeoutError):
@@ -170,21 +170,21 @@ class RelayTests(SynchronousTestCase):
         self.assertFalse(self.thread.is_alive())
 
     def test_shutDown(self) -> None:
-        """Whoever else has the connection can end it."""
+        """Another process that has the connection can end the relay."""
         self.start()
         with socket.socket(fileno=os.dup(self.outside)) as other:
             other.shutdown(socket.SHUT_RDWR)
         self.assertEqual(self.kernel.recv(1), b"")
 
-    def test_garbage(self) -> None:
-        """What is no TLS ends it."""
+    def test_notTls(self) -> None:
+        """Bytes that are not TLS end the relay."""
         self.start()
         with socket.socket(fileno=self.server.detach()) as plain:
             plain.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
             self.assertEqual(self.kernel.recv(1), b"")
 
     def test_manyFiles(self) -> None:
-        """Descriptors beyond those that select(2) can take are as good as others."""
+        """Descriptors beyond the limit of select(2) can be used."""
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if hard < 2000:
             raise SkipTest("this process may not have so many files")

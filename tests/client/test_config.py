@@ -18,7 +18,7 @@ TOKEN = "usbip_0123456789abcdef"
 
 class SettingsTestCase(SynchronousTestCase):
     """
-    A file of servers.
+    A file client.yaml.
     """
 
     def setUp(self) -> None:
@@ -34,23 +34,23 @@ class SettingsTestCase(SynchronousTestCase):
         return str(path)
 
     def settings(self, text: str, mode: int = 0o600) -> ClientSettings:
-        """What a file says."""
+        """The settings that a text makes."""
         return load(self.write(text, mode=mode))
 
 
 class FileTests(SettingsTestCase):
     """
-    What can stand there.
+    The content of the file.
     """
 
-    def test_empty(self) -> None:
-        """Nothing has to."""
+    def test_emptyFile(self) -> None:
+        """Every key is optional."""
         for text in ("", "servers: {}\n"):
             settings = self.settings(text)
             self.assertEqual((settings.known, settings.timeout, settings.warnings), ({}, 3.0, []))
 
-    def test_servers(self) -> None:
-        """A server is its host, or has one, and what else is not usual."""
+    def test_serverOptions(self) -> None:
+        """A server's host defaults to its name, and every option to the usual value."""
         authority(LAB).write(self.folder, "ca")
         settings = self.settings(
             f"""
@@ -73,21 +73,21 @@ servers:
         )
 
     def test_range(self) -> None:
-        """Addresses in a row are servers with what is the same for all of them."""
+        """The servers of a range share all options."""
         settings = self.settings("servers: {lab: {range: 192.0.2.10-12, port: 5056}}\n")
         names = [(server.name, server.host, server.port) for server in settings.known["lab"]]
         self.assertEqual(names, [(f"192.0.2.{n}", f"192.0.2.{n}", 5056) for n in (10, 11, 12)])
         self.assertEqual(settings.rangeOf(settings.known["lab"][0]), "lab")
 
     def test_tokenFile(self) -> None:
-        """A token can be in a file of its own, beside this one or elsewhere."""
+        """A token can be in a file, whose path is relative to client.yaml."""
         absolute = self.write(f" {TOKEN}\n", "other.token")
         for name in ("other.token", absolute):
             settings = self.settings(f"servers: {{raspi: {{token_file: {name}}}}}\n")
             self.assertEqual(settings.known["raspi"][0].token, TOKEN)
 
-    def test_readable(self) -> None:
-        """It is warned of tokens that others can read, wherever they are."""
+    def test_tokenReadableByOthers(self) -> None:
+        """A token that other users can read causes a warning."""
         said = f"servers: {{raspi: {{token: {TOKEN}}}}}\n"
         for mode in (0o640, 0o604):
             [warning] = self.settings(said, mode).warnings
@@ -98,8 +98,8 @@ servers:
         [warning] = settings.warnings
         self.assertIn("raspi.token: chmod 600", warning)
 
-    def test_wrong(self) -> None:
-        """What is wrong is told with its file, its line and its key."""
+    def test_wrongFile(self) -> None:
+        """An error is reported with its file, line and key."""
         self.write("\n", "empty.token")
         for text, said in (
             ("servers: [raspi]", "1: servers: expected a mapping, got a list"),
@@ -144,17 +144,17 @@ class TlsTests(SettingsTestCase):
         signed("alice").write(self.folder, "alice")
         signed("bob").write(self.folder, "bob")
 
-    def test_right(self) -> None:
-        """They are taken from beside the file, for all servers of a range as well."""
+    def test_paths(self) -> None:
+        """Paths are relative to client.yaml, also for a range."""
         said = "tls: {ca: ca.pem, certificate: alice.pem, key: alice.key}"
         for host in ("host: a", "range: 192.0.2.1-2"):
             for server in self.settings(f"servers: {{lab: {{{host}, {said}}}}}").known["lab"]:
                 assert server.tls is not None
                 self.assertEqual(server.tls.key, str(self.folder / "alice.key"))
 
-    def test_wrong(self) -> None:
-        """One that is not there, is none, or does not belong to the other, is named with its key,
-        before anybody is asked."""
+    def test_wrongCertificates(self) -> None:
+        """A file that is missing, of the wrong kind, or does not belong to the other is reported
+        with its key."""
         (self.folder / "locked.key").write_bytes(signed("alice").encryptedKeyPem)
         (self.folder / "folder").mkdir()
         mine = "certificate: alice.pem"
@@ -178,16 +178,16 @@ class TlsTests(SettingsTestCase):
 
 class ServersTests(SettingsTestCase):
     """
-    Which servers are meant.
+    The choice of servers.
     """
 
     def names(self, settings: ClientSettings, *named: str, hosts: str = "") -> list[str]:
-        """What they are called."""
+        """The names of the chosen servers."""
         servers = settings.servers(named, {"USBIPSHARE_HOSTS": hosts})
         return [server.name for server in servers]
 
-    def test_order(self) -> None:
-        """Those on the command line are, or those in the environment, in the file, or this
+    def test_precedence(self) -> None:
+        """Servers come from the command line, or else the environment, the file, or this
         machine."""
         settings = self.settings("servers: {raspi: {}, bench: {}}\n")
         self.assertEqual(self.names(settings, "c", "raspi", hosts="d"), ["c", "raspi"])
@@ -195,8 +195,8 @@ class ServersTests(SettingsTestCase):
         self.assertEqual(self.names(settings), ["raspi", "bench"])
         self.assertEqual(self.names(ClientSettings(), hosts=" , "), ["localhost"])
 
-    def test_known(self) -> None:
-        """A name in the file brings all that the file says of it; so does an address in a range."""
+    def test_namesInTheFile(self) -> None:
+        """A name in the file, or an address of a range, has the options of the file."""
         settings = self.settings(
             f"servers:\n  raspi: {{host: h, token: {TOKEN}}}\n"
             "  lab: {range: 192.0.2.1-3, port: 7}\n"
@@ -209,13 +209,13 @@ class ServersTests(SettingsTestCase):
         [other] = settings.servers(["raspi:5055"], {})
         self.assertIsNone(other.token)
 
-    def test_wrong(self) -> None:
-        """What is no server is said to be none."""
+    def test_wrongAddress(self) -> None:
+        """A text that is not an address is an error."""
         for name in ("", "a b", "a:", "a:0", "[::1"):
             self.assertRaises(ValueError, ClientSettings().servers, [name], {})
 
-    def test_exporting(self) -> None:
-        """Where a device came from is a server of the file's, or one that is not known."""
+    def test_serverOfARecord(self) -> None:
+        """The server of a record is found in the file, or made of its address."""
         settings = self.settings("servers: {raspi: {host: h, export_port: 3241}}\n")
         self.assertEqual(settings.exporting("h", "3241").name, "raspi")
         self.assertEqual(settings.exporting("h", "usbip"), Server(name="h", host="h"))
@@ -223,11 +223,11 @@ class ServersTests(SettingsTestCase):
 
 class PlacesTests(SettingsTestCase):
     """
-    Where the file is.
+    The places of the file.
     """
 
-    def test_places(self) -> None:
-        """The user's counts before the machine's; there need not be any."""
+    def test_userBeforeMachine(self) -> None:
+        """The user's file precedes the machine's; both are optional."""
         etc = str(self.folder / "etc")
         homes = {"HOME": str(self.folder / "home")}
         self.assertEqual(find(homes, etc).known, {})
@@ -240,8 +240,8 @@ class PlacesTests(SettingsTestCase):
         self.assertEqual([*find(homes, etc).known], ["c"])
         self.assertEqual([*find({}, etc).known], ["a"])
 
-    def test_wrong(self) -> None:
-        """One that is wrong is not passed over."""
+    def test_wrongFileIsNotSkipped(self) -> None:
+        """A file with an error is not skipped."""
         self.write("servers: []\n", "client.yaml")
         self.assertRaises(ConfigError, find, {}, str(self.folder))
         self.assertRaises(ConfigError, load, str(self.folder / "none.yaml"))
