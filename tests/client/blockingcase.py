@@ -23,7 +23,7 @@ CONFIG = "backend: {type: virtual}\n"
 
 class ReachingTestCase(SynchronousTestCase):
     """
-    Servers on loopback.
+    Servers on the loopback interface.
     """
 
     def setUp(self) -> None:
@@ -31,23 +31,23 @@ class ReachingTestCase(SynchronousTestCase):
         self.addCleanup(self.leave)
 
     def leave(self) -> object:
-        """End all servers."""
+        """Stop all servers."""
         self.stack.close()
         return None
 
     def daemon(
         self, config: str = CONFIG, listen: str = "tcp:0:interface=127.0.0.1"
     ) -> ChildDaemon:
-        """A daemon, until the test is over."""
+        """A daemon, until the end of the test."""
         return self.stack.enter_context(PatientDaemon(config, listen=[listen]))
 
     def silent(self) -> Server:
-        """A server that takes connections, and says nothing."""
+        """A server that accepts connections, and does not reply."""
         listening = self.stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         return Server(name="silent", host="127.0.0.1", port=listening.getsockname()[1])
 
     def dead(self) -> Server:
-        """A machine that has no server."""
+        """A machine without a server: the port is closed."""
         with socket.create_server(("127.0.0.1", 0)) as closed:
             return Server(name="dead", host="127.0.0.1", port=closed.getsockname()[1])
 

@@ -40,7 +40,7 @@ BEGUN = b'{"status":"success","data":[],"seq":17}\n'
 
 class AskingTestCase(SynchronousTestCase):
     """
-    A conversation with a server that says what the test says.
+    A conversation with a server whose lines a test writes.
     """
 
     server = RASPI
@@ -54,27 +54,27 @@ class AskingTestCase(SynchronousTestCase):
         self.addCleanup(self.end)
 
     def end(self) -> None:
-        """The connection is gone in the end."""
+        """Close the connection at the end of the test."""
         if not self.wire.lost:
             self.conversation.close()
             self.wire.turn()
 
     def ask(self, request: dict[str, Any] = LIST, seconds: float = 3) -> Deferred[ReceivedReply]:
-        """Ask something."""
+        """Begin a request."""
         return asked(self.conversation.ask(request, seconds, self.told.append))
 
     def answered(self) -> Deferred[ReceivedReply]:
-        """Ask something, and answer."""
+        """A request, and its reply."""
         asking = self.ask()
         self.wire.send(DONE)
         return asking
 
     def said(self) -> list[dict[str, Any]]:
-        """What the server has got."""
+        """The requests that the server has received."""
         return [json.loads(line) for line in self.wire.received.splitlines()]
 
     def unreachable(self, asking: Deferred[ReceivedReply]) -> str:
-        """It comes to nothing: why, behind the server's name."""
+        """A request fails: the reason, without the server's name."""
         error = self.failureResultOf(asking, Unreachable).value
         name, _, reason = str(error).partition(": ")
         self.assertEqual(name, "raspi (192.0.2.1:5056)")
@@ -83,11 +83,11 @@ class AskingTestCase(SynchronousTestCase):
 
 class AskingTests(AskingTestCase):
     """
-    Answers, and what comes before them.
+    Replies, and events before them.
     """
 
-    def test_answer(self) -> None:
-        """An answer is what the server says, however it comes; the connection stays open."""
+    def test_reply(self) -> None:
+        """A reply is decoded, however it is split; the connection stays open."""
         for name, segments in threeWays([DONE]):
             asking = self.ask()
             self.wire.send(*segments)
@@ -96,8 +96,8 @@ class AskingTests(AskingTestCase):
         self.assertEqual(self.said(), 3 * [{"command": "list", "keep_alive": True}])
         self.assertFalse(self.wire.ended)
 
-    def test_statuses(self) -> None:
-        """What is no success is an answer as well, with what the server says of it."""
+    def test_failure(self) -> None:
+        """A failure is a reply, with its message."""
         for status in Status:
             asking = self.ask()
             text = {"status": status.value, "message": "why", "data": None, "later": 1}
@@ -105,8 +105,8 @@ class AskingTests(AskingTestCase):
             answer = self.successResultOf(asking)
             self.assertEqual((answer.status, answer.message), (status, "why"))
 
-    def test_told(self) -> None:
-        """What comes before the answer, and behind it, is told in its order."""
+    def test_eventsAroundReply(self) -> None:
+        """Events before and after the reply are passed on in order."""
         lines = [b'{"event":"queued","place":1}\n', DONE, b'{"event":"added"}\n']
         for _, segments in threeWays(lines):
             self.told.clear()
@@ -116,13 +116,13 @@ class AskingTests(AskingTestCase):
             self.assertEqual([notice["event"] for notice in self.told], ["queued", "added"])
 
     def test_seq(self) -> None:
-        """The answer to a watch says where it begins."""
+        """The reply to a watch contains the number of the last event."""
         asking = self.ask({"command": "watch"})
         self.wire.send(BEGUN)
         self.assertEqual(self.successResultOf(asking).seq, 17)
 
-    def test_late(self) -> None:
-        """An answer has its time, and what is waited for on top; events do not lengthen it."""
+    def test_deadline(self) -> None:
+        """A reply has its deadline, plus C{wait}; events do not extend it."""
         asking = self.ask({"command": "attach", "wait": 60}, 2.97)
         for _ in range(62):
             self.clock.advance(1)
@@ -133,8 +133,8 @@ class AskingTests(AskingTestCase):
         self.assertEqual(self.unreachable(asking), "no answer within 63 s")
         self.assertTrue(self.wire.transport.aborted)
 
-    def test_again(self) -> None:
-        """Once it is gone nothing more can be asked, and it is said why it has gone."""
+    def test_requestAfterTheEnd(self) -> None:
+        """A request on a lost connection fails with the reason for which that was lost."""
         self.clock.advance(1)
         first = self.ask()
         self.clock.advance(3)
@@ -144,7 +144,7 @@ class AskingTests(AskingTestCase):
         self.assertIn("no answer within 3 s", str(lost))
 
     def test_cancelled(self) -> None:
-        """Whoever does not want to know any more leaves nothing behind."""
+        """A cancelled request leaves no delayed call."""
         asking = self.ask()
         asking.addErrback(lambda failure: None)
         asking.cancel()
@@ -156,11 +156,11 @@ class AskingTests(AskingTestCase):
 
 class AgainTests(SynchronousTestCase):
     """
-    Asking to the end.
+    Requests that are repeated while the operation is in progress.
     """
 
-    def test_wait(self) -> None:
-        """Who asks again waits for what is left of the time."""
+    def test_waitIsForAllRepetitions(self) -> None:
+        """C{wait} is shortened in each repetition."""
         network = Network()
         self.addCleanup(network.close)
         heard: list[bytes] = []
@@ -182,7 +182,7 @@ class AgainTests(SynchronousTestCase):
 
 class TokenTests(AskingTestCase):
     """
-    A server to which we have to prove who we are.
+    A server that requires a token.
     """
 
     server = msgspec.structs.replace(RASPI, token="usbip_secret")
@@ -198,11 +198,11 @@ class TokenTests(AskingTestCase):
 
 class TroubleTests(AskingTestCase):
     """
-    Servers that are none.
+    Servers that do not follow the protocol.
     """
 
-    def test_garbage(self) -> None:
-        """What is no answer is told from one at once, and the connection is cut off."""
+    def test_notJson(self) -> None:
+        """A line that is not a reply ends the connection at once."""
         for line in (
             b"HTTP/1.1 400 Bad Request\r",
             b"{",
@@ -224,7 +224,7 @@ class TroubleTests(AskingTestCase):
             self.assertTrue(self.wire.transport.aborted)
 
     def test_tls(self) -> None:
-        """One that speaks TLS only is told as that."""
+        """A server that expects TLS is reported as that."""
         asking = self.ask()
         self.wire.send(b"\x15\x03\x03\x00\x02\x02\x46")
         self.wire.drop()
@@ -233,8 +233,8 @@ class TroubleTests(AskingTestCase):
             "the server expects TLS: configure `tls` for this server in client.yaml",
         )
 
-    def test_closes(self) -> None:
-        """One that closes has not answered, whatever it has begun to say."""
+    def test_closedWithoutReply(self) -> None:
+        """A connection that is closed before a complete reply is an error."""
         for segments in ((), (DONE[:-1],)):
             self.setUp()
             asking = self.ask()
@@ -255,8 +255,8 @@ class TroubleTests(AskingTestCase):
         self.conversation.connectionLost(Failure(ConnectionLost()))
         self.assertEqual(self.unreachable(asking), "the connection was lost")
 
-    def test_long(self) -> None:
-        """An answer without an end has one here; a long one is taken."""
+    def test_longReply(self) -> None:
+        """A long reply is accepted, one longer than the limit is not."""
         asking = self.ask()
         long = b'{"status":"success","data":"' + b"x" * (LONGEST_LINE - 100) + b'"}\n'
         self.wire.send(long)
@@ -266,8 +266,8 @@ class TroubleTests(AskingTestCase):
         self.assertIn("longer than any valid reply", self.unreachable(asking))
         self.assertTrue(self.wire.transport.aborted)
 
-    def test_unasked(self) -> None:
-        """A failure that answers nothing ends it: a watch is over, for example."""
+    def test_failureWithoutRequest(self) -> None:
+        """A failure that no request caused ends the connection."""
         self.wire.send(DONE)
         self.assertFalse(self.wire.ended)
         self.wire.send(b'{"status":"error","message":"the daemon stops"}\n')
@@ -277,66 +277,66 @@ class TroubleTests(AskingTestCase):
 
 class WatchTests(AskingTestCase):
     """
-    A server that is to say something now and then.
+    A watch.
     """
 
     def watch(
         self, line: bytes = BEGUN, more: dict[str, Any] | None = None, silence: float = SILENCE
     ) -> Deferred[ReceivedReply]:
-        """Begin, with this answer."""
+        """Begin a watch, with this reply."""
         watching = self.conversation.watch(more or {}, 3, self.tell, silence)
         begun = asked(watching)
         self.wire.send(line)
         return begun
 
     def tell(self, notice: ReceivedNotice) -> None:
-        """What is told can make no sense."""
+        """A callback that may raise an error."""
         if notice["event"] == "nonsense":
             raise Unreachable("raspi (192.0.2.1:5056): nonsense")
         self.told.append(notice)
 
     def lost(self) -> str:
-        """It is over: why, behind the server's name."""
+        """The connection is lost: the reason, without the server's name."""
         error = self.successResultOf(self.conversation.lost)
         self.assertEqual(self.unreachable(self.ask()), str(error).partition(": ")[2])
         return str(error).partition(": ")[2]
 
     def passes(self, seconds: Sequence[float]) -> None:
-        """Something is said after each of these times."""
+        """A line is received after each of these times."""
         for each in seconds:
             self.clock.advance(each)
             self.wire.send(b'{"event":"heartbeat"}\n')
 
-    def test_begins(self) -> None:
-        """It is asked for all details, and for what else there is to it."""
+    def test_watchRequest(self) -> None:
+        """The request asks for details and contains the criteria."""
         answer = self.successResultOf(self.watch(more={"id": "uno"}))
         self.assertEqual((answer.seq, answer.data), (17, []))
         [said] = self.said()
         more = {"command": "watch", "detail": True, "id": "uno", "keep_alive": True}
         self.assertEqual(said, more)
 
-    def test_goesOn(self) -> None:
-        """One that goes on does not say again what devices there are."""
+    def test_resumed(self) -> None:
+        """The reply to a resumed watch has no list of devices."""
         on = b'{"status":"success","seq":20}\n'
         answer = self.successResultOf(self.watch(on, {"since": 17}))
         self.assertIsNone(answer.data)
 
     def test_refused(self) -> None:
-        """One that refuses can be asked again."""
+        """After a refusal the conversation can be used for another request."""
         refusal = b'{"status":"error","message":"too long ago"}\n'
         error = self.failureResultOf(self.watch(refusal, {"since": 1}), Refused).value
         self.assertEqual(str(error), "raspi (192.0.2.1:5056): too long ago")
         self.successResultOf(self.watch())
 
-    def test_noWatch(self) -> None:
-        """One that answers anything else does not know what it is asked."""
+    def test_notAWatch(self) -> None:
+        """A reply without the number of an event is an error."""
         for line in (DONE, b'{"status":"success","seq":17,"data":{}}\n'):
             self.setUp()
             self.assertIn("no number of the last event", self.unreachable(self.watch(line)))
             self.end()
 
-    def test_nonsense(self) -> None:
-        """What makes no sense to whom it is told ends it, and what is behind that is not told."""
+    def test_callbackRaises(self) -> None:
+        """An error of the callback ends the connection, and later events are dropped."""
         self.watch()
         self.wire.send(b'{"event":"bound"}\n{"event":"nonsense"}\n{"event":"unbound"}\n')
         self.wire.turn()
@@ -344,7 +344,7 @@ class WatchTests(AskingTestCase):
         self.assertEqual([notice["event"] for notice in self.told], ["bound"])
 
     def test_silence(self) -> None:
-        """One that says nothing any more is taken for gone."""
+        """Without a line for 45 s the connection is aborted."""
         self.watch()
         self.passes([SILENCE - 1, SILENCE - 1])
         self.assertFalse(self.wire.lost)
@@ -352,14 +352,14 @@ class WatchTests(AskingTestCase):
         self.wire.turn()
         self.assertEqual(self.lost(), "no line received for 45 s")
 
-    def test_longer(self) -> None:
-        """How long that may be can be said."""
+    def test_silenceParameter(self) -> None:
+        """The time of silence is a parameter."""
         self.watch(silence=100)
         self.passes([99, 99])
         self.assertFalse(self.wire.lost)
 
     def test_closed(self) -> None:
-        """One that goes is noticed at once."""
+        """A closed connection is noticed at once."""
         self.watch()
         self.wire.drop()
         self.assertEqual(self.lost(), "the connection is lost")

@@ -29,22 +29,22 @@ HELD = changed(
 
 
 def told(device: UsbDevice, detail: bool = True) -> Any:
-    """As a server describes it."""
+    """The JSON of a device."""
     return json.loads(bytes(encodeDevices(device, detail)))
 
 
 class DeviceTests(SynchronousTestCase):
     """
-    What becomes of an answer.
+    Decoding devices.
     """
 
     def test_detail(self) -> None:
-        """All that a server tells of a device is known then."""
+        """With details all fields are set."""
         for device in (*DEVICES, HELD):
             self.assertEqual(deviceIn(RASPI, told(device)), device)
 
     def test_lease(self) -> None:
-        """Whose it is, for a time or as long as a connection lasts."""
+        """A lease lasts for a time, or as long as a connection."""
         for lease in (
             Lease(owner="ci", address="192.0.2.7", ttl=60.0, until=EPOCH),
             Lease(owner="ci", address="192.0.2.7"),
@@ -56,20 +56,20 @@ class DeviceTests(SynchronousTestCase):
                 ("ci", "192.0.2.7", lease.ttl, lease.until),
             )
 
-    def test_short(self) -> None:
-        """A description without details is of a device that nobody has."""
+    def test_withoutDetail(self) -> None:
+        """Without details the device is free."""
         device = deviceIn(RASPI, told(HELD, detail=False))
         self.assertEqual(
             (device.busId, device.state, device.holder), ("1-1.4", DeviceState.FREE, None)
         )
         self.assertEqual((device.serial, device.description), (UNO.serial, UNO.description))
 
-    def test_newer(self) -> None:
-        """What a later version may add is no trouble."""
+    def test_unknownKeys(self) -> None:
+        """Unknown keys are ignored, for later versions."""
         self.assertEqual(deviceIn(RASPI, told(UNO) | {"colour": "blue"}), UNO)
 
     def test_found(self) -> None:
-        """One or several, each with where it is and as it was told."""
+        """One or several devices, with their server and their JSON."""
         [one] = foundIn(RASPI, told(UNO))
         self.assertEqual((one.server, one.device, one.raw), (RASPI, UNO, told(UNO)))
         self.assertEqual(str(one), "1-1.4 (Arduino SA Uno R3 (CDC ACM)) at raspi")
@@ -77,8 +77,8 @@ class DeviceTests(SynchronousTestCase):
         self.assertEqual([each.device for each in several], [UNO, MOUSE])
         self.assertEqual(foundIn(RASPI, []), ())
 
-    def test_nonsense(self) -> None:
-        """What makes no sense is a server's fault, and says whose."""
+    def test_notADevice(self) -> None:
+        """Data that is not understood is an error that names the server."""
         whole = told(HELD)
         nonsense: tuple[Any, ...] = (
             *(None, 5, "1-1", [], {}, {"bus_id": "1-1"}),

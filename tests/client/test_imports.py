@@ -39,14 +39,14 @@ TRAFFIC = struct.pack(">IIIII", 3, 1, 0, 0, 0) + bytes(28)
 
 
 def isSilent(connection: socket.socket) -> None:
-    """Answers nothing, and waits until the client goes."""
+    """A server that does not reply."""
     while connection.recv(65536):
         pass
 
 
 class ImportingTestCase(SynchronousTestCase):
     """
-    A server that says what it is told to. Nothing is left open.
+    A server whose replies a test chooses. No connection is left open.
     """
 
     def setUp(self) -> None:
@@ -54,7 +54,7 @@ class ImportingTestCase(SynchronousTestCase):
         self.addCleanup(lambda: self.assertLessEqual(connections(), self.before))
 
     def fill(self, full: socket.socket) -> list[socket.socket]:
-        """Have one that listens answer no more: nobody accepts, and its queue is full."""
+        """Fill the queue of a listening socket, so that it does not answer."""
         crowd = [socket.socket() for _ in range(4)]
         for client in crowd:
             self.addCleanup(client.close)
@@ -72,12 +72,12 @@ class ImportingTestCase(SynchronousTestCase):
 
 class ImportTests(ImportingTestCase):
     """
-    Fetching a device.
+    Importing a device.
     """
 
-    def test_imported(self) -> None:
-        """A device comes as it is described, however the answer is cut, and its traffic is left
-        where it is: nothing more is said."""
+    def test_import(self) -> None:
+        """The device is that of the reply, however that is split, and the bytes after it are not
+        read."""
         for segments in (
             (GIVEN + TRAFFIC,),
             (GIVEN[:8], GIVEN[8:] + TRAFFIC),
@@ -91,9 +91,8 @@ class ImportTests(ImportingTestCase):
                 self.assertEqual(connection.recv(1), b"")
             self.assertEqual(scripted.heard, [b""])
 
-    def test_connection(self) -> None:
-        """It is set up so that a server that vanishes is noticed, and blocks as the kernel has
-        it."""
+    def test_socketOptions(self) -> None:
+        """The connection has keepalive set, and blocks, as the kernel needs it."""
         with ScriptedServer(says(GIVEN)) as scripted:
             imported = importDevice(scripted.server, "1-1.4", SECONDS)
             with imported.connection as connection:
@@ -108,7 +107,7 @@ class ImportTests(ImportingTestCase):
                     self.assertEqual(connection.getsockopt(level, option), value)
 
     def test_ipv6(self) -> None:
-        """So it is by IPv6."""
+        """The same by IPv6."""
         if not hasIpv6():
             raise SkipTest("there is no IPv6 here")
         with (
@@ -117,8 +116,8 @@ class ImportTests(ImportingTestCase):
         ):
             self.assertEqual(connection.recv(1), b"")
 
-    def test_refused(self) -> None:
-        """A server that does not give it says why, and is not unreachable."""
+    def test_refusal(self) -> None:
+        """A refusal is reported with its reason, and is not C{Unreachable}."""
         for status in OpStatus:
             if status is not OpStatus.OK:
                 with ScriptedServer(says(encodeRefusal(status))) as scripted:
@@ -130,11 +129,11 @@ class ImportTests(ImportingTestCase):
 
 class UnreachableTests(ImportingTestCase):
     """
-    Servers that are none.
+    Servers that do not answer, or not in USB/IP.
     """
 
-    def test_garbage(self) -> None:
-        """What speaks something else is found out at once."""
+    def test_otherProtocol(self) -> None:
+        """A reply that is not USB/IP is an error at once."""
         for said in (
             b"HTTP/1.1 400 Bad Request\r\n\r\n",
             b"SSH-2.0-x",
@@ -143,19 +142,19 @@ class UnreachableTests(ImportingTestCase):
         ):
             self.unreachable(says(said), "the reply is not that of a USB/IP server")
 
-    def test_another(self) -> None:
-        """Nor is it a device if it is another one than was asked for."""
+    def test_otherDevice(self) -> None:
+        """A reply about another device is an error."""
         self.unreachable(says(encodeImport(MOUSE)), "the reply to a request for 1-1.4 is for 2-10")
 
-    def test_early(self) -> None:
-        """One that closes early has said nothing, wherever it stops."""
+    def test_closedEarly(self) -> None:
+        """A connection that is closed within the reply is an error."""
         for length in (0, 1, 8, 319):
             self.unreachable(
                 says(GIVEN[:length]), "the server has closed the connection without a reply"
             )
 
-    def test_late(self) -> None:
-        """One that is silent is given up in time, and so is one that dribbles."""
+    def test_deadline(self) -> None:
+        """A server that is silent, or sends byte by byte, is given up at the deadline."""
 
         def dribbles(connection: socket.socket) -> None:
             received(connection, REQUEST)
@@ -171,8 +170,8 @@ class UnreachableTests(ImportingTestCase):
         for play in (isSilent, dribbles):
             self.unreachable(play, "no answer in time", SOON)
 
-    def test_plain(self) -> None:
-        """One that speaks TLS only is told as that."""
+    def test_tlsExpected(self) -> None:
+        """A server that expects TLS is reported as that."""
         alert = b"\x15\x03\x01\x00\x02\x02\x46"
         self.unreachable(
             says(alert),
@@ -188,8 +187,7 @@ class UnreachableTests(ImportingTestCase):
         self.assertEqual(str(error), f"raspi (127.0.0.1:{port}): Connection refused")
 
     def test_addresses(self) -> None:
-        """Of several addresses the first that answers is taken; one that does not leaves time
-        for the others."""
+        """The first address that answers is used; one that does not leaves time for the others."""
         with (
             socket.create_server(("127.0.0.2", 0), backlog=0) as full,
             ScriptedServer(says(GIVEN)) as scripted,
@@ -212,11 +210,12 @@ class UnreachableTests(ImportingTestCase):
 
 class ListTests(ImportingTestCase):
     """
-    Asking what there is.
+    The list of a server's devices.
     """
 
-    def test_dead(self) -> None:
-        """A machine that is not there is given up when its share of the time is over."""
+    def test_noConnection(self) -> None:
+        """A machine that does not answer is given up when connecting has had its share of the
+        time."""
         waits: list[float] = []
         settimeout = socket.socket.settimeout
 
@@ -236,7 +235,7 @@ class ListTests(ImportingTestCase):
                 client.close()
 
     def test_list(self) -> None:
-        """All devices, however the answer is cut; the connection is closed."""
+        """All devices are returned, however the reply is split, and the connection is closed."""
         devices = (UNO, changed(MOUSE, interfaces=("03/01/02",)))
         answer = encodeList(devices)
         for segments in ((answer,), (answer[:100], answer[100:]), each(answer)):
@@ -246,7 +245,7 @@ class ListTests(ImportingTestCase):
             self.assertEqual(scripted.heard, [b""])
 
     def test_endless(self) -> None:
-        """A list that has no end has one here."""
+        """A list without end is an error."""
 
         def endless(connection: socket.socket) -> None:
             received(connection, LIST_REQUEST)
@@ -259,8 +258,8 @@ class ListTests(ImportingTestCase):
             error = self.assertRaises(Unreachable, listDevices, scripted.server, SECONDS)
         self.assertIn("the list of devices is longer than any valid list", str(error))
 
-    def test_refused(self) -> None:
-        """A server may refuse that."""
+    def test_listRefused(self) -> None:
+        """A refusal is reported."""
         with ScriptedServer(
             says(bytes.fromhex("0111 0005 00000001"), size=LIST_REQUEST)
         ) as scripted:
@@ -269,7 +268,7 @@ class ListTests(ImportingTestCase):
 
 class TlsTests(ImportingTestCase):
     """
-    With TLS.
+    USB/IP over TLS.
     """
 
     def setUp(self) -> None:
@@ -280,7 +279,7 @@ class TlsTests(ImportingTestCase):
         self.context.load_cert_chain(*signed("localhost").write(self.folder, "server"))
 
     def secured(self, *segments: bytes) -> Play:
-        """Answers in TLS."""
+        """A server that replies over TLS."""
 
         def play(connection: socket.socket) -> None:
             with self.context.wrap_socket(connection.dup(), server_side=True) as made:
@@ -294,7 +293,7 @@ class TlsTests(ImportingTestCase):
         return play
 
     def server(self, scripted: ScriptedServer, **tls: Any) -> Server:
-        """As a client knows it."""
+        """The server, with the client's TLS."""
         return Server(
             name="raspi",
             host="127.0.0.1",
@@ -303,8 +302,8 @@ class TlsTests(ImportingTestCase):
         )
 
     def test_relay(self) -> None:
-        """A device comes over TLS 1.2. Where the kernel does not encrypt, it is to be carried, and
-        what comes behind the answer is still there."""
+        """TLS 1.2 is used. Where the kernel does not encrypt, the connection needs a relay, and the
+        bytes after the reply are still in it."""
         for segments in ((GIVEN + TRAFFIC,), (GIVEN, TRAFFIC), each(GIVEN + TRAFFIC)):
             with ScriptedServer(self.secured(*segments)) as scripted:
                 imported = importDevice(self.server(scripted), "1-1.4", SECONDS)
@@ -349,7 +348,7 @@ def each(data: bytes) -> tuple[bytes, ...]:
 
 
 def hasIpv6() -> bool:
-    """Can this machine reach itself by IPv6?"""
+    """Is there an IPv6 loopback address?"""
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError:

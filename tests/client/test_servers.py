@@ -11,11 +11,11 @@ from usbip_server.client.servers import MOST, Server, serverAt, serversIn
 
 class NamedTests(SynchronousTestCase):
     """
-    What somebody types.
+    Addresses of servers.
     """
 
-    def test_servers(self) -> None:
-        """Names and addresses, with a port or without."""
+    def test_addresses(self) -> None:
+        """Names and addresses, with and without a port."""
         for text, host, port in (
             ("raspi", "raspi", 5055),
             (" raspi.lab ", "raspi.lab", 5055),
@@ -34,8 +34,8 @@ class NamedTests(SynchronousTestCase):
             self.assertEqual((server.host, server.port), (host, port))
             self.assertEqual(str(server), text.strip())
 
-    def test_wrong(self) -> None:
-        """What is none is told to be none, and how it is done."""
+    def test_wrongAddresses(self) -> None:
+        """A text that is not an address is an error that shows the syntax."""
         for text in (
             *("", " ", ":5055", "raspi:", "raspi:x", "raspi:0", "raspi:65536", "a b", "raspi:-1"),
             *("http://raspi", "raspi/", "[raspi]", "[::1", "::1]", "[::1]x", "[]:1", "1:2:3"),
@@ -46,7 +46,7 @@ class NamedTests(SynchronousTestCase):
                 self.assertIn(repr(text.strip()), str(error))
 
     def test_address(self) -> None:
-        """An address is shown as it can be typed."""
+        """The address of a server can be parsed again."""
         for text in ("raspi", "raspi:5056", "192.0.2.7", "::1", "[::1]:5056", "fe80::1%eth0"):
             server = serverAt(text)
             self.assertEqual(server.address, text)
@@ -55,7 +55,7 @@ class NamedTests(SynchronousTestCase):
         self.assertEqual(serverAt("raspi:5056").exportAddress, "raspi:3240")
 
     def test_called(self) -> None:
-        """One that is called something is called that, and where it is."""
+        """Messages contain the name, and the address if that is different."""
         bench = Server(name="bench", host="192.0.2.7")
         self.assertEqual(bench.called(bench.address), "bench (192.0.2.7)")
         self.assertEqual(str(bench), "bench")
@@ -63,11 +63,11 @@ class NamedTests(SynchronousTestCase):
 
 class RangeTests(SynchronousTestCase):
     """
-    Many at once.
+    Ranges of addresses.
     """
 
     def test_ranges(self) -> None:
-        """From one to another, or a network without what is no host's."""
+        """From one address to another, or all host addresses of a network."""
         for text, wanted in (
             ("192.0.2.10-192.0.2.12", ["192.0.2.10", "192.0.2.11", "192.0.2.12"]),
             ("192.0.2.10 - 12", ["192.0.2.10", "192.0.2.11", "192.0.2.12"]),
@@ -80,8 +80,8 @@ class RangeTests(SynchronousTestCase):
             self.assertEqual([*serversIn(text)], wanted)
         self.assertEqual(len([*serversIn("10.0.0.0-10.0.3.255")]), MOST)
 
-    def test_wrong(self) -> None:
-        """Those that lead nowhere, backwards or too far are none."""
+    def test_wrongRanges(self) -> None:
+        """A text that is not a range, or is too large a range, is an error."""
         for text, reason in (
             ("raspi", "raspi"),
             ("", ""),

@@ -30,11 +30,11 @@ BIND = "usbipd bind --busid"
 
 class WindowsCase(SynchronousTestCase):
     """
-    Such a machine, as long as a test lasts. What it is asked for is all that it hears.
+    A server like usbipd-win. It receives only what the client sends to it.
     """
 
     def windows(self, *devices: WindowsDevice) -> Server:
-        """It starts."""
+        """Start the server."""
         self.usbipd = UsbipdWin(*devices or (BOARD, CAMERA, DRIVE))
         scripted = ScriptedServer(self.usbipd)
         scripted.__enter__()
@@ -54,19 +54,19 @@ class WireTests(WindowsCase):
         self.server = self.windows()
 
     def refused(self, busId: str) -> OpStatus:
-        """Why a device is not given."""
+        """The status of a refused import."""
         error = self.assertRaises(NotGiven, importDevice, self.server, busId, SECONDS)
         return OpStatus(error.status)
 
     def said(self, request: str) -> bytes:
-        """All that is answered to something that no client of ours says."""
+        """The complete reply to bytes that no client of this package sends."""
         address = (self.server.host, self.server.exportPort)
         with socket.create_connection(address, SECONDS) as connection:
             connection.sendall(bytes.fromhex(request))
             return received(connection, 4096)
 
     def test_bytes(self) -> None:
-        """The server of these tests writes what the other one does."""
+        """The simulated server writes the bytes of the real one."""
         device = (
             rb"USB\VID_2341&PID_0043\75330303035351F0A1C1".ljust(256, b"\0")
             + b"2-4".ljust(32, b"\0")
@@ -79,14 +79,13 @@ class WireTests(WindowsCase):
         given = b"".join(BOARD.described(withInterfaces=False))
         self.assertEqual(given, device)
 
-    def test_none(self) -> None:
-        """It answers no other request at all."""
+    def test_otherRequests(self) -> None:
+        """It does not reply to other requests."""
         for request in ("0106 8005 00000000", "0111 8004 00000000", "0111 8005 00000001"):
             self.assertEqual(self.said(request), b"")
 
     def test_list(self) -> None:
-        """What is shared is listed, with paths that are not those of Linux, and its interfaces;
-        what somebody has as well."""
+        """Shared devices are listed with Windows' paths and their interfaces, also those in use."""
         with importDevice(self.server, "1-21", SECONDS).connection:
             board, drive = listDevices(self.server, SECONDS)
         self.assertEqual(
@@ -109,21 +108,21 @@ class WireTests(WindowsCase):
         )
         self.assertEqual((drive.busId, drive.interfaces), ("1-21", ("08/06/50",)))
 
-    def test_empty(self) -> None:
-        """If nothing is shared that is a list too."""
+    def test_emptyList(self) -> None:
+        """Without shared devices the list is empty."""
         self.usbipd.devices = {"1-6": CAMERA}
         self.assertEqual(listDevices(self.server, SECONDS), ())
 
-    def test_broken(self) -> None:
-        """If a device goes while they are looked at there is no answer; next time there is."""
+    def test_listFails(self) -> None:
+        """If a device goes during the list there is no reply; the next list succeeds."""
         self.usbipd.breaks = True
         error = self.assertRaises(Unreachable, listDevices, self.server, SECONDS)
         self.assertIn("the server has closed the connection without a reply", str(error))
         self.usbipd.breaks = False
         self.assertEqual(len(listDevices(self.server, SECONDS)), 2)
 
-    def test_imported(self) -> None:
-        """A device is given, and its traffic goes where its answer came from."""
+    def test_import(self) -> None:
+        """A device is exported, and its traffic follows the reply."""
         imported = importDevice(self.server, "1-21", SECONDS)
         with imported.connection as connection:
             self.assertEqual(imported.encryption, Encryption.NONE)
@@ -132,24 +131,24 @@ class WireTests(WindowsCase):
             connection.sendall(struct.pack(">IIIII", 1, 1, 0x10015, 0, 0) + bytes(28))
         self.assertTrue(self.usbipd.isFree("1-21"))
 
-    def test_again(self) -> None:
-        """What one client has no other gets, and then it does."""
+    def test_importInUse(self) -> None:
+        """A device in use is refused, until it is released."""
         with importDevice(self.server, "2-4", SECONDS).connection:
             self.assertEqual(self.refused("2-4"), OpStatus.DEV_BUSY)
         self.assertTrue(self.usbipd.isFree("2-4"))
         importDevice(self.server, "2-4", SECONDS).connection.close()
 
-    def test_refused(self) -> None:
-        """Nor does anybody get what is not shared, what is not there, a bus id as Linux has it,
-        or what Windows does not let go of."""
+    def test_importRefused(self) -> None:
+        """What is not shared, absent, or kept by Windows is refused, and so is a bus id of
+        Linux."""
         for busId in ("1-6", "3-1", "1-1.4", "100-1"):
             self.assertEqual(self.refused(busId), OpStatus.NODEV)
         for status in (OpStatus.NA, OpStatus.DEV_BUSY, OpStatus.DEV_ERR, OpStatus.ERROR):
             self.usbipd.stays["2-4"] = status
             self.assertEqual(self.refused("2-4"), status)
 
-    def test_gone(self) -> None:
-        """Nor what is pulled out after it was listed; who has it by then loses it."""
+    def test_unpluggedAfterList(self) -> None:
+        """A device that was unplugged after the list is refused; its session ends."""
         self.usbipd.wasListed = lambda: self.usbipd.unplug("2-4")
         with importDevice(self.server, "2-4", SECONDS).connection as connection:
             self.assertEqual(len(listDevices(self.server, SECONDS)), 2)
@@ -160,7 +159,7 @@ class WireTests(WindowsCase):
 
 class PluggingTests(AttachingTestCase, WindowsCase):
     """
-    Its devices in a kernel in memory.
+    Its devices, attached to a kernel in memory.
     """
 
     def setUp(self) -> None:
@@ -168,8 +167,8 @@ class PluggingTests(AttachingTestCase, WindowsCase):
         self.server = self.windows()
         self.addCleanup(self.kernel.close)
 
-    def test_attach(self) -> None:
-        """A device is plugged in with its numbers, and free there when it was pulled out."""
+    def test_attachAndDetach(self) -> None:
+        """A device is attached with its numbers, and free again after detaching."""
         attached, kept = self.attach(self.server, "2-4")
         self.assertEqual((attached.port, attached.localBusId), (0, "3-1"))
         port = str(self.server.exportPort)
@@ -182,25 +181,25 @@ class PluggingTests(AttachingTestCase, WindowsCase):
         self.assertEqual(self.attach(self.server, "2-4")[0].port, 0)
 
     def test_fast(self) -> None:
-        """A fast one gets a port for fast ones."""
+        """A SuperSpeed device gets a SuperSpeed port."""
         self.assertEqual(self.attach(self.server, "1-21")[0].port, 2)
 
     def test_unplugged(self) -> None:
-        """One that is pulled out there goes here too."""
+        """A device that is unplugged at the server is detached here."""
         _, kept = self.attach(self.server, "2-4")
         self.usbipd.unplug("2-4")
         self.assertOver(kept)
         self.assertEqual(self.attaching.attached(), ())
 
-    def test_refused(self) -> None:
-        """One that is not to be had leaves nothing behind."""
+    def test_refusedByServer(self) -> None:
+        """A refused device leaves nothing attached."""
         self.usbipd.stays["1-21"] = OpStatus.DEV_ERR
         for busId in ("1-6", "1-21"):
             self.assertRaises(NotGiven, self.attaching.attach, self.server, busId, SECONDS)
         self.assertNothing()
 
-    def test_refusedHere(self) -> None:
-        """And one that this machine does not take is free again there."""
+    def test_refusedByKernel(self) -> None:
+        """A device that this kernel refuses is released at the server."""
         self.kernel.enumerating = 10**6
         self.assertRaises(LocalTrouble, self.attaching.attach, self.server, "2-4", SECONDS)
         self.assertTrue(self.usbipd.isFree("2-4"))
@@ -208,7 +207,7 @@ class PluggingTests(AttachingTestCase, WindowsCase):
 
 class CommandTests(CommandCase, WindowsCase):
     """
-    Commands, where C{client.yaml} says C{stock: true}.
+    Commands, with C{stock: true} in client.yaml.
     """
 
     def setUp(self) -> None:
@@ -219,7 +218,7 @@ class CommandTests(CommandCase, WindowsCase):
         self.known("desktop", host="127.0.0.1", export_port=port, stock=True)
 
     def refused(self, word: str) -> str:
-        """Why a device cannot be attached: what is said to a person and to a program."""
+        """The message of a refused attach, which is the same in JSON."""
         said = self.json("attach", word, status=Exit.REFUSED)
         message: str = said["message"]
         self.assertEqual(self.type("attach", word, status=Exit.REFUSED).stderr, f"{message}\n")
@@ -227,7 +226,7 @@ class CommandTests(CommandCase, WindowsCase):
         return message
 
     def test_list(self) -> None:
-        """What is shared is listed, and nobody is asked at any other port."""
+        """Shared devices are listed, and no other port is connected to."""
         done = self.type("list")
         _, board, drive = done.stdout.splitlines()
         self.assertEqual(board.split()[:3], ["desktop", "2-4", "-"])
@@ -238,8 +237,8 @@ class CommandTests(CommandCase, WindowsCase):
         [server] = self.json("status")["servers"]
         self.assertEqual((server["kind"], server["devices"]), ("usbipd", 2))
 
-    def test_attach(self) -> None:
-        """A device is meant by its bus id or by vid:pid; it is detached, and free there."""
+    def test_attachAndDetach(self) -> None:
+        """A device is selected by bus id or vid:pid, attached, and detached."""
         for arguments in (("2-4",), ("2341:0043",), ("--id", "2341:*"), ("--bus", "2-4")):
             done = self.type("attach", *arguments)
             self.assertEqual(done.stdout, f"{self.node}\n")
@@ -251,7 +250,7 @@ class CommandTests(CommandCase, WindowsCase):
         self.assertEqual(self.kernel.used(), {})
 
     def test_notShared(self) -> None:
-        """Of what is not listed it is said how it can be, on both kinds of machines."""
+        """For a device that is not listed the advice names the commands of Linux and Windows."""
         said = self.json("attach", "1-6", status=Exit.NOT_FOUND)["message"]
         self.assertEqual(
             said,
@@ -263,8 +262,8 @@ class CommandTests(CommandCase, WindowsCase):
             done = self.type(command, *arguments, status=Exit.NOT_FOUND)
             self.assertIn(f"on Windows, as administrator, {BIND} BUSID\n", done.stderr)
 
-    def test_gone(self) -> None:
-        """So it is of what was listed, and is not shared any more."""
+    def test_noLongerShared(self) -> None:
+        """So it does for one that was listed and is not shared any more."""
         self.usbipd.wasListed = lambda: self.usbipd.devices.pop("2-4", None)
         done = self.type("attach", "2-4", status=Exit.REFUSED)
         self.assertEqual(
@@ -274,15 +273,15 @@ class CommandTests(CommandCase, WindowsCase):
             "2-4\n",
         )
 
-    def test_taken(self) -> None:
-        """Whoever has it can be a client, or Windows."""
+    def test_inUse(self) -> None:
+        """The device may be used by a client, or by Windows."""
         self.usbipd.stays["2-4"] = OpStatus.DEV_BUSY
         said = self.refused("2-4")
         self.assertIn("another client has imported it; `usbipd list` on the server shows", said)
         self.assertIn("as administrator: usbipd bind --force --busid 2-4", said)
 
     def test_kept(self) -> None:
-        """Windows may keep it, for reasons that its own command tells at best."""
+        """The device may be kept by Windows: the advice is to ask usbipd there."""
         for status in (OpStatus.NA, OpStatus.DEV_ERR):
             self.usbipd.stays["2-4"] = status
             self.assertIn("administrator: usbipd bind --force --busid 2-4", self.refused("2-4"))
@@ -290,8 +289,8 @@ class CommandTests(CommandCase, WindowsCase):
         self.assertTrue(self.refused("2-4").endswith("; on the server: usbipd list"))
 
     def test_doctor(self) -> None:
-        """Nothing is wrong with it because it has one port only; if there is no answer Windows'
-        own rule may be why."""
+        """A server with only the port of USB/IP is no problem; for a closed port Windows' firewall
+        is named."""
         found = self.checks()
         self.assertTrue(found["desktop: USB/IP"]["ok"])
         self.assertNotIn("desktop: requests", found)
@@ -302,6 +301,6 @@ class CommandTests(CommandCase, WindowsCase):
         self.assertIn("on Windows, its rule usbipd admits only", check["fix"])
 
     def checks(self, *arguments: str, status: int = 0) -> dict[str, Any]:
-        """What C{doctor} finds, by what was looked at."""
+        """The checks of C{doctor}, by their subject."""
         said = self.json("doctor", *arguments, status=status)
         return {check["what"]: check for check in said["checks"]}

@@ -29,19 +29,19 @@ LOST = "lost: the connection is lost"
 
 
 def raw(device: UsbDevice) -> Any:
-    """A device as servers tell of it."""
+    """The JSON of a device."""
     return json.loads(bytes(encodeDevices(device, detail=True)))
 
 
 def event(kind: str, seq: int, device: UsbDevice = UNO) -> ReceivedNotice:
-    """Something that happens."""
+    """An event."""
     return {"event": kind, "seq": seq, "time": TIME, "data": raw(device)}
 
 
 class Watched:
     """
-    What a server does: of each connection the first line is read, and these are answered; and
-    so another one after a refusal.
+    A server: reads a line of each connection, and writes these lines; after a refusal it reads
+    another one.
 
     @ivar asked: the requests.
     """
@@ -51,7 +51,7 @@ class Watched:
         self._connections = [*connections]
 
     def __call__(self, peer: socket.socket) -> None:
-        """Answer what comes over a connection; after that of the last it stays open."""
+        """Serve a connection; the last one stays open."""
         lines = peer.makefile("rb")
         self.asked.append(json.loads(lines.readline()))
         for line in self._connections.pop(0) if self._connections else ():
@@ -64,7 +64,7 @@ class Watched:
 
 class FollowingTests(SynchronousTestCase):
     """
-    What is heard of one server.
+    A watch of one server.
 
     @ivar raises: what goes wrong when something is heard.
     """
@@ -75,9 +75,7 @@ class FollowingTests(SynchronousTestCase):
     def follow(
         self, watched: Watched, isEnough: Callable[[list[str]], bool], **criteria: str
     ) -> list[str]:
-        """
-        Follow it, until enough was heard; after that there is nothing.
-        """
+        """Watch until so much was received; after that nothing is."""
         heard: list[str] = []
 
         async def work(reactor: Any) -> None:
@@ -112,8 +110,8 @@ class FollowingTests(SynchronousTestCase):
             run(work)
         return heard
 
-    def test_follow(self) -> None:
-        """All devices come first, and then each event; signs of life are not told."""
+    def test_devicesThenEvents(self) -> None:
+        """First all devices, then each event; heartbeats are not passed on."""
         watched = Watched(
             [
                 {"status": "success", "seq": 5, "data": [raw(UNO)]},
@@ -128,8 +126,8 @@ class FollowingTests(SynchronousTestCase):
         self.assertEqual((asked["command"], asked["serial"]), ("watch", "7533*"))
         self.assertNotIn("since", asked)
 
-    def test_absence(self) -> None:
-        """After an absence it goes on behind the last event."""
+    def test_resumes(self) -> None:
+        """After a lost connection the watch resumes after the last event."""
         watched = Watched(
             [{"status": "success", "seq": 5, "data": []}, event("bound", 6)],
             [{"status": "success", "seq": 9}, event("unbound", 8)],
@@ -138,8 +136,8 @@ class FollowingTests(SynchronousTestCase):
         self.assertEqual(heard, ["begun 0", "bound 6", LOST, "goes on", "unbound 8"])
         self.assertEqual(watched.asked[1]["since"], 6)
 
-    def test_forgotten(self) -> None:
-        """If its server does not go back that far all devices come anew."""
+    def test_tooLateToResume(self) -> None:
+        """If the server no longer has these events, all devices are listed again."""
         watched = Watched(
             [{"status": "success", "seq": 5, "data": []}],
             [
@@ -151,7 +149,7 @@ class FollowingTests(SynchronousTestCase):
         self.assertEqual(heard, ["begun 0", LOST, "begun 1"])
         self.assertEqual([asked.get("since") for asked in watched.asked], [None, 5, None])
 
-    def test_refused(self) -> None:
+    def test_refusedThenAccepted(self) -> None:
         """A server that refuses is asked again."""
         watched = Watched(
             [{"status": "error", "message": "you may not watch"}],
@@ -160,9 +158,9 @@ class FollowingTests(SynchronousTestCase):
         heard = self.follow(watched, lambda heard: len(heard) == 2)
         self.assertEqual(heard, ["lost: you may not watch", "begun 0"])
 
-    def test_nonsense(self) -> None:
-        """So is one of whom it is said that it makes no sense; it goes on behind what made
-        none."""
+    def test_callbackRaisesShareError(self) -> None:
+        """If a callback raises a C{ShareError} the watch reconnects, and resumes before that
+        event."""
         self.raises["bound 6"] = Unreachable("nonsense")
         watched = Watched(
             [{"status": "success", "seq": 5, "data": []}, event("bound", 6), event("unbound", 7)],
@@ -172,8 +170,8 @@ class FollowingTests(SynchronousTestCase):
         self.assertEqual(heard, ["begun 0", "bound 6", "lost: nonsense", "goes on"])
         self.assertEqual(watched.asked[1]["since"], 6)
 
-    def test_bug(self) -> None:
-        """If whoever is told is wrong they hear of it; what they have not taken comes anew."""
+    def test_callbackRaisesOtherError(self) -> None:
+        """Another error of a callback is reported, and the event repeated."""
         self.raises["begun 0"] = ZeroDivisionError("a bug")
         watched = Watched(
             [{"status": "success", "seq": 5, "data": []}],
@@ -183,7 +181,7 @@ class FollowingTests(SynchronousTestCase):
         self.assertEqual(heard, ["begun 0", "lost: a bug", "begun 1"])
 
     def test_stopped(self) -> None:
-        """It can be stopped in the middle of whatever it tells."""
+        """The watch can be stopped by any callback."""
         for text in ("begun 0", "bound 6", LOST):
             watched = Watched(
                 [
@@ -199,12 +197,11 @@ class FollowingTests(SynchronousTestCase):
 
 class SteadyTests(SynchronousTestCase):
     """
-    A server that is lost again and again.
+    A server whose connections are lost again and again.
     """
 
-    def test_steady(self) -> None:
-        """One that is lost at once again is tried ever less often; one that was there for a
-        while is missed."""
+    def test_pauses(self) -> None:
+        """Pauses grow while connections are short, and not after a long one."""
         network = Network()
         room = network.room(HOST, UNO)
         begun: list[float] = []

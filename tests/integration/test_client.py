@@ -33,7 +33,7 @@ LAMP = "backend: {type: virtual, devices: [{bus_id: 1-1, product: Blinking Lamp}
 
 class ProcessTestCase(CommandCase):
     """
-    Processes, which find their servers in the test's file.
+    Commands as processes, with a client.yaml of the test.
     """
 
     @property
@@ -42,7 +42,7 @@ class ProcessTestCase(CommandCase):
         return {"PATH": os.environ["PATH"], "TERM": "xterm-256color", **self.environment}
 
     def start(self, *arguments: str, **more: Any) -> subprocess.Popen[bytes]:
-        """Start one, which ends with the test."""
+        """Start a command, until the end of the test."""
         child = subprocess.Popen(
             [SCRIPT, *arguments],
             stdin=subprocess.DEVNULL,
@@ -59,20 +59,20 @@ class ProcessTestCase(CommandCase):
         return child
 
     def end(self, child: subprocess.Popen[bytes], status: int) -> tuple[str, str]:
-        """What it has said when it has ended."""
+        """Wait for a command: what it has printed."""
         out, err = child.communicate(timeout=SECONDS)
         self.assertEqual(child.returncode, status, err.decode())
         return out.decode(), err.decode()
 
     def line(self, stream: IO[bytes] | None) -> str:
-        """The next that it says."""
+        """The next line that a command prints."""
         assert stream is not None
         self.assertTrue(select.select([stream], [], [], SECONDS)[0], "it says nothing")
         return os.read(stream.fileno(), 65536).decode().rstrip("\n")
 
     @contextlib.contextmanager
     def terminal(self, *arguments: str, **more: str) -> Iterator[tuple[int, int]]:
-        """Start one at a terminal: its process, and the other side of the terminal."""
+        """Start a command on a terminal: its process, and the other side of the terminal."""
         pid, master = pty.fork()
         if pid == 0:
             os.execve(SCRIPT, [str(SCRIPT), *arguments], self.variables | more)
@@ -83,7 +83,7 @@ class ProcessTestCase(CommandCase):
             os.waitpid(pid, 0)
 
     def seen(self, master: int, end: str = "") -> str:
-        """What is to be seen on a terminal, up to a text, or all of it."""
+        """The output on a terminal, up to a text or to the end."""
         seen = ""
         while not (end and end in seen):
             self.assertTrue(select.select([master], [], [], SECONDS)[0], f"there is only {seen!r}")
@@ -99,11 +99,11 @@ class ProcessTestCase(CommandCase):
 
 class TerminalTests(ProcessTestCase):
     """
-    A terminal.
+    Commands on a terminal.
     """
 
     def test_question(self) -> None:
-        """If several devices match somebody is asked which one is meant."""
+        """If several devices match, the user is asked."""
         self.daemon()
         with self.terminal("find", "usbipshare") as (_, master):
             self.seen(master, "Which one")
@@ -111,7 +111,7 @@ class TerminalTests(ProcessTestCase):
             self.assertIn("DISK1", self.seen(master, "state"))
 
     def test_colours(self) -> None:
-        """There are colours, unless somebody does not want them; in a pipe there are none."""
+        """Tables have colours on a terminal, unless C{NO_COLOR} is set, and none in a pipe."""
         daemon = self.daemon()
         daemon.ask("attach", id="1-1")
         green = "\x1b[32m"
@@ -129,7 +129,7 @@ class WatchTests(ProcessTestCase):
     """
 
     def test_watch(self) -> None:
-        """There is a line for each event at any server, until it is interrupted."""
+        """Each event of any server is a line, until the command is interrupted."""
         raspi = self.daemon("raspi")
         bench = self.daemon("bench", f"export: off\n{LAMP}")
         watch = self.start("watch")
@@ -147,7 +147,7 @@ class WatchTests(ProcessTestCase):
         self.assertEqual(self.end(watch, 0), ("", ""))
 
     def test_json(self) -> None:
-        """In JSON each line says which server it is about, also when that comes and goes."""
+        """With C{--json} each line has the server, also when that connects and disconnects."""
         daemon = self.daemon("raspi", f"export: off\n{LAMP}")
         watch = self.start("watch", "--json", "--id", "1-*")
         connected = json.loads(self.line(watch.stdout))
@@ -161,8 +161,8 @@ class WatchTests(ProcessTestCase):
         lost = json.loads(self.line(watch.stdout).splitlines()[0])
         self.assertEqual((lost["event"], lost["server"]), ("disconnected", "raspi"))
 
-    def test_pipe(self) -> None:
-        """It ends when nobody reads it any more."""
+    def test_closedPipe(self) -> None:
+        """The command ends when its pipe is closed."""
         daemon = self.daemon("raspi", f"export: off\n{LAMP}")
         watch = self.start("watch")
         self.line(watch.stderr)
@@ -174,11 +174,11 @@ class WatchTests(ProcessTestCase):
 
 class InterruptedTests(ProcessTestCase):
     """
-    Ctrl-C.
+    Signals.
     """
 
     def test_interrupted(self) -> None:
-        """What is interrupted says so, whatever it waits for."""
+        """SIGINT and SIGTERM end a command that waits, with a message."""
         asked = threading.Event()
 
         def hear(peer: socket.socket) -> None:
@@ -200,11 +200,11 @@ class InterruptedTests(ProcessTestCase):
 
 class OutputTests(ProcessTestCase):
     """
-    Standard output that takes nothing.
+    Standard output that cannot be written.
     """
 
     def typed(self, text: str) -> subprocess.CompletedProcess[str]:
-        """What comes of a command in a shell."""
+        """Run a shell command."""
         return subprocess.run(
             ["bash", "-c", text.replace("usbipshare", str(SCRIPT)) + "; exit ${PIPESTATUS[0]}"],
             env=self.variables,
@@ -214,9 +214,8 @@ class OutputTests(ProcessTestCase):
             timeout=SECONDS,
         )
 
-    def test_full(self) -> None:
-        """Where it is full, that is said in a line, whatever was to be written, and the exit code
-        tells it."""
+    def test_fullDisk(self) -> None:
+        """A full disk is reported in one line, with an exit code of its own."""
         self.daemon()
         for command in ("list", "list --json", "--help", "completion bash"):
             for variable in ("", "PYTHONUNBUFFERED=1 "):
@@ -224,8 +223,9 @@ class OutputTests(ProcessTestCase):
                 said = "usbipshare: write error: No space left on device\n"
                 self.assertEqual((done.returncode, done.stderr), (FAILED, said), command)
 
-    def test_closed(self) -> None:
-        """So it is where it is closed; of a standard error that is closed nothing is said."""
+    def test_closedStreams(self) -> None:
+        """The same if standard output is closed; messages to a closed standard error are
+        discarded."""
         self.daemon()
         done = self.typed("usbipshare list >&-")
         said = "usbipshare: write error: Bad file descriptor\n"
@@ -234,8 +234,8 @@ class OutputTests(ProcessTestCase):
         self.assertEqual((done.returncode, len(done.stdout.splitlines())), (0, 3))
         self.assertEqual(self.typed("usbipshare list <&- >&- 2>&-").returncode, FAILED)
 
-    def test_nobody(self) -> None:
-        """Nothing is said of a pipe that nobody reads any more."""
+    def test_closedPipe(self) -> None:
+        """A closed pipe is not reported."""
         self.daemon()
         done = self.typed("usbipshare list | head -1")
         self.assertTrue(done.stdout.startswith("SERVER "), done.stdout)
@@ -257,11 +257,11 @@ class ManyTests(ProcessTestCase):
 
 class CompletionTests(ProcessTestCase):
     """
-    The tab key.
+    Completion.
     """
 
     def test_bash(self) -> None:
-        """What bash asks is answered with devices that there are."""
+        """bash receives the bus ids of a server's devices."""
         self.daemon()
         asked = {
             "_USBIPSHARE_COMPLETE": "bash_complete",

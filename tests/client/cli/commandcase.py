@@ -24,7 +24,7 @@ VIRTUAL = f"backend: {{type: virtual}}\n{EXPORT}"
 
 class CommandCase(SynchronousTestCase):
     """
-    What is typed, and what comes of it.
+    Runs commands in this process, with real servers and a kernel in memory.
 
     @ivar folder: for files of the test's.
     @ivar environment: the variables that commands see.
@@ -41,7 +41,7 @@ class CommandCase(SynchronousTestCase):
 
     def daemon(self, name: str = "raspi", config: str = VIRTUAL, **more: Any) -> ChildDaemon:
         """
-        A daemon, as long as the test lasts, which the file of servers names.
+        A daemon, until the end of the test, which is in client.yaml.
 
         @param more: what the file says of it besides.
         """
@@ -55,7 +55,7 @@ class CommandCase(SynchronousTestCase):
         return daemon
 
     def known(self, name: str, **entry: Any) -> None:
-        """Name a server in the file of servers."""
+        """Add a server to client.yaml."""
         self.servers[name] = entry
         known = {"timeout": SECONDS, "servers": self.servers}
         self.write("usbipshare/client.yaml", json.dumps(known))
@@ -68,14 +68,14 @@ class CommandCase(SynchronousTestCase):
         return path
 
     def nobody(self) -> int:
-        """A port where nobody listens."""
+        """A closed port."""
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port: int = listener.getsockname()[1]
         return port
 
     def machine(self, isTerminal: bool = False) -> Machine:
         """
-        Where commands are typed.
+        The machine that commands run on.
 
         @param isTerminal: is there somebody who can be asked?
         """
@@ -96,7 +96,7 @@ class CommandCase(SynchronousTestCase):
         isTerminal: bool = False,
     ) -> Result:
         """
-        What a command says, in C{stdout} and C{stderr}.
+        Run a command: what it prints, in C{stdout} and C{stderr}.
 
         @param given: on standard input.
         @param status: the exit status that is expected.
@@ -111,7 +111,7 @@ class CommandCase(SynchronousTestCase):
         return done
 
     def json(self, *arguments: str, status: int = 0) -> dict[str, Any]:
-        """What it says in JSON."""
+        """Run a command with C{--json}: the object that it prints."""
         said: dict[str, Any] = json.loads(self.type(*arguments, "--json", status=status).stdout)
         self.assertLessEqual({"status", "devices", "errors", "message"}, {*said})
         return said

@@ -68,7 +68,7 @@ class LoadingTests(SynchronousTestCase):
     The modules that a command loads, which are most of the time that it takes.
     """
 
-    def test_modules(self) -> None:
+    def test_loadedModules(self) -> None:
         """Each command loads only what it uses."""
         folder = self.mktemp()
         code = (
@@ -100,12 +100,12 @@ class LoadingTests(SynchronousTestCase):
 
 class CommandLineTestCase(SynchronousTestCase):
     """
-    What is typed, and what comes of it.
+    Runs commands that need no server.
     """
 
     def type(self, *arguments: str, given: bytes | None = None, status: int = 0) -> str:
         """
-        What is printed.
+        Run a command: what it prints.
 
         @param given: on standard input.
         @param status: the exit status that is expected.
@@ -117,12 +117,12 @@ class CommandLineTestCase(SynchronousTestCase):
 
 class HelpTests(CommandLineTestCase):
     """
-    Whoever is at a loss.
+    Help, version and errors of usage.
     """
 
     def test_help(self) -> None:
-        """The help names the commands; each has one of its own, with examples, and says something
-        of each option."""
+        """The help has all commands; that of each command has examples, and a text for each
+        option."""
         for option in ("-h", "--help"):
             said = self.type(option)
             for name in COMMANDS:
@@ -135,19 +135,19 @@ class HelpTests(CommandLineTestCase):
                 if isinstance(parameter, click.Option):
                     self.assertTrue(parameter.help, f"{name} {parameter.name}")
 
-    def test_modules(self) -> None:
-        """Each command has its module, and each module is a command."""
+    def test_commandsAndModules(self) -> None:
+        """Each command has a module, and each module is a command."""
         there = {module.name for module in pkgutil.iter_modules(commands.__path__)}
         self.assertEqual(there, {*COMMANDS})
         for name in COMMANDS:
             self.assertEqual(commandCalled(name).name, name)
 
     def test_version(self) -> None:
-        """The version is told as the daemon tells it."""
+        """The version is that of the package."""
         self.assertRegex(self.type("--version"), r"\Ausbipshare \d+\.\d+\S*\n\Z")
 
-    def test_mistakes(self) -> None:
-        """What makes no sense is said to make none, with exit status 2."""
+    def test_usageErrors(self) -> None:
+        """Errors of usage have exit code 2, and suggest the nearest word."""
         for arguments, said in (
             (("tokken",), "No such command 'tokken'. Did you mean 'token'?"),
             (("frobnicate",), "No such command 'frobnicate'.\n"),
@@ -165,7 +165,7 @@ class TokenTests(CommandLineTestCase):
     """
 
     def made(self, *arguments: str) -> tuple[str, Policy]:
-        """The token, and what the daemon makes of what is to be pasted."""
+        """The token, and the policy in the printed configuration."""
         said = self.type("token", *arguments)
         _, token, _, configuration = said.split("\n\n")
         access = Source("pasted", configuration).config().access
@@ -173,29 +173,29 @@ class TokenTests(CommandLineTestCase):
         return token, access
 
     def test_token(self) -> None:
-        """One part is for its owner, and the other for the daemon, which takes it as it is."""
+        """The daemon reads the printed configuration, and accepts the token."""
         token, access = self.made("ci")
         self.assertTrue(token.startswith(PREFIX))
         [kept] = several(access.principals["ci"].token)
         self.assertTrue(isHashOf(kept, token))
 
     def test_shownOnce(self) -> None:
-        """It is said to be shown once, and it is."""
+        """The token is printed once, with a warning."""
         said = self.type("token", "ci")
         self.assertIn("The token of ci, which is not shown again:", said)
         self.assertEqual(said.count(PREFIX), 1)
 
-    def test_others(self) -> None:
-        """Each is another one."""
+    def test_tokensDiffer(self) -> None:
+        """Each token is different."""
         self.assertNotEqual(self.made("ci")[0], self.made("ci")[0])
 
-    def test_nameless(self) -> None:
-        """A name can be put in later."""
+    def test_withoutName(self) -> None:
+        """The name is optional."""
         _, access = self.made()
         self.assertEqual([*access.principals], ["somebody"])
 
     def test_names(self) -> None:
-        """Whatever the name is, the daemon reads the same."""
+        """The daemon reads every name as it was given."""
         for name in (
             *("ci", "build-01", "CI_2", "_x", "no", "On", "NULL", "~", "1", "1e3", "0x1f", "a b"),
             *("a: b", "#a", "it's", '"', "\\", "{a}", "[", "&a", "*a", "!a", "-", "- a", "?", "%"),
@@ -204,14 +204,14 @@ class TokenTests(CommandLineTestCase):
             self.assertEqual([*self.made("--", name)[1].principals], [name])
 
     def test_wrongNames(self) -> None:
-        """A name that nobody can have or read is refused, and no token is made."""
+        """A name that is empty, built-in, too long or not printable is refused, without a token."""
         for name in (*BUILT_IN, "", " ", "a\nb", "a\tb", "\x1b[31m", "\u2028", "\ud800", "a" * 65):
             said = self.type("token", "--", name, status=2)
             self.assertIn("Invalid value for '[NAME]'", said)
             self.assertNotIn(PREFIX, said)
 
     def test_json(self) -> None:
-        """A program gets JSON and nothing else."""
+        """With C{--json} only an object is printed."""
         made = json.loads(self.type("token", "--json"))
         self.assertEqual(made.keys(), {"token", "hash"})
         self.assertTrue(isHashOf(made["hash"], made["token"]))
@@ -224,27 +224,27 @@ class CheckTests(CommandLineTestCase):
 
     kept = hashOf(TOKEN)
 
-    def test_same(self) -> None:
-        """A token comes by standard input, with or without the end of the line."""
+    def test_rightToken(self) -> None:
+        """The token is read from standard input, with or without the end of the line."""
         for given in (TOKEN, TOKEN + "\n", f"  {TOKEN}\r\n"):
             said = self.type("token", "--check", self.kept, given=given.encode())
             self.assertEqual(said, "the hash is of this token\n")
 
-    def test_another(self) -> None:
-        """Another one, or what is none, is told by the exit status; it is not repeated."""
+    def test_wrongToken(self) -> None:
+        """Another token has exit code 1, and is not printed."""
         for given in (b"usbip_guessed", b"", b"usbip_\xff\xed\xa0\x80", b"x" * 100_000):
             said = self.type("token", "--check", self.kept, given=given, status=1)
             self.assertEqual(said, "the hash is of another token\n")
 
-    def test_noHash(self) -> None:
-        """What is no hash, as a shell leaves it if it was not quoted, is refused."""
+    def test_wrongHash(self) -> None:
+        """A text that is not a hash, as an unquoted one, is refused, and not printed."""
         for kept in ("sha256", "", TOKEN, self.kept.upper(), self.kept + "\n"):
             said = self.type("token", "--check", kept, status=2)
             self.assertIn("in single quotes", said)
             self.assertNotIn(TOKEN, said)
 
-    def test_alone(self) -> None:
-        """Nothing is made besides."""
+    def test_checkAlone(self) -> None:
+        """C{--check} cannot be combined with other arguments."""
         for more in ("ci", "--json"):
             said = self.type("token", "--check", self.kept, more, status=2)
             self.assertIn("--check cannot be combined", said)
@@ -264,11 +264,11 @@ class ManualTests(SynchronousTestCase):
         return self.text.partition(f".Sh {title}\n")[2].partition("\n.Sh ")[0]
 
     def options(self, text: str) -> set[str]:
-        """The options that are explained."""
+        """The options that are described."""
         return {f"-{name}" for name in re.findall(r"^\.It Fl (-[\w-]+)", text, re.MULTILINE)}
 
-    def test_commands(self) -> None:
-        """Each command is there, and each of its options, and no others."""
+    def test_commandsAndOptions(self) -> None:
+        """The page has each command with its options, and no others."""
         said = self.section("COMMANDS")
         self.assertEqual(re.findall(r"^\.It Cm (\w+)$", said, re.MULTILINE), [*COMMANDS])
         common = self.options(self.section("WHICH DEVICE") + self.section("WHICH SERVERS"))
@@ -278,7 +278,7 @@ class ManualTests(SynchronousTestCase):
             self.assertEqual(own, optionsOf(name) - common, name)
 
     def test_synopsis(self) -> None:
-        """So is how each is called."""
+        """The synopsis has each command with its options."""
         calls = self.section("SYNOPSIS").split(".Nm\n")[1:]
         self.assertEqual([call.split()[1] for call in calls], [*COMMANDS])
         common = optionsOf("list")
@@ -286,13 +286,13 @@ class ManualTests(SynchronousTestCase):
             shown = {f"-{option}" for option in re.findall(r"Fl (-[\w-]+)", call)}
             self.assertEqual(shown - {"--json"}, optionsOf(name) - common, name)
 
-    def test_exits(self) -> None:
-        """So is each exit code."""
+    def test_exitCodes(self) -> None:
+        """The page has each exit code."""
         codes = re.findall(r"^\.It (\d+)$", self.section("EXIT STATUS"), re.MULTILINE)
         self.assertEqual(codes, [*(str(each.value) for each in Exit), str(INTERRUPTED)])
 
     def test_format(self) -> None:
-        """It can be shown."""
+        """groff formats the page without warnings."""
         groff = shutil.which("groff")
         if groff is None:
             raise SkipTest("apt-get install groff")
@@ -309,11 +309,11 @@ class ManualTests(SynchronousTestCase):
 
 class InstalledTests(SynchronousTestCase):
     """
-    The command as it is installed.
+    The installed script.
     """
 
     def test_script(self) -> None:
-        """It is there beside Python, and works in whatever locale."""
+        """The script is beside Python, and works in every locale."""
         script = Path(sys.executable).parent / "usbipshare"
         done = subprocess.run(
             [script, "token", "--json"],

@@ -55,7 +55,7 @@ NAMED = (
 
 class CompletingTests(CommandCase):
     """
-    What a shell is offered.
+    The words that are offered.
     """
 
     def setUp(self) -> None:
@@ -63,19 +63,19 @@ class CompletingTests(CommandCase):
         self.patch(completion, "SECONDS", SECONDS)
 
     def offered(self, *words: str) -> dict[str, str | None]:
-        """What could stand at the last word, and what is said of it."""
+        """The words for the last argument, with their descriptions."""
         complete = ShellComplete(main, {"obj": self.machine()}, "usbipshare", "_C")
         *arguments, incomplete = words
         return {each.value: each.help for each in complete.get_completions(arguments, incomplete)}
 
     def test_commands(self) -> None:
-        """Commands and options."""
+        """Commands and options are offered."""
         self.assertEqual([*self.offered("")], [*COMMANDS])
         self.assertEqual([*self.offered("attach", "--le")], ["--lease"])
         self.assertEqual([*self.offered("completion", "")], ["bash", "zsh", "fish"])
 
     def test_devices(self) -> None:
-        """Devices that there are, by their names, or else where they are."""
+        """Devices are offered by name, or else by bus id."""
         self.daemon("raspi", NAMED)
         self.daemon("bench", EVIL)
         offered = self.offered("attach", "")
@@ -85,20 +85,20 @@ class CompletingTests(CommandCase):
         self.assertEqual([*self.offered("list", "--serial", "E")], ["ECHO1"])
 
     def test_harmless(self) -> None:
-        """What a shell would carry out, or a terminal obey, is not offered."""
+        """Words with characters that shells or terminals interpret are not offered."""
         self.daemon("bench", EVIL)
         self.assertEqual([*self.offered("find", "--serial", "")], ["good"])
         told = self.offered("find", "1-3")["1-3"]
         self.assertEqual(told, "two\N{REPLACEMENT CHARACTER}lines at bench")
 
     def test_servers(self) -> None:
-        """Servers in the file."""
+        """The servers in client.yaml are offered."""
         self.known("raspi")
         self.known("lab", range="192.0.2.1-9")
         self.assertEqual([*self.offered("list", "--host", "")], ["raspi", "lab"])
 
-    def test_plugged(self) -> None:
-        """To be unplugged, what is plugged in; else what there is."""
+    def test_attachedDevices(self) -> None:
+        """For C{detach} attached devices are offered, and other devices if none matches."""
         self.daemon()
         self.assertEqual([*self.offered("detach", "")], ["1-1", "1-2"])
         self.type("attach", "echo")
@@ -106,8 +106,8 @@ class CompletingTests(CommandCase):
         self.assertEqual([*self.offered("detach", "")], ["3-1", node])
         self.assertEqual(self.offered("detach", "--port", ""), {"0": "3-1"})
 
-    def test_trouble(self) -> None:
-        """Whatever is wrong, nothing is offered, and nothing is said."""
+    def test_errors(self) -> None:
+        """After an error nothing is offered, and nothing printed."""
         self.known("gone", host="127.0.0.1", port=self.nobody(), export_port=self.nobody())
         self.assertEqual(self.offered("attach", ""), {})
         self.assertEqual(self.offered("attach", "--host", "a b", ""), {})
@@ -119,11 +119,11 @@ class CompletingTests(CommandCase):
 
 class CompletionTests(CommandCase):
     """
-    What a shell reads.
+    The scripts for shells.
     """
 
     def test_shells(self) -> None:
-        """Each shell understands what is made for it."""
+        """Each shell accepts its script."""
         for shell in SHELLS:
             script = self.type("completion", shell).stdout
             self.assertIn("_USBIPSHARE_COMPLETE", script)
@@ -132,7 +132,7 @@ class CompletionTests(CommandCase):
         self.type("completion", "cmd", status=Exit.USAGE)
 
     def test_live(self) -> None:
-        """And completes by it what a server has at that moment."""
+        """bash completes the bus ids of a server's devices with its script."""
         self.daemon()
         here = Path(sys.executable).parent
         environment = {

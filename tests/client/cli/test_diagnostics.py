@@ -22,24 +22,23 @@ REQUEST = b"HEAD / HTTP/1.0\r\n\r\n"
 
 class IntroducingTests(ReachingTestCase):
     """
-    One server, in plain.
+    The version of a server.
     """
 
     def said(self, play: Play) -> str | None:
-        """What is made of a server's answer."""
+        """The version in a server's response."""
         with ScriptedServer(play) as scripted:
             return versionOf(scripted.server, SECONDS)
 
     def test_daemon(self) -> None:
-        """A daemon says which version it is, whatever it may be called by, also to those that it
-        lets do nothing."""
+        """A daemon sends its version, also to clients without permission."""
         daemon = self.daemon("access: {principals: {}, allow: []}\n" + CONFIG)
         for token in (None, "usbip_wrong"):
             server = Server(name="here", host="127.0.0.1", port=daemon.port, token=token)
             self.assertEqual(versionOf(server, SECONDS), __version__)
 
-    def test_token(self) -> None:
-        """A token does not go along: it is not needed."""
+    def test_noToken(self) -> None:
+        """The request contains no token."""
         heard: list[bytes] = []
 
         def play(connection: socket.socket) -> None:
@@ -52,9 +51,8 @@ class IntroducingTests(ReachingTestCase):
             self.assertEqual(versionOf(server, SECONDS), "7")
         self.assertEqual((heard, scripted.heard), ([REQUEST], [b""]))
 
-    def test_older(self) -> None:
-        """One that does not say so is no trouble, nor is one that says something else, or has no
-        end."""
+    def test_noVersion(self) -> None:
+        """A response without a version, of another program or without end has none."""
         for answer in (
             b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\nServer: usbipshare/7\r\n",
             b"HTTP/1.1 200 OK\r\nServer: nginx/1.27\r\n\r\n",
@@ -70,8 +68,7 @@ class IntroducingTests(ReachingTestCase):
             self.assertIsNone(self.said(play), answer[:50])
 
     def test_unreachable(self) -> None:
-        """One that is not there is, and so is one that is silent, or says its answer letter by
-        letter, without end."""
+        """A server that is off, silent, or sends byte by byte is given up at the deadline."""
 
         def drips(connection: socket.socket) -> None:
             while True:
@@ -94,7 +91,7 @@ class IntroducingTests(ReachingTestCase):
             self.assertIn(why.format(seconds), str(error))
 
     def leaving(self) -> Server:
-        """One that says nothing, and leaves."""
+        """A server that closes the connection."""
         return self.stack.enter_context(ScriptedServer(lambda connection: None)).server
 
 

@@ -28,7 +28,7 @@ class DevicesTests(ReachingTestCase):
     """
 
     def test_daemon(self) -> None:
-        """A daemon says all that it knows of them."""
+        """A daemon's devices have all details."""
         daemon = self.daemon()
         found = devicesOf(Server(name="here", host="127.0.0.1", port=daemon.port), SECONDS)
         self.assertEqual([each.device.busId for each in found], ["1-1", "1-2"])
@@ -36,7 +36,7 @@ class DevicesTests(ReachingTestCase):
         self.assertEqual(found[0].raw["serial"], "ECHO1")
 
     def test_refused(self) -> None:
-        """A daemon that lets nobody see anything has answered, and refuses."""
+        """A daemon that refuses the request has answered: that is not C{Unreachable}."""
         daemon = self.daemon("access: {principals: {}, allow: []}\n" + CONFIG)
         server = Server(name="here", host="127.0.0.1", port=daemon.port)
         error = self.assertRaises(Refused, devicesOf, server, SECONDS)
@@ -46,12 +46,12 @@ class DevicesTests(ReachingTestCase):
 
 class EverywhereTests(ReachingTestCase):
     """
-    Many servers.
+    Many servers at the same time.
     """
 
     def test_together(self) -> None:
-        """All are asked at once, answers are in the servers' order, one that does not answer is no
-        more than a line, and one that is not even there is given up before."""
+        """All servers are asked at once. Answers are in the order of the servers, and a server that
+        cannot be connected to is given up before one that does not reply."""
         daemon = self.daemon()
         here = Server(name="here", host="127.0.0.1", port=daemon.port)
         others = [self.silent() for _ in range(10)]
@@ -84,14 +84,14 @@ class EverywhereTests(ReachingTestCase):
             self.assertRegex(str(trouble), why)
 
     def test_atOnce(self) -> None:
-        """None waits for another."""
+        """No server waits for another."""
         met = threading.Barrier(5)
         servers = [Server(name=str(number), host="192.0.2.1") for number in range(5)]
         replies = askAll(servers, lambda server: met.wait(SECONDS))
         self.assertEqual([server for server, _ in replies.answers], servers)
 
-    def test_limits(self) -> None:
-        """A server that there is no thread for is told of, as others are."""
+    def test_noThread(self) -> None:
+        """A server for which no thread can be started is reported like others."""
         start = threading.Thread.start
         begun: list[threading.Thread] = []
 
@@ -108,13 +108,13 @@ class EverywhereTests(ReachingTestCase):
         self.assertEqual([server.name for server, _ in replies.troubles], ["2", "3"])
         self.assertIn("2: not asked, as this machine is at its limits", str(replies.troubles[0][1]))
 
-    def test_nobody(self) -> None:
-        """Of no servers nothing is replies."""
+    def test_noServers(self) -> None:
+        """Without servers the result is empty."""
         replies = askAll([], lambda server: devicesOf(server, 1.0))
         self.assertEqual((replies.answers, replies.troubles), ([], []))
 
     def test_bug(self) -> None:
-        """What is no trouble of a server's is not taken for one."""
+        """Errors that are no C{ShareError} are raised."""
 
         def fails(server: Server) -> None:
             raise KeyError(server)

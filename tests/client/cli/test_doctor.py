@@ -26,21 +26,21 @@ from usbip_server.kernel.vhci.records import Record
 
 class DoctorTests(CommandCase):
     """
-    Everything is looked at, and what is wrong is told with what to do.
+    Each problem is reported, with what to do.
     """
 
     def checks(self, status: int = 0) -> dict[str, dict[str, Any]]:
-        """What it finds, by what was looked at."""
+        """The checks, by their subject."""
         return {check["what"]: check for check in self.json("doctor", status=status)["checks"]}
 
     def assertWrong(self, check: dict[str, Any], found: str, fix: str) -> None:
-        """Something is, and that is what to do."""
+        """A check has found this problem, and suggests this."""
         self.assertFalse(check["ok"], check)
         self.assertIn(found, check["found"])
         self.assertIn(fix, check["fix"])
 
-    def test_well(self) -> None:
-        """Where all is well each line says so, and the exit code too."""
+    def test_noProblem(self) -> None:
+        """Without problems each line begins with "ok", and the exit code is 0."""
         self.daemon()
         done = self.type("doctor")
         lines = done.stdout.splitlines()
@@ -54,19 +54,19 @@ class DoctorTests(CommandCase):
         self.assertIn("6 of 6 for USB 3", found["free ports"]["found"])
 
     def test_module(self) -> None:
-        """The kernel's module is missing."""
+        """The module vhci-hcd is missing."""
         self.kernel.loaded = self.kernel.loadable = False
         self.daemon()
         self.assertWrong(self.checks(Exit.TROUBLE)["vhci-hcd"], "not loaded", "modprobe vhci-hcd")
 
     def test_permission(self) -> None:
-        """Who may not plug anything in hears of sudo."""
+        """Permission is missing."""
         self.daemon()
         self.kernel.refuse = errno.EACCES
         self.assertFalse(self.checks(Exit.TROUBLE)["permission"]["ok"])
 
     def test_privileges(self) -> None:
-        """Where sudo cannot work, that is said."""
+        """The advice for missing permission depends on whether sudo can work."""
         self.kernel.refuse = errno.EACCES
         for isRoot, status, fix in (
             (False, "NoNewPrivs:\t1\n", "sudo is disabled in this container"),
@@ -78,8 +78,8 @@ class DoctorTests(CommandCase):
             self.assertIn(fix, str(check.fix))
 
     def test_servers(self) -> None:
-        """Of each server both ports are looked at: one that is not there, one that serves no
-        USB/IP, and one that does not let us."""
+        """Both ports of each server are checked: a closed one, one without USB/IP, one that
+        refuses."""
         self.daemon("deaf", "backend: {type: virtual}\nexport: off", export_port=self.nobody())
         self.daemon("shut", f"{VIRTUAL}access: {{}}\n")
         self.known("dead", host="127.0.0.1", port=self.nobody(), export_port=self.nobody())
@@ -90,9 +90,8 @@ class DoctorTests(CommandCase):
         self.assertWrong(found["dead: requests"], "refused", "systemctl status usbipshare")
         self.assertFalse(found["dead: USB/IP"]["ok"])
 
-    def test_old(self) -> None:
-        """A server that does not say its version, or says another, and one whose USB/IP is another,
-        or that has nothing to say to ours: what is too old is told, and how to mend it."""
+    def test_oldServers(self) -> None:
+        """Servers that are too old are reported, with what to update."""
         with contextlib.ExitStack() as stack:
             for name, header, answer in (
                 ("old", b"", bytes.fromhex("0106 0005 00000000 00000000")),
@@ -115,7 +114,7 @@ class DoctorTests(CommandCase):
         )
 
     def test_versions(self) -> None:
-        """Which side has to be updated depends on which is older."""
+        """The older side has to be updated."""
         for there, here, found, fix in (
             ("1.0", "1.1", "the server is older", "on the server: pip"),
             ("1.1", "1.0", "the client is older", "here: pip"),
@@ -128,8 +127,8 @@ class DoctorTests(CommandCase):
         ):
             self.assertWrong(msgspec.to_builtins(compared("x", there, here)), found, fix)
 
-    def test_stale(self) -> None:
-        """A device whose server does not answer any more, and how to be rid of it."""
+    def test_serverOfAttachedDevice(self) -> None:
+        """An attached device whose server does not answer is reported, with how to detach it."""
         daemon = self.daemon(config=f"backend: {{type: virtual}}\n{EXPORT}")
         self.type("attach", "echo")
         self.assertTrue(self.checks()["port 0"]["ok"])
@@ -140,7 +139,7 @@ class DoctorTests(CommandCase):
         self.assertFalse(self.checks(Exit.UNREACHABLE)["raspi: requests"]["ok"])
 
     def test_slots(self) -> None:
-        """A machine that shares devices itself: how many places its kernel has left."""
+        """On a machine that shares devices, the free places of usbip-host are counted."""
         for taken, ok in ((3, True), (usbip_host.SLOTS, False)):
             system = _Sharing(taken)
             (check,) = [it for it in self.local(system) if it.what == "usbip-host"]
@@ -148,7 +147,7 @@ class DoctorTests(CommandCase):
             self.assertIn(f"{taken} of the 16 that its kernel supports", check.found)
 
     def local(self, system: Any) -> list[Check]:
-        """What there is to say of a machine."""
+        """The checks of a machine."""
         return [*thisMachine(Vhci(self.kernel), system, True, "")]
 
 
@@ -173,6 +172,6 @@ class _Sharing:
         self._taken = taken
 
     def read(self, path: str) -> bytes:
-        """Its table."""
+        """The table of usbip-host."""
         assert path == "bus/usb/drivers/usbip-host/match_busid"
         return b" ".join(b"1-%d" % place for place in range(1, self._taken + 1)) + b"\n"

@@ -26,16 +26,16 @@ class ExitTests(SynchronousTestCase):
     """
 
     def test_words(self) -> None:
-        """Each code has a word, and no two have the same."""
+        """Each code has a different word."""
         self.assertEqual(len({WORD_OF[each] for each in Exit}), len(Exit))
         self.assertEqual({each.word for each in Exit}, {*WORD_OF.values()})
 
     def test_statuses(self) -> None:
-        """Each status of a server leads to a code."""
+        """Each status of a reply has a code."""
         self.assertEqual({*EXIT_AFTER}, {*Status})
 
     def test_errors(self) -> None:
-        """So does each error."""
+        """Each error has a code."""
         for error, status in (
             (DeviceNotFound(""), Exit.NOT_FOUND),
             (SeveralFound(Selector(word="x"), ()), Exit.SEVERAL),

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import time
 from collections.abc import Iterator
 
@@ -22,7 +23,7 @@ from usbip_server.model.device import DeviceState, Holder, Lease, UsbDevice
 
 class Terminal(io.StringIO):
     """
-    Somebody looks at it.
+    A stream that is a terminal.
     """
 
     def isatty(self) -> bool:
@@ -34,9 +35,9 @@ def found(device: UsbDevice = UNO) -> RemoteDevice:
     return RemoteDevice(server=serverAt("raspi"), device=device, raw={})
 
 
-class ShowTestCase(SynchronousTestCase):
+class OutputTestCase(SynchronousTestCase):
     """
-    What is said, to whom.
+    Captured output.
     """
 
     @contextlib.contextmanager
@@ -48,13 +49,13 @@ class ShowTestCase(SynchronousTestCase):
             yield out, err
 
 
-class ShowTests(ShowTestCase):
+class PrinterTests(OutputTestCase):
     """
-    Results, notes, progress.
+    Results, messages, progress.
     """
 
-    def test_people(self) -> None:
-        """Results go to standard output, and all else to standard error."""
+    def test_text(self) -> None:
+        """Results go to standard output, messages to standard error."""
         show = Printer()
         with self.said() as (out, err):
             show.line("/dev/ttyUSB0")
@@ -65,7 +66,7 @@ class ShowTests(ShowTestCase):
         self.assertEqual(err.getvalue(), "it is plugged in\nraspi: no answer\n")
 
     def test_json(self) -> None:
-        """In JSON there is one line of result, and nothing else."""
+        """With JSON, standard output has one line."""
         show = Printer(asJson=True)
         with self.said() as (out, err):
             show.line("/dev/ttyUSB0")
@@ -85,8 +86,7 @@ class ShowTests(ShowTestCase):
         self.assertEqual(err.getvalue(), "no answer\n")
 
     def test_progress(self) -> None:
-        """On a terminal what goes on has one line; elsewhere a line each,
-        none twice, if it is worth that."""
+        """On a terminal progress is one line; elsewhere each important text is a line, once."""
         show = Printer()
         with self.said(isTerminal=True) as (_, err):
             show.progress("one")
@@ -101,27 +101,38 @@ class ShowTests(ShowTestCase):
             show.progress("three")
         self.assertEqual(err.getvalue(), "one\ntwo\n")
 
-    def test_plain(self) -> None:
-        """What would be an order to a terminal shows that there is something."""
+    def test_controlCharacters(self) -> None:
+        """Control characters are replaced."""
         self.assertEqual(plain("Größe 機械"), "Größe 機械")
         for order in ("\x1b", "\x9b", "\n", "\r", "\u202e", "\ud800", "\x7f"):
             self.assertEqual(plain(f"a{order}b"), "a\N{REPLACEMENT CHARACTER}b")
 
 
-class TableTests(ShowTestCase):
+class TableTests(OutputTestCase):
     """
     Tables.
     """
 
-    def test_wide(self) -> None:
-        """What no terminal shows is not cut off, however long it is."""
+    def test_longTexts(self) -> None:
+        """Where there is no terminal, texts are not cut off."""
         with self.said() as (out, _):
             Printer().table(devicesTable([found(changed(UNO, description="x" * 500))]))
         self.assertEqual(len(out.getvalue().splitlines()), 2)
         self.assertIn("x" * 500, out.getvalue())
 
+    def test_sameOnTerminal(self) -> None:
+        """On a wide terminal a table has the same text, also with wide characters."""
+        terminal = {"COLUMNS": "300", "TERM": "dumb"}
+        self.patch(os, "environ", terminal)
+        devices = [
+            found(changed(UNO, description=text))
+            for text in ("Gro\u0308\u00dfe", "\u6a5f\u68b0", "x")
+        ]
+        for table in (devicesTable(devices), deviceTable(devices[1]), devicesTable([])):
+            self.assertEqual(table.lines(io.StringIO()), table.lines(Terminal()))
+
     def test_numbered(self) -> None:
-        """Those of which one is to be chosen have numbers."""
+        """Rows can be numbered."""
         with self.said() as (_, err):
             Printer(asJson=True).table(devicesTable([found(), found()], numbered=True), err=True)
         _, first, second = err.getvalue().splitlines()
@@ -129,13 +140,13 @@ class TableTests(ShowTestCase):
         self.assertTrue(second.startswith("2  raspi"), second)
 
     def test_markup(self) -> None:
-        """A text is not taken for an order to the one who makes the table."""
+        """rich's markup in a text is not interpreted."""
         with self.said() as (out, _):
             Printer().table(deviceTable(found(changed(UNO, description="[red]:smile: x[/]"))))
         self.assertIn("[red]:smile: x[/]", out.getvalue())
 
-    def test_who(self) -> None:
-        """Who has a device, and until when, is said as one reads it."""
+    def test_user(self) -> None:
+        """The user of a device and its lease are shown in local time."""
         noon = time.mktime((2026, 1, 2, 12, 0, 0, 0, 0, -1))
         lease = Lease(owner="ci", address="192.0.2.7", ttl=60, until=noon)
         for device, said in (

@@ -20,8 +20,7 @@ SECONDS = 60.0
 
 class RelayProcessTests(SynchronousTestCase):
     """
-    A connection with TLS to a server that sends back what it is sent, and a process that
-    carries.
+    A TLS connection to a server that echoes, and a relay process.
     """
 
     def setUp(self) -> None:
@@ -38,7 +37,7 @@ class RelayProcessTests(SynchronousTestCase):
         self.process = RelayProcess()
 
     def echo(self, listener: socket.socket) -> None:
-        """The server, for one connection."""
+        """Serve one connection."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*self.files)
         connection, _ = listener.accept()
@@ -47,13 +46,13 @@ class RelayProcessTests(SynchronousTestCase):
                 secured.sendall(data)
 
     def start(self) -> int:
-        """Have it carry."""
+        """Start the process."""
         self.process.start(self.secured, self.ours)
         assert self.process.pid is not None
         return self.process.pid
 
-    def test_carries(self) -> None:
-        """What is said on one side is heard on the other, though neither is open here."""
+    def test_relays(self) -> None:
+        """Bytes are relayed both ways, and both sockets are closed in this process."""
         self.start()
         self.assertEqual((self.secured.fileno(), self.ours.fileno()), (-1, -1))
         for said in (b"hello", b"x" * 100_000):
@@ -65,8 +64,8 @@ class RelayProcessTests(SynchronousTestCase):
         self.given.close()
         os.waitpid(self.process.pid or 0, 0)
 
-    def test_apart(self) -> None:
-        """It has its own session, and nothing that is open here: it outlives this process."""
+    def test_detached(self) -> None:
+        """The process has a session of its own, and no other descriptors of this one."""
         read, write = os.pipe()
         pid = self.start()
         self.given.sendall(b"it has begun")
@@ -82,7 +81,8 @@ class RelayProcessTests(SynchronousTestCase):
         os.waitpid(pid, 0)
 
     def test_end(self) -> None:
-        """It ends with the session, whoever ends it, and so does the other side."""
+        """The process ends with the session, whichever side ends it, and the other side is
+        closed."""
         pid = self.start()
         self.given.close()
         self.assertEqual(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), 0)

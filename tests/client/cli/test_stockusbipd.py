@@ -18,11 +18,11 @@ WINDOWS = "USB\\VID_2341&PID_0043\\75330303035351F0A1C1"
 
 class RemedyTests(SynchronousTestCase):
     """
-    What is said to whom.
+    Advice about a stock usbipd.
     """
 
     def test_kinds(self) -> None:
-        """Who is known to have Linux or Windows hears nothing of the other."""
+        """For a server known to run Linux or Windows only its own command is named."""
         self.assertEqual(binding("1-1.4", LINUX), "sudo usbip bind -b 1-1.4")
         windows = "as administrator, usbipd bind --busid 1-4"
         self.assertEqual(binding("1-4", WINDOWS), windows)
@@ -31,7 +31,7 @@ class RemedyTests(SynchronousTestCase):
         self.assertIn("-b BUSID;", binding(None))
 
     def test_refused(self) -> None:
-        """Only what is known to help is said."""
+        """There is advice only for refusals whose cause is known."""
         for path in (LINUX, None, WINDOWS):
             device = changed(UNO, path=path)
             for status in (*range(1, 6), 255):
@@ -44,7 +44,7 @@ class RemedyTests(SynchronousTestCase):
         )
 
     def test_unlisted(self) -> None:
-        """Which servers may not have listed a device is told, if there are any."""
+        """Servers that list only bound devices are named."""
         servers = [Server(name=name, host=name) for name in ("old", "desktop")]
         self.assertEqual(unlisted([], "1-4"), "")
         self.assertIn("a stock usbipd (old, desktop) lists only", unlisted(servers, "1-4"))

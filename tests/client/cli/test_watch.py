@@ -32,7 +32,7 @@ class RunTests(SynchronousTestCase):
     """
 
     def test_result(self) -> None:
-        """What it returns is returned, and what it raises is raised, as often as one likes."""
+        """The result is returned, errors are raised, and this can be repeated."""
 
         async def works(reactor: Any) -> int:
             later: Deferred[None] = Deferred()
@@ -48,7 +48,7 @@ class RunTests(SynchronousTestCase):
             self.assertRaises(ValueError, run, fails)
 
     def test_interrupted(self) -> None:
-        """A signal ends it, and then signals do what they did before."""
+        """A signal ends the coroutine; then the former signal handlers are back."""
 
         before = [signal.getsignal(each) for each in SIGNALS]
         for number in SIGNALS:
@@ -61,7 +61,7 @@ class RunTests(SynchronousTestCase):
         self.assertEqual([signal.getsignal(each) for each in SIGNALS], before)
 
     def test_resolver(self) -> None:
-        """Names are looked up in threads that nobody waits for, only while it runs."""
+        """Names are resolved in daemon threads, only while the coroutine runs."""
 
         async def which(reactor: Any) -> object:
             return reactor.nameResolver
@@ -97,21 +97,21 @@ class Receiver:
 
 class ResolverTests(SynchronousTestCase):
     """
-    Names of machines.
+    Name resolution.
     """
 
     def resolver(self) -> tuple[Resolver, list[Callable[[], None]]]:
-        """One, and what it wants to have done in threads."""
+        """A resolver, and the functions that it runs in threads."""
         threads: list[Callable[[], None]] = []
         return Resolver(FakeReactor(), threads.append), threads
 
     def test_interface(self) -> None:
-        """It is what Twisted wants."""
+        """The resolver provides Twisted's interface."""
         verifyObject(IHostnameResolver, self.resolver()[0])
         Lookup("raspi").cancel()
 
     def test_addresses(self) -> None:
-        """An address needs no looking up."""
+        """An address is resolved without a thread."""
         resolver, threads = self.resolver()
         for host, kind in (("127.0.0.1", IPv4Address), ("::1", IPv6Address)):
             receiver = Receiver()
@@ -123,7 +123,7 @@ class ResolverTests(SynchronousTestCase):
         self.assertEqual(threads, [])
 
     def test_names(self) -> None:
-        """A name does, in a thread."""
+        """A name is resolved in a thread."""
         resolver, threads = self.resolver()
         receiver = Receiver()
         resolver.resolveHostName(receiver, "localhost", 5055, [IPv4Address])
@@ -132,8 +132,8 @@ class ResolverTests(SynchronousTestCase):
         thread()
         self.assertEqual(receiver.addresses, [IPv4Address("TCP", "127.0.0.1", 5055)])
 
-    def test_nonsense(self) -> None:
-        """What is no name has no addresses."""
+    def test_invalidNames(self) -> None:
+        """An invalid name has no addresses."""
         for name in ("", "a" * 70, "a..b"):
             resolver, threads = self.resolver()
             receiver = Receiver()
