@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, ClassVar
 
@@ -88,7 +88,7 @@ class ChildDaemon:
         self.events: list[dict[str, Any]] = []
         self._listen = listen
         self._config = config
-        self._command = [*prefix, *command, "--log-format=json"]
+        self._command = [*prefix, *command, "--log-format=json", "usbipshare"]
 
     def __enter__(self) -> ChildDaemon:
         with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as file:
@@ -121,18 +121,27 @@ class ChildDaemon:
         """
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.child = spawn(
-            [*self._command, "usbipshare", "--config", self._file],
+            [*self._command, "--config", self._file],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
         threading.Thread(target=readLines, args=(self.child, self._lines), daemon=True).start()
         try:
-            self.port = self.logged("listening on")["port"]
-            self.logged("ready")
+            self._awaitReady()
         except BaseException:
             self.__exit__(None, None, None)
             raise
+
+    def _awaitReady(self) -> None:
+        """Wait until it answers requests."""
+        self.port = self.logged("listening on")["port"]
+        self.logged("ready")
+
+    def stop(self) -> None:
+        """Let it end."""
+        self.child.terminate()
+        self.child.wait(SECONDS)
 
     def kill(self) -> None:
         """
@@ -199,21 +208,20 @@ class ChildDaemon:
 
     def send(self, data: bytes) -> bytes:
         """Send bytes, and return what comes until the daemon closes."""
-        with socket.create_connection((self.host, self.port), SECONDS) as connection:
+        with self._connect() as connection:
             connection.sendall(data)
             received = b""
             while more := connection.recv(65536):
                 received += more
         return received
 
+    def _connect(self) -> socket.socket:
+        return socket.create_connection((self.host, self.port), SECONDS)
+
     def _write(self, config: str) -> None:
-        more = "".join(
-            f"{key}: {value}\n"
-            for key, value in self.unsaid.items()
-            if f"\n{key}:" not in f"\n{config}"
-        )
+        keys = {"listen": json.dumps(self._listen), **self.unsaid}
         with open(self._file, "w", encoding="utf-8") as file:
-            file.write(f"listen: {json.dumps(self._listen)}\n{more}{config}")
+            file.write(withKeys(config, keys))
 
 
 class PatientDaemon(ChildDaemon):
@@ -235,6 +243,16 @@ class PatientDaemon(ChildDaemon):
         listen: Sequence[str] = ("tcp:0:interface=127.0.0.1",),
     ) -> None:
         super().__init__(config, command, prefix, listen)
+
+
+def withKeys(config: str, keys: Mapping[str, str]) -> str:
+    """
+    A configuration with other keys, unless it has them.
+
+    @param keys: YAML by the name of the key.
+    """
+    more = [f"{key}: {it}\n" for key, it in keys.items() if f"\n{key}:" not in f"\n{config}"]
+    return "".join(more) + config
 
 
 def readLines(child: subprocess.Popen[bytes] | ForkedChild, lines: queue.SimpleQueue[str]) -> None:

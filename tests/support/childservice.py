@@ -7,19 +7,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import queue
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
-from tests.support.childdaemon import SECONDS, ChildDaemon, readLines
-from tests.support.forking import spawn
+from tests.support.childdaemon import SECONDS, ChildDaemon, withKeys
 
 REAL = (sys.executable, "-m", "twisted", "--log-format=json", "usbipclient")
 
@@ -72,39 +68,14 @@ class ChildService(ChildDaemon):
         super().__exit__(kind, error, traceback)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def start(self) -> None:
-        """
-        Start it again, with the same configuration, after its end.
-        """
-        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self.child = spawn(
-            [*self._command, "--config", self._file],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        threading.Thread(target=readLines, args=(self.child, self._lines), daemon=True).start()
-        try:
-            self.logged("ready")
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
+    def _awaitReady(self) -> None:
+        self.logged("ready")
 
-    def stop(self) -> None:
-        """Let it end."""
-        self.child.terminate()
-        self.child.wait(SECONDS)
-
-    def send(self, data: bytes) -> bytes:
-        """Send bytes, and return what comes until it closes."""
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(SECONDS)
-            connection.connect(self.path)
-            connection.sendall(data)
-            received = b""
-            while more := connection.recv(65536):
-                received += more
-            return received
+    def _connect(self) -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(SECONDS)
+        connection.connect(self.path)
+        return connection
 
     def _write(self, config: str) -> None:
         unsaid: dict[str, Any] = {
@@ -114,13 +85,9 @@ class ChildService(ChildDaemon):
         }
         if self._isInMemory:
             unsaid["timeouts"] = {"server": 60, "attach": 60, "request": 600, "stop": 60}
-        more = "".join(
-            f"{key}: {json.dumps(value)}\n"
-            for key, value in unsaid.items()
-            if f"\n{key}:" not in f"\n{config}"
-        )
+        keys = {key: json.dumps(value) for key, value in unsaid.items()}
         with open(self._file, "w", encoding="utf-8") as file:
-            file.write(f"{more}{config}")
+            file.write(withKeys(config, keys))
 
 
 def serversOf(**daemons: ChildDaemon) -> str:

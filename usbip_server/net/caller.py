@@ -1,5 +1,5 @@
 """
-Whoever asks, and the connection it asks on.
+The caller of a request: the connection that it came from, and its principal.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from usbip_server.model.policy import LOCAL, Principal
 from usbip_server.net.certificates import certificateName
 
 UNKNOWN = "unknown"
-"""What stands for an address where that is of a kind that we do not know."""
+"""The address of a principal whose transport has an address of an unknown kind."""
 
 UCRED = struct.Struct("=iII")
-"""Process, user and group: C{struct ucred}, unix(7)."""
+"""C{struct ucred}: process, user and group (unix(7))."""
 
 
 class Caller:
     """
-    One connection, to those who carry its requests out.
+    The connection of a client, as the application needs it.
 
-    @ivar peer: who is at the other end.
-    @ivar principal: the same, with what the request at hand proves; one is carried out at a
-        time.
-    @ivar lasts: can the connection stay open after an answer?
-    @ivar isGone: is it gone?
+    @ivar peer: the client, as authenticated by the connection.
+    @ivar principal: the same, with the token of the request that is being carried out; there is
+        one at a time.
+    @ivar lasts: whether the connection can stay open after a reply.
+    @ivar isGone: whether the connection has ended.
     """
 
     _log = Logger()
@@ -45,8 +45,9 @@ class Caller:
         hold: Callable[[], None] = lambda: None,
     ) -> None:
         """
-        @param tell: writes a line that answers nothing.
-        @param hold: called when something begins that lasts as long as the connection does.
+        @param tell: writes a line that is not a reply.
+        @param hold: called when something begins that lasts as long as the connection, such as a
+            lease.
         """
         self.peer = self.principal = principal
         self.lasts = lasts
@@ -57,11 +58,11 @@ class Caller:
 
     @property
     def isHeld(self) -> bool:
-        """Does something last as long as the connection does?"""
+        """Whether there is something that lasts as long as the connection."""
         return bool(self._whenGone)
 
     def whenGone(self, callback: Callable[[], None]) -> None:
-        """Call C{callback} when the connection is gone: at once if it is already."""
+        """Call C{callback} when the connection ends; at once if it has ended."""
         if self.isGone:
             callback()
             return
@@ -69,11 +70,11 @@ class Caller:
         self._hold()
 
     def forget(self, callback: Callable[[], None]) -> None:
-        """Do not call it any more."""
+        """Cancel C{whenGone}."""
         self._whenGone.pop(callback, None)
 
     def gone(self) -> None:
-        """The connection is gone."""
+        """Called when the connection has ended."""
         self.isGone = True
         callbacks, self._whenGone = self._whenGone, {}
         for callback in callbacks:
@@ -85,8 +86,8 @@ class Caller:
 
 def principalAt(address: IAddress | None) -> Principal:
     """
-    Who is at an address. A socket for both IPv4 and IPv6 shows the former as
-    C{::ffff:192.0.2.7} (RFC 4291, 2.5.5.2).
+    The principal at an address. A socket for both IPv4 and IPv6 has IPv4 addresses such as
+    C{::ffff:192.0.2.7} (RFC 4291, 2.5.5.2), which become plain ones.
     """
     if isinstance(address, IPv4Address | IPv6Address):
         return Principal(address.host.removeprefix("::ffff:"))
@@ -95,7 +96,7 @@ def principalAt(address: IAddress | None) -> Principal:
 
 def principalOf(transport: Any) -> Principal:
     """
-    Who is at the other end of a connection: by TLS only once its handshake is done.
+    The principal at the other end of a connection; with TLS, after the handshake.
 
     @param transport: an C{ITransport}.
     """
@@ -103,7 +104,7 @@ def principalOf(transport: Any) -> Principal:
     if ISSLTransport.providedBy(transport):
         shown: Any = transport.getPeerCertificate()
         name = None
-        with contextlib.suppress(ValueError):  # OpenSSL takes what others cannot read
+        with contextlib.suppress(ValueError):  # OpenSSL accepts some that cryptography cannot parse
             name = None if shown is None else certificateName(shown.to_cryptography())
         return Principal(principal.address, certificate=name)
     if isinstance(transport.getHost(), UNIXAddress):

@@ -1,5 +1,6 @@
 """
-Closing a connection without losing what was just said.
+Closes a connection without losing what was just sent: shutdown(2) with C{SHUT_WR}, then a wait for
+the other end to close.
 """
 
 from __future__ import annotations
@@ -10,21 +11,20 @@ from twisted.internet.interfaces import ISSLTransport, ITCPTransport, IUNIXTrans
 
 LINGER = 2.0
 """
-Seconds for the client to close its side after ours is closed. To close both at once would
-make the kernel send a reset if anything of the client's is still under way, and a reset
-can overtake the answer.
+Seconds for the client to close its side after this side is closed. If both were closed at once and
+data of the client arrived afterwards, the kernel would send a reset, which can overtake the reply.
 """
 
 
 def closeOurSide(transport: Any, theirsIsClosed: bool = False) -> None:
     """
-    Send what is written, and then the end of the stream. The protocol goes on to read,
-    and closes the connection when the client has closed its side or L{LINGER} is over.
+    Send what was written, and then the end of the stream. The protocol keeps reading, and closes
+    the connection when the client has closed its side or after L{LINGER}.
 
-    Where one direction cannot be closed both are: TLS would pass the call to the socket
-    beneath it, to the other's surprise. A producer has to be unregistered before.
+    A transport that cannot close one direction is closed: TLS would close that of the socket
+    beneath it, without its close_notify. A producer has to be unregistered before.
 
-    @param theirsIsClosed: the client's side is closed already.
+    @param theirsIsClosed: whether the client's side is closed already.
     """
     plain = ITCPTransport.providedBy(transport) or IUNIXTransport.providedBy(transport)
     if plain and not theirsIsClosed and not ISSLTransport.providedBy(transport):

@@ -1,5 +1,5 @@
 """
-A connection before it is handed to a device: as a socket that carries USB/IP.
+The hand-over of a client's connection to a device: checks before it, and what the device gets.
 """
 
 from __future__ import annotations
@@ -15,19 +15,21 @@ from usbip_server.model.errors import InvalidRequest
 
 class NotEncrypted(Exception):
     """
-    A connection is not encrypted as it has to be. The text says why, and what to do.
+    The kernel cannot encrypt a connection, and the configuration requires it. The text states why,
+    and what to do.
     """
 
 
 class SessionSocket(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """
-    What USB traffic goes over.
+    A socket for USB traffic.
 
-    @ivar given: what the device gets.
-    @ivar connection: the client's, whose end is the end of the session: the same, unless
-        somebody carries between the two.
-    @ivar begin: called when the device has it and the client was answered.
-    @ivar drop: called when it does not come to that.
+    @ivar given: the socket that the device gets.
+    @ivar connection: the client's connection; its end is the end of the session. The same as
+        C{given}, unless the traffic is relayed.
+    @ivar encryption: how the traffic is encrypted.
+    @ivar begin: called when the device has the socket, and the client has its reply.
+    @ivar drop: called instead if the hand-over has failed.
     """
 
     given: socket.socket
@@ -39,10 +41,9 @@ class SessionSocket(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
 def requireSilence(connection: socket.socket) -> None:
     """
-    A client says nothing more until it is answered: what it said would be taken for USB
-    traffic.
+    Check that nothing was received after the import request: it would be taken for USB traffic.
 
-    @raise InvalidRequest: it has, or it is gone.
+    @raise InvalidRequest: data was received, or the connection has ended.
     """
     try:
         more = connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)

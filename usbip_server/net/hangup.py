@@ -1,5 +1,5 @@
 """
-Connections that others read and write: all that we want to know is when they end.
+Reports the end of sockets that this process does not read (C{EPOLLRDHUP}).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from zope.interface import implementer
 @implementer(IReadDescriptor)
 class HangupWatcher:
     """
-    An epoll set within the reactor's: that has no way to ask for the end of a connection only,
-    and would be woken by everything that is to be read.
+    An epoll set of its own, which the reactor polls: the reactor's interface cannot wait for the
+    end of a connection only, and would be woken by all data that arrives.
 
-    @ivar isStopped: is nothing listened for any more?
+    @ivar isStopped: whether C{stop} was called.
     """
 
     _log = Logger()
@@ -37,24 +37,24 @@ class HangupWatcher:
 
     def listen(self, connection: socket.socket, over: Callable[[], None]) -> None:
         """
-        Listen for the end of a connection, until L{leave}.
+        Wait for the end of a connection, until L{leave}.
 
-        @param over: called with the end, once.
+        @param over: called once, at the end.
         """
         if self._epoll is None:
             self._epoll = select.epoll()
             self._reactor.addReader(self)
         self._whenOver[connection.fileno()] = over
-        # Not EPOLLIN: what there is to be read is not for us.
+        # Not EPOLLIN: the data is for another reader.
         self._epoll.register(connection.fileno(), select.EPOLLRDHUP)
 
     def leave(self, connection: socket.socket) -> None:
-        """Listen no more for that of one; it is not closed yet."""
+        """Wait no longer for the end of a connection. To be called before it is closed."""
         if self._whenOver.pop(connection.fileno(), None) is not None and self._epoll is not None:
             self._epoll.unregister(connection.fileno())
 
     def stop(self) -> None:
-        """Listen no more; the connections go on."""
+        """Wait no longer for any. The connections are not touched."""
         self.isStopped = True
         if self._epoll is not None:
             self._reactor.removeReader(self)
@@ -73,7 +73,7 @@ class HangupWatcher:
         for descriptor, _ in self._epoll.poll(0):
             over = self._whenOver.pop(descriptor, None)
             if over is None or self._epoll is None:
-                continue  # somebody has left, or stopped all, when another one's end was told
+                continue  # leave or stop was called by the callback of another connection
             self._epoll.unregister(descriptor)
             try:
                 over()
@@ -81,4 +81,4 @@ class HangupWatcher:
                 self._log.failure("a bug at the end of a session")
 
     def connectionLost(self, reason: Failure) -> None:
-        """The reactor stops: the sessions do not."""
+        """The reactor has stopped. The sessions go on."""

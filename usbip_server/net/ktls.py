@@ -1,5 +1,5 @@
 """
-Has the kernel taken the encryption of a TLS connection over (kernel TLS, kTLS)?
+Kernel TLS (kTLS): whether the kernel encrypts a TLS connection.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ SOL_TLS = 282
 """C{include/linux/socket.h}."""
 
 OP_ENABLE_KTLS = 8
-"""Hand the keys to the kernel, if it takes them (SSL_CTX_set_options(3)): C{ssl} has it as
+"""Has OpenSSL pass the keys to the kernel, if that supports it (SSL_CTX_set_options(3)). C{ssl} has
 C{OP_ENABLE_KTLS} since Python 3.12."""
 
 DIRECTIONS = {"sending": 1, "receiving": 2}
 """C{TLS_TX} and C{TLS_RX} (C{include/uapi/linux/tls.h})."""
 
 INFO = struct.Struct("=HH")
-"""C{struct tls_crypto_info}: version and cipher. With no more than that as the length the
-kernel tells these two of every cipher, and no key (C{do_tls_getsockopt_conf},
+"""C{struct tls_crypto_info}: version and cipher. If this is the length of the buffer, the kernel
+returns these two for all ciphers, without the key (C{do_tls_getsockopt_conf},
 C{net/tls/tls_main.c})."""
 
 NUMBER_OF = {"TLSv1.2": 0x0303, "TLSv1.3": 0x0304}
@@ -28,10 +28,10 @@ NUMBER_OF = {"TLSv1.2": 0x0303, "TLSv1.3": 0x0304}
 
 def missing(connection: socket.socket, version: str | None) -> str | None:
     """
-    What keeps a connection from being the kernel's to encrypt.
+    The reason why the kernel does not encrypt a connection.
 
-    @param version: of TLS, as C{SSLSocket.version} calls it.
-    @return: C{None}: nothing. It has the keys of both directions, and they are for this version.
+    @param version: the version of TLS, as C{SSLSocket.version} returns it.
+    @return: C{None}: the kernel has the keys of both directions, for this version.
     """
     lacking = [name for name in DIRECTIONS if not _isKeyed(connection, name, version)]
     if lacking:
@@ -41,8 +41,8 @@ def missing(connection: socket.socket, version: str | None) -> str | None:
 
 def _isKeyed(connection: socket.socket, direction: str, version: str | None) -> bool:
     try:
-        told = connection.getsockopt(SOL_TLS, DIRECTIONS[direction], INFO.size)
-        number, cipher = INFO.unpack(told)
+        found = connection.getsockopt(SOL_TLS, DIRECTIONS[direction], INFO.size)
+        number, cipher = INFO.unpack(found)
     except (OSError, struct.error):
-        return False  # ENOPROTOOPT: none of TLS; EBUSY: it has no key
+        return False  # ENOPROTOOPT: not a TLS socket; EBUSY: no key
     return bool(cipher) and number == NUMBER_OF.get(version or "")

@@ -1,5 +1,5 @@
 """
-What has happened: numbered, remembered for a while, and told to those who want to hear of it.
+A bounded log of numbered events, with subscriptions that can be resumed.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from twisted.logger import Logger
 
 class Told(Protocol):
     """
-    Something that happened.
+    An event in the log.
     """
 
     @property
     def word(self) -> str:
-        """What, in a word."""
+        """The kind of event."""
 
     @property
     def seq(self) -> int:
-        """Its number."""
+        """The number of the event."""
 
     def line(self, detail: bool) -> bytes:
-        """It as it goes over the wire."""
+        """The event as one line of JSON."""
 
 
 T = TypeVar("T", bound=Told)
@@ -34,15 +34,15 @@ T = TypeVar("T", bound=Told)
 
 class EventLog(Generic[T]):
     """
-    Numbers follow each other without a gap.
+    The last events. Their numbers are consecutive.
     """
 
     _log = Logger()
 
     def __init__(self, begin: int, keep: int) -> None:
         """
-        @param begin: the number that the first one comes behind.
-        @param keep: how many are remembered.
+        @param begin: the number before that of the first event.
+        @param keep: how many events are stored.
         """
         self._begin = begin
         self._items: deque[T] = deque(maxlen=keep)
@@ -50,27 +50,28 @@ class EventLog(Generic[T]):
 
     @property
     def seq(self) -> int:
-        """The number of the last one."""
+        """The number of the last event."""
         raise NotImplementedError
 
     def listen(self, listener: Callable[[T], None]) -> None:
-        """Tell C{listener} of each from now on."""
+        """Call C{listener} for each event from now on."""
         self._listeners[listener] = None
 
     def leave(self, listener: Callable[[T], None]) -> None:
-        """Tell it nothing more."""
+        """Stop calling C{listener}."""
         self._listeners.pop(listener, None)
 
     def keep(self, most: int) -> None:
-        """Remember so many from now on."""
+        """Change the number of events that are stored."""
         if self._items.maxlen != most:
             self._items = deque(self._items, maxlen=most)
 
     def after(self, seq: int) -> list[T] | None:
         """
-        Those after the one with a number.
+        The events after the one with a number.
 
-        @return: C{None} if they are not all remembered, or the number is none of ours.
+        @return: C{None} if some of them are not stored any more, or the number is not one of this
+            log.
         """
         first = self._items[0].seq if self._items else self.seq + 1
         if not max(self._begin, first - 1) <= seq <= self.seq:
@@ -78,7 +79,7 @@ class EventLog(Generic[T]):
         return list(islice(self._items, seq - first + 1, None))
 
     def _add(self, item: T) -> None:
-        """Remember it, and tell it."""
+        """Store an event, and call the listeners."""
         self._items.append(item)
         for listener in tuple(self._listeners):
             try:
@@ -89,11 +90,10 @@ class EventLog(Generic[T]):
 
 class Subscription(Generic[T]):
     """
-    What one watcher is to be told: everything behind a number that it wants to know, in its order
-    and once.
+    The events for one watcher: all that it has selected, after a number, in order and once each.
 
-    @ivar goesOn: does it go on where an earlier one has ended? Else a snapshot came first.
-    @ivar seq: the number of the last that the watcher knows of to begin with.
+    @ivar goesOn: whether it resumes an earlier subscription; else it begins with a snapshot.
+    @ivar seq: the number of the last event before the first one.
     """
 
     def __init__(
@@ -105,8 +105,10 @@ class Subscription(Generic[T]):
         isWanted: Callable[[T], bool],
     ) -> None:
         """
-        @param since: what it wants to go on behind, if it does.
-        @param detail: with all that is known of devices?
+        @param since: the number after which to resume; C{None}: begin with a snapshot.
+        @param seq: the number of the last event before the snapshot.
+        @param detail: whether events have all fields of devices.
+        @param isWanted: whether the watcher has selected an event.
         """
         self.goesOn = since is not None
         self.seq = seq if since is None else since
@@ -117,10 +119,10 @@ class Subscription(Generic[T]):
 
     def begin(self, tell: Callable[[T, bytes], None]) -> Iterator[tuple[T, bytes]]:
         """
-        Begin to tell.
+        Begin to deliver events.
 
-        @param tell: called with each from now on, and with it as it goes over the wire.
-        @return: likewise, what has happened since C{seq}. The watcher takes its time.
+        @param tell: called with each event from now on, and its line.
+        @return: the events since C{seq} until now, likewise. They are encoded as they are taken.
         """
         self._tell = tell
         self._history.listen(self._heard)
@@ -128,7 +130,7 @@ class Subscription(Generic[T]):
         return ((item, item.line(self._detail)) for item in missed if self._isWanted(item))
 
     def end(self) -> None:
-        """Tell nothing more."""
+        """Deliver nothing more."""
         self._tell = None
         self._history.leave(self._heard)
 

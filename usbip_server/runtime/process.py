@@ -1,6 +1,5 @@
 """
-Programs that others have written: run without a shell and without our environment, until a
-deadline, and listened to up to a bound.
+Runs programs: without a shell, with a minimal environment, bounded output and a deadline.
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ from twisted.python.failure import Failure
 from usbip_server.runtime.latch import Latch
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-"""Where programs are looked for, and their own search path."""
+"""C{PATH}: where programs are found, and that of the programs themselves."""
 
 OUTPUT = 16 * 1024
-"""Bytes of a program's output that are kept; the rest is read and thrown away."""
+"""Bytes of a program's output that are kept; the rest is discarded."""
 
 GRACE = 1.0
-"""Seconds between telling a program to end and killing it."""
+"""Seconds between C{SIGTERM} and C{SIGKILL}."""
 
 LINGER = 0.2
-"""Seconds after a program's end in which its last output is read. Longer is not waited for
-others that have its pipes open."""
+"""Seconds after the end of a program during which its output is read. Other processes may keep its
+pipes open for longer."""
 
 _NOT_EXECUTED = "Upon execvpe "
 """What the output begins with when C{exec} fails in the child (twisted.internet.process,
@@ -42,7 +41,7 @@ class CannotStart(Exception):
     A program cannot be started.
 
     @ivar program: its name, as it was given.
-    @ivar reason: what is the matter.
+    @ivar reason: the reason.
     """
 
     def __init__(self, program: str, reason: str) -> None:
@@ -56,12 +55,12 @@ class CannotStart(Exception):
 
 class Finished(msgspec.Struct, frozen=True):
     """
-    What a child process has left behind.
+    The result of a program.
 
-    @ivar status: its exit status; C{None} if a signal ended it, or nothing could.
-    @ivar output: what it printed on either stream, up to L{OUTPUT} bytes.
-    @ivar signal: the number of the signal that ended it.
-    @ivar timedOut: was it told to end, as its time was over?
+    @ivar status: the exit status; C{None}: a signal has ended it, or it could not be ended.
+    @ivar output: its standard output and error, up to L{OUTPUT} bytes.
+    @ivar signal: the number of the signal that has ended it.
+    @ivar timedOut: whether it was ended because of the deadline.
     """
 
     status: int | None
@@ -72,14 +71,14 @@ class Finished(msgspec.Struct, frozen=True):
 
 class ChildProcess(ProcessProtocol):
     """
-    A program while it runs.
+    A running program.
     """
 
     def __init__(self, reactor: Any, ended: Callable[[Finished], None], data: bytes = b"") -> None:
         """
         @param reactor: provides C{IReactorProcess} and C{IReactorTime}.
-        @param ended: called when it has ended, once.
-        @param data: its standard input, which is closed after that.
+        @param ended: called once, when it has ended.
+        @param data: its standard input.
         """
         self._reactor = reactor
         self._ended = ended
@@ -93,22 +92,22 @@ class ChildProcess(ProcessProtocol):
         Start it.
 
         @param command: the program, with an absolute path, and its arguments.
-        @param environment: what it gets besides C{PATH} and C{LC_ALL}.
-        @raise CannotStart: the system refuses.
+        @param environment: variables besides C{PATH} and C{LC_ALL}.
+        @raise CannotStart: the system cannot start it.
         """
         whole = {"PATH": PATH, "LC_ALL": "C", **(environment or {})}
         try:
             self._reactor.spawnProcess(self, command[0], list(command), whole, "/")
-        except (OSError, TypeError, ValueError) as error:  # the latter: a zero byte
+        except (OSError, TypeError, ValueError) as error:  # TypeError and ValueError: a zero byte
             raise CannotStart(command[0], str(error)) from error
 
     @property
     def isRunning(self) -> bool:
-        """Has it not ended, as far as we know?"""
+        """Whether its end has not been reported yet."""
         return self._reason is None
 
     def finished(self, timedOut: bool = False) -> Finished:
-        """What is known of it."""
+        """The result so far."""
         return Finished(
             getattr(self._reason, "exitCode", None),
             self._output.decode("utf-8", "replace").strip(),
@@ -117,12 +116,12 @@ class ChildProcess(ProcessProtocol):
         )
 
     def signal(self, name: str) -> None:
-        """Send it a signal, as far as we may: it may be root's."""
+        """Send a signal; does nothing if that is not permitted, as for a program run with sudo."""
         with contextlib.suppress(ProcessExitedAlready, OSError):
             self.transport.signalProcess(name)  # type: ignore[union-attr]
 
     def kill(self) -> None:
-        """End it, as far as it lets us: it may be root's, or stuck in the kernel."""
+        """Send SIGKILL and close the pipes; the program may be root's, or stuck in the kernel."""
         self.signal("KILL")
         self._closePipes()
 
@@ -162,17 +161,17 @@ async def run(
     seconds: float,
 ) -> Finished:
     """
-    Run a program in the root directory, until it ends.
+    Run a program in the root directory, and wait for its end.
 
-    When its time is over it gets C{SIGTERM}, and L{GRACE} seconds later C{SIGKILL}; then
-    nothing is waited for any longer. Who cancels this kills it at once.
+    At the deadline it gets C{SIGTERM}, and L{GRACE} seconds later C{SIGKILL}. Cancelling this kills
+    it at once.
 
     @param reactor: provides C{IReactorProcess} and C{IReactorTime}.
     @param command: the program and its arguments; see L{find}.
-    @param data: its standard input, which is closed after that. It need not read it.
-    @param environment: what it gets besides C{PATH} and C{LC_ALL}.
-    @param seconds: how long it may take.
-    @raise CannotStart: it is not there, or may not be executed.
+    @param data: its standard input, which it need not read.
+    @param environment: variables besides C{PATH} and C{LC_ALL}.
+    @param seconds: the deadline.
+    @raise CannotStart: there is no such program, or it may not be executed.
     """
     over = Latch(reactor)
     child = ChildProcess(reactor, lambda finished: over.fire(), data)
@@ -197,10 +196,11 @@ async def run(
 
 def find(program: str) -> str:
     """
-    Where a program is.
+    Find a program.
 
-    @param program: its absolute path, or a name to be looked for in L{PATH}.
-    @raise CannotStart: it is nowhere, or may not be executed.
+    @param program: its absolute path, or a name in L{PATH}.
+    @return: its absolute path.
+    @raise CannotStart: there is no such program, or it may not be executed.
     """
     path = shutil.which(program, path=PATH)
     if not os.path.isabs(program):

@@ -1,8 +1,8 @@
 """
-The file that what clients have asked for is kept in, for the next start.
+The state file: a JSON file that outlasts restarts, written atomically and locked.
 
-Whatever happens to the daemon or to the machine, there is the old state or the new one in
-it: a new one is written beside it, and takes its place when it is on the disk.
+A new state is written to another file, which replaces the old one after fsync(2). So the file holds
+the old state or the new one, even after a power failure.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _ADVICE = {
 
 class _Head(msgspec.Struct):
     """
-    What tells one kind of state file from the next.
+    The part of a state file that is common to all versions.
     """
 
     version: int
@@ -52,23 +52,23 @@ class _Head(msgspec.Struct):
 
 class _NotOurs(Exception):
     """
-    There is something at the place that must not be replaced, or another daemon has it.
+    The path is that of something that must not be replaced, or is locked by another daemon.
     """
 
 
 class StateFile(Generic[S]):
     """
-    A state that is kept in a file; in memory only where that is not possible.
+    A state in a file; where the file cannot be used, in memory only, with a warning.
 
-    What is written is written in a thread: a disk may be slow, a server of files may be gone.
+    Writes are done in a thread: a disk may be slow, and a file server may not answer.
     """
 
     _log = Logger()
 
     def __init__(self, path: str, kind: type[S], reactor: Any, spawn: Spawn = startThread) -> None:
         """
-        @param path: where. The directory is made if it is missing.
-        @param kind: of state: has a C{version}, and defaults for everything.
+        @param path: the path. The directory is created if necessary.
+        @param kind: the type of the state: has a C{version}, and defaults for all fields.
         @param reactor: provides C{IReactorTime} and C{IReactorFromThreads}.
         """
         self._path = path
@@ -84,13 +84,15 @@ class StateFile(Generic[S]):
 
     def open(self) -> S:
         """
-        Take possession of the file, and read it. Blocks.
+        Lock the file and read it. Blocks.
 
-        @return: what was saved the last time; an empty state if there was none, or if it
-            cannot be read: the log says why.
+        @return: the state that was saved last; an empty state if there is none, or if it cannot be
+            read, with a warning.
         """
         try:
-            self._path = os.path.realpath(self._path)  # the link stays, its target is replaced
+            self._path = os.path.realpath(
+                self._path
+            )  # a symbolic link is kept, its target is replaced
             self._claim()
         except _NotOurs as error:
             self._isOff = True
@@ -113,8 +115,8 @@ class StateFile(Generic[S]):
 
     def save(self, state: S) -> None:
         """
-        Have a state written; returns at once. What could not be written is tried again the
-        next time. Of several that come while one is being written, the last is written.
+        Write a state in a thread; returns at once. A state that could not be written is written
+        with the next call. If several are saved during a write, only the last is written.
         """
         if self._isOff:
             return
@@ -124,9 +126,9 @@ class StateFile(Generic[S]):
 
     async def close(self, seconds: float) -> None:
         """
-        Save no more, and let another daemon have the file.
+        Finish writing, and unlock the file.
 
-        @param seconds: how long to wait until what was saved is on the disk.
+        @param seconds: how long to wait for the write.
         """
         if self._unsaved is not None and not self._isWriting and not self._isOff:
             self._write()
@@ -144,7 +146,7 @@ class StateFile(Generic[S]):
                     path=self._path,
                     seconds=seconds,
                 )
-                return  # it may still be written: the lock is kept as long as we live
+                return  # the write goes on: the lock is kept until the process ends
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -194,11 +196,10 @@ class StateFile(Generic[S]):
 
     def _claim(self) -> None:
         """
-        Make the directory, lock the file, and remove what a daemon that was killed has
-        left behind.
+        Create the directory, lock the file, and remove temporary files of daemons that were killed.
 
-        @raise _NotOurs: it is not to be touched.
-        @raise OSError: that is not possible.
+        @raise _NotOurs: the file must not be used.
+        @raise OSError: the file cannot be used.
         """
         directory, name = os.path.split(self._path)
         try:
@@ -226,9 +227,9 @@ class StateFile(Generic[S]):
 
     def _setAside(self, reason: object) -> None:
         """
-        Begin anew, but let nothing be lost that somebody may still want.
+        Rename a file that cannot be read, so that it is not overwritten.
 
-        @raise OSError: that is not possible.
+        @raise OSError: it cannot be renamed.
         """
         aside = f"{self._path}.damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
         os.rename(self._path, aside)
@@ -242,7 +243,7 @@ class StateFile(Generic[S]):
 
     def _complain(self, error: Exception) -> None:
         """
-        Say what is wrong, once, until it has been right again.
+        Log a warning, once for each reason until the file has been written again.
         """
         number = getattr(error, "errno", None) or 0
         because = os.strerror(number) if number else str(error)
@@ -261,9 +262,9 @@ class StateFile(Generic[S]):
 
 def _read(path: str, kind: type[S]) -> S:
     """
-    @raise OSError: there is none, or it cannot be read.
-    @raise ValueError: it is damaged.
-    @raise msgspec.MsgspecError: likewise.
+    @raise OSError: the file does not exist, or cannot be read.
+    @raise ValueError: the content is damaged, or of another version.
+    @raise msgspec.MsgspecError: the content is damaged.
     """
     with open(path, encoding="utf-8") as file:
         text = file.read()
@@ -280,9 +281,9 @@ def _encode(state: msgspec.Struct) -> bytes:
 
 def _replace(path: str, data: bytes) -> None:
     """
-    Put a file in the place of another.
+    Replace the content of a file atomically.
 
-    @raise OSError: that is not possible; the old one is there as it was.
+    @raise OSError: it cannot be replaced, and is unchanged.
     """
     directory, name = os.path.split(path)
     descriptor, beside = tempfile.mkstemp(".new", f"{name}.", directory)  # its mode is 0600
@@ -296,7 +297,7 @@ def _replace(path: str, data: bytes) -> None:
         with contextlib.suppress(OSError):
             os.unlink(beside)
         raise
-    # The name is not on the disk before the directory is.
+    # The rename is not on the disk until the directory is.
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -308,11 +309,12 @@ def statePath(
     file: str | None, environment: Mapping[str, str], isRoot: bool, name: str = "state.json"
 ) -> str | None:
     """
-    Where the state file is.
+    The path of the state file.
 
-    @param file: as configured; C{"auto"} is systemd's C{StateDirectory=} (systemd.exec(5)),
-        root's place for such things (file-hierarchy(7)), or the user's (XDG Base Directory).
-    @param name: what it is called there.
+    @param file: as configured. C{"auto"} is a file in systemd's C{StateDirectory=}
+        (systemd.exec(5)), else in C{/var/lib} for root (file-hierarchy(7)), else in the user's
+        state directory (XDG Base Directory).
+    @param name: the name of the file in that directory.
     """
     if file != "auto":
         return file

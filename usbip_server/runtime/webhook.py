@@ -1,6 +1,5 @@
 """
-Sending something to a web server that others have written, with a deadline, and reading
-what it answers up to a bound.
+Posts JSON to a URL, with a deadline and a bounded answer.
 """
 
 from __future__ import annotations
@@ -18,24 +17,24 @@ from twisted.web.iweb import IBodyProducer
 from zope.interface import implementer
 
 CONNECT = 5.0
-"""Seconds until an address that does not take a connection is given up."""
+"""The time limit for a connection, in seconds."""
 
 ANSWER = 16 * 1024
-"""Bytes of an answer's body that are read."""
+"""Bytes of the body of a response that are read."""
 
 
 class NoAnswer(Exception):
     """
-    Nobody has answered, or not in time; the message says why.
+    There was no response before the deadline; the message states why.
     """
 
 
 class Answer(msgspec.Struct, frozen=True):
     """
-    What a server has said.
+    A response.
 
     @ivar status: the status code.
-    @ivar text: the body, up to L{ANSWER} bytes of it.
+    @ivar text: the body, up to L{ANSWER} bytes.
     """
 
     status: int
@@ -44,7 +43,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 class HttpPost:
     """
-    Sends JSON. Each time there is a new connection, and redirects are not followed.
+    Posts JSON, each time on a new connection. Redirects are not followed.
     """
 
     _headers = Headers({"Content-Type": ["application/json"], "User-Agent": ["usbipshare"]})
@@ -59,10 +58,10 @@ class HttpPost:
 
     async def send(self, url: str, data: bytes, seconds: float) -> Answer:
         """
-        Send something. Who cancels this cuts the connection.
+        Post JSON. Cancelling this closes the connection.
 
-        @param seconds: how long all of it may take.
-        @raise NoAnswer: there is no answer.
+        @param seconds: the deadline.
+        @raise NoAnswer: there was no response.
         """
         exchange = Deferred.fromCoroutine(self._exchange(url.encode(), data))
         try:
@@ -71,7 +70,7 @@ class HttpPost:
             raise
         except TimeoutError:
             raise NoAnswer(f"no answer within {round(seconds, 1):g} s") from None
-        except Exception as error:  # of TLS, of name resolution, of HTTP: there is no family
+        except Exception as error:  # TLS, name resolution and HTTP have no common base class
             raise NoAnswer(explain(error)) from error
 
     async def _exchange(self, url: bytes, data: bytes) -> Answer:
@@ -84,7 +83,7 @@ class HttpPost:
 @implementer(IBodyProducer)
 class Body:
     """
-    What is sent: a few bytes, all at once.
+    The body of a request, written at once.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -96,20 +95,20 @@ class Body:
         return succeed(None)
 
     def pauseProducing(self) -> None:
-        """It is all out."""
+        """Everything has been written."""
 
     def resumeProducing(self) -> None:
-        """It is all out."""
+        """Everything has been written."""
 
     def stopProducing(self) -> None:
-        """It is all out."""
+        """Everything has been written."""
 
 
 class Beginning(Protocol):
     """
-    Reads a body until it ends, in whatever way, or has L{ANSWER} bytes.
+    Reads a body until it ends, or has L{ANSWER} bytes.
 
-    @ivar data: fires with them.
+    @ivar data: fires with the bytes.
     """
 
     def __init__(self) -> None:
@@ -132,7 +131,7 @@ class Beginning(Protocol):
 
 def explain(error: Exception) -> str:
     """
-    What is the matter; the client's own errors only say that it is in their reasons.
+    The message of an error; that of an error of Twisted's client is in its C{reasons}.
     """
     reasons = getattr(error, "reasons", None) or [Failure(error)]
     return ", ".join(reason.getErrorMessage() or reason.type.__name__ for reason in reasons)
