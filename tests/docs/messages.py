@@ -51,6 +51,9 @@ OTHERS = (
 )
 """Patterns of texts that are no messages."""
 
+HEADINGS = {"message", "message on the client"}
+"""Of the first column of a table that explains messages."""
+
 CODE = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)")
 """Code in Markdown: between as many backticks at both ends."""
 
@@ -96,13 +99,13 @@ def matches(pattern: str, text: str) -> bool:
 
 def patternsOf(document: Document) -> list[str]:
     """
-    The messages in the first columns of all tables with the heading C{message}.
+    The messages in the first columns of all tables with one of L{HEADINGS}.
     """
     found: list[str] = []
     inside = False
     for line in document.prose:
         first = line.split("|")[1].strip() if line.startswith("|") else ""
-        inside = bool(first) and (inside or first == "message")
+        inside = bool(first) and (inside or first in HEADINGS)
         found += [span.strip() for _, span in CODE.findall(first)] if inside else []
     return found
 

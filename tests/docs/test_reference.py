@@ -30,7 +30,7 @@ from tests.docs.documentcase import (
     fieldsOf,
     plain,
 )
-from tests.docs.documents import ROOT, Document
+from tests.docs.documents import ROOT, Document, documents
 from tests.docs.examples import Stage
 from tests.docs.exchanges import DISK, ECHO
 from tests.docs.messages import matches, patternsOf, texts
@@ -354,9 +354,9 @@ class MessagesTests(DocumentCase, SynchronousTestCase):
         self.assertEqual(missing, [])
 
     def test_everyRowExplainsMessage(self) -> None:
-        """Each row is of a message in the code."""
+        """Each row, also in other documents, is of a message in the code."""
         there = [text.text for text in texts()]
-        patterns = patternsOf(self.document)
+        patterns = [each for document in documents() for each in patternsOf(document)]
         stale = [each for each in patterns if not any(matches(each, text) for text in there)]
         self.assertEqual(stale, [])
 
