@@ -183,7 +183,7 @@ class AnswerTests(ExporterTestCase):
     """
 
     def test_list(self) -> None:
-        """The list of what can be imported, and the end."""
+        """OP_REQ_DEVLIST is answered with the importable devices, and the connection is closed."""
         for way, segments in threeWays([LIST]):
             wire = self.connect()
             wire.send(*segments)
@@ -191,7 +191,7 @@ class AnswerTests(ExporterTestCase):
             self.assertEqual(self.told(), [], way)
 
     def test_import(self) -> None:
-        """A device."""
+        """OP_REQ_IMPORT is answered with the device."""
         for way, segments in threeWays([IMPORT]):
             wire = self.connect()
             wire.send(*segments)
@@ -205,7 +205,10 @@ class AnswerTests(ExporterTestCase):
         self.backend.inventory.replace([changed(UNO, state=state)], {UNO.busId})
 
     def test_refused(self) -> None:
-        """Or why not: only the status, and the end; and one line in the log."""
+        """
+        A refused import is answered with a status only, the connection is closed, and one
+        line is logged.
+        """
         self.become(DeviceState.FREE)
         for way, segments in threeWays([IMPORT]):
             wire = self.connect()
@@ -215,7 +218,7 @@ class AnswerTests(ExporterTestCase):
             self.logged.clear()
 
     def test_busy(self) -> None:
-        """A second client hears that it is busy; the first one has it still."""
+        """A second client gets the status for a busy device; the first one keeps it."""
         first, second = self.connect(), self.connect()
         first.send(IMPORT)
         second.send(IMPORT)
@@ -223,7 +226,7 @@ class AnswerTests(ExporterTestCase):
         self.assertFalse(first.ended)
 
     def test_noDevices(self) -> None:
-        """Where there are none to speak of the list is empty: there is no status for that."""
+        """Without USB the list is empty, because OP_REP_DEVLIST has no status for that."""
         self.backend.inventory.trouble = "no USB here"
         wire = self.connect()
         wire.send(LIST)
@@ -233,7 +236,7 @@ class AnswerTests(ExporterTestCase):
         self.assertAnswered(wire, encodeRefusal(OpStatus.NA))
 
     def test_bug(self) -> None:
-        """A bug in it is told, and the client cut off."""
+        """A bug is logged, and the connection is aborted."""
 
         def importable(principal: Principal) -> None:
             raise ZeroDivisionError
@@ -247,7 +250,7 @@ class AnswerTests(ExporterTestCase):
         self.assertNothingLeft()
 
     def test_notTaken(self) -> None:
-        """A client that does not take its answer is cut off in the end, which is told."""
+        """A client that does not read its reply is disconnected after a while, which is logged."""
         wire = self.connect()
         wire.protocol.dataReceived(LIST)
         self.assertFalse(wire.transport.aborted)
@@ -258,7 +261,7 @@ class AnswerTests(ExporterTestCase):
         self.assertNothingLeft()
 
     def test_notTakenAtTheEnd(self) -> None:
-        """When the daemon stops nobody has to be told of."""
+        """When the daemon stops, such a client is disconnected without a line in the log."""
         wire = self.connect()
         lingering = self.patch(wire.transport, "loseConnection", lambda: None)
         self.factory.close()
@@ -272,11 +275,11 @@ class AnswerTests(ExporterTestCase):
 
 class StatusTests(SynchronousTestCase):
     """
-    Which status tells of what.
+    The status for each error.
     """
 
     def test_coversTheFamily(self) -> None:
-        """There is one for every error there is."""
+        """Every error has a status."""
         uncovered = {
             kind
             for kind in subclasses(ShareError)
@@ -288,7 +291,7 @@ class StatusTests(SynchronousTestCase):
         self.assertNotIn(OpStatus.OK, STATUS_OF.values())
 
     def test_statuses(self) -> None:
-        """The statuses are those that a stock C{usbipd} would send, as far as it knows."""
+        """The statuses are those that a stock C{usbipd} would send, as far as it knows them."""
         lease = Lease(owner="ci-1", address="192.0.2.7")
         for error, status in (
             (DeviceInUse(UNO), OpStatus.DEV_BUSY),
@@ -314,8 +317,10 @@ class HandedOverTests(ExporterTestCase):
     """
 
     def test_order(self) -> None:
-        """The connection is the device's before its client is answered: the client says nothing
-        until then, so no byte is lost. From the request on nothing is read."""
+        """
+        The device gets the connection before the client gets its reply, until when the
+        client sends nothing: no byte is lost. Nothing is read after the request.
+        """
         self.backend = PatientBackend((BOUND,))
         self.serve()
         wire = self.connect()
@@ -329,7 +334,7 @@ class HandedOverTests(ExporterTestCase):
         self.assertFalse(wire.ended)
 
     def test_end(self) -> None:
-        """It stays open as long as the session lasts, however long, and is closed then."""
+        """The connection stays open as long as the session, and is closed then."""
         wire = self.connect()
         wire.send(IMPORT)
         self.reactor.advance(86400)
@@ -342,7 +347,7 @@ class HandedOverTests(ExporterTestCase):
         self.assertEqual(self.told(), [])
 
     def test_lostFirst(self) -> None:
-        """If the connection breaks in our hands first, the end of the session is seen still."""
+        """If Twisted loses the connection first, the end of the session is still detected."""
         wire = self.connect()
         wire.send(IMPORT)
         wire.drop()
@@ -352,7 +357,7 @@ class HandedOverTests(ExporterTestCase):
         self.assertEqual(self.backend.refreshed, [UNO.busId])
 
     def test_daemonStops(self) -> None:
-        """When the daemon stops it goes on; what carries no traffic ends."""
+        """When the daemon stops, sessions go on, and connections without a session are closed."""
         carrying, idle, half = self.connect(), self.connect(), self.connect()
         carrying.send(IMPORT)
         half.send(IMPORT[:-1])
@@ -364,7 +369,7 @@ class HandedOverTests(ExporterTestCase):
         self.assertNothingLeft()
 
     def test_daemonStopsMeanwhile(self) -> None:
-        """A client that is not answered yet is not given anything any more."""
+        """When the daemon stops, a client that waits for its reply gets no device."""
         self.backend = PatientBackend((BOUND,))
         self.serve()
         wire = self.connect()
@@ -377,7 +382,7 @@ class HandedOverTests(ExporterTestCase):
         self.assertNothingLeft()
 
     def test_notCounted(self) -> None:
-        """It takes nobody's place."""
+        """Connections with a session do not count for the limit."""
         devices = [changed(BOUND, busId=f"1-{port}") for port in range(1, 2 * self.most)]
         self.backend.inventory.replace(devices)
         for device in devices:
@@ -387,8 +392,7 @@ class HandedOverTests(ExporterTestCase):
         self.assertEqual(self.factory.connections, set())
 
     def test_options(self) -> None:
-        """How it is noticed that its client has vanished is set on it before it is given
-        away, and as the configuration says then."""
+        """The keepalive options in force are set on the connection before it is handed over."""
         self.backend = PatientBackend((BOUND,))
         self.serve()
         self.settings.replace(Settings(access=EVERYBODY, keepalive=KeepAlive(idle=11)))
@@ -405,7 +409,7 @@ class HandedOverTests(ExporterTestCase):
         self.assertEqual(len(self.backend.calls), 1)
 
     def test_onImport(self) -> None:
-        """A device that is bound for it is described as it is then."""
+        """A device that is bound for an import is described as it is after the bind."""
         self.serve(Rule(match=Match(bus="1-2"), share=Share.ON_IMPORT))
         wire = self.connect()
         wire.send(IMPORT[:8] + b"1-2".ljust(32, b"\0"))
@@ -419,7 +423,7 @@ class BadTests(ExporterTestCase):
     """
 
     def test_garbage(self) -> None:
-        """What is no request ends the connection, and is told once."""
+        """Bytes that are no request end the connection, and one line is logged."""
         bad = struct.pack(">HHI", 0x0111, 0x8005, 7)
         for garbage in (b"GET / HTTP/1.1\r\n\r\n", b"\0", bad, LIST[:3] + b"\0" * 5, IMPORT[::-1]):
             for _, segments in threeWays([garbage]):
@@ -428,15 +432,17 @@ class BadTests(ExporterTestCase):
                 self.assertCutOff(wire, "not a USB/IP client")
 
     def test_goesOn(self) -> None:
-        """What still comes after that is not told again."""
+        """What follows them is not logged again."""
         wire = self.connect()
         wire.protocol.dataReceived(b"GET")
         wire.protocol.dataReceived(b" / HTTP/1.1")
         self.assertCutOff(wire, "not a USB/IP client")
 
     def test_pipelined(self) -> None:
-        """A client that says more before it is answered gets nothing: the device would take it
-        for traffic."""
+        """
+        A client that sends data before its reply gets no device, because the device would
+        read it as USB traffic.
+        """
         for request in (LIST, IMPORT):
             for more in (b"\0", 48 * b"\1", request):
                 wire = self.connect()
@@ -445,7 +451,7 @@ class BadTests(ExporterTestCase):
         self.assertEqual(self.backend.calls, [])
 
     def test_meanwhile(self) -> None:
-        """That is seen, too, if it is still in the kernel's hands."""
+        """Such data is detected too if it is still in the kernel's buffer."""
         wire = self.connect()
         assert isinstance(wire.transport, SocketTransport)
         wire.transport.client.sendall(b"\0")
@@ -454,7 +460,7 @@ class BadTests(ExporterTestCase):
         self.assertEqual(self.backend.calls, [])
 
     def test_whileBinding(self) -> None:
-        """Or if it comes while the device is being bound."""
+        """It is detected too if it arrives while the device is being bound."""
         self.backend = PatientBackend((UNO,))
         self.serve(Rule(match=Match(bus="*"), share=Share.ON_IMPORT))
         wire = self.connect()
@@ -466,7 +472,7 @@ class BadTests(ExporterTestCase):
         self.assertEqual(len(self.backend.calls), 1)
 
     def test_leaves(self) -> None:
-        """A client that leaves instead of waiting for its answer gets nothing."""
+        """A client that disconnects before its reply gets no device."""
         wire = self.connect()
         assert isinstance(wire.transport, SocketTransport)
         wire.transport.client.close()
@@ -475,7 +481,10 @@ class BadTests(ExporterTestCase):
         self.assertEqual(self.backend.calls, [])
 
     def test_slow(self) -> None:
-        """Whoever takes longer than ten seconds is cut off, also if its bytes drip in."""
+        """
+        A client without a complete request within ten seconds is disconnected, also if it
+        sends byte by byte.
+        """
         wire = self.connect()
         for byte in range(9):
             wire.send(IMPORT[byte : byte + 1])
@@ -485,20 +494,20 @@ class BadTests(ExporterTestCase):
         self.assertCutOff(wire, "within 10 s")
 
     def test_silent(self) -> None:
-        """So is whoever says nothing at all: it may have wanted to."""
+        """A client that sends nothing is disconnected too, and that is logged."""
         wire = self.connect()
         self.reactor.advance(REQUEST_SECONDS)
         self.assertCutOff(wire, "within 10 s")
 
     def test_probe(self) -> None:
-        """That somebody connects and leaves is not worth a line."""
+        """A client that connects and disconnects is not logged."""
         wire = self.connect()
         wire.drop()
         self.assertEqual(self.logged, [])
         self.assertNothingLeft()
 
     def test_truncated(self) -> None:
-        """A client that leaves in the middle of its request is told of, once."""
+        """A client that disconnects in the middle of its request is logged once."""
         for request in (LIST, IMPORT):
             for length in range(1, len(request)):
                 wire = self.connect()
@@ -511,8 +520,10 @@ class BadTests(ExporterTestCase):
         self.assertEqual(self.backend.calls, [])
 
     def test_tooMany(self) -> None:
-        """Those beyond the limit are turned away, which is told once; when one goes there is
-        room for one."""
+        """
+        Connections beyond the limit are refused, which is logged once; when one ends,
+        another is accepted.
+        """
         wires = [self.connect() for _ in range(self.most)]
         for _ in range(5):
             self.assertIsNone(self.factory.buildProtocol(ADDRESS))
@@ -524,7 +535,7 @@ class BadTests(ExporterTestCase):
         self.assertEqual(wire.received, encodeList([BOUND]))
 
     def test_unixSocket(self) -> None:
-        """Whoever comes by a unix socket is local."""
+        """A client on a unix socket is local."""
         self.backend = PatientBackend((BOUND,))
         self.serve()
         wire = self.connectLocally()
@@ -533,7 +544,7 @@ class BadTests(ExporterTestCase):
         self.assertEqual(self.backend.calls[0].holder, holder)
 
     def test_unixUser(self) -> None:
-        """It is known which user that is: what is denied to one is denied over USB/IP too."""
+        """The user of a client on a unix socket is known, and access rules for users apply."""
         guest = Policy(
             principals={"guest": Who(uid=os.getuid())},
             allow=(Grant(who="anyone"),),

@@ -67,7 +67,10 @@ class ListTests(SecuredTestCase):
     """
 
     def test_list(self) -> None:
-        """The list, whichever records it is asked for in, and a proper end; nothing is left."""
+        """
+        The list is sent in a proper TLS session, however the request is split into records;
+        no descriptor is left open.
+        """
         before = openFiles()
         for _, records in threeWays([LIST]):
             client = self.asks(*records)
@@ -80,7 +83,7 @@ class ListTests(SecuredTestCase):
         self.assertEqual(openFiles(), before)
 
     def test_versions(self) -> None:
-        """TLS 1.2 is spoken, whatever else; what came before is not."""
+        """TLS 1.2 and later are accepted, and earlier versions are not."""
         self.assertEqual(self.connect(self.only(ssl.TLSVersion.TLSv1_2)).error, None)
         self.assertIsNone(self.connect().error)
         self.leave()
@@ -97,7 +100,7 @@ class ListTests(SecuredTestCase):
         return context
 
     def test_bug(self) -> None:
-        """A bug in answering ends the connection, and is told."""
+        """A bug is logged, and the connection is closed."""
 
         def importable(principal: object) -> None:
             raise ZeroDivisionError
@@ -116,7 +119,7 @@ class HandshakeTests(SecuredTestCase):
     """
 
     def test_plain(self) -> None:
-        """One that speaks none, or something else, is told of once."""
+        """A client that speaks another protocol is logged once."""
         for said, because in (
             (LIST, "the client does not speak TLS"),
             (IMPORT, "the client does not speak TLS"),
@@ -136,7 +139,7 @@ class HandshakeTests(SecuredTestCase):
         self.assertEqual(self.backend.calls, [])
 
     def test_moment(self) -> None:
-        """So is one whose words come in the moment after it was looked whether there are any."""
+        """That is so too if its bytes arrive just after the socket was checked for them."""
         peek = socket.socket.recv
 
         def recv(connection: socket.socket, *arguments: int) -> bytes:
@@ -160,8 +163,10 @@ class HandshakeTests(SecuredTestCase):
             self.assertEqual(words, [])
 
     def test_truncated(self) -> None:
-        """One that leaves in the middle of it is told of once, wherever that is; nothing is
-        left."""
+        """
+        A client that disconnects during the handshake is logged once, at whichever byte; no
+        descriptor is left open.
+        """
         hello = clientHello()
         self.connect()  # what is made once is made now
         self.leave()
@@ -177,7 +182,7 @@ class HandshakeTests(SecuredTestCase):
         self.assertEqual(openFiles(), before)
 
     def test_reset(self) -> None:
-        """So is one that cuts it off."""
+        """So is a client that resets the connection."""
         client = self.open()
         client.send(clientHello())
         self.turn()
@@ -186,8 +191,7 @@ class HandshakeTests(SecuredTestCase):
         self.assertTold("the client disconnected during the handshake")
 
     def test_probe(self) -> None:
-        """One that says nothing and leaves is not worth a line, nor if it is gone before it was
-        seen."""
+        """A client that connects and disconnects is not logged."""
         self.open().close()
         self.quiet()
         client, server = connected()
@@ -199,7 +203,10 @@ class HandshakeTests(SecuredTestCase):
         self.assertNothingLeft()
 
     def test_slow(self) -> None:
-        """One that takes longer than ten seconds is cut off, also if it drips in."""
+        """
+        A handshake that takes longer than ten seconds is ended, also if its bytes arrive
+        one by one.
+        """
         hello = clientHello()
         client = self.open()
         for byte in range(9):
@@ -211,8 +218,7 @@ class HandshakeTests(SecuredTestCase):
         self.assertTold("no handshake within 10 s")
 
     def test_silent(self) -> None:
-        """So is one that says nothing, and it is told of, too: on a busy machine what it has said
-        may not have been read."""
+        """A client that sends nothing is disconnected too, and that is logged."""
         for words in (b"", clientHello()):
             client = self.open()
             self.quiet()
@@ -223,7 +229,7 @@ class HandshakeTests(SecuredTestCase):
                 self.assertEqual(client.recv(1), b"")
 
     def test_silentAfterIt(self) -> None:
-        """One that asks for nothing is cut off as without TLS."""
+        """A client that sends no request after the handshake is disconnected as without TLS."""
         client = self.connect()
         self.reactor.advance(HANDSHAKE_SECONDS)
         self.until(lambda: client.hasEnded or client.error)
@@ -231,13 +237,12 @@ class HandshakeTests(SecuredTestCase):
         self.assertTold("no complete request within 10 s")
 
     def test_distrust(self) -> None:
-        """One that does not take our certificate is told of."""
+        """A client that rejects the server's certificate is logged."""
         self.assertIsNotNone(self.connect(trusting("Others")).error)
         self.assertTold("unknown CA")
 
     def test_garbageAfterIt(self) -> None:
-        """What is not encrypted as was agreed on is told of once, also in the middle of a
-        request."""
+        """Bytes that are not valid records are logged once, also in the middle of a request."""
         for said, because in ((b"", "does not speak TLS"), (LIST[:3], "in the middle")):
             client = self.connect()
             client.send(said)
@@ -247,8 +252,10 @@ class HandshakeTests(SecuredTestCase):
             self.assertTold(because)
 
     def test_tooMany(self) -> None:
-        """Handshakes count with those that have not said what they want, of whichever kind;
-        those beyond the limit are turned away."""
+        """
+        Handshakes count for the limit of connections without a request, with and without
+        TLS together.
+        """
         self.connect()
         self.open()
         plain = self.exporter.buildProtocol(ADDRESS)
@@ -268,7 +275,7 @@ class HandshakeTests(SecuredTestCase):
         self.assertIsNotNone(self.factory.buildProtocol(ADDRESS))
 
     def test_daemonStops(self) -> None:
-        """When the daemon stops they end, and that is nobody's fault."""
+        """When the daemon stops, handshakes end without a line in the log."""
         begun, idle, shaken = self.open(), self.open(), self.connect()
         begun.send(clientHello()[:10])
         self.turn()
@@ -289,7 +296,7 @@ class MutualTests(SecuredTestCase):
     isMutual = True
 
     def test_shown(self) -> None:
-        """Its name counts for what the client may do."""
+        """The name in the client's certificate is used for its access rights."""
         self.serve(
             access=Policy(
                 principals={"alice": Who(certificate="alice")},
@@ -303,11 +310,11 @@ class MutualTests(SecuredTestCase):
         self.assertEqual(self.told(), [])
 
     def test_none(self) -> None:
-        """Whoever shows none is told of once, and given nothing."""
+        """A client without a certificate is refused and logged once."""
         self.refused(trusting(), "the client has sent no certificate")
 
     def test_others(self) -> None:
-        """So is whoever shows one that another CA has signed."""
+        """So is a client whose certificate is from another CA."""
         context = trusting(client=self.certificate("alice", by="Others"))
         self.refused(context, "the client's certificate is rejected: unable to get local issuer")
 
@@ -319,7 +326,7 @@ class MutualTests(SecuredTestCase):
         self.assertTold(because)
 
     def test_malformed(self) -> None:
-        """So is whoever shows one that OpenSSL takes, and whose name cannot be read."""
+        """So is a client whose certificate OpenSSL accepts although its name cannot be decoded."""
         pem, key = self.certificate("alice")
         Path(pem).write_bytes(
             misnamed(signed("alice", LAB).certificate, b"\x0c\x05alice", b"\x13\x05\xe9lice")
@@ -327,7 +334,7 @@ class MutualTests(SecuredTestCase):
         self.refused(trusting(client=(pem, key)), "the client's certificate is malformed")
 
     def test_named(self) -> None:
-        """What it does is told of with its name."""
+        """Log lines contain the name in the client's certificate."""
         self.asks(b"garbage", context=trusting(client=self.certificate("alice")))
         self.assertTold("192.0.2.8 (certificate alice) is not a USB/IP client")
 
@@ -350,8 +357,10 @@ class BadTests(SecuredTestCase):
     """
 
     def test_truncated(self) -> None:
-        """One that leaves in the middle of its request is told of, once, wherever that is, in
-        whichever records it comes and however it leaves."""
+        """
+        A client that disconnects in the middle of its request is logged once, at whichever
+        byte, in whichever records, and however it disconnects.
+        """
         for length in range(1, len(IMPORT)):
             for number, (_, records) in enumerate(threeWays([IMPORT[:length]])):
                 client = self.connect()
@@ -371,8 +380,10 @@ class BadTests(SecuredTestCase):
             client.unwrap()
 
     def test_pipelined(self) -> None:
-        """One that says more before it is answered is given nothing, whether that comes in the
-        same record or in another."""
+        """
+        A client that sends data before its reply gets no device, in the same record or in
+        another.
+        """
         for more in (b"\0", 48 * b"\1", LIST):
             for records in ((IMPORT + more,), (IMPORT, more)):
                 client = self.connect()
@@ -383,7 +394,7 @@ class BadTests(SecuredTestCase):
         self.assertEqual(self.backend.calls, [])
 
     def test_leaves(self) -> None:
-        """One that leaves instead of waiting for its answer is given nothing."""
+        """A client that disconnects before its reply gets no device."""
         client = self.connect()
         client.says(IMPORT)
         client.close()
@@ -394,7 +405,7 @@ class BadTests(SecuredTestCase):
         self.assertEqual(self.backend.calls, [])
 
     def test_refused(self) -> None:
-        """One that cannot have what it wants is told so, and nothing is left."""
+        """A refused client gets the status, and no descriptor is left open."""
         before = openFiles()
         client = self.asks(IMPORT[:8] + b"1-9".ljust(32, b"\0"))
         self.until(lambda: client.hasEnded)
@@ -404,7 +415,7 @@ class BadTests(SecuredTestCase):
         self.assertEqual(openFiles(), before)
 
     def test_fails(self) -> None:
-        """So it is if the device does not take the connection."""
+        """So does a client if the device does not accept the connection."""
         self.backend = PatientBackend((BOUND,))
         self.serve()
         before = openFiles()

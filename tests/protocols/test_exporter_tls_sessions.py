@@ -96,8 +96,10 @@ class RelayTests(SessionTestCase):
     """
 
     def test_given(self) -> None:
-        """The device gets the connection never, but one end of a pair; that is told, and
-        shown."""
+        """
+        The device gets one end of a socket pair and never the connection; the log and the
+        holder show that.
+        """
         self.imports()
         self.assertEqual(self.device.family, socket.AF_UNIX)
         holder = Holder(address="192.0.2.8", since=1000.0, encryption=Encryption.RELAY)
@@ -106,7 +108,7 @@ class RelayTests(SessionTestCase):
         self.assertIn("the kernel has no keys for sending and receiving", line)
 
     def test_order(self) -> None:
-        """The device has its end before the client is answered."""
+        """The device gets its end before the client gets its reply."""
         self.backend = PatientBackend((BOUND,))
         self.serve()
         client = self.asks(IMPORT)
@@ -118,8 +120,7 @@ class RelayTests(SessionTestCase):
         self.assertEqual(bytes(client.received), encodeImport(device))
 
     def test_bothWays(self) -> None:
-        """What is said on either side comes to the other as it is, however much both say at
-        the same time."""
+        """Bytes arrive unchanged in both directions, however much is sent at the same time."""
         client = self.imports()
         client.send(SOME)
         sent, read = 0, bytearray()
@@ -136,7 +137,7 @@ class RelayTests(SessionTestCase):
         self.assertEqual(self.told(), [])
 
     def test_small(self) -> None:
-        """A byte is not kept waiting for others."""
+        """A single byte is relayed at once."""
         client = self.imports()
         for byte in (b"a", b"b"):
             client.send(byte)
@@ -146,7 +147,7 @@ class RelayTests(SessionTestCase):
             client.received.clear()
 
     def test_slowDevice(self) -> None:
-        """A device that does not read keeps its client waiting, and takes no memory here."""
+        """A device that does not read stops its client, and no memory is used for the bytes."""
         client = self.imports()
         client.send(SOME, OTHER, SOME, OTHER)
         self.quiet()
@@ -157,7 +158,7 @@ class RelayTests(SessionTestCase):
         self.assertTrue(read == SOME + OTHER + SOME + OTHER)
 
     def test_slowClient(self) -> None:
-        """A client that does not read keeps the device waiting."""
+        """A client that does not read stops the device."""
         client = self.imports()
         client.isReading = False
         sent = 0
@@ -171,8 +172,10 @@ class RelayTests(SessionTestCase):
         self.assertTrue(client.received == whole[:sent] or sent > MUCH)
 
     def test_clientLeaves(self) -> None:
-        """A client that closes its connection, whether it takes leave or not, or cuts it off:
-        the session ends, and the next client has the device."""
+        """
+        When a client disconnects, with close_notify, without, or by a reset, the session
+        ends, and the next client can import the device.
+        """
         for end in (self.takesLeave, TlsClient.close, self.cutsOff):
             self.backend.refreshed.clear()
             before = openFiles()
@@ -189,8 +192,10 @@ class RelayTests(SessionTestCase):
             self.backend.inventory.replace([BOUND], {BOUND.busId})
 
     def test_leavesWithTheLast(self) -> None:
-        """It may take leave in one breath with the last that it says: the socket does not tell
-        of that any more."""
+        """
+        close_notify right behind the last data is recognized, although the socket does not
+        become readable again.
+        """
         client = self.imports()
         client.ssl.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         client.send(b"the last")
@@ -211,8 +216,10 @@ class RelayTests(SessionTestCase):
         client.close()
 
     def test_deviceEnds(self) -> None:
-        """When the device's end is closed or shut down, as by a kick or an unplug, the client
-        hears what was said before, and a proper end."""
+        """
+        When the device's end is closed or shut down, as by a kick or an unplug, the client
+        receives everything sent before, and close_notify.
+        """
         for end in (socket.socket.close, lambda device: device.shutdown(socket.SHUT_RDWR)):
             self.backend.refreshed.clear()
             client = self.imports()
@@ -225,8 +232,7 @@ class RelayTests(SessionTestCase):
             self.backend.inventory.replace([BOUND], {BOUND.busId})
 
     def test_notTaken(self) -> None:
-        """A client that does not take what there is is cut off then, also while more of it was
-        to come."""
+        """A client that does not read what is left is disconnected after a while."""
         client = self.imports()
         client.isReading = False
         while self.tries(SOME):
@@ -238,8 +244,10 @@ class RelayTests(SessionTestCase):
         self.assertOver()
 
     def test_garbage(self) -> None:
-        """What is not encrypted as was agreed on ends it, and is told of once: nothing of it
-        comes to the device."""
+        """
+        Bytes that are not valid records end the session and are logged once; the device
+        receives none of them.
+        """
         client = self.imports()
         with socket.socket(fileno=os.dup(client.ssl.fileno())) as below:
             below.send(b"\x17\x03\x03\x00\x20" + bytes(32))
@@ -247,7 +255,10 @@ class RelayTests(SessionTestCase):
         self.assertOver(told=1)
 
     def test_daemonStops(self) -> None:
-        """The session ends with the daemon, which says so; the client hears a proper end."""
+        """
+        A relayed session ends with the daemon, which is logged; the client receives
+        close_notify.
+        """
         client = self.imports()
         self.exporter.close()
         self.factory.close()
@@ -257,7 +268,7 @@ class RelayTests(SessionTestCase):
         self.assertOver()
 
     def test_daemonStopsMeanwhile(self) -> None:
-        """A device that is given when its client has been turned out is given back."""
+        """A device is released if its client was disconnected during the hand-over."""
         self.backend = PatientBackend((BOUND,))
         self.serve()
         before = openFiles()
@@ -272,14 +283,14 @@ class RelayTests(SessionTestCase):
         self.assertLessEqual(openFiles(), before + 2)
 
     def test_options(self) -> None:
-        """How it is noticed that a client has vanished is set on its connection."""
+        """The keepalive options are set on the client's connection."""
         self.settings.replace(Settings(access=EVERYBODY, keepalive=KeepAlive(idle=11)))
         self.imports()
         connection: socket.socket = self.wires[-1].transport.getHandle()  # type: ignore[attr-defined]
         self.assertEqual(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE), 11)
 
     def test_counted(self) -> None:
-        """What is counted is what goes over the connection, so more than the traffic."""
+        """The traffic is counted on the connection, so it is more than the USB traffic."""
         client = self.imports()
         client.send(b"x" * 1000)
         self.readsAll(1000)
@@ -290,8 +301,10 @@ class RelayTests(SessionTestCase):
         self.assertGreater(traffic.bytesOut, 320)
 
     def test_refused(self) -> None:
-        """Where the kernel has to encrypt, the client is refused, and it is told why and what
-        to do; nothing is left."""
+        """
+        With C{require_ktls} a client is refused if the kernel cannot encrypt; the log says
+        why and what to do, and no descriptor is left open.
+        """
         self.settings.replace(Settings(access=EVERYBODY, requireKtls=True))
         before = openFiles()
         client = self.asks(IMPORT)
@@ -315,7 +328,10 @@ class Tls13Tests(SessionTestCase):
         return context
 
     def test_traffic(self) -> None:
-        """It is relayed as well, and a client that asks at once is heard."""
+        """
+        With TLS 1.3 the session is relayed too, and a request right behind the handshake is
+        answered.
+        """
         client = self.imports()
         self.assertEqual(client.ssl.version(), "TLSv1.3")
         client.send(SOME)
@@ -353,9 +369,10 @@ class GivenAwayTests(SecuredTestCase):
         self.quiet()
 
     def test_silent(self) -> None:
-        """What was written is sent; from then on nothing is said, nor read, nor is the
-        connection closed: not even leave is taken, which would come in the middle of somebody's
-        traffic."""
+        """
+        After C{giveAway} what was written is sent; then nothing is sent, not even
+        close_notify, nothing is read, and the connection stays open.
+        """
         before = openFiles()
         self.tls.write(b"answer")
         self.tls.giveAway()
@@ -387,7 +404,7 @@ class GivenAwayTests(SecuredTestCase):
         self.assertEqual((self.reactor.readers, self.reactor.writers), ([], []))
 
     def test_gone(self) -> None:
-        """A client that is gone before that is told of."""
+        """The end of a connection before that is reported."""
         self.client.isReading = False
         for _ in range(4):
             self.tls.write(SOME)
@@ -409,7 +426,7 @@ class KtlsTests(SessionTestCase):
         skip = "this kernel has no module tls"
 
     def test_given(self) -> None:
-        """The device gets the connection itself, and what it says is encrypted."""
+        """The device gets the connection itself, and what it sends is encrypted."""
         client = self.imports()
         self.assertEqual(self.device.family, socket.AF_INET)
         self.assertEqual(self.factory.relayed, set())
@@ -421,7 +438,7 @@ class KtlsTests(SessionTestCase):
         self.until(lambda: client.received == b"pong")
 
     def test_ends(self) -> None:
-        """Either side ends it, and nothing is left."""
+        """Either side can end the session, and no descriptor is left open."""
         before = openFiles()
         for isClients in (True, False):
             self.backend.refreshed.clear()
@@ -438,7 +455,7 @@ class KtlsTests(SessionTestCase):
         self.assertLessEqual(openFiles(), before + 2)
 
     def test_daemonStops(self) -> None:
-        """It goes on without the daemon."""
+        """A session with kernel TLS outlasts the daemon."""
         client = self.imports()
         self.exporter.close()
         self.factory.close()
@@ -446,7 +463,7 @@ class KtlsTests(SessionTestCase):
         self.assertEqual(self.readsAll(4), b"ping")
 
     def test_pipelined(self) -> None:
-        """Whoever says more before it is answered is given nothing."""
+        """A client that sends data before its reply gets no device."""
         client = self.connect()
         client.says(IMPORT, b"more")
         self.assertTold("after the request")

@@ -101,7 +101,10 @@ class WatchTests(WatchTestCase):
     """
 
     def test_snapshot(self) -> None:
-        """The answer is what C{list} says, and the number of the last event before it."""
+        """
+        The reply to C{watch} contains the devices as C{list} shows them, and the number of
+        the last event before it.
+        """
         for detail in (False, True):
             request = watch(detail=detail)
             for way, segments in threeWays([request]):
@@ -117,7 +120,7 @@ class WatchTests(WatchTestCase):
                 self.become(MOUSE)
 
     def test_noLineFeed(self) -> None:
-        """A watch needs no line feed at its end either."""
+        """A watch command needs no line feed."""
         wire = self.connect()
         wire.send(WATCH)
         self.toggle(2)
@@ -142,7 +145,7 @@ class WatchTests(WatchTestCase):
         )
 
     def test_kinds(self) -> None:
-        """Everything that happens to a device has its kind."""
+        """Each kind of change has an event of its own."""
         wire = self.watch(detail=True)
         self.become(UNO, state=BOUND)
         self.become(UNO, state=IN_USE, holder=Holder(address="192.0.2.9", since=EPOCH))
@@ -160,8 +163,10 @@ class WatchTests(WatchTestCase):
         self.assertComplete(wire)
 
     def test_holder(self) -> None:
-        """Who has imported a device is told, and who had it when it is given back; with and
-        without detail, and also where nothing is known of it."""
+        """
+        Events of an import and a release contain the holder, with and without detail, and
+        also if nothing is known of it.
+        """
         for detail in (False, True):
             wire = self.watch(detail=detail)
             self.become(UNO, state=IN_USE, holder=Holder(address="192.0.2.9", since=EPOCH))
@@ -182,7 +187,7 @@ class WatchTests(WatchTestCase):
             )
 
     def test_lease(self) -> None:
-        """Whose a device is for a time is told; when that is over nobody's name is."""
+        """An event contains the new lease, and none when the lease has ended."""
         wire = self.watch()
         asking = self.another()
         asking.send(LEASE)
@@ -201,7 +206,10 @@ class WatchTests(WatchTestCase):
         self.assertNotIn("lease", leases[1])
 
     def test_oneStepAfterStart(self) -> None:
-        """That is so, too, where the answer had to wait for the daemon's start."""
+        """
+        If the watch command had to wait for the daemon's start, no event is lost or sent
+        twice either.
+        """
         for way, segments in threeWays([watch(detail=True), ATTACH]):
             self.backend = PatientBackend(started=False)
             wire = self.connect()
@@ -219,7 +227,7 @@ class WatchTests(WatchTestCase):
             self.assertEqual(self.backend.calls, [], way)
 
     def test_criteria(self) -> None:
-        """Criteria choose the devices of the snapshot and of the events."""
+        """Criteria select the devices of the reply and of the events."""
         for criteria in (
             {"id": "1-1.*"},
             {"id": "2341:*"},
@@ -237,7 +245,7 @@ class WatchTests(WatchTestCase):
             self.backend.inventory.replace(DEVICES)
 
     def test_nothingMatches(self) -> None:
-        """It is no error that there is no such device: one may come."""
+        """Criteria that no device matches are no error: a device may be plugged in later."""
         wire = self.watch(serial="L1")
         self.assertEqual((wire.answers[0]["status"], wire.answers[0]["data"]), ("success", []))
         self.backend.inventory.replace([*DEVICES[:2], MOUSE], None)
@@ -245,7 +253,7 @@ class WatchTests(WatchTestCase):
         self.assertEqual(self.kinds(wire), [("changed", "2-10")])
 
     def test_bad(self) -> None:
-        """A request to watch that makes no sense is an error, and no watch."""
+        """An invalid watch command is an error, and no events are sent."""
         for request, reason in (
             (watch(sinec=1), "sinec"),
             (watch(since=-1), "since"),
@@ -269,8 +277,7 @@ class SinceTests(WatchTestCase):
     """
 
     def test_goesOn(self) -> None:
-        """From any event that is remembered a watcher goes on, without a snapshot: what it
-        missed is told just as it was."""
+        """With C{since}, the events after that one are sent as they were, without a snapshot."""
         first = self.watch()
         begin = first.answers[0]["seq"]
         self.toggle(5)
@@ -285,7 +292,7 @@ class SinceTests(WatchTestCase):
         self.assertEqual(self.seqs(wire), list(range(begin + 1, begin + 7)))
 
     def test_criteria(self) -> None:
-        """Criteria and detail count for what was missed, too."""
+        """Criteria and detail apply to the missed events too."""
         begin = self.watch().answers[0]["seq"]
         self.become(UNO, state=BOUND)
         self.become(STICK, state=BOUND)
@@ -304,14 +311,14 @@ class SinceTests(WatchTestCase):
         self.assertEqual(len(wire.answers), 1)
 
     def test_unknown(self) -> None:
-        """What is of an earlier daemon, or of no daemon yet, is refused."""
+        """A number of an earlier daemon, or one that is still to come, is refused."""
         begin = self.watch().answers[0]["seq"]
         self.toggle(2)
         for since in (0, 1, begin - 100, begin + 100, begin * 2):
             self.assertImpossible(self.alsoWatch(since=since))
 
     def test_keepAlive(self) -> None:
-        """Whoever is refused may ask again on the same connection, if it has asked for that."""
+        """A client that is refused can send another request if it has sent C{keep_alive}."""
         wire = self.connect()
         wire.send(watch(since=1, keep_alive=True), watch(), ATTACH)
         self.assertEqual(wire.statuses, ["error", "success"])
@@ -324,7 +331,7 @@ class BehindTests(WatchTestCase):
     """
 
     def test_pipelined(self) -> None:
-        """What is asked before is answered before; what comes behind is not even read."""
+        """Requests before a watch command are answered first; requests behind it are ignored."""
         before = [KEEP, KEEP + b"\n"]
         for behind in (
             [ATTACH],
@@ -350,7 +357,7 @@ class BehindTests(WatchTestCase):
                     self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_behindSlow(self) -> None:
-        """A watch waits for the answers before it, and its snapshot is of then."""
+        """A watch command waits for the replies before it, and its snapshot is taken then."""
         for way, segments in threeWays([ATTACH, watch(detail=True), ATTACH]):
             wire = self.patiently()
             wire.send(*segments)
@@ -363,7 +370,7 @@ class BehindTests(WatchTestCase):
             self.assertEqual(self.kinds(wire), [("unbound", "1-1.4")], way)
 
     def test_behindLastOne(self) -> None:
-        """A request before it that does not ask for C{keep_alive} does not end it."""
+        """A request before it without C{keep_alive} does not close the connection."""
         wire = self.connect()
         wire.send(LIST + WATCH)
         self.toggle(1)
@@ -371,7 +378,10 @@ class BehindTests(WatchTestCase):
         self.assertFalse(wire.closed)
 
     def test_flood(self) -> None:
-        """A watcher that sends on and on is told on and on, and nothing of it is kept."""
+        """
+        A watching client that keeps sending still receives events, and its data is not
+        stored.
+        """
         wire = self.watch()
         for _ in range(100):
             wire.send(b"x" * 2**16)
@@ -381,7 +391,7 @@ class BehindTests(WatchTestCase):
         self.assertEqual(wire.transport.producerState, "producing")
 
     def test_congestedBefore(self) -> None:
-        """A watch behind many answers that are not read begins when they are."""
+        """A watch command behind many unread replies begins when they are read."""
         wire = self.connect()
         wire.transport.reading = False
         wire.send((KEEP + b"\n") * 1000 + WATCH)
@@ -401,8 +411,10 @@ class LastingTests(WatchTestCase):
     """
 
     def test_heartbeats(self) -> None:
-        """While nothing happens a line says that the daemon lives and which event was the
-        last; a watcher may say nothing for as long as it likes."""
+        """
+        Heartbeats contain the number of the last event; a watching client needs to send
+        nothing.
+        """
         wire = self.watch()
         begin = wire.answers[0]["seq"]
         self.clock.advance(14.9)
@@ -416,8 +428,10 @@ class LastingTests(WatchTestCase):
         self.assertFalse(wire.closed)
 
     def test_halfClosed(self) -> None:
-        """A watcher that has closed its side goes on being told: netcat does that. One that was
-        killed looks alike, so it gets two heartbeats soon, which show whether it is there."""
+        """
+        A client that has closed its side still receives events, as netcat does. It gets two
+        heartbeats soon, which show whether it was killed.
+        """
         for way, segments in threeWays([WATCH]):
             wire = self.connect()
             wire.send(*segments)
@@ -434,7 +448,7 @@ class LastingTests(WatchTestCase):
             self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_halfClosedThenGone(self) -> None:
-        """Nothing is left of one that is not."""
+        """If it was killed, the connection ends, and nothing is left."""
         wire = self.watch()
         wire.closeWrite()
         self.assertEqual(len(wire.events), 1)
@@ -442,7 +456,7 @@ class LastingTests(WatchTestCase):
         self.assertForgotten(wire)
 
     def test_halfClosedWhileStarting(self) -> None:
-        """So does one that has closed it before there was an answer."""
+        """A client that closes its side before the reply receives events too."""
         self.backend = PatientBackend(started=False)
         wire = self.watch()
         wire.closeWrite()
@@ -460,14 +474,14 @@ class LastingTests(WatchTestCase):
         self.assertEqual(len(wire.transport.writes), written)
 
     def test_goes(self) -> None:
-        """A watcher that goes leaves nothing behind."""
+        """A watching client that disconnects leaves nothing behind."""
         wire = self.watch()
         self.toggle(1)
         wire.drop()
         self.assertForgotten(wire)
 
     def test_goesWhileStarting(self) -> None:
-        """Nor does one that goes before it is answered."""
+        """Nor does a client that disconnects before the reply."""
         self.backend = PatientBackend(started=False)
         wire = self.watch()
         wire.drop()
@@ -476,8 +490,10 @@ class LastingTests(WatchTestCase):
         self.assertForgotten(wire)
 
     def test_daemonStops(self) -> None:
-        """A daemon that stops closes its side, and the watcher has all it was told; it is given
-        time to close its own."""
+        """
+        A daemon that stops sends all events and closes its side; the client has time to
+        close its own.
+        """
         wire = self.watch()
         self.toggle(3)
         wire.protocol.close()
@@ -491,7 +507,7 @@ class LastingTests(WatchTestCase):
         self.assertForgotten(wire)
 
     def test_daemonStopsHalfClosed(self) -> None:
-        """Where it has done that already, that is the end."""
+        """If the client has closed its side already, the connection ends at once."""
         wire = self.watch()
         wire.closeWrite()
         wire.protocol.close()
@@ -500,14 +516,14 @@ class LastingTests(WatchTestCase):
         self.assertForgotten(wire)
 
     def test_daemonStopsTwice(self) -> None:
-        """To be told again changes nothing."""
+        """A second C{close} has no effect."""
         wire = self.watch()
         wire.protocol.close()
         wire.protocol.close()
         self.assertAllEnds(wire)
 
     def test_withoutHalfClose(self) -> None:
-        """Where one direction cannot be closed, as with TLS, both are."""
+        """Where one side cannot be closed alone, as with TLS, both are closed."""
         self.connect().drop()
         wire = self.another(transport=TlsTransport())
         wire.send(WATCH)
@@ -520,7 +536,7 @@ class LastingTests(WatchTestCase):
         self.assertForgotten(wire)
 
     def test_stopping(self) -> None:
-        """A daemon that stops takes no more watchers."""
+        """A daemon that stops refuses watch commands."""
         wire = self.connect()
         other = self.another()
         self.successResultOf(self.stopped())

@@ -36,7 +36,7 @@ BEAT = b"*\n"
 
 class WatcherTests(SynchronousTestCase):
     """
-    Who reads what he is told, and who does not.
+    L{Watcher}: clients that read the events, and clients that do not.
     """
 
     def setUp(self) -> None:
@@ -100,7 +100,7 @@ class WatcherTests(SynchronousTestCase):
         return b"".join(self.lines())
 
     def test_reads(self) -> None:
-        """Whoever reads is told at once, however much happens."""
+        """A client that reads receives each event at once, however many there are."""
         _, transport = self.watch()
         self.happen(5000)
         self.assertEqual(transport.value(), self.all())
@@ -108,8 +108,10 @@ class WatcherTests(SynchronousTestCase):
         self.assertEqual(self.warnings, [])
 
     def test_doesNotRead(self) -> None:
-        """Who does not read is cut off when more waits than may, and not only for a moment, with
-        one warning, and is told nothing more; others are not affected."""
+        """
+        A client is disconnected, with one warning, when too many bytes are unsent for more
+        than a moment; others are not affected.
+        """
         _, slow = self.watch()
         _, other = self.watch()
         slow.reading = False
@@ -131,14 +133,14 @@ class WatcherTests(SynchronousTestCase):
         self.assertIn("192.0.2.7: slow watcher disconnected", warning)
 
     def test_bounded(self) -> None:
-        """What is written to a connection that is not read is bounded, too."""
+        """The bytes written to a connection that is not read are bounded."""
         _, slow = self.watch()
         slow.reading = False
         self.until(slow, CONGESTION + MOST - 1000)
         self.assertLess(len(slow.value()), CONGESTION + 1000)
 
     def test_readsInTime(self) -> None:
-        """Who reads again before that is told all that waited, in its order, and goes on."""
+        """A client that reads again before that receives all events in their order."""
         _, slow = self.watch()
         for _ in range(5):
             slow.reading = False
@@ -151,8 +153,7 @@ class WatcherTests(SynchronousTestCase):
         self.assertEqual(self.warnings, [])
 
     def test_muchAtOnce(self) -> None:
-        """Much can happen at once, before anything could be read: nobody is cut off for that who
-        reads it then, bit by bit."""
+        """Many events at once do not disconnect a client that then reads them bit by bit."""
         _, slow = self.watch()
         slow.reading = False
         self.until(slow, 20 * MOST)
@@ -170,8 +171,7 @@ class WatcherTests(SynchronousTestCase):
         self.assertTrue(slow.aborted)
 
     def test_slowButSteady(self) -> None:
-        """Who reads more slowly than things happen for a while, but reads, is not cut off: what
-        he has read counts no more."""
+        """A client that reads more slowly than events come for a while is not disconnected."""
         _, slow = self.watch()
         slow.reading = False
         for _ in range(50):
@@ -182,8 +182,10 @@ class WatcherTests(SynchronousTestCase):
         self.assertEqual(self.warnings, [])
 
     def test_missed(self) -> None:
-        """However much was missed, it is told at the pace at which it is read, before anything
-        new, and nobody is cut off for it."""
+        """
+        Missed events are sent at the pace of the client, before new ones, and never
+        disconnect it.
+        """
         self.happen(5000)
         _, late = self.watch(self.begin)
         self.assertEqual(late.value(), self.all())
@@ -204,13 +206,13 @@ class WatcherTests(SynchronousTestCase):
         self.assertFalse(transport.aborted)
 
     def test_heartbeats(self) -> None:
-        """Heartbeats go to those who read, also if they have heard of something just now."""
+        """A client that reads gets heartbeats, also right after an event."""
         _, transport = self.watch()
         self.clock.pump([15] * 3)
         self.assertEqual(transport.value(), BEAT * 3)
 
     def test_noHeartbeatAheadOfEvents(self) -> None:
-        """A heartbeat tells the number of the last event, so none overtakes events that wait."""
+        """A heartbeat has the number of the last event, so none is sent before unsent events."""
         _, slow = self.watch()
         slow.reading = False
         self.until(slow, CONGESTION + MOST - 1000)
@@ -221,8 +223,7 @@ class WatcherTests(SynchronousTestCase):
         self.assertEqual(slow.value(), self.all() + BEAT)
 
     def test_end(self) -> None:
-        """Told to end it leaves nothing behind, also while something waits; and may be told so
-        again."""
+        """C{end} leaves nothing behind, also with unsent events, and may be called twice."""
         for reading in (True, False):
             watcher, transport = self.watch()
             transport.reading = reading
@@ -237,7 +238,7 @@ class WatcherTests(SynchronousTestCase):
             self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_stopProducing(self) -> None:
-        """So does one whose connection is gone."""
+        """Nor does the end of the connection."""
         watcher, transport = self.watch()
         watcher.stopProducing()
         self.happen(1)
@@ -245,7 +246,7 @@ class WatcherTests(SynchronousTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_event(self) -> None:
-        """How an event is written is for the protocol to say."""
+        """The protocol defines how an event is written."""
         transport = MemoryTransport()
         _, stream = self.feed.watch(WatchDevices(), everything)
         seen: list[Told] = []

@@ -108,7 +108,7 @@ class EventsTests(EventsTestCase):
     """
 
     def test_token(self) -> None:
-        """A token is a header, and never in an address: those end up in logs."""
+        """A token is sent in a header; one in the URL is refused, because URLs are logged."""
         for request, code, message in (
             (get(b"GET", EVENTS, b"1.1", b"Authorization: Bearer x"), 403, "is not known"),
             (get(b"GET", EVENTS + b"?token=x"), 400, "Authorization: Bearer"),
@@ -120,8 +120,10 @@ class EventsTests(EventsTestCase):
             self.assertIn(message, response.json["message"])
 
     def test_head(self) -> None:
-        """The head says that it is a stream of events, that nobody is to keep, and that the
-        connection is for nothing else."""
+        """
+        The headers say that the response is an event stream, must not be cached, and ends
+        with the connection.
+        """
         for way, segments in threeWays([get(path=EVENTS)]):
             wire = self.connect()
             wire.send(*segments)
@@ -138,7 +140,7 @@ class EventsTests(EventsTestCase):
             self.assertNotIn("content-length", response.headers)
 
     def test_snapshot(self) -> None:
-        """First comes all there is, with what C{watch} answers."""
+        """The first event is the reply to C{watch}."""
         told = self.told(self.listen())
         self.assertEqual(told.retry, ["2000"])
         self.assertEqual(told.kinds, ["snapshot"])
@@ -148,7 +150,7 @@ class EventsTests(EventsTestCase):
         self.assertEqual([d["bus_id"] for d in answer["data"]], ["1-1.4", "1-2", "2-10"])
 
     def test_events(self) -> None:
-        """Then comes each event with its number, just as C{watch} has it."""
+        """Each further event has its number and the line that C{watch} sends."""
         wire = self.listen()
         self.toggle(2)
         told = self.told(wire)
@@ -161,7 +163,7 @@ class EventsTests(EventsTestCase):
         self.assertFalse(told.isWhole)
 
     def test_oldHttp(self) -> None:
-        """A client that knows no chunks is told all the same, until the connection ends."""
+        """With HTTP 1.0 events are sent without chunks until the connection ends."""
         self.connect().drop()
         wire = self.another()
         wire.send(get(path=EVENTS, version=b"1.0"))
@@ -171,7 +173,7 @@ class EventsTests(EventsTestCase):
         self.assertEqual(told.kinds, ["snapshot", "bound"])
 
     def test_query(self) -> None:
-        """Criteria and detail stand in the query."""
+        """Criteria and detail are given in the query string."""
         for query, data in ((b"?id=1-1.4&detail=true", "bound"), (b"?desc=ARDUINO", None)):
             wire = self.listen(EVENTS + query)
             self.become(MOUSE, state=BOUND)
@@ -184,12 +186,12 @@ class EventsTests(EventsTestCase):
             self.become(UNO)
 
     def test_escaped(self) -> None:
-        """A query is escaped as queries are."""
+        """The query string is decoded."""
         told = self.told(self.listen(EVENTS + b"?id=2341%3A*&desc=Arduino+SA"))
         self.assertEqual([d["bus_id"] for d in told.data[0]["data"]], ["1-1.4"])
 
     def test_badQuery(self) -> None:
-        """A query that makes no sense is 400, with the JSON that says why."""
+        """An invalid query string is answered with 400 and the reason as JSON."""
         for query, reason in (
             (b"?colour=red", "colour"),
             (b"?since=x", "since"),
@@ -203,13 +205,13 @@ class EventsTests(EventsTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_otherMethods(self) -> None:
-        """Events can only be listened to."""
+        """/events can only be read with GET."""
         for request in (post(b"{}", path=EVENTS), get(b"PUT", EVENTS)):
             response = self.ask(request)
             self.assertEqual((response.code, response.headers["allow"]), (405, "GET"))
 
     def test_foreign(self) -> None:
-        """A page of somebody else's hears nothing, by whichever name it comes."""
+        """A foreign web page is refused, by its C{Origin} or its C{Host}."""
         for request in (
             b"GET /events HTTP/1.1\r\nHost: evil.example\r\n\r\n",
             get(b"GET", EVENTS, b"1.1", b"Origin: http://evil.example"),
@@ -220,12 +222,12 @@ class EventsTests(EventsTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_ownPage(self) -> None:
-        """Our own page may listen."""
+        """A page of this server may read events."""
         wire = self.listen(EVENTS, b"Origin: http://localhost")
         self.assertEqual(self.told(wire).kinds, ["snapshot"])
 
     def test_postWatch(self) -> None:
-        """A POST is no way to watch, and its answer says which is."""
+        """A watch command sent with POST is refused, and the message says what to use."""
         response = self.ask(post(b'{"command":"watch"}'))
         self.assertEqual((response.code, response.json["status"]), (400, "error"))
         self.assertIn("GET /events", response.json["message"])
@@ -233,7 +235,7 @@ class EventsTests(EventsTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_starting(self) -> None:
-        """Where the daemon is not ready yet the snapshot waits for it, and is of then."""
+        """While the daemon starts the snapshot waits for it, and is taken then."""
         self.backend = PatientBackend(started=False)
         wire = self.connect()
         wire.send(get(path=EVENTS))
@@ -246,7 +248,7 @@ class EventsTests(EventsTestCase):
         self.assertEqual(told.ids[1], told.ids[0] + 1)
 
     def test_neverStarts(self) -> None:
-        """If that takes too long it is told, as anybody is."""
+        """If the start takes too long, the client gets an error."""
         self.backend = PatientBackend(started=False)
         wire = self.connect()
         wire.send(get(path=EVENTS))
@@ -262,7 +264,7 @@ class AgainTests(EventsTestCase):
     """
 
     def test_lastEventId(self) -> None:
-        """It goes on behind what it has seen last, without a snapshot."""
+        """C{Last-Event-ID} continues after that event, without a snapshot."""
         first = self.listen()
         self.toggle(4)
         seen = self.told(first).ids
@@ -281,8 +283,10 @@ class AgainTests(EventsTestCase):
         self.assertEqual(self.told(wire).events[-1], self.told(first).events[-1])
 
     def test_impossible(self) -> None:
-        """Where that is not possible it begins anew, with a snapshot: a browser could do nothing
-        about an error, and would not even come back."""
+        """
+        If that event is not known any more, the stream begins with a snapshot: after an
+        error a browser would not reconnect.
+        """
         self.limits = Limits(history=2)
         first = self.listen()
         self.toggle(5)
@@ -296,7 +300,7 @@ class AgainTests(EventsTestCase):
         self.assertEqual(self.told(wire).kinds, ["snapshot"])
 
     def test_criteria(self) -> None:
-        """Criteria count for what it has missed, too."""
+        """Criteria apply to the missed events too."""
         seen = self.told(self.listen()).ids[0]
         self.become(UNO, state=BOUND)
         self.become(MOUSE, state=BOUND)
@@ -319,7 +323,7 @@ class LastingTests(EventsTestCase):
         self.assertEqual(self.flushLoggedErrors(), [])
 
     def test_heartbeats(self) -> None:
-        """While nothing happens it gets comments, and may listen for as long as it likes."""
+        """Heartbeats are comments, and the client can listen for any time."""
         wire = self.listen()
         self.clock.pump([15] * 20)
         told = self.told(wire)
@@ -328,20 +332,20 @@ class LastingTests(EventsTestCase):
         self.assertFalse(wire.closed)
 
     def test_goes(self) -> None:
-        """A client that goes leaves nothing behind."""
+        """A client that disconnects leaves nothing behind."""
         wire = self.listen()
         wire.drop()
         self.assertForgotten(wire)
 
     def test_halfCloses(self) -> None:
-        """So it is with one that closes its side: no browser does that and goes on listening."""
+        """Nor does a client that closes its side, which no browser does while it listens."""
         wire = self.listen()
         wire.closeWrite()
         self.assertTrue(wire.lost)
         self.assertForgotten(wire)
 
     def test_goesWhileStarting(self) -> None:
-        """Nor does one leave anything that goes before it is answered, in either way."""
+        """Nor does a client that disconnects before the response, in either way."""
         for halfClose in (True, False):
             self.backend = PatientBackend(started=False)
             wire = self.connect()
@@ -353,8 +357,10 @@ class LastingTests(EventsTestCase):
             self.assertForgotten(wire)
 
     def test_daemonStops(self) -> None:
-        """A daemon that stops brings the stream to its proper end, and the client has all it was
-        told; then the connection ends."""
+        """
+        A daemon that stops sends all events and ends the response properly, and then the
+        connection.
+        """
         wire = self.listen()
         self.toggle(3)
         wire.protocol.close()
@@ -370,7 +376,7 @@ class LastingTests(EventsTestCase):
         self.assertForgotten(wire)
 
     def test_pipelined(self) -> None:
-        """What a client sends behind its request is dropped."""
+        """Data behind the request is ignored."""
         for way, segments in threeWays([get(path=EVENTS), post(ATTACH), b"x" * 3000]):
             wire = self.connect()
             wire.send(*segments)
@@ -383,7 +389,10 @@ class LastingTests(EventsTestCase):
             self.assertEqual(wire.transport.producerState, "producing")
 
     def test_doesNotRead(self) -> None:
-        """Who does not read is cut off, and nothing is left; others are told on."""
+        """
+        A client that does not read is disconnected, and leaves nothing behind; others
+        receive all events.
+        """
         self.limits = Limits(watchBytes=10_000)
         slow = self.listen()
         other = self.alsoListen()
@@ -430,7 +439,10 @@ class WaitTests(EventsTestCase):
         return lease and str(lease["owner"])
 
     def test_turn(self) -> None:
-        """It is answered when it is its turn, and with nothing but the answer."""
+        """
+        An attach with C{wait} is answered when the device is available, with nothing but
+        the reply.
+        """
         wire = self.waiting()
         self.clock.pump([15] * 10)
         self.assertEqual(wire.received, b"")
@@ -440,8 +452,10 @@ class WaitTests(EventsTestCase):
         self.assertEqual(self.owner(), "ci-2")
 
     def test_goes(self) -> None:
-        """A client that goes while it waits leaves the queue, whether it closes both sides or
-        one, and the next has its turn."""
+        """
+        A client that disconnects or closes its side while it waits leaves the queue, and
+        the next one gets the device.
+        """
         wires = [self.waiting(b"ci-2"), self.waiting(b"ci-3"), self.waiting(b"ci-4")]
         wires[0].drop()
         wires[1].closeWrite()
@@ -452,7 +466,7 @@ class WaitTests(EventsTestCase):
         self.assertEqual(self.flushLoggedErrors(), [])
 
     def test_connection(self) -> None:
-        """No lease lasts as long as a connection here: none lasts longer than its answer."""
+        """A lease with the ttl C{connection} is refused over HTTP."""
         request = b'{"command":"attach","id":"2-10","lease":{"owner":"x","ttl":"connection"}}'
         response = self.ask(post(request))
         self.assertEqual((response.code, response.json["status"]), (400, "error"))

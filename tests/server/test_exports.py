@@ -160,7 +160,7 @@ class WhoTests(ExportsTestCase):
     devices = (UNO, STICK)
 
     def test_bound(self) -> None:
-        """A bound device is given away; it is shown who has it, and since when."""
+        """A bound device is handed over; its holder and the time since when are shown."""
         self.start()
         self.done("attach")
         self.sleep(7)
@@ -171,27 +171,26 @@ class WhoTests(ExportsTestCase):
         self.assertEqual(self.backend.calls[-1].deadline, EXPORT_SECONDS)
 
     def test_shown(self) -> None:
-        """The device that the client gets is as clients see it."""
+        """The device that is returned has the name and lease that clients see."""
         self.start(Rule(match=Match(bus="*"), name="uno", share=Share.ALWAYS))
         _, result = self.imports()
         self.assertEqual(self.successResultOf(result).name, "uno")
 
     def test_notBound(self) -> None:
-        """One that is not bound is not."""
+        """A device that is not bound cannot be imported."""
         self.start()
         self.assertIn("attach it first", self.denied(DeviceNotFound))
         self.assertEqual(self.verbs(), [])
 
     def test_notThere(self) -> None:
-        """Nor one that is not there, or that nobody is to see."""
+        """A device that is not plugged in, or that is never shared, cannot be imported."""
         self.start(NEVER)
         self.backend.inventory.replace([changed(UNO, state=BOUND)], {UNO.busId})
         for busId in ("1-7", UNO.busId):
             self.assertEqual(self.denied(DeviceNotFound, busId), f"there is no device {busId}")
 
     def test_inUse(self) -> None:
-        """One that a client of ours has is in use, which its holder's next client, too, hears
-        at once."""
+        """A device with a session of this daemon is in use: the next client is refused at once."""
         self.start(ON_IMPORT)
         self.given()
         for principal in (ALICE, BOB):
@@ -201,7 +200,7 @@ class WhoTests(ExportsTestCase):
         self.given(STICK.busId)
 
     def test_lease(self) -> None:
-        """What is leased is only for the address that has leased it."""
+        """A leased device can be imported only from the address that has leased it."""
         self.start()
         self.done("attach", Client(ALICE), lease={"owner": "ci-1", "ttl": 60})
         self.assertIn("leased by ci-1", self.denied(DeviceLeased))
@@ -211,7 +210,7 @@ class WhoTests(ExportsTestCase):
         self.assertIn("attach it first", self.denied(DeviceNotFound, principal=ALICE))
 
     def test_leaseEnds(self) -> None:
-        """When the lease ends, so does the session that it was for."""
+        """When a lease ends, the session of its owner ends too."""
         self.start()
         self.done("attach", Client(ALICE), lease={"owner": "ci-1", "ttl": 60})
         self.given(principal=ALICE)
@@ -219,8 +218,7 @@ class WhoTests(ExportsTestCase):
         self.assertEqual(self.verbs(), ["bind", "export", "unbind"])
 
     def test_broken(self) -> None:
-        """Where there are no devices to speak of nothing is given away, nor when the daemon
-        stops."""
+        """Without USB, or while the daemon stops, nothing can be imported."""
         self.start(ALWAYS)
         self.backend.inventory.trouble = "no USB here"
         self.denied(BackendUnavailable)
@@ -231,8 +229,10 @@ class WhoTests(ExportsTestCase):
         self.failureResultOf(listing, BackendUnavailable)
 
     def test_fails(self) -> None:
-        """If the backend fails the client is told, nothing is left of its connection, and the
-        next one is given the device."""
+        """
+        If the backend fails, the client gets the error, its connection is closed, and the
+        next client gets the device.
+        """
         self.patiently()
         self.start()
         self.backend.inventory.replace([changed(UNO, state=BOUND)], {UNO.busId})
@@ -245,7 +245,7 @@ class WhoTests(ExportsTestCase):
         self.successResultOf(result)
 
     def test_talks(self) -> None:
-        """A client that talks on, or leaves, while it waits is given nothing."""
+        """A client that sends data or disconnects while the device is bound gets no device."""
         self.patiently()
         self.start(ON_IMPORT)
         for number, wrong in enumerate((lambda c: c.send(b"x"), socket.socket.close)):
@@ -258,7 +258,7 @@ class WhoTests(ExportsTestCase):
         self.assertEqual(self.verbs(), ["bind", "bind"])
 
     def test_closed(self) -> None:
-        """A connection that the daemon has closed itself is given to nobody."""
+        """A connection that the daemon has closed itself is not handed over."""
         self.start(ALWAYS)
         _, server = self.connect()
         server.close()
@@ -278,7 +278,10 @@ class JustFreedTests(ExportsTestCase):
         self.resetting = self.backend = ResettingBackend((UNO,))
 
     def test_waits(self) -> None:
-        """Whoever wants it waits a moment, and gets it."""
+        """
+        A client that comes just after the end of a session waits a moment, and gets the
+        device.
+        """
         self.start(ALWAYS)
         self.leaves(self.given())
         _, result = self.imports()
@@ -290,7 +293,7 @@ class JustFreedTests(ExportsTestCase):
         self.assertEqual(self.heard[-2:], [("released", UNO.busId), ("imported", UNO.busId)])
 
     def test_notLong(self) -> None:
-        """But not longer than a second; that may be a client of somebody else's."""
+        """It waits for at most a second: the device may be in use by a client of another server."""
         self.start(ALWAYS)
         self.take(address=ALICE.address)
         _, result = self.imports()
@@ -300,7 +303,7 @@ class JustFreedTests(ExportsTestCase):
         self.assertIn(ALICE.address, str(self.failureResultOf(result, DeviceInUse).value))
 
     def test_unplugged(self) -> None:
-        """Nor if it is unplugged meanwhile."""
+        """It is refused if the device is unplugged meanwhile."""
         self.start(ALWAYS)
         self.take()
         _, result = self.imports()
@@ -309,7 +312,7 @@ class JustFreedTests(ExportsTestCase):
         self.failureResultOf(result, DeviceNotFound)
 
     def test_somebodyElse(self) -> None:
-        """Of two who wait the second is told at once that the first one has it."""
+        """Of two waiting clients, the second is refused as soon as the first has the device."""
         self.start(ALWAYS)
         self.leaves(self.given())
         self.resetting.over.add(UNO.busId)
@@ -319,8 +322,10 @@ class JustFreedTests(ExportsTestCase):
         self.failureResultOf(both[1], DeviceInUse)
 
     def test_looks(self) -> None:
-        """When a session ends the device is looked at, at once and again when it may have been
-        reset."""
+        """
+        After the end of a session the device is refreshed at once, and again when the
+        kernel may have reset it.
+        """
         self.start(ALWAYS)
         self.leaves(self.given())
         self.clock.advance(0)
@@ -333,7 +338,7 @@ class JustFreedTests(ExportsTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_stopped(self) -> None:
-        """A daemon that has stopped looks no more."""
+        """A daemon that has stopped refreshes no devices."""
         self.start(ALWAYS)
         self.leaves(self.given())
         self.successResultOf(asked(self.core.stop()))
@@ -341,7 +346,7 @@ class JustFreedTests(ExportsTestCase):
         self.assertEqual(self.backend.refreshed, [])
 
     def test_cannotLook(self) -> None:
-        """A look that fails is a bug, and told as one; nothing else comes of it."""
+        """A refresh that fails with a bug is logged as one, and has no other effect."""
 
         async def fail(device: UsbDevice) -> None:
             raise ZeroDivisionError
@@ -360,7 +365,10 @@ class OnImportTests(ExportsTestCase):
     """
 
     def test_binds(self) -> None:
-        """A free device is bound first; it stays bound when the client is done with it."""
+        """
+        With C{share: on_import} a free device is bound for the import, and stays bound
+        after the session.
+        """
         self.start(ON_IMPORT)
         client = self.given()
         self.assertEqual(self.verbs(), ["bind", "export"])
@@ -372,8 +380,7 @@ class OnImportTests(ExportsTestCase):
         self.assertEqual(self.verbs(), ["bind", "export", "export"])
 
     def test_unbinds(self) -> None:
-        """If that is asked for it is given back, as soon as it is not in use any more; and
-        again each time."""
+        """With C{unbind_released} it is unbound when it is not in use any more, each time."""
         self.start(LENT)
         for _ in range(2):
             self.leaves(self.given())
@@ -383,7 +390,10 @@ class OnImportTests(ExportsTestCase):
         self.assertEqual(self.verbs(), 2 * ["bind", "export", "unbind"])
 
     def test_unbindsLate(self) -> None:
-        """So it is when the backend has seen the end of the session before it was told here."""
+        """
+        It is unbound too if the backend reports the end of the session before the
+        connection ends.
+        """
         self.start(LENT)
         client = self.given()
         self.giveBack()
@@ -392,7 +402,10 @@ class OnImportTests(ExportsTestCase):
         self.assertIs(self.state(), FREE)
 
     def test_takenAgain(self) -> None:
-        """A client that was quicker is not disturbed by the end of the last one's session."""
+        """
+        The end of a session does not affect the next client that has imported the device
+        already.
+        """
         self.start(LENT)
         first = self.given()
         self.giveBack()
@@ -405,7 +418,7 @@ class OnImportTests(ExportsTestCase):
         self.assertIs(self.state(), FREE)
 
     def test_takenWhileGiven(self) -> None:
-        """Nor one that is being given the device just then."""
+        """Nor does it affect a client to which the device is just being handed over."""
         self.patiently()
         self.start(LENT)
         first, result = self.imports()
@@ -421,7 +434,7 @@ class OnImportTests(ExportsTestCase):
         self.assertEqual(self.verbs(), ["bind", "export", "export"])
 
     def test_wantedWhileUnbinding(self) -> None:
-        """Whoever wants it while it is being given back gets it after that."""
+        """An import during the unbind is carried out after it."""
         self.patiently()
         self.start(LENT)
         first, result = self.imports()
@@ -439,7 +452,7 @@ class OnImportTests(ExportsTestCase):
         self.assertEqual(self.verbs()[3:], ["bind", "export"])
 
     def test_attached(self) -> None:
-        """If somebody has attached it, it stays bound; until it is detached."""
+        """A device that a client has attached stays bound until it is detached."""
         self.start(LENT)
         self.done("attach")
         self.leaves(self.given())
@@ -450,7 +463,7 @@ class OnImportTests(ExportsTestCase):
         self.assertIs(self.state(), FREE)
 
     def test_always(self) -> None:
-        """What is shared always is always bound, whatever else its rule says."""
+        """With C{share: always} a device stays bound whatever else its rule contains."""
         self.start(Rule(match=Match(bus="*"), share=Share.ALWAYS, unbind_released=True))
         self.leaves(self.given())
         self.giveBack()
@@ -458,7 +471,7 @@ class OnImportTests(ExportsTestCase):
         self.assertEqual(self.verbs(), ["bind", "export"])
 
     def test_onRequest(self) -> None:
-        """What somebody else has bound is given back, too, if that is asked for."""
+        """With C{unbind_released} a device that was bound otherwise is unbound too."""
         self.start(Rule(match=Match(bus="*"), unbind_released=True))
         self.backend.inventory.replace([changed(UNO, state=BOUND)], {UNO.busId})
         self.leaves(self.given())
@@ -466,7 +479,7 @@ class OnImportTests(ExportsTestCase):
         self.assertIs(self.state(), FREE)
 
     def test_bindFails(self) -> None:
-        """If it cannot be bound, the client is told why, and so is the next one."""
+        """If the bind fails, this client and the next one get the error."""
         self.patiently()
         self.start(LENT)
         for number in (0, 1):
@@ -476,7 +489,7 @@ class OnImportTests(ExportsTestCase):
         self.assertEqual(self.verbs(), ["bind", "bind"])
 
     def test_exportFails(self) -> None:
-        """If it is bound and then cannot be given away, it is given back."""
+        """If the bind succeeds and the export fails, the device is unbound again."""
         self.patiently()
         self.start(LENT)
         _, result = self.imports()
@@ -486,14 +499,14 @@ class OnImportTests(ExportsTestCase):
         self.assertEqual(self.verbs(), ["bind", "export", "unbind"])
 
     def test_veto(self) -> None:
-        """A hook may object to its being bound."""
+        """A C{before_bind} hook can veto the bind for an import."""
         no = Hook(events=(Occasion.BEFORE_BIND,), command=("/nonexistent/hook",))
         self.start(Rule(match=Match(bus="*"), share=Share.ON_IMPORT, hooks=(no,)))
         self.assertIn("not bound", self.denied(OperationFailed))
         self.assertEqual(self.verbs(), [])
 
     def test_unplugged(self) -> None:
-        """A session that ends because the device was unplugged leaves nothing to be done."""
+        """After a session that ended because the device was unplugged, nothing is done."""
         self.start(LENT)
         client = self.given()
         self.unplug()
@@ -504,7 +517,7 @@ class OnImportTests(ExportsTestCase):
         self.assertEqual(len(self.ended), 1)
 
     def test_onStop(self) -> None:
-        """What was bound for an import is this daemon's to unbind."""
+        """With C{on_stop: unbind} a device that was bound for an import is unbound too."""
         self.start(ON_IMPORT)
         self.leaves(self.given())
         self.giveBack()
@@ -524,7 +537,10 @@ class MeanwhileTests(ExportsTestCase):
         self.backend.inventory.replace([changed(UNO, state=BOUND)], {UNO.busId})
 
     def test_twoWant(self) -> None:
-        """Of two clients one gets it, and the other one is told so when that is certain."""
+        """
+        Of two clients that import one device, one gets it, and the other is refused when
+        that is certain.
+        """
         _, first = self.imports()
         _, second = self.imports(principal=ALICE)
         self.assertEqual(self.verbs(), ["export"])
@@ -533,7 +549,7 @@ class MeanwhileTests(ExportsTestCase):
         self.assertIn(BOB.address, str(self.failureResultOf(second, DeviceInUse).value))
 
     def test_secondAfterFailure(self) -> None:
-        """If the first one does not get it, the second one does."""
+        """If the first import fails, the second client gets the device."""
         _, first = self.imports()
         _, second = self.imports(principal=ALICE)
         self.backend.calls[0].fail(OperationFailed(UNO, "the client is gone"))
@@ -542,7 +558,7 @@ class MeanwhileTests(ExportsTestCase):
         self.assertEqual(self.successResultOf(second).holder, held(ALICE, EPOCH))
 
     def test_detaching(self) -> None:
-        """While it is being detached nothing is given away, and after it there is nothing."""
+        """An import during a detach waits for it, and is refused."""
         detach = self.ask("detach")
         _, result = self.imports()
         self.assertEqual(self.verbs(), ["unbind"])
@@ -552,7 +568,7 @@ class MeanwhileTests(ExportsTestCase):
         self.assertEqual(self.verbs(), ["unbind"])
 
     def test_attaching(self) -> None:
-        """Whoever wants it while it is being attached gets it after that."""
+        """An import during an attach waits for it, and gets the device."""
         self.backend.inventory.replace([changed(UNO, state=DeviceState.ERROR)], {UNO.busId})
         attach = self.ask("attach")
         _, result = self.imports()
@@ -563,7 +579,7 @@ class MeanwhileTests(ExportsTestCase):
         self.successResultOf(result)
 
     def test_detachWhileGiven(self) -> None:
-        """A detach waits until it is given away, and then takes it from the client."""
+        """A detach during the hand-over waits for it, and then ends the session."""
         _, result = self.imports()
         detach = self.ask("detach")
         self.backend.calls[0].succeed()
@@ -573,8 +589,10 @@ class MeanwhileTests(ExportsTestCase):
         self.assertEqual(self.verbs(), ["export", "unbind"])
 
     def test_unplugged(self) -> None:
-        """If another one is plugged in at its place meanwhile, nobody is given that by
-        mistake."""
+        """
+        If another device is plugged in at the same port meanwhile, it is not handed over by
+        mistake.
+        """
         detach = self.ask("detach")
         _, result = self.imports()
         self.plug(STICK, busId=UNO.busId)
@@ -583,8 +601,10 @@ class MeanwhileTests(ExportsTestCase):
         self.failureResultOf(result, DeviceNotFound)
 
     def test_givenUp(self) -> None:
-        """A client that has waited too long is told so. What goes on for it ends of itself:
-        its connection has been closed."""
+        """
+        A client that has waited too long is refused. An export that is still in progress
+        ends by itself, because its connection is closed.
+        """
         detach = self.ask("detach")
         client, result = self.imports()
         self.sleep(30)
@@ -599,7 +619,7 @@ class MeanwhileTests(ExportsTestCase):
         self.assertEqual(self.ended, [client])
 
     def test_whoAsked(self) -> None:
-        """While a device is given away somebody who wants to attach it is told who has it."""
+        """While a device is handed over, the error of an attach names the client that gets it."""
         _, result = self.imports()
         attach = self.ask("attach")
         self.backend.calls[0].succeed()
@@ -614,7 +634,7 @@ class EndTests(ExportsTestCase):
     """
 
     def test_told(self) -> None:
-        """Its protocol is told, once."""
+        """The protocol is notified once of the end of a session."""
         self.start(ALWAYS)
         client = self.given()
         self.clock.deliver()
@@ -624,7 +644,7 @@ class EndTests(ExportsTestCase):
         self.assertEqual(self.ended, [client])
 
     def test_afterStop(self) -> None:
-        """Sessions outlast the daemon, unless it is to unbind everything."""
+        """Sessions outlast the daemon, except with C{on_stop: unbind}."""
         self.start(ALWAYS)
         client = self.given()
         self.successResultOf(asked(self.core.stop()))
@@ -651,8 +671,10 @@ class CarrierTests(ExportsTestCase):
         return asked(self.core.dispatcher.handOver(UNO.busId, Client(BOB), carrier, lambda: None))
 
     def test_given(self) -> None:
-        """The device gets what is given; that the session has ended shows at the client's
-        connection. That it was one's own does not matter."""
+        """
+        The device gets the socket that is given for it, and the end of the session is
+        detected on the client's connection.
+        """
         client, server = self.connect()
         ours, theirs = socket.socketpair()
         self.addCleanup(ours.close)
@@ -670,7 +692,7 @@ class CarrierTests(ExportsTestCase):
         self.assertNotEqual(self.backend.refreshed, [])
 
     def test_told(self) -> None:
-        """For each import the log has which of the ways it is."""
+        """For each import the log contains how its traffic is encrypted."""
         for encryption, word in (
             (Encryption.NONE, "plain"),
             (Encryption.KTLS, "ktls"),
@@ -702,7 +724,7 @@ class ListTests(ExportsTestCase):
         return [device.busId for device in devices]
 
     def test_bound(self) -> None:
-        """Those that are bound, also if somebody has them."""
+        """Bound devices are listed, also those in use."""
         self.start()
         self.assertEqual(self.importable(), [])
         self.done("attach")
@@ -714,21 +736,21 @@ class ListTests(ExportsTestCase):
         self.assertEqual(self.importable(), ["1-1.4"])
 
     def test_onImport(self) -> None:
-        """Those that would be bound for whoever wants them."""
+        """Devices with C{share: on_import} are listed too."""
         self.start(Rule(match=Match(bus="1-2"), share=Share.ON_IMPORT))
         self.assertEqual(self.importable(), ["1-2"])
         self.given("1-2")
         self.assertEqual(self.importable(), ["1-2"])
 
     def test_never(self) -> None:
-        """None that nobody is to see, however it is."""
+        """Devices with C{share: never} are not listed in any state."""
         self.start(Rule(match=Match(bus="1-2"), share=Share.NEVER), ON_IMPORT)
         for state in (FREE, BOUND, IN_USE):
             self.backend.inventory.replace([changed(STICK, state=state)], {"1-2"})
             self.assertEqual(self.importable(), ["1-1.4", "2-10"])
 
     def test_reloaded(self) -> None:
-        """The list follows the configuration."""
+        """A reload of the rules changes the list."""
         self.start(ON_IMPORT)
         self.core.reload(self.settings(NEVER))
         self.assertEqual(self.importable(), [])

@@ -71,11 +71,11 @@ class FeedTestCase(SynchronousTestCase):
 
 class FeedTests(FeedTestCase):
     """
-    Events, and who hears of them.
+    L{DeviceEvents}, and its listeners.
     """
 
     def test_numbers(self) -> None:
-        """Events are the inventory's changes, with their numbers."""
+        """Events are the changes of the inventory, with their numbers."""
         self.assertEqual(self.feed.seq, FIRST)
         self.feed.listen(self.listen)
         self.happen(2)
@@ -84,7 +84,7 @@ class FeedTests(FeedTestCase):
         self.assertEqual(self.feed.seq, FIRST + 5)
 
     def test_leave(self) -> None:
-        """Who has left hears nothing more; to leave again does no harm."""
+        """A listener that was removed is not called any more; removing it again has no effect."""
         self.feed.listen(self.listen)
         self.happen(1)
         self.feed.leave(self.listen)
@@ -93,8 +93,10 @@ class FeedTests(FeedTestCase):
         self.assertEqual(self.heard, [FIRST + 1])
 
     def test_failingListener(self) -> None:
-        """A listener that fails is logged, and harms nobody: not the others, not what is
-        remembered, not itself."""
+        """
+        An exception in a listener is logged, and affects neither other listeners nor the
+        log of events.
+        """
 
         def fail(event: Event) -> None:
             self.heard.append(-event.change.seq)
@@ -108,7 +110,7 @@ class FeedTests(FeedTestCase):
         self.assertEqual(self.numbers(self.feed.after(FIRST)), [1, 2])
 
     def test_leaveMeanwhile(self) -> None:
-        """Listeners may leave, and have others leave, while they are told."""
+        """Listeners may remove themselves and others while they are called."""
 
         def leave(event: Event) -> None:
             self.feed.leave(leave)
@@ -120,7 +122,7 @@ class FeedTests(FeedTestCase):
         self.assertEqual(self.heard, [FIRST + 1])
 
     def test_heartbeat(self) -> None:
-        """A heartbeat is no event: it has the number of the last one, and the time."""
+        """A heartbeat has the number of the last event, and the time."""
         self.happen(2)
         self.time += 1
         beat = json.loads(self.feed.heartbeat().encode())
@@ -133,7 +135,7 @@ class FeedTests(FeedTestCase):
         return None if events is None else [event.change.seq - FIRST for event in events]
 
     def test_after(self) -> None:
-        """What is remembered can be had from any of its events on."""
+        """The events after any remembered one can be read."""
         self.assertEqual(self.numbers(self.feed.after(FIRST)), [])
         self.happen(5)
         self.assertEqual(self.numbers(self.feed.after(FIRST)), [1, 2, 3, 4, 5])
@@ -144,12 +146,12 @@ class FeedTests(FeedTestCase):
         self.assertEqual(self.numbers(self.feed.after(FIRST + 6)), [])
 
     def test_ofOthers(self) -> None:
-        """What was before the feed is not known, nor what is still to come."""
+        """Numbers from before the first event and after the last one are unknown."""
         for seq in (0, FIRST - 1, FIRST + 1, 10 * FIRST):
             self.assertIsNone(self.feed.after(seq))
 
     def test_keep(self) -> None:
-        """To remember less forgets the oldest at once; to remember more brings nothing back."""
+        """A smaller limit drops the oldest events at once; a larger one does not restore them."""
         self.happen(5)
         self.remember(2)
         self.assertIsNone(self.feed.after(FIRST + 2))
@@ -160,15 +162,17 @@ class FeedTests(FeedTestCase):
         self.assertEqual(self.numbers(self.feed.after(FIRST + 4)), [5, 6, 7, 8])
 
     def test_keepNothing(self) -> None:
-        """Nothing at all may be remembered: then only the present is known."""
+        """With a limit of 0 only the present is known."""
         self.remember(0)
         self.happen(3)
         self.assertIsNone(self.feed.after(FIRST + 2))
         self.assertEqual(self.feed.after(FIRST + 3), [])
 
     def test_log(self) -> None:
-        """The log tells of a session who has or had the device, since when, and what was moved;
-        of anything else what it was."""
+        """
+        Log lines of imports and releases contain the holder, since when, and the traffic;
+        those of other events their kind.
+        """
         logged: list[LogEvent] = []
         observer = cast(ILogObserver, logged.append)
         globalLogPublisher.addObserver(observer)
@@ -186,7 +190,7 @@ class FeedTests(FeedTestCase):
 
 class EventTests(SynchronousTestCase):
     """
-    One event.
+    L{Event}.
     """
 
     def event(self, kind: ChangeKind, device: UsbDevice, before: UsbDevice | None) -> Event:
@@ -194,7 +198,7 @@ class EventTests(SynchronousTestCase):
         return Event(Change(kind=kind, seq=7, device=device, before=before), EPOCH)
 
     def test_line(self) -> None:
-        """It is made into bytes once, with and without detail."""
+        """An event is encoded once with and once without detail."""
         event = self.event(ChangeKind.ADDED, UNO, None)
         for detail in (False, True):
             line = event.line(detail)
@@ -204,7 +208,10 @@ class EventTests(SynchronousTestCase):
             self.assertEqual("state" in told["data"], detail)
 
     def test_holder(self) -> None:
-        """Its holder is who has come, or who was there before."""
+        """
+        The holder of an event is the client that has imported the device, or that has
+        released it.
+        """
         one, other = Holder(address="192.0.2.1"), Holder(address="192.0.2.2")
         used, free = changed(UNO, state=IN_USE, holder=one), changed(UNO, state=BOUND)
         usedByOther = changed(used, holder=other)
@@ -218,7 +225,7 @@ class EventTests(SynchronousTestCase):
             self.assertEqual(self.event(kind, device, before).holder, holder)
 
     def test_keys(self) -> None:
-        """Only who comes or goes is told with a holder, and only a lease with its lease."""
+        """Only imports and releases have a holder, and only lease events a lease."""
         lease = Lease(owner="ci-1", address="192.0.2.1")
         now = changed(UNO, state=IN_USE, holder=Holder(address="192.0.2.1"), lease=lease)
         for kind in ChangeKind:
@@ -234,7 +241,7 @@ class EventTests(SynchronousTestCase):
 
 class StreamTests(FeedTestCase):
     """
-    What one watcher is told.
+    Subscriptions to events.
     """
 
     def watch(self, **request: Any) -> Subscription[Event]:
@@ -246,14 +253,17 @@ class StreamTests(FeedTestCase):
         return [e.change.seq for e, _ in stream.begin(lambda event, line: self.listen(event))]
 
     def test_reply(self) -> None:
-        """The answer to a watch has the devices that are meant, and where events go on."""
+        """
+        The reply to a watch command contains the selected devices, and the number of the
+        last event.
+        """
         reply, stream = self.feed.watch(WatchDevices(id="1-*"), everything)
         told = json.loads(reply.encode())
         self.assertEqual([device["bus_id"] for device in told["data"]], ["1-1.4", "1-2"])
         self.assertEqual((told["seq"], stream.seq, stream.goesOn), (FIRST, FIRST, False))
 
     def test_replySince(self) -> None:
-        """One that goes on has no devices."""
+        """The reply to a watch command with C{since} contains no devices."""
         self.happen(3)
         reply, stream = self.feed.watch(WatchDevices(since=FIRST + 1), everything)
         self.assertEqual(json.loads(reply.encode()), {"status": "success", "seq": FIRST + 1})
@@ -262,8 +272,10 @@ class StreamTests(FeedTestCase):
             self.feed.watch(WatchDevices(since=FIRST + 4), everything)
 
     def test_oneStep(self) -> None:
-        """Nothing is lost and nothing told twice, whatever happens between the answer and the
-        beginning."""
+        """
+        No event is lost or delivered twice between the reply and the beginning of the
+        subscription.
+        """
         stream = self.watch()
         self.happen(2)
         self.assertEqual(self.begin(stream), [FIRST + 1, FIRST + 2])
@@ -271,8 +283,10 @@ class StreamTests(FeedTestCase):
         self.assertEqual(self.heard, [FIRST + 3])
 
     def test_missedLater(self) -> None:
-        """What was missed can still be had when it is not remembered any more, by whoever has
-        begun in time."""
+        """
+        Missed events are delivered even if they are dropped from the log after the
+        subscription has begun.
+        """
         stream = self.watch(since=FIRST)
         self.happen(2)
         missed = stream.begin(lambda event, line: None)
@@ -281,7 +295,10 @@ class StreamTests(FeedTestCase):
         self.assertEqual([event.change.seq for event, _ in missed], [FIRST + 2])
 
     def test_end(self) -> None:
-        """After its end nothing is told, even of what is being told to all."""
+        """
+        After its end a subscription delivers nothing, not even the event that is being
+        delivered.
+        """
         stream = self.watch()
 
         def end(event: Event) -> None:
@@ -294,7 +311,7 @@ class StreamTests(FeedTestCase):
         self.assertEqual(self.heard, [])
 
     def test_criteria(self) -> None:
-        """A device is told of that meets them, or did before."""
+        """Events of a device that matches before or after the change are delivered."""
         self.begin(self.watch(desc="lamp"))
         self.become(UNO, product="no")
         self.become(STICK, description="lamp")
