@@ -17,7 +17,7 @@ from tests.support.network import Network
 from tests.support.scriptedserver import SECONDS, ScriptedServer
 from usbip_server.client.cli.eventprinter import run
 from usbip_server.client.servers import Server
-from usbip_server.client.watch import Following
+from usbip_server.client.watch import ServerWatch
 from usbip_server.model.device import UsbDevice
 from usbip_server.model.errors import Unreachable
 from usbip_server.model.replies import ReceivedNotice, ReceivedReply, encodeDevices
@@ -62,7 +62,7 @@ class Watched:
             lines.read()
 
 
-class FollowingTests(SynchronousTestCase):
+class WatchTests(SynchronousTestCase):
     """
     A watch of one server.
 
@@ -84,7 +84,7 @@ class FollowingTests(SynchronousTestCase):
             def hear(text: str) -> None:
                 heard.append(text)
                 if isEnough(heard):
-                    following.stop()
+                    watch.stop()
                     enough.callback(None)
                 if text in self.raises:
                     raise self.raises.pop(text)
@@ -99,10 +99,10 @@ class FollowingTests(SynchronousTestCase):
                 hear(f"lost: {str(error).rpartition('): ')[2]}")
 
             pauses = Backoff(BackoffOptions(first=0.1, longest=0.1))
-            following = Following(
+            watch = ServerWatch(
                 scripted.server, reactor, begun, told, lost, pauses, criteria, SECONDS
             )
-            following.start()
+            watch.start()
             enough.addTimeout(SECONDS, reactor)
             await enough
 
@@ -205,7 +205,7 @@ class SteadyTests(SynchronousTestCase):
         network = Network()
         room = network.room(HOST, UNO)
         begun: list[float] = []
-        following = Following(
+        watch = ServerWatch(
             Server(name=HOST, host=HOST),
             network,
             lambda server, answer: begun.append(network.seconds()),
@@ -214,8 +214,8 @@ class SteadyTests(SynchronousTestCase):
             Backoff(BackoffOptions(first=1, longest=100), lambda: 1.0),
             steady=5.0,
         )
-        self.addCleanup(following.stop)
-        following.start()
+        self.addCleanup(watch.stop)
+        watch.start()
         away: list[float] = []
         for there in (1.0, 1.0, 6.0):
             network.sleep(there)

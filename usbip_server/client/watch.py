@@ -24,7 +24,7 @@ SECONDS = 5.0
 """For connecting to the server, and again for its reply."""
 
 
-class Following:
+class ServerWatch:
     """
     A watch of a server that reconnects. No event is missed: after a lost connection it resumes
     with the next event, or, if the server no longer has that, with a list of all devices.
@@ -41,9 +41,9 @@ class Following:
         self,
         server: Server,
         reactor: Any,
-        begun: Callable[[Server, ReceivedReply], None],
-        told: Callable[[Server, ReceivedNotice], None],
-        lost: Callable[[Server, Exception], None],
+        onBegun: Callable[[Server, ReceivedReply], None],
+        onEvent: Callable[[Server, ReceivedNotice], None],
+        onLost: Callable[[Server, Exception], None],
         pauses: Backoff | None = None,
         criteria: Mapping[str, Any] | None = None,
         seconds: float = SECONDS,
@@ -51,11 +51,11 @@ class Following:
     ) -> None:
         """
         @param reactor: provides C{IReactorTime} and what connections need.
-        @param begun: called when the watch has begun, with the reply of L{Conversation.watch}. An
-            error that it raises ends the connection, and is passed to C{lost}.
-        @param told: called with each event. May raise C{ShareError}, likewise.
-        @param lost: called when the connection is lost or an attempt fails. An error that is not a
-            C{ShareError} is a bug.
+        @param onBegun: called when the watch has begun, with the reply of L{Conversation.watch}. An
+            error that it raises ends the connection, and is passed to C{onLost}.
+        @param onEvent: called with each event. May raise C{ShareError}, likewise.
+        @param onLost: called when the connection is lost or an attempt fails. An error that is not
+            a C{ShareError} is a bug.
         @param pauses: between attempts; C{None}: as of L{BACK_OFF}.
         @param criteria: of the devices to watch, as in the request C{watch}.
         @param seconds: see C{seconds}.
@@ -66,9 +66,9 @@ class Following:
         self.since: int | None = None
         self._server = server
         self._reactor = reactor
-        self._begun = begun
-        self._told = told
-        self._lost = lost
+        self._onBegun = onBegun
+        self._onEvent = onEvent
+        self._onLost = onLost
         self._criteria = dict(criteria or {})
         self._steady = steady
         self._attempts: set[Deferred[Any]] = set()
@@ -87,7 +87,7 @@ class Following:
             conversation.close()
 
     def renew(self) -> None:
-        """Reconnect at once, without a call of C{lost}."""
+        """Reconnect at once, without a call of C{onLost}."""
         self.stop()
         self.pauses.reset()
         self._try()
@@ -118,13 +118,13 @@ class Following:
             Deferred.fromCoroutine(self._watch(result))
         else:
             assert isinstance(result.value, Exception)
-            self._lost(self._server, result.value)
+            self._onLost(self._server, result.value)
 
     async def _watch(self, conversation: Conversation) -> None:
         begin = math.inf
         try:
             reply = await self._subscribe(conversation)
-            self._begun(self._server, reply)
+            self._onBegun(self._server, reply)
             if reply.data is not None:
                 self.since = reply.seq
             begin = self._reactor.seconds()
@@ -138,7 +138,7 @@ class Following:
         if self._reactor.seconds() - begin >= self._steady:
             self.pauses.reset()
         self._timer = self._reactor.callLater(self.pauses.next(), self._try)
-        self._lost(self._server, why)
+        self._onLost(self._server, why)
 
     async def _subscribe(self, conversation: Conversation) -> ReceivedReply:
         if self.since is not None:
@@ -153,4 +153,4 @@ class Following:
         seq = notice.get("seq")
         self.since = seq if isinstance(seq, int) else self.since
         if notice["event"] != "heartbeat":
-            self._told(self._server, notice)
+            self._onEvent(self._server, notice)

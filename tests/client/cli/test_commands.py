@@ -192,7 +192,7 @@ class TokenTests(CommandLineTestCase):
     def test_withoutName(self) -> None:
         """The name is optional."""
         _, access = self.made()
-        self.assertEqual([*access.principals], ["somebody"])
+        self.assertEqual([*access.principals], ["NAME"])
 
     def test_names(self) -> None:
         """The daemon reads every name as it was given."""

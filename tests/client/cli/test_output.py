@@ -157,13 +157,14 @@ class TableTests(OutputTestCase):
                 "leased by ci while it is connected",
             ),
             (changed(UNO, holder=Holder(address="::1")), "::1"),
-            (changed(UNO, holder=Holder()), "somebody"),
+            (changed(UNO, holder=Holder()), "an unknown client"),
             (
                 changed(UNO, state=DeviceState.IN_USE, holder=Holder(since=noon), lease=lease),
-                "somebody since 2026-01-02 12:00, leased by ci until 2026-01-02 12:00",
+                "an unknown client since 2026-01-02 12:00, leased by ci until 2026-01-02 12:00",
             ),
         ):
             self.assertEqual(userOf(device), said)
         self.assertRegex(
-            userOf(changed(UNO, holder=Holder(since=time.time()))), r"\Asomebody since \d\d:\d\d\Z"
+            userOf(changed(UNO, holder=Holder(since=time.time()))),
+            r"\Aan unknown client since \d\d:\d\d\Z",
         )

@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 
 from usbip_server.client.devices import deviceIn
 from usbip_server.client.servers import Server
-from usbip_server.client.watch import Following
+from usbip_server.client.watch import ServerWatch
 from usbip_server.model.device import Traffic, UsbDevice
 from usbip_server.model.errors import ShareError, Unreachable
 from usbip_server.model.replies import Code, ReceivedNotice, ReceivedReply, Refused
@@ -81,7 +81,7 @@ class RemoteWatch:
         self.isEmptyGateway = False
         self._server = server
         self._changed = changed
-        self._following = Following(
+        self._following = ServerWatch(
             server,
             reactor,
             self._begun,

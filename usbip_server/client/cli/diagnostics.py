@@ -330,8 +330,8 @@ def versionIn(server: str) -> str | None:
 
 def isOlder(one: str, other: str) -> bool:
     """
-    Does a version precede another (PEP 440)? Beyond their numbers, only pre-releases are told from
-    releases.
+    Does a version precede another (PEP 440)? Of versions with the same numbers only a pre-release
+    precedes another one.
     """
     return _order(one) < _order(other)
 

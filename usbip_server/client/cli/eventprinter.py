@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 from usbip_server.client.cli.context import CommandContext
 from usbip_server.client.cli.discovery import allowManyConnections
 from usbip_server.client.servers import Server
-from usbip_server.client.watch import Following
+from usbip_server.client.watch import ServerWatch
 from usbip_server.model.errors import ShareError
 from usbip_server.model.replies import ReceivedNotice, ReceivedReply
 from usbip_server.model.timestamps import moment
@@ -43,8 +43,8 @@ class EventPrinter:
         @param criteria: the devices to watch, as in the command C{watch} of the protocol.
         @raise OSError: standard output cannot be written.
         """
-        following = [
-            Following(
+        watches = [
+            ServerWatch(
                 server,
                 reactor,
                 self._begun,
@@ -56,11 +56,11 @@ class EventPrinter:
             for server in self._context.servers
         ]
         try:
-            for each in following:
+            for each in watches:
                 each.start()
             await self._over
         finally:
-            for each in following:
+            for each in watches:
                 each.stop()
 
     def _begun(self, server: Server, answer: ReceivedReply) -> None:

@@ -170,7 +170,7 @@ class NotWritten(OSError):
 
 class StandardOutput(io.TextIOWrapper):
     """
-    Standard output, whose errors are told from those of other files.
+    Standard output, whose errors are distinguished from those of other files.
     """
 
     def write(self, text: str) -> int:

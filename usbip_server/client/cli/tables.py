@@ -172,7 +172,7 @@ def userOf(device: UsbDevice) -> str:
     """
     parts = []
     if device.holder is not None:
-        who = device.holder.address or "somebody"
+        who = device.holder.address or "an unknown client"
         since = device.holder.since
         parts.append(who if since is None else f"{who} since {_when(since)}")
     if device.lease is not None:

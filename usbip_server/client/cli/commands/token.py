@@ -84,7 +84,7 @@ def command(name: str | None, asJson: bool, kept: str | None) -> None:
     if asJson:
         click.echo(json.dumps({"token": made, "hash": hashOf(made)}))
         return
-    name = name or "somebody"
+    name = name or "NAME"
     click.echo(
         f"The token of {name}, which is not shown again:\n\n"
         f"{made}\n\n"

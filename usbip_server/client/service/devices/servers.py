@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 from usbip_server.client.devices import RemoteDevice, deviceIn, foundIn
 from usbip_server.client.servers import Server
 from usbip_server.client.service.config import LiveSettings
-from usbip_server.client.watch import Following
+from usbip_server.client.watch import ServerWatch
 from usbip_server.model.device import UsbDevice
 from usbip_server.model.errors import ShareError
 from usbip_server.model.inventory import Change, Inventory
@@ -56,7 +56,7 @@ class ServerConnection:
             is false if it only confirms what was known before a L{verify}.
         """
         self.server = server
-        self.watch = Following(server, reactor, self._begun, self._told, self._lost, pauses)
+        self.watch = ServerWatch(server, reactor, self._begun, self._told, self._lost, pauses)
         self.inventory = Inventory()
         self.inventory.subscribe(lambda changes: changed(self, changes))
         self.trouble: str | None = "it has not answered yet"
