@@ -1,7 +1,6 @@
 """
 C{python -m tests.client.service.servicechild --config FILE}: the client service with a kernel in
-memory.
-Its nodes are in C{dev} beside its socket.
+memory. Device nodes are in C{dev} beside its socket.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ MODEM: Files = {
     "*:1.0/tty/ttyACM0/dev": b"166:0\n",
     "*:1.0/tty/ttyACM0/uevent": b"MAJOR=166\nMINOR=0\nDEVNAME=ttyACM0\n",
 }
-"""What every device is, once it is plugged in."""
+"""The attributes of each attached device: a serial port."""
 
 
 class LockedVhci(FakeVhci):
     """
-    For several threads.
+    Can be used by several threads.
     """
 
     def __init__(self) -> None:
@@ -57,7 +56,7 @@ class LockedVhci(FakeVhci):
 
 def main(path: str) -> None:
     """
-    Run it, until it is told to end.
+    Run the service until SIGTERM.
     """
     reactor: Any = installed
     globalLogBeginner.beginLoggingTo([jsonFileLogObserver(sys.stdout)])

@@ -32,7 +32,7 @@ TOKEN_FILE = re.compile(r"^ *token_file:.*\n", re.MULTILINE)
 
 
 def config(text: str) -> ServiceConfig:
-    """The configuration that a text is."""
+    """Read a configuration."""
     file = ServiceFile("s.yaml", text)
     found = file.config()
     file.known(found)
@@ -41,15 +41,15 @@ def config(text: str) -> ServiceConfig:
 
 class GoodTests(SynchronousTestCase):
     """
-    What is right.
+    Valid configurations.
     """
 
     def test_empty(self) -> None:
-        """Every key has a default."""
+        """An empty file is valid: every key has a default."""
         self.assertEqual(config(""), ServiceConfig())
 
     def test_criteria(self) -> None:
-        """Which device is meant: by criteria, by a word, or by its server's name for it."""
+        """A rule selects by criteria, by a word, or by its own name."""
         for said, wanted in (
             ("serial: X, id: '2341:*'", Selector(serial="X", id="2341:*")),
             ("bus: 1", Selector(bus=1)),
@@ -60,14 +60,14 @@ class GoodTests(SynchronousTestCase):
             self.assertEqual(rule.selector, wanted)
 
     def test_hooks(self) -> None:
-        """A hook is told both unless it says which."""
+        """A hook receives both events unless it names some."""
         hooks = "[{command: [/bin/true]}, {events: [lost], url: 'http://a'}]"
         first, second = config(f"devices: [{{name: it, hooks: {hooks}}}]").devices[0].hooks
         self.assertEqual(first.events, (HookEvent.ATTACHED, HookEvent.LOST))
         self.assertEqual((second.events, str(second)), ((HookEvent.LOST,), "http://a"))
 
     def test_socket(self) -> None:
-        """The mode is narrow, unless somebody is allowed by name."""
+        """The mode is 0660, or 0666 if users or groups are configured."""
         self.assertEqual(SocketConfig().permissions, 0o660)
         self.assertEqual(SocketConfig(allowUids=(5,)).permissions, 0o666)
         self.assertEqual(SocketConfig(allowGids=(5,), mode="0600").permissions, 0o600)
@@ -76,14 +76,14 @@ class GoodTests(SynchronousTestCase):
         self.assertEqual(config("socket: {group: 17}").socket.groupId(), 17)
 
     def test_servers(self) -> None:
-        """Servers are as in the command's file; a rule names them."""
+        """Servers have the keys of C{client.yaml}."""
         file = ServiceFile("s.yaml", "servers: {a: {}, lab: {range: 192.0.2.1-3}}")
         known = file.known(file.config()).known
         names = [server.name for server in known["lab"]]
         self.assertEqual(names, ["192.0.2.1", "192.0.2.2", "192.0.2.3"])
 
     def test_file(self) -> None:
-        """A file is read."""
+        """A file that cannot be read is an error."""
         path = Path(self.mktemp())
         path.write_text("on_stop: detach")
         self.assertEqual(load(str(path)).config().onStop, OnStop.DETACH)
@@ -92,17 +92,17 @@ class GoodTests(SynchronousTestCase):
 
 class WrongTests(SynchronousTestCase):
     """
-    What is wrong is said with file, line, key and reason.
+    Errors have the file, the line, the key and a reason.
     """
 
     def assertWrong(self, text: str, where: str, reason: str) -> None:
-        """The text is wrong there, for this reason."""
+        """A text has an error at this place, with this reason."""
         error = self.assertRaises(ConfigError, config, text)
         self.assertTrue(str(error).startswith(f"s.yaml:{where}"), str(error))
         self.assertIn(reason, str(error))
 
     def test_keys(self) -> None:
-        """An unknown key, a wrong type, something out of its range."""
+        """An unknown key, a wrong type, a value out of range."""
         self.assertWrong("server: {}", "1: server: ", "unknown key")
         self.assertWrong("socket: {mode: 0660}", "1: socket.mode: ", "text")
         self.assertWrong("socket: {mode: rw}", "1: socket", "in quotes")
@@ -112,7 +112,7 @@ class WrongTests(SynchronousTestCase):
         self.assertWrong("socket: {group: no-such-group}", "1: socket.group: ", "no group")
 
     def test_rules(self) -> None:
-        """Rules that mean nothing, or that cannot be told apart."""
+        """Invalid rules, and rules with the same name."""
         for said, where, reason in (
             ("serial: X", "2: devices.0", "name"),
             ("name: ../x", "2: devices.0", "is not a name"),
@@ -131,7 +131,7 @@ class WrongTests(SynchronousTestCase):
         self.assertWrong("devices:\n- name: a\n- name: a-1\n", "3: devices.1.name: ", "symlinks")
 
     def test_servers(self) -> None:
-        """Servers that make no sense, and those that tell nothing of their devices."""
+        """Invalid servers, and stock C{usbipd}, which sends no events."""
         self.assertWrong("servers: {a: {port: 0}}", "1: servers.a.port: ", ">= 1")
         self.assertWrong("servers:\n  a: {stock: true}", "2: servers.a.stock: ", "stock usbipd")
         said = "servers:\n  a: {tls: {ca: /nowhere.pem}}"
@@ -140,28 +140,28 @@ class WrongTests(SynchronousTestCase):
 
 class ExampleTests(SynchronousTestCase):
     """
-    client.example.yaml shows every key with its default.
+    C{client.example.yaml} shows every key with its default.
     """
 
     def setUp(self) -> None:
         self.text = (PROJECT / "client.example.yaml").read_text()
 
     def commented(self, key: str) -> str:
-        """The block of a key that is commented out."""
+        """The commented block of a key, without the C{#}."""
         (block,) = re.findall(rf"^# {key}:\n(?:#   .*\n)+", self.text, re.MULTILINE)
         return re.sub("^# ", "", block, flags=re.MULTILINE)
 
     def test_defaults(self) -> None:
-        """The file says what is so without it."""
+        """The file has the default values."""
         self.assertEqual(config(self.text), ServiceConfig())
 
     def test_complete(self) -> None:
-        """No key is missing."""
+        """The file has every key."""
         paths = {".".join(map(str, path)) for path in ServiceFile("example", self.text)._lines}
         self.assertLessEqual({*keysOf(ServiceConfig)}, paths)
 
     def test_long(self) -> None:
-        """What is said at length, and commented out, is right, and says every key."""
+        """The commented blocks are valid, and have every key."""
         servers, devices = self.commented("servers"), self.commented("devices")
         folder = self.mktemp()
         authority(LAB).write(folder, "ca")
@@ -180,7 +180,7 @@ class ExampleTests(SynchronousTestCase):
                     self.assertRegex(text, rf"[ {{]{field.encode_name}:")
 
     def test_comments(self) -> None:
-        """Each key is explained where it stands first."""
+        """Each key has a comment where it first occurs."""
         seen = set()
         for line in self.text.splitlines():
             found = re.match(r"(?:# )? *(?:- )?([a-z_]+):(?: |$)(.*)", line)
