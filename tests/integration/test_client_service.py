@@ -115,9 +115,10 @@ class RuleTests(ServiceTestCase):
         service = self.service()
         self.untilPorts(service, "1-2")
         self.assertEqual(stat.S_IMODE(os.stat(service.path).st_mode), 0o660)
-        event = service.reload(f"{servers}devices: [{{name: 5}}]\n")
-        self.assertIn("reload failed", event["log_format"])
-        self.assertEqual(self.ports(service), ["1-2"])
+        for wrong in ("devices: [{name: 5}]\n", "socket: {path: /proc/none/client.sock}\n"):
+            event = service.reload(servers + wrong)
+            self.assertIn("reload failed", event["log_format"])
+            self.assertEqual(self.ports(service), ["1-2"])
         isRoot = os.geteuid() == 0
         group = "group: 12345, " if isRoot else ""
         more = f"socket: {{path: {service.path}, {group}allow_uids: [54321]}}\n"

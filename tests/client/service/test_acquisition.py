@@ -11,6 +11,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from tests.client.service.servicecase import OTHER, PORT, RASPI, ROOT, RULE, ServiceCase
+from tests.docs.documentcase import FIELDS
 from tests.support.fixtures import STICK, UNO, asked, changed
 from tests.support.network import US, Answer
 from usbip_server.client.servers import Server
@@ -152,6 +153,7 @@ class WaitTests(AcquisitionCase):
         self.assertEqual(queued.keys(), {"event", "time", "data", "place", "server", "message"})
         self.assertEqual((queued["place"], queued["server"]), (1, "raspi"))
         self.assertIn(f"in use by {OTHER}", queued["message"])
+        self.assertEqual(queued["data"].keys(), FIELDS)
         self.network.sleep(5)
         self.assertEqual((first, second), ([], []))
         self.giveBack()
@@ -369,6 +371,11 @@ class RollbackTests(AcquisitionCase):
         self.takeByOther()
         self.network.sleep(3)
         self.assertReply("failure", OTHER, "attach", id="1-1.4")
+        self.raspi.refuse = OpStatus.ERROR
+        self.assertReply("failure", "", "attach", id="1-1.4", lease=CI, force=True)
+        [requested] = self.core.desired.saved().requests
+        self.assertIsNone(requested.owner)
+        self.raspi.refuse = None
         self.raspi.become("1-1.4", DeviceState.BOUND)
         self.soon(lambda: self.attached == HERE)
 

@@ -325,6 +325,8 @@ class WatchTests(ResponderCase):
         kinds = sorted(line["event"] for line in lines)
         self.assertEqual(kinds, ["attached", "bound", "imported"])
         self.assertIn("since 5", self.watch(since=5)[0]["message"])
+        self.reload("limits: {history: 1}\n")
+        self.assertIn(f"since {since}", self.watch(since=since)[0]["message"])
         watching = asked(self.core.responder.watch(LocalWatch(since=5), Caller(ROOT)))
         response = self.successResultOf(watching)
         self.assertEqual(len(json.loads(response.encoded)["data"]), 2)
