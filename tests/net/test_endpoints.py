@@ -205,6 +205,7 @@ class DescriptionTests(SynchronousTestCase):
             ("tpc:5055", ". Did you mean 'tcp'?"),
             ("unx:/run/x", ". Did you mean 'unix'?"),
             ("frobnicate:1", ""),
+            ("lab.example.org:5055", ""),
         ):
             with self.assertRaises(ValueError) as caught:
                 serverEndpoint(MemoryReactor(), description)

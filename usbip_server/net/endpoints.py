@@ -11,6 +11,7 @@ import enum
 import errno
 import ipaddress
 import os
+import re
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -90,7 +91,7 @@ def _hint(description: str, error: Exception) -> str:
         return r" (the colons of an IPv6 address need backslashes: interface=\:\:1)"
     if description.isdecimal():
         return f". Did you mean 'tcp:{description}'?"
-    if "." in kind and rest.isdecimal():
+    if rest.isdecimal() and re.fullmatch(r"[\d.]+", kind):
         return f". Did you mean 'tcp:{rest}:interface={kind}'?"
     return "" if kind in OWN_KINDS else nearest(kind, (*OWN_KINDS, "tls", "systemd"))
 
