@@ -282,9 +282,7 @@ def _become(request: dict[str, Any], descriptors: Sequence[int]) -> None:
         os.dup2(descriptor, number)
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     if request["network"]:
-        with open(request["network"], "rb") as namespace:
-            if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), _CLONE_NEWNET):
-                raise OSError(ctypes.get_errno(), "setns")
+        enterNetwork(request["network"])
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
@@ -294,6 +292,17 @@ def _become(request: dict[str, Any], descriptors: Sequence[int]) -> None:
     if request["module"] == _COMMAND_MODULE:
         sys.exit(importlib.import_module(_COMMAND_MODULE).main())
     runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+
+
+def enterNetwork(path: str) -> None:
+    """
+    Move this thread to a network namespace.
+
+    @param path: the file of the namespace.
+    """
+    with open(path, "rb") as namespace:
+        if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), _CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), "setns")
 
 
 def main(number: str) -> None:

@@ -6,7 +6,6 @@ real network.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import select
 import socket
 import struct
@@ -30,14 +29,12 @@ from tests.kernel.scenarios.facts import (
     detachAll,
     deviceId,
 )
+from tests.support.forking import enterNetwork
 from usbip_server.kernel.importers import USBIPD_PORT
 from usbip_server.net.keepalive import KeepAlive
 
 SILENCE = 5.0
 """Seconds in which nothing happens, where nothing is to happen."""
-
-CLONE_NEWNET = 0x40000000
-"""C{include/uapi/linux/sched.h}."""
 
 
 class SessionTests(RealMachine, SessionFacts, SynchronousTestCase):
@@ -272,9 +269,7 @@ def socketElsewhere(elsewhere: guest.Elsewhere) -> socket.socket:
     made: list[socket.socket] = []
 
     def make() -> None:
-        with open(f"/run/netns/{elsewhere.name}") as namespace:
-            if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), CLONE_NEWNET):
-                raise OSError(ctypes.get_errno(), "setns")
+        enterNetwork(f"/run/netns/{elsewhere.name}")
         made.append(socket.socket())
 
     thread = threading.Thread(target=make)
