@@ -79,7 +79,7 @@ class FramingTests(LinesTestCase):
             self.assertEqual(expected.count(b"\n"), 2)
 
     def test_everyTruncation(self) -> None:
-        """The beginning of a request is no request; when it stays at that, it is an error."""
+        """An incomplete request is not answered; at the end of the stream it is an error."""
         for length in range(1, len(TRICKY)):
             wire = self.connect()
             wire.send(TRICKY[:length])
@@ -88,19 +88,19 @@ class FramingTests(LinesTestCase):
             self.assertEqual(wire.statuses, ["error"], f"{length} bytes")
 
     def test_blankLines(self) -> None:
-        """Blank lines are passed over."""
+        """Blank lines are ignored."""
         self.assertAnswered([b"\n\r\n  \n", KEEP, b"\n\n", LIST, b"\n"], ["success", "success"])
 
     def test_spaceBefore(self) -> None:
-        """White space before a request does no harm."""
+        """White space before a request is ignored."""
         self.assertAnswered([b"  \t" + LIST], ["success"])
 
     def test_garbageThenLineFeed(self) -> None:
-        """A line that is no JSON is answered with an error."""
+        """A line that is not JSON is answered with an error."""
         self.assertAnswered([b"list\n"], ["error"])
 
     def test_oneWriteEach(self) -> None:
-        """An answer is one write of compact JSON and a line feed: old clients receive once."""
+        """A reply is one write of compact JSON and a line feed: old clients call C{recv} once."""
         wire = self.connect()
         wire.send(KEEP + KEEP)
         self.assertEqual(len(wire.transport.writes), 2)
@@ -110,7 +110,7 @@ class FramingTests(LinesTestCase):
             self.assertEqual(written, compact.encode())
 
     def test_objectEnds(self) -> None:
-        """The end of an object is found when its last byte is there and not before."""
+        """The end of an object is found when its last byte arrives, and not before."""
         ends = ObjectEnds()
         body = b'{"a":"' + b"x" * 2000 + rb"\"}" + b'"}'
         for length in range(len(body)):
@@ -118,7 +118,7 @@ class FramingTests(LinesTestCase):
         self.assertEqual(ends.take(body), ([body], b""))
 
     def test_objectEndsAnywhere(self) -> None:
-        """Wherever the bytes are cut, the same objects are found and the same is left."""
+        """Wherever the bytes are split, the same objects and the same rest are found."""
         stream = TRICKY + b"  {} \r{" + TRICKY + b'} x{"\\\\"}  ' + KEEP[:5]
         objects = [TRICKY, b"{}", b"{" + TRICKY + b"}", b'x{"\\\\"}']
         for first in range(len(stream) + 1):
@@ -138,7 +138,7 @@ class ClosingTests(LinesTestCase):
     """
 
     def test_afterTheAnswer(self) -> None:
-        """After its answer the server closes its side, and waits for the client's."""
+        """After its reply the server closes its side, and waits for the client to close its own."""
         wire = self.connect()
         wire.send(LIST)
         self.assertTrue(wire.transport.writeClosed)
@@ -147,7 +147,7 @@ class ClosingTests(LinesTestCase):
         self.assertAllEnds(wire)
 
     def test_clientThatDoesNotClose(self) -> None:
-        """A client that does not close its side is cut off after a while."""
+        """A client that does not close its side is disconnected after a while."""
         wire = self.connect()
         wire.send(LIST)
         self.clock.advance(LINGER)
@@ -156,7 +156,7 @@ class ClosingTests(LinesTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_keepAlive(self) -> None:
-        """A connection stays open after requests that all ask for that."""
+        """A connection stays open if all requests have C{keep_alive}."""
         wire = self.connect()
         wire.send(KEEP)
         wire.send(FIND)
@@ -166,29 +166,31 @@ class ClosingTests(LinesTestCase):
         self.assertEqual(wire.statuses, ["success"] * 3)
 
     def test_oneWithoutKeepAlive(self) -> None:
-        """If one of the requests that have arrived does not ask for it, the connection closes
-        when all of them are answered."""
+        """
+        If one request has no C{keep_alive}, the connection closes when all that have
+        arrived are answered.
+        """
         wire = self.connect()
         wire.send(LIST + KEEP + KEEP)
         self.assertEqual(wire.statuses, ["success"] * 3)
         self.assertTrue(wire.closed)
 
     def test_laterRequests(self) -> None:
-        """What comes after the server has closed its side is passed over."""
+        """Requests after the server has closed its side are ignored."""
         wire = self.connect()
         wire.send(LIST)
         wire.send(KEEP)
         self.assertEqual(len(wire.answers), 1)
 
     def test_errorCloses(self) -> None:
-        """What is not understood cannot have asked for keep_alive."""
+        """The connection closes after an invalid request, whose C{keep_alive} is not known."""
         wire = self.connect()
         wire.send(b'{"command":"lsit","keep_alive":true}')
         self.assertEqual(wire.statuses, ["error"])
         self.assertTrue(wire.closed)
 
     def test_halfClose(self) -> None:
-        """A client that has closed its side before the answer has it all the same."""
+        """A client that has closed its side receives the reply."""
         wire = self.connect()
         wire.send(KEEP)
         wire.closeWrite()
@@ -196,7 +198,7 @@ class ClosingTests(LinesTestCase):
         self.assertTrue(wire.lost)
 
     def test_halfCloseBeforeAsynchronousAnswer(self) -> None:
-        """A client may close its side and then wait for an answer that takes its time."""
+        """So does a client that closes its side while the reply is pending."""
         wire = self.patiently()
         wire.send(ATTACH)
         wire.closeWrite()
@@ -208,20 +210,20 @@ class ClosingTests(LinesTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_halfCloseWithoutRequest(self) -> None:
-        """A client that closes its side and has said nothing is not answered."""
+        """A client that closes its side without a request gets no reply."""
         wire = self.connect()
         self.assertAllEnds(wire)
         self.assertEqual(wire.received, b"")
 
     def test_halfCloseAfterBlanks(self) -> None:
-        """Nor is one that has sent blanks only."""
+        """Nor does a client that has sent only white space."""
         wire = self.connect()
         wire.send(b" \r\n ")
         self.assertAllEnds(wire)
         self.assertEqual(wire.received, b"")
 
     def test_closeWhenIdle(self) -> None:
-        """A daemon that stops closes a connection on which nothing is in progress."""
+        """A daemon that stops closes an idle connection."""
         wire = self.connect()
         wire.send(KEEP)
         wire.protocol.close()
@@ -229,7 +231,7 @@ class ClosingTests(LinesTestCase):
         self.assertAllEnds(wire)
 
     def test_closeWhileAnswering(self) -> None:
-        """A daemon that stops answers what has arrived, and then closes."""
+        """A daemon that stops answers the requests that have arrived, and then closes."""
         wire = self.patiently()
         wire.send(ATTACH + KEEP)
         wire.protocol.close()
@@ -239,7 +241,7 @@ class ClosingTests(LinesTestCase):
         self.assertTrue(wire.closed)
 
     def test_connectionBreaks(self) -> None:
-        """A connection that breaks while an answer is under way leaves nothing behind."""
+        """A connection that ends while a reply is pending leaves nothing behind."""
         wire = self.patiently()
         wire.send(ATTACH + KEEP)
         wire.drop()
@@ -248,7 +250,7 @@ class ClosingTests(LinesTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_transportWithoutHalfClose(self) -> None:
-        """Where one direction cannot be closed, both are."""
+        """Where one side cannot be closed alone, both are closed."""
         wire = self.connect()
         transport = StringTransport()
         transport.registerProducer(wire.protocol, True)
@@ -257,7 +259,7 @@ class ClosingTests(LinesTestCase):
         self.assertTrue(transport.disconnecting)
 
     def test_slowReader(self) -> None:
-        """The time for the client to close its side begins when it has all of the answer."""
+        """The time for the client to close its side begins when everything is sent."""
         wire = self.connect()
         wire.transport.reading = False
         wire.send(LIST)
@@ -269,8 +271,10 @@ class ClosingTests(LinesTestCase):
         self.assertTrue(wire.transport.aborted)
 
     def test_bug(self) -> None:
-        """A bug is logged, told as an error, and the connection is closed for good: what else
-        was asked on it is not carried out."""
+        """
+        A bug is logged and answered with an error, and the connection closes without
+        carrying out the other requests.
+        """
         self.patch(Dispatcher, "list", None)
         wire = self.connect()
         wire.send(KEEP + ATTACH)
@@ -310,7 +314,7 @@ class OrderTests(LinesTestCase):
     """
 
     def test_asynchronousAnswer(self) -> None:
-        """What is asked after a request that takes its time is answered after it."""
+        """A request behind one that takes time is answered after it."""
         for way, segments in threeWays([ATTACH, FIND + b"\n", KEEP]):
             wire = self.patiently()
             wire.send(*segments)
@@ -323,8 +327,10 @@ class OrderTests(LinesTestCase):
             self.assertFalse(wire.closed)
 
     def test_notReadMeanwhile(self) -> None:
-        """While an answer is under way nothing more is read, so that a client cannot fill the
-        memory."""
+        """
+        While a reply is pending nothing more is read, so that a client cannot fill the
+        memory.
+        """
         wire = self.patiently()
         wire.send(ATTACH)
         self.assertEqual(wire.transport.producerState, "paused")
@@ -332,7 +338,7 @@ class OrderTests(LinesTestCase):
         self.assertEqual(wire.transport.producerState, "producing")
 
     def test_tooLongAfterAsynchronous(self) -> None:
-        """A request that is too long does not lose the answer to the one before it."""
+        """A request that is too long does not suppress the reply to the one before it."""
         for behind in (b"\n", b""):
             wire = self.patiently()
             wire.send(ATTACH + b'{"command":"' + b"x" * self.limits.requestBytes + behind)
@@ -343,7 +349,7 @@ class OrderTests(LinesTestCase):
             self.assertTrue(wire.closed)
 
     def test_twoAsynchronous(self) -> None:
-        """The second operation is begun when the first has been answered."""
+        """The second operation begins when the first has been answered."""
         wire = self.patiently()
         wire.send(ATTACH + b"\n" + ATTACH.replace(b"attach", b"detach"))
         self.assertEqual([call.verb for call in self.backend.calls], ["bind"])

@@ -71,7 +71,7 @@ class BadInputTests(LinesTestCase):
     )
 
     def test_bad(self) -> None:
-        """Bad input is answered with an error, and the connection is closed."""
+        """Invalid input is answered with an error, and the connection is closed."""
         for bad in self.BAD:
             for end in (b"\n", b"\r\n"):
                 wire = self.connect()
@@ -83,7 +83,7 @@ class BadInputTests(LinesTestCase):
                 self.assertAllEnds(wire)
 
     def test_badWithoutLineFeed(self) -> None:
-        """The same without a line feed, when the client has closed its side."""
+        """So is invalid input without a line feed, when the client has closed its side."""
         for bad in self.BAD:
             wire = self.connect()
             wire.send(bad)
@@ -108,13 +108,13 @@ class BadInputTests(LinesTestCase):
             self.assertIn(f"`{key}`", wire.answers[0]["message"])
 
     def test_loneSurrogate(self) -> None:
-        """Half a surrogate pair in a criterion matches nothing and does no harm."""
+        """Half a surrogate pair in a criterion matches nothing, and is no error."""
         wire = self.connect()
         wire.send(b'{"command":"find","desc":"\\ud800"}')
         self.assertIn(wire.statuses, (["error"], ["not_found"]))
 
     def test_randomBytes(self) -> None:
-        """Random bytes have error answers or none, and the connection ends."""
+        """Random bytes are answered with errors or not at all, and the connection ends."""
         chance = random.Random(5055)
         alphabet = [*b'{}{}[]"\\:, \r\n', *b"commandlist", 0, 0x80, 0xFF, 0xED]
         for number in range(10_000):
@@ -133,7 +133,7 @@ class BadInputTests(LinesTestCase):
         self.assertEqual(self.flushLoggedErrors(), [])
 
     def test_mutatedRequests(self) -> None:
-        """A good request with some bytes changed has answers of the contract's shapes only."""
+        """Requests with some bytes changed get replies of the documented form only."""
         chance = random.Random(3240)
         for _ in range(3_000):
             request = bytearray(chance.choice([LIST, FIND, TRICKY]))

@@ -33,7 +33,7 @@ class LengthTests(LinesTestCase):
         return frame % (b" " * (length + 2 - len(frame)))
 
     def test_justFits(self) -> None:
-        """A request as long as is allowed is answered."""
+        """A request of the longest length is answered."""
         for behind in (b"", b"\n", b"\r\n"):
             wire = self.connect()
             wire.send(self.requestOf(self.limits.requestBytes - len(behind.strip(b"\n"))) + behind)
@@ -43,7 +43,10 @@ class LengthTests(LinesTestCase):
         self.assertEqual(wire.statuses, ["success", "success"])
 
     def test_oneTooLong(self) -> None:
-        """A byte more is refused, with or without line feed, in one segment or many."""
+        """
+        A request that is one byte longer is refused, with or without line feed, in one
+        segment or many.
+        """
         for behind in (b"", b"\n"):
             request = self.requestOf(self.limits.requestBytes + 1) + behind
             self.assertTooLong([request])
@@ -51,7 +54,7 @@ class LengthTests(LinesTestCase):
             self.assertTooLong([bytes([byte]) for byte in request])
 
     def test_endless(self) -> None:
-        """What never becomes a request is refused when it is longer than one may be."""
+        """Bytes that never become a request are refused when they are longer than one may be."""
         self.assertTooLong([b"{" * 2000])
         self.assertTooLong([b"x" * 200_000])
         self.assertTooLong([b" " * 100] * 20)
@@ -70,7 +73,7 @@ class LengthTests(LinesTestCase):
             self.assertFalse(wire.closed)
 
     def test_manySmallWhileAnswering(self) -> None:
-        """Nor are those that have to wait for an answer that takes its time."""
+        """Nor are many small requests that arrive while a reply is pending."""
         many = 2**16 // len(KEEP)
         for separator in (b"", b"\n"):
             wire = self.patiently()
@@ -82,7 +85,7 @@ class LengthTests(LinesTestCase):
 
 class WorkTests(LinesTestCase):
     """
-    How much work bytes make.
+    The time that input takes.
     """
 
     def seconds(self, segment: bytes) -> float:
@@ -106,16 +109,16 @@ class WorkTests(LinesTestCase):
         self.fail(f"{few} s, and {many} s for eight times as many")
 
     def test_blankLines(self) -> None:
-        """A flood of blank lines makes no more work than any other bytes."""
+        """Blank lines take time in proportion to their number."""
         self.assertLinear(lambda size: self.seconds(b"\n" * size))
 
     def test_lines(self) -> None:
-        """Many lines in a segment are not copied again for each of them."""
+        """So do many lines in one segment."""
         self.assertLinear(lambda size: self.seconds(KEEP + b"\n" * size + KEEP))
         self.assertLinear(lambda size: self.seconds((KEEP + b"\n") + b"\n \r\n\t" * (size // 5)))
 
     def test_linesWhileAnswering(self) -> None:
-        """Nor are those that had to wait for an answer."""
+        """So do many lines that arrive while a reply is pending."""
 
         def seconds(size: int) -> float:
             wire = self.patiently()
@@ -129,7 +132,7 @@ class WorkTests(LinesTestCase):
         self.assertLinear(seconds)
 
     def test_objects(self) -> None:
-        """Nor are objects without line feeds."""
+        """So do many objects without line feeds."""
 
         def seconds(size: int) -> float:
             ends = ObjectEnds()
@@ -140,7 +143,7 @@ class WorkTests(LinesTestCase):
         self.assertLinear(seconds)
 
     def test_orderWhileAnswering(self) -> None:
-        """Lines that come in several segments while an answer is under way keep their order."""
+        """Lines that arrive in several segments while a reply is pending keep their order."""
         wire = self.patiently()
         many = 2 * LINES_AT_ONCE // len(KEEP)
         wire.protocol.dataReceived(ATTACH + b"\n" + (KEEP + b"\n") * many + KEEP[:7])
@@ -153,7 +156,7 @@ class WorkTests(LinesTestCase):
 
 class TimeOutTests(LinesTestCase):
     """
-    How long a client may take.
+    Time limits of the client.
     """
 
     def assertTimedOut(self, wire: Wire) -> None:
@@ -168,7 +171,7 @@ class TimeOutTests(LinesTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_nothing(self) -> None:
-        """A client that says nothing is told what to say."""
+        """A client that sends nothing gets an error that says what a request is."""
         wire = self.connect()
         self.clock.advance(29.9)
         self.assertEqual(wire.received, b"")
@@ -176,14 +179,14 @@ class TimeOutTests(LinesTestCase):
         self.assertTimedOut(wire)
 
     def test_half(self) -> None:
-        """Nor is half a request enough."""
+        """So does a client that sends half a request."""
         wire = self.connect()
         wire.send(LIST[:-1])
         self.clock.advance(30.1)
         self.assertTimedOut(wire)
 
     def test_dripping(self) -> None:
-        """Bytes that drip in, or blank lines, gain no time."""
+        """Single bytes and blank lines do not extend the time."""
         for drop in (b"\n", b" ", b"{"):
             wire = self.connect()
             for _ in range(31):
@@ -192,7 +195,7 @@ class TimeOutTests(LinesTestCase):
             self.assertTimedOut(wire)
 
     def test_afterAnAnswer(self) -> None:
-        """An answer gives the client the whole time again."""
+        """After a reply the time begins anew."""
         wire = self.connect()
         self.clock.advance(20)
         wire.send(KEEP)
@@ -203,7 +206,7 @@ class TimeOutTests(LinesTestCase):
         self.assertTimedOut(wire)
 
     def test_notWhileAnswering(self) -> None:
-        """The time is the client's: while the server works, none of it passes."""
+        """The time does not run while a reply is pending."""
         self.timeouts = Timeouts(request=30, answer=100, bind=100)
         wire = self.patiently()
         wire.send(ATTACH)
@@ -231,7 +234,7 @@ class CongestionTests(LinesTestCase):
         return wire, many
 
     def test_stopsAnswering(self) -> None:
-        """No more is answered than fits, until the client reads."""
+        """No more requests are answered than the buffer takes, until the client reads."""
         wire, many = self.congested()
         self.assertLess(len(wire.answers), many)
         self.assertEqual(wire.transport.producerState, "paused")
@@ -242,7 +245,7 @@ class CongestionTests(LinesTestCase):
         self.assertEqual(wire.transport.producerState, "producing")
 
     def test_cutOff(self) -> None:
-        """A client that does not read for long is cut off."""
+        """A client that does not read for long is disconnected."""
         wire, _ = self.congested()
         self.clock.advance(29.9)
         self.assertFalse(wire.ended)
@@ -252,7 +255,7 @@ class CongestionTests(LinesTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_resumesWhileAnswering(self) -> None:
-        """To read again while an answer is under way does not start a second one."""
+        """When the client reads again while a reply is pending, no second request is begun."""
         wire = self.patiently()
         wire.send(ATTACH + KEEP)
         wire.protocol.pauseProducing()
@@ -263,8 +266,7 @@ class CongestionTests(LinesTestCase):
         self.assertEqual(wire.statuses, ["success", "success"])
 
     def test_answerWhileCongested(self) -> None:
-        """An answer that comes while the client does not read is written; what comes after it
-        waits."""
+        """A reply is written even if the client does not read; later requests wait."""
         wire = self.patiently()
         wire.send(ATTACH + KEEP)
         wire.protocol.pauseProducing()
@@ -274,7 +276,7 @@ class CongestionTests(LinesTestCase):
         self.assertEqual(wire.statuses, ["success", "success"])
 
     def test_closesWhenRead(self) -> None:
-        """The last answer of a congested connection is followed by the close."""
+        """After the last reply the connection closes, also if the client has read late."""
         wire = self.connect()
         wire.transport.reading = False
         wire.send((KEEP + b"\n") * 1000 + LIST)
@@ -286,7 +288,7 @@ class CongestionTests(LinesTestCase):
         self.assertAllEnds(wire)
 
     def test_halfCloseWhenCongested(self) -> None:
-        """A client that closes its side first and reads later gets all its answers."""
+        """A client that closes its side and reads later receives all its replies."""
         wire, many = self.congested()
         wire.closeWrite()
         self.assertFalse(wire.closed)

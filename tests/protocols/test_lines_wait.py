@@ -64,8 +64,10 @@ class WaitTests(WaitTestCase):
     """
 
     def test_queued(self) -> None:
-        """Whoever waits is told where it stands and why, and is answered when it has its turn;
-        then the connection ends as after any answer."""
+        """
+        A waiting client receives its place in the queue and the reason, and later the
+        reply; then the connection closes as usual.
+        """
         holder = self.leased()
         for way, segments in threeWays([WAIT]):
             wire = self.another(BOB)
@@ -88,7 +90,7 @@ class WaitTests(WaitTestCase):
         self.assertEqual(self.owner(), "ci-2")
 
     def test_places(self) -> None:
-        """Whoever stands further behind is told each time it comes nearer."""
+        """A client receives its new place each time the queue moves."""
         holder = self.leased()
         wires = [self.waiting(attach(f"ci-{number}", wait=600)) for number in (2, 3, 4)]
         self.assertEqual([self.places(wire) for wire in wires], [[1], [2], [3]])
@@ -99,8 +101,10 @@ class WaitTests(WaitTestCase):
         self.assertEqual(self.places(wires[2]), [3, 2, 1])
 
     def test_heartbeats(self) -> None:
-        """While it waits the client hears that the daemon lives, for as long as it has said it
-        would wait: there is no other limit."""
+        """
+        While it waits the client receives heartbeats, and only the C{wait} of its request
+        limits the time.
+        """
         self.leased()
         wire = self.waiting(attach("ci-2", wait=300))
         self.clock.pump([15] * 19)
@@ -115,7 +119,7 @@ class WaitTests(WaitTestCase):
         self.assertTrue(wire.closed)
 
     def test_vanishes(self) -> None:
-        """A client that goes while it waits leaves the queue, and nothing else behind."""
+        """A client that disconnects while it waits leaves the queue, and nothing else behind."""
         holder = self.leased()
         before = len(self.clock.getDelayedCalls())
         wire = self.waiting()
@@ -128,8 +132,10 @@ class WaitTests(WaitTestCase):
         self.assertEqual(len(wire.transport.writes), written)
 
     def test_read(self) -> None:
-        """It is read while it waits, to see it go; what it sends meanwhile is kept, and answered
-        in its turn."""
+        """
+        The connection is read while the client waits, to detect its end; further requests
+        are kept and answered later.
+        """
         holder = self.leased()
         for way, segments in threeWays([attach("ci-2", wait=600, keep_alive=True), FIND, KEEP]):
             wire = self.another(BOB)
@@ -145,7 +151,7 @@ class WaitTests(WaitTestCase):
             wire.drop()
 
     def test_readNoEnd(self) -> None:
-        """How much is kept is bounded: then the client is not read any more."""
+        """Only a bounded amount is kept: then the connection is not read any more."""
         holder = self.leased()
         wire = self.waiting(attach("ci-2", wait=600, keep_alive=True))
         sent = 0
@@ -159,9 +165,10 @@ class WaitTests(WaitTestCase):
         self.assertEqual(wire.transport.producerState, "producing")
 
     def test_halfClose(self) -> None:
-        """A client that has closed its side may well go on waiting. One that was killed looks
-        alike: so it is written to at once, which a dead one's kernel refuses, and again a while
-        later, when that is known."""
+        """
+        A client that has closed its side may go on waiting. It gets a line at once and
+        another one later, which show whether it was killed.
+        """
         holder = self.leased()
         for way, segments in threeWays([WAIT]):
             wire = self.another(BOB)
@@ -179,7 +186,7 @@ class WaitTests(WaitTestCase):
             holder.send(attach("ci-1", keep_alive=True, force=True))
 
     def test_halfCloseThenGone(self) -> None:
-        """The killed one leaves the queue at the second, and is written to no more."""
+        """If it was killed, it leaves the queue."""
         self.leased()
         before = len(self.clock.getDelayedCalls())
         wire = self.waiting()
@@ -188,7 +195,7 @@ class WaitTests(WaitTestCase):
         self.assertEqual(len(self.clock.getDelayedCalls()), before)
 
     def test_halfCloseThenTurn(self) -> None:
-        """When it has its turn before that it is just answered."""
+        """If it gets the device before that, it receives the reply."""
         holder = self.leased()
         wire = self.waiting()
         wire.closeWrite()
@@ -199,7 +206,7 @@ class WaitTests(WaitTestCase):
         self.assertEqual(len(wire.answers), 3)
 
     def test_congested(self) -> None:
-        """A client that did not read for a while, and reads again, goes on waiting."""
+        """A client that did not read for a while and reads again goes on waiting."""
         self.leased()
         wire = self.waiting(attach("ci-2", wait=600, keep_alive=True))
         wire.protocol.pauseProducing()
@@ -212,8 +219,10 @@ class WaitTests(WaitTestCase):
         self.assertEqual(wire.answers[-1]["status"], "success")
 
     def test_notAtAll(self) -> None:
-        """Whoever does not have to wait is answered as always, and has as long as always for
-        what it asks next."""
+        """
+        If the device is available, the reply comes at once, and the usual time limit
+        applies to the next request.
+        """
         wire = self.connect()
         wire.send(attach("ci-1", wait=600, keep_alive=True))
         self.assertEqual(wire.statuses, ["success"])
@@ -223,7 +232,7 @@ class WaitTests(WaitTestCase):
         self.assertTrue(wire.closed)
 
     def test_afterwards(self) -> None:
-        """So has whoever had to."""
+        """It applies too after a wait."""
         self.leased()
         wire = self.waiting(attach("ci-2", wait=600, keep_alive=True))
         self.clock.advance(100)
@@ -234,7 +243,7 @@ class WaitTests(WaitTestCase):
         self.assertTrue(wire.closed)
 
     def test_daemonStops(self) -> None:
-        """A daemon that stops answers who waits, and closes."""
+        """A daemon that stops answers waiting clients, and closes the connection."""
         self.leased()
         wire = self.waiting()
         self.successResultOf(self.stopped())
@@ -259,7 +268,7 @@ class StartTests(WaitTestCase):
         return wire
 
     def test_halfClose(self) -> None:
-        """It is seen to go, even if it went before it had to wait."""
+        """The end of a client is detected even if it has closed its side before it had to wait."""
         wire = self.startWaiting()
         self.backend.starting.callback(None)
         self.assertEqual(self.places(wire), [1])
@@ -270,7 +279,7 @@ class StartTests(WaitTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_goneBefore(self) -> None:
-        """One that has gone meanwhile gets no place, and nothing is left of it."""
+        """A client that has disconnected before it is not put in the queue."""
         wire = self.startWaiting()
         wire.drop()
         self.backend.starting.callback(None)
@@ -278,7 +287,7 @@ class StartTests(WaitTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_goneBeforeLease(self) -> None:
-        """Nor does it get a lease for as long as its connection lasts."""
+        """Nor does it get a lease with the ttl C{connection}."""
         self.backend = PatientBackend(started=False)
         wire = self.connect()
         wire.send(attach("ci-1", "connection"))
@@ -302,8 +311,10 @@ class HeldTests(WaitTestCase):
         return wire
 
     def test_staysOpen(self) -> None:
-        """Such a connection stays open, whether it has asked for that or not, and nothing has to
-        be said on it."""
+        """
+        A connection that holds a lease stays open without C{keep_alive}, and needs no
+        traffic.
+        """
         for keepAlive in (True, False):
             wire = self.held(keepAlive)
             self.clock.pump([60] * 60)
@@ -316,7 +327,7 @@ class HeldTests(WaitTestCase):
             wire.drop()
 
     def test_staysOpenSlow(self) -> None:
-        """That is so, too, when the device takes its time to be bound."""
+        """So it does if the bind takes time."""
         wire = self.patiently()
         wire.send(attach("ci-1", "connection"))
         self.backend.calls[0].succeed()
@@ -326,7 +337,7 @@ class HeldTests(WaitTestCase):
         self.assertEqual(wire.transport.producerState, "producing")
 
     def test_halfRequest(self) -> None:
-        """Even half a request may be left there."""
+        """Half a request does not time out on it."""
         wire = self.held()
         wire.send(KEEP[:5])
         self.clock.pump([60] * 10)
@@ -342,7 +353,7 @@ class HeldTests(WaitTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_end(self) -> None:
-        """It ends as well when the client closes its side only; then the daemon closes its own."""
+        """The lease ends too when the client closes its side; then the daemon closes its own."""
         for keepAlive in (True, False):
             wire = self.held(keepAlive)
             wire.closeWrite()
@@ -351,7 +362,7 @@ class HeldTests(WaitTestCase):
             self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_next(self) -> None:
-        """Whoever waits has its turn at once then."""
+        """The next client in the queue gets the device at once then."""
         wire = self.held()
         waiting = self.waiting()
         self.assertIn("while its connection lasts", waiting.events[0]["message"])
@@ -360,7 +371,7 @@ class HeldTests(WaitTestCase):
         self.assertEqual(self.owner(), "ci-2")
 
     def test_endWhileBinding(self) -> None:
-        """A client that goes before its device is bound has no lease of it."""
+        """A client that disconnects before its device is bound gets no lease."""
         wire = self.patiently()
         wire.send(attach("ci-1", "connection"))
         wire.drop()
@@ -369,8 +380,10 @@ class HeldTests(WaitTestCase):
         self.assertEqual([call.verb for call in self.backend.calls], ["bind", "unbind"])
 
     def test_waited(self) -> None:
-        """One who had to wait for it, and closed its side meanwhile, has it for no longer than
-        the answer takes: its lease is over when the connection is."""
+        """
+        A client that has closed its side while it waited gets a lease that ends with the
+        reply.
+        """
         holder = self.leased()
         wire = self.waiting(attach("ci-2", "connection", wait=600))
         wire.closeWrite()
@@ -381,15 +394,14 @@ class HeldTests(WaitTestCase):
         self.assertIsNone(self.owner())
 
     def test_refused(self) -> None:
-        """Whoever is refused holds nothing: its connection ends as after any answer, or after as
-        long as any."""
+        """A client that is refused holds nothing: its connection closes or times out as usual."""
         self.leased()
         wire = self.waiting(attach("ci-2", "connection"))
         self.assertEqual(wire.statuses, ["failure"])
         self.assertTrue(wire.closed)
 
     def test_failed(self) -> None:
-        """Nor does one whose device could not be bound."""
+        """Nor does a client whose device could not be bound."""
         for keepAlive in (True, False):
             wire = self.patiently()
             wire.send(attach("ci-1", "connection", keep_alive=keepAlive))
@@ -400,7 +412,7 @@ class HeldTests(WaitTestCase):
             self.assertTrue(wire.closed)
 
     def test_daemonStops(self) -> None:
-        """A daemon that stops closes it like any other."""
+        """A daemon that stops closes such a connection too."""
         wire = self.held()
         self.successResultOf(self.stopped())
         wire.protocol.close()

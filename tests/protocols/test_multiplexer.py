@@ -86,7 +86,7 @@ class SwitchingTests(FirstByteTestCase):
     """
 
     def test_json(self) -> None:
-        """What begins with a brace or with white space is JSON."""
+        """A connection that begins with a brace or white space is JSON."""
         for request in (LIST, b" " + LIST, b"\r\n" + LIST, b"\t" + LIST + b"\n"):
             for way, segments in threeWays([request]):
                 wire = self.connect()
@@ -96,7 +96,7 @@ class SwitchingTests(FirstByteTestCase):
                 self.assertTrue(wire.lost)
 
     def test_http(self) -> None:
-        """What begins with a capital letter is HTTP."""
+        """A connection that begins with a capital letter is HTTP."""
         for way, segments in threeWays([post(LIST)]):
             wire = self.connect()
             wire.send(*segments)
@@ -133,13 +133,13 @@ class SwitchingTests(FirstByteTestCase):
         self.assertEqual(set(wire.statuses), {"success", "error"})
 
     def test_silence(self) -> None:
-        """Who says nothing is told in JSON what to say."""
+        """A client that sends nothing gets an error in JSON that says what a request is."""
         wire = self.connect()
         self.clock.advance(31)
         self.assertEqual(wire.statuses, ["error"])
 
     def test_httpTimeOut(self) -> None:
-        """Once it is HTTP nothing of the JSON side is left to time out."""
+        """After the switch to HTTP the time limit of JSON does not apply."""
         wire = self.connect()
         wire.send(b"POST / ")
         self.assertEqual(len(self.clock.getDelayedCalls()), 1)
@@ -148,7 +148,7 @@ class SwitchingTests(FirstByteTestCase):
         self.assertTrue(wire.closed)
 
     def test_probe(self) -> None:
-        """A port probe that connects and leaves leaves nothing behind."""
+        """A client that connects and disconnects leaves nothing behind."""
         self.connect().drop()
         wire = self.connect()
         wire.closeWrite()
@@ -163,7 +163,7 @@ class LimitTests(FirstByteTestCase):
     """
 
     def test_overflow(self) -> None:
-        """One beyond the limit is told so, and closed."""
+        """A connection beyond the limit gets an error, and is closed."""
         for _ in range(self.most):
             self.connect()
         wire = self.connect()
@@ -178,7 +178,7 @@ class LimitTests(FirstByteTestCase):
         self.assertEqual(self.factory.overflow, set())
 
     def test_overflowLingers(self) -> None:
-        """If it does not close its side, it is cut off."""
+        """If the client does not close its side, it is disconnected."""
         for _ in range(self.most):
             self.connect().send(LIST[:5])
         wire = self.connect()
@@ -188,7 +188,7 @@ class LimitTests(FirstByteTestCase):
         self.assertEqual(self.factory.overflow, set())
 
     def test_roomAgain(self) -> None:
-        """When one has gone there is room for another."""
+        """When a connection ends, another one is accepted."""
         wires = [self.connect() for _ in range(self.most)]
         self.assertEqual(self.connect().statuses, ["error"])
         wires[1].drop()
@@ -197,7 +197,10 @@ class LimitTests(FirstByteTestCase):
         self.assertEqual(wire.statuses, ["success"])
 
     def test_manyTurnedAway(self) -> None:
-        """So many are given time to go; any more are told so as well, and closed at once."""
+        """
+        A number of them have time to read the error; any more get it too, and are closed at
+        once.
+        """
         for _ in range(self.most):
             self.connect()
         away = [self.connect() for _ in range(OVERFLOW)]
@@ -217,7 +220,7 @@ class LimitTests(FirstByteTestCase):
         self.assertEqual(len(self.factory.overflow), 1)
 
     def test_manyTurnedAwayTls(self) -> None:
-        """With TLS there is no telling before the handshake, and that is not waited for."""
+        """With TLS they are aborted, because an error could be sent only after a handshake."""
         for _ in range(self.most + OVERFLOW):
             self.connect()
         transport = MemoryTransport()
@@ -229,7 +232,7 @@ class LimitTests(FirstByteTestCase):
         self.assertTrue(wire.lost)
 
     def test_loggedOnce(self) -> None:
-        """A crowd is one line in the log, until there was room again."""
+        """Any number of refusals is one line in the log, until a connection was accepted again."""
         lines: list[Any] = []
 
         class Log:
@@ -254,12 +257,12 @@ class ClosingTests(FirstByteTestCase):
     """
 
     def test_none(self) -> None:
-        """Where there is no connection there is nothing to wait for."""
+        """Without connections C{close} ends at once."""
         self.successResultOf(asked(self.factory.close(2)))
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_idle(self) -> None:
-        """Connections on which nothing is in progress are closed, of either kind."""
+        """Idle connections are closed, with JSON and with HTTP."""
         lines, web = self.connect(), self.connect()
         lines.send(KEEP)
         web.send(post(LIST))
@@ -273,7 +276,7 @@ class ClosingTests(FirstByteTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_waits(self) -> None:
-        """It waits for answers under way."""
+        """C{close} waits for pending replies."""
         self.use(PatientBackend())
         lines, web = self.connect(), self.connect()
         lines.send(ATTACH)
@@ -290,7 +293,7 @@ class ClosingTests(FirstByteTestCase):
         self.successResultOf(closed)
 
     def test_grace(self) -> None:
-        """It does not wait for ever."""
+        """It aborts connections after a time."""
         self.use(PatientBackend())
         wires = [self.connect() for _ in range(2)]
         for wire, request in zip(wires, (ATTACH, post(ATTACH)), strict=True):
@@ -311,7 +314,7 @@ class PrincipalTests(FirstByteTestCase):
     """
 
     def test_addresses(self) -> None:
-        """A client is its address, in one form whichever socket it came in by."""
+        """An IPv4 client has the same address on IPv4 and on IPv6 sockets."""
         for address, expected in (
             (IPv4Address("TCP", "192.0.2.7", 1), "192.0.2.7"),
             (IPv6Address("TCP", "::ffff:192.0.2.7", 1), "192.0.2.7"),
@@ -325,7 +328,10 @@ class PrincipalTests(FirstByteTestCase):
             self.assertEqual(principalAt(address), Principal(expected))
 
     def test_handedOn(self) -> None:
-        """Both protocols hear of it: an answer about what is in progress names who asked."""
+        """
+        Both protocols pass the client on: the error about an operation in progress names
+        the client that requested it.
+        """
         for request in (ATTACH, post(ATTACH)):
             self.use(PatientBackend())
             self.connect().send(request)

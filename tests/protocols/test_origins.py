@@ -54,31 +54,34 @@ class AdmissionTests(WebTestCase):
     )
 
     def test_ourNames(self) -> None:
-        """An address, localhost, this machine's and a configured name are good hosts."""
+        """
+        Addresses, localhost, this machine's names and configured names are accepted as
+        C{Host}.
+        """
         for host in self.OURS:
             self.assertEqual(self.ask(post(LIST, host=host)).code, 200, host)
 
     def test_foreignNames(self) -> None:
-        """Any other name is one that an attacker may have made resolve to us."""
+        """Any other name is refused: an attacker can make it resolve to this machine."""
         for host in self.FOREIGN:
             response = self.ask(post(ATTACH, host=host))
             self.assertEqual((response.code, response.json["status"]), (403, "error"), host)
         self.assertEqual(self.backend.calls, [])
 
     def test_noHost(self) -> None:
-        """A client that says no host is no browser."""
+        """A request without a C{Host} is not from a browser, and is accepted."""
         request = b"POST / HTTP/1.0\r\nContent-Length: %d\r\n\r\n%s" % (len(LIST), LIST)
         self.assertEqual(self.ask(request).code, 200)
 
     def test_sameOrigin(self) -> None:
-        """A page of this very host may ask."""
+        """A page of this server is accepted."""
         for host in (b"localhost:5055", b"192.0.2.1:5055", b"[::1]:5055", b"lab.example.org"):
             for scheme in (b"http://", b"https://"):
                 response = self.ask(post(LIST, b"Origin: " + scheme + host, host=host))
                 self.assertEqual(response.code, 200, host)
 
     def test_foreignOrigin(self) -> None:
-        """A page of any other may not: another host, another port, a file."""
+        """A page of another host, of another port or in a file is refused."""
         for origin in (
             b"http://evil.example",
             b"https://evil.example:5055",
@@ -98,19 +101,19 @@ class AdmissionTests(WebTestCase):
         self.assertEqual(self.backend.calls, [])
 
     def test_originWithoutHost(self) -> None:
-        """An origin needs a host to be the same as."""
+        """An C{Origin} without a C{Host} is refused."""
         request = (
             b"POST / HTTP/1.0\r\nOrigin: http://localhost\r\nContent-Length: 18\r\n\r\n" + LIST
         )
         self.assertEqual(self.ask(request).code, 403)
 
     def test_messages(self) -> None:
-        """The refusal names what is refused, and what to do."""
+        """The message names what is refused, and what to do."""
         response = self.ask(post(LIST, host=b"evil.example"))
         self.assertIn("evil.example", response.json["message"])
         self.assertIn("hosts", response.json["message"])
 
     def test_get(self) -> None:
-        """That is so for every method."""
+        """The check applies to every method."""
         request = b"GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n"
         self.assertEqual(self.ask(request).code, 403)

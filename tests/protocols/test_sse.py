@@ -20,11 +20,11 @@ class AskedTests(SynchronousTestCase):
     """
 
     def test_nothing(self) -> None:
-        """Nothing said means everything, from now on."""
+        """An empty query selects all devices, from now on."""
         self.assertEqual(asked({}, None), WatchDevices())
 
     def test_everything(self) -> None:
-        """All that can be said over a plain connection can be said here."""
+        """All keys of a watch command can be given."""
         query = {
             b"id": [b"1-1*"],
             b"bus": [b"1"],
@@ -39,18 +39,17 @@ class AskedTests(SynchronousTestCase):
         self.assertEqual(asked(query, None), command)
 
     def test_lastSeen(self) -> None:
-        """What a browser has seen last counts more than what its page said in the beginning."""
+        """C{Last-Event-ID} has precedence over C{since}."""
         self.assertEqual(asked({b"since": [b"17"]}, b"99").since, 99)
         self.assertEqual(asked({}, b"0").since, 0)
 
     def test_lastSeenOfOthers(self) -> None:
-        """What is none of our numbers is passed over: a browser could do nothing about it, and
-        begins anew."""
+        """An invalid C{Last-Event-ID} is ignored, and the stream begins with a snapshot."""
         for odd in (b"", b"x", b"-1", b"1.5", b"\xff", b" 1", b"9" * 19, b"9" * 5000):
             self.assertIsNone(asked({}, odd).since, odd[:20])
 
     def test_bad(self) -> None:
-        """What makes no sense is refused, with the key that is wrong."""
+        """An invalid query is refused, and the message names the key."""
         for query, reason in (
             ({b"colour": [b"red"]}, "colour"),
             ({b"since": [b"-1"]}, "`since`"),
@@ -76,17 +75,17 @@ class FrameTests(SynchronousTestCase):
     """
 
     def test_event(self) -> None:
-        """An event has its number, its kind and the line that all are told."""
+        """An event has its number, its kind and the line of the event."""
         event = Event(Change(kind=ChangeKind.ADDED, seq=17, device=UNO), EPOCH)
         line = event.line(False)
         self.assertEqual(frame(event, line), b"id: 17\nevent: added\ndata: " + line + b"\n")
         self.assertTrue(frame(event, line).endswith(b"}\n\n"))
 
     def test_snapshot(self) -> None:
-        """The snapshot is an event too, so that whoever comes back goes on behind it."""
+        """The snapshot is an event with a number, so that a browser can continue after it."""
         self.assertEqual(snapshot(b"{}\n", 17), b"id: 17\nevent: snapshot\ndata: {}\n\n")
 
     def test_others(self) -> None:
-        """A heartbeat is a comment, which no page sees."""
+        """A heartbeat is a comment, which browsers do not report."""
         self.assertEqual(beat(), b": heartbeat\n\n")
         self.assertEqual(RECONNECT, b"retry: 2000\n\n")

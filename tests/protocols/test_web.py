@@ -19,7 +19,7 @@ class CommandTests(WebTestCase):
     """
 
     def test_list(self) -> None:
-        """A POST with the JSON as body gets the JSON that a plain connection gets."""
+        """A POST with a JSON request gets the reply that a plain connection gets."""
         response = self.ask(post(LIST))
         self.assertEqual(response.code, 200)
         self.assertEqual(response.headers["content-type"], "application/json")
@@ -28,7 +28,7 @@ class CommandTests(WebTestCase):
         self.assertTrue(response.body.endswith(b"\n"))
 
     def test_contentTypes(self) -> None:
-        """The content type does not matter: curl says it were a form."""
+        """The content type does not matter: curl sends that of a form."""
         for kind in (
             b"application/json",
             b"application/x-www-form-urlencoded",
@@ -44,17 +44,17 @@ class CommandTests(WebTestCase):
             self.assertEqual((response.code, response.json["status"]), (200, "success"), kind)
 
     def test_chunked(self) -> None:
-        """A body may come in chunks."""
+        """A body may be sent in chunks."""
         head = b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
         body = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (LIST[:5], LIST[5:]))
         self.assertEqual(self.ask(head + body + b"0\r\n\r\n").code, 200)
 
     def test_queryString(self) -> None:
-        """A query behind the path does not matter."""
+        """A query string is ignored."""
         self.assertEqual(self.ask(post(LIST, path=b"/?a=b")).code, 200)
 
     def test_codes(self) -> None:
-        """Each status has its code."""
+        """Each status has its HTTP status code."""
         for request, status, code in (
             (LIST, "success", 200),
             (ATTACH, "success", 200),
@@ -68,7 +68,7 @@ class CommandTests(WebTestCase):
             self.assertEqual((response.json["status"], response.code), (status, code), request)
 
     def test_failure(self) -> None:
-        """A device that was found but could not be had is 502, with the device."""
+        """A C{failure} is 502, and contains the device."""
         self.backend = PatientBackend()
         wire = self.connect()
         wire.send(post(ATTACH))
@@ -79,7 +79,7 @@ class CommandTests(WebTestCase):
         self.assertEqual(set(response.json), {"status", "data", "message"})
 
     def test_token(self) -> None:
-        """A bearer token counts as one in the request would; other schemes are none of ours."""
+        """A bearer token is used like one in the request; other schemes are ignored."""
         for header in (b"Bearer wrong", b"bearer  wrong ", b"BEARER wrong"):
             response = self.ask(post(LIST, b"Authorization: " + header))
             self.assertEqual((response.code, response.json["status"]), (403, "error"), header)
@@ -90,7 +90,7 @@ class CommandTests(WebTestCase):
         self.assertEqual(self.ask(post(inBody)).code, 403)
 
     def test_server(self) -> None:
-        """Each answer says which version it is from, whatever becomes of the request."""
+        """Each response contains the version of the server."""
         for request, code in (
             (post(LIST), 200),
             (post(b"{"), 400),
@@ -106,11 +106,11 @@ class CommandTests(WebTestCase):
             self.assertEqual(wire.received.lower().count(b"\r\nserver: "), 1)
 
     def test_everyStatusHasACode(self) -> None:
-        """There is a code for each status there is."""
+        """There is a code for each status."""
         self.assertEqual(set(CODE_OF), set(Status))
 
     def test_bug(self) -> None:
-        """A bug is 500, logged, and the end of the connection."""
+        """A bug is 500 and logged, and the connection is closed."""
         self.patch(Dispatcher, "list", None)
         wire = self.connect()
         wire.send(post(LIST))
@@ -126,7 +126,7 @@ class OtherMethodTests(WebTestCase):
     """
 
     def test_get(self) -> None:
-        """Whoever opens it in a browser is told how to ask."""
+        """GET / returns a text that explains how to send a command."""
         response = self.ask(get())
         self.assertEqual(response.code, 200)
         self.assertIn(b"curl -X POST", response.body)
@@ -134,7 +134,7 @@ class OtherMethodTests(WebTestCase):
         self.assertEqual(response.headers["x-content-type-options"], "nosniff")
 
     def test_head(self) -> None:
-        """HEAD has the head of that."""
+        """HEAD / returns the headers of that."""
         wire = self.connect()
         wire.send(get(b"HEAD"))
         [response] = responses(wire.received, bodiless=True)
@@ -142,14 +142,14 @@ class OtherMethodTests(WebTestCase):
         self.assertGreater(int(response.headers["content-length"]), 0)
 
     def test_elsewhere(self) -> None:
-        """There is nothing at any other path."""
+        """Any other path is 404."""
         for path in (b"/favicon.ico", b"/list", b"//", b"*", b"http://evil.example/"):
             self.assertEqual(self.ask(get(path=path)).code, 404)
             self.assertEqual(self.ask(post(ATTACH, path=path)).code, 404)
         self.assertEqual(self.backend.calls, [])
 
     def test_otherMethods(self) -> None:
-        """Other methods are not allowed, and the answer says which are."""
+        """Other methods are 405, and the response lists the allowed ones."""
         for method in (b"PUT", b"DELETE", b"OPTIONS", b"PATCH", b"BREW"):
             response = self.ask(get(method))
             self.assertEqual(response.code, 405)
@@ -163,7 +163,7 @@ class LengthTests(WebTestCase):
     """
 
     def test_contentLength(self) -> None:
-        """A body that is too long is refused, once it has been read, and not kept meanwhile."""
+        """A body that is too long is refused when it has been read, and not kept in memory."""
         body = LIST + b" " * 2000
         response = self.ask(post(body))
         self.assertEqual((response.code, response.json["status"]), (400, "error"))
@@ -177,12 +177,12 @@ class LengthTests(WebTestCase):
         self.assertIn("1024 bytes", response.json["message"])
 
     def test_justFits(self) -> None:
-        """One that is as long as is allowed is not."""
+        """A body of the longest length is accepted."""
         self.assertEqual(self.ask(post(LIST + b" " * (1024 - len(LIST)))).code, 200)
         self.assertEqual(self.ask(post(LIST + b" " * (1025 - len(LIST)))).code, 400)
 
     def test_announcedHuge(self) -> None:
-        """To announce a huge body takes no memory."""
+        """A huge C{Content-Length} allocates no memory."""
         wire = self.connect()
         wire.send(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n")
         wire.send(b"x" * 100_000)
@@ -193,7 +193,7 @@ class LengthTests(WebTestCase):
         self.assertTrue(wire.closed)
 
     def test_headers(self) -> None:
-        """Endless headers are cut off."""
+        """A connection with endless headers is closed."""
         wire = self.connect()
         wire.send(b"POST / HTTP/1.1\r\n")
         for _ in range(1000):
@@ -201,7 +201,7 @@ class LengthTests(WebTestCase):
         self.assertTrue(wire.closed)
 
     def test_garbage(self) -> None:
-        """What is not HTTP after all is refused with 400."""
+        """A malformed HTTP request is 400."""
         for garbage in (
             b"LIST\r\n\r\n",
             b"A\r\n\r\n",

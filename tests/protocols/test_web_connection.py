@@ -16,7 +16,7 @@ class ConnectionTests(WebTestCase):
     """
 
     def test_oneRequest(self) -> None:
-        """A connection is for one request: the answer says so, and the server closes."""
+        """The connection closes after one request, and the response says so."""
         for request in (post(LIST), post(b"{"), get(), get(path=b"/x"), post(LIST, host=b"evil")):
             wire = self.connect()
             wire.send(request)
@@ -29,7 +29,7 @@ class ConnectionTests(WebTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_pipelined(self) -> None:
-        """What comes behind the first request is dropped."""
+        """Data behind the first request is ignored."""
         for second in (post(ATTACH), get(), b"garbage\r\n\r\n", b"\r\n" * 1000):
             for way, segments in threeWays([post(LIST), second]):
                 wire = self.connect()
@@ -40,7 +40,7 @@ class ConnectionTests(WebTestCase):
         self.assertEqual(self.backend.calls, [])
 
     def test_pipelinedBehindSlow(self) -> None:
-        """That is so when the first takes its time, however much comes, and nothing is kept."""
+        """So is data that arrives while a reply is pending, and nothing is kept."""
         for way, segments in threeWays([post(ATTACH), post(LIST)]):
             self.backend = PatientBackend()
             wire = self.connect()
@@ -55,8 +55,10 @@ class ConnectionTests(WebTestCase):
             self.assertIsInstance(response.json["data"], dict, way)
 
     def test_neverReads(self) -> None:
-        """A client that asks on and on and never reads has one answer wait for it, and is cut
-        off."""
+        """
+        A client that sends many requests and never reads has one response in memory, and is
+        disconnected.
+        """
         wire = self.connect()
         wire.transport.reading = False
         for _ in range(1000):
@@ -71,7 +73,7 @@ class ConnectionTests(WebTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_lingers(self) -> None:
-        """A client that does not close its side is cut off a while after it has the answer."""
+        """A client that does not close its side is disconnected a while after the response."""
         wire = self.connect()
         wire.send(post(LIST))
         self.clock.advance(LINGER - 0.1)
@@ -82,7 +84,7 @@ class ConnectionTests(WebTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_connectionClose(self) -> None:
-        """It is so whatever the client asks for."""
+        """The client's C{Connection} header makes no difference."""
         for header in (b"Connection: close", b"Connection: keep-alive"):
             wire = self.connect()
             wire.send(post(LIST, header))
@@ -91,7 +93,7 @@ class ConnectionTests(WebTestCase):
             self.assertTrue(wire.closed)
 
     def test_halfClose(self) -> None:
-        """A client may close its side and wait for the answer."""
+        """A client that has closed its side receives the response."""
         self.backend = PatientBackend()
         wire = self.connect()
         wire.send(post(ATTACH))
@@ -103,13 +105,13 @@ class ConnectionTests(WebTestCase):
         self.assertTrue(wire.lost)
 
     def test_halfCloseIdle(self) -> None:
-        """Where nothing was asked that is the end."""
+        """Without a request the connection ends then."""
         wire = self.connect()
         wire.closeWrite()
         self.assertTrue(wire.lost)
 
     def test_halfCloseIncomplete(self) -> None:
-        """So it is where a request was begun and will never be whole."""
+        """So it does with an incomplete request."""
         request = post(LIST, b"Connection: close")
         for length in range(1, len(request)):
             wire = self.connect()
@@ -119,7 +121,7 @@ class ConnectionTests(WebTestCase):
             self.assertEqual(wire.received, b"")
 
     def test_breaks(self) -> None:
-        """A connection that breaks while an answer is under way leaves nothing behind."""
+        """A connection that ends while a reply is pending leaves nothing behind."""
         self.backend = PatientBackend()
         wire = self.connect()
         wire.send(post(ATTACH))
@@ -130,7 +132,7 @@ class ConnectionTests(WebTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_slowDrip(self) -> None:
-        """A client whose bytes drip in is cut off, however busily they do."""
+        """A client whose request arrives byte by byte is disconnected after C{timeouts.request}."""
         request = post(LIST)
         for length in (1, 40, len(request) - 5):
             wire = self.connect()
@@ -142,7 +144,7 @@ class ConnectionTests(WebTestCase):
             self.assertNotIn(b" 200 ", wire.received)
 
     def test_notWhileAnswering(self) -> None:
-        """None of it passes while the server works."""
+        """The time does not run while a reply is pending."""
         self.timeouts = Timeouts(request=1, answer=1.8)
         self.backend = PatientBackend()
         wire = self.connect()
@@ -153,7 +155,7 @@ class ConnectionTests(WebTestCase):
         self.assertEqual(responses(wire.received)[0].code, 200)
 
     def test_closeIdle(self) -> None:
-        """A daemon that stops closes a connection on which nothing is in progress."""
+        """A daemon that stops closes an idle connection."""
         for length in (0, 1, len(post(LIST)) - 1):
             wire = self.connect()
             wire.send(post(LIST)[:length])
@@ -164,7 +166,7 @@ class ConnectionTests(WebTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_closeWhileAnswering(self) -> None:
-        """One on which something is, when that is answered."""
+        """It closes a connection with a pending reply when that is sent."""
         self.backend = PatientBackend()
         wire = self.connect()
         wire.send(post(ATTACH))

@@ -39,7 +39,7 @@ class LeaseTests(DesiredTestCase):
         self.start()
 
     def test_granted(self) -> None:
-        """Whoever attaches a device with a lease has it, and everybody sees that."""
+        """A device that is attached with a lease shows the lease to all clients."""
         device = self.done("attach", Client(BOB), lease=CI)
         lease = Lease(owner="ci-job-81", address=BOB.address, ttl=600, until=EPOCH + 600)
         assert device.lease is not None
@@ -48,8 +48,10 @@ class LeaseTests(DesiredTestCase):
         self.assertEqual(self.heard, [("lease", UNO.busId), ("bound", UNO.busId)])
 
     def test_others(self) -> None:
-        """Others may neither attach, detach nor kick it, and are told whose it is and how long
-        yet; they may find it."""
+        """
+        Other clients can neither attach, detach nor kick it, and receive the owner and the
+        remaining time; they can find it.
+        """
         self.done("attach", Client(BOB), lease=CI)
         self.sleep(88)
         for command, keys in (
@@ -69,7 +71,7 @@ class LeaseTests(DesiredTestCase):
         self.done("attach", id="1-2")
 
     def test_ends(self) -> None:
-        """It ends by itself, and then the device is unbound and anybody's."""
+        """When the lease expires the device is unbound, and available to all clients."""
         self.done("attach", lease=CI)
         self.sleep(599)
         self.assertIs(self.state(), BOUND)
@@ -79,14 +81,14 @@ class LeaseTests(DesiredTestCase):
         self.done("attach", lease=OTHER)
 
     def test_endsSession(self) -> None:
-        """Whoever has it imported then loses it: a job that was cancelled keeps nothing."""
+        """When it expires the owner's session ends."""
         self.done("attach", lease=CI)
         self.take()
         self.sleep(600)
         self.assertIs(self.state(), FREE)
 
     def test_renew(self) -> None:
-        """Its owner may have it longer, for the same time again or another."""
+        """The owner can renew it, for the same time or another."""
         self.done("attach", lease=CI)
         self.sleep(500)
         device = self.done("renew", lease={"owner": "ci-job-81"})
@@ -100,7 +102,7 @@ class LeaseTests(DesiredTestCase):
         self.assertIs(self.state(), FREE)
 
     def test_renewByAttach(self) -> None:
-        """To attach it again renews it, too."""
+        """Another attach by the owner renews it too."""
         self.done("attach", lease=CI)
         self.sleep(500)
         self.done("attach", lease=CI)
@@ -108,20 +110,20 @@ class LeaseTests(DesiredTestCase):
         self.assertIs(self.state(), BOUND)
 
     def test_renewNothing(self) -> None:
-        """What is not leased cannot be renewed."""
+        """A device without a lease cannot be renewed."""
         self.refused(NotLeased, "renew", lease=CI)
         self.done("attach")
         self.refused(NotLeased, "renew", lease=CI)
 
     def test_detach(self) -> None:
-        """Its owner may end it before its time."""
+        """The owner can end it with a detach."""
         self.done("attach", lease=CI)
         device = self.done("detach", owner="ci-job-81")
         self.assertEqual((device.state, device.lease), (FREE, None))
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_replug(self) -> None:
-        """It outlives a replug, and the device is bound again for its owner."""
+        """It outlasts a replug, and the device is bound again."""
         self.done("attach", lease=CI)
         self.unplug()
         self.plug(busId="2-7")
@@ -131,7 +133,7 @@ class LeaseTests(DesiredTestCase):
         self.assertIs(self.state("2-7"), FREE)
 
     def test_endsWhileUnplugged(self) -> None:
-        """It ends also while the device is away."""
+        """It expires too while the device is unplugged."""
         self.done("attach", lease=CI)
         self.unplug()
         self.sleep(600)
@@ -139,7 +141,7 @@ class LeaseTests(DesiredTestCase):
         self.assertIs(self.state(), FREE)
 
     def test_otherDeviceAtItsPlace(self) -> None:
-        """When it ends nothing is done to another device that is at the place by then."""
+        """When it expires, another device at the same port is not affected."""
         self.done("attach", lease=CI)
         self.unplug()
         self.plug(STICK, busId=UNO.busId, serial="X")
@@ -148,8 +150,10 @@ class LeaseTests(DesiredTestCase):
         self.assertIs(self.state(), BOUND)
 
     def test_attachedBefore(self) -> None:
-        """A device that was attached without a lease before is bound still when one ends, and
-        only its client has to go."""
+        """
+        A device that was attached without a lease before stays bound when the lease
+        expires; only the session ends.
+        """
         self.done("attach")
         self.done("attach", lease=CI)
         self.take()
@@ -158,7 +162,7 @@ class LeaseTests(DesiredTestCase):
         self.assertEqual(self.backend.calls[-1].verb, "release")
 
     def test_restart(self) -> None:
-        """It outlives the daemon, and ends when it would have ended."""
+        """It outlasts the daemon, and expires at its time."""
         self.done("attach", lease=CI)
         self.sleep(500)
         self.restart()
@@ -169,7 +173,7 @@ class LeaseTests(DesiredTestCase):
         self.assertIs(self.state(), FREE)
 
     def test_endsWhileNobodyRuns(self) -> None:
-        """One that should have ended while no daemon ran ends at once."""
+        """A lease that has expired while no daemon ran ends at the start."""
         self.done("attach", lease=CI)
         self.take()
         for call in self.clock.getDelayedCalls():
@@ -180,7 +184,7 @@ class LeaseTests(DesiredTestCase):
         self.assertIs(self.state(), FREE)
 
     def test_clockSetBack(self) -> None:
-        """Though the clock was set back meanwhile it lasts no longer than it was granted for."""
+        """If the clock was set back, it lasts no longer than its ttl."""
         self.done("attach", lease=CI)
         (wish,) = self.file.state.devices
         assert wish.lease is not None
@@ -191,7 +195,7 @@ class LeaseTests(DesiredTestCase):
         self.assertIs(self.state(), FREE)
 
     def test_failed(self) -> None:
-        """An attach that fails grants nothing."""
+        """An attach that fails grants no lease."""
         self.backend = PatientBackend(self.devices)
         self.start()
         result = self.ask("attach", lease=CI)
@@ -202,8 +206,10 @@ class LeaseTests(DesiredTestCase):
         self.assertEqual(self.file.state.devices, ())
 
     def test_takesLong(self) -> None:
-        """One whose bind takes longer than an answer may is granted; if it fails in the end the
-        lease ends."""
+        """
+        If the bind takes longer than the reply, the lease is granted; if the bind fails, it
+        ends.
+        """
         self.backend = PatientBackend(self.devices)
         self.start()
         result = self.ask("attach", lease=CI)
@@ -214,7 +220,7 @@ class LeaseTests(DesiredTestCase):
         self.assertIsNone(self.shown().lease)
 
     def test_inUse(self) -> None:
-        """A device that somebody else has imported is not leased."""
+        """A device that another client has imported is not leased."""
         self.backend = PatientBackend(self.devices)
         self.start()
         result = self.ask("attach", lease=CI)
@@ -223,7 +229,7 @@ class LeaseTests(DesiredTestCase):
         self.assertIsNone(self.shown().lease)
 
     def test_nothingDone(self) -> None:
-        """A detach that gets no turn changes nothing: what was attached stays so."""
+        """A detach that could not be carried out changes nothing."""
         self.backend = PatientBackend(self.devices)
         self.start()
         first = self.ask("attach")
@@ -245,7 +251,7 @@ class ConnectionTests(DesiredTestCase):
         self.start()
 
     def test_ends(self) -> None:
-        """The lease lasts as long as the connection."""
+        """A lease with the ttl C{connection} ends with the connection."""
         client = Client()
         self.done("attach", client, lease=WHILE)
         self.assertTrue(client.isHeld)
@@ -256,7 +262,7 @@ class ConnectionTests(DesiredTestCase):
         self.assertIs(self.state(), FREE)
 
     def test_otherConnection(self) -> None:
-        """Another connection's end is of no consequence."""
+        """The end of another connection has no effect."""
         self.done("attach", Client(), lease=WHILE)
         other = Client(BOB)
         self.refused(DeviceLeased, "attach", other)
@@ -264,7 +270,7 @@ class ConnectionTests(DesiredTestCase):
         self.assertIs(self.state(), BOUND)
 
     def test_tooLate(self) -> None:
-        """Once the device is another's the first connection's end takes it from nobody."""
+        """When the device has another owner, the end of the first connection has no effect."""
         first = Client()
         self.done("attach", first, lease=WHILE)
         self.done("detach", owner="ci-job-81")
@@ -273,7 +279,7 @@ class ConnectionTests(DesiredTestCase):
         self.assertIs(self.state(), BOUND)
 
     def test_renewToConnection(self) -> None:
-        """An owner that comes back on another connection takes the lease along."""
+        """A renewal on another connection ties the lease to that one."""
         first, second = Client(), Client()
         self.done("attach", first, lease=WHILE)
         self.done("renew", second, lease={"owner": "ci-job-81"})
@@ -283,7 +289,7 @@ class ConnectionTests(DesiredTestCase):
         self.assertIs(self.state(), FREE)
 
     def test_restart(self) -> None:
-        """When the daemon is started anew the owner has some time to come back."""
+        """After a restart of the daemon the owner has some time to reconnect."""
         self.done("attach", Client(), lease=WHILE)
         self.restart()
         self.refused(DeviceLeased, "attach")
@@ -296,7 +302,7 @@ class ConnectionTests(DesiredTestCase):
         self.assertIs(self.state(), FREE)
 
     def test_noConnection(self) -> None:
-        """Where no connection stays open there can be no such lease."""
+        """Without a lasting connection such a lease is refused."""
         message = self.refused(InvalidRequest, "attach", Client(lasts=False), lease=WHILE)
         self.assertIn("HTTP", message)
         self.assertIs(self.state(), FREE)
@@ -312,21 +318,21 @@ class ForceTests(DesiredTestCase):
         self.start()
 
     def test_kick(self) -> None:
-        """The client has to go, the device stays bound."""
+        """C{kick} ends the session, and the device stays bound."""
         self.done("attach")
         self.take()
         self.assertIs(self.done("kick").state, BOUND)
         self.assertEqual(self.heard[-2:], [("imported", UNO.busId), ("released", UNO.busId)])
 
     def test_kickOwner(self) -> None:
-        """The owner of a lease may do so; the lease goes on."""
+        """The owner of the lease can do that; the lease stays."""
         self.done("attach", lease=CI)
         self.take()
         self.assertIsNotNone(self.done("kick", owner="ci-job-81").lease)
         self.assertIs(self.state(), BOUND)
 
     def test_kickForce(self) -> None:
-        """Others only by force."""
+        """Other clients need C{force}."""
         self.done("attach", lease=CI)
         self.take()
         self.refused(DeviceLeased, "kick")
@@ -334,7 +340,7 @@ class ForceTests(DesiredTestCase):
         self.assertIs(self.state(), BOUND)
 
     def test_attachForce(self) -> None:
-        """By force a device is had although somebody has imported and leased it."""
+        """An attach with C{force} takes a device that another client has imported and leased."""
         self.done("attach", lease=CI)
         self.take()
         device = self.done("attach", Client(BOB), lease=OTHER, force=True)
@@ -345,20 +351,20 @@ class ForceTests(DesiredTestCase):
         self.assertIs(self.state(), FREE)
 
     def test_attachForceWithoutLease(self) -> None:
-        """The other's lease is over then, also without a new one."""
+        """It ends the other's lease even without a new one."""
         self.done("attach", lease=CI)
         self.assertIsNone(self.done("attach", force=True).lease)
         self.sleep(1000)
         self.assertIs(self.state(), BOUND)
 
     def test_detachForce(self) -> None:
-        """So can a device be unbound."""
+        """A detach with C{force} unbinds such a device."""
         self.done("attach", lease=CI)
         self.done("detach", force=True)
         self.assertIs(self.state(), FREE)
 
     def test_refusalNamesHolder(self) -> None:
-        """Who is refused is told who has it, since when, and how busily."""
+        """The error names the holder, since when, and its traffic."""
         self.backend = PatientBackend(self.devices)
         self.start()
         self.ask("attach")
@@ -383,7 +389,10 @@ class AlwaysTests(DesiredTestCase):
         self.start(ALWAYS)
 
     def test_detach(self) -> None:
-        """When the owner gives it back only the session ends: it stays bound."""
+        """
+        With C{share: always} a detach by the owner ends the session, and the device stays
+        bound.
+        """
         self.done("attach", lease=CI)
         self.take()
         device = self.done("detach", owner="ci-job-81")
@@ -392,14 +401,14 @@ class AlwaysTests(DesiredTestCase):
         self.assertIs(self.state(), BOUND)
 
     def test_ends(self) -> None:
-        """Likewise when the time is over."""
+        """So does the end of the lease."""
         self.done("attach", lease=CI)
         self.take()
         self.sleep(600)
         self.assertIs(self.state(), BOUND)
 
     def test_endsIdle(self) -> None:
-        """If nobody has it imported nothing is done."""
+        """Without a session nothing is done."""
         self.done("attach", lease=CI)
         calls = len(self.backend.calls)
         self.sleep(600)
@@ -412,7 +421,7 @@ class PrincipalTests(DesiredTestCase):
     """
 
     def test_leaseHasAddress(self) -> None:
-        """A lease names the address that has asked for it."""
+        """A lease contains the address that has requested it."""
         self.start()
         lease = self.done("attach", Client(ALICE), lease=CI).lease
         self.assertEqual(lease and lease.address, ALICE.address)

@@ -25,32 +25,32 @@ class QuestionTests(CoreTestCase):
     """
 
     def test_list(self) -> None:
-        """To list gives the backend's devices."""
+        """C{list} returns the backend's devices."""
         devices = self.successResultOf(self.ask(ListDevices()))
         self.assertEqual(devices, (UNO, STICK, MOUSE))
 
     def test_find(self) -> None:
-        """To find gives the one that is meant, and asks nothing of the backend."""
+        """C{find} returns the selected device, and calls nothing in the backend."""
         self.assertEqual(self.device(self.ask(FindDevice(desc="uno"))), UNO)
         self.assertEqual(self.asked, [])
 
     def test_notFound(self) -> None:
-        """What nothing matches is not found, whatever is to be done with it."""
+        """If nothing matches, every command fails with C{DeviceNotFound}."""
         for command in (FindDevice, AttachDevice, DetachDevice):
             self.assertIn("id='9-9'", self.error(self.ask(command(id="9-9")), DeviceNotFound))
 
     def test_several(self) -> None:
-        """What is ambiguous is refused and not begun."""
+        """Ambiguous criteria are refused, and no operation begins."""
         for command in (FindDevice, AttachDevice, DetachDevice):
             self.error(self.ask(command(id="1-*")), SeveralMatch)
         self.assertEqual(self.asked, [])
 
     def test_first(self) -> None:
-        """Unless any will do."""
+        """With C{first} the first device in bus order is used."""
         self.assertEqual(self.device(self.ask(FindDevice(id="1-*", first=True))), UNO)
 
     def test_trouble(self) -> None:
-        """While there can be no devices everybody is told why."""
+        """While there can be no devices every command fails with the reason."""
         self.backend.inventory.trouble = "there is no USB here"
         for command in (ListDevices(), ATTACH):
             self.assertEqual(
@@ -64,7 +64,7 @@ class OperationTests(CoreTestCase):
     """
 
     def test_attach(self) -> None:
-        """To attach binds the device, and answers with the device after it."""
+        """C{attach} binds the device, and returns it as it is then."""
         result = self.ask(ATTACH)
         self.assertNoResult(result)
         call = self.backend.calls[0]
@@ -74,14 +74,17 @@ class OperationTests(CoreTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_detach(self) -> None:
-        """To detach unbinds it."""
+        """C{detach} unbinds it."""
         result = self.ask(DETACH)
         self.assertEqual(self.asked, [("unbind", "1-1.4")])
         self.backend.calls[0].succeed()
         self.assertIs(self.device(result).state, DeviceState.FREE)
 
     def test_again(self) -> None:
-        """What was done is asked of the backend anew, which knows if there is anything to do."""
+        """
+        A repeated command is passed to the backend again, which determines whether there is
+        anything to do.
+        """
         for _ in range(2):
             result = self.ask(ATTACH)
             self.backend.calls[-1].succeed()
@@ -89,14 +92,14 @@ class OperationTests(CoreTestCase):
         self.assertEqual(len(self.asked), 2)
 
     def test_sameTwice(self) -> None:
-        """Whoever asks for what is in progress waits for that."""
+        """A client that requests an operation in progress waits for it."""
         first, second = self.ask(ATTACH), self.ask(AttachDevice(desc="uno"), BOB)
         self.assertEqual(self.asked, [("bind", "1-1.4")])
         self.backend.calls[0].succeed()
         self.assertEqual(self.device(first), self.device(second))
 
     def test_sameTwiceFails(self) -> None:
-        """Both hear of a failure, and the next to ask begins anew."""
+        """Both clients receive an error, and the next request begins a new operation."""
         first, second = self.ask(ATTACH), self.ask(ATTACH, BOB)
         self.backend.calls[0].fail(OperationFailed(UNO, "it bit me"))
         for result in (first, second):
@@ -118,7 +121,7 @@ class OperationTests(CoreTestCase):
         self.device(first)
 
     def test_questionsDoNotWait(self) -> None:
-        """While an operation is in progress questions are answered."""
+        """C{list} and C{find} do not wait for operations."""
         attach = self.ask(ATTACH)
         self.device(self.ask(FindDevice(id="1-1.4")))
         self.successResultOf(self.ask(ListDevices()))
@@ -126,7 +129,7 @@ class OperationTests(CoreTestCase):
         self.device(attach)
 
     def test_opposite(self) -> None:
-        """Whoever asks for the opposite of what is in progress waits until it has ended."""
+        """The opposite of an operation in progress waits until it has ended."""
         attach, detach = self.ask(ATTACH), self.ask(DETACH, BOB)
         self.assertEqual(self.asked, [("bind", "1-1.4")])
         self.backend.calls[0].succeed()
@@ -137,7 +140,7 @@ class OperationTests(CoreTestCase):
         self.assertIs(self.device(detach).state, DeviceState.FREE)
 
     def test_oppositeAfterFailure(self) -> None:
-        """That goes on when it has failed, too."""
+        """It is carried out too if that operation has failed."""
         attach, detach = self.ask(ATTACH), self.ask(DETACH)
         self.backend.calls[0].fail(OperationFailed(UNO, "it bit me"))
         self.error(attach, OperationFailed)
@@ -145,7 +148,7 @@ class OperationTests(CoreTestCase):
         self.device(detach)
 
     def test_oppositeGone(self) -> None:
-        """If the device is gone by then, it is not found."""
+        """If the device is unplugged by then, it is not found."""
         attach, detach = self.ask(ATTACH), self.ask(DETACH)
         self.backend.inventory.replace([], {"1-1.4"})
         self.backend.calls[0].fail(OperationFailed(UNO, "it is gone"))
@@ -153,7 +156,10 @@ class OperationTests(CoreTestCase):
         self.error(detach, DeviceNotFound)
 
     def test_oppositeTooLong(self) -> None:
-        """When that takes too long nothing is done, and the answer names what is in the way."""
+        """
+        If the wait takes too long nothing is done, and the error names the operation in
+        progress.
+        """
         attach, detach = self.ask(ATTACH, ALICE), self.ask(DETACH, BOB)
         self.clock.advance(1.9)
         self.error(attach, StillWorking)
@@ -164,7 +170,7 @@ class OperationTests(CoreTestCase):
         self.assertEqual(self.asked, [("bind", "1-1.4")])
 
     def test_manyInTurn(self) -> None:
-        """However many ask for this and that, there is one operation at a time."""
+        """With many different requests, one operation at a time is in progress on a device."""
         results = [self.ask(command) for command in (ATTACH, DETACH, ATTACH, DETACH)]
         running = 0
         while any(not result.called for result in results):
@@ -182,13 +188,13 @@ class FailureTests(CoreTestCase):
     """
 
     def test_refused(self) -> None:
-        """A refusal of the backend's is handed on."""
+        """An error of the backend is returned to the client."""
         result = self.ask(ATTACH)
         self.backend.calls[0].fail(DeviceInUse(changed(UNO, holder=Holder(address="192.0.2.9"))))
         self.assertIn("192.0.2.9", self.error(result, DeviceInUse))
 
     def test_refreshes(self) -> None:
-        """A failure shows the device as it is now."""
+        """An error contains the device as it is by then."""
         result = self.ask(ATTACH)
         now = changed(UNO, state=DeviceState.ERROR, trouble="stuck")
         self.backend.inventory.replace([now], {"1-1.4"})
@@ -198,7 +204,7 @@ class FailureTests(CoreTestCase):
         self.assertEqual(error.device, now)
 
     def test_gone(self) -> None:
-        """Where there is no device any more it shows the one there was."""
+        """If the device is unplugged by then, it contains the device as it was."""
         result = self.ask(ATTACH)
         self.backend.inventory.replace([], {"1-1.4"})
         self.backend.calls[0].fail(OperationFailed(UNO, "it is gone"))
@@ -207,8 +213,10 @@ class FailureTests(CoreTestCase):
         self.assertEqual(error.device, UNO)
 
     def test_bug(self) -> None:
-        """A bug in a backend is a failure to the client and a traceback in the log, and does
-        not keep others from the device."""
+        """
+        A bug in a backend is a failure to the client and a traceback in the log, and the
+        device can be used further.
+        """
         result = self.ask(ATTACH)
         self.backend.calls[0].fail(ZeroDivisionError("oops"))
         message = self.error(result, OperationFailed)
@@ -220,7 +228,10 @@ class FailureTests(CoreTestCase):
         self.device(again)
 
     def test_bugUnheard(self) -> None:
-        """That is told to whoever asks again, too."""
+        """
+        If it occurs after the reply, the next client with the same request receives the
+        failure.
+        """
         result = self.ask(ATTACH)
         self.clock.advance(2)
         self.error(result, StillWorking)

@@ -32,7 +32,7 @@ class AnswerTimeTests(CoreTestCase):
         self.error(result, StillWorking)
 
     def test_message(self) -> None:
-        """The answer says that it goes on, and for how long."""
+        """The reply says that the operation is still in progress, and for how long at most."""
         result = self.ask(ATTACH)
         self.clock.advance(1.8)
         message = self.error(result, StillWorking)
@@ -40,7 +40,7 @@ class AnswerTimeTests(CoreTestCase):
             self.assertIn(part, message)
 
     def test_withinTime(self) -> None:
-        """Two seconds are all that old clients wait; the time for the backend's start counts."""
+        """The reply comes within C{timeouts.answer}, including the time of the backend's start."""
         self.backend = PatientBackend(started=False)
         settings = LiveSettings(Settings(access=EVERYBODY, timeouts=self.timeouts))
         self.core = Core(self.backend, self.clock, settings)
@@ -53,7 +53,7 @@ class AnswerTimeTests(CoreTestCase):
         self.error(result, StillWorking)
 
     def test_success(self) -> None:
-        """Whoever asks again when it went well is answered with the device."""
+        """If the operation has succeeded after that, the same request returns the device."""
         self.stillWorking()
         self.backend.calls[0].succeed()
         again = self.ask(ATTACH)
@@ -61,7 +61,7 @@ class AnswerTimeTests(CoreTestCase):
         self.assertIs(self.device(again).state, DeviceState.BOUND)
 
     def test_againMeanwhile(self) -> None:
-        """Whoever asks again while it goes on waits for it, and does not begin it anew."""
+        """The same request during the operation waits for it, and does not begin it anew."""
         self.stillWorking()
         again = self.ask(ATTACH, BOB)
         self.assertEqual(len(self.asked), 1)
@@ -69,7 +69,7 @@ class AnswerTimeTests(CoreTestCase):
         self.device(again)
 
     def test_failure(self) -> None:
-        """Whoever asks again when it went wrong hears of that, once."""
+        """If the operation has failed after the reply, the same request returns the error, once."""
         self.stillWorking()
         self.backend.calls[0].fail(OperationFailed(UNO, "it bit me"))
         self.assertEqual(self.error(self.ask(ATTACH), OperationFailed), "it bit me")
@@ -80,7 +80,7 @@ class AnswerTimeTests(CoreTestCase):
         self.device(anew)
 
     def test_oldFailure(self) -> None:
-        """A failure that nobody heard is no news any more when it has become old."""
+        """An error that is older than C{timeouts.bind} is not returned any more."""
         self.stillWorking()
         self.backend.calls[0].fail(OperationFailed(UNO, "it bit me"))
         self.clock.advance(31)
@@ -90,7 +90,7 @@ class AnswerTimeTests(CoreTestCase):
         self.device(again)
 
     def test_failureThatWentWell(self) -> None:
-        """A failure after which the device is as it was to be is no news either."""
+        """An error is not returned if the device is in the requested state by now."""
         self.stillWorking()
         self.backend.calls[0].fail(OperationFailed(UNO, "it bit me"))
         self.backend.inventory.replace([changed(UNO, state=DeviceState.BOUND)], {UNO.busId})
@@ -99,10 +99,7 @@ class AnswerTimeTests(CoreTestCase):
         self.device(again)
 
     def test_replugged(self) -> None:
-        """
-        Who asks for the device that was plugged in meanwhile does not get what became of
-        the one before it, and a failure carries the device that it is about.
-        """
+        """An error is not returned for a device that was plugged in since then."""
         first = self.ask(ATTACH)
         other = changed(UNO, deviceNumber=UNO.deviceNumber + 1, serial="OTHER")
         self.backend.inventory.replace([other], {UNO.busId})
@@ -114,7 +111,7 @@ class AnswerTimeTests(CoreTestCase):
         self.assertEqual(self.device(second).serial, "OTHER")
 
     def test_failureAndOpposite(self) -> None:
-        """Whoever asks for the opposite then is not told of it, and has it done."""
+        """The opposite request does not return the error, and is carried out."""
         self.stillWorking()
         self.backend.calls[0].fail(OperationFailed(UNO, "it bit me"))
         detach = self.ask(DETACH)
@@ -126,7 +123,7 @@ class AnswerTimeTests(CoreTestCase):
         self.device(anew)
 
     def test_failureAndAnotherDevice(self) -> None:
-        """Nor is somebody who asks for another device that is plugged in there now."""
+        """Nor is it returned for another device at the same port."""
         self.stillWorking()
         self.backend.calls[0].fail(OperationFailed(UNO, "it bit me"))
         other = changed(UNO, deviceNumber=9)
@@ -145,7 +142,7 @@ class StartTests(CoreTestCase):
     started = False
 
     def test_waits(self) -> None:
-        """Requests that come before the backend is ready wait for it."""
+        """Requests before the backend has started wait for it."""
         results = [self.ask(ListDevices()), self.ask(FindDevice(id="1-2"))]
         for result in results:
             self.assertNoResult(result)
@@ -156,7 +153,7 @@ class StartTests(CoreTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_tooLong(self) -> None:
-        """They do not wait longer than an answer may take."""
+        """They wait for C{timeouts.answer} at most."""
         result = self.ask(ListDevices())
         self.clock.advance(1.9)
         self.assertIn("still starting", self.error(result, BackendUnavailable))
@@ -164,7 +161,7 @@ class StartTests(CoreTestCase):
         self.successResultOf(self.ask(ListDevices()))
 
     def test_broken(self) -> None:
-        """If the backend does not start requests are told so, and the daemon's log why."""
+        """If the backend does not start, requests get an error, and the log contains the reason."""
         result = self.ask(ListDevices())
         self.backend.starting.errback(ZeroDivisionError("bug"))
         self.failureResultOf(self.start, ZeroDivisionError)
@@ -178,19 +175,19 @@ class StopTests(CoreTestCase):
     """
 
     def test_idle(self) -> None:
-        """Where nothing is in progress the backend is stopped at once."""
+        """Without operations in progress the backend is stopped at once."""
         self.successResultOf(asked(self.core.stop()))
         self.assertEqual(self.backend.stopped, 1)
 
     def test_refuses(self) -> None:
-        """Nothing more is begun."""
+        """No more operations begin."""
         asked(self.core.stop())
         for command in (ListDevices(), ATTACH):
             self.assertIn("stopping", self.error(self.ask(command), BackendUnavailable))
         self.assertEqual(self.asked, [])
 
     def test_waits(self) -> None:
-        """What is in progress comes to its end first, and is answered."""
+        """Operations in progress end first, and their clients get the outcome."""
         result = self.ask(ATTACH)
         stop = asked(self.core.stop())
         self.assertNoResult(stop)
@@ -201,7 +198,7 @@ class StopTests(CoreTestCase):
         self.assertEqual(self.backend.stopped, 1)
 
     def test_waitsForAll(self) -> None:
-        """That is so for every operation, and the time is for all of them together."""
+        """That applies to all operations, and C{timeouts.stop} is for all of them together."""
         results = [self.ask(AttachDevice(id=busId)) for busId in ("1-1.4", "1-2", "2-10")]
         stop = asked(self.core.stop())
         self.clock.advance(1)
@@ -216,7 +213,7 @@ class StopTests(CoreTestCase):
             self.error(result, StillWorking)
 
     def test_waitsNotForEver(self) -> None:
-        """What does not end is left behind."""
+        """An operation that does not end within C{timeouts.stop} is abandoned."""
         result = self.ask(ATTACH)
         stop = asked(self.core.stop())
         self.clock.advance(4.9)
@@ -227,7 +224,7 @@ class StopTests(CoreTestCase):
         self.error(result, StillWorking)
 
     def test_oppositeWaiting(self) -> None:
-        """What waits for an operation to end is not begun after it."""
+        """A request that waits for an operation to end is not carried out."""
         attach, detach = self.ask(ATTACH), self.ask(DETACH)
         asked(self.core.stop())
         self.backend.calls[0].succeed()
@@ -236,7 +233,7 @@ class StopTests(CoreTestCase):
         self.assertEqual(len(self.asked), 1)
 
     def test_withoutStart(self) -> None:
-        """It may be stopped without having been started."""
+        """C{stop} may be called without C{start}."""
         backend = PatientBackend(started=False)
         core = Core(backend, self.clock, LiveSettings(Settings(timeouts=self.timeouts)))
         self.successResultOf(asked(core.stop()))

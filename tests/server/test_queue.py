@@ -50,13 +50,13 @@ class QueueTests(DesiredTestCase):
         return [line.get("place") for line in client.told if line["event"] == "queued"]
 
     def test_free(self) -> None:
-        """Whoever asks for a device that is to be had does not wait."""
+        """An available device is attached without waiting."""
         client = Client()
         self.assertIs(self.done("attach", client, wait=60).state, BOUND)
         self.assertEqual(client.told, [])
 
     def test_turns(self) -> None:
-        """Each waits until all before it had their turn, and is told its place."""
+        """Each client waits for those before it, and receives its place."""
         self.done("attach", lease={"owner": "a", "ttl": 10})
         bob, carol = Client(BOB), Client(CAROL)
         first, second = self.wait("b", ttl=10, client=bob), self.wait("c", client=carol)
@@ -73,7 +73,7 @@ class QueueTests(DesiredTestCase):
         self.assertEqual(lease and lease.owner, "c")
 
     def test_timeOut(self) -> None:
-        """Whoever has waited long enough is told why it was in vain."""
+        """After C{wait} seconds the client receives the reason."""
         self.done("attach", lease={"owner": "a", "ttl": 100})
         result = self.wait("b", seconds=20)
         self.sleep(19)
@@ -82,7 +82,7 @@ class QueueTests(DesiredTestCase):
         self.assertIn("leased by a", str(self.failureResultOf(result, DeviceLeased).value))
 
     def test_inUse(self) -> None:
-        """One waits for a device that somebody has imported, too."""
+        """A client can wait for a device that is in use."""
         self.done("attach")
         self.take()
         result = self.wait("b")
@@ -92,7 +92,7 @@ class QueueTests(DesiredTestCase):
         self.successResultOf(result)
 
     def test_notThere(self) -> None:
-        """And for one that is not there."""
+        """A client can wait for a device that is not plugged in."""
         self.unplug()
         client = Client()
         result = self.wait("b", client=client)
@@ -103,26 +103,26 @@ class QueueTests(DesiredTestCase):
         self.assertIs(self.state(), BOUND)
 
     def test_neverThere(self) -> None:
-        """If it does not come it was not found."""
+        """If it is not plugged in meanwhile, it is not found."""
         self.unplug()
         result = self.wait("b", seconds=5)
         self.sleep(5)
         self.failureResultOf(result, DeviceNotFound)
 
     def test_several(self) -> None:
-        """To wait makes nothing of criteria that are not clear."""
+        """Ambiguous criteria are refused at once."""
         self.refused(SeveralMatch, "attach", id="*", wait=60)
         self.done("attach", id="*", wait=60, first=True)
 
     def test_otherDevices(self) -> None:
-        """Who waits for one device is not in the way of another."""
+        """A client that waits for one device does not delay those that wait for another."""
         self.done("attach", lease={"owner": "a", "ttl": 100})
         result = self.wait("b")
         self.done("attach", id="1-2", wait=60)
         self.assertNoResult(result)
 
     def test_notAround(self) -> None:
-        """Who does not want to wait does not get a device either that others wait for."""
+        """A client without C{wait} cannot attach a device that others wait for."""
         self.done("attach", lease={"owner": "a", "ttl": 10})
         first = self.wait("b")
         self.done("detach", owner="a")
@@ -139,7 +139,7 @@ class QueueTests(DesiredTestCase):
         self.successResultOf(waiting)
 
     def test_queueFirst(self) -> None:
-        """While somebody waits for a device that is free for the moment nobody else gets it."""
+        """Nor can it while such a device is free for a moment."""
         self.done("attach")
         first = self.ask("attach", Client(), wait=60)
         self.successResultOf(first)
@@ -154,7 +154,10 @@ class QueueTests(DesiredTestCase):
         self.successResultOf(third)
 
     def test_turnWithoutLease(self) -> None:
-        """Who has no lease has some seconds to import the device."""
+        """
+        A client without a lease has some seconds to import the device, before the next one
+        gets it.
+        """
         self.done("attach", wait=60)
         second = self.ask("attach", Client(), wait=60)
         self.take()
@@ -164,7 +167,7 @@ class QueueTests(DesiredTestCase):
         self.successResultOf(second)
 
     def test_gone(self) -> None:
-        """A client that is gone waits no more."""
+        """A client that disconnects leaves the queue."""
         self.done("attach", lease={"owner": "a", "ttl": 10})
         bob, carol = Client(BOB), Client(CAROL)
         first, second = self.wait("b", client=bob), self.wait("c", client=carol)
@@ -175,7 +178,7 @@ class QueueTests(DesiredTestCase):
         self.successResultOf(second)
 
     def test_goneUpdatesPlaces(self) -> None:
-        """Those behind it move up, and are told."""
+        """The clients behind it move up, and receive their new places."""
         self.done("attach", lease={"owner": "a", "ttl": 10})
         bob, carol = Client(BOB), Client(CAROL)
         first = self.wait("b", client=bob)
@@ -185,7 +188,7 @@ class QueueTests(DesiredTestCase):
         self.assertEqual(self.places(carol), [2, 1])
 
     def test_heartbeat(self) -> None:
-        """Who waits gets signs of life, and none any more when it has its turn."""
+        """A waiting client receives heartbeats until it gets the device."""
         self.done("attach", lease={"owner": "a", "ttl": 40})
         client = Client()
         result = self.wait("b", client=client, ttl=100)
@@ -198,8 +201,7 @@ class QueueTests(DesiredTestCase):
         self.assertEqual(len(client.told), before)
 
     def test_sooner(self) -> None:
-        """That a client is gone may be seen late: whoever finds the device still in use waits
-        on."""
+        """If another client imports the device first, the client goes on waiting."""
         self.done("attach", Client(ALICE))
         self.take()
         result = self.wait("b", seconds=30)
@@ -218,8 +220,10 @@ class QueueTests(DesiredTestCase):
         self.successResultOf(result)
 
     def test_soonerInVain(self) -> None:
-        """If that does not end in time that is the reason; and a client that is gone by then
-        gets nothing."""
+        """
+        If that lasts until the end of C{wait}, it is the reason; a client that has
+        disconnected gets nothing.
+        """
         self.done("attach", Client(ALICE))
         real = self.backend.bind
 
@@ -239,7 +243,7 @@ class QueueTests(DesiredTestCase):
         self.assertIsNone(self.shown().lease)
 
     def test_stop(self) -> None:
-        """When the daemon stops nobody waits any more."""
+        """When the daemon stops, all waiting clients receive an error."""
         self.done("attach", lease={"owner": "a", "ttl": 10})
         result = self.wait("b")
         self.successResultOf(asked(self.core.stop()))
@@ -247,7 +251,7 @@ class QueueTests(DesiredTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_nothingLeft(self) -> None:
-        """When all is over nothing is left."""
+        """At the end no timer and no listener is left."""
         self.done("attach", lease={"owner": "a", "ttl": 10})
         results = [self.wait("b", seconds=5), self.wait("c", ttl=5)]
         self.sleep(20)
