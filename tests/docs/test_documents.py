@@ -17,6 +17,7 @@ from tests.docs.documentcase import (
 from tests.docs.documents import ROOT, anchor, documents
 from tests.docs.examples import child
 from tests.docs.messages import PACKAGE
+from tests.test_layering import ALLOWED
 from usbip_server.model.device import Encryption
 
 
@@ -50,6 +51,20 @@ class ArchitectureTests(DocumentCase, SynchronousTestCase):
         explained = self.document.spans()
         for package in re.findall(r"^([\w.\[\]-]+)", needed, re.MULTILINE):
             self.assertIn(package, explained)
+
+
+class ContributingTests(DocumentCase, SynchronousTestCase):
+    """
+    How to contribute.
+    """
+
+    name = "CONTRIBUTING.md"
+
+    def test_importLaw(self) -> None:
+        """The table of the import law is the one that is enforced."""
+        _, *rows = self.document.rows("The import law", 2).items()
+        law = {name: " ".join(re.findall("`(.+?)`", cells[1])) for name, cells in rows}
+        self.assertEqual(law, ALLOWED)
 
 
 class SecurityTests(DocumentCase, SynchronousTestCase):
@@ -114,7 +129,9 @@ def caseOf(name: str) -> type[DocumentCase]:
     return type(title, (DocumentCase, SynchronousTestCase), members)
 
 
-OWN = {ArchitectureTests.name, SecurityTests.name} | {case.name for case in OTHERS}
+OWN = {case.name for case in (ArchitectureTests, ContributingTests, SecurityTests)} | {
+    case.name for case in OTHERS
+}
 
 for _name in sorted(NAMES - OWN):
     globals()[caseOf(_name).__name__] = caseOf(_name)
