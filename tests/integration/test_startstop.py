@@ -169,7 +169,7 @@ class StartingTests(DaemonTestCase):
         for text, line, reason in (
             (INERT + "colour: red\n", 10, "colour: unknown key"),
             ("listen:\n  - tcp:5055\n  - tcp:70000\n", 3, "listen.1: "),
-            ("backend: {type: virtual}\nbackend: {type: sysfs}\n", 2, "stands here twice"),
+            ("backend: {type: virtual}\nbackend: {type: sysfs}\n", 2, "occurs twice"),
             ("backend:\n  type: virtual\n  devcies: []\n", 3, "backend.devcies: unknown key"),
         ):
             config = self.write(text)

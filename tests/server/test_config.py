@@ -105,14 +105,14 @@ class WrongTests(SynchronousTestCase):
 
     def test_duplicateKey(self) -> None:
         """A key that stands there twice is not silently the last one."""
-        self.assertWrong("http: {}\nlisten: [tcp:1]\nhttp: {}\n", "3: http: stands here twice")
+        self.assertWrong("http: {}\nlisten: [tcp:1]\nhttp: {}\n", "3: http: occurs twice")
         self.assertWrong(
             "backend:\n  type: virtual\n  port: 1\n  port: 2\n",
-            "4: backend.port: stands here twice",
+            "4: backend.port: occurs twice",
         )
         self.assertWrong(
             "backend:\n  devices:\n    - {bus_id: 1-1,\n       bus_id: 1-2}\n",
-            "4: backend.devices.0.bus_id: stands here twice",
+            "4: backend.devices.0.bus_id: occurs twice",
         )
 
     def test_wrongType(self) -> None:

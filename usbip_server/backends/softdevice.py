@@ -1,8 +1,8 @@
 """
-USB devices made of software, and the sessions of those who have imported them.
+Emulated USB devices, and the sessions of the clients that have imported them.
 
-The devices are those of the PyPI package C{usbip}: a kernel that imports one finds a real
-USB device. Each session has a thread, as the package's calls block.
+The devices are those of the PyPI package C{usbip}. Each session has a thread, as the calls of the
+package block.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ BLOCK = 512
 
 class MemoryStore:
     """
-    A disk's content, as the package wants to have it.
+    The content of a disk, with the interface that the package requires.
     """
 
     block_size = BLOCK
@@ -70,11 +70,10 @@ def makeDevice(vendorId: str, productId: str, diskSize: int | None, **strings: s
 
 class Wire:
     """
-    A reference of our own to somebody's connection. What has to wait does so, in poll(2):
-    whether calls on the connection block is the other's choice, and one flag for all
-    references (fcntl(2), C{O_NONBLOCK}).
+    A duplicate of a client's connection with blocking calls. It waits in poll(2), as
+    C{O_NONBLOCK} is shared with all duplicates (fcntl(2)) and must not be changed.
 
-    @ivar sending: to be held by whoever sends, until a message is complete.
+    @ivar sending: a lock, to be held until a message is sent completely.
     """
 
     def __init__(self, connection: socket.socket) -> None:
@@ -88,7 +87,7 @@ class Wire:
 
     def recv(self, most: int) -> bytes:
         """
-        Receive something; nothing if it is shut down.
+        Receive bytes; empty if the connection is shut down.
         """
         while True:
             try:
@@ -98,9 +97,9 @@ class Wire:
 
     def sendall(self, data: bytes) -> None:
         """
-        Send everything.
+        Send all bytes.
 
-        @raise OSError: it is shut down.
+        @raise OSError: the connection is shut down.
         """
         left = memoryview(data)
         while left:
@@ -115,21 +114,21 @@ class Wire:
         poll.poll()
 
     def shutDown(self) -> None:
-        """Shut the connection down, for all who have it: whoever waits here is woken."""
+        """Shut the connection down, for all duplicates; calls that wait return."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Give the reference back."""
+        """Close the duplicate."""
         with self.sending:
             self._socket.close()
 
 
 class Session(msgspec.Struct, frozen=True, eq=False):
     """
-    A client has a device imported.
+    The session of a client.
 
-    @ivar ended: set when that is over.
+    @ivar ended: set at its end.
     """
 
     wire: Wire
@@ -139,11 +138,11 @@ class Session(msgspec.Struct, frozen=True, eq=False):
 
 class SoftDevice:
     """
-    A device that can be imported, by one client at a time. All of this is for the reactor's
-    thread; only what comes over the connection is carried in another.
+    A device that can be imported by one client at a time. Its methods are called in the reactor's
+    thread; the traffic is processed in another.
 
-    @ivar session: that of the client that has it.
-    @ivar former: that of the client that had it, until it has ended.
+    @ivar session: the session of the client that has imported the device.
+    @ivar former: the session that C{withdraw} is ending.
     """
 
     _log = Logger()
@@ -152,7 +151,7 @@ class SoftDevice:
         """
         @param usb: the package's device.
         @param reactor: provides C{IReactorFromThreads}.
-        @param onEnd: called when a session has ended of itself, or C{shutDown} has ended it.
+        @param onEnd: called when a session has ended, unless C{withdraw} has ended it.
         """
         self.session: Session | None = None
         self.former: Session | None = None
@@ -162,7 +161,7 @@ class SoftDevice:
 
     def begin(self, connection: socket.socket, holder: Holder) -> None:
         """
-        Give it to a client; nobody has it, nor is there a former session.
+        Begin the session of a client. There must be no other one, nor a former one.
 
         @raise OSError: the connection is closed, or there is no descriptor left.
         @raise RuntimeError: the system has no more threads.
@@ -177,12 +176,12 @@ class SoftDevice:
         self.session = session
 
     def shutDown(self) -> None:
-        """Bring the session to its end, which comes a little later."""
+        """End the session. Returns before it has ended."""
         if self.session is not None:
             self.session.wire.shutDown()
 
     def withdraw(self) -> None:
-        """Nobody has it any more, even if the session takes a while to end."""
+        """End the session, and make it the former one at once."""
         if self.session is not None:
             self.shutDown()
             self.session, self.former = None, self.session
@@ -191,7 +190,7 @@ class SoftDevice:
         try:
             self._carry(session.wire)
         except OSError:
-            pass  # the client is gone
+            pass  # the connection has ended
         except Exception:
             self._log.failure(
                 "a virtual device failed on what {client} sent", client=session.holder.address
@@ -211,10 +210,10 @@ class SoftDevice:
 
     def _carry(self, wire: Wire) -> None:
         """
-        Carry requests to the device and its answers back, until the client goes.
+        Pass requests to the device and its replies back, until the connection ends.
         """
         us = threading.get_ident()
-        behind: list[Any] = []  # what the device says to what it is taking
+        behind: list[Any] = []  # replies during handle_urb
 
         def respond(urb: Any) -> None:  # from any thread
             if threading.get_ident() == us:

@@ -1,9 +1,9 @@
 """
-Devices declared in the configuration, in this process: no root, no hardware, no kernel
-module.
+A backend of emulated devices that are declared in the configuration. It needs no root, no hardware
+and no kernel module.
 
-Those of kind C{serial} and C{disk} are real USB devices to whoever imports them; those of
-kind C{inert} only stand in the list.
+Devices of kind C{serial} and C{disk} can be imported, and are real USB devices to the client;
+devices of kind C{inert} can only be listed and bound.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ Text = Annotated[str, msgspec.Meta(min_length=1, max_length=126)]
 
 class VirtualDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
-    One declared device.
+    The declaration of a device.
 
-    @ivar bus_id: where it is plugged in.
+    @ivar bus_id: its bus id.
     @ivar kind: C{serial}, a serial port that echoes; C{disk}; or C{inert}.
-    @ivar size: of a disk, in KiB.
-    @ivar plugged: is it there from the start?
+    @ivar size: the size of a disk, in KiB.
+    @ivar plugged: whether it is plugged in at the start.
     """
 
     bus_id: str
@@ -67,12 +67,12 @@ SAMPLES = (
         serial="DISK1",
     ),
 )
-"""What there is when none are declared."""
+"""The devices if none are declared."""
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
-    @ivar devices: the devices there are.
+    @ivar devices: the declared devices.
     """
 
     devices: tuple[VirtualDevice, ...] = SAMPLES
@@ -90,7 +90,7 @@ def makeBackend(options: Mapping[str, Any], reactor: Any) -> VirtualBackend:
                 ("devices", index, "bus_id"), f"{device.bus_id!r} is not a bus id, such as 1-1.4"
             )
         if device.bus_id in seen:
-            raise InvalidOption(("devices", index, "bus_id"), "stands here twice")
+            raise InvalidOption(("devices", index, "bus_id"), "occurs twice")
         seen.add(device.bus_id)
         for key in ("manufacturer", "product", "serial"):
             _checkText(("devices", index, key), getattr(device, key) or "")
@@ -104,8 +104,8 @@ def makeBackend(options: Mapping[str, Any], reactor: Any) -> VirtualBackend:
 
 def _checkText(path: Sequence[str | int], text: str) -> None:
     """
-    @raise InvalidOption: YAML's escapes can make half of a surrogate pair, and no answer
-        could ever contain that.
+    @raise InvalidOption: the text contains a lone surrogate, which YAML's escapes can produce and
+        no reply can contain.
     """
     try:
         text.encode()
@@ -116,7 +116,7 @@ def _checkText(path: Sequence[str | int], text: str) -> None:
 @implementer(IUsbBackend)
 class VirtualBackend:
     """
-    Devices made of software.
+    Emulated devices.
     """
 
     def __init__(self, options: Options, reactor: Any) -> None:
@@ -165,14 +165,14 @@ class VirtualBackend:
                 product=declared.product,
                 serial=declared.serial,
             )
-            told = usb.device_descriptor()
+            descriptor = usb.device_descriptor()
             device = msgspec.structs.replace(
                 device,
-                deviceClass=f"{told.bDeviceClass:02x}",
-                subclass=f"{told.bDeviceSubClass:02x}",
-                protocol=f"{told.bDeviceProtocol:02x}",
-                release=told.bcdDevice,
-                configurations=told.bNumConfigurations,
+                deviceClass=f"{descriptor.bDeviceClass:02x}",
+                subclass=f"{descriptor.bDeviceSubClass:02x}",
+                protocol=f"{descriptor.bDeviceProtocol:02x}",
+                release=descriptor.bcdDevice,
+                configurations=descriptor.bNumConfigurations,
                 interfaces=tuple(bytes(three).hex("/") for three in usb.interface_triples()),
             )
             self._soft[busId] = softdevice.SoftDevice(
@@ -182,7 +182,7 @@ class VirtualBackend:
 
     def unplug(self, busId: str) -> None:
         """
-        Pull it out.
+        Unplug a device.
         """
         self._withdraw(busId)
         self._soft.pop(busId, None)
@@ -241,10 +241,10 @@ class VirtualBackend:
         return self._here(device)
 
     async def refresh(self, device: UsbDevice) -> None:
-        pass  # nothing happens to one unseen
+        pass  # all changes are noticed
 
     def traffic(self, device: UsbDevice) -> Traffic | None:
-        return None  # whoever has the connection counts
+        return None  # the owner of the connection counts
 
     def _importable(self, device: UsbDevice) -> softdevice.SoftDevice:
         """
@@ -263,7 +263,7 @@ class VirtualBackend:
         self, device: UsbDevice, former: softdevice.Session, deadline: float
     ) -> None:
         """
-        @raise DeviceInUse: the session of a client that the device was taken from goes on.
+        @raise DeviceInUse: the session before, which was ended by an unbind, has not ended yet.
         """
         try:
             await self._calls.call(former, deadline, former.ended.wait)
@@ -288,7 +288,7 @@ class VirtualBackend:
 
     def _follow(self, busId: str) -> None:
         """
-        Show who has a device now.
+        Update the state of a device from its session.
         """
         now = self.inventory.get(busId)
         if now is not None and now.state is not DeviceState.FREE:

@@ -1,5 +1,5 @@
 """
-What it means when C{usbip-host} and the driver core refuse, and what to do about it.
+Translates errno values of writes to C{usbip-host} and the driver core into errors with advice.
 """
 
 from __future__ import annotations
@@ -29,14 +29,13 @@ NOT_PERMITTED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 class NotPermitted(OperationFailed):
     """
-    This process may not write what would have to be written.
+    This process has no permission to write to an attribute.
     """
 
 
 class TableFull(OperationFailed):
     """
-    There is no place in the driver's table; the device was not touched, or has been given
-    back.
+    The driver's table has no room for the device, which was not touched, or was given back.
     """
 
     def __init__(self, device: UsbDevice, names: list[str]) -> None:
@@ -70,15 +69,15 @@ def requireSame(system: ISystem, device: UsbDevice) -> None:
 @contextlib.contextmanager
 def explained(system: ISystem, verb: str, device: UsbDevice) -> Iterator[None]:
     """
-    What the kernel refuses becomes an L{OperationFailed}.
+    A context in which an C{OSError} becomes an L{OperationFailed}.
 
-    @param verb: what was to be done: C{"attach"}, C{"detach"}, C{"kick"}, C{"export"}.
+    @param verb: the operation: C{"attach"}, C{"detach"}, C{"kick"}, C{"export"}.
     """
     try:
         yield
     except OSError as error:
         if error.errno in GONE:
-            requireSame(system, device)  # it may be unplugged
+            requireSame(system, device)  # the device may have been unplugged
         kind = NotPermitted if error.errno in NOT_PERMITTED else OperationFailed
         because = meaning(error, device.busId, verb)
         raise kind(device, f"cannot {verb} {device}: {because}") from error
@@ -86,7 +85,7 @@ def explained(system: ISystem, verb: str, device: UsbDevice) -> Iterator[None]:
 
 def meaning(error: OSError, busId: str, verb: str) -> str:
     """
-    What an errno of their attributes means for a device.
+    The meaning of an errno for a device, and what to do.
 
     @param verb: as in L{explained}.
     """

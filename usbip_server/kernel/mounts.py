@@ -1,10 +1,8 @@
 """
-What this machine itself uses a disk for.
+Finds out whether this machine itself uses a disk: mounted file systems, swap, LVM, md and btrfs.
 
-Found without the device's lock and without opening a disk: from the directories below the
-device in sysfs, and from what C{/proc} says of mounts and swap. File systems that others
-have mounted in name spaces of their own are not seen, nor are pools of ZFS, which leaves no
-trace there.
+Read from the directories below the device in sysfs and from C{/proc}, without the device's lock and
+without opening a disk. Mounts in other mount namespaces are not found, nor are ZFS pools.
 """
 
 from __future__ import annotations
@@ -33,10 +31,9 @@ _ESCAPE = re.compile(rb"\\([0-7]{3})")
 
 def usesOf(system: ISystem, busId: str) -> tuple[str, ...]:
     """
-    What this machine uses the disks in a device for: C{"/dev/sda1 is mounted on /boot"}.
-    Blocks as little as reading C{/proc} and sysfs does.
+    The uses of the disks in a device: C{"/dev/sda1 is mounted on /boot"}.
 
-    @return: a sentence for each use; none where it has no disks, or they are not used.
+    @return: a sentence for each use; empty if the device has no disks, or they are not used.
     """
     disks = sorted(_disks(system, f"{DEVICES}/{busId}", DEPTH))
     if not disks:
@@ -55,8 +52,8 @@ class _Mount(msgspec.Struct, frozen=True):
     A line of C{mountinfo} (proc_pid_mountinfo(5)).
 
     @ivar number: C{major:minor} of the device; of no device there is for btrfs and others.
-    @ivar place: where it is mounted.
-    @ivar source: what is mounted, as whoever did it called it.
+    @ivar place: the mount point.
+    @ivar source: the path of the device, as given to mount(8).
     """
 
     number: str
@@ -79,7 +76,7 @@ class _Uses:
                 self._byName[self._named(mount.source)].append(mount.place)
         self._btrfs: set[str] = set()
         for members in _btrfs(system):
-            # The mount names but one of them.
+            # A mount has the name of only one of them.
             places = [place for name in members for place in self._byName.get(name, ())]
             self._btrfs.update(members)
             self._byName.update(dict.fromkeys(members, places))
@@ -91,9 +88,9 @@ class _Uses:
 
     def of(self, name: str, above: tuple[str, ...] = ()) -> Iterator[str]:
         """
-        What is done with a block device: C{"is mounted on /boot"}.
+        The uses of a block device: C{"is mounted on /boot"}.
 
-        @param above: what it is a holder of, and so on.
+        @param above: the holders that have led to it.
         """
         number = _read(self._system, f"{BLOCK}/{name}/dev")
         places = {*self._byNumber.get(number, ()), *self._byName.get(name, ())}

@@ -1,8 +1,6 @@
 """
-This machine's kernel, as far as we use it.
-
-Everything else in this package reaches the kernel through an L{ISystem}, so that a test
-can hand it a made tree or L{usbip_server.testing.FakeKernel}.
+The interface to the kernel: sysfs, C{/proc}, netlink and modprobe. Everything else uses an
+L{ISystem}, so that a test can use a directory or L{usbip_server.testing.FakeKernel} instead.
 """
 
 from __future__ import annotations
@@ -22,8 +20,8 @@ KERNEL_GROUP = 1
 """The multicast group of the kernel's own uevents; udev's are in another."""
 
 CONNECTIONS = ("/proc/self/net/tcp", "/proc/self/net/tcp6")
-"""Not C{/proc/net}, which is not there where C{/proc} shows only processes (C{subset=pid} in
-C{Documentation/filesystems/proc.rst}). Without IPv6 there is only the first."""
+"""Not C{/proc/net}, which is missing if C{/proc} is mounted with C{subset=pid}
+(C{Documentation/filesystems/proc.rst}). Without IPv6 there is only the first."""
 
 MODPROBE_SECONDS = 10
 
@@ -32,7 +30,7 @@ PAGE = 4096
 
 class UeventSocket(Protocol):
     """
-    The part of a socket that uevents are read by.
+    The methods of a socket that uevents are received from.
     """
 
     def fileno(self) -> int: ...
@@ -42,11 +40,10 @@ class UeventSocket(Protocol):
 
 class ISystem(Interface):
     """
-    Files below C{/sys}, and the few other things the kernel is asked for.
+    Files below C{/sys}, and a few other interfaces of the kernel.
 
-    All calls but C{ueventSocket} can block, some for ever: make them in a thread of their
-    own (L{usbip_server.runtime.threads}). Paths are relative to C{/sys}. Errors are
-    C{OSError}.
+    All calls except C{ueventSocket} may block, some without limit: make them in a thread
+    (L{usbip_server.runtime.threads}). Paths are relative to C{/sys}. Errors are C{OSError}.
     """
 
     def read(path: str) -> bytes:
@@ -54,81 +51,81 @@ class ISystem(Interface):
 
     def write(path: str, data: bytes) -> None:
         """
-        Write to an attribute, in one C{write}, and nothing but C{data}: usbip-host takes
-        a line feed for a part of a name.
+        Write to an attribute with one write(2), without a line feed: usbip-host would take it for a
+        part of a bus id.
         """
 
     def directories(path: str) -> list[str]:
-        """The names of the directories in a directory, without links to some."""
+        """The names of the directories in a directory, without symbolic links."""
 
     def list(path: str) -> list[str]:
         """The names in a directory."""
 
     def readlink(path: str) -> str:
-        """Where a symbolic link leads."""
+        """The target of a symbolic link."""
 
     def identity(path: str) -> object:
         """
-        Something that is equal for as long as a file or directory is the same one.
+        A value that changes when a file or directory is replaced by another.
         """
 
     def loadModule(name: str) -> None:
         """
         Load a kernel module.
 
-        @raise OSError: it cannot be loaded; the text says why.
+        @raise OSError: it cannot be loaded; the text states why.
         """
 
     def holdDevice(bus: int, number: int) -> contextlib.AbstractContextManager[None]:
         """
-        Keep the kernel from freeing its structure for a device.
+        A context in which the kernel does not free its structure for a device.
 
         @raise OSError: there is no such device.
         """
 
     def connections() -> bytes:
         """
-        This machine's TCP connections, as the kernel prints them: see
+        The content of C{/proc/net/tcp} and C{/proc/net/tcp6}: see
         L{usbip_server.kernel.importers.established}.
         """
 
     def mountInfo() -> bytes:
         """
-        What is mounted on this machine, in the format of proc_pid_mountinfo(5); empty
-        where that is hidden.
+        The mounts of this machine, in the format of proc_pid_mountinfo(5); empty if it cannot be
+        read.
         """
 
     def swaps() -> bytes:
-        """What it swaps to, in the format of proc_swaps(5); empty where that is hidden."""
+        """The swap areas, in the format of proc_swaps(5); empty if it cannot be read."""
 
     def resolve(path: str) -> str:
-        """Where a path below C{/dev} leads, with all links in it followed."""
+        """The path below C{/dev} that a path leads to, with all symbolic links followed."""
 
     def ueventSocket() -> UeventSocket:
         """
-        A socket, not blocking, that the kernel's uevents can be read from.
+        A non-blocking socket that receives the kernel's uevents.
 
-        @raise OSError: there are none to be had.
+        @raise OSError: they cannot be received.
         """
 
 
 @implementer(ISystem)
 class System:
     """
-    The real kernel, or a made tree.
+    The real kernel, or a directory with the same layout as C{/sys}.
     """
 
     def __init__(self, root: str = "/sys") -> None:
         """
-        @param root: where sysfs is mounted. Only C{/sys} itself has uevents; C{proc} and
-            C{dev} of a made tree are in it.
+        @param root: where sysfs is mounted. Any other path than C{/sys} has no uevents, and
+            contains C{proc} and C{dev}.
         """
         self._root = root
         self._real = os.path.realpath(root) == "/sys"
         self._machine = "" if self._real else os.path.realpath(root)
 
     def read(self, path: str) -> bytes:
-        # Not open(): this is most of what a look at all devices costs.
+        # Not open(), which is slower: a scan of all devices spends most of its time here.
         descriptor = os.open(f"{self._root}/{path}", os.O_RDONLY | os.O_CLOEXEC)
         try:
             data = os.read(descriptor, PAGE)
@@ -200,8 +197,8 @@ class System:
         return tables
 
     def mountInfo(self) -> bytes:
-        # ProtectHome= in a unit takes what is mounted on /home out of our own mount name
-        # space, but not out of that of the first process.
+        # ProtectHome= in a unit removes mounts on /home from the mount namespace of this process,
+        # but not from that of the first process.
         return self._proc("1/mountinfo") or self._proc("self/mountinfo")
 
     def swaps(self) -> bytes:
@@ -236,7 +233,7 @@ class System:
 
 def _enlargeBuffer(made: socket.socket) -> None:
     """
-    A hub full of devices that comes back makes hundreds of messages at once.
+    A hub with many devices that is plugged in causes hundreds of messages at once.
     """
     wanted = 4 * 1024 * 1024
     forced = getattr(socket, "SO_RCVBUFFORCE", 33)  # needs CAP_NET_ADMIN

@@ -34,8 +34,8 @@ class Interfaces(NamedTuple):
 
 def interfacesOf(descriptors: bytes) -> Interfaces:
     """
-    What interfaces a device has. Descriptors that are cut off, or lie about their length, are
-    as far as they go.
+    The interfaces of a device. Descriptors that are truncated or have a wrong length are read as
+    far as possible.
     """
     configurations = 0
     first: dict[int, str] = {}

@@ -24,7 +24,7 @@ _ID = re.compile("[0-9a-fA-F]{4}")
 
 class UsbIds:
     """
-    Names by id. The file is read when the first name is asked for.
+    Names by id. The file is read when the first name is needed.
     """
 
     _log = Logger()
@@ -37,8 +37,8 @@ class UsbIds:
         self, vendorId: str, productId: str, manufacturer: str | None, product: str | None
     ) -> str:
         """
-        What C{lsusb} prints: for vendor and product each the name in the file, else the
-        device's own string.
+        The description that C{lsusb} prints: vendor and product, each by its name in the file or
+        else by the device's own string.
         """
         if self._names is None:
             self._names = self._read()

@@ -1,6 +1,15 @@
 """
-How many of the places that C{usbip-host} has for bus ids are taken: there are few, and they are
-not given back by themselves.
+Binds devices to the kernel's C{usbip-host} driver and unbinds them: the sequences of writes to
+sysfs, and the driver's table of bus ids, which has few entries and does not free them by itself.
+
+Some sequences of writes crash the kernel (Linux, C{drivers/usb/usbip/stub_main.c}), so the order
+here must not be changed:
+
+ - A bus id is written without a line feed: C{match_busid} would add the line feed to the name.
+ - C{rebind} follows a pointer to a device that may have been freed. It is written only for an entry
+   that this process has made, while the device that it was made for is held by an open descriptor
+   and bound to the generic C{usb} driver.
+ - C{del} is never written: an entry that is deleted while its device is bound is unusable.
 """
 
 from __future__ import annotations
@@ -32,7 +41,7 @@ from usbip_server.model.errors import DeviceInUse, DeviceMounted, OperationFaile
 
 def taken(system: ISystem) -> int | None:
     """
-    How many; C{None} where the driver is not loaded.
+    The number of entries in the driver's table; C{None}: the driver is not loaded.
     """
     try:
         return len(system.read(TABLE).split())
@@ -46,10 +55,11 @@ TABLE = f"{DRIVERS}/{USBIP_HOST}/match_busid"
 
 class _Slot(msgspec.Struct, frozen=True):
     """
-    An entry in the table that we made and used.
+    An entry in the table that was made by this process.
 
     @ivar deviceNumber: of the device that was bound with it.
-    @ivar driver: the identity of the driver whose table it is.
+    @ivar driver: the identity of the driver whose table it is: another one after a reload of the
+        module.
     """
 
     busId: str
@@ -61,11 +71,11 @@ class UsbipHost:
     """
     The C{usbip-host} driver.
 
-    C{bind} and C{unbind} block, perhaps for ever: call them in a thread. They may run at the
-    same time for different devices.
+    C{bind} and C{unbind} block, without limit: call them in a thread. They may run at the same time
+    for different devices.
 
-    @ivar fresh: the bus ids of devices that we have bound, and whose clients' sessions nobody
-        has tried to begin or end since.
+    @ivar fresh: the bus ids of devices that were bound, and whose C{usbip_sockfd} was not written
+        since.
     """
 
     _log = Logger()
@@ -78,26 +88,26 @@ class UsbipHost:
 
     def lock(self, busId: str) -> threading.Lock:
         """
-        Held by whoever does something to the device at C{busId}.
+        The lock for operations on the device at a bus id.
         """
         return self._locks[busId]
 
     def forget(self, busId: str) -> None:
         """
-        The device at C{busId} has gone: its table entry must not be touched any more.
+        The device at a bus id was unplugged: its table entry must not be removed any more.
         """
         self._ours.pop(busId, None)
         self.fresh.discard(busId)
 
     def check(self, device: UsbDevice, allowMounted: bool = False) -> bool:
         """
-        May this device be bound, as far as can be told without touching it?
+        Check whether a device can be bound, without touching it.
 
-        @param allowMounted: also if it is a disk that this machine uses itself.
-        @return: is it bound already, and to be left as it is?
+        @param allowMounted: whether a disk that this machine uses itself may be bound.
+        @return: whether the device is bound already.
         @raise DeviceInUse: a client has imported it.
         @raise DeviceMounted: this machine uses it itself.
-        @raise OperationFailed: it may not.
+        @raise OperationFailed: it cannot be bound for another reason.
         """
         requireSame(self._system, device)
         if isImported(self._system, device.busId):
@@ -118,10 +128,10 @@ class UsbipHost:
 
     def ensureSlot(self, device: UsbDevice) -> bool:
         """
-        Make sure that there is a place in the driver's table.
+        Check that the driver's table has room for a device.
 
-        @return: is the device's bus id in it already?
-        @raise TableFull: there is none.
+        @return: whether the device's bus id is in the table already.
+        @raise TableFull: there is no room.
         """
         names = self._names()
         if device.busId not in names and len(names) >= SLOTS:
@@ -132,11 +142,11 @@ class UsbipHost:
         self, device: UsbDevice, abandoned: threading.Event, allowMounted: bool = False
     ) -> None:
         """
-        Give a device to usbip-host. If that fails it goes back to its driver.
+        Bind a device. If that fails, the device is given back to its driver.
 
-        @param abandoned: set when nobody waits for it any more: then too it goes back.
-        @param allowMounted: see L{check}.
-        @raise OperationFailed: see its message.
+        @param abandoned: set at the deadline: then too the device is given back.
+        @param allowMounted: as in L{check}.
+        @raise OperationFailed: it cannot be bound.
         """
         busId = device.busId
         with self._locks[busId]:
@@ -181,9 +191,9 @@ class UsbipHost:
 
     def unbind(self, device: UsbDevice) -> None:
         """
-        Give a device back to this machine's drivers. A client that has it loses it.
+        Unbind a device, and give it back to this machine's drivers. The session of a client ends.
 
-        @raise OperationFailed: see its message.
+        @raise OperationFailed: it cannot be unbound.
         """
         busId = device.busId
         with self._locks[busId], explained(self._system, "detach", device):
@@ -197,11 +207,11 @@ class UsbipHost:
                 self._write(f"{DRIVERS}/usb/bind", busId)
             except OSError:
                 if driverOf(self._system, busId) in (None, USBIP_HOST):
-                    raise  # else somebody was quicker to give it back
+                    raise  # else another program has given it back already
 
     def giveBack(self, busId: str) -> None:
         """
-        Give a device that has no driver to the one it ought to have.
+        Give a device that has no driver back to the generic C{usb} driver.
         """
         with contextlib.suppress(OSError):
             if driverOf(self._system, busId) is not None:
@@ -219,21 +229,21 @@ class UsbipHost:
 
     def reclaimable(self) -> list[str]:
         """
-        The bus ids whose places in the table can perhaps be freed.
+        The bus ids of the table entries that this process has made.
         """
         return list(self._ours)
 
     def reclaim(self, busId: str) -> bool:
         """
-        Free a place in the table, if it is certain that this is safe. Blocks as long as
-        the device whose place it is.
+        Remove an entry from the table, if that is certain to be safe. Blocks as long as the device
+        hangs.
 
-        @return: is it free?
+        @return: whether it was removed.
         """
         lock = self._locks[busId]
         slot = self._ours.get(busId)
         if slot is None or not lock.acquire(blocking=False):
-            return False  # unplugged, or somebody is binding or unbinding it
+            return False  # it was unplugged, or is being bound or unbound
         try:
             if driverOf(self._system, busId) != "usb" or self._identity() != slot.driver:
                 return False

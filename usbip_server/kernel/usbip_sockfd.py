@@ -1,5 +1,5 @@
 """
-Beginning and ending the sessions of clients: C{usbip_sockfd}, which a device has while it is
+Begins and ends the sessions of clients with C{usbip_sockfd}, an attribute of each device that is
 bound to C{usbip-host} (C{store_usbip_sockfd}, C{drivers/usb/usbip/stub_dev.c}).
 """
 
@@ -16,48 +16,48 @@ from usbip_server.model.device import DeviceState, UsbDevice
 from usbip_server.model.errors import DeviceInUse, OperationFailed
 
 RESET_SECONDS = 0.02
-"""Between looks whether the device has been reset, which the end of a session begins with."""
+"""Between reads of the state while the device is being reset, as at the end of a session."""
 
 LOOKS = 50
-"""How often to look before a device that is to be exported is in use: for a second."""
+"""Reads of the state before an export fails: one second."""
 
 END = -1
-"""Written instead of a descriptor."""
+"""Written instead of a descriptor to end the session."""
 
 PERMISSION_SECONDS = 0.05
-"""Between tries to write what this process may not write yet."""
+"""Between attempts to write an attribute that this process has no permission for yet."""
 
 PERMISSION_TRIES = 40
-"""After a bind: for two seconds."""
+"""Attempts after a bind: two seconds."""
 
 
 class UsbipSockfd:
     """
-    The attribute of all devices. C{export} and C{release} block, perhaps for ever: call them
-    in a thread. They may run at the same time for different devices.
+    The attribute of all devices. C{export} and C{release} block, without limit: call them in a
+    thread. They may run at the same time for different devices.
     """
 
     def __init__(self, system: ISystem, host: UsbipHost) -> None:
         """
-        @param host: the driver, which does nothing to a device meanwhile.
+        @param host: the driver, whose lock for a device is held meanwhile.
         """
         self._system = system
         self._host = host
 
     def export(self, device: UsbDevice, descriptor: int, abandoned: threading.Event) -> None:
         """
-        Give a bound device to a client.
+        Begin the session of a client.
 
-        @param descriptor: of the client's connection, in this process. The kernel takes a
-            reference of its own.
-        @param abandoned: set when nobody waits for that any more: then the session is ended.
-        @raise DeviceInUse: another client has it, or had it and it is not reset yet.
-        @raise OperationFailed: see its message.
+        @param descriptor: that of the client's connection. The kernel takes a reference.
+        @param abandoned: set at the deadline: then the session is ended.
+        @raise DeviceInUse: another client has imported the device, or has released it and the
+            device is being reset.
+        @raise OperationFailed: the session cannot begin.
         """
         busId = device.busId
         with self._host.lock(busId), explained(self._system, "export", device):
             looks = 1
-            while not self._isGiven(device, descriptor, abandoned):
+            while not self._tryExport(device, descriptor, abandoned):
                 if looks == LOOKS or abandoned.wait(RESET_SECONDS):
                     if self._state(busId) is DeviceState.IN_USE:
                         raise DeviceInUse(device)
@@ -69,9 +69,12 @@ class UsbipSockfd:
                 self._write(busId, END, abandoned)
                 raise OperationFailed(device, f"the export of {device} was given up")
 
-    def _isGiven(self, device: UsbDevice, descriptor: int, abandoned: threading.Event) -> bool:
+    def _tryExport(self, device: UsbDevice, descriptor: int, abandoned: threading.Event) -> bool:
         """
-        Give it to the client, if it is there to be had. (The kernel would log each try.)
+        Write the descriptor if the device is bound and not in use; otherwise the kernel would log
+        an error.
+
+        @return: whether the session has begun.
         """
         requireSame(self._system, device)
         if driverOf(self._system, device.busId) != USBIP_HOST:
@@ -84,16 +87,17 @@ class UsbipSockfd:
         except OSError as error:
             if error.errno not in GONE | {errno.EINVAL}:
                 raise
-            return False  # somebody was quicker to take it, or to unbind it
+            return False  # it was imported or unbound in the meantime
         return True
 
     def release(self, device: UsbDevice, abandoned: threading.Event) -> None:
         """
-        End the session of the client that has a device; it can be imported anew then.
+        End the session of the client that has imported a device, and wait until it can be imported
+        again.
 
-        @param abandoned: set when nobody waits for that any more.
-        @raise usbip_server.kernel.errors.NotPermitted: the session goes on.
-        @raise OperationFailed: see its message.
+        @param abandoned: set at the deadline.
+        @raise usbip_server.kernel.errors.NotPermitted: this process may not end sessions.
+        @raise OperationFailed: the session cannot be ended.
         """
         busId = device.busId
         with self._host.lock(busId), explained(self._system, "kick", device):
@@ -104,7 +108,7 @@ class UsbipSockfd:
                 self._write(busId, END, abandoned)
             except OSError as error:
                 if error.errno not in GONE | {errno.EINVAL}:
-                    raise  # else it has ended of itself
+                    raise  # else the session has ended in the meantime
             while self._state(busId) is DeviceState.IN_USE and not abandoned.wait(RESET_SECONDS):
                 pass
             requireSame(self._system, device)
@@ -119,8 +123,8 @@ class UsbipSockfd:
 
     def _write(self, busId: str, descriptor: int, abandoned: threading.Event) -> None:
         """
-        The kernel makes the attribute anew with each bind, for root only. Where we are not root
-        a rule of udev's changes that a moment later (C{data/60-usbipshare.rules}).
+        The kernel creates the attribute with each bind, writable by root only. For other users a
+        udev rule changes that a moment later (C{data/60-usbipshare.rules}).
         """
         tries = PERMISSION_TRIES if busId in self._host.fresh else 1
         self._host.fresh.discard(busId)

@@ -133,7 +133,7 @@ class YamlFile:
                 )
             if key in mapping:
                 raise ConfigError(
-                    f"{self._name}:{line}: {'.'.join(map(str, (*path, key)))}: stands here twice"
+                    f"{self._name}:{line}: {'.'.join(map(str, (*path, key)))}: occurs twice"
                 )
             self._lines[(*path, key)] = line
             mapping[key] = self._take(valueNode, (*path, key))

@@ -1,5 +1,5 @@
 """
-What this machine's programs can open of a USB device: C{/dev/ttyUSB0}, C{/dev/sda}.
+The device nodes of an imported USB device: C{/dev/ttyUSB0}, C{/dev/sda}.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from usbip_server.kernel.system import ISystem
 
 BY_ID = ("serial/by-id", "disk/by-id", "input/by-id", "v4l/by-id", "snd/by-id")
-"""Folders below C{/dev} where udev keeps names that do not change."""
+"""Folders below C{/dev} with udev's persistent names."""
 
 UNUSED = "bsg/"
-"""Nodes of every disk that hardly a program opens."""
+"""Nodes of each disk that hardly any program opens."""
 
 DISK = b"08"
 """C{bInterfaceClass} (usb.org, Defined Class Codes)."""
@@ -23,17 +23,17 @@ UDEV_QUEUE = "/run/udev/queue"
 """Exists while udev handles events (udevadm(8), C{settle})."""
 
 DEEPEST = 16
-"""Folders within each other below a device; a disk's partition is at 7."""
+"""Levels of folders below a device that are searched; the partition of a disk is at level 7."""
 
 
 class Nodes:
     """
-    Knows them. Every call can block: make it in a thread.
+    Finds device nodes. All calls may block: make them in a thread.
     """
 
     def __init__(self, system: ISystem, folder: str = "/dev", udevQueue: str = UDEV_QUEUE) -> None:
         """
-        @param folder: where they are.
+        @param folder: the folder of device nodes.
         @param udevQueue: a file that exists while udev handles events.
         """
         self._udevQueue = udevQueue
@@ -42,9 +42,9 @@ class Nodes:
 
     def of(self, path: str) -> tuple[str, ...]:
         """
-        All nodes of a device, and the names that udev gives them, which come first.
+        The device nodes of a device, and udev's persistent names for them, which come first.
 
-        @param path: the device's, below C{/sys}. One that is gone has none.
+        @param path: that of the device, below C{/sys}. A device that was unplugged has no nodes.
         """
         names = {name for name in self._names(path, 0) if not name.startswith(UNUSED)}
         nodes = sorted(f"{self._folder}/{name}" for name in names)
@@ -52,9 +52,9 @@ class Nodes:
 
     def isDisk(self, path: str) -> bool:
         """
-        Has a device an interface of a disk? Its nodes come late then.
+        Whether a device has a mass storage interface: its nodes appear late.
 
-        @param path: as of L{of}.
+        @param path: as in L{of}.
         """
         for name in self._list(path):
             if ":" in name:
@@ -84,7 +84,7 @@ class Nodes:
         )
 
     def _names(self, path: str, depth: int) -> Iterator[str]:
-        # The device itself has one too, /dev/bus/usb/..., which is for drivers.
+        # The device itself has a node too, /dev/bus/usb/..., which is for drivers in user space.
         if depth > 0 and "dev" in self._list(path):
             with contextlib.suppress(OSError):
                 for line in self._system.read(f"{path}/uevent").splitlines():

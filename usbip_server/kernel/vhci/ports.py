@@ -1,6 +1,6 @@
 """
-The client's side of USB/IP in the kernel: C{vhci_hcd}, host controllers whose ports can be
-given devices of other machines (C{drivers/usb/usbip/vhci_sysfs.c}).
+The ports of C{vhci_hcd}, the virtual host controllers that devices of other machines are attached
+to (C{drivers/usb/usbip/vhci_sysfs.c}).
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from usbip_server.kernel.system import ISystem
 from usbip_server.model.errors import LocalTrouble
 
 FOLDER = "devices/platform/vhci_hcd.0"
-"""Has the attributes of all controllers."""
+"""The folder with the attributes of all controllers."""
 
 MODULE = "vhci-hcd"
 
 SUPER_SPEED = 5
-"""C{USB_SPEED_SUPER}: this fast and faster needs a port of the other hub."""
+"""C{USB_SPEED_SUPER}: devices of this speed and faster need a port of the SuperSpeed hub."""
 
 SUPER_MBIT = 5000
-"""What sysfs says of such a hub."""
+"""The C{speed} of such a hub in sysfs."""
 
 
 class PortState(enum.IntEnum):
     """
-    What is at a port (C{enum usbip_device_status}, C{include/uapi/linux/usbip.h}).
+    The state of a port (C{enum usbip_device_status}, C{include/uapi/linux/usbip.h}).
     """
 
     FREE = 4
@@ -39,14 +39,14 @@ class PortState(enum.IntEnum):
 
 class Port(msgspec.Struct, frozen=True, kw_only=True):
     """
-    A port, as it was when somebody looked.
+    A port at one moment.
 
-    @ivar number: as C{usbip port} shows it.
-    @ivar controller: of which it is one.
-    @ivar isSuper: for devices of 5 Gbit/s and more? Else for the others.
+    @ivar number: the number that C{usbip port} prints.
+    @ivar controller: the number of its controller.
+    @ivar isSuper: whether it is for devices of 5 Gbit/s and more, or for slower ones.
     @ivar place: its number on its hub, from 1.
-    @ivar deviceId: what its server calls the device: bus and device number.
-    @ivar busId: of the device on this machine; C{None} where there is none yet.
+    @ivar deviceId: the device's bus and device number at its server.
+    @ivar busId: the bus id of the device on this machine; C{None}: there is none yet.
     """
 
     number: int
@@ -61,7 +61,7 @@ class Port(msgspec.Struct, frozen=True, kw_only=True):
 
 class Vhci:
     """
-    All ports. Every call can block: make it in a thread.
+    The ports of all controllers. All calls may block: make them in a thread.
     """
 
     def __init__(self, system: ISystem) -> None:
@@ -69,37 +69,36 @@ class Vhci:
 
     def require(self) -> None:
         """
-        See to it that a device could be plugged in, as far as that can be known before.
+        Check that devices can be attached, and load the module if necessary.
 
-        @raise LocalTrouble: it could not: the module is not loaded and cannot be, or we may not
-            write there.
+        @raise LocalTrouble: the module cannot be loaded, or this process may not attach devices.
         """
         self._requireModule()
         self._write("attach", b"")  # opens it, and writes nothing (sysfs_kf_write)
 
     def ports(self) -> tuple[Port, ...]:
         """
-        The ports there are, as they are now.
+        All ports as they are now.
 
-        @raise LocalTrouble: there are none: the module is not loaded and cannot be, or what
-            the kernel says of them is not understood.
+        @raise LocalTrouble: the module cannot be loaded, or the format of the kernel's list is
+            unknown.
         """
         return tuple(self._ports())
 
     def port(self, number: int) -> Port | None:
         """
-        One of them, as it is now; C{None} if there is none. Errors as of L{ports}.
+        One port as it is now; C{None} if there is none. Errors are those of L{ports}.
         """
         return next((port for port in self._ports() if port.number == number), None)
 
     def candidates(self, speed: int) -> Iterator[Port]:
         """
-        The free ports that would do for a device, less those where the kernel is still busy
-        taking an earlier one away: to use such a one again can dead-lock it. They are looked for
-        while somebody asks for more.
+        The free ports for a device, except those where the kernel is still removing an earlier
+        device: to attach there can dead-lock it. Each port is read when it is taken from the
+        iterator.
 
         @param speed: as in L{usbip_server.model.usbip.Exported}.
-        @raise LocalTrouble: as of L{ports}.
+        @raise LocalTrouble: as in L{ports}.
         """
         isSuper = speed >= SUPER_SPEED
         old: set[int] = set()
@@ -113,30 +112,29 @@ class Vhci:
 
     def attach(self, port: Port, descriptor: int, deviceId: int, speed: int) -> bool:
         """
-        Plug a device in.
+        Attach a device.
 
-        @param descriptor: of the connection to its server, in this process; the kernel takes a
-            reference of its own.
-        @return: was the port still free?
-        @raise LocalTrouble: the kernel does not want it.
+        @param descriptor: that of the connection to its server. The kernel takes a reference.
+        @return: C{False} if the port is not free any more.
+        @raise LocalTrouble: the kernel refuses.
         """
-        # Most kernels know nothing that is faster (valid_args), nor do their hubs.
+        # Most kernels and their hubs support nothing faster (valid_args).
         line = f"{port.number} {descriptor} {deviceId} {min(speed, SUPER_SPEED)}"
         return self._write("attach", line.encode(), errno.EBUSY)
 
     def detach(self, number: int) -> bool:
         """
-        Pull the device at a port out.
+        Detach the device at a port.
 
-        @return: was there one?
-        @raise LocalTrouble: the kernel does not let us.
+        @return: whether there was one.
+        @raise LocalTrouble: the kernel refuses.
         """
         self._requireModule()
         return self._write("detach", b"%d" % number, errno.EINVAL)
 
     def folderOf(self, port: Port) -> str | None:
         """
-        The device at a port, as a path below C{/sys}; C{None} if there is none.
+        The path below C{/sys} of the device at a port; C{None} if there is none.
         """
         for path, number, isSuper in self._hubs(port.controller):
             busId = f"{number}-{port.place}"
@@ -151,8 +149,8 @@ class Vhci:
 
     def _occupied(self, controller: int, isSuper: bool) -> set[int]:
         """
-        The places on a hub where there are devices: also those that are just being taken away,
-        whose ports are free.
+        The places on a hub with devices, including those that are being removed, whose ports are
+        free already.
         """
         return {
             int(name.removeprefix(f"{number}-"))
@@ -164,8 +162,8 @@ class Vhci:
 
     def _hubs(self, controller: int) -> Iterator[tuple[str, int, bool]]:
         """
-        The root hubs of a controller, C{usb3} and C{usb4}: the path, the bus, and is it for
-        devices of 5 Gbit/s and more?
+        The root hubs of a controller, C{usb3} and C{usb4}: the path, the bus number, and whether
+        it is for devices of 5 Gbit/s and more.
         """
         folder = f"devices/platform/vhci_hcd.{controller}"
         for name in self._directories(folder):
@@ -208,8 +206,8 @@ class Vhci:
 
     def _portsOf(self, controller: int) -> Iterator[Port]:
         """
-        Lines of C{hub port sta spd dev sockfd local_busid}, after a first one that says this
-        (C{status_show_vhci}).
+        Parse lines of C{hub port sta spd dev sockfd local_busid}, which follow a line with these
+        words (C{status_show_vhci}).
         """
         name = f"{FOLDER}/status" + (f".{controller}" if controller else "")
         places = {True: 0, False: 0}
@@ -234,9 +232,9 @@ class Vhci:
 
     def _write(self, name: str, data: bytes, benign: int = 0) -> bool:
         """
-        @param benign: the errno that is no trouble.
-        @return: was it written? Else it was refused with that one.
-        @raise LocalTrouble: it was refused with another one.
+        @param benign: an errno that is not an error.
+        @return: C{False} if the write has failed with that errno.
+        @raise LocalTrouble: the write has failed with another one.
         """
         try:
             self._system.write(f"{FOLDER}/{name}", data)

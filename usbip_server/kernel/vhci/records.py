@@ -1,8 +1,8 @@
 """
-The notes that C{usbip attach} leaves of where a device came from, which the kernel does not
-know: C{/var/run/vhci_hcd/port3} with C{raspi 3240 1-1.4} in it
-(C{tools/usb/usbip/libsrc/vhci_driver.c}, C{usbip_attach.c}). Nobody takes them away when a
-server goes: they are hints.
+The records of the origin of attached devices that C{usbip attach} writes, as the kernel has no such
+information: C{/var/run/vhci_hcd/port3} contains C{raspi 3240 1-1.4}
+(C{tools/usb/usbip/libsrc/vhci_driver.c}, C{usbip_attach.c}). They are not removed when a connection
+to a server ends, so they may be out of date.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import msgspec
 FOLDER = "/var/run/vhci_hcd"
 
 LONGEST = 4096
-"""Bytes; the stock tool reads 255 of them."""
+"""Bytes of a record; the stock tool reads 255 of them."""
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """
-    Where a device came from.
+    The origin of an attached device.
 
-    @ivar host: the server, as it was named.
-    @ivar service: its port, a number or a name.
-    @ivar busId: the device's, there.
+    @ivar host: the server, as it was given.
+    @ivar service: the port, a number or a name.
+    @ivar busId: the bus id at the server.
     """
 
     host: str
@@ -34,7 +34,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 class Records:
     """
-    All of them.
+    The records of all ports.
     """
 
     def __init__(self, folder: str = FOLDER) -> None:
@@ -42,7 +42,7 @@ class Records:
 
     def of(self, port: int) -> Record | None:
         """
-        The note about a port, if there is one that makes sense.
+        The record of a port; C{None} if there is no valid one.
         """
         try:
             with open(self._path(port), "rb") as file:
@@ -55,9 +55,9 @@ class Records:
 
     def write(self, port: int, record: Record) -> None:
         """
-        Leave one. It is whole or it is not there.
+        Write a record atomically.
 
-        @raise OSError: that cannot be.
+        @raise OSError: it cannot be written.
         """
         os.makedirs(self._folder, 0o700, exist_ok=True)
         temporary = f"{self._path(port)}.new"
@@ -67,7 +67,7 @@ class Records:
 
     def remove(self, port: int) -> None:
         """
-        Take one away, and the folder with the last; what cannot be, stays.
+        Remove a record, and the folder if it is empty then. Errors are ignored.
         """
         with contextlib.suppress(OSError):
             os.unlink(self._path(port))
