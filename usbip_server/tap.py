@@ -9,7 +9,7 @@ from typing import Any
 
 from twisted.python.usage import Options as CommandLineOptions
 
-from usbip_server import __version__
+from usbip_server import DOCUMENTS, __version__
 from usbip_server.backends.plugin import installedBackends, makeBackend
 from usbip_server.protocols.exporter import ExporterFactory
 from usbip_server.protocols.exporter_tls import SecuredFactory
@@ -33,10 +33,15 @@ class Options(CommandLineOptions):
         "Share this machine's USB devices: clients send JSON commands over TCP, the daemon binds "
         "the devices to the kernel's usbip-host driver and exports them over USB/IP. Without "
         "options it listens on TCP port 5055 of every interface and shares the devices in /sys. "
-        "The documentation begins in README.md."
+        f"Documents: {DOCUMENTS}/index.md"
     )
     optParameters = [  # noqa: RUF012 - this is how twisted.python.usage wants it
-        ["config", "c", None, "Configuration file (YAML). config.example.yaml shows every key."],
+        [
+            "config",
+            "c",
+            None,
+            "Configuration file (YAML): see reference/configuration.md in the documents.",
+        ],
         ["backend", "b", None, "Where devices come from: one of the backends listed below."],
     ]
     optFlags = [  # noqa: RUF012

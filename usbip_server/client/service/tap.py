@@ -39,7 +39,12 @@ class Options(CommandLine):
         f"{DOCUMENTS}/howto/client_service.md."
     )
     optParameters = [  # noqa: RUF012 - the form that twisted.python.usage requires
-        ["config", "c", None, "Configuration file (YAML). client.example.yaml shows every key."],
+        [
+            "config",
+            "c",
+            None,
+            "Configuration file (YAML): see reference/client_configuration.md in the documents.",
+        ],
     ]
     optFlags = [  # noqa: RUF012
         ["check", None, "Check the configuration and exit."],
