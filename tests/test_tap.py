@@ -261,7 +261,7 @@ class OptionsTests(CommandLineCase):
         text = str(Options())
         for part in ("--config", "--listen", "--backend", "--check", "--version", "-c", "-l"):
             self.assertIn(part, text)
-        for part in ("sysfs", "usbip", "virtual", "5055", "config.example.yaml"):
+        for part in ("sysfs", "usbip", "virtual", "5055", "reference/configuration.md"):
             self.assertIn(part, text)
 
     def test_helpBackends(self) -> None:
