@@ -30,6 +30,12 @@ from usbip_server.server.config import Config, Source
 PROJECT = Path(__file__).parent.parent
 SECONDS = 120
 
+FILES = {
+    *("usbipshare.service", "usbipclient.service", "60-usbipshare.rules"),
+    *("config.example.yaml", "client.example.yaml"),
+}
+"""What comes with the package, besides the documents."""
+
 SUFFIXES = (".py", ".service", ".rules")
 
 
@@ -306,8 +312,10 @@ class WheelTests(SynchronousTestCase):
         """
         source, target = Path(self.mktemp()), Path(self.mktemp())
         source.mkdir()
-        for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
-            shutil.copy(PROJECT / name, source)
+        for path in (PROJECT / name for name in ("setup.cfg", "pyproject.toml", "LICENSE")):
+            shutil.copy(path, source)
+        for path in (PROJECT / "README.md", *PROJECT.glob("*.example.yaml")):
+            shutil.copy(path, source)
         for name in ("usbip_server", "twisted", "docs"):
             ignored = shutil.ignore_patterns("__pycache__", "dropin.cache")
             shutil.copytree(PROJECT / name, source / name, symlinks=True, ignore=ignored)
@@ -321,9 +329,7 @@ class WheelTests(SynchronousTestCase):
         )
         said = self.run_(sys.executable, "-c", where, env=environment, cwd="/")
         self.assertIn(str(target), said)
-        self.assertLessEqual(
-            {"usbipshare.service", "usbipclient.service", "60-usbipshare.rules"}, {*said.split("'")}
-        )
+        self.assertLessEqual(FILES, {*said.split("'")})
         where = "import usbip_server; print(usbip_server.DOCUMENTS)"
         installed = Path(self.run_(sys.executable, "-c", where, env=environment, cwd="/").strip())
         self.assertTrue(installed.is_relative_to(target.absolute()), installed)
