@@ -1,3 +1,4 @@
 """
-How requests come in. No protocol knows another, nor what carries requests out.
+Network protocols: JSON, HTTP and USB/IP. They call the application through L{IResponder} and
+L{IImportHandler} (interfaces.py).
 """

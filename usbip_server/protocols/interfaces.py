@@ -112,7 +112,7 @@ class IImportHandler(Protocol):
 
     async def importable(self, principal: Principal) -> tuple[UsbDevice, ...]:
         """
-        The devices that a principal may import, including those in use by somebody else.
+        The devices that a principal may import, including those in use by other clients.
 
         @raise BackendUnavailable: the devices are not known at present.
         """

@@ -61,7 +61,7 @@ class Conversation(Shape):
 @implementer(IHalfCloseableProtocol, IHandshakeListener)
 class FirstByte(Protocol):
     """
-    A connection: JSON lines, unless its first byte says HTTP.
+    A connection: JSON unless its first byte is a capital letter.
     """
 
     factory: FirstByteFactory

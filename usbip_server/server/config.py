@@ -21,7 +21,7 @@ from usbip_server.runtime.yamlfile import YamlFile, textOf
 
 class OnStop(enum.Enum):
     """
-    What becomes of the devices that the daemon has bound when it stops.
+    What the daemon does with bound devices when it stops.
     """
 
     KEEP = "keep"
@@ -111,8 +111,7 @@ class LiveSettings:
 
 
 HOST_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
-"""As it can stand in a C{Host} header, less the port. A name in another script stands there
-as its punycode."""
+"""A name as in a C{Host} header, without the port. Names in other scripts are given in punycode."""
 
 
 CHOICES: dict[str, type[enum.Enum]] = {
@@ -122,12 +121,14 @@ CHOICES: dict[str, type[enum.Enum]] = {
     "access": AccessPreset,
     "commands": Right,
 }
-"""What can stand at a key, by the key."""
+"""The possible values of keys, for error messages."""
 
 
 class Http(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
-    @ivar hosts: names that HTTP clients may call this machine by, besides its own.
+    The C{http} block.
+
+    @ivar hosts: names, besides this machine's own, that HTTP clients may use for it.
     """
 
     hosts: tuple[str, ...] = ()
@@ -141,9 +142,11 @@ class Export(
     rename={"requireKtls": "require_ktls"},
 ):
     """
-    @ivar listen: Twisted endpoint descriptions of the port that devices are imported from.
-    @ivar keepalive: how it is noticed that a client has vanished.
-    @ivar requireKtls: give no device to a TLS connection that the kernel cannot encrypt.
+    The C{export} block.
+
+    @ivar listen: Twisted endpoint descriptions for USB/IP.
+    @ivar keepalive: TCP keepalive, to detect clients that have vanished.
+    @ivar requireKtls: refuse imports over TLS if the kernel cannot encrypt them.
     """
 
     listen: tuple[str, ...] = ("tcp:3240",)
@@ -153,8 +156,10 @@ class Export(
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
-    @ivar file: where it is kept what clients have asked for; C{None}: nowhere.
-    @ivar remember: is what was attached bound again when it is plugged in anew?
+    The C{state} block.
+
+    @ivar file: the state file; C{None}: none.
+    @ivar remember: bind an attached device again when it is plugged in again.
     """
 
     file: str | None = "auto"
@@ -169,17 +174,17 @@ class Config(
     rename={"onStop": "on_stop"},
 ):
     """
-    A configuration.
+    The configuration file.
 
-    @ivar listen: Twisted endpoint descriptions of the control port.
-    @ivar backend: C{type}, and that type's own options.
-    @ivar export: serving USB/IP; C{False}: a stock C{usbipd} does that.
+    @ivar listen: Twisted endpoint descriptions for requests.
+    @ivar backend: C{type}, and the options of that backend.
+    @ivar export: how USB/IP is served; C{False}: by a stock C{usbipd}.
     @ivar access: who may do what.
-    @ivar tls: what places to listen at with TLS need.
-    @ivar devices: what is said of devices; the first rule that matches counts.
-    @ivar hooks: whom to tell of all devices.
-    @ivar state: what is remembered.
-    @ivar onStop: what becomes of bound devices when the daemon stops.
+    @ivar tls: certificates for endpoints with TLS.
+    @ivar devices: rules for devices; the first one that matches a device applies to it.
+    @ivar hooks: hooks for events of all devices.
+    @ivar state: the state file.
+    @ivar onStop: what the daemon does with bound devices when it stops.
     """
 
     listen: tuple[str, ...] = ("tcp:5055",)
@@ -197,12 +202,12 @@ class Config(
 
     @property
     def backendType(self) -> str:
-        """Which backend."""
+        """The name of the backend."""
         return str(self.backend["type"])
 
     @property
     def backendOptions(self) -> Mapping[str, Any]:
-        """Its own options."""
+        """The options of the backend."""
         return {key: value for key, value in self.backend.items() if key != "type"}
 
     @property
@@ -229,12 +234,12 @@ class Config(
 
 class Source(YamlFile):
     """
-    A configuration file, and where in it each key stands.
+    A configuration file, with the line of each key.
     """
 
     def config(self) -> Config:
         """
-        Check it.
+        Decode and check the file.
 
         @raise ConfigError: something in it is wrong.
         """
@@ -269,7 +274,7 @@ class Source(YamlFile):
 
 def load(path: str) -> Source:
     """
-    Read a file.
+    Read a configuration file.
 
     @raise ConfigError: it cannot be read.
     """

@@ -137,7 +137,7 @@ class WaitQueue:
                 ticket.turn.callback(selected)
 
     def hold(self, busId: str) -> None:
-        """Give the device there to nobody else until C{free} or C{freeSoon}."""
+        """Give the device to no other client until C{free} or C{freeSoon}."""
         timer = self._held.get(busId)
         if timer is not None:
             timer.cancel()

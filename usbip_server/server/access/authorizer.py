@@ -115,7 +115,7 @@ class Rights:
 
 class Authorizer:
     """
-    Identifies clients by their tokens, and knows what each may do.
+    Identifies clients by their tokens, and determines the rights of each.
     """
 
     _log = Logger()

@@ -1,3 +1,4 @@
 """
-The devices of the server: how clients see them, what is desired, and how that is reached.
+The devices of the server: the clients' view of them, the desired state, and the operations that
+establish it.
 """

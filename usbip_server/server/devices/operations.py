@@ -195,7 +195,7 @@ class Operations:
             raise BackendUnavailable("the daemon is stopping: ask again when it is back")
         operation = other or (None if work else self._takeUnreported(action, device))
         if operation is None:
-            # Nobody can ask for the outcome of such work later.
+            # No later request can return the outcome of such work.
             isReported = work is not None
             operation = self.begin(action, device, principal, prepare, isReported, work=work)
         elif not operation.ended.hasFired:
@@ -368,4 +368,4 @@ class Operations:
 
 
 def _ignore(error: ShareError | None) -> None:
-    """The outcome concerns nobody."""
+    """Ignore the outcome."""
