@@ -110,23 +110,25 @@ class OptionsTests(CommandLineCase):
             self.assertEqual(self.places(option, path), ["tcp:1", "tcp:2:interface=127.0.0.1"])
 
     def test_defaults(self) -> None:
-        """Without a file there are the defaults."""
+        """Without a file the defaults apply."""
         self.assertEqual(self.places("--backend", "virtual"), ["tcp:5055", "tcp:3240"])
 
     def test_listen(self) -> None:
-        """On the command line another place can be given, or several, instead of the file's."""
+        """Endpoints on the command line replace those of the file."""
         path = file(self, VIRTUAL + "listen: [tcp:1]\n")
         places = self.places("-c", path, "--listen", "tcp:2", "-l", "tcp:3:interface=127.0.0.1")
         self.assertEqual(places, ["tcp:2", "tcp:3:interface=127.0.0.1"])
 
     def test_backend(self) -> None:
-        """So can another backend; the file's options are not for that."""
+        """
+        A backend on the command line replaces that of the file, and the file's backend
+        options are not used.
+        """
         path = file(self, "backend: {type: sysfs, root: /nowhere}\n")
         makeService(parsed("-c", path, "--backend", "virtual"))
 
     def test_state(self) -> None:
-        """What is remembered is kept in a file. Who tries things with virtual devices, and has no
-        configuration, leaves none behind."""
+        """There is a state file, except for virtual devices without a configuration."""
         noted: list[str] = []
         self.patch(daemonservice, "StateFile", lambda path, kind, reactor: noted.append(path))
         self.patch(os, "environ", {**os.environ, "STATE_DIRECTORY": "/nowhere"})
@@ -140,7 +142,7 @@ class OptionsTests(CommandLineCase):
             self.assertEqual(noted.pop(), "/nowhere/state.json")
 
     def test_check(self) -> None:
-        """With --check a good configuration is said to be good, and that is all."""
+        """With --check a valid configuration is confirmed, and the program exits."""
         path = file(self, VIRTUAL)
         status, output = self.exit("--config", path, "--check")
         self.assertEqual(status, 0)
@@ -149,7 +151,7 @@ class OptionsTests(CommandLineCase):
         self.assertEqual(self.exit("-b", "virtual", "--check")[0], 0)
 
     def test_checkWrong(self) -> None:
-        """A wrong one is said to be wrong, with file and line."""
+        """An invalid one is reported with file and line."""
         for text, problem in (
             ("backend: {type: virtual, prot: 5}\n", ":1: backend.prot: unknown key"),
             ("backend:\n  type: virtual\n  devices: 9\n", ":3: backend.devices: "),
@@ -171,7 +173,7 @@ class OptionsTests(CommandLineCase):
             self.assertTrue(str(message).startswith(path + problem), message)
 
     def test_unknownBackend(self) -> None:
-        """For a backend that is not there, those that are are named."""
+        """For an unknown backend the installed ones are listed."""
         for arguments, where in (
             (("--backend", "cloud"), "--backend: "),
             (("--config", path := file(self, "backend: {type: cloud}\n")), f"{path}:1: "),
@@ -182,12 +184,12 @@ class OptionsTests(CommandLineCase):
                 self.assertIn(name, str(message))
 
     def test_wrongListen(self) -> None:
-        """A wrong place on the command line is blamed on it."""
+        """An invalid endpoint on the command line is reported with the option."""
         message, _ = self.exit("-b", "virtual", "--listen", "tcp:x")
         self.assertTrue(str(message).startswith("--listen: "), message)
 
     def test_tlsWithoutCertificate(self) -> None:
-        """TLS needs a certificate, for whatever it is and whoever asks for it."""
+        """TLS needs a certificate, for each endpoint, in the file and on the command line."""
         reason = (
             f'"tls:5056" needs a certificate: see `tls` in {DOCUMENTS}/reference/configuration.md'
         )
@@ -208,8 +210,7 @@ class OptionsTests(CommandLineCase):
         )
 
     def test_wrongCertificate(self) -> None:
-        """A file that is of no use as a certificate is said to be so, with the line where it is
-        named."""
+        """A certificate file that cannot be used is reported with the line that names it."""
         other = signed("other").write(self.mktemp(), "other")[1]
         certificate = signed("localhost").write(self.mktemp(), "server")[0]
         path = file(self, VIRTUAL + f"tls:\n  certificate: {certificate}\n  key: {other}\n")
@@ -220,8 +221,10 @@ class OptionsTests(CommandLineCase):
         self.assertIn(":3: tls.certificate: /nowhere cannot be read", str(message))
 
     def test_wrongBackend(self) -> None:
-        """What is wrong with a backend that the command line names is not blamed on the file's
-        backend; the file's options are, if they are used."""
+        """
+        An error of a backend on the command line is not attributed to the file, unless the
+        file's options are used.
+        """
         path = file(self, "\n\nbackend: {type: virtual, port: 0}\n")
         other = file(self, "backend:\n  type: wrong\n  colour: red\n")
         self.patch(plugin, "getPlugins", lambda interface: [*getPlugins(interface), WrongMaker()])
@@ -234,7 +237,7 @@ class OptionsTests(CommandLineCase):
             self.assertEqual(self.exit(*arguments)[0], expected)
 
     def test_noBackend(self) -> None:
-        """Nor is what is no backend at all."""
+        """Nor is an object that is no backend."""
 
         class NoMaker(WrongMaker):
             def makeBackend(self, options: Mapping[str, Any], reactor: Any) -> IUsbBackend:
@@ -246,18 +249,18 @@ class OptionsTests(CommandLineCase):
         self.assertTrue(str(message).startswith("--backend: wrong is not a backend: "), message)
 
     def test_missingFile(self) -> None:
-        """A file that is not there is not replaced by the defaults."""
+        """A missing file is an error: the defaults do not apply."""
         path = self.mktemp()
         self.assertIn(f"{path}: cannot be read", str(self.exit("--config", path)[0]))
 
     def test_version(self) -> None:
-        """With --version it says its name and version."""
+        """--version prints name and version."""
         status, output = self.exit("--version")
         self.assertEqual(status, 0)
         self.assertRegex(output, r"^usbipshare \d+\.\d+")
 
     def test_help(self) -> None:
-        """The help mentions each option, and the backends."""
+        """The help contains each option and the backends."""
         text = str(Options())
         for part in ("--config", "--listen", "--backend", "--check", "--version", "-c", "-l"):
             self.assertIn(part, text)
@@ -265,7 +268,7 @@ class OptionsTests(CommandLineCase):
             self.assertIn(part, text)
 
     def test_helpBackends(self) -> None:
-        """It shows each backend that is installed, with the line about it."""
+        """It contains each installed backend, with its description."""
         self.patch(plugin, "getPlugins", lambda interface: [*getPlugins(interface), WrongMaker()])
         for maker in (*getPlugins(IUsbBackendMaker), WrongMaker()):
             for text in (str(Options()), self.exit("--help")[1]):
@@ -278,13 +281,13 @@ class PluginTests(SynchronousTestCase):
     """
 
     def test_service(self) -> None:
-        """The service is there by its name."""
+        """twistd finds the service by its name."""
         [maker] = [m for m in getPlugins(IServiceMaker) if m.tapname == "usbipshare"]
         self.assertIs(maker.options, Options)
         self.assertIs(maker.makeService, makeService)
 
     def test_backends(self) -> None:
-        """So are the backends, each with a name and a line about it."""
+        """The backends are found, each with a name and a description."""
         makers = {maker.name: maker for maker in getPlugins(IUsbBackendMaker)}
         self.assertLessEqual({"sysfs", "usbip", "virtual"}, set(makers))
         for maker in makers.values():
@@ -298,7 +301,7 @@ class ServiceTests(CommandLineCase):
     """
 
     def test_taken(self) -> None:
-        """Where something else listens the program ends, and says why."""
+        """If a port is in use the program exits with the reason."""
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
             for place in (f"tcp:{port}", f"tcp:{port}:interface=127.0.0.1"):
@@ -312,8 +315,7 @@ class ServiceTests(CommandLineCase):
                 self.assertIsInstance(caught.exception, Exception)
 
     def test_exportTaken(self) -> None:
-        """Where the port for USB/IP is taken, that is most likely by a stock usbipd, and the
-        message says what to do about it."""
+        """If the port for USB/IP is in use, the message mentions a stock usbipd and what to do."""
         with socket.create_server(("127.0.0.1", 0)) as taken:
             place = f"tcp:{taken.getsockname()[1]}:interface=127.0.0.1"
             here = "tcp:0:interface=127.0.0.1"
@@ -326,7 +328,7 @@ class ServiceTests(CommandLineCase):
         self.assertIn("export: off", message)
 
     def test_export(self) -> None:
-        """USB/IP is served where the file says, or where the command line says, or nowhere."""
+        """USB/IP is served where the file or the command line says, or not at all."""
         path = file(
             self,
             "backend: {type: virtual, devices: []}\nlisten: ['tcp:1:interface=127.0.0.1']\n"
@@ -347,7 +349,7 @@ class ServiceTests(CommandLineCase):
             self.assertIn(reason, message)
 
     def test_exportTlsTaken(self) -> None:
-        """A place with TLS that is taken is not taken by a stock usbipd."""
+        """If the port for USB/IP over TLS is in use, the message does not mention usbipd."""
         path = file(self, VIRTUAL + tls(self))
         with socket.create_server(("127.0.0.1", 0)) as taken:
             place = f"tls:{taken.getsockname()[1]}:interface=127.0.0.1"
@@ -360,8 +362,10 @@ class ServiceTests(CommandLineCase):
         self.assertNotIn("usbipd", message)
 
     def test_tls(self) -> None:
-        """Requests with TLS are Twisted's; USB/IP with TLS is not, though it comes over TCP as
-        Twisted sees it."""
+        """
+        TLS for requests is Twisted's; TLS for USB/IP is not, so its ports are plain TCP to
+        Twisted.
+        """
         path = file(
             self,
             tls(self) + "backend: {type: virtual, devices: []}\n"
@@ -379,14 +383,16 @@ class ServiceTests(CommandLineCase):
         self.assertEqual([type(other) for other in others], [ExporterFactory, SecuredFactory])
 
     def test_stopWithoutStart(self) -> None:
-        """It can be stopped without having been started."""
+        """The service can be stopped without having been started."""
         service = makeService(parsed("-b", "virtual", "-l", "tcp:0"))
         self.successResultOf(service.stopService())
         self.assertFalse(service.running)
 
     def test_startsOnce(self) -> None:
-        """Whether twistd starts it in one step or in two, it listens once on each place, and
-        stops that when it stops."""
+        """
+        It listens once on each endpoint, whether twistd starts it in one step or in two,
+        and stops.
+        """
         path = file(self, VIRTUAL + 'listen: ["tcp:1:interface=127.0.0.1"]\n')
         for privileged in (False, True):
             memory = MemoryReactorClock()

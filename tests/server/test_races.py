@@ -77,8 +77,10 @@ class MeanwhileTests(PatientTestCase):
     """
 
     def test_leasedMeanwhile(self) -> None:
-        """Who has waited for its turn is looked at anew: a device that was leased meanwhile is
-        neither detached nor its client kicked."""
+        """
+        After waiting for another operation a client is checked again: a device that was
+        leased meanwhile is neither detached nor released.
+        """
         for command in ("detach", "kick"):
             self.backend, self.file = PatientBackend(self.devices), MemoryStateFile()
             self.start()
@@ -91,7 +93,7 @@ class MeanwhileTests(PatientTestCase):
             self.assertEqual(self.verbs, ["bind"], command)
 
     def test_sameDevice(self) -> None:
-        """With C{first}, it is the device that was chosen then, and not the next best."""
+        """With C{first} the device is the one that was selected before the wait."""
         other = changed(UNO, busId="1-5", serial="X", deviceNumber=8)
         self.backend = PatientBackend((UNO, other))
         self.start()
@@ -104,8 +106,7 @@ class MeanwhileTests(PatientTestCase):
         self.assertEqual(len(self.backend.calls), 1)
 
     def test_clientGone(self) -> None:
-        """A client that is gone before the bind has ended gets nothing, and the device is not
-        left bound for nobody."""
+        """If a client disconnects before its bind has ended, the device is unbound again."""
         self.start()
         client = Client()
         self.ask("attach", client, lease=WHILE)
@@ -115,7 +116,7 @@ class MeanwhileTests(PatientTestCase):
         self.assertEqual(self.verbs, ["bind", "unbind"])
 
     def test_leaseEndsMeanwhile(self) -> None:
-        """Likewise where the time of the lease was shorter than the bind."""
+        """So it is if the lease was shorter than the bind."""
         self.start()
         result = self.ask("attach", lease=lease("a", 5))
         self.sleep(6)
@@ -124,7 +125,7 @@ class MeanwhileTests(PatientTestCase):
         self.assertEqual(self.verbs, ["bind", "unbind"])
 
     def test_nextJoins(self) -> None:
-        """If somebody else has its turn by then the device stays bound."""
+        """If the next client gets the device by then, it stays bound."""
         self.start()
         client = Client()
         self.ask("attach", client, lease=WHILE)
@@ -135,7 +136,7 @@ class MeanwhileTests(PatientTestCase):
         self.assertEqual(self.verbs, ["bind"])
 
     def test_joinedLease(self) -> None:
-        """Who joined an attach that fails in the end has no lease by it."""
+        """A client that has joined an attach that fails has no lease."""
         self.start()
         first, second = self.ask("attach"), self.ask("attach", lease=lease("b"))
         self.sleep(2)
@@ -146,8 +147,10 @@ class MeanwhileTests(PatientTestCase):
         self.assertEqual(self.file.state.devices, ())
 
     def test_goneWhileWithdrawn(self) -> None:
-        """A connection that ends while its lease is being given back or taken away leaves no
-        lease behind, though that fails."""
+        """
+        A connection that ends while its lease is withdrawn leaves no lease behind, even if
+        the unbind fails.
+        """
         for command, keys in (
             ("detach", {"owner": "a"}),
             ("attach", {"lease": lease("b"), "force": True}),
@@ -164,7 +167,7 @@ class MeanwhileTests(PatientTestCase):
             self.assertIsNone(self.shown().lease, command)
 
     def test_forceFails(self) -> None:
-        """If a device cannot be taken from somebody it still is its owner's."""
+        """If a forced attach fails, the device still belongs to its owner."""
         self.start()
         self.ask("attach", lease=lease("a"))
         self.backend.calls[0].succeed()
@@ -178,7 +181,7 @@ class MeanwhileTests(PatientTestCase):
         self.assertIsNone(self.shown().lease)
 
     def test_forceBeforeWaiters(self) -> None:
-        """Who takes a device by force does not take it for somebody who waits."""
+        """A device that is taken with C{force} is not given to a waiting client."""
         self.start()
         self.ask("attach")
         self.backend.calls[0].succeed()
@@ -191,7 +194,10 @@ class MeanwhileTests(PatientTestCase):
         self.assertNoResult(waiting)
 
     def test_slowUnbind(self) -> None:
-        """Who waits has its turn also if the unbind before it takes longer than an answer may."""
+        """
+        A waiting client gets the device even if the unbind before it takes longer than a
+        reply may.
+        """
         self.start()
         self.ask("attach", lease=lease("a", 10))
         self.backend.calls[0].succeed()
@@ -208,7 +214,7 @@ class MeanwhileTests(PatientTestCase):
         self.assertNoResult(third)
 
     def test_tiesEnd(self) -> None:
-        """A connection is held by the lease that there is, not by those there were."""
+        """Only the lease in force keeps a connection open, not earlier ones."""
         self.start()
         client = Client()
         self.ask("attach", client, lease=WHILE)
@@ -231,7 +237,7 @@ class GivingBackTests(PatientTestCase):
     """
 
     def test_leftOver(self) -> None:
-        """What a lease has left is tried to be unbound until it is."""
+        """After a lease the unbind is retried until it succeeds."""
         self.start()
         self.ask("attach", lease=lease("a", 5))
         self.backend.calls[0].succeed()
@@ -245,7 +251,7 @@ class GivingBackTests(PatientTestCase):
         self.assertEqual(self.verbs, ["bind", "unbind", "unbind", "unbind"])
 
     def test_leftOverWanted(self) -> None:
-        """Unless somebody wants it by then."""
+        """It is not retried if a client has attached the device by then."""
         self.start()
         self.ask("attach", lease=lease("a", 5))
         self.backend.calls[0].succeed()
@@ -258,7 +264,7 @@ class GivingBackTests(PatientTestCase):
         self.assertEqual(self.verbs, ["bind", "unbind", "bind"])
 
     def test_hidden(self) -> None:
-        """A session by a lease that is over ends also if nobody is to see the device any more."""
+        """When a lease expires its session ends even if the device is not shared any more."""
         self.start()
         self.ask("attach", lease=lease("a", 10))
         self.backend.calls[0].succeed()
@@ -269,7 +275,10 @@ class GivingBackTests(PatientTestCase):
         self.assertEqual(self.verbs, ["bind", "unbind"])
 
     def test_forbidden(self) -> None:
-        """What must not be shared any more is tried to be unbound again and again, with pauses."""
+        """
+        The unbind of a device that must not be shared any more is retried with growing
+        pauses.
+        """
         self.start()
         self.ask("attach")
         self.backend.calls[0].succeed()
@@ -299,14 +308,14 @@ class GivingBackTests(PatientTestCase):
         self.assertEqual(len(self.verbs), before + 1)
 
     def test_gonePauses(self) -> None:
-        """A bind that fails as the device was unplugged leaves nothing to be tried again."""
+        """A bind that failed because the device was unplugged is not retried."""
         self.start(ALWAYS)
         self.unplug()
         self.fails()
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_saidOnce(self) -> None:
-        """The same failure is told once, however often it is tried."""
+        """The same error is logged once, however often the operation is retried."""
         self.start(ALWAYS)
         failed: list[str] = []
         self.patch(HookDispatcher, "failed", lambda _, device, why: failed.append(why))
@@ -318,7 +327,7 @@ class GivingBackTests(PatientTestCase):
         self.assertEqual(failed, ["no", "another reason"])
 
     def test_stopWhileBinding(self) -> None:
-        """C{on_stop: unbind} gives back also what was just being bound."""
+        """C{on_stop: unbind} also unbinds a device that was just being bound."""
         self.start(onStop=OnStop.UNBIND)
         result = self.ask("attach")
         stopped = asked(self.core.stop())
@@ -362,14 +371,16 @@ class StartTests(PatientTestCase):
         self.successResultOf(starting)
 
     def test_endedMeanwhile(self) -> None:
-        """A lease that ended while no daemon ran ends when the devices are known, and not
-        before."""
+        """
+        A lease that expired while no daemon ran ends when the devices are known, and not
+        before.
+        """
         self.begin(Lease(owner="a", address="192.0.2.7", ttl=600.0, until=EPOCH - 50))
         self.clock.advance(0)
         self.assertEqual(self.verbs, ["unbind"])
 
     def test_twice(self) -> None:
-        """One that stands in the file twice ends once."""
+        """A lease that is in the state file twice ends once."""
         self.begin(Lease(owner="a", address="192.0.2.7", ttl=600.0, until=EPOCH + 50))
         self.sleep(100)
         self.assertEqual(self.verbs, ["unbind"])
@@ -387,8 +398,10 @@ class IdentityTests(DesiredTestCase):
         self.backend = PromptBackend((UNO, TWIN))
 
     def test_twinLeftAlone(self) -> None:
-        """When a device is away another one with the same serial number, that was there all the
-        time, is not taken for it, whatever happens to that one."""
+        """
+        When a device is unplugged, another one with the same serial number that was plugged
+        in all the time is not taken for it.
+        """
         self.start()
         self.done("attach", lease=lease("a"))
         self.unplug()
@@ -400,7 +413,7 @@ class IdentityTests(DesiredTestCase):
         self.assertIsNotNone(self.shown().lease)
 
     def test_movedIsSaved(self) -> None:
-        """Where a device was seen last is remembered."""
+        """The port where a device was last seen is saved."""
         self.start()
         self.done("attach")
         self.unplug()
@@ -408,8 +421,7 @@ class IdentityTests(DesiredTestCase):
         self.assertEqual([wish.busId for wish in self.file.state.devices], ["1-7"])
 
     def test_detachAway(self) -> None:
-        """What is remembered of a device that is away can be forgotten; by its lease's owner
-        only, if it is leased."""
+        """A device that is not plugged in can be detached; if it is leased, by its owner only."""
         self.start()
         self.done("attach")
         self.unplug()
@@ -424,7 +436,7 @@ class IdentityTests(DesiredTestCase):
         self.refused(DeviceNotFound, "detach", id=UNO.busId)
 
     def test_othersBinding(self) -> None:
-        """What somebody else binds after a client has detached it is not the daemon's."""
+        """A device that another program binds after a detach is not treated as the daemon's."""
         self.start(onStop=OnStop.UNBIND)
         self.done("attach")
         self.done("detach")
@@ -445,20 +457,20 @@ class FlappingTests(DesiredTestCase):
             self.plug()
 
     def test_hidden(self) -> None:
-        """One that nobody is to see is not seen by that."""
+        """A device that is never shared is not shown while it is flapping."""
         self.start(NEVER)
         self.flap()
         self.assertEqual((self.listed(), self.heard), ((), []))
 
     def test_hiddenMeanwhile(self) -> None:
-        """Nor one that is hidden meanwhile."""
+        """Nor is one that is hidden by a reload meanwhile."""
         self.start()
         self.flap()
         self.core.reload(self.settings(NEVER))
         self.assertEqual(self.listed(), ())
 
     def test_lease(self) -> None:
-        """It is its owner's all the same, and has its name."""
+        """A flapping device keeps its lease and its name."""
         self.start(Rule(match=Match(bus="*"), name="uno"))
         self.done("attach", lease=lease("a"))
         self.flap()
@@ -466,7 +478,7 @@ class FlappingTests(DesiredTestCase):
         self.refused(DeviceLeased, "attach", lease=lease("b"))
 
     def test_detach(self) -> None:
-        """A detach counts, though nothing can be done at the moment: it is not bound again."""
+        """A detach during flapping is remembered: the device is not bound again."""
         self.backend = PromptBackend(self.devices)
         self.start()
         self.done("attach")
@@ -476,7 +488,7 @@ class FlappingTests(DesiredTestCase):
         self.assertIs(self.state(), FREE)
 
     def test_holder(self) -> None:
-        """Whoever had it has it no more."""
+        """A flapping device has no holder."""
         self.start()
         self.done("attach")
         self.take()
@@ -492,7 +504,7 @@ class TurnTests(DesiredTestCase):
     devices = (UNO, STICK)
 
     def test_failed(self) -> None:
-        """Whose bind fails has had its turn: the next one does not wait for it."""
+        """A client whose bind fails does not delay the next one."""
         self.start()
         self.done("attach")
         self.take()
@@ -509,7 +521,7 @@ class TurnTests(DesiredTestCase):
         self.successResultOf(second)
 
     def test_force(self) -> None:
-        """Force does not queue up."""
+        """A forced attach does not wait in the queue."""
         self.start()
         self.done("attach", lease=lease("a"))
         waiting = self.ask("attach", Client(), lease=lease("b"), wait=60)
@@ -517,7 +529,7 @@ class TurnTests(DesiredTestCase):
         self.assertNoResult(waiting)
 
     def test_othersTurn(self) -> None:
-        """Who waits in vain behind somebody who has its turn is told just that."""
+        """A client that waits behind others receives that as the reason."""
         self.start()
         self.done("attach")
         self.take()
@@ -547,7 +559,7 @@ class TurnTests(DesiredTestCase):
         self.assertEqual(received, [*range(received[0], received[0] + len(received))])
 
     def test_freshReason(self) -> None:
-        """The reason in the end is that of the end."""
+        """The reason at the end of the wait is the current one."""
         self.start()
         self.done("attach", lease=lease("a", 600))
         waiting = self.ask("attach", Client(), wait=300)
@@ -555,7 +567,7 @@ class TurnTests(DesiredTestCase):
         self.assertIn("for 300 s more", str(self.failureResultOf(waiting, DeviceLeased).value))
 
     def test_stopped(self) -> None:
-        """Who tries again when the daemon has stopped is sent away."""
+        """A client that retries when the daemon has stopped receives an error."""
         self.start()
 
         async def busy(*asked_: object) -> object:

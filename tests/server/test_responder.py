@@ -61,7 +61,7 @@ class AnswersTests(SynchronousTestCase):
         self.assertFalse(answer.keepAlive)
 
     def test_detail(self) -> None:
-        """With detail asked for there is more, also of a failure."""
+        """With C{detail} devices have more fields, also in a failure."""
         plain, detail = self.to(LIST), self.to(b'{"command":"list","detail":true}')
         self.assertNotIn(b'"state"', plain.encoded)
         self.assertIn(b'"state":"free"', detail.encoded)
@@ -74,19 +74,19 @@ class AnswersTests(SynchronousTestCase):
             self.assertEqual("state" in json.loads(answer.encoded)["data"], bool(more))
 
     def test_keepAlive(self) -> None:
-        """Whether the connection stays is the request's to say, also where it fails."""
+        """The request determines whether the connection stays open, also after an error."""
         self.assertTrue(self.to(b'{"command":"list","keep_alive":true}').keepAlive)
         self.assertTrue(self.to(b'{"command":"find","id":"9-9","keep_alive":true}').keepAlive)
         self.assertFalse(self.to(b'{"command":"lsit","keep_alive":true}').keepAlive)
 
     def test_invalid(self) -> None:
-        """What is no request is an error, and not a bug."""
+        """An invalid request is an error, and not a bug."""
         answer = self.to(b"nonsense")
         self.assertIs(answer.status, Status.ERROR)
         self.assertFalse(answer.broken)
 
     def test_bug(self) -> None:
-        """A bug is answered with an error that tells nothing of it, and logged."""
+        """A bug is logged, and answered with an error that contains no details of it."""
         self.patch(Dispatcher, "list", None)
         self.use(self.backend)
         answer = self.to(LIST)
@@ -115,7 +115,7 @@ class AnswersTests(SynchronousTestCase):
         self.assertEqual(made, [False, True, False, True])
 
     def test_refusal(self) -> None:
-        """What never became a request is refused with an error."""
+        """Input that is no request is answered with an error."""
         answer = refusal("no")
         self.assertEqual(answer.encoded, b'{"status":"error","message":"no"}\n')
         self.assertFalse(answer.keepAlive or answer.broken)

@@ -119,36 +119,37 @@ class EndTests(HandoffsTestCase):
         self.assertEqual(session.kept.fileno(), -1)
 
     def test_closed(self) -> None:
-        """The client closes its end."""
+        """A session ends when the client closes its connection."""
         session = self.begin()
         self.assertEnds(session, session.client.close)
 
     def test_halfClosed(self) -> None:
-        """Or only its sending side: it can do nothing more with the device."""
+        """It ends when the client closes its sending side."""
         session = self.begin()
         self.assertEnds(session, lambda: session.client.shutdown(socket.SHUT_WR))
 
     def test_reset(self) -> None:
-        """Or cuts it off."""
+        """It ends when the client resets the connection."""
         session = self.begin()
         self.assertEnds(session, lambda: reset(session.client))
 
     def test_shutDown(self) -> None:
-        """Whoever moves the traffic shuts it down, as the kernel does when the device is
-        unplugged or unbound."""
+        """
+        It ends when the kernel shuts the connection down, as it does at an unplug or an
+        unbind.
+        """
         session = self.begin()
         self.assertEnds(session, lambda: session.server.shutdown(socket.SHUT_RDWR))
         self.assertEqual(session.client.recv(1), b"")
 
     def test_unread(self) -> None:
-        """Also while something of the client's is still to be read."""
+        """It ends too while data of the client is still unread."""
         session = self.begin()
         session.client.sendall(b"x" * 1000)
         self.assertEnds(session, session.client.close)
 
     def test_traffic(self) -> None:
-        """Traffic, in whichever direction and read or not, is nothing to us: not a byte of it
-        is read, and the reactor is not woken."""
+        """Traffic does not wake the reactor, and not a byte of it is read."""
         session = self.begin()
         session.client.sendall(b"ping")
         session.server.sendall(b"pong")
@@ -158,8 +159,10 @@ class EndTests(HandoffsTestCase):
         self.assertEqual(session.client.recv(10), b"pong")
 
     def test_otherGone(self) -> None:
-        """That its protocol has closed its own descriptor makes no difference, and that the
-        number is used again neither."""
+        """
+        It makes no difference that the protocol has closed its own descriptor, and that the
+        number is used again.
+        """
         session = self.begin()
         number = session.server.fileno()
         session.server.close()
@@ -170,7 +173,7 @@ class EndTests(HandoffsTestCase):
         self.assertTrue(self.handoffs.isOpen(STICK))
 
     def test_several(self) -> None:
-        """Each of several is told of its own end."""
+        """Of several sessions each has its own end."""
         sessions = [self.begin(changed(UNO, busId=f"1-{port}")) for port in range(1, 9)]
         for session in sessions[::2]:
             session.client.close()
@@ -178,7 +181,7 @@ class EndTests(HandoffsTestCase):
         self.assertEqual([session.ended for session in sessions], [1, 0] * 4)
 
     def test_bug(self) -> None:
-        """What goes wrong in being told keeps no other from being told."""
+        """An exception in one callback does not affect the others."""
 
         def fail() -> None:
             raise ZeroDivisionError
@@ -192,7 +195,7 @@ class EndTests(HandoffsTestCase):
         self.assertEqual(self.reactor.readers, [self.handoffs])
 
     def test_beginsInEnding(self) -> None:
-        """A session may begin while one is told of its end."""
+        """A session may begin in the callback for the end of another."""
         begun: list[ImportingClient] = []
         session = self.begin(ended=lambda: begun.append(self.begin(UNO, LATER)))
         session.client.close()
@@ -209,7 +212,7 @@ class StopTests(HandoffsTestCase):
     """
 
     def test_goesOn(self) -> None:
-        """Sessions go on, and nothing is told any more."""
+        """After C{stop} sessions go on, and no callback is called."""
         session = self.begin()
         self.handoffs.stop()
         self.assertEqual((self.reactor.readers, self.handoffs.fileno()), ([], -1))
@@ -222,14 +225,14 @@ class StopTests(HandoffsTestCase):
         self.assertEqual(session.ended, 0)
 
     def test_traffic(self) -> None:
-        """How much they have moved is known still, for the last events."""
+        """Their traffic is still known, for the last events."""
         session = self.begin()
         session.client.sendall(b"ping")
         self.handoffs.stop()
         self.assertEqual(self.handoffs.traffic(self.held()), Traffic(bytesIn=4, bytesOut=0))
 
     def test_late(self) -> None:
-        """One that begins now goes on as well."""
+        """A session that begins then goes on as well."""
         self.handoffs.stop()
         session = self.begin()
         self.assertEqual(self.reactor.readers, [])
@@ -237,7 +240,7 @@ class StopTests(HandoffsTestCase):
         self.assertEqual(session.server.recv(10), b"ping")
 
     def test_never(self) -> None:
-        """Where nothing was ever handed over there is nothing to stop."""
+        """C{stop} works without any session."""
         self.handoffs.stop()
         self.assertEqual(self.reactor.readers, [])
 
@@ -248,7 +251,10 @@ class TrafficTests(HandoffsTestCase):
     """
 
     def test_counts(self) -> None:
-        """What has come, read or not, and what has arrived at the client."""
+        """
+        The traffic counts bytes received, read or not, and bytes that have arrived at the
+        client.
+        """
         session = self.begin()
         self.assertEqual(self.traffic(), (0, 0))
         session.client.sendall(b"x" * 1000)
@@ -262,7 +268,7 @@ class TrafficTests(HandoffsTestCase):
         return None if traffic is None else (traffic.bytesIn, traffic.bytesOut)
 
     def test_afterTheEnd(self) -> None:
-        """It is known after the end, too, until the next client has moved something."""
+        """It is known after the end, until the next client has a session."""
         session = self.begin()
         session.client.sendall(b"x" * 1000)
         reset(session.client)
@@ -272,7 +278,7 @@ class TrafficTests(HandoffsTestCase):
         self.assertEqual(self.traffic(holder=LATER), (0, 0))
 
     def test_others(self) -> None:
-        """It says nothing of another client's session, nor of another stay of the device."""
+        """It is not that of another client's session, nor of another device at the same port."""
         session = self.begin()
         session.client.sendall(b"x" * 1000)
         self.assertIsNone(self.traffic(holder=LATER))
@@ -291,7 +297,7 @@ class TrafficTests(HandoffsTestCase):
         self.assertEqual([each is not None for each in known], [False, False, True, True])
 
     def test_notTcp(self) -> None:
-        """Of a connection that is none of TCP it is not known."""
+        """It is not known for a connection that is not TCP."""
         client, server = socket.socketpair()
         self.addCleanup(client.close)
         self.handoffs.add(Session(UNO, server, HOLDER, lambda: None))
@@ -307,7 +313,7 @@ class KeepAliveTests(SynchronousTestCase):
     """
 
     def test_options(self) -> None:
-        """All is set on the socket, in the kernel's units, for IPv4 and IPv6."""
+        """All options are set on the socket, in the kernel's units, for IPv4 and IPv6."""
         for family in (socket.AF_INET, socket.AF_INET6):
             client, server = connected(family)
             self.addCleanup(client.close)
@@ -328,7 +334,7 @@ class KeepAliveTests(SynchronousTestCase):
         return tuple(connection.getsockopt(level, option) for level, option in options)
 
     def test_longest(self) -> None:
-        """The kernel takes the longest that can be configured."""
+        """The kernel accepts the longest times that can be configured."""
         client, server = connected()
         self.addCleanup(client.close)
         self.addCleanup(server.close)
@@ -336,14 +342,13 @@ class KeepAliveTests(SynchronousTestCase):
         self.assertEqual(self.optionsOf(server)[2:], (32767, 32767, 127, 86400000))
 
     def test_withinFifteenSeconds(self) -> None:
-        """By default a client that vanishes is noticed within 15 seconds, whether it was idle
-        or something was on its way to it."""
+        """By default a client that vanishes is detected within 15 seconds, idle or not."""
         default = KeepAlive()
         self.assertLessEqual(default.idle + default.interval * default.count, 15)
         self.assertLessEqual(default.userTimeout, 15)
 
     def test_notTcp(self) -> None:
-        """What is not TCP is left alone."""
+        """Sockets that are not TCP are left as they are."""
         client, server = socket.socketpair()
         self.addCleanup(client.close)
         self.addCleanup(server.close)
@@ -366,22 +371,22 @@ class SilenceTests(SynchronousTestCase):
         self.assertIn(because, str(error))
 
     def test_silent(self) -> None:
-        """One that waits is one that can be answered."""
+        """A client that has sent nothing more is accepted."""
         requireSilence(self.server)
 
     def test_more(self) -> None:
-        """What it says is seen, and not read."""
+        """Data behind the request is detected, and not read."""
         self.client.sendall(b"more")
         self.assertNotSilent("after the request")
         self.assertEqual(self.server.recv(10), b"more")
 
     def test_closed(self) -> None:
-        """That it has closed its side is seen."""
+        """A client that has closed its side is detected."""
         self.client.shutdown(socket.SHUT_WR)
         self.assertNotSilent("disconnected")
 
     def test_reset(self) -> None:
-        """That it has cut the connection off is seen."""
+        """A client that has reset the connection is detected."""
         reset(self.client)
         self.assertNotSilent("is gone")
 
@@ -394,7 +399,7 @@ class ReactorTests(TestCase):
     timeout = 300
 
     async def test_ends(self) -> None:
-        """The end of a session wakes it; traffic does not."""
+        """The end of a session wakes the reactor; traffic does not."""
         handoffs = SessionTable(reactor)
         self.addCleanup(handoffs.stop)
         ended: Deferred[None] = Deferred()

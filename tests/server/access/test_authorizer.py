@@ -62,7 +62,7 @@ class RightsTests(SynchronousTestCase):
     """
 
     def test_nothing(self) -> None:
-        """Where nothing is said nobody may do anything."""
+        """Without rules nothing is allowed."""
         nobody = rights(OURS)
         for right in Right:
             self.assertFalse(nobody.may(right, UNO))
@@ -70,7 +70,7 @@ class RightsTests(SynchronousTestCase):
             self.assertRaises(NotAllowed, nobody.require, right)
 
     def test_allowed(self) -> None:
-        """Some rule has to allow it: of those for others none counts."""
+        """A rule for the principal has to allow it; rules for others do not count."""
         both = Grant(who="lab", commands=(Right.LIST, Right.FIND))
         for principal, expected in ((OURS, True), (STRANGER, False)):
             mine = rights(principal, both, Grant(who="local"))
@@ -79,7 +79,7 @@ class RightsTests(SynchronousTestCase):
                 self.assertEqual(mine.may(right, UNO), may, right)
 
     def test_denied(self) -> None:
-        """No rule may deny it, in whatever order they stand."""
+        """No rule may deny it, in whatever order the rules stand."""
         deny = (Grant(who="anyone", commands=Right.ATTACH, devices=Match(id=UNO.busId)),)
         mine = rights(OURS, Grant(who="lab"), deny=deny)
         self.assertFalse(mine.may(Right.ATTACH, UNO))
@@ -87,27 +87,32 @@ class RightsTests(SynchronousTestCase):
         self.assertTrue(mine.may(Right.DETACH, UNO))
 
     def test_devices(self) -> None:
-        """A rule for some devices is for no others; of several matches one is enough."""
+        """A rule for some devices applies to no others; one of several matches is enough."""
         some = Grant(who="lab", devices=(Match(id=UNO.busId), Match(serial=str(STICK.serial))))
         mine = rights(OURS, some)
         self.assertEqual(mine.among(Right.LIST, DEVICES), (UNO, STICK))
 
     def test_names(self) -> None:
-        """Devices can be meant by the names that the configuration gives them."""
+        """A rule can name devices as the configuration does."""
         mine = rights(OURS, Grant(who="lab", devices=Match(id="scratch")))
         self.assertTrue(mine.may(Right.FIND, changed(UNO, name="scratch")))
         self.assertFalse(mine.may(Right.FIND, UNO))
 
     def test_sameTuple(self) -> None:
-        """Whoever may see all devices gets the tuple that is there: it was encoded already."""
+        """
+        For a client that may see all devices the same tuple is returned, whose encoding is
+        cached.
+        """
         mine = rights(OURS, Grant(who="lab"), Grant(who="lab", devices=Match(bus=1)))
         self.assertEqual(mine.among(Right.LIST, DEVICES), DEVICES)
         mine = rights(OURS, Grant(who="lab"))
         self.assertIs(mine.among(Right.LIST, DEVICES), DEVICES)
 
     def test_unseen(self) -> None:
-        """A device that somebody may not see is not there for them; of one that they may see
-        they hear that they may not."""
+        """
+        A device that a client may not see is not found; for one that it may see the error
+        is C{NotAllowed}.
+        """
         mine = rights(
             OURS,
             Grant(who="lab", commands=Right.LIST, devices=Match(id=UNO.busId)),
@@ -121,7 +126,7 @@ class RightsTests(SynchronousTestCase):
         self.assertEqual(mine.select(AttachDevice(id=MOUSE.busId), DEVICES), MOUSE)
 
     def test_oneOfSeveral(self) -> None:
-        """Of several that match those count that it may be done to."""
+        """Of several matching devices only those for which it is allowed count."""
         mine = rights(
             OURS,
             Grant(who="lab", commands=Right.FIND),
@@ -131,7 +136,7 @@ class RightsTests(SynchronousTestCase):
         self.assertRaises(SeveralMatch, mine.select, FindDevice(id="*"), DEVICES)
 
     def test_force(self) -> None:
-        """To force something needs both rights, on the same device."""
+        """C{force} needs both rights, on the same device."""
         mine = rights(
             OURS,
             Grant(who="lab", commands=Right.DETACH),
@@ -146,7 +151,7 @@ class RightsTests(SynchronousTestCase):
             mine.select(AttachDevice(id=UNO.busId, force=True), DEVICES)
 
     def test_everyCommand(self) -> None:
-        """Each command has a right of its name, and the others are known."""
+        """Each command has a right with its name."""
         requests: list[Command] = [
             *(ListDevices(), FindDevice(id="x"), AttachDevice(id="x"), DetachDevice(id="x")),
             *(KickClient(id="x"), WatchDevices()),
@@ -169,19 +174,18 @@ class IdentifyTests(SynchronousTestCase):
         self.access = Authorizer(self.settings, lambda: self.seconds)
 
     def test_none(self) -> None:
-        """Whoever shows none is who they are."""
+        """Without a token the principal is the peer."""
         self.assertIs(self.access.identify(OURS, None), OURS)
 
     def test_right(self) -> None:
-        """Whoever shows one is that principal besides, with all that was known of them."""
+        """A token adds its name to what is known of the peer."""
         peer = Principal("192.168.1.5", certificate="alice")
         found = self.access.identify(peer, TOKEN)
         self.assertEqual((found.address, found.certificate, found.token), (*OLD, "ci"))
         self.assertEqual(str(found), "192.168.1.5 (certificate alice, token ci)")
 
     def test_wrong(self) -> None:
-        """A wrong one is refused, even where none was needed: nobody is to think that it
-        works; and it stands in no message."""
+        """An unknown token is refused even where none is needed, and is in no message."""
         for token in ("usbip_guessed", "", "\ud800", TOKEN + " "):
             settings = Settings(access=Policy(principals={"ci": CI}))
             access = Authorizer(LiveSettings(settings), lambda: 0.0)
@@ -191,8 +195,10 @@ class IdentifyTests(SynchronousTestCase):
             self.assertNotIn("guessed", str(caught.exception))
 
     def test_slowedDown(self) -> None:
-        """After some wrong ones an address has to wait, with the right one too; others do
-        not, and neither do requests without one."""
+        """
+        After some wrong tokens requests with a token from that address are refused for a
+        while; others are not affected.
+        """
         for _ in range(FREE + 1):
             self.assertRaises(NotAllowed, self.access.identify, OURS, "wrong")
         with self.assertRaises(NotAllowed) as caught:
@@ -204,13 +210,12 @@ class IdentifyTests(SynchronousTestCase):
         self.assertEqual(self.access.identify(OURS, TOKEN).token, "ci")
 
     def test_reload(self) -> None:
-        """A token that is taken out of the configuration is worth nothing from then on."""
+        """A token that is removed from the configuration is refused from then on."""
         self.settings.replace(Settings(access=Policy(principals={"lab": LAB})))
         self.assertRaises(NotAllowed, self.access.identify, OURS, TOKEN)
 
     def test_twice(self) -> None:
-        """One token that two principals have, each with a hash of its own, is both of them: what
-        is denied to either is denied."""
+        """A token that two principals have is both of them: what is denied to either is denied."""
         deny = (Grant(who="too", commands=Right.DETACH),)
         policy = Policy(
             principals={"ci": CI, "too": Who(token=hashOf(TOKEN))},
@@ -223,8 +228,7 @@ class IdentifyTests(SynchronousTestCase):
         self.assertFalse(rights.may(Right.DETACH, UNO))
 
     def test_rotated(self) -> None:
-        """What was begun with a token is over for it when the configuration has another for
-        the same principal."""
+        """What was begun with a token ends when the configuration replaces it."""
         allow = (Grant(who="ci"),)
         settings = LiveSettings(Settings(access=Policy(principals={"ci": CI}, allow=allow)))
         access = Authorizer(settings, lambda: 0.0)
@@ -235,8 +239,7 @@ class IdentifyTests(SynchronousTestCase):
         self.assertFalse(access.of(principal).may(Right.WATCH, UNO))
 
     def test_rightsAreRemembered(self) -> None:
-        """What somebody may do is found out once, until the configuration changes; many who
-        come by leave nothing behind."""
+        """Rights are computed once for each principal and policy, and the cache is bounded."""
         self.assertIs(self.access.of(OURS), self.access.of(Principal("192.168.1.5")))
         before = self.access.of(OURS)
         self.settings.replace(Settings(access=AccessPreset.OPEN.policy))
@@ -260,7 +263,7 @@ class DefaultTests(SynchronousTestCase):
         return may.pop()
 
     def test_private(self) -> None:
-        """Addresses of private, link-local and loopback ranges, and this machine."""
+        """C{private} allows private, link-local and loopback addresses, and this machine."""
         for address in (
             *("10.1.2.3", "172.16.0.1", "172.31.255.254", "192.168.0.1", "169.254.1.1"),
             *("127.0.0.1", "127.1.2.3", "::1", "fe80::1", "fe80::1%eth0", "fd00::1", LOCAL),
@@ -273,14 +276,14 @@ class DefaultTests(SynchronousTestCase):
             self.assertFalse(self.access(AccessPreset.PRIVATE, address), address)
 
     def test_local(self) -> None:
-        """Only this machine."""
+        """C{local} allows only this machine."""
         for address in ("127.0.0.1", "::1", LOCAL):
             self.assertTrue(self.access(AccessPreset.LOCAL, address), address)
         for address in ("192.168.0.1", "fe80::1", "8.8.8.8"):
             self.assertFalse(self.access(AccessPreset.LOCAL, address), address)
 
     def test_open(self) -> None:
-        """Everybody."""
+        """C{open} allows everybody."""
         for address in ("8.8.8.8", "2a00::1", "127.0.0.1", LOCAL):
             self.assertTrue(self.access(AccessPreset.OPEN, address), address)
 
@@ -332,24 +335,27 @@ class LookingTests(AccessTestCase):
     """
 
     def test_list(self) -> None:
-        """A list shows what may be listed; whoever may list nothing at all hears that."""
+        """
+        C{list} shows the devices that may be listed; a client that may list nothing is
+        refused.
+        """
         devices = self.successResultOf(self.ask("list", self.client()))
         self.assertEqual(devices, (UNO,))
         message = self.refused(NotAllowed, "list", self.client(STRANGER))
         self.assertIn("203.0.113.9 may not list: `access` in the daemon's conf", message)
 
     def test_find(self) -> None:
-        """Another device is as one that is not there, to the letter."""
+        """A device that may not be seen gives the same error as one that is not plugged in."""
         hidden = self.refused(DeviceNotFound, "find", self.client(), id=STICK.busId)
         missing = self.refused(DeviceNotFound, "find", self.client(), id="9-9")
         self.assertEqual(hidden.replace(STICK.busId, "9-9"), missing)
 
     def test_several(self) -> None:
-        """A message that names those that match names no others."""
+        """An error that lists matches contains no hidden device."""
         self.assertEqual(self.done("find", self.client(), desc="*"), UNO)
 
     def test_watch(self) -> None:
-        """Neither the snapshot nor an event tells of another device."""
+        """Neither the snapshot nor an event contains a hidden device."""
         reply, stream = watching(self.core, WatchDevices(), self.client())
         assert reply.data is not None
         self.assertEqual([it["bus_id"] for it in json.loads(bytes(reply.data))], [UNO.busId])
@@ -362,14 +368,14 @@ class LookingTests(AccessTestCase):
         self.assertEqual({event.device.busId for event, _ in missed.begin(print)}, {UNO.busId})
 
     def test_watchNothing(self) -> None:
-        """Whoever may watch nothing hears that, and it is written down."""
+        """A client that may watch nothing is refused, which is in the audit log."""
         with self.assertRaises(NotAllowed):
             watching(self.core, WatchDevices(), self.client(STRANGER))
         [entry] = self.audit
         self.assertEqual((entry["command"], entry["result"]), ("watch", "refused"))
 
     def test_reload(self) -> None:
-        """Whoever watches is told from then on what the new configuration allows."""
+        """A reload changes what a watching client receives."""
         _, stream = watching(self.core, WatchDevices(), self.client())
         told: list[str] = []
         stream.begin(lambda event, line: told.append(event.device.busId))
@@ -381,7 +387,7 @@ class LookingTests(AccessTestCase):
         self.assertEqual({*told}, {STICK.busId})
 
     def test_import(self) -> None:
-        """The list over USB/IP shows what may be imported."""
+        """The list over USB/IP contains the devices that may be imported."""
         for device in DEVICES:
             self.plug(device)
             busId = device.busId
@@ -390,13 +396,13 @@ class LookingTests(AccessTestCase):
         self.assertEqual(self.importable(STRANGER), [])
 
     def test_troubleIsNobodysBusiness(self) -> None:
-        """Nor does a stranger hear what is the matter with the daemon."""
+        """A client without rights does not receive the reason why there are no devices."""
         self.backend.inventory.trouble = "no USB here"
         self.refused(NotAllowed, "list", self.client(STRANGER))
         self.refused(BackendUnavailable, "list", self.client())
 
     def test_lookingIsNotWrittenDown(self) -> None:
-        """The audit trail is for what changes something, and for what is refused."""
+        """The audit log contains changes and refusals, and no successful queries."""
         self.ask("list", self.client())
         self.done("find", self.client())
         self.refused(DeviceNotFound, "find", self.client(), id="9-9")
@@ -409,7 +415,10 @@ class ChangingTests(AccessTestCase):
     """
 
     def test_refused(self) -> None:
-        """Who may look may not attach, detach, kick or renew; one line says who wanted it."""
+        """
+        A client that may only query cannot attach, detach, kick or renew; one line in the
+        audit log names it.
+        """
         for command, more in (
             *(("attach", {}), ("detach", {}), ("kick", {"force": True})),
             ("renew", {"lease": {"owner": "me"}}),
@@ -423,7 +432,7 @@ class ChangingTests(AccessTestCase):
         self.assertEqual(self.backend.calls, [])
 
     def test_token(self) -> None:
-        """A token lets its owner do it, for this one request."""
+        """A token gives its rights for one request."""
         client = self.client()
         device = self.done("attach", client, token=TOKEN)
         self.assertEqual(device.state, DeviceState.BOUND)
@@ -443,7 +452,7 @@ class ChangingTests(AccessTestCase):
         self.done("detach", client, token=TOKEN)
 
     def test_wrongToken(self) -> None:
-        """Whoever shows a wrong one gets nothing, not even what they might have without."""
+        """A client with a wrong token gets nothing, not even what it may do without one."""
         self.refused(NotAllowed, "list", self.client(), token="usbip_guessed")
         [entry] = self.audit
         self.assertEqual((entry["command"], entry["result"]), ("list", "refused"))
@@ -451,7 +460,7 @@ class ChangingTests(AccessTestCase):
             self.assertNotIn("guessed", repr(event))
 
     def test_noTokenInTheLog(self) -> None:
-        """No token is ever logged, whatever becomes of the request."""
+        """A token is never logged."""
         everything: list[str] = []
         observer = cast(ILogObserver, lambda event: everything.append(repr(event)))
         globalLogPublisher.addObserver(observer)
@@ -463,7 +472,7 @@ class ChangingTests(AccessTestCase):
         self.assertIn("audit", "".join(everything))
 
     def test_force(self) -> None:
-        """Somebody else's lease is broken only by those who may; nobody jumps the queue."""
+        """Only C{force} overrides another client's lease, and the queue."""
         policy = Policy(
             allow=(
                 Grant(who="anyone", commands=(*SEEING, Right.ATTACH, Right.DETACH)),
@@ -479,8 +488,10 @@ class ChangingTests(AccessTestCase):
         self.done("detach", self.client(Principal(LOCAL)), force=True)
 
     def test_owner(self) -> None:
-        """A lease that was asked for with a token is not somebody else's because they say its
-        owner's name; with the token it is, wherever that is shown."""
+        """
+        A lease that was requested with a token needs that token, and the owner's name is
+        not enough.
+        """
         policy = Policy(principals={"ci": CI}, allow=(Grant(who="anyone"),))
         self.core.reload(self.settings(access=policy))
         self.done("attach", self.client(), token=TOKEN, lease={"owner": "ci", "ttl": 600})
@@ -499,8 +510,10 @@ class ChangingTests(AccessTestCase):
         self.done("detach", self.client(STRANGER), owner="me")
 
     def test_waiting(self) -> None:
-        """Whoever waits for a device that they may not have is sent away when it comes; for
-        one that they may not see they wait in vain."""
+        """
+        A client that waits for a device that it may not have is refused when it appears;
+        for one that it may not see it waits in vain.
+        """
         self.unplug(UNO.busId)
         self.unplug(STICK.busId)
         mine = self.ask("attach", self.client(), id=UNO.busId, wait=60)
@@ -512,15 +525,14 @@ class ChangingTests(AccessTestCase):
         self.failureResultOf(token, DeviceNotFound)
 
     def test_away(self) -> None:
-        """A device that is away is taken off the list of what is wanted only by those who may
-        detach it."""
+        """A device that is not plugged in can be detached only by a client that may detach it."""
         self.done("attach", token=TOKEN)
         self.unplug(UNO.busId)
         self.refused(NotAllowed, "detach", self.client())
         self.done("detach", token=TOKEN)
 
     def test_awayByName(self) -> None:
-        """A rule that names a device holds while it is away, too."""
+        """A rule that names a device applies while it is not plugged in."""
         policy = Policy(
             allow=(Grant(who="anyone"),), deny=(Grant(who="private", devices=Match(id="dut")),)
         )
@@ -532,7 +544,7 @@ class ChangingTests(AccessTestCase):
         self.done("detach", self.client(STRANGER))
 
     def test_hiddenWhileItLasts(self) -> None:
-        """What is refused for another reason is written down as well, and what goes on."""
+        """Failures for other reasons, and operations in progress, are in the audit log too."""
         self.done("attach", token=TOKEN, lease={"owner": "ci", "ttl": 600})
         self.logged.clear()
         self.refused(Exception, "attach", token=TOKEN)
@@ -557,7 +569,7 @@ class ImportTests(AccessTestCase):
         return asked(self.core.dispatcher.handOver(busId, client, carrier, lambda: None))
 
     def test_allowed(self) -> None:
-        """Whoever may import it has it, and that is written down."""
+        """An import that is allowed succeeds, and is in the audit log."""
         self.done("attach", token=TOKEN)
         self.logged.clear()
         self.successResultOf(self.give(OURS))
@@ -566,7 +578,7 @@ class ImportTests(AccessTestCase):
         self.assertEqual((entry["who"], entry["device"]), ({"address": OURS.address}, UNO.busId))
 
     def test_refused(self) -> None:
-        """Anybody else does not, and that is written down too."""
+        """One that is not allowed is refused, and is in the audit log."""
         self.done("attach", token=TOKEN)
         self.logged.clear()
         self.failureResultOf(self.give(STRANGER), NotAllowed)
@@ -574,8 +586,7 @@ class ImportTests(AccessTestCase):
         self.assertEqual((entry["command"], entry["result"]), ("import", "refused"))
 
     def test_leased(self) -> None:
-        """A lease that was asked for on this machine is for imports from it, by whichever of
-        its addresses."""
+        """A lease that was requested on this machine allows imports from all its addresses."""
         self.core.reload(self.settings(access=AccessPreset.OPEN.policy))
         for asks, imports in ((LOCAL, "127.0.0.1"), ("127.0.0.1", "::1"), ("::1", "127.0.0.2")):
             client = self.client(Principal(asks))
@@ -591,8 +602,10 @@ class StartTests(AccessTestCase):
     """
 
     def test_default(self) -> None:
-        """That it is by default, and what that means; for other words too; a policy of its
-        own needs no words."""
+        """
+        The preset in force and its meaning are logged at the start; nothing is logged for
+        another policy.
+        """
         for openness in AccessPreset:
             self.logged.clear()
             self.restart(access=openness.policy)
@@ -603,7 +616,7 @@ class StartTests(AccessTestCase):
         self.assertEqual([event for event in self.logged if "meaning" in event], [])
 
     def test_reload(self) -> None:
-        """Again when it changes."""
+        """The preset is logged again when it changes."""
         self.core.reload(self.settings(access=AccessPreset.PRIVATE.policy))
         self.core.reload(self.settings(access=AccessPreset.PRIVATE.policy))
         self.assertEqual(len([event for event in self.logged if "meaning" in event]), 1)

@@ -64,14 +64,14 @@ class PauseTests(PatienceTestCase):
     """
 
     def test_free(self) -> None:
-        """Some wrong ones cost nothing."""
+        """The first wrong tokens cause no pause."""
         for _ in range(FREE):
             self.assertFalse(self.isPaused())
             self.fail_(1)
         self.assertFalse(self.isPaused())
 
     def test_doubles(self) -> None:
-        """Each one more doubles the pause, up to the longest."""
+        """Each further one doubles the pause, up to the longest."""
         self.fail_(FREE)
         pauses = []
         for _ in range(9):
@@ -80,12 +80,12 @@ class PauseTests(PatienceTestCase):
         self.assertEqual(pauses, [1, 2, 4, 8, 16, 32, 60, 60, 60])
 
     def test_longest(self) -> None:
-        """However many there were, it is never longer than that."""
+        """The pause has an upper limit."""
         self.fail_(5000)
         self.assertEqual(self.pause(), PAUSES.longest)
 
     def test_message(self) -> None:
-        """Whoever has to wait hears why and how long: never no time at all."""
+        """The error contains the reason and the remaining time, which is never 0."""
         self.fail_(FREE + 3)
         error = self.assertRaises(NotAllowed, self.patience.require, GUESSER)
         self.assertEqual(
@@ -98,14 +98,14 @@ class PauseTests(PatienceTestCase):
         self.assertIn("again in 1 s", str(error))
 
     def test_inVain(self) -> None:
-        """To ask meanwhile makes it no longer: programs that try again are not locked out."""
+        """Requests during the pause do not extend it: programs that retry are not locked out."""
         self.fail_(FREE + 3)
         for _ in range(100):
             self.assertTrue(self.isPaused())
         self.assertEqual(self.pause(), 4)
 
     def test_forgiven(self) -> None:
-        """After a long time without a wrong one it begins anew, and not before."""
+        """After a long time without a wrong token the count begins anew, and not before."""
         self.fail_(FREE + 4)
         self.clock.advance(FORGIVEN)
         self.fail_(1)
@@ -115,7 +115,7 @@ class PauseTests(PatienceTestCase):
         self.assertFalse(self.isPaused())
 
     def test_clock(self) -> None:
-        """Somebody who sets the clock, back or forward, locks nobody out for longer."""
+        """A change of the clock extends no pause."""
         for seconds in (-86400, 86400, -FORGIVEN / 2):
             self.fail_(FREE)
             self.clock.rightNow += seconds
@@ -151,11 +151,11 @@ class WhoTests(PatienceTestCase):
             self.assertEqual(paused, [guesser])
 
     def test_addresses(self) -> None:
-        """All connections from one address, and no other."""
+        """All connections from one address are counted together."""
         self.apart(GUESSER, Principal("203.0.113.10"), Principal("2001:db8::9"), Principal(LOCAL))
 
     def test_ipv6(self) -> None:
-        """A whole /64 of IPv6 is one, as somebody has all of it, in whatever spelling."""
+        """A /64 network of IPv6 is counted as one address, in whatever spelling."""
         self.together(
             *(Principal("2001:db8:0:1::1"), Principal("2001:db8:0:1:ffff:ffff:ffff:ffff")),
             *(Principal("2001:0db8:0000:0001::2"), Principal("2001:db8:0:1::3%eth0")),
@@ -163,19 +163,19 @@ class WhoTests(PatienceTestCase):
         self.apart(Principal("2001:db8:0:1::1"), Principal("2001:db8:0:2::1"), Principal("::1"))
 
     def test_users(self) -> None:
-        """On a unix socket it is the user; whoever is not known is one of their own."""
+        """On a unix socket each user is counted."""
         self.apart(Principal(LOCAL, uid=0), Principal(LOCAL, uid=1000), Principal(LOCAL))
 
     def test_certificates(self) -> None:
-        """Another certificate makes it nobody else: one could try each."""
+        """Another certificate does not begin another count."""
         self.together(GUESSER, Principal(GUESSER.address, certificate="alice"))
 
     def test_noAddress(self) -> None:
-        """What is no address is taken to the letter."""
+        """A text that is no address is counted as it is."""
         self.apart(Principal("somewhere"), Principal("elsewhere"), Principal(""))
 
     def test_bounded(self) -> None:
-        """Of more than it can remember it forgets those that it heard of longest ago."""
+        """A bounded number of addresses is counted; the oldest are dropped."""
         other = Principal("198.51.100.1")
         self.fail_(FREE + 1)
         self.fail_(FREE + 1, other)
@@ -206,7 +206,7 @@ class TokenTests(SynchronousTestCase):
             self.assertRaises(NotAllowed, self.access.identify, GUESSER, "usbip_guessed")
 
     def test_withToken(self) -> None:
-        """In a pause the right token is refused too: else one would know it by that."""
+        """During a pause the right token is refused too, so that it cannot be recognized."""
         messages = [
             re.sub("usbip_.*", "", str(self.assertRaises(NotAllowed, self.try_, shown)))
             for shown in (TOKEN, "usbip_guessed")
@@ -216,12 +216,11 @@ class TokenTests(SynchronousTestCase):
         self.assertEqual(self.try_(TOKEN).token, "ci")
 
     def test_without(self) -> None:
-        """Requests without one are none of its business."""
+        """Requests without a token are not affected."""
         self.assertIs(self.access.identify(GUESSER, None), GUESSER)
 
     def test_rightOneForgivesNothing(self) -> None:
-        """Whoever has a token of their own cannot try others for nothing by showing it in
-        between."""
+        """A right token between wrong ones does not reset the count."""
         for pause in (1, 2, 4):
             self.clock.advance(pause)
             self.try_(TOKEN)
@@ -230,7 +229,7 @@ class TokenTests(SynchronousTestCase):
         self.assertIn("again in 8 s", str(error))
 
     def test_reload(self) -> None:
-        """Another configuration changes nothing of that."""
+        """A reload does not reset the count."""
         self.settings.replace(Settings(access=AccessPreset.OPEN.policy))
         error = self.assertRaises(NotAllowed, self.try_, TOKEN)
         self.assertIn("again in 1 s", str(error))

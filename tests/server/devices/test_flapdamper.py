@@ -35,18 +35,18 @@ class FlappingTests(DesiredTestCase):
             self.clock.advance(seconds / 2)
 
     def test_few(self) -> None:
-        """A few times is what boards do that are flashed."""
+        """A few plug-ins, as when a board is flashed, are not flapping."""
         self.flap(OFTEN - 1)
         self.assertIs(self.state(), BOUND)
         self.assertEqual(len(self.backend.calls), OFTEN - 1)
 
     def test_slowly(self) -> None:
-        """So is often, but slowly."""
+        """Nor are many plug-ins over a long time."""
         self.flap(50, WINDOW / (OFTEN - 1))
         self.assertEqual(len(self.backend.calls), 50)
 
     def test_leftAlone(self) -> None:
-        """Too often is too much: it is left alone, shown as what it is, and tells nothing."""
+        """A flapping device is left alone, shown with the state C{error}, and has no events."""
         self.flap(OFTEN)
         heard, calls = len(self.heard), len(self.backend.calls)
         self.flap(10)
@@ -62,14 +62,14 @@ class FlappingTests(DesiredTestCase):
         self.assertIs(self.state(STICK.busId), BOUND)
 
     def test_rest(self) -> None:
-        """When it has come to rest it is shown as it is, and bound."""
+        """After the pause the device is shown as it is, and bound."""
         self.flap(OFTEN)
         self.sleep(PAUSES.first)
         self.assertIs(self.shown().state, BOUND)
         self.assertIsNone(self.shown().trouble)
 
     def test_gone(self) -> None:
-        """If it is gone by then it is gone."""
+        """If it is unplugged by then, it disappears."""
         self.flap(OFTEN)
         self.unplug()
         self.assertEqual(len(self.listed()), 2)
@@ -77,7 +77,7 @@ class FlappingTests(DesiredTestCase):
         self.assertEqual([device.busId for device in self.listed()], [STICK.busId])
 
     def test_grows(self) -> None:
-        """While it does not come to rest the pauses grow."""
+        """While it goes on the pauses grow."""
         pauses = []
         for _ in range(8):
             while self.shown().state is not ERROR:
@@ -90,7 +90,7 @@ class FlappingTests(DesiredTestCase):
         self.assertEqual(pauses[5:], [PAUSES.longest] * 3)
 
     def test_forgiven(self) -> None:
-        """After a calm time it begins with the short pause again."""
+        """After a calm time the first pause is short again."""
         self.flap(40)
         self.sleep(4 * PAUSES.longest)
         self.plug(STICK)  # whatever happens somewhere
@@ -99,7 +99,7 @@ class FlappingTests(DesiredTestCase):
         self.assertIs(self.shown().state, BOUND)
 
     def test_bounded(self) -> None:
-        """Whatever it does, clients are not told more than a few things a second."""
+        """Clients receive only a few events a second of a flapping device."""
         self.flap(3000, 0.02)
         self.assertLess(len(self.heard), 60 * 3 * OFTEN)
         self.assertLess(len(self.clock.getDelayedCalls()), 5)

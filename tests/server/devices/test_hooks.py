@@ -25,7 +25,7 @@ GATE = Hook(events=(Occasion.BEFORE_BIND,), command=("gate",))
 
 class HeraldTests(DesiredTestCase):
     """
-    What reaches hooks. (That they are run is tested with L{HookRunner}.)
+    L{HookDispatcher}.
     """
 
     devices = (UNO, STICK)
@@ -53,7 +53,7 @@ class HeraldTests(DesiredTestCase):
         return [(body["event"], busId) for _, busId, body in self.called]
 
     def test_events(self) -> None:
-        """They are told all that watchers are told, with all details."""
+        """Hooks receive the events that watching clients receive, with all details."""
         self.start(hooks=(EVERYTHING,))
         self.done("attach", lease={"owner": "ci", "ttl": 60})
         self.take()
@@ -71,12 +71,12 @@ class HeraldTests(DesiredTestCase):
         self.assertIn("seq", imported)
 
     def test_notAtTheStart(self) -> None:
-        """What was there when the daemon started is not told as new."""
+        """Devices that are plugged in when the daemon starts cause no event."""
         self.start(hooks=(EVERYTHING,))
         self.assertEqual(self.called, [])
 
     def test_failed(self) -> None:
-        """They are told of what went wrong, with the reason."""
+        """Hooks receive failures, with the reason."""
         self.backend = PatientBackend(self.devices)
         self.start(hooks=(EVERYTHING,))
         result = self.ask("attach")
@@ -88,7 +88,7 @@ class HeraldTests(DesiredTestCase):
         self.assertEqual(body["data"]["serial"], UNO.serial)
 
     def test_ofRule(self) -> None:
-        """A rule's hooks are told of its devices only."""
+        """The hooks of a rule receive events of its devices only."""
         self.start(Rule(match=Match(desc="uno"), hooks=(EVERYTHING,)))
         self.done("attach", id=STICK.busId)
         self.assertEqual(self.told, [])
@@ -96,13 +96,13 @@ class HeraldTests(DesiredTestCase):
         self.assertEqual(self.told, [("bound", UNO.busId)])
 
     def test_hidden(self) -> None:
-        """They are told nothing of a device that is never shared."""
+        """Hooks receive nothing about a device that is never shared."""
         self.start(Rule(match=Match(bus="*"), share=Share.NEVER), hooks=(EVERYTHING,))
         self.plug()
         self.assertEqual(self.told, [])
 
     def test_yes(self) -> None:
-        """A device is bound when the gate has said yes, and not before."""
+        """A device is bound when its C{before_bind} hook has succeeded, and not before."""
         self.start(hooks=(GATE,))
         result = self.ask("attach")
         self.assertEqual(self.backend.calls, [])
@@ -113,7 +113,7 @@ class HeraldTests(DesiredTestCase):
         self.successResultOf(result)
 
     def test_no(self) -> None:
-        """It is not bound when the gate says no, and the client is told the reason."""
+        """It is not bound if the hook fails, and the client receives the reason."""
         self.start(hooks=(GATE,))
         self.answer.callback("the bench is locked")
         message = self.refused(OperationFailed, "attach")
@@ -124,7 +124,7 @@ class HeraldTests(DesiredTestCase):
         self.assertIs(self.state(), DeviceState.FREE)
 
     def test_alwaysAsks(self) -> None:
-        """What is bound by itself has to pass it too, and tries again later."""
+        """The hook is run too for devices with C{share: always}, and again for a retry."""
         self.answer.callback("no")
         self.start(Rule(match=Match(desc="uno"), share=Share.ALWAYS, hooks=(GATE,)))
         self.assertEqual(len(self.asked), 1)
@@ -133,7 +133,7 @@ class HeraldTests(DesiredTestCase):
         self.assertEqual(self.backend.calls, [])
 
     def test_boundAlready(self) -> None:
-        """Nobody is asked about a device that is bound already."""
+        """It is not run for a device that is bound already."""
         self.answer.callback(None)
         self.start(hooks=(GATE,))
         self.done("attach")
@@ -141,7 +141,7 @@ class HeraldTests(DesiredTestCase):
         self.assertEqual(len(self.asked), 1)
 
     def test_replaced(self) -> None:
-        """Other hooks count from the moment they are configured."""
+        """After a reload the new hooks are run."""
         self.start()
         settings = self.settings(hooks=(EVERYTHING,))
         self.core.reload(settings)

@@ -26,12 +26,12 @@ class AlwaysTests(DesiredTestCase):
     devices = (UNO, STICK)
 
     def test_start(self) -> None:
-        """What is there when the daemon starts is bound."""
+        """Devices with C{share: always} are bound at the start."""
         self.start(UNOS)
         self.assertEqual((self.state(), self.state("1-2")), (BOUND, FREE))
 
     def test_plug(self) -> None:
-        """So is what is plugged in later, and what is plugged in anew, at once."""
+        """They are bound when they are plugged in, each time."""
         self.start(ALWAYS)
         for _ in range(3):
             self.unplug()
@@ -39,7 +39,10 @@ class AlwaysTests(DesiredTestCase):
             self.assertIs(self.state(), BOUND)
 
     def test_otherIds(self) -> None:
-        """With a rule for the port, so is what has other ids there: a board that is flashed."""
+        """
+        With a rule for a port, a device with other ids there is bound too, such as a board
+        that is flashed.
+        """
         self.start(Rule(match=Match(bus="1-1.4"), share=Share.ALWAYS))
         self.unplug()
         self.plug(productId="0036", serial=None, description="Arduino SA Uno (bootloader)")
@@ -48,8 +51,7 @@ class AlwaysTests(DesiredTestCase):
         self.assertIs(self.state(), BOUND)
 
     def test_driverFirst(self) -> None:
-        """A device is left to its driver first, which comes a moment after it; and then it is
-        bound at once."""
+        """A new device is bound when its own driver has taken it."""
         self.start(ALWAYS)
         fresh = self.plug(STICK, busId="1-3", driver=None)
         self.assertIs(self.state("1-3"), FREE)
@@ -58,21 +60,21 @@ class AlwaysTests(DesiredTestCase):
         self.assertIs(self.state("1-3"), BOUND)
 
     def test_noDriver(self) -> None:
-        """One that no driver takes is bound all the same."""
+        """A device that no driver takes is bound after a second."""
         self.start(ALWAYS)
         self.plug(STICK, busId="1-3", driver=None)
         self.sleep(DRIVER_SECONDS)
         self.assertIs(self.state("1-3"), BOUND)
 
     def test_adopt(self) -> None:
-        """What is bound or in use already is taken as it is: nothing is done to it."""
+        """A device that is bound or in use already is left as it is."""
         self.backend.inventory.replace([changed(UNO, state=IN_USE), changed(STICK, state=BOUND)])
         self.start(ALWAYS)
         self.assertEqual(self.backend.calls, [])
         self.assertEqual((self.state(), self.state("1-2")), (IN_USE, BOUND))
 
     def test_detached(self) -> None:
-        """Once a client has detached it it is left alone, until it is plugged in anew."""
+        """A device that a client has detached stays unbound until it is plugged in again."""
         self.start(UNOS)
         self.done("detach")
         self.sleep(100)
@@ -81,21 +83,21 @@ class AlwaysTests(DesiredTestCase):
         self.assertIs(self.state(), BOUND)
 
     def test_detachedThenAttached(self) -> None:
-        """Or until a client attaches it."""
+        """It is bound again when a client attaches it."""
         self.start(UNOS)
         self.done("detach")
         self.done("attach")
         self.assertIs(self.state(), BOUND)
 
     def test_detachedThenRestarted(self) -> None:
-        """Or until the daemon is started anew."""
+        """It is bound again when the daemon is restarted."""
         self.start(UNOS)
         self.done("detach")
         self.restart(UNOS)
         self.assertIs(self.state(), BOUND)
 
     def test_broken(self) -> None:
-        """One that usbip-host could not reset is bound anew."""
+        """A device that usbip-host could not reset is bound again."""
         self.start(UNOS)
         device = self.backend.inventory.get(UNO.busId)
         assert device is not None
@@ -105,7 +107,7 @@ class AlwaysTests(DesiredTestCase):
         self.assertIs(self.state(), BOUND)
 
     def test_mounted(self) -> None:
-        """Only a rule that says so lets a disk be bound that is mounted."""
+        """A mounted disk is bound only with C{allow_mounted}."""
         self.start(Rule(match=Match(bus="*"), name="d", share=Share.ALWAYS, allow_mounted=True))
         self.assertTrue(self.backend.allowMounted)
         self.restart(ALWAYS)
@@ -121,7 +123,7 @@ class NeverTests(DesiredTestCase):
     devices = (UNO, STICK)
 
     def test_notShown(self) -> None:
-        """The device is not listed, cannot be named, and nothing that happens to it is told."""
+        """A device with C{share: never} is not listed, cannot be selected, and has no events."""
         self.start(Rule(match=Match(desc="uno"), share=Share.NEVER))
         self.assertEqual([device.busId for device in self.listed()], ["1-2"])
         for command in ("find", "attach", "detach", "kick"):
@@ -132,12 +134,12 @@ class NeverTests(DesiredTestCase):
         self.assertEqual(self.backend.calls, [])
 
     def test_notNamed(self) -> None:
-        """Nor does it make a request ambiguous."""
+        """It does not make criteria ambiguous."""
         self.start(Rule(match=Match(desc="uno"), share=Share.NEVER))
         self.assertEqual(self.done("find", bus=1).busId, "1-2")
 
     def test_foreign(self) -> None:
-        """One that somebody else has bound is left alone."""
+        """If another program has bound it, it is left as it is."""
         self.backend.inventory.replace([changed(UNO, state=BOUND)])
         self.start(NEVER)
         self.assertEqual(self.backend.calls, [])
@@ -155,14 +157,14 @@ class ReloadTests(DesiredTestCase):
         self.core.reload(Settings(access=EVERYBODY, devices=rules))
 
     def test_always(self) -> None:
-        """What is to be shared always from now on is bound."""
+        """A device that becomes C{share: always} is bound."""
         self.start()
         self.assertIs(self.state(), FREE)
         self.become(UNOS)
         self.assertIs(self.state(), BOUND)
 
     def test_onRequest(self) -> None:
-        """What need not be bound any more is left as it is."""
+        """A device that becomes C{share: on_request} stays bound."""
         self.start(UNOS)
         self.become()
         self.assertIs(self.state(), BOUND)
@@ -170,14 +172,14 @@ class ReloadTests(DesiredTestCase):
         self.assertIs(self.state(), FREE)
 
     def test_name(self) -> None:
-        """A name is shown at once, and told as a change."""
+        """A new name is shown at once, with an event."""
         self.start()
         self.become(Rule(match=Match(desc="uno"), name="blinky"))
         self.assertEqual(self.done("find", id="blinky").busId, UNO.busId)
         self.assertEqual(self.heard, [("changed", UNO.busId)])
 
     def test_never(self) -> None:
-        """What is not to be shared any more is gone for clients, and unbound."""
+        """A device that becomes C{share: never} disappears for clients, and is unbound."""
         self.start(UNOS)
         self.become(NEVER)
         self.assertEqual(self.listed(), ())
@@ -185,7 +187,7 @@ class ReloadTests(DesiredTestCase):
         self.assertIs(self.state(), FREE)
 
     def test_neverInUse(self) -> None:
-        """But not before its client has given it back: nobody's session ends by this."""
+        """If it is in use it is unbound after the session."""
         self.start(UNOS)
         self.take()
         self.become(NEVER)
@@ -194,7 +196,7 @@ class ReloadTests(DesiredTestCase):
         self.assertIs(self.state(), FREE)
 
     def test_shownAgain(self) -> None:
-        """What is shared again is there again."""
+        """A device that is shared again is shown again."""
         self.start(NEVER)
         self.become()
         self.assertEqual([d.busId for d in self.listed()], [UNO.busId, STICK.busId])
@@ -209,7 +211,7 @@ class RememberedTests(DesiredTestCase):
     devices = (UNO, STICK)
 
     def test_replug(self) -> None:
-        """It is bound again when it is plugged in anew, until it is detached."""
+        """An attached device is bound again when it is plugged in again, until it is detached."""
         self.start()
         self.done("attach")
         self.unplug()
@@ -220,7 +222,7 @@ class RememberedTests(DesiredTestCase):
         self.assertIs(self.state(), FREE)
 
     def test_otherPort(self) -> None:
-        """Also at another port, if it has a serial number."""
+        """So it is at another port, if it has a serial number."""
         self.start()
         self.done("attach")
         self.unplug()
@@ -228,7 +230,7 @@ class RememberedTests(DesiredTestCase):
         self.assertIs(self.state("2-3"), BOUND)
 
     def test_otherDevice(self) -> None:
-        """Another device at its port is nobody's wish."""
+        """Another device at its port is not bound."""
         self.start()
         self.done("attach")
         self.unplug()
@@ -236,7 +238,7 @@ class RememberedTests(DesiredTestCase):
         self.assertIs(self.state(), FREE)
 
     def test_withoutSerial(self) -> None:
-        """One without a serial number is known at its own port only."""
+        """A device without a serial number is recognized at its own port only."""
         self.start()
         self.plug(serial=None)
         self.done("attach")
@@ -247,7 +249,7 @@ class RememberedTests(DesiredTestCase):
         self.assertIs(self.state(), BOUND)
 
     def test_twins(self) -> None:
-        """Two with the same serial number are told apart by where they are."""
+        """Two devices with the same serial number are distinguished by their ports."""
         self.start()
         self.done("attach")
         self.plug(busId="2-3")
@@ -256,7 +258,7 @@ class RememberedTests(DesiredTestCase):
         self.assertEqual((self.state(), self.state("2-3")), (BOUND, FREE))
 
     def test_restart(self) -> None:
-        """It is remembered beyond the end of the daemon, whatever happens meanwhile."""
+        """Attached devices are remembered over a restart, whatever happens meanwhile."""
         self.start()
         self.done("attach")
         self.unplug()
@@ -267,7 +269,7 @@ class RememberedTests(DesiredTestCase):
         self.assertEqual((self.state(), self.state("1-2")), (BOUND, FREE))
 
     def test_notRemembered(self) -> None:
-        """If so configured it is only as long as it stays plugged in."""
+        """With C{remember: false} they are remembered only while they are plugged in."""
         self.start(remember=False)
         self.done("attach")
         self.assertEqual(self.file.state.devices, ())
@@ -276,7 +278,7 @@ class RememberedTests(DesiredTestCase):
         self.assertIs(self.state(), FREE)
 
     def test_failedAttach(self) -> None:
-        """An attach that failed is not remembered."""
+        """A failed attach is not remembered."""
         self.backend = PatientBackend(self.devices)
         self.start()
         result = self.ask("attach")
@@ -287,7 +289,7 @@ class RememberedTests(DesiredTestCase):
         self.assertEqual(len(self.backend.calls), 1)
 
     def test_failedLate(self) -> None:
-        """Nor one that failed when nobody waited any more."""
+        """Nor is one that failed after its reply."""
         self.backend = PatientBackend(self.devices)
         self.start()
         result = self.ask("attach")
@@ -309,7 +311,7 @@ class TroubleTests(DesiredTestCase):
         self.start(ALWAYS)
 
     def test_again(self) -> None:
-        """They are tried again, after pauses that grow."""
+        """A failed bind is retried after growing pauses."""
         times = []
         for _ in range(9):
             times.append(self.clock.seconds())
@@ -321,7 +323,7 @@ class TroubleTests(DesiredTestCase):
         self.assertEqual(pauses, [1, 2, 4, 8, 16, 32, RETRY.longest, RETRY.longest])
 
     def test_success(self) -> None:
-        """Until one goes well."""
+        """The retries end with a success."""
         self.backend.calls[-1].fail(OperationFailed(UNO, "no"))
         self.clock.advance(1)
         self.backend.calls[-1].succeed()
@@ -329,13 +331,13 @@ class TroubleTests(DesiredTestCase):
         self.assertEqual(len(self.backend.calls), 2)
 
     def test_unplugged(self) -> None:
-        """Or until the device is gone; then nothing is left."""
+        """They end when the device is unplugged; then no timer is left."""
         self.backend.calls[-1].fail(OperationFailed(UNO, "no"))
         self.unplug()
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_oneAtATime(self) -> None:
-        """While a bind is in progress no other is begun, whatever the device does."""
+        """While a bind is in progress no other is begun."""
         device = self.backend.inventory.get(UNO.busId)
         assert device is not None
         self.backend.inventory.replace([changed(device, product="x")], {UNO.busId})
@@ -343,14 +345,14 @@ class TroubleTests(DesiredTestCase):
         self.assertEqual(len(self.backend.calls), 1)
 
     def test_clientJoins(self) -> None:
-        """A client that asks meanwhile is answered with what becomes of it."""
+        """A client that attaches the device meanwhile receives the outcome."""
         result = self.ask("attach")
         self.backend.calls[0].succeed()
         self.assertIs(self.successResultOf(result).state, BOUND)  # type: ignore[union-attr]
         self.assertEqual(len(self.backend.calls), 1)
 
     def test_newsForNobody(self) -> None:
-        """What went wrong before a client asked is not told to it: its own try counts."""
+        """A client does not receive the error of an earlier retry."""
         self.backend.calls[0].fail(OperationFailed(UNO, "no"))
         result = self.ask("attach")
         self.backend.calls[1].succeed()
@@ -365,20 +367,23 @@ class StopTests(DesiredTestCase):
     devices = (UNO, STICK)
 
     def test_keep(self) -> None:
-        """Bound devices stay as they are."""
+        """With C{on_stop: keep} bound devices stay bound."""
         self.start(UNOS)
         self.stop()
         self.assertIs(self.state(), BOUND)
 
     def test_unbind(self) -> None:
-        """Or what the daemon has bound is given back, and nothing else."""
+        """
+        With C{on_stop: unbind} the devices that the daemon has bound are unbound, and no
+        others.
+        """
         self.backend.inventory.replace([UNO, changed(STICK, state=BOUND)])
         self.start(UNOS, onStop=OnStop.UNBIND)
         self.stop()
         self.assertEqual((self.state(), self.state("1-2")), (FREE, BOUND))
 
     def test_unbindWished(self) -> None:
-        """That is also what an earlier daemon had bound for a client."""
+        """So are devices that an earlier daemon has bound for a client."""
         self.start()
         self.done("attach")
         self.restart(onStop=OnStop.UNBIND)
