@@ -43,10 +43,10 @@ class WatcherTests(SynchronousTestCase):
         self.clock = Clock()
         backend = PatientBackend([UNO])
         self.inventory = backend.inventory
-        self.feed = eventsOf(
+        self.events = eventsOf(
             backend, lambda: EPOCH, LiveSettings(Settings(limits=Limits(history=100_000)))
         )
-        self.begin = self.feed.seq
+        self.begin = self.events.seq
         capture = capturedLogs()
         self.logged = capture.__enter__()
         self.addCleanup(capture.__exit__, None, None, None)
@@ -63,7 +63,7 @@ class WatcherTests(SynchronousTestCase):
         """Somebody who watches."""
         transport = MemoryTransport()
         transport.reading = reading
-        _, stream = self.feed.watch(WatchDevices(since=since), everything)
+        _, stream = self.events.watch(WatchDevices(since=since), everything)
         watcher = Watcher(
             transport,
             transport.abortConnection,
@@ -83,16 +83,16 @@ class WatcherTests(SynchronousTestCase):
 
     def lines(self) -> Iterator[bytes]:
         """All events there were, as they go over the wire."""
-        return (event.line(False) for event in self.feed.after(self.begin) or ())
+        return (event.line(False) for event in self.events.after(self.begin) or ())
 
     def until(self, transport: MemoryTransport, size: int) -> None:
         """Events, until so much was written, or would have been."""
         begin = transport.value()
         told = 0
         while told < size:
-            before = self.feed.seq
+            before = self.events.seq
             self.happen(1)
-            told += sum(len(event.line(False)) for event in self.feed.after(before) or ())
+            told += sum(len(event.line(False)) for event in self.events.after(before) or ())
         self.assertTrue(transport.value().startswith(begin))
 
     def all(self) -> bytes:
@@ -248,7 +248,7 @@ class WatcherTests(SynchronousTestCase):
     def test_event(self) -> None:
         """The protocol defines how an event is written."""
         transport = MemoryTransport()
-        _, stream = self.feed.watch(WatchDevices(), everything)
+        _, stream = self.events.watch(WatchDevices(), everything)
         seen: list[Told] = []
 
         def frame(event: Told, line: bytes) -> bytes:

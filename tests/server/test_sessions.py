@@ -53,7 +53,7 @@ class ImportingClient:
 
     def __init__(
         self,
-        handoffs: SessionTable,
+        table: SessionTable,
         device: UsbDevice = UNO,
         holder: Holder = HOLDER,
         ended: Callable[[], None] = lambda: None,
@@ -62,7 +62,7 @@ class ImportingClient:
         self.client, self.server = connected()
         self._ended = ended
         self.kept = self.server.dup()
-        handoffs.add(Session(device, self.kept, holder, self._over))
+        table.add(Session(device, self.kept, holder, self._over))
 
     def _over(self) -> None:
         self.ended += 1
@@ -74,7 +74,7 @@ class ImportingClient:
             connection.close()
 
 
-class HandoffsTestCase(SynchronousTestCase):
+class SessionTableTestCase(SynchronousTestCase):
     """
     Handed over connections, and a reactor that reads when it is told to. On the loopback
     what one end does has come to the other when the call returns.
@@ -82,8 +82,8 @@ class HandoffsTestCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.reactor = FakeReactor()
-        self.handoffs = SessionTable(self.reactor)
-        self.addCleanup(self.handoffs.stop)
+        self.sessions = SessionTable(self.reactor)
+        self.addCleanup(self.sessions.stop)
 
     def begin(
         self,
@@ -92,7 +92,7 @@ class HandoffsTestCase(SynchronousTestCase):
         ended: Callable[[], None] = lambda: None,
     ) -> ImportingClient:
         """A session."""
-        session = ImportingClient(self.handoffs, device, holder, ended)
+        session = ImportingClient(self.sessions, device, holder, ended)
         self.addCleanup(session.close)
         return session
 
@@ -101,7 +101,7 @@ class HandoffsTestCase(SynchronousTestCase):
         return changed(device, holder=holder)
 
 
-class EndTests(HandoffsTestCase):
+class EndTests(SessionTableTestCase):
     """
     The end of a session is seen.
     """
@@ -110,12 +110,12 @@ class EndTests(HandoffsTestCase):
         """It ends by that, and not before; that is told once."""
         self.reactor.deliver()
         self.assertEqual(session.ended, 0)
-        self.assertTrue(self.handoffs.isOpen(UNO))
+        self.assertTrue(self.sessions.isOpen(UNO))
         end()
         for _ in range(3):
             self.reactor.deliver()
         self.assertEqual(session.ended, 1)
-        self.assertFalse(self.handoffs.isOpen(UNO))
+        self.assertFalse(self.sessions.isOpen(UNO))
         self.assertEqual(session.kept.fileno(), -1)
 
     def test_closed(self) -> None:
@@ -170,7 +170,7 @@ class EndTests(HandoffsTestCase):
         self.assertIn(number, (other.client.fileno(), other.server.fileno(), other.kept.fileno()))
         self.assertEnds(session, session.client.close)
         self.assertEqual(other.ended, 0)
-        self.assertTrue(self.handoffs.isOpen(STICK))
+        self.assertTrue(self.sessions.isOpen(STICK))
 
     def test_several(self) -> None:
         """Of several sessions each has its own end."""
@@ -192,7 +192,7 @@ class EndTests(HandoffsTestCase):
         self.reactor.deliver()
         self.assertEqual([session.ended for session in sessions], [1, 1])
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
-        self.assertEqual(self.reactor.readers, [self.handoffs])
+        self.assertEqual(self.reactor.readers, [self.sessions])
 
     def test_beginsInEnding(self) -> None:
         """A session may begin in the callback for the end of another."""
@@ -200,13 +200,13 @@ class EndTests(HandoffsTestCase):
         session = self.begin(ended=lambda: begun.append(self.begin(UNO, LATER)))
         session.client.close()
         self.reactor.deliver()
-        self.assertTrue(self.handoffs.isOpen(UNO))
+        self.assertTrue(self.sessions.isOpen(UNO))
         begun[0].client.close()
         self.reactor.deliver()
-        self.assertFalse(self.handoffs.isOpen(UNO))
+        self.assertFalse(self.sessions.isOpen(UNO))
 
 
-class StopTests(HandoffsTestCase):
+class StopTests(SessionTableTestCase):
     """
     The daemon stops.
     """
@@ -214,26 +214,26 @@ class StopTests(HandoffsTestCase):
     def test_goesOn(self) -> None:
         """After C{stop} sessions go on, and no callback is called."""
         session = self.begin()
-        self.handoffs.stop()
-        self.assertEqual((self.reactor.readers, self.handoffs.fileno()), ([], -1))
+        self.sessions.stop()
+        self.assertEqual((self.reactor.readers, self.sessions.fileno()), ([], -1))
         session.client.sendall(b"ping")
         self.assertEqual(session.server.recv(10), b"ping")
         session.server.sendall(b"pong")
         self.assertEqual(session.client.recv(10), b"pong")
         session.client.close()
-        self.handoffs.doRead()
+        self.sessions.doRead()
         self.assertEqual(session.ended, 0)
 
     def test_traffic(self) -> None:
         """Their traffic is still known, for the last events."""
         session = self.begin()
         session.client.sendall(b"ping")
-        self.handoffs.stop()
-        self.assertEqual(self.handoffs.traffic(self.held()), Traffic(bytesIn=4, bytesOut=0))
+        self.sessions.stop()
+        self.assertEqual(self.sessions.traffic(self.held()), Traffic(bytesIn=4, bytesOut=0))
 
     def test_late(self) -> None:
         """A session that begins then goes on as well."""
-        self.handoffs.stop()
+        self.sessions.stop()
         session = self.begin()
         self.assertEqual(self.reactor.readers, [])
         session.client.sendall(b"ping")
@@ -241,11 +241,11 @@ class StopTests(HandoffsTestCase):
 
     def test_never(self) -> None:
         """C{stop} works without any session."""
-        self.handoffs.stop()
+        self.sessions.stop()
         self.assertEqual(self.reactor.readers, [])
 
 
-class TrafficTests(HandoffsTestCase):
+class TrafficTests(SessionTableTestCase):
     """
     How much a session has moved.
     """
@@ -264,7 +264,7 @@ class TrafficTests(HandoffsTestCase):
 
     def traffic(self, device: UsbDevice = UNO, holder: Holder = HOLDER) -> tuple[int, int] | None:
         """In and out."""
-        traffic = self.handoffs.traffic(self.held(device, holder))
+        traffic = self.sessions.traffic(self.held(device, holder))
         return None if traffic is None else (traffic.bytesIn, traffic.bytesOut)
 
     def test_afterTheEnd(self) -> None:
@@ -284,7 +284,7 @@ class TrafficTests(HandoffsTestCase):
         self.assertIsNone(self.traffic(holder=LATER))
         self.assertIsNone(self.traffic(STICK))
         self.assertIsNone(self.traffic(changed(UNO, deviceNumber=99)))
-        self.assertFalse(self.handoffs.isOpen(changed(UNO, deviceNumber=99)))
+        self.assertFalse(self.sessions.isOpen(changed(UNO, deviceNumber=99)))
 
     def test_forgotten(self) -> None:
         """The traffic of the last sessions that have ended is remembered, and no more."""
@@ -300,7 +300,7 @@ class TrafficTests(HandoffsTestCase):
         """It is not known for a connection that is not TCP."""
         client, server = socket.socketpair()
         self.addCleanup(client.close)
-        self.handoffs.add(Session(UNO, server, HOLDER, lambda: None))
+        self.sessions.add(Session(UNO, server, HOLDER, lambda: None))
         self.assertIsNone(self.traffic())
         client.close()
         self.reactor.deliver()
@@ -400,20 +400,20 @@ class ReactorTests(TestCase):
 
     async def test_ends(self) -> None:
         """The end of a session wakes the reactor; traffic does not."""
-        handoffs = SessionTable(reactor)
-        self.addCleanup(handoffs.stop)
+        table = SessionTable(reactor)
+        self.addCleanup(table.stop)
         ended: Deferred[None] = Deferred()
-        session = ImportingClient(handoffs, ended=lambda: ended.callback(None))
+        session = ImportingClient(table, ended=lambda: ended.callback(None))
         self.addCleanup(session.close)
         woken: list[None] = []
         turned: Deferred[None] = Deferred()
-        doRead = handoffs.doRead
+        doRead = table.doRead
 
         def read() -> None:
             woken.append(None)
             doRead()
 
-        self.patch(handoffs, "doRead", read)
+        self.patch(table, "doRead", read)
         session.client.sendall(b"ping")
         reactor.callLater(0.05, turned.callback, None)
         await turned

@@ -26,7 +26,7 @@ GUESSER = Principal("203.0.113.9")
 TOKEN = "usbip_0123456789abcdef"
 
 
-class PatienceTestCase(SynchronousTestCase):
+class RateLimiterTestCase(SynchronousTestCase):
     """
     Somebody guesses.
     """
@@ -34,17 +34,17 @@ class PatienceTestCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.clock.advance(1_700_000_000)
-        self.patience = TokenRateLimiter(self.clock.seconds)
+        self.limiter = TokenRateLimiter(self.clock.seconds)
 
     def fail_(self, times: int, peer: Principal = GUESSER) -> None:
         """Show wrong tokens, without regard to pauses."""
         for _ in range(times):
-            self.patience.failed(peer)
+            self.limiter.failed(peer)
 
     def isPaused(self, peer: Principal = GUESSER) -> bool:
         """Does somebody have to wait?"""
         try:
-            self.patience.require(peer)
+            self.limiter.require(peer)
         except NotAllowed:
             return True
         return False
@@ -58,7 +58,7 @@ class PatienceTestCase(SynchronousTestCase):
         return seconds
 
 
-class PauseTests(PatienceTestCase):
+class PauseTests(RateLimiterTestCase):
     """
     How long one has to wait.
     """
@@ -87,14 +87,14 @@ class PauseTests(PatienceTestCase):
     def test_message(self) -> None:
         """The error contains the reason and the remaining time, which is never 0."""
         self.fail_(FREE + 3)
-        error = self.assertRaises(NotAllowed, self.patience.require, GUESSER)
+        error = self.assertRaises(NotAllowed, self.limiter.require, GUESSER)
         self.assertEqual(
             str(error),
             f"{FREE + 3} wrong tokens came from 203.0.113.9: requests with a token are answered "
             "again in 4 s",
         )
         self.clock.advance(3.9)
-        error = self.assertRaises(NotAllowed, self.patience.require, GUESSER)
+        error = self.assertRaises(NotAllowed, self.limiter.require, GUESSER)
         self.assertIn("again in 1 s", str(error))
 
     def test_inVain(self) -> None:
@@ -129,7 +129,7 @@ class PauseTests(PatienceTestCase):
         self.assertLessEqual(self.pause(), 8 + 2 * 3)
 
 
-class WhoTests(PatienceTestCase):
+class WhoTests(RateLimiterTestCase):
     """
     Who has to wait.
     """
@@ -137,15 +137,15 @@ class WhoTests(PatienceTestCase):
     def together(self, *peers: Principal) -> None:
         """They wait together: whatever one shows counts for all."""
         for guesser in peers:
-            patience = self.patience = TokenRateLimiter(self.clock.seconds)
+            limiter = self.limiter = TokenRateLimiter(self.clock.seconds)
             for _ in range(FREE + 1):
-                patience.failed(guesser)
+                limiter.failed(guesser)
             self.assertEqual([self.isPaused(peer) for peer in peers], [True] * len(peers), guesser)
 
     def apart(self, *peers: Principal) -> None:
         """None waits for what another has shown."""
         for guesser in peers:
-            self.patience = TokenRateLimiter(self.clock.seconds)
+            self.limiter = TokenRateLimiter(self.clock.seconds)
             self.fail_(FREE + 1, guesser)
             paused = [peer for peer in peers if self.isPaused(peer)]
             self.assertEqual(paused, [guesser])
@@ -189,7 +189,7 @@ class WhoTests(PatienceTestCase):
         for peer in addresses:
             self.fail_(1, peer)
         self.assertFalse(self.isPaused())
-        self.assertEqual(len(self.patience._failures), REMEMBERED)
+        self.assertEqual(len(self.limiter._failures), REMEMBERED)
 
 
 class TokenTests(SynchronousTestCase):

@@ -35,7 +35,7 @@ FIRST = 1_000
 """The number of the last change before the feed."""
 
 
-class FeedTestCase(SynchronousTestCase):
+class DeviceEventsTestCase(SynchronousTestCase):
     """
     @ivar heard: the numbers of the events that the listener heard of.
     """
@@ -48,7 +48,7 @@ class FeedTestCase(SynchronousTestCase):
         self.inventory = self.backend.inventory
         self.settings = LiveSettings(Settings())
         self.remember(self.keep)
-        self.feed = eventsOf(self.backend, lambda: self.time, self.settings)
+        self.events = eventsOf(self.backend, lambda: self.time, self.settings)
         self.heard: list[int] = []
 
     def remember(self, history: int) -> None:
@@ -66,29 +66,29 @@ class FeedTestCase(SynchronousTestCase):
     def happen(self, times: int) -> None:
         """So many events."""
         for _ in range(times):
-            self.become(UNO, product=f"Number {self.feed.seq}")
+            self.become(UNO, product=f"Number {self.events.seq}")
 
 
-class FeedTests(FeedTestCase):
+class DeviceEventsTests(DeviceEventsTestCase):
     """
     L{DeviceEvents}, and its listeners.
     """
 
     def test_numbers(self) -> None:
         """Events are the changes of the inventory, with their numbers."""
-        self.assertEqual(self.feed.seq, FIRST)
-        self.feed.listen(self.listen)
+        self.assertEqual(self.events.seq, FIRST)
+        self.events.listen(self.listen)
         self.happen(2)
         self.inventory.replace([UNO])
         self.assertEqual(self.heard, [FIRST + n for n in (1, 2, 3, 4, 5)])
-        self.assertEqual(self.feed.seq, FIRST + 5)
+        self.assertEqual(self.events.seq, FIRST + 5)
 
     def test_leave(self) -> None:
         """A listener that was removed is not called any more; removing it again has no effect."""
-        self.feed.listen(self.listen)
+        self.events.listen(self.listen)
         self.happen(1)
-        self.feed.leave(self.listen)
-        self.feed.leave(self.listen)
+        self.events.leave(self.listen)
+        self.events.leave(self.listen)
         self.happen(1)
         self.assertEqual(self.heard, [FIRST + 1])
 
@@ -102,22 +102,22 @@ class FeedTests(FeedTestCase):
             self.heard.append(-event.change.seq)
             raise ZeroDivisionError
 
-        self.feed.listen(fail)
-        self.feed.listen(self.listen)
+        self.events.listen(fail)
+        self.events.listen(self.listen)
         self.inventory.replace([UNO])
         self.assertEqual(self.heard, [-FIRST - 1, FIRST + 1, -FIRST - 2, FIRST + 2])
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
-        self.assertEqual(self.numbers(self.feed.after(FIRST)), [1, 2])
+        self.assertEqual(self.numbers(self.events.after(FIRST)), [1, 2])
 
     def test_leaveMeanwhile(self) -> None:
         """Listeners may remove themselves and others while they are called."""
 
         def leave(event: Event) -> None:
-            self.feed.leave(leave)
-            self.feed.leave(self.listen)
+            self.events.leave(leave)
+            self.events.leave(self.listen)
 
-        self.feed.listen(leave)
-        self.feed.listen(self.listen)
+        self.events.listen(leave)
+        self.events.listen(self.listen)
         self.happen(2)
         self.assertEqual(self.heard, [FIRST + 1])
 
@@ -125,7 +125,7 @@ class FeedTests(FeedTestCase):
         """A heartbeat has the number of the last event, and the time."""
         self.happen(2)
         self.time += 1
-        beat = json.loads(self.feed.heartbeat().encode())
+        beat = json.loads(self.events.heartbeat().encode())
         self.assertEqual(
             beat, {"event": "heartbeat", "seq": FIRST + 2, "time": "2023-11-14T22:13:21.000Z"}
         )
@@ -136,37 +136,37 @@ class FeedTests(FeedTestCase):
 
     def test_after(self) -> None:
         """The events after any remembered one can be read."""
-        self.assertEqual(self.numbers(self.feed.after(FIRST)), [])
+        self.assertEqual(self.numbers(self.events.after(FIRST)), [])
         self.happen(5)
-        self.assertEqual(self.numbers(self.feed.after(FIRST)), [1, 2, 3, 4, 5])
+        self.assertEqual(self.numbers(self.events.after(FIRST)), [1, 2, 3, 4, 5])
         self.happen(1)
-        self.assertIsNone(self.feed.after(FIRST))
-        self.assertEqual(self.numbers(self.feed.after(FIRST + 1)), [2, 3, 4, 5, 6])
-        self.assertEqual(self.numbers(self.feed.after(FIRST + 5)), [6])
-        self.assertEqual(self.numbers(self.feed.after(FIRST + 6)), [])
+        self.assertIsNone(self.events.after(FIRST))
+        self.assertEqual(self.numbers(self.events.after(FIRST + 1)), [2, 3, 4, 5, 6])
+        self.assertEqual(self.numbers(self.events.after(FIRST + 5)), [6])
+        self.assertEqual(self.numbers(self.events.after(FIRST + 6)), [])
 
     def test_ofOthers(self) -> None:
         """Numbers from before the first event and after the last one are unknown."""
         for seq in (0, FIRST - 1, FIRST + 1, 10 * FIRST):
-            self.assertIsNone(self.feed.after(seq))
+            self.assertIsNone(self.events.after(seq))
 
     def test_keep(self) -> None:
         """A smaller limit drops the oldest events at once; a larger one does not restore them."""
         self.happen(5)
         self.remember(2)
-        self.assertIsNone(self.feed.after(FIRST + 2))
-        self.assertEqual(self.numbers(self.feed.after(FIRST + 3)), [4, 5])
+        self.assertIsNone(self.events.after(FIRST + 2))
+        self.assertEqual(self.numbers(self.events.after(FIRST + 3)), [4, 5])
         self.remember(4)
         self.happen(3)
-        self.assertIsNone(self.feed.after(FIRST + 3))
-        self.assertEqual(self.numbers(self.feed.after(FIRST + 4)), [5, 6, 7, 8])
+        self.assertIsNone(self.events.after(FIRST + 3))
+        self.assertEqual(self.numbers(self.events.after(FIRST + 4)), [5, 6, 7, 8])
 
     def test_keepNothing(self) -> None:
         """With a limit of 0 only the present is known."""
         self.remember(0)
         self.happen(3)
-        self.assertIsNone(self.feed.after(FIRST + 2))
-        self.assertEqual(self.feed.after(FIRST + 3), [])
+        self.assertIsNone(self.events.after(FIRST + 2))
+        self.assertEqual(self.events.after(FIRST + 3), [])
 
     def test_log(self) -> None:
         """
@@ -239,14 +239,14 @@ class EventTests(SynchronousTestCase):
         )
 
 
-class StreamTests(FeedTestCase):
+class StreamTests(DeviceEventsTestCase):
     """
     Subscriptions to events.
     """
 
     def watch(self, **request: Any) -> Subscription[Event]:
         """What somebody is to be told."""
-        return self.feed.watch(WatchDevices(**request), everything)[1]
+        return self.events.watch(WatchDevices(**request), everything)[1]
 
     def begin(self, stream: Subscription[Event]) -> list[int]:
         """Have it begin to tell the listener; the numbers of what comes first."""
@@ -257,7 +257,7 @@ class StreamTests(FeedTestCase):
         The reply to a watch command contains the selected devices, and the number of the
         last event.
         """
-        reply, stream = self.feed.watch(WatchDevices(id="1-*"), everything)
+        reply, stream = self.events.watch(WatchDevices(id="1-*"), everything)
         told = json.loads(reply.encode())
         self.assertEqual([device["bus_id"] for device in told["data"]], ["1-1.4", "1-2"])
         self.assertEqual((told["seq"], stream.seq, stream.goesOn), (FIRST, FIRST, False))
@@ -265,11 +265,11 @@ class StreamTests(FeedTestCase):
     def test_replySince(self) -> None:
         """The reply to a watch command with C{since} contains no devices."""
         self.happen(3)
-        reply, stream = self.feed.watch(WatchDevices(since=FIRST + 1), everything)
+        reply, stream = self.events.watch(WatchDevices(since=FIRST + 1), everything)
         self.assertEqual(json.loads(reply.encode()), {"status": "success", "seq": FIRST + 1})
         self.assertEqual((stream.seq, stream.goesOn), (FIRST + 1, True))
         with self.assertRaises(SnapshotNeeded):
-            self.feed.watch(WatchDevices(since=FIRST + 4), everything)
+            self.events.watch(WatchDevices(since=FIRST + 4), everything)
 
     def test_oneStep(self) -> None:
         """
@@ -304,7 +304,7 @@ class StreamTests(FeedTestCase):
         def end(event: Event) -> None:
             stream.end()
 
-        self.feed.listen(end)
+        self.events.listen(end)
         self.begin(stream)
         self.happen(2)
         stream.end()

@@ -23,7 +23,7 @@ EVERYTHING = Hook(
 GATE = Hook(events=(Occasion.BEFORE_BIND,), command=("gate",))
 
 
-class HeraldTests(DesiredTestCase):
+class HookDispatcherTests(DesiredTestCase):
     """
     L{HookDispatcher}.
     """
