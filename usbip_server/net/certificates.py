@@ -1,8 +1,8 @@
 """
-What the daemon shows where TLS is spoken, and whose certificates it takes.
+The server's certificate and the CA of its clients, with reload.
 
-The files are read when the daemon starts and when it reads its configuration anew, and at no
-other time: a process that has given up its privileges may not be able to.
+The files are read when the daemon starts and when it reloads its configuration, at no other time:
+a process that has dropped its privileges may not be able to read them.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ class Tls(
     },
 ):
     """
-    What places that listen with TLS show, and ask for. All are files in PEM.
+    The C{tls} block. All files are in PEM format.
 
-    @ivar certificate: the server's, and those between it and its CA.
-    @ivar key: the key of the first; C{None}: it is in the same file.
-    @ivar clientCa: whose certificates clients may show.
-    @ivar requireClientCertificate: they have to show one.
+    @ivar certificate: the file of the server's certificate and its intermediate certificates.
+    @ivar key: the file of its key; C{None}: the key is in the same file.
+    @ivar clientCa: the file of the CA of clients' certificates.
+    @ivar requireClientCertificate: whether clients have to send a certificate.
     """
 
     certificate: str
@@ -68,23 +68,22 @@ CIPHERS = ":".join(
     )
 )
 """
-Of TLS 1.2, the best first: Mozilla's "intermediate"
-(U{https://wiki.mozilla.org/Security/Server_Side_TLS}) without DHE. The kernel can go on with
-all of them (C{include/uapi/linux/tls.h}). Those of TLS 1.3 are OpenSSL's own choice.
+The ciphers of TLS 1.2, the best first: Mozilla's "intermediate"
+(U{https://wiki.mozilla.org/Security/Server_Side_TLS}) without DHE. The kernel supports all of them
+(C{include/uapi/linux/tls.h}). Those of TLS 1.3 are OpenSSL's defaults.
 """
 
 OPENSSL_KEYS_TLS_1_3 = (3, 2)
-"""The first OpenSSL that hands the kernel the keys of both directions for TLS 1.3 too (its
-C{CHANGES.md})."""
+"""The first version of OpenSSL that passes the keys of both directions to the kernel for TLS 1.3
+(C{CHANGES.md})."""
 
 
 class Credentials(NamedTuple):
     """
-    What the files hold, checked.
+    The content of the files, checked.
 
-    @ivar options: for Twisted: the control port.
-    @ivar context: for the standard library, which can have the kernel go on with the
-        encryption: the export port.
+    @ivar options: for requests, whose TLS is Twisted's.
+    @ivar context: for USB/IP, whose TLS is that of C{ssl}, which supports kernel TLS.
     """
 
     options: CertificateOptions
@@ -94,22 +93,22 @@ class Credentials(NamedTuple):
 @implementer(IOpenSSLServerConnectionCreator)
 class Certificates:
     """
-    Gives each new connection what holds at the time. Those there are keep what they have.
+    Has the credentials for new connections. Existing connections keep theirs.
     """
 
     def __init__(self, credentials: Credentials | None = None) -> None:
         """
-        @param credentials: C{None} where nothing listens with TLS.
+        @param credentials: C{None} if no endpoint has TLS.
         """
         self._credentials = credentials
 
     def become(self, credentials: Credentials | None) -> Credentials | None:
         """
-        From now on these.
+        Replace the credentials.
 
-        @param credentials: C{None}: nothing is to listen with TLS any more. Who connects
-            before that is so gets what there was.
-        @return: what held until now.
+        @param credentials: C{None}: no endpoint has TLS any more. Connections that are made before
+            the endpoints are closed get the old ones.
+        @return: the credentials before.
         """
         before = self._credentials
         self._credentials = credentials or before
@@ -117,23 +116,23 @@ class Certificates:
 
     def serverConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
         """See C{twisted.internet.interfaces.IOpenSSLServerConnectionCreator}."""
-        assert self._credentials is not None, "it listens with TLS, and has no certificate"
+        assert self._credentials is not None, "an endpoint with TLS has no certificate"
         made: SSL.Connection = self._credentials.options.serverConnectionForTLS(tlsProtocol)
         return made
 
     @property
     def context(self) -> ssl.SSLContext:
-        """For the next connection to the export port."""
-        assert self._credentials is not None, "it listens with TLS, and has no certificate"
+        """The context for the next USB/IP connection."""
+        assert self._credentials is not None, "an endpoint with TLS has no certificate"
         return self._credentials.context
 
 
 def read(tls: Tls) -> Credentials:
     """
-    Read and check the files. A certificate that is not valid at present is only warned of:
-    the clock may be wrong as well.
+    Read and check the files. A certificate that is not valid at present causes only a warning, as
+    the clock may be wrong.
 
-    @raise InvalidOption: one of them cannot be used.
+    @raise InvalidOption: a file cannot be used.
     """
     chain = _certificates("certificate", tls.certificate)
     key = _key(tls)
@@ -171,7 +170,7 @@ def _options(
         caCerts=[crypto.X509.from_cryptography(authority) for authority in authorities],
         requireCertificate=tls.requireClientCertificate,
     )
-    options.getContext()  # made now, so that what is wrong is known now
+    options.getContext()  # raises what is wrong
     return options
 
 
@@ -181,10 +180,10 @@ def _context(tls: Tls, authorities: list[x509.Certificate]) -> ssl.SSLContext:
     if ssl.OPENSSL_VERSION_INFO < OPENSSL_KEYS_TLS_1_3:
         context.maximum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(CIPHERS)
-    # What the kernel could not answer, or would take for data.
+    # The kernel could not process these, or would take them for data.
     context.options |= OP_ENABLE_KTLS | ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_TICKET
     context.num_tickets = 0
-    context.load_cert_chain(tls.certificate, tls.key, password="")  # nobody is asked for one
+    context.load_cert_chain(tls.certificate, tls.key, password="")  # instead of a prompt
     if authorities:
         encoded = b"".join(authority.public_bytes(Encoding.DER) for authority in authorities)
         context.load_verify_locations(cadata=encoded)
@@ -248,7 +247,7 @@ _log = Logger()
 
 def certificateName(certificate: x509.Certificate) -> str | None:
     """
-    Whom a certificate names: the common name of its subject.
+    The common name of a certificate's subject; C{None} if it has none.
     """
     names = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
     return str(names[0].value) if names else None

@@ -1,8 +1,8 @@
 """
-Where to listen: Twisted's endpoint descriptions, with two additions.
+Endpoints to listen on: Twisted's endpoint descriptions, with two additions.
 
-C{tcp:5055} without an interface listens on every interface, IPv4 and IPv6 both, on one
-socket. C{tls:5056} is the same with TLS.
+C{tcp:5055} without an interface listens on all interfaces, with IPv4 and IPv6 on one socket.
+C{tls:5056} is the same with TLS.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from usbip_server.model.options import nearest
 _CONFIGURATION = f"{DOCUMENTS}/reference/configuration.md"
 
 BACKLOG = 1024
-"""Connections that wait to be accepted; the kernel takes no more than its somaxconn."""
+"""Connections that may wait to be accepted; the kernel limits this to its somaxconn."""
 
 OWN_KINDS = ("tcp", "tcp6", "ssl", "unix")
-"""Those of Twisted itself, whose parts we know."""
+"""Twisted's own kinds of endpoints, whose arguments are checked."""
 
 UNIX_PATH = 107
 """Bytes in the path of a unix socket (unix(7), C{sun_path}, less the NUL)."""
@@ -51,8 +51,8 @@ def serverEndpoint(
     """
     Make an endpoint.
 
-    @param certificates: for C{tls:}; C{None}: there are none.
-    @raise ValueError: the description is not one.
+    @param certificates: for C{tls:}; C{None}: the configuration has no C{tls} block.
+    @raise ValueError: the description is not valid.
     """
     kind, colon, rest = description.partition(":")
     if kind != "tls":
@@ -76,7 +76,7 @@ def _endpoint(reactor: Any, description: str, shown: str) -> IStreamServerEndpoi
         endpoint: IStreamServerEndpoint = serverFromString(reactor, _withBacklog(description))
         if kind in OWN_KINDS:
             _check(serverFromString(Examiner(mayOmit=kind == "ssl"), description))
-    except Exception as error:  # a parser may raise what it likes
+    except Exception as error:  # a parser may raise anything
         reason = f"{shown!r} is not an endpoint description: {error}{_hint(description, error)}"
         raise ValueError(reason) from None
     return endpoint
@@ -98,8 +98,10 @@ def _hint(description: str, error: Exception) -> str:
 
 def _check(endpoint: IStreamServerEndpoint) -> None:
     """
-    @param endpoint: one that was made for an L{Examiner}.
-    @raise ValueError: it could never listen.
+    Check the arguments of an endpoint.
+
+    @param endpoint: one that was made with an L{Examiner} as the reactor.
+    @raise ValueError: it can never listen.
     """
     failures: list[Failure] = []
     endpoint.listen(Factory()).addErrback(failures.append)
@@ -109,13 +111,12 @@ def _check(endpoint: IStreamServerEndpoint) -> None:
 
 class Examiner:
     """
-    Stands in for a reactor, so that an endpoint tells what it would ask of one: looks at
-    that, and does not listen.
+    A reactor that checks the arguments of an endpoint and does not listen.
     """
 
     def __init__(self, mayOmit: bool) -> None:
         """
-        @param mayOmit: may the interface be empty?
+        @param mayOmit: whether the interface may be empty.
         """
         self._mayOmit = mayOmit
 
@@ -144,7 +145,7 @@ class Examiner:
 
 def _withBacklog(description: str) -> str:
     """
-    Twisted's own 50 are few when everybody comes at once: those that find no room try
+    Add a larger backlog than Twisted's default of 50: a client that finds the backlog full tries
     again after a second, and old clients give up after two.
     """
     if description.partition(":")[0] in OWN_KINDS and "backlog=" not in description:
@@ -174,7 +175,7 @@ def _port(text: str) -> int:
 @implementer(IStreamServerEndpoint)
 class EveryInterface:
     """
-    A TCP port on every interface.
+    A TCP port on all interfaces.
     """
 
     def __init__(self, reactor: Any, port: int, backlog: int = BACKLOG) -> None:
@@ -184,7 +185,7 @@ class EveryInterface:
 
     def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
         """
-        Listen; without IPv6 where the kernel has none.
+        Listen; with IPv4 only if the kernel has no IPv6.
         """
         try:
             try:
@@ -204,7 +205,7 @@ class OverTls:
     """
     TLS over another endpoint.
 
-    @ivar below: that, for who speaks TLS without Twisted.
+    @ivar below: the endpoint without TLS, for USB/IP, whose TLS is not Twisted's.
     """
 
     def __init__(
@@ -235,11 +236,11 @@ def _listener(family: socket.AddressFamily, port: int, backlog: int) -> socket.s
 
 class CannotListen(SystemExit, Exception):
     """
-    The daemon cannot listen, is of no use, and has to say so to whoever starts it.
+    The daemon cannot listen on an endpoint, and ends.
 
-    C{SystemExit} ends the process with the message and without a traceback; an
-    C{Exception} is what C{twistd} hands to the process that waits for it to become a
-    daemon, and that would otherwise wait for ever.
+    As a C{SystemExit} it ends the process with the message and without a traceback. As an
+    C{Exception} it is passed by C{twistd} to the process that waits until the daemon has started,
+    and that would otherwise wait without limit.
     """
 
 
@@ -264,9 +265,9 @@ _LOCKED = "Another daemon listens there"
 
 def explain(description: str, error: BaseException, isExport: bool = False) -> str:
     """
-    Why listening failed, and what to do.
+    The message for a failure to listen, with what to do.
 
-    @param isExport: was it for USB/IP, without TLS?
+    @param isExport: whether the endpoint is for USB/IP without TLS.
     """
     cause = getattr(error, "socketError", error)
     number = getattr(cause, "errno", None)
@@ -284,8 +285,8 @@ def explain(description: str, error: BaseException, isExport: bool = False) -> s
 
 class Purpose(enum.Enum):
     """
-    What is served. Requests may come over TLS too: their connections are Twisted's in any
-    case.
+    What an endpoint is for. Requests with and without TLS have the same purpose, as Twisted
+    decrypts them.
     """
 
     REQUESTS = "requests"
@@ -295,9 +296,10 @@ class Purpose(enum.Enum):
 
 class Listener(NamedTuple):
     """
-    Where something is served.
+    An endpoint to listen on.
 
-    @ivar description: for messages.
+    @ivar description: its description, for messages.
+    @ivar purpose: what it is for.
     """
 
     description: str
@@ -306,7 +308,7 @@ class Listener(NamedTuple):
 
     @property
     def name(self) -> tuple[str, Purpose]:
-        """What tells it from others."""
+        """Identifies the listener."""
         return self.description, self.purpose
 
 
@@ -320,34 +322,34 @@ def descriptorsPerConnection(listeners: Sequence[Listener]) -> int:
 
 
 Wrong = Callable[[int, str], Exception]
-"""Makes an error of which description is wrong, and why."""
+"""Makes the error for a wrong description, from its index and the reason."""
 
 
 class Listeners:
     """
-    Makes them of descriptions.
+    Makes listeners from descriptions.
     """
 
     def __init__(self, reactor: Any, certificates: IOpenSSLServerConnectionCreator | None) -> None:
         """
-        @param certificates: for C{tls:}; C{None}: there are none.
+        @param certificates: for C{tls:}; C{None}: the configuration has no C{tls} block.
         """
         self._reactor = reactor
         self._certificates = certificates
 
     def requests(self, descriptions: Sequence[str], wrong: Wrong) -> list[Listener]:
         """
-        For requests.
+        The listeners for requests.
 
-        @raise Exception: that which C{wrong} makes.
+        @raise Exception: the one that C{wrong} makes.
         """
         return self._made(self._forRequests, descriptions, wrong)
 
     def export(self, descriptions: Sequence[str], wrong: Wrong) -> list[Listener]:
         """
-        For USB/IP.
+        The listeners for USB/IP.
 
-        @raise Exception: likewise.
+        @raise Exception: the one that C{wrong} makes.
         """
         return self._made(self._forExport, descriptions, wrong)
 
@@ -367,8 +369,8 @@ class Listeners:
 
     def _forExport(self, description: str) -> Listener:
         """
-        With C{tls:} it is the standard library that speaks TLS: Twisted has the encrypted
-        bytes in its own memory, and the kernel has to have the connection.
+        With C{tls:} the TLS is that of the standard library: with Twisted's, the kernel could not
+        take over the connection.
         """
         if description.partition(":")[0] == "ssl":
             raise ValueError(

@@ -1,8 +1,8 @@
 """
-Telling programs and addresses what happens, and asking them what may happen.
+Runs hooks: programs and URLs of the configuration that receive events, or may veto them.
 
-They are the configuration's, but what they do is not known: they may hang, fail, print
-without end. None of that reaches whoever calls them here.
+A hook may hang, fail or print without end. None of that affects the caller: the number of hooks
+that run at a time is bounded, and so are their time and their output.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from usbip_server.runtime.process import CannotStart, Finished, run
 from usbip_server.runtime.webhook import HttpPost, NoAnswer
 
 LOGGED_LINES = 50
-"""Lines that are logged of the output of a hook that went well."""
+"""Lines of the output of a hook that has succeeded that are logged."""
 
 LAST_LINES = 5
-"""Lines of the output of one that failed."""
+"""Lines of the output of a hook that has failed that are logged."""
 
 LINE = 300
-"""Characters of a line. A reason becomes a part of an answer, which is short."""
+"""Characters of a line that are logged, or quoted in a reply."""
 
 _SIMPLE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,63}", re.ASCII)
-"""What may become a variable: nothing that a careless script would stumble over."""
+"""The values that may become variables: without characters that are special in a shell."""
 
 
 class Outcome(msgspec.Struct, frozen=True):
     """
-    How a call has gone.
+    The result of a hook.
 
-    @ivar problem: what is wrong, in one line; C{None} if it went well.
-    @ivar output: what the hook had to say.
-    @ivar answered: has it come to an end of its own?
+    @ivar problem: the error, in one line; C{None}: it has succeeded.
+    @ivar output: its output.
+    @ivar answered: whether it has ended by itself.
     """
 
     problem: str | None = None
@@ -56,8 +56,7 @@ _CROWDED = Outcome("too many others are being asked", answered=False)
 
 class HookRunner:
     """
-    Calls hooks: a bounded number at a time, and one after the other where they are about
-    the same device.
+    Runs hooks: a bounded number at a time, and those of the same hook and device in order.
     """
 
     _log = Logger()
@@ -68,9 +67,9 @@ class HookRunner:
         """
         @param reactor: provides C{IReactorProcess}, C{IReactorTime} and what connections
             need.
-        @param most: returns how many may be told at a time; as many again can be asked, as it is at
-            first.
-        @param waiting: how many calls can wait.
+        @param most: returns how many may run at a time. As many again may run for C{ask}; that
+            number is the one at the start.
+        @param waiting: how many calls may wait; any more are dropped.
         """
         self._reactor = reactor
         self._most = most
@@ -79,7 +78,7 @@ class HookRunner:
         # A key is here while a call with it runs or waits.
         self._bodies: dict[tuple[Recipient, str], deque[bytes]] = {}
         self._ready: deque[tuple[Recipient, str]] = deque()
-        self._tellers = 0
+        self._callers = 0
         self._waiting = 0
         self._dropped = 0
         self._askers = DeferredSemaphore(most())
@@ -91,15 +90,14 @@ class HookRunner:
 
     def call(self, hook: Recipient, busId: str, body: bytes) -> None:
         """
-        Tell a hook, as soon as there is room and it knows all that it was told of this
-        device before. How that went is logged.
+        Run a hook, after the earlier calls of the same hook for the device. The result is logged.
 
         @param body: the event: a JSON object without line breaks.
         """
         if self._stopping:
             return
         key = (hook, busId)
-        mustWait = key in self._bodies or self._tellers >= self._most()
+        mustWait = key in self._bodies or self._callers >= self._most()
         if mustWait and self._waiting >= self._room:
             self._drop()
             return
@@ -108,26 +106,26 @@ class HookRunner:
             self._ready.append(key)
         self._bodies[key].append(body)
         self._waiting += 1
-        if self._tellers < self._most():
-            Deferred.fromCoroutine(self._tell())
+        if self._callers < self._most():
+            Deferred.fromCoroutine(self._callWaiting())
 
     async def ask(self, hook: Recipient, busId: str, body: bytes) -> str | None:
         """
-        Ask a hook, within its time (and L{usbip_server.runtime.process.GRACE} for a program
-        that has to be killed). It does not wait for those that are told something.
+        Run a hook that may veto, within its time limit (and L{usbip_server.runtime.process.GRACE}
+        for a program that has to be killed). It does not wait for calls of C{call}.
 
         @param body: the event: a JSON object without line breaks.
-        @return: C{None} if it agrees, else why not, in one line. One that cannot be asked
-            does not agree.
+        @return: C{None} if it has succeeded; else the reason of its veto, in one line. A hook that
+            cannot be run is a veto.
         """
         outcome = await self._askWithin(hook, busId, body)
         if outcome.problem is None:
-            self._say(hook, busId, outcome)
+            self._logOutcome(hook, busId, outcome)
             return None
         if outcome.answered:
             reason = next(iter(lines(outcome.output)), outcome.problem)
         else:
-            self._say(hook, busId, outcome)
+            self._logOutcome(hook, busId, outcome)
             reason = f"it could not be asked: {outcome.problem}"
         self._log.info(
             "{hook} has refused {device}: {reason}", hook=str(hook), device=busId, reason=reason
@@ -136,9 +134,9 @@ class HookRunner:
 
     async def stop(self, seconds: float) -> None:
         """
-        Begin nothing more, and forget what waits. What runs may end; then it is killed.
+        Start no more hooks, and drop those that wait. Hooks that run may end.
 
-        @param seconds: how long it may take.
+        @param seconds: the time after which they are killed.
         """
         self._stopping = True
         self._ready.clear()
@@ -151,22 +149,22 @@ class HookRunner:
             for work in tuple(self._running):
                 work.cancel()
 
-    async def _tell(self) -> None:
+    async def _callWaiting(self) -> None:
         """
-        Make the calls that can be made, one after the other.
+        Make waiting calls, one after the other.
         """
-        self._tellers += 1
-        while self._ready and self._tellers <= self._most():
+        self._callers += 1
+        while self._ready and self._callers <= self._most():
             key = self._ready.popleft()
             body = self._bodies[key].popleft()
             self._waiting -= 1
             self._relax()
-            self._say(*key, await self._run(*key, body, key[0].timeout))
+            self._logOutcome(*key, await self._run(*key, body, key[0].timeout))
             if self._bodies.get(key):
                 self._ready.append(key)
             else:
                 self._bodies.pop(key, None)
-        self._tellers -= 1
+        self._callers -= 1
 
     async def _askWithin(self, hook: Recipient, busId: str, body: bytes) -> Outcome:
         if self._stopping:
@@ -191,7 +189,7 @@ class HookRunner:
 
     async def _run(self, hook: Recipient, busId: str, body: bytes, seconds: float) -> Outcome:
         """
-        Make a call now.
+        Run a hook now.
         """
         make = self._send if hook.command is None else self._execute
         work = Deferred.fromCoroutine(make(hook, busId, body, seconds))
@@ -233,9 +231,9 @@ class HookRunner:
         isGood = 200 <= answer.status < 300
         return Outcome(None if isGood else f"HTTP status {answer.status}", answer.text)
 
-    def _say(self, hook: Recipient, busId: str, outcome: Outcome) -> None:
+    def _logOutcome(self, hook: Recipient, busId: str, outcome: Outcome) -> None:
         """
-        Log how a call went.
+        Log a result.
         """
         said = lines(outcome.output)
         fields = {"hook": str(hook), "device": busId}
@@ -264,8 +262,7 @@ class HookRunner:
 
     def _relax(self) -> None:
         """
-        Half of what was waiting is done: those that were dropped are not worth another
-        warning until then.
+        Log that hooks keep up again, once half of the queue is empty.
         """
         if self._dropped and self._waiting <= self._room // 2:
             self._log.info(
@@ -280,9 +277,9 @@ class _Named(msgspec.Struct):
 
 def environment(busId: str, body: bytes) -> dict[str, str]:
     """
-    What a script wants to know first, where that is something simple.
+    The environment variables for a hook. A value that is not simple is left out.
 
-    @param body: the event, whose name is its C{event}.
+    @param body: the event, whose kind is its C{event}.
     """
     try:
         event = msgspec.json.decode(body, type=_Named).event
@@ -297,7 +294,7 @@ def environment(busId: str, body: bytes) -> dict[str, str]:
 
 
 def ending(finished: Finished) -> str:
-    """The signal that has ended a program."""
+    """The name of the signal that has ended a program."""
     try:
         return Signals(finished.signal or 0).name
     except ValueError:
@@ -306,7 +303,7 @@ def ending(finished: Finished) -> str:
 
 def lines(text: str) -> list[str]:
     """
-    The lines of an output, without what does no good in a log or on a terminal.
+    The lines of an output that are not empty, with unprintable characters replaced by blanks.
     """
     clean = (
         "".join(letter if letter.isprintable() else " " for letter in line).strip()[:LINE]
@@ -316,5 +313,5 @@ def lines(text: str) -> list[str]:
 
 
 def oneLine(text: str) -> str:
-    """A message that may have several."""
+    """A message with several lines as one line."""
     return " ".join(lines(text))[:LINE]

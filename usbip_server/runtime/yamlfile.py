@@ -1,5 +1,5 @@
 """
-Files in YAML that people write: where in them each key stands, and what is wrong with it.
+Reads YAML files, with errors that contain the line and the key.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ T = TypeVar("T")
 Path = tuple[str | int, ...]
 
 Choices = Mapping[str, type[enum.Enum]]
-"""What can stand at a key, by the key."""
+"""The enumerations of keys that have one of several values."""
 
 
 class ConfigError(Exception):
     """
-    The file is wrong. The text says where and why: C{file:line: key: reason}.
+    A configuration file is wrong. The text is C{file:line: key: reason}.
     """
 
 
 class YamlFile:
     """
-    A file, and where in it each key stands.
+    A file, and the line of each key.
 
-    @ivar data: what it says, unchecked: an empty mapping if it says nothing.
+    @ivar data: its content, unchecked; an empty mapping if the file is empty.
     """
 
     def __init__(self, name: str, text: str) -> None:
         """
         @param name: the file's name, for messages.
-        @raise ConfigError: it is not YAML, or says a key twice.
+        @raise ConfigError: it is not YAML, or a key occurs twice.
         """
         import yaml
         from yaml.reader import ReaderError
@@ -63,9 +63,9 @@ class YamlFile:
 
     def checked(self, kind: type[T], choices: Choices | None = None) -> T:
         """
-        What it says, as a C{msgspec.Struct}.
+        The content as a C{msgspec.Struct}.
 
-        @raise ConfigError: something in it is wrong.
+        @raise ConfigError: a key or a value is wrong.
         """
         if not isinstance(self.data, dict):
             raise self.error((), "the file has to be a mapping, `key: value` on each line")
@@ -77,11 +77,11 @@ class YamlFile:
 
     def checkEach(self, path: Path, kind: Any) -> None:
         """
-        Check the values of a mapping, each by itself: msgspec does not say at which of its keys
-        something is wrong.
+        Check the values of a mapping one by one, as an error of msgspec does not contain the key of
+        a mapping.
 
-        @param path: where it is; if there is none all is well.
-        @raise ConfigError: one is wrong.
+        @param path: the path of the mapping; nothing is checked if there is none.
+        @raise ConfigError: a value is wrong.
         """
         mapping = self.at(path)
         for name, value in mapping.items() if isinstance(mapping, dict) else ():
@@ -102,7 +102,7 @@ class YamlFile:
 
     def error(self, path: Path, reason: str) -> ConfigError:
         """
-        The error for what stands at C{path}, or would.
+        The error for a key, or for one that is missing.
         """
         known = path
         while known not in self._lines:
@@ -142,7 +142,7 @@ class YamlFile:
 
 def textOf(path: str) -> str:
     """
-    What is in a file.
+    The content of a file.
 
     @raise ConfigError: it cannot be read.
     """
@@ -157,7 +157,7 @@ def textOf(path: str) -> str:
 
 def _choices(wrong: InvalidOption, choices: Choices) -> str:
     """
-    What there is to choose from, where something else stands.
+    The end of an error about a wrong value: the values that are allowed.
     """
     key = next((step for step in reversed(wrong.path) if isinstance(step, str)), "")
     if key not in choices or "enum value" not in wrong.reason:

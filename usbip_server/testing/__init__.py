@@ -1,6 +1,6 @@
 """
-For tests, ours and those of other people's backends: what every backend has to do, and a
-kernel and a reactor that do nothing of their own accord.
+Public test support for backends, also those of other packages: a conformance suite, and fakes of
+the kernel and the reactor.
 """
 
 from usbip_server.testing.conformance import (

@@ -1,8 +1,8 @@
 """
-A kernel in memory, with USB devices and C{usbip-host}.
+A fake kernel in memory, with USB devices and C{usbip-host}.
 
-It does what Linux 6.1 was measured to do, its deadly sins included: where Linux
-would die, it raises L{KernelBug} and stays dead. C{tests/kernel} runs the same conformance
+It behaves as Linux 6.1 was measured to, including its faults: where Linux
+would crash, it raises L{KernelBug}, also in all later calls. C{tests/kernel} runs the same conformance
 suite on this one and on the real one.
 """
 
@@ -39,7 +39,7 @@ DEVICE_CLASS_AT = 4
 
 class KernelBug(Exception):
     """
-    The kernel has died of what was asked of it.
+    A real kernel would have crashed.
     """
 
 
@@ -60,12 +60,12 @@ class _Device(msgspec.Struct, kw_only=True):
 
     @property
     def isHub(self) -> bool:
-        """Is it a hub?"""
+        """Whether it is a hub."""
         return self.descriptors[DEVICE_CLASS_AT] == int(HUB_CLASS, 16)
 
     @property
     def disk(self) -> str:
-        """What its block device is called."""
+        """The name of its block device."""
         return f"sd{chr(ord('a') + self.number % 26)}"
 
 
@@ -74,7 +74,7 @@ class _Entry(msgspec.Struct):
     An entry of C{match_busid}.
 
     @ivar state: as in C{drivers/usb/usbip/stub.h}.
-    @ivar device: what its pointer points to, be it there or freed.
+    @ivar device: the device that its pointer refers to, which may have been unplugged.
     """
 
     state: str = "added"
@@ -83,7 +83,7 @@ class _Entry(msgspec.Struct):
 
 class FakeUevents:
     """
-    A netlink socket: one that the test can put messages into.
+    A netlink socket that the test can send messages to.
     """
 
     def __init__(self) -> None:
@@ -92,7 +92,7 @@ class FakeUevents:
         self.overrun = False
 
     def send(self, message: bytes) -> None:
-        """Have the kernel say something; what does not fit is lost."""
+        """Send a message; one that does not fit is lost."""
         try:
             self._theirs.send(message, socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -115,10 +115,10 @@ class FakeUevents:
 @implementer(ISystem)
 class FakeKernel:
     """
-    @ivar loaded: is C{usbip-host} loaded?
-    @ivar loadable: can it be loaded?
-    @ivar refuse: the errno that every write fails with, C{0} for none.
-    @ivar announces: does it send uevents?
+    @ivar loaded: whether C{usbip-host} is loaded.
+    @ivar loadable: whether it can be loaded.
+    @ivar refuse: the errno that every write fails with; 0: none.
+    @ivar announces: whether uevents are sent.
     @ivar resetting: how often C{usbip_status} still shows a device as in use when its
         session has ended: until it has been reset.
     @ivar forbidding: how often C{usbip_sockfd} is not to be written after a bind: until udev
@@ -166,7 +166,7 @@ class FakeKernel:
         """
         Plug a device in.
 
-        @param imported: from another server.
+        @param imported: whether it is imported from another server.
         @param texts: C{serial}, C{manufacturer}, C{product}.
         """
         self._numbers += 1
@@ -188,7 +188,7 @@ class FakeKernel:
             self._say("bind", busId, driver=driver)
 
     def unplug(self, busId: str) -> None:
-        """Pull it out."""
+        """Unplug a device."""
         device = self._devices[busId]
         if device.driver == HOST:
             self._leaveHost(busId, device)
@@ -201,33 +201,33 @@ class FakeKernel:
         self.revive(busId)
 
     def hang(self, busId: str) -> None:
-        """From now on its driver waits for the device without end."""
+        """Have the driver of a device wait for it without limit."""
         self._stuck[busId] = threading.Event()
 
     def revive(self, busId: str) -> None:
-        """It answers again."""
+        """Have a device answer again."""
         for stuck in (self._stuck, self._mute):
             if busId in stuck:
                 stuck.pop(busId).set()
 
     def mute(self, busId: str) -> None:
-        """From now on reading its strings waits without end."""
+        """Have reads of the strings of a device block."""
         self._mute[busId] = threading.Event()
 
     def importDevice(self, busId: str, address: str | None = None) -> None:
         """
-        A client imports it.
+        Have a client import a device.
 
-        @param address: the client's; C{None} if its connection is none of those shown.
+        @param address: that of the client; C{None}: its connection is not in the list.
         """
         device = self._devices[busId]
-        assert device.driver == HOST and device.status == 1, "it is not there to be imported"
+        assert device.driver == HOST and device.status == 1, "the device is not bound"
         device.client = self.connect(address) if address is not None else None
         device.status = 2
 
     def connect(self, address: str) -> tuple[str, int]:
         """
-        A client connects to C{usbipd}.
+        Have a client connect to C{usbipd}.
 
         @return: its address and port, for L{disconnect}.
         """
@@ -236,11 +236,11 @@ class FakeKernel:
         return self._clients[-1]
 
     def disconnect(self, client: tuple[str, int]) -> None:
-        """It closes its connection."""
+        """Have a client close its connection."""
         self._clients.remove(client)
 
     def releaseDevice(self, busId: str) -> None:
-        """The client is gone; nothing announces it."""
+        """End the session of a device, without a uevent."""
         self._endSession(self._devices[busId])
 
     def breakDevice(self, busId: str) -> None:

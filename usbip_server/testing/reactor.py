@@ -1,5 +1,5 @@
 """
-A reactor that waits for the test.
+A fake reactor, whose clock, threads and descriptors are driven by the test.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ from twisted.internet.task import Clock
 
 class FakeReactor(Clock):
     """
-    A clock, threads that run when they are told to, and readers and writers that do so when
-    told to.
+    A clock. Threads run at once or in L{runThreads}, readers and writers in L{deliver}.
 
-    @ivar threads: functions that were to run in a thread, if C{hold} is set.
-    @ivar hold: keep threads back until L{runThreads}.
+    @ivar threads: the functions held back, if C{hold} is set.
+    @ivar hold: whether to hold threads back until L{runThreads}.
     """
 
     def __init__(self) -> None:
@@ -28,44 +27,44 @@ class FakeReactor(Clock):
         self.writers: list[IWriteDescriptor] = []
 
     def spawn(self, function: Callable[[], None]) -> None:
-        """For L{usbip_server.runtime.threads.BlockingCalls}: run now, or hold back."""
+        """For L{usbip_server.runtime.threads.BlockingCalls}: run a function now, or hold it back."""
         if self.hold:
             self.threads.append(function)
         else:
             function()
 
     def runThreads(self) -> None:
-        """Run what was held back, and what that starts."""
+        """Run the functions held back, and those that they start."""
         self.hold = False
         while self.threads:
             self.threads.pop(0)()
 
     def callFromThread(self, function: Callable[..., Any], *args: Any) -> None:
-        """Call it now: all is one thread here."""
+        """Call a function now: there is only one thread."""
         function(*args)
 
     def addReader(self, reader: IReadDescriptor) -> None:
-        """Note a reader."""
+        """Add a reader."""
         self.readers.append(reader)
 
     def removeReader(self, reader: IReadDescriptor) -> None:
-        """Forget it."""
+        """Remove it."""
         if reader in self.readers:
             self.readers.remove(reader)
 
     def addWriter(self, writer: IWriteDescriptor) -> None:
-        """Note a writer."""
+        """Add a writer."""
         self.writers.append(writer)
 
     def removeWriter(self, writer: IWriteDescriptor) -> None:
-        """Forget it."""
+        """Remove it."""
         if writer in self.writers:
             self.writers.remove(writer)
 
     def deliver(self) -> None:
-        """Let the readers read what there is, and the writers write what they can."""
+        """Call all readers and writers once."""
         for reader in tuple(self.readers):
-            if reader in self.readers:  # another one may have ended it
+            if reader in self.readers:  # another one may have removed it
                 reader.doRead()
         for writer in tuple(self.writers):
             if writer in self.writers:
