@@ -1,9 +1,9 @@
 """
 A fake kernel in memory, with USB devices and C{usbip-host}.
 
-It behaves as Linux 6.1 was measured to, including its faults: where Linux
-would crash, it raises L{KernelBug}, also in all later calls. C{tests/kernel} runs the same conformance
-suite on this one and on the real one.
+It behaves as Linux 6.1 was measured to, including its faults: where Linux would crash, it raises
+L{KernelBug}, also in all later calls. C{tests/kernel} runs the same conformance suite on this one
+and on the real one.
 """
 
 from __future__ import annotations

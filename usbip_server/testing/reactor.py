@@ -27,7 +27,7 @@ class FakeReactor(Clock):
         self.writers: list[IWriteDescriptor] = []
 
     def spawn(self, function: Callable[[], None]) -> None:
-        """For L{usbip_server.runtime.threads.BlockingCalls}: run a function now, or hold it back."""
+        """Run a function as in a thread: now, or in L{runThreads} if C{hold} is set."""
         if self.hold:
             self.threads.append(function)
         else:
