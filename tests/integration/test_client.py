@@ -253,20 +253,3 @@ class ManyTests(ProcessTestCase):
         self.known("lab", range="127.1.0.0-127.1.3.231", port=self.nobody(), export_port=9)
         _, said = self.end(self.start("list"), Exit.UNREACHABLE)
         self.assertIn("lab: 1000 of its 1000 addresses do not answer\n", said)
-
-
-class CompletionTests(ProcessTestCase):
-    """
-    Completion.
-    """
-
-    def test_bash(self) -> None:
-        """bash receives the bus ids of a server's devices."""
-        self.daemon()
-        asked = {
-            "_USBIPSHARE_COMPLETE": "bash_complete",
-            "COMP_WORDS": "usbipshare attach 1-",
-            "COMP_CWORD": "2",
-        }
-        out, err = self.end(self.start(**asked), 0)
-        self.assertEqual((out, err), ("plain,1-1\nplain,1-2\n", ""))

@@ -132,7 +132,7 @@ class CompletionTests(CommandCase):
         self.type("completion", "cmd", status=Exit.USAGE)
 
     def test_live(self) -> None:
-        """bash completes the bus ids of a server's devices with its script."""
+        """With its script each shell completes the bus ids of a server's devices."""
         self.daemon()
         here = Path(sys.executable).parent
         environment = {
