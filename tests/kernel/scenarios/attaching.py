@@ -208,6 +208,7 @@ class EnduranceTests(AttachingCase):
                 self.assertTrue(any(guest.SERIAL_NODES in node for node in attached.nodes))
                 self.assertTrue(self.attaching.detach(attached.port))
                 self.assertTrue(hasEnded(kept))
+            guest.waitUntil(lambda: guest.usbipStatus(SERIAL) == 1, "it can be imported again")
         self.assertEqual(self.used(), [])
         self.assertFalse(os.path.exists(FOLDER))
         self.assertEqual(len(os.listdir("/proc/self/fd")), before)
