@@ -60,6 +60,8 @@ class BesideCase(MisbehavingCase):
         """Plug in a device and attach it; Debian's C{usbip} lists it, and the other one."""
         plugged = self.plugged(device)
         self.awaitRawListed(self.server, plugged.busId, self.other.busId)
+        # Many devices one after the other at one bus id: the daemon takes them for one that flaps.
+        self.awaitState(self.server, "free", plugged.busId)
         self.succeeds(self.server.ask("attach", id=plugged.busId))
         found = self.importable(self.server)
         for busId in (plugged.busId, self.other.busId):
