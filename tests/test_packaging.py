@@ -22,8 +22,8 @@ from usbip_server import DOCUMENTS
 from usbip_server.backends import sysfs, usbiptool, virtual
 from usbip_server.backends.remote import config as remotehosts
 from usbip_server.client.servers import ClientTls
+from usbip_server.model.devicerules import Hook, Match, Occasion, Rule
 from usbip_server.model.policy import Grant, Policy, Who
-from usbip_server.model.rules import Hook, Match, Occasion, Rule
 from usbip_server.net.certificates import Tls
 from usbip_server.server.config import Config, Source
 

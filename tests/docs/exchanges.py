@@ -32,10 +32,10 @@ from tests.support.fixtures import (
     changed,
 )
 from usbip_server.model.device import DeviceState, Holder, UsbDevice
+from usbip_server.model.devicerules import Match, Rule
 from usbip_server.model.errors import OperationFailed
 from usbip_server.model.options import Timeouts
 from usbip_server.model.policy import Grant, Policy, Principal, Right
-from usbip_server.model.rules import Match, Rule
 from usbip_server.net.caller import Caller
 from usbip_server.protocols.interfaces import Response
 from usbip_server.protocols.lines import CommandFactory, CommandProtocol

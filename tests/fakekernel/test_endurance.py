@@ -18,10 +18,10 @@ from tests.server.desiredcase import MemoryStateFile
 from tests.support.fixtures import watching
 from usbip_server.backends.sysfs import SysfsBackend
 from usbip_server.kernel.usbids import UsbIds
+from usbip_server.model.devicerules import Match, Rule, Share
 from usbip_server.model.options import Limits
 from usbip_server.model.policy import LOCAL, Principal
 from usbip_server.model.requests import WatchDevices
-from usbip_server.model.rules import Match, Rule, Share
 from usbip_server.net.caller import Caller
 from usbip_server.server.config import LiveSettings, Settings
 from usbip_server.server.core import Core

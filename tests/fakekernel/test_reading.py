@@ -16,7 +16,7 @@ from usbip_server.kernel.system import System
 from usbip_server.kernel.uevents import Uevents, deviceOf
 from usbip_server.kernel.usbids import UsbIds, parse
 from usbip_server.model.device import DeviceState
-from usbip_server.model.rules import Match
+from usbip_server.model.devicerules import Match
 from usbip_server.testing import FakeKernel, FakeReactor
 
 # As Linux 6.1 sends them.

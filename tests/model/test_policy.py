@@ -7,6 +7,7 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.fixtures import MOUSE, STICK, UNO
+from usbip_server.model.devicerules import Match
 from usbip_server.model.policy import (
     BUILT_IN,
     LOCAL,
@@ -20,7 +21,6 @@ from usbip_server.model.policy import (
     several,
     within,
 )
-from usbip_server.model.rules import Match
 from usbip_server.model.tokens import hashOf
 from usbip_server.runtime.yamlfile import ConfigError
 from usbip_server.server.config import Settings, Source

@@ -32,9 +32,9 @@ from tests.support.fixtures import (
     changed,
 )
 from usbip_server.model.device import DeviceState, Holder, UsbDevice
+from usbip_server.model.devicerules import Rule
 from usbip_server.model.options import Limits
 from usbip_server.model.policy import Policy
-from usbip_server.model.rules import Rule
 from usbip_server.net.certificates import Tls, read
 from usbip_server.net.ktls import OP_ENABLE_KTLS
 from usbip_server.protocols.exporter import ExporterFactory

@@ -29,6 +29,7 @@ from tests.support.fixtures import (
     threeWays,
 )
 from usbip_server.model.device import DeviceState, Encryption, Holder, Lease
+from usbip_server.model.devicerules import Match, Rule, Share
 from usbip_server.model.errors import (
     BackendUnavailable,
     ClientError,
@@ -48,7 +49,6 @@ from usbip_server.model.errors import (
 )
 from usbip_server.model.options import Limits
 from usbip_server.model.policy import Grant, Policy, Principal, Right, Who
-from usbip_server.model.rules import Match, Rule, Share
 from usbip_server.model.usbip import OpStatus, encodeImport, encodeList, encodeRefusal
 from usbip_server.net.keepalive import KeepAlive
 from usbip_server.protocols.exporter import (

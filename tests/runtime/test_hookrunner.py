@@ -23,7 +23,7 @@ from twisted.web.server import NOT_DONE_YET, Request, Site
 from tests.support.childcase import ChildTestCase, isThere
 from tests.support.fixtures import asked
 from tests.support.timedreactor import OVER, TimedReactor
-from usbip_server.model.rules import Hook, Occasion
+from usbip_server.model.devicerules import Hook, Occasion
 from usbip_server.runtime import process, webhook
 from usbip_server.runtime.hookrunner import (
     LINE,

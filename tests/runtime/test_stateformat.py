@@ -11,10 +11,10 @@ import msgspec
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
-from usbip_server.client.service.devices.desired import Requested, Requests
+from usbip_server.client.service.devices.desiredstate import Requested, Requests
 from usbip_server.model.device import Lease
 from usbip_server.runtime.statefile import StateFile
-from usbip_server.server.devices.desired import DesiredDevice, State
+from usbip_server.server.devices.desiredstate import DesiredDevice, State
 from usbip_server.testing import FakeReactor
 
 SERVER = """{

@@ -24,15 +24,15 @@ from tests.support.fixtures import (
     watching,
 )
 from usbip_server.model.device import DeviceState, Holder, UsbDevice
+from usbip_server.model.devicerules import Match, Rule, Share
 from usbip_server.model.options import Timeouts
 from usbip_server.model.policy import LOCAL, Principal
 from usbip_server.model.replies import Devices
 from usbip_server.model.requests import Command, WatchDevices, decode
-from usbip_server.model.rules import Match, Rule, Share
 from usbip_server.net.caller import Caller
 from usbip_server.server.config import LiveSettings, Settings
 from usbip_server.server.core import Core
-from usbip_server.server.devices.desired import State
+from usbip_server.server.devices.desiredstate import State
 from usbip_server.testing.reactor import FakeReactor
 
 EPOCH = 1_700_000_000.0

@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.server.allocation} and L{usbip_server.server.devices.desired}: who may
+Tests of L{usbip_server.server.allocation} and L{usbip_server.server.devices.desiredstate}: who may
 have a device, and for how long.
 """
 
@@ -19,7 +19,7 @@ from usbip_server.model.errors import (
     OperationFailed,
     StillWorking,
 )
-from usbip_server.server.devices.desired import RECONNECT, State
+from usbip_server.server.devices.desiredstate import RECONNECT, State
 
 FREE, BOUND, IN_USE = DeviceState.FREE, DeviceState.BOUND, DeviceState.IN_USE
 CI = {"owner": "ci-job-81", "ttl": 600}

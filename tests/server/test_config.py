@@ -10,8 +10,8 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from usbip_server.backends.virtual import Options
+from usbip_server.model.devicerules import Occasion, Share
 from usbip_server.model.options import InvalidOption, convert
-from usbip_server.model.rules import Occasion, Share
 from usbip_server.runtime.statefile import statePath
 from usbip_server.runtime.yamlfile import ConfigError
 from usbip_server.server.config import Config, Export, OnStop, Source, load

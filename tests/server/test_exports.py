@@ -23,6 +23,7 @@ from tests.support.fixtures import (
     changed,
 )
 from usbip_server.model.device import DeviceState, Encryption, Holder, UsbDevice
+from usbip_server.model.devicerules import Hook, Match, Occasion, Rule, Share
 from usbip_server.model.errors import (
     BackendUnavailable,
     DeviceInUse,
@@ -34,7 +35,6 @@ from usbip_server.model.errors import (
     StillWorking,
 )
 from usbip_server.model.policy import LOCAL, Principal
-from usbip_server.model.rules import Hook, Match, Occasion, Rule, Share
 from usbip_server.net.handover import SessionSocket
 from usbip_server.server.devices.operations import EXPORT_SECONDS
 from usbip_server.server.exports import JUST_FREED, REFRESH_AFTER, REFRESH_PAUSE

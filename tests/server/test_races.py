@@ -26,6 +26,7 @@ from tests.support.fixtures import (
     watching,
 )
 from usbip_server.model.device import DeviceState, Lease, UsbDevice
+from usbip_server.model.devicerules import Match, Rule
 from usbip_server.model.errors import (
     DeviceInUse,
     DeviceLeased,
@@ -35,10 +36,9 @@ from usbip_server.model.errors import (
     StillWorking,
 )
 from usbip_server.model.requests import WatchDevices
-from usbip_server.model.rules import Match, Rule
 from usbip_server.server.config import LiveSettings, OnStop
 from usbip_server.server.core import Core
-from usbip_server.server.devices.desired import DesiredDevice, State
+from usbip_server.server.devices.desiredstate import DesiredDevice, State
 from usbip_server.server.devices.hooks import HookDispatcher
 
 FREE, BOUND, IN_USE = DeviceState.FREE, DeviceState.BOUND, DeviceState.IN_USE

@@ -27,7 +27,7 @@ from usbip_server.net.caller import Caller
 from usbip_server.runtime.eventlog import Subscription
 from usbip_server.server.config import LiveSettings
 from usbip_server.server.core import Core
-from usbip_server.server.devices.desired import DesiredState
+from usbip_server.server.devices.desiredstate import DesiredState
 from usbip_server.server.devices.events import DeviceEvents, Event
 from usbip_server.server.devices.view import DeviceView, FlapDamper
 from usbip_server.server.dispatcher import Watch

@@ -12,7 +12,7 @@ from typing import Annotated, TypeVar, Union
 import msgspec
 
 from usbip_server.model.device import UsbDevice
-from usbip_server.model.rules import UNSET, Match
+from usbip_server.model.devicerules import UNSET, Match
 from usbip_server.model.tokens import requireHash
 
 LOCAL = "local"

@@ -17,7 +17,7 @@ import msgspec
 from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, TimeoutError
 from twisted.logger import Logger, LogLevel
 
-from usbip_server.model.rules import Recipient
+from usbip_server.model.devicerules import Recipient
 from usbip_server.runtime.latch import Latch
 from usbip_server.runtime.process import CannotStart, Finished, run
 from usbip_server.runtime.webhook import HttpPost, NoAnswer

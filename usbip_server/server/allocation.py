@@ -11,6 +11,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
 from usbip_server.model.device import DeviceState, Lease, UsbDevice
+from usbip_server.model.devicerules import Share
 from usbip_server.model.errors import (
     DeviceAwaited,
     DeviceInUse,
@@ -33,7 +34,6 @@ from usbip_server.model.requests import (
     LeaseRequest,
     RenewLease,
 )
-from usbip_server.model.rules import Share
 from usbip_server.net.caller import Caller
 from usbip_server.server.access.authorizer import Authorizer
 from usbip_server.server.devices.operations import Action, Operations

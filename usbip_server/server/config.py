@@ -11,9 +11,9 @@ from typing import Any
 
 import msgspec
 
+from usbip_server.model.devicerules import Hook, Occasion, Rule, Rules, Share
 from usbip_server.model.options import Limits, Timeouts
 from usbip_server.model.policy import AccessPreset, Policy, Right, Who
-from usbip_server.model.rules import Hook, Occasion, Rule, Rules, Share
 from usbip_server.net.certificates import Tls
 from usbip_server.net.keepalive import KeepAlive
 from usbip_server.runtime.yamlfile import YamlFile, textOf

@@ -13,9 +13,9 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from usbip_server.model.device import DeviceState, Encryption, Holder, UsbDevice
+from usbip_server.model.devicerules import Share
 from usbip_server.model.errors import DeviceInUse, DeviceLeased, DeviceNotFound, OperationFailed
 from usbip_server.model.policy import Principal, Right, sameHost
-from usbip_server.model.rules import Share
 from usbip_server.net.caller import Caller
 from usbip_server.net.handover import SessionSocket, requireSilence
 from usbip_server.server.access.authorizer import Authorizer

@@ -21,8 +21,8 @@ from tests.docs.clientexamples import commandCalled, optionsOf
 from usbip_server.client.cli import commands
 from usbip_server.client.cli.exitcodes import INTERRUPTED, Exit
 from usbip_server.client.cli.main import COMMANDS, main
+from usbip_server.model.devicerules import LONGEST_NAME
 from usbip_server.model.policy import BUILT_IN, Policy, several
-from usbip_server.model.rules import LONGEST_NAME
 from usbip_server.model.tokens import PREFIX, hashOf, isHashOf
 from usbip_server.server.config import Source
 

@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.fixtures import UNO, changed
-from usbip_server.client.cli.output import Printer, plain
+from usbip_server.client.cli.output import Printer
 from usbip_server.client.cli.tables import devicesTable, deviceTable, userOf
+from usbip_server.client.cli.text import plain
 from usbip_server.client.devices import RemoteDevice
 from usbip_server.client.servers import serverAt
 from usbip_server.model.device import DeviceState, Holder, Lease, UsbDevice

@@ -19,7 +19,7 @@ from usbip_server.client.service.authorization import Peer
 from usbip_server.client.service.config import LiveSettings, ServiceFile
 from usbip_server.client.service.core import Core, Kernel
 from usbip_server.client.service.devices.attachments import Attachment
-from usbip_server.client.service.devices.desired import Requests
+from usbip_server.client.service.devices.desiredstate import Requests
 from usbip_server.client.service.devices.events import ServiceEventKind
 from usbip_server.model.device import DeviceState
 from usbip_server.model.policy import LOCAL

@@ -14,6 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.server.desiredcase import Client, DesiredTestCase
 from tests.support.fixtures import DEVICES, MOUSE, STICK, UNO, asked, changed, watching
 from usbip_server.model.device import DeviceState
+from usbip_server.model.devicerules import Match, Rule
 from usbip_server.model.errors import (
     BackendUnavailable,
     DeviceLeased,
@@ -34,7 +35,6 @@ from usbip_server.model.requests import (
     RenewLease,
     WatchDevices,
 )
-from usbip_server.model.rules import Match, Rule
 from usbip_server.model.tokens import hashOf
 from usbip_server.net.handover import SessionSocket
 from usbip_server.server.access.authorizer import SEEING, Authorizer, Rights, rightOf, rightsOf

@@ -12,8 +12,8 @@ from twisted.internet.defer import Deferred
 from tests.server.desiredcase import DesiredTestCase
 from tests.support.fixtures import STICK, UNO, PatientBackend
 from usbip_server.model.device import DeviceState
+from usbip_server.model.devicerules import Hook, Match, Occasion, Rule, Share
 from usbip_server.model.errors import OperationFailed
-from usbip_server.model.rules import Hook, Match, Occasion, Rule, Share
 from usbip_server.runtime.hookrunner import HookRunner
 
 EVERYTHING = Hook(

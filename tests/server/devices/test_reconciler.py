@@ -9,8 +9,8 @@ from itertools import pairwise
 from tests.server.desiredcase import ALWAYS, NEVER, DesiredTestCase
 from tests.support.fixtures import EVERYBODY, STICK, UNO, PatientBackend, asked, changed
 from usbip_server.model.device import DeviceState
+from usbip_server.model.devicerules import Match, Rule, Share
 from usbip_server.model.errors import DeviceMounted, DeviceNotFound, OperationFailed
-from usbip_server.model.rules import Match, Rule, Share
 from usbip_server.server.config import OnStop, Settings
 from usbip_server.server.devices.reconciler import DRIVER_SECONDS, RETRY
 

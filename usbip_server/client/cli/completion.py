@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 from click.shell_completion import CompletionItem
 
-from usbip_server.client.cli.output import plain
+from usbip_server.client.cli.text import plain
 
 if TYPE_CHECKING:  # loaded when something is completed that servers or the kernel know
     from usbip_server.client.attach import Attached

@@ -18,7 +18,7 @@ from usbip_server.client.blocking import ask, isTlsError, received, talking
 from usbip_server.client.cli.attachments import Attacher
 from usbip_server.client.cli.context import CommandContext
 from usbip_server.client.cli.discovery import askAll
-from usbip_server.client.cli.tables import Table, cell
+from usbip_server.client.cli.text import Table, cell
 from usbip_server.client.imports import listDevices
 from usbip_server.client.servers import Server
 from usbip_server.kernel import usbip_host

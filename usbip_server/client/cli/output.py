@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from usbip_server.client.cli.text import Table, plain
+
 if TYPE_CHECKING:  # not loaded by commands that do without
     from usbip_server.client.attach import Attached
-    from usbip_server.client.cli.tables import Table
     from usbip_server.client.devices import RemoteDevice
 
 Fields = dict[str, Any]
@@ -115,14 +116,6 @@ class Printer:
         if self._progress and sys.stderr.isatty():
             click.echo("\r\x1b[K", err=True, nl=False)
         self._progress = ""
-
-
-def plain(text: str) -> str:
-    """
-    A text without control characters: names of devices and messages of servers must not control
-    the terminal.
-    """
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def fieldsOf(found: RemoteDevice, attached: Attached | None = None) -> Fields:

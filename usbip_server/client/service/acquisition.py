@@ -26,7 +26,7 @@ from usbip_server.client.service.config import LiveSettings
 from usbip_server.client.service.conflicts import Conflicts, KeptHere, Rollback
 from usbip_server.client.service.devices.adoption import Adoption
 from usbip_server.client.service.devices.attachments import placeOf
-from usbip_server.client.service.devices.desired import DesiredAttachment, isLeasedBy
+from usbip_server.client.service.devices.desiredstate import DesiredAttachment, isLeasedBy
 from usbip_server.client.service.devices.operations import AttachFailed, Operations
 from usbip_server.client.service.devices.reconciler import Reconciler
 from usbip_server.client.service.devices.view import DeviceView

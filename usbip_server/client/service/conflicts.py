@@ -12,7 +12,7 @@ from twisted.logger import Logger
 
 from usbip_server.client.devices import RemoteDevice
 from usbip_server.client.service.devices.attachments import Place, placeOf
-from usbip_server.client.service.devices.desired import DesiredAttachment, isLeasedBy
+from usbip_server.client.service.devices.desiredstate import DesiredAttachment, isLeasedBy
 from usbip_server.client.service.devices.operations import AttachFailed, Operations
 from usbip_server.client.service.devices.reconciler import Reconciler
 from usbip_server.client.service.devices.view import DeviceView

@@ -38,7 +38,7 @@ from usbip_server.client.service.config import LiveSettings, OnStop, ServiceConf
 from usbip_server.client.service.conflicts import Conflicts, Rollback
 from usbip_server.client.service.devices.adoption import Adoption
 from usbip_server.client.service.devices.attachments import Attachment, Attachments
-from usbip_server.client.service.devices.desired import DesiredAttachments, Requests
+from usbip_server.client.service.devices.desiredstate import DesiredAttachments, Requests
 from usbip_server.client.service.devices.events import ServiceEventKind, ServiceEvents
 from usbip_server.client.service.devices.notifier import Notifier
 from usbip_server.client.service.devices.operations import AttachFailed, Operations

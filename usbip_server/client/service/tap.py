@@ -16,7 +16,7 @@ from twisted.python.usage import Options as CommandLine
 from usbip_server import DOCUMENTS, __version__
 from usbip_server.client.service.config import LiveSettings
 from usbip_server.client.service.core import Core, Kernel
-from usbip_server.client.service.devices.desired import Requests
+from usbip_server.client.service.devices.desiredstate import Requests
 from usbip_server.client.service.service import ClientService
 from usbip_server.kernel.system import System
 from usbip_server.net.resolver import Resolver

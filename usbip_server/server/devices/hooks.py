@@ -7,9 +7,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from usbip_server.model.device import UsbDevice
+from usbip_server.model.devicerules import Occasion
 from usbip_server.model.policy import Principal
 from usbip_server.model.replies import Notice, encodeDevices
-from usbip_server.model.rules import Occasion
 from usbip_server.model.timestamps import timestamp
 from usbip_server.runtime.hookrunner import HookRunner
 from usbip_server.server.config import LiveSettings

@@ -10,12 +10,12 @@ from functools import partial
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from usbip_server.model.device import DeviceState, PlugId, UsbDevice
+from usbip_server.model.devicerules import Share
 from usbip_server.model.errors import ShareError
 from usbip_server.model.inventory import Change, ChangeKind
 from usbip_server.model.policy import Principal
-from usbip_server.model.rules import Share
 from usbip_server.runtime.backoff import BackoffOptions
-from usbip_server.server.devices.desired import DesiredDevice
+from usbip_server.server.devices.desiredstate import DesiredDevice
 from usbip_server.server.devices.operations import Action, Operations
 from usbip_server.server.devices.view import DeviceView
 

@@ -14,11 +14,11 @@ from twisted.logger import Logger
 
 from usbip_server.interfaces import IUsbBackend
 from usbip_server.model.device import DeviceState, Traffic, UsbDevice
+from usbip_server.model.devicerules import Rule, Share
 from usbip_server.model.inventory import Change, ChangeKind, Inventory
-from usbip_server.model.rules import Rule, Share
 from usbip_server.runtime.backoff import BackoffOptions
 from usbip_server.server.config import LiveSettings
-from usbip_server.server.devices.desired import DesiredState
+from usbip_server.server.devices.desiredstate import DesiredState
 from usbip_server.server.sessions import SessionTable
 
 

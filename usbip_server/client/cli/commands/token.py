@@ -27,8 +27,8 @@ def _requireName(
 ) -> str | None:
     if name is None:
         return None
+    from usbip_server.model.devicerules import LONGEST_NAME
     from usbip_server.model.policy import BUILT_IN
-    from usbip_server.model.rules import LONGEST_NAME
 
     if name in BUILT_IN:
         raise click.BadParameter(f"{name!r} is a built-in principal: choose another name")

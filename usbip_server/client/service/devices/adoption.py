@@ -12,7 +12,7 @@ from twisted.logger import Logger
 from usbip_server.client.attach import Attached
 from usbip_server.client.devices import RemoteDevice
 from usbip_server.client.service.devices.attachments import Attachment, deviceId
-from usbip_server.client.service.devices.desired import DesiredAttachment
+from usbip_server.client.service.devices.desiredstate import DesiredAttachment
 from usbip_server.client.service.devices.notifier import Notifier
 from usbip_server.client.service.devices.operations import Operations
 from usbip_server.client.service.devices.servers import ServerConnection

@@ -17,7 +17,7 @@ from twisted.logger import Logger
 from usbip_server.client.attach import Attached
 from usbip_server.client.devices import RemoteDevice
 from usbip_server.client.servers import Server
-from usbip_server.client.service.devices.desired import DesiredAttachment, isLeasedBy
+from usbip_server.client.service.devices.desiredstate import DesiredAttachment, isLeasedBy
 from usbip_server.kernel.vhci.ports import PortState, Vhci
 from usbip_server.model.device import Holder, UsbDevice
 from usbip_server.model.errors import LocalTrouble

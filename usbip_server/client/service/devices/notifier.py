@@ -16,7 +16,7 @@ from usbip_server.client.attach import Attached
 from usbip_server.client.devices import RemoteDevice
 from usbip_server.client.service.config import HookEvent
 from usbip_server.client.service.devices.attachments import Attachment
-from usbip_server.client.service.devices.desired import DesiredAttachment
+from usbip_server.client.service.devices.desiredstate import DesiredAttachment
 from usbip_server.client.service.devices.events import ServiceEvent, ServiceEventKind, ServiceEvents
 from usbip_server.client.service.devices.symlinks import Symlinks
 from usbip_server.model.errors import LocalTrouble

@@ -22,7 +22,7 @@ from usbip_server.client.devices import RemoteDevice, deviceIn
 from usbip_server.client.servers import Server
 from usbip_server.client.service.config import LiveSettings
 from usbip_server.client.service.devices.attachments import Attachment
-from usbip_server.client.service.devices.desired import isLeasedBy
+from usbip_server.client.service.devices.desiredstate import isLeasedBy
 from usbip_server.model.device import DeviceState, UsbDevice
 from usbip_server.model.errors import ClientError, LocalTrouble, ShareError, Unreachable
 from usbip_server.model.replies import Code, ReceivedNotice, Refused, Status

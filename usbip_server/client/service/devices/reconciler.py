@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 from usbip_server.client.devices import RemoteDevice
 from usbip_server.client.service.devices.adoption import Adoption
 from usbip_server.client.service.devices.attachments import Attachment, Place, placeOf
-from usbip_server.client.service.devices.desired import DesiredAttachment
+from usbip_server.client.service.devices.desiredstate import DesiredAttachment
 from usbip_server.client.service.devices.notifier import Notifier
 from usbip_server.client.service.devices.operations import AttachFailed, Operations
 from usbip_server.client.service.devices.retries import SOONEST, RetrySchedule

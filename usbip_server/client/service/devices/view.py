@@ -12,7 +12,7 @@ from usbip_server.client.devices import RemoteDevice
 from usbip_server.client.selection import Selector, choose
 from usbip_server.client.servers import Server
 from usbip_server.client.service.devices.attachments import Attachments, placeOf
-from usbip_server.client.service.devices.desired import DesiredAttachment, DesiredAttachments
+from usbip_server.client.service.devices.desiredstate import DesiredAttachment, DesiredAttachments
 from usbip_server.client.service.devices.servers import ServerConnection, ServerPool
 from usbip_server.model.device import UsbDevice
 from usbip_server.model.errors import DeviceNotFound, InvalidRequest, Unreachable

@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.model.rules}.
+Tests of L{usbip_server.model.devicerules}.
 """
 
 from __future__ import annotations
@@ -8,8 +8,7 @@ import msgspec
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.fixtures import MOUSE, STICK, UNO, changed
-from usbip_server.model.inventory import ChangeKind
-from usbip_server.model.rules import (
+from usbip_server.model.devicerules import (
     CLASSES,
     LONGEST_NAME,
     NO_RULE,
@@ -20,6 +19,7 @@ from usbip_server.model.rules import (
     Rules,
     Share,
 )
+from usbip_server.model.inventory import ChangeKind
 
 KEYBOARD = changed(MOUSE, busId="1-9", interfaces=("03/01/01", "03/00/00"))
 
