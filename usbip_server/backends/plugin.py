@@ -14,7 +14,7 @@ from zope.interface.exceptions import Invalid
 from zope.interface.verify import verifyObject
 
 from usbip_server.interfaces import IUsbBackend, IUsbBackendMaker
-from usbip_server.model.options import InvalidOption
+from usbip_server.model.options import InvalidOption, nearest
 
 
 @implementer(IPlugin, IUsbBackendMaker)
@@ -50,7 +50,8 @@ def makeBackend(name: str, options: Mapping[str, Any], reactor: Any) -> IUsbBack
     if name not in makers:
         raise InvalidOption(
             ("type",),
-            f"there is no backend {name!r}: installed are {', '.join(sorted(makers))}",
+            f"there is no backend {name!r}: installed are {', '.join(sorted(makers))}"
+            + nearest(name, makers),
         )
     backend: IUsbBackend = makers[name].makeBackend(options, reactor)
     try:
