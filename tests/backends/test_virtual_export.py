@@ -17,6 +17,7 @@ from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
 from tests.support.importclient import untilShutDown
+from tests.support.scriptedserver import received
 from usbip_server.backends import softdevice
 from usbip_server.backends.virtual import makeBackend
 from usbip_server.model.device import DeviceState, Holder, UsbDevice
@@ -127,7 +128,7 @@ class OrderTests(ExportCase):
             theirs.sendall(self.submit(number, self.IN))
             theirs.sendall(self.submit(number + 1, self.OUT, b"hello"))
             for expected, data in ((number + 1, b""), (number, b"hello")):
-                answer = await deferToThread(theirs.recv, 48 + len(data), socket.MSG_WAITALL)
+                answer = await deferToThread(received, theirs, 48 + len(data))
                 self.assertEqual(struct.unpack_from(">II", answer), (3, expected))
                 self.assertEqual(answer[48:], data)
 

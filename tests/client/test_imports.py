@@ -87,7 +87,7 @@ class ImportTests(ImportingTestCase):
                 ScriptedServer(says(*segments)) as scripted,
                 importDevice(scripted.server, "1-1.4", SECONDS).connection as connection,
             ):
-                self.assertEqual(connection.recv(48, socket.MSG_WAITALL), TRAFFIC)
+                self.assertEqual(received(connection, 48), TRAFFIC)
                 self.assertEqual(connection.recv(1), b"")
             self.assertEqual(scripted.heard, [b""])
 

@@ -19,7 +19,7 @@ from tests.client.cli.commandcase import VIRTUAL, CommandCase
 from tests.client.cli.test_asking import listen
 from tests.support.certificates import LAB, authority, signed
 from tests.support.childdaemon import ChildDaemon, PatientDaemon
-from tests.support.scriptedserver import ScriptedServer
+from tests.support.scriptedserver import ScriptedServer, received
 from usbip_server.client.cli.exitcodes import INTERRUPTED, Exit
 from usbip_server.kernel.vhci.records import Record, Records
 from usbip_server.model.device import UsbDevice
@@ -417,9 +417,9 @@ def giveBackWhenAwaited(daemon: ChildDaemon, busId: str, owner: str) -> None:
 
 def refuse(peer: socket.socket) -> None:
     """A stock C{usbipd} with a device that another client uses."""
-    request = peer.recv(8, socket.MSG_WAITALL)
+    request = received(peer, 8)
     if request[2:4] == b"\x80\x05":
         peer.sendall(encodeList([STICK]))
     else:
-        peer.recv(32, socket.MSG_WAITALL)
+        received(peer, 32)
         peer.sendall(encodeRefusal(OpStatus.DEV_BUSY))

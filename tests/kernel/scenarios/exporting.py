@@ -26,6 +26,7 @@ from tests.kernel.daemoncase import (
     timestamp,
 )
 from tests.support.childdaemon import ChildDaemon
+from tests.support.scriptedserver import received
 
 CYCLES = 10
 
@@ -322,11 +323,11 @@ class ExportingTests(DaemonCase):
 
     def status(self, busId: str, connection: socket.socket) -> int:
         """Read C{OP_REP_IMPORT}; returns the status."""
-        answer = connection.recv(8, socket.MSG_WAITALL)
+        answer = received(connection, 8)
         version, code, status = struct.unpack(">HHI", answer)
         self.assertEqual((version, code), (0x0111, 0x0003))
         if status == OK:
-            device = connection.recv(312, socket.MSG_WAITALL)
+            device = received(connection, 312)
             self.assertEqual(device[256:288].rstrip(b"\0"), busId.encode())
         return int(status)
 
