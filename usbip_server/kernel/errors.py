@@ -63,7 +63,9 @@ def requireSame(system: ISystem, device: UsbDevice) -> None:
     except (OSError, ValueError):
         raise OperationFailed(device, f"{device} is gone: it was unplugged") from None
     if number not in (device.deviceNumber, 0):  # 0 while the kernel resets it
-        raise OperationFailed(device, f"{device.busId} was plugged in anew a moment ago: ask again")
+        raise OperationFailed(
+            device, f"{device.busId} was plugged in again a moment ago: ask again"
+        )
 
 
 @contextlib.contextmanager

@@ -121,7 +121,7 @@ class UsbDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     @ivar busId: the port that the device is plugged into, C{"1-1.4"}: bus 1, port path 1.4.
     @ivar vendorId: C{idVendor}, four lower case hexadecimal digits.
-    @ivar productId: C{idProduct}, likewise.
+    @ivar productId: C{idProduct}, four lower case hexadecimal digits.
     @ivar description: the name that C{lsusb} prints; never empty.
     @ivar serial: the serial number; C{None}: the device has none.
     @ivar deviceNumber: the kernel's C{devnum}, a new one each time a device is plugged in.
@@ -129,8 +129,8 @@ class UsbDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     @ivar product: the device's own product string.
     @ivar speed: in Mbit/s, in the spelling of sysfs: C{"1.5"}, C{"12"}, C{"480"}, C{"5000"}, ...
     @ivar deviceClass: C{bDeviceClass}, two hexadecimal digits.
-    @ivar subclass: C{bDeviceSubClass}, likewise.
-    @ivar protocol: C{bDeviceProtocol}, likewise.
+    @ivar subclass: C{bDeviceSubClass}, two hexadecimal digits.
+    @ivar protocol: C{bDeviceProtocol}, two hexadecimal digits.
     @ivar release: C{bcdDevice}.
     @ivar configurations: C{bNumConfigurations}.
     @ivar path: the path in sysfs, for display.

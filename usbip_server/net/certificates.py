@@ -230,7 +230,7 @@ def _warn(path: str, certificate: x509.Certificate) -> None:
     if not begin <= datetime.now(timezone.utc) <= end:
         _log.warn(
             "{path}: the certificate of {name} is valid from {begin} to {end} only, which is "
-            "not now: whoever checks it will not take it",
+            "not now: clients that check it will reject it",
             path=path,
             name=certificateName(certificate),
             begin=begin.isoformat(),
