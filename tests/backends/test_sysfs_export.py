@@ -214,7 +214,7 @@ class ExportTests(SysfsCase):
             self.kernel.plug("1-1")
 
         self.beforeWrite(replug)
-        self.fails(self.export(), "plugged in anew")
+        self.fails(self.export(), "plugged in again")
 
     def test_unboundMeanwhile(self) -> None:
         """So is one that somebody else unbinds in the same moment."""

@@ -154,7 +154,7 @@ class ReleaseTests(SysfsCase):
             self.kernel.plug("1-1")
 
         self.whileReset(replug)
-        self.fails(self.release(), "plugged in anew")
+        self.fails(self.release(), "plugged in again")
 
     def test_broken(self) -> None:
         """A device that cannot be reset cannot be imported: that is a failure."""
