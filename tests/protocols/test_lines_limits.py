@@ -234,14 +234,21 @@ class CongestionTests(LinesTestCase):
         return wire, many
 
     def test_stopsAnswering(self) -> None:
-        """No more requests are answered than the buffer takes, until the client reads."""
+        """
+        Until the client reads, no more requests are answered than fit into the transport's buffer,
+        and no more are read than fit into that of the connection.
+        """
         wire, many = self.congested()
+        self.assertLess(len(wire.answers), many)
+        self.assertEqual(wire.transport.producerState, "producing")
+        more = wire.protocol.MAX_LENGTH // len(KEEP)
+        wire.send((KEEP + b"\n") * more)
         self.assertLess(len(wire.answers), many)
         self.assertEqual(wire.transport.producerState, "paused")
         self.assertFalse(wire.closed)
         wire.transport.read()
         wire.turn()
-        self.assertEqual(len(wire.answers), many)
+        self.assertEqual(len(wire.answers), many + more)
         self.assertEqual(wire.transport.producerState, "producing")
 
     def test_cutOff(self) -> None:

@@ -33,7 +33,7 @@ OneOrMany = Union[T, tuple[T, ...]]  # noqa: UP007 - "|" makes no generic alias 
 """A value in the configuration that may be given as one item or as a list."""
 
 
-class Principal(msgspec.Struct, frozen=True):
+class Principal(msgspec.Struct, frozen=True, cache_hash=True):
     """
     The client at the other end of a connection, and how it is authenticated.
 

@@ -26,7 +26,7 @@ class Responder:
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
-        self._lists: dict[tuple[bool, bool], tuple[tuple[UsbDevice, ...], Response]] = {}
+        self._lists: dict[object, tuple[tuple[UsbDevice, ...], Response]] = {}
 
     async def to(self, raw: bytes, caller: Caller, token: str | None = None) -> Response:
         """
@@ -76,6 +76,8 @@ class Responder:
         return self._dispatcher.heartbeat().encode()
 
     def _success(self, result: Result, command: Command) -> Response:
+        if isinstance(result, tuple):
+            return self._list(result, command)
         if isinstance(result, Watch):
             return Response(
                 status=result.reply.status,
@@ -83,16 +85,18 @@ class Responder:
                 keepAlive=True,
                 stream=result.subscription,
             )
-        if not isinstance(result, tuple):
-            return self._encode(result, command)
-        if command.detail and any(device.holder for device in result):
-            return self._encode(result, command)  # with the traffic of now
-        # The view returns the same tuple until something changes.
-        key = bool(command.detail), bool(command.keep_alive)
+        return self._encode(result, command)
+
+    def _list(self, devices: tuple[UsbDevice, ...], command: Command) -> Response:
+        """Encode a list once: the view returns the same tuple until something changes."""
+        key = command.detail, command.keep_alive
         known = self._lists.get(key)
-        if known is None or known[0] is not result:
-            known = self._lists[key] = (result, self._encode(result, command))
-        return known[1]
+        if known is not None and known[0] is devices:
+            return known[1]
+        response = self._encode(devices, command)
+        if not (command.detail and any(device.holder for device in devices)):  # their traffic
+            self._lists[key] = devices, response
+        return response
 
     def _encode(self, devices: Devices, command: Command) -> Response:
         data = encodeDevices(devices, bool(command.detail), self._dispatcher.traffic)
