@@ -51,13 +51,12 @@ backend: {type: virtual}
 FAST = encodeImport(changed(UNO, speed="10000"))
 
 
-class Turned:
+class SleepClock:
     """
     A clock that advances only in sleep().
     """
 
-    def __init__(self) -> None:
-        self.seconds = 1000.0
+    seconds = 1000.0
 
     def now(self) -> float:
         """The time, in seconds."""
@@ -80,7 +79,7 @@ class AttachingTestCase(SynchronousTestCase):
         self.addCleanup(self.kernel.close)
         self.folder = os.path.abspath(self.mktemp())
         self.records = Records(self.folder)
-        self.clock = Turned()
+        self.clock = SleepClock()
         self.relays: list[threading.Thread] = []
         self.addCleanup(self.join)
         self.attaching = self.made(self.kernel)
@@ -171,39 +170,28 @@ class DaemonTests(AttachingTestCase):
 
     def test_attachAndDetach(self) -> None:
         """A device is attached with its nodes and its record, and answers the kernel; after
-        detaching it is free on both sides."""
+        detaching it is free on both sides. This can be repeated."""
+        service = str(self.daemon.exportPort)
+        seen = Attached(
+            port=0,
+            localBusId="3-1",
+            nodes=("/dev/ttyUSB0",),
+            record=Record(host="127.0.0.1", service=service, busId="1-1"),
+            deviceId=1 << 16 | 2,
+        )
         with self.daemon.watch(id="1-1") as watcher:
-            attached, kept = self.attach(self.server, "1-1")
-            watcher.told("imported", "1-1")
-            record = Record(host="127.0.0.1", service=str(self.daemon.exportPort), busId="1-1")
-            seen = Attached(
-                port=0,
-                localBusId="3-1",
-                nodes=("/dev/ttyUSB0",),
-                record=record,
-                deviceId=1 << 16 | 2,
-            )
-            self.assertEqual(msgspec.structs.replace(attached, encryption=None), seen)
-            self.assertIn(attached.encryption, self.encryptions)
-            self.assertEqual(self.kernel.used(), {0: "3-1"})
-            self.assertTrue(self.answers(0))
-            self.assertEqual(self.shown()["holder"]["address"], "127.0.0.1")
-            self.assertEqual(self.attaching.attached(), (seen,))
-            self.assertTrue(self.attaching.detach(0))
-            watcher.told("released", "1-1")
-        self.assertOver(kept)
-        self.assertNothing()
-
-    def test_attachManyTimes(self) -> None:
-        """Attaching and detaching can be repeated."""
-        with self.daemon.watch(id="1-1") as watcher:
-            for _ in range(50):
-                attached, kept = self.attaching.attach(self.server, "1-1", SECONDS)
-                with kept:
-                    self.assertEqual(attached.port, 0)
-                    self.assertTrue(self.answers(0))
-                    self.assertTrue(self.attaching.detach(0))
+            for _ in range(30):
+                attached, kept = self.attach(self.server, "1-1")
+                watcher.told("imported", "1-1")
+                self.assertEqual(msgspec.structs.replace(attached, encryption=None), seen)
+                self.assertIn(attached.encryption, self.encryptions)
+                self.assertEqual(self.kernel.used(), {0: "3-1"})
+                self.assertTrue(self.answers(0))
+                self.assertEqual(self.shown()["holder"]["address"], "127.0.0.1")
+                self.assertEqual(self.attaching.attached(), (seen,))
+                self.assertTrue(self.attaching.detach(0))
                 watcher.told("released", "1-1")
+                self.assertOver(kept)
         self.assertNothing()
 
     def test_serverEndsSession(self) -> None:
@@ -215,11 +203,11 @@ class DaemonTests(AttachingTestCase):
             self.assertOver(connection)  # where it is relayed, one after the other
         self.assertEqual(self.attaching.attached(), ())
         self.assertFalse(self.attaching.detach(0))
-        again, _ = self.attach(self.server, "1-1")
-        self.assertEqual(again.port, 0)
+        self.assertEqual(self.attach(self.server, "1-1")[0].port, 0)
 
-    def test_serverRefuses(self) -> None:
-        """A device that the server refuses is not attached."""
+    def test_refusals(self) -> None:
+        """A device that the server refuses is not attached; without permission the server is asked
+        for nothing."""
         self.attach(self.server, "1-1")
         for busId, text in (
             ("1-1", "another client has imported it"),
@@ -228,13 +216,8 @@ class DaemonTests(AttachingTestCase):
             error = self.assertRaises(NotGiven, self.attaching.attach, self.server, busId, SECONDS)
             self.assertIn(text, str(error))
         self.assertEqual(self.kernel.used(), {0: "3-1"})
-
-    def test_noPermission(self) -> None:
-        """Without permission the server is asked for nothing."""
         self.kernel.refuse = errno.EACCES
-        self.assertRaises(LocalTrouble, self.attaching.attach, self.server, "1-1", SECONDS)
-        self.assertEqual(self.shown()["state"], "free")
-        self.assertNothing()
+        self.assertRaises(LocalTrouble, self.attaching.attach, self.server, "9-9", SECONDS)
 
 
 class SecuredTests(DaemonTests):
@@ -303,15 +286,13 @@ class PortTests(GivingTestCase):
     """
 
     def test_portOfSpeed(self) -> None:
-        """SuperSpeed devices and others have ports of their own."""
-        for self.given, ports in ((FAST, [2, 3]), (GIVEN, [0, 1])):
+        """SuperSpeed devices and others have ports of their own; without a free one attaching
+        fails at once."""
+        for self.given, ports, kind in (
+            (FAST, [2, 3], "fast (SuperSpeed)"),
+            (GIVEN, [0, 1], "slower"),
+        ):
             self.assertEqual([self.take() for _ in range(2)], ports)
-
-    def test_noFreePort(self) -> None:
-        """Without a free port attaching fails at once."""
-        for self.given, kind in ((FAST, "fast (SuperSpeed)"), (GIVEN, "slower")):
-            for _ in range(2):
-                self.take()
             before = self.clock.seconds
             self.assertIn(f"no port of vhci_hcd is free for {kind} devices", self.fails())
             self.assertEqual(self.clock.seconds, before)
@@ -326,9 +307,9 @@ class PortTests(GivingTestCase):
         self.assertEqual(self.take(), 1)
         self.assertEqual(kernel.used(), {0: "3-1", 1: "3-2"})
 
-    def test_oldDeviceStillThere(self) -> None:
+    def test_oldDevice(self) -> None:
         """A port whose old device is still in sysfs is not used: another one is, or else the port
-        is waited for."""
+        is waited for, up to a deadline."""
         self.kernel.lingering = 20
         self.assertEqual([self.take(), self.take()], [0, 1])
         self.attaching.detach(0)
@@ -338,12 +319,7 @@ class PortTests(GivingTestCase):
         before = self.clock.seconds
         self.assertEqual(self.take(), 0)
         self.assertGreater(self.clock.seconds, before + SETTLED)
-
-    def test_oldDeviceStays(self) -> None:
-        """The wait for such a port has a deadline."""
         self.kernel.lingering = 10**6
-        for _ in range(2):
-            self.take()
         for port in range(2):
             self.attaching.detach(port)
         before = self.clock.seconds
@@ -359,32 +335,25 @@ class PortTests(GivingTestCase):
 
     def test_kernelGivesUp(self) -> None:
         """A device that the kernel gives up leaves its port free."""
-        kernel = Loser(controllers=1, ports=2)
-        self.addCleanup(kernel.close)
-        self.attaching = self.made(kernel)
+        self.kernel = Loser(controllers=1, ports=2)
+        self.addCleanup(self.kernel.close)
+        self.attaching = self.made(self.kernel)
         self.assertIn("does not enumerate the device", self.fails())
-        self.assertEqual(kernel.states(), {})
+        self.assertNothing()
 
     def test_serverClosesAtOnce(self) -> None:
         """A device whose server closes the connection at once is reported."""
-
-        def leaves(connection: socket.socket) -> None:
-            says(GIVEN)(connection)
-
         self.kernel.enumerating = 10**6
-        with ScriptedServer(leaves) as self.scripted:
+        with ScriptedServer(says(GIVEN)) as self.scripted:
             self.server = self.scripted.server
             self.assertIn("the device went away at once", self.fails())
         self.assertNothing()
 
-    def test_kernelRefuses(self) -> None:
-        """A device that the kernel refuses is released."""
+    def test_notAttached(self) -> None:
+        """A device that the kernel refuses is released. A server that does not speak USB/IP is not
+        an error of this machine."""
         self.given = encodeImport(changed(UNO, speed=None))
         self.assertIn("the kernel refuses to attach: Invalid argument", self.fails())
-        self.assertNothing()
-
-    def test_notUsbIp(self) -> None:
-        """A server that does not speak USB/IP is not an error of this machine."""
         self.given = b"SSH-2.0-OpenSSH_9.2p1"
         self.assertRaises(Unreachable, self.attaching.attach, self.server, "1-1.4", SECONDS)
         self.assertNothing()
@@ -417,46 +386,24 @@ class NodesTests(GivingTestCase):
     The wait for device nodes, which appear after the device.
     """
 
-    def nodes(self) -> tuple[tuple[str, ...], float]:
-        """The nodes of a device, and the seconds until they were returned."""
-        before = self.clock.seconds
-        attached, _ = self.attach(self.server)
-        return attached.nodes, self.clock.seconds - before
-
-    def test_nodesAppear(self) -> None:
-        """Nodes are waited for, and a little longer in case there are more."""
-        self.kernel.probing = 20
-        nodes, took = self.nodes()
-        self.assertEqual(nodes, ("/dev/ttyUSB0",))
-        self.assertLess(took, NODES + SETTLED)
-        self.assertGreater(took, SETTLED)
-
-    def test_probed(self) -> None:
-        """Where each interface has its driver, there is hardly a wait after the first node."""
-        self.kernel.becomes = {
-            **vhci.SERIAL_PORT,
-            "bNumInterfaces": b" 1\n",
-            "*:1.0/driver": b"",
-        }
-        nodes, took = self.nodes()
-        self.assertEqual(nodes, ("/dev/ttyUSB0",))
-        self.assertLess(took, SETTLED)
-
-    def test_noNodes(self) -> None:
-        """The wait for a device without nodes is short."""
-        self.kernel.becomes = {"*:1.0/bInterfaceClass": b"ff\n"}
-        nodes, took = self.nodes()
-        self.assertEqual(nodes, ())
-        self.assertLess(abs(took - NODES), 0.1)
-
-    def test_diskIsWaitedForLonger(self) -> None:
-        """The wait for the nodes of a disk is longer."""
-        self.kernel.becomes = vhci.DISK
-        self.kernel.probing = 100
-        nodes, took = self.nodes()
-        self.assertEqual(nodes, ("/dev/sda", "/dev/sda1", "/dev/sg0"))
-        self.assertGreater(took, NODES)
-        self.assertLess(took, DISK + SETTLED)
+    def test_nodes(self) -> None:
+        """Nodes are waited for, and a little longer in case there are more; hardly longer where
+        each interface has its driver. The wait is short for a device without nodes, and longer for
+        a disk."""
+        probed = {**vhci.SERIAL_PORT, "bNumInterfaces": b" 1\n", "*:1.0/driver": b""}
+        for becomes, probing, nodes, atLeast, atMost in (
+            (self.kernel.becomes, 20, ("/dev/ttyUSB0",), SETTLED, NODES + SETTLED),
+            (probed, 0, ("/dev/ttyUSB0",), 0, SETTLED),
+            ({"*:1.0/bInterfaceClass": b"ff\n"}, 0, (), NODES - 0.1, NODES + 0.1),
+            (vhci.DISK, 100, ("/dev/sda", "/dev/sda1", "/dev/sg0"), NODES, DISK + SETTLED),
+        ):
+            self.kernel.becomes, self.kernel.probing = becomes, probing
+            before = self.clock.seconds
+            attached, _ = self.attach(self.server)
+            took = self.clock.seconds - before
+            self.assertEqual(attached.nodes, nodes)
+            self.assertTrue(atLeast <= took < atMost, (nodes, took))
+            self.attaching.detach(attached.port)
 
 
 class DetachTests(GivingTestCase):

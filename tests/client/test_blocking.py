@@ -25,8 +25,8 @@ from tests.client.blockingcase import CONFIG, SECONDS, TIMES, ReachingTestCase
 from tests.support.certificates import LAB, authority, signed
 from tests.support.scriptedserver import ScriptedServer
 from usbip_server.client import blocking as asking
-from usbip_server.client.blocking import shareOf
 from usbip_server.client.conversation import ask, converse
+from usbip_server.client.jsonclient import shareOf
 from usbip_server.client.servers import ClientTls, Server
 from usbip_server.model.errors import Unreachable
 from usbip_server.model.replies import ReceivedNotice, ReceivedReply, Status

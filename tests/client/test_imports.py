@@ -25,6 +25,7 @@ from tests.support.scriptedserver import (
 )
 from usbip_server.client import imports
 from usbip_server.client.imports import importDevice, listDevices
+from usbip_server.client.jsonclient import SPEAKS_TLS
 from usbip_server.client.servers import ClientTls, Server
 from usbip_server.model.device import Encryption
 from usbip_server.model.errors import Unreachable
@@ -36,6 +37,10 @@ SOON = 0.2
 
 TRAFFIC = struct.pack(">IIIII", 3, 1, 0, 0, 0) + bytes(28)
 """C{USBIP_RET_SUBMIT}, though nothing was asked."""
+
+
+OTHER_PROTOCOLS = (b"HTTP/1.1 400 Bad\r\n\r\n", b"SSH-2.0-x", bytes(8), b"\x01\x11\x00\x05")
+"""Bytes that do not begin a reply of USB/IP."""
 
 
 def isSilent(connection: socket.socket) -> None:
@@ -62,12 +67,11 @@ class ImportingTestCase(SynchronousTestCase):
             client.connect_ex(full.getsockname())
         return crowd
 
-    def unreachable(self, play: Play, reason: str, seconds: float = SECONDS) -> ScriptedServer:
-        """It comes to nothing, and is told so, with the server's name."""
+    def unreachable(self, play: Play, reason: str, seconds: float = SECONDS) -> None:
+        """An import fails for this reason, in an error that names the server."""
         with ScriptedServer(play) as scripted:
             error = self.assertRaises(Unreachable, importDevice, scripted.server, "1-1.4", seconds)
             self.assertEqual(str(error), f"raspi (127.0.0.1:{scripted.port}): {reason}")
-        return scripted
 
 
 class ImportTests(ImportingTestCase):
@@ -77,44 +81,36 @@ class ImportTests(ImportingTestCase):
 
     def test_import(self) -> None:
         """The device is that of the reply, however that is split, and the bytes after it are not
-        read."""
+        read. The connection has keepalive set, and blocks, as the kernel needs it."""
         for segments in (
             (GIVEN + TRAFFIC,),
             (GIVEN[:8], GIVEN[8:] + TRAFFIC),
             each(GIVEN + TRAFFIC),
         ):
-            with (
-                ScriptedServer(says(*segments)) as scripted,
-                importDevice(scripted.server, "1-1.4", SECONDS).connection as connection,
-            ):
-                self.assertEqual(received(connection, 48), TRAFFIC)
-                self.assertEqual(connection.recv(1), b"")
+            with ScriptedServer(says(*segments)) as scripted:
+                imported = importDevice(scripted.server, "1-1.4", SECONDS)
+                with imported.connection as connection:
+                    self.assertEqual(imported.encryption, Encryption.NONE)
+                    self.assertIsNone(connection.gettimeout())
+                    for level, option, value in (
+                        (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+                        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+                        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5),
+                        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 10_000),
+                    ):
+                        self.assertEqual(connection.getsockopt(level, option), value)
+                    self.assertEqual(received(connection, 48), TRAFFIC)
+                    self.assertEqual(connection.recv(1), b"")
             self.assertEqual(scripted.heard, [b""])
-
-    def test_socketOptions(self) -> None:
-        """The connection has keepalive set, and blocks, as the kernel needs it."""
-        with ScriptedServer(says(GIVEN)) as scripted:
-            imported = importDevice(scripted.server, "1-1.4", SECONDS)
-            with imported.connection as connection:
-                self.assertEqual(imported.encryption, Encryption.NONE)
-                self.assertIsNone(connection.gettimeout())
-                for level, option, value in (
-                    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
-                    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-                    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5),
-                    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 10_000),
-                ):
-                    self.assertEqual(connection.getsockopt(level, option), value)
 
     def test_ipv6(self) -> None:
         """The same by IPv6."""
-        if not hasIpv6():
-            raise SkipTest("there is no IPv6 here")
-        with (
-            ScriptedServer(says(GIVEN), "::1") as scripted,
-            importDevice(scripted.server, "1-1.4", SECONDS).connection as connection,
-        ):
-            self.assertEqual(connection.recv(1), b"")
+        try:
+            scripted = ScriptedServer(says(GIVEN), "::1").__enter__()
+        except OSError:
+            raise SkipTest("there is no IPv6 here") from None
+        self.addCleanup(scripted.__exit__, None, None, None)
+        importDevice(scripted.server, "1-1.4", SECONDS).connection.close()
 
     def test_refusal(self) -> None:
         """A refusal is reported with its reason, and is not C{Unreachable}."""
@@ -132,26 +128,19 @@ class UnreachableTests(ImportingTestCase):
     Servers that do not answer, or not in USB/IP.
     """
 
-    def test_otherProtocol(self) -> None:
-        """A reply that is not USB/IP is an error at once."""
-        for said in (
-            b"HTTP/1.1 400 Bad Request\r\n\r\n",
-            b"SSH-2.0-x",
-            bytes(8),
-            b"\x01\x11\x00\x05",
+    def test_wrongReplies(self) -> None:
+        """A reply that is not USB/IP, is about another device, or ends within, is an error at once;
+        that of a server that expects TLS is reported as that."""
+        for reply, reason in (
+            *((reply, "the reply is not that of a USB/IP server") for reply in OTHER_PROTOCOLS),
+            (encodeImport(MOUSE), "the reply to a request for 1-1.4 is for 2-10"),
+            *(
+                (GIVEN[:length], "the server has closed the connection without a reply")
+                for length in (0, 1, 8, 319)
+            ),
+            (b"\x15\x03\x01\x00\x02\x02\x46", SPEAKS_TLS),
         ):
-            self.unreachable(says(said), "the reply is not that of a USB/IP server")
-
-    def test_otherDevice(self) -> None:
-        """A reply about another device is an error."""
-        self.unreachable(says(encodeImport(MOUSE)), "the reply to a request for 1-1.4 is for 2-10")
-
-    def test_closedEarly(self) -> None:
-        """A connection that is closed within the reply is an error."""
-        for length in (0, 1, 8, 319):
-            self.unreachable(
-                says(GIVEN[:length]), "the server has closed the connection without a reply"
-            )
+            self.unreachable(says(reply), reason)
 
     def test_deadline(self) -> None:
         """A server that is silent, or sends byte by byte, is given up at the deadline."""
@@ -169,14 +158,6 @@ class UnreachableTests(ImportingTestCase):
 
         for play in (isSilent, dribbles):
             self.unreachable(play, "no answer in time", SOON)
-
-    def test_tlsExpected(self) -> None:
-        """A server that expects TLS is reported as that."""
-        alert = b"\x15\x03\x01\x00\x02\x02\x46"
-        self.unreachable(
-            says(alert),
-            "the server expects TLS: configure `tls` for this server in client.yaml",
-        )
 
     def test_closedPort(self) -> None:
         """The error of a closed port names the server and the port."""
@@ -235,7 +216,8 @@ class ListTests(ImportingTestCase):
                 client.close()
 
     def test_list(self) -> None:
-        """All devices are returned, however the reply is split, and the connection is closed."""
+        """All devices are returned, however the reply is split, and the connection is closed; a
+        refusal and a list without end are errors."""
         devices = (UNO, changed(MOUSE, interfaces=("03/01/02",)))
         answer = encodeList(devices)
         for segments in ((answer,), (answer[:100], answer[100:]), each(answer)):
@@ -244,9 +226,6 @@ class ListTests(ImportingTestCase):
             self.assertEqual([one.busId for one in found], ["1-1.4", "2-10"])
             self.assertEqual(scripted.heard, [b""])
 
-    def test_endless(self) -> None:
-        """A list without end is an error."""
-
         def endless(connection: socket.socket) -> None:
             received(connection, LIST_REQUEST)
             connection.sendall(bytes.fromhex("0111 0005 00000000 00ffffff"))
@@ -254,16 +233,14 @@ class ListTests(ImportingTestCase):
             while True:
                 connection.sendall(200 * device)
 
-        with ScriptedServer(endless) as scripted:
-            error = self.assertRaises(Unreachable, listDevices, scripted.server, SECONDS)
-        self.assertIn("the list of devices is longer than any valid list", str(error))
-
-    def test_listRefused(self) -> None:
-        """A refusal is reported."""
-        with ScriptedServer(
-            says(bytes.fromhex("0111 0005 00000001"), size=LIST_REQUEST)
-        ) as scripted:
-            self.assertRaises(NotGiven, listDevices, scripted.server, SECONDS)
+        refusal = says(bytes.fromhex("0111 0005 00000001"), size=LIST_REQUEST)
+        for play, kind, message in (
+            (endless, Unreachable, "the list of devices is longer than any valid list"),
+            (refusal, NotGiven, ""),
+        ):
+            with ScriptedServer(play) as scripted:
+                error = self.assertRaises(kind, listDevices, scripted.server, SECONDS)
+            self.assertIn(message, str(error))
 
 
 class TlsTests(ImportingTestCase):
@@ -345,12 +322,3 @@ class TlsTests(ImportingTestCase):
 def each(data: bytes) -> tuple[bytes, ...]:
     """Byte by byte."""
     return tuple(bytes([byte]) for byte in data)
-
-
-def hasIpv6() -> bool:
-    """Is there an IPv6 loopback address?"""
-    try:
-        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
-    except OSError:
-        return False
-    return True

@@ -1,26 +1,20 @@
 """
-What Windows' C{usbipd-win} answers, byte for byte, as its source has it (version 5.3 and what has
-come after it, github.com/dorssel/usbipd-win):
+The replies of Windows' C{usbipd-win}, byte for byte, as in its source (version 5.3 and later,
+github.com/dorssel/usbipd-win):
 
-  - C{Usbipd/ConnectedClient.cs}: a connection has one request. To what is none (another version,
-    code or status) it says nothing at all. A list is always a success; it has what is shared,
-    also what some client has. An import is refused with C{ST_NODEV} if the bus id is none of
-    theirs, if nothing is plugged in there or if that is not shared, with C{ST_DEV_BUSY} if a
-    client has it, or if Windows does not let go of it; with C{ST_NA}, C{ST_DEV_ERR} and
-    C{ST_ERROR} if something else goes wrong, such as after 10 s without its driver
-    (C{Usbipd/VBoxUsb.cs}).
-  - C{Usbipd/ExportedDevice.cs}: each number and each text is a write of its own, texts are filled
-    up with NULs. The path is the device's instance id, in capitals
-    (C{Usbipd/WindowsDevice.cs}), bus and device number are those in the bus id
-    (C{Usbipd.Automation/BusId.cs}: always two, up to 99), the configuration is the one that
-    Windows has set. No device is faster than C{USB_SPEED_SUPER}. Where the interfaces cannot be
-    read there are none. An import's answer has their number, and not them.
-  - C{Usbipd/ClientContext.cs}: behind every answer but that of a good import the connection is
-    closed. C{Usbipd/AttachedClient.cs}: the session ends when its client says no more.
-  - C{Usbipd/Server.cs}: C{SO_KEEPALIVE} after 10 s, each second, five times.
+  - C{Usbipd/ConnectedClient.cs}: a connection has one request. To another version, code or status
+    there is no reply. A list is always a success; it has the shared devices, also those in use. An
+    import is refused with C{ST_NODEV} for a bus id that is not valid there, absent or not shared,
+    with C{ST_DEV_BUSY} for a device that a client or a program of Windows uses, and with C{ST_NA},
+    C{ST_DEV_ERR} or C{ST_ERROR} after other errors (C{Usbipd/VBoxUsb.cs}).
+  - C{Usbipd/ExportedDevice.cs}: each number and each text is a write of its own. The path is the
+    instance id in capitals (C{Usbipd/WindowsDevice.cs}); bus and device number are those in the
+    bus id, up to 99 (C{Usbipd.Automation/BusId.cs}). The reply to an import has the number of the
+    interfaces, without these.
+  - C{Usbipd/ClientContext.cs}: after every reply but that of a successful import the connection is
+    closed. C{Usbipd/AttachedClient.cs}: the session ends when the client closes the connection.
 
-What it does with USB traffic is not here, nor in which order it lists devices (that of random
-numbers), nor what happens if two clients ask for one device in the same moment.
+USB traffic and the random order of its lists are not simulated.
 """
 
 from __future__ import annotations
@@ -46,11 +40,11 @@ PATH, BUS_ID = 256, 32
 
 class WindowsDevice(msgspec.Struct, frozen=True, kw_only=True):
     """
-    A device there, with the numbers that it has on the wire.
+    A device of the server, with the numbers that it has in USB/IP.
 
-    @ivar instanceId: what Windows calls it.
+    @ivar instanceId: its name in Windows.
     @ivar classes: class, subclass and protocol.
-    @ivar isShared: has somebody called C{usbipd bind}?
+    @ivar isShared: was C{usbipd bind} called for it?
     """
 
     busId: str
@@ -66,7 +60,7 @@ class WindowsDevice(msgspec.Struct, frozen=True, kw_only=True):
     isShared: bool = True
 
     def described(self, withInterfaces: bool) -> Iterator[bytes]:
-        """What is written of it, one thing after the other."""
+        """Its description, in the parts that are written."""
         yield self.instanceId.encode().ljust(PATH, b"\0")
         yield self.busId.encode().ljust(BUS_ID, b"\0")
         for number in (*map(int, self.busId.split("-")), self.speed):
@@ -116,12 +110,12 @@ CAMERA = WindowsDevice(
 
 class UsbipdWin:
     """
-    Such a machine: what a L{tests.support.scriptedserver.ScriptedServer} plays.
+    Serves the connections of a L{tests.support.scriptedserver.ScriptedServer}.
 
-    @ivar devices: what is plugged in there.
-    @ivar stays: bus ids of devices that are not to be had, and the status that says so.
-    @ivar breaks: does it come to nothing to look at the devices? A device may go in that moment.
-    @ivar wasListed: called when a list was given.
+    @ivar devices: the devices that are plugged in, by bus id.
+    @ivar stays: the status of refusals, by bus id.
+    @ivar breaks: fail each list, as if a device went meanwhile.
+    @ivar wasListed: called after each list.
     """
 
     def __init__(self, *devices: WindowsDevice) -> None:
@@ -134,7 +128,7 @@ class UsbipdWin:
         self._requests = {REQ_DEVLIST: self._list, REQ_IMPORT: self._import}
 
     def __call__(self, connection: socket.socket) -> None:
-        """Serve a client."""
+        """Serve a connection."""
         head = received(connection, 8)
         if len(head) < 8:
             return
@@ -143,14 +137,14 @@ class UsbipdWin:
             self._requests[code](connection)
 
     def unplug(self, busId: str) -> None:
-        """Somebody pulls a device out: its client loses it."""
+        """Unplug a device, which ends its session."""
         with self._changed:
             del self.devices[busId]
             if busId in self._sessions:
                 self._sessions[busId].shutdown(socket.SHUT_RDWR)
 
     def isFree(self, busId: str) -> bool:
-        """Has nobody a device, or does whoever has it give it back?"""
+        """Wait for the end of a device's session: has it ended?"""
         with self._changed:
             return self._changed.wait_for(lambda: busId not in self._sessions, SECONDS)
 
@@ -193,8 +187,7 @@ def _head(code: int, status: OpStatus) -> bytes:
 
 def _say(connection: socket.socket, *parts: bytes) -> None:
     """
-    Write them one by one. There Nagle's algorithm puts them together as it likes; here it does
-    not, so that they come as small as they can.
+    Write each part as a packet of its own, the smallest that Nagle's algorithm may send.
     """
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for part in parts:

@@ -9,7 +9,6 @@ Twisted: to load Twisted takes longer than all else that a short command does.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import queue
 import socket
@@ -18,18 +17,25 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import msgspec
-
 from usbip_server.client.devices import RemoteDevice, foundIn
+from usbip_server.client.jsonclient import (
+    ALERT,
+    SPEAKS_TLS,
+    TOO_LONG,
+    closed,
+    encoded,
+    late,
+    refused,
+    shareOf,
+    timeFor,
+    unreachable,
+    withDetail,
+)
 from usbip_server.client.servers import Server
-from usbip_server.model.errors import Unreachable
 from usbip_server.model.replies import (
     LONGEST_LINE,
-    MAYBE_TLS,
-    NO_ANSWER,
     ReceivedNotice,
     ReceivedReply,
-    Refused,
     Status,
     decodeReply,
 )
@@ -37,17 +43,8 @@ from usbip_server.net.addresses import AddressInfo, lookUp
 from usbip_server.net.keepalive import KeepAlive
 from usbip_server.net.tlserrors import reasonOf
 
-AT_LEAST = 1.0
-"""Seconds after which the kernel repeats the first packet of a connection, as that may have been
-lost (RFC 6298, 2.1)."""
-
 CHUNK = 65536
 """Bytes that are read at once."""
-
-ALERT = b"\x15\x03"
-"""The first bytes of TLS's reply to a client that does not speak TLS (RFC 5246, 6.2.1)."""
-
-SPEAKS_TLS = "the server expects TLS: configure `tls` for this server in client.yaml"
 
 DEFAULT = KeepAlive()
 
@@ -56,21 +53,6 @@ class HandshakeTimeout(TimeoutError):
     """
     The TCP connection was made, but the TLS handshake took too long.
     """
-
-
-def shareOf(seconds: float) -> float:
-    """
-    The part of the time for a reply that connecting may take: half of it, so that a machine that
-    is off is given up before the slowest server has replied.
-    """
-    return min(seconds, max(AT_LEAST, seconds / 2))
-
-
-def unreachable(server: Server, why: str) -> Unreachable:
-    """
-    The error of a server that cannot be reached.
-    """
-    return Unreachable(f"{server.called(server.address)}: {why}")
 
 
 def connected(
@@ -174,13 +156,11 @@ def ask(
     @param onNotice: called with each line that is an event and not the reply.
     @raise Unreachable: there is no reply, or it is not understood.
     """
-    longest = seconds + float(request.get("wait") or 0)
-    line = request if server.token is None else {**request, "token": server.token}
+    longest = timeFor(request, seconds)
     until = time.monotonic() + longest
     with talking(server, seconds, longest) as connection:
-        connection.sendall(msgspec.json.encode({**line, "keep_alive": True}) + b"\n")
-        silent = NO_ANSWER + MAYBE_TLS if server.tls is None else NO_ANSWER
-        for reply in map(decodeReply, _lines(connection, until, silent)):
+        connection.sendall(encoded(server, request) + b"\n")
+        for reply in map(decodeReply, _lines(server, connection, until)):
             if isinstance(reply, ReceivedReply):
                 return reply
             onNotice(reply)
@@ -201,13 +181,12 @@ def askToTheEnd(
     @param seconds: for each reply; the request's C{wait} is for all of them together.
     @param onPending: called with each of these replies.
     """
-    until = time.monotonic() + float(request.get("wait") or 0)
-    while True:
-        wait = {"wait": max(0.0, until - time.monotonic())} if "wait" in request else {}
-        reply = ask(server, {**request, "detail": True, **wait}, seconds, onNotice)
+    for each in withDetail(request, time.monotonic):
+        reply = ask(server, each, seconds, onNotice)
         if not reply.isPending:
-            return reply
+            break
         onPending(reply)
+    return reply
 
 
 def devicesOf(server: Server, seconds: float) -> tuple[RemoteDevice, ...]:
@@ -218,7 +197,7 @@ def devicesOf(server: Server, seconds: float) -> tuple[RemoteDevice, ...]:
     """
     reply = ask(server, {"command": "list", "detail": True}, seconds)
     if reply.status is not Status.SUCCESS:
-        raise Refused(reply.status, f"{server.called(server.address)}: {reply.message}")
+        raise refused(server, reply)
     return foundIn(server, reply.data)
 
 
@@ -234,17 +213,17 @@ def talking(server: Server, seconds: float, longest: float) -> Iterator[socket.s
     """
     begin = time.monotonic()
     share = shareOf(seconds)
-    late = f"no connection within {share:g} s"
+    reason = f"no connection within {share:g} s"
     try:
         connection = connected(server, server.port, begin + share, begin + seconds)
-        late = f"no answer within {math.ceil(10 * longest) / 10:g} s"
+        reason = late(longest)
         with connection:
             DEFAULT.apply(connection)
             yield connection
     except HandshakeTimeout as error:
         raise unreachable(server, f"no answer within {seconds:g} s") from error
     except TimeoutError as error:
-        raise unreachable(server, late) from error
+        raise unreachable(server, reason) from error
     except (OSError, ValueError) as error:
         raise unreachable(server, why(error)) from error
 
@@ -290,25 +269,24 @@ def _addresses(host: str, port: int, until: float) -> list[AddressInfo]:
     return addresses
 
 
-def _lines(connection: socket.socket, until: float, silent: str) -> Iterator[bytes]:
+def _lines(server: Server, connection: socket.socket, until: float) -> Iterator[bytes]:
     """
     The lines that a server sends.
 
-    @param silent: the error's message if the server closes the connection without a line.
     @raise ConnectionError: the server has closed the connection.
     @raise ValueError: a line is longer than any reply.
     """
     data = bytearray()
-    isSilent = True
+    hasSpoken = False
     while True:
         more = received(connection, CHUNK, until)
         if not more:
-            raise ConnectionError(silent if isSilent else NO_ANSWER)
+            raise ConnectionError(closed(server, hasSpoken))
         data += more
         while (end := data.find(b"\n", max(0, len(data) - len(more)))) >= 0:
-            isSilent = False
+            hasSpoken = True
             yield bytes(data[:end])
             del data[: end + 1]
             more = bytes(data)
         if len(data) > LONGEST_LINE:
-            raise ValueError("the reply is longer than any valid reply")
+            raise ValueError(TOO_LONG)

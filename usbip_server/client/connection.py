@@ -27,7 +27,7 @@ from twisted.internet.ssl import (
     trustRootFromCertificates,
 )
 
-from usbip_server.client.blocking import unreachable
+from usbip_server.client.jsonclient import unreachable
 from usbip_server.client.servers import ClientTls, Server
 from usbip_server.client.tls import certificatesIn, keyOf, nameOf
 from usbip_server.net.tlserrors import OTHER_NAME, reasonOf

@@ -11,11 +11,9 @@ A conversation::
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IDelayedCall
@@ -23,17 +21,26 @@ from twisted.internet.protocol import connectionDone
 from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
 
-from usbip_server.client.blocking import ALERT, SPEAKS_TLS, shareOf, unreachable
 from usbip_server.client.connection import connect, reason
+from usbip_server.client.jsonclient import (
+    ALERT,
+    SPEAKS_TLS,
+    TOO_LONG,
+    closed,
+    encoded,
+    late,
+    refused,
+    shareOf,
+    timeFor,
+    unreachable,
+    withDetail,
+)
 from usbip_server.client.servers import Server
 from usbip_server.model.errors import ShareError, Unreachable
 from usbip_server.model.replies import (
     LONGEST_LINE,
-    MAYBE_TLS,
-    NO_ANSWER,
     ReceivedNotice,
     ReceivedReply,
-    Refused,
     Status,
     decodeReply,
 )
@@ -92,13 +99,9 @@ class Conversation(LineReceiver):
         self._onNotice = onNotice
         reply: Deferred[ReceivedReply] = Deferred()
         self._reply = reply
-        line = {**request, "keep_alive": True}
-        if self.server.token is not None:
-            line["token"] = self.server.token
-        self.sendLine(msgspec.json.encode(line))
-        longest = seconds + float(request.get("wait") or 0)
-        late = f"no answer within {math.ceil(10 * longest) / 10:g} s"
-        giveUp = self._reactor.callLater(longest, self._fail, late)
+        self.sendLine(encoded(self.server, request))
+        longest = timeFor(request, seconds)
+        giveUp = self._reactor.callLater(longest, self._fail, late(longest))
         try:
             return await reply
         finally:
@@ -123,7 +126,7 @@ class Conversation(LineReceiver):
         """
         reply = await self.ask({"command": "watch", "detail": True, **more}, seconds, onNotice)
         if reply.status is not Status.SUCCESS:
-            raise Refused(reply.status, str(self._trouble(str(reply.message))), reply.code)
+            raise refused(self.server, reply)
         if reply.seq is None or not ("since" in more or isinstance(reply.data, list)):
             raise self._trouble("its answer is not understood: it has no number of the last event")
         self._longest = silence
@@ -161,7 +164,7 @@ class Conversation(LineReceiver):
             self._fail(str(reply.message))
 
     def lineLengthExceeded(self, line: bytes) -> None:
-        self._fail("the reply is longer than any valid reply")
+        self._fail(TOO_LONG)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._isLost = True
@@ -178,8 +181,7 @@ class Conversation(LineReceiver):
         if isinstance(error, ConnectionDone):
             if self._reply is None:
                 return "the connection is lost"
-            isPlain = self.server.tls is None
-            return NO_ANSWER + (MAYBE_TLS if isPlain and not self._hasSpoken else "")
+            return closed(self.server, self._hasSpoken)
         return reason(error)
 
     def _fail(self, why: str) -> None:
@@ -235,12 +237,9 @@ async def askToTheEnd(
     @param seconds: for each reply; the request's C{wait} is for all of them together.
     @param onPending: called with each of these replies.
     """
-    until = reactor.seconds() + float(request.get("wait") or 0)
-    request = {**request, "detail": True}
-    while True:
-        reply = await ask(reactor, server, request, seconds, onNotice)
+    for each in withDetail(request, reactor.seconds):
+        reply = await ask(reactor, server, each, seconds, onNotice)
         if not reply.isPending:
-            return reply
+            break
         onPending(reply)
-        if "wait" in request:
-            request = {**request, "wait": max(0.0, until - reactor.seconds())}
+    return reply

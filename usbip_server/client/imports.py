@@ -12,7 +12,8 @@ from collections.abc import Iterator
 
 import msgspec
 
-from usbip_server.client.blocking import connected, received, shareOf, why
+from usbip_server.client.blocking import connected, received, why
+from usbip_server.client.jsonclient import shareOf
 from usbip_server.client.servers import Server
 from usbip_server.model.device import Encryption
 from usbip_server.model.errors import Unreachable
