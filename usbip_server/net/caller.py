@@ -100,14 +100,15 @@ def principalOf(transport: Any) -> Principal:
 
     @param transport: an C{ITransport}.
     """
-    principal = principalAt(transport.getPeer())
+    address = transport.getPeer()
+    principal = principalAt(address)
     if ISSLTransport.providedBy(transport):
         shown: Any = transport.getPeerCertificate()
         name = None
         with contextlib.suppress(ValueError):  # OpenSSL accepts some that cryptography cannot parse
             name = None if shown is None else certificateName(shown.to_cryptography())
         return Principal(principal.address, certificate=name)
-    if isinstance(transport.getHost(), UNIXAddress):
+    if isinstance(address, UNIXAddress):
         with contextlib.suppress(OSError):
             raw = transport.getHandle().getsockopt(
                 socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size
