@@ -313,4 +313,4 @@ def _heldBy(device: UsbDevice, holder: Holder) -> UsbDevice:
 
 def _describe(declared: VirtualDevice) -> str:
     strings = f"{declared.manufacturer or ''} {declared.product or ''}".strip()
-    return strings or f"USB device {declared.vendor_id}:{declared.product_id}".lower()
+    return strings or f"USB device {declared.vendor_id.lower()}:{declared.product_id.lower()}"
