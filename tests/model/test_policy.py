@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.model.policy}: what the configuration says of who may do what.
+Tests of L{usbip_server.model.policy}: principals, grants, and the configuration's C{access} block.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from usbip_server.model.policy import (
     Right,
     Who,
     sameHost,
-    several,
     within,
 )
 from usbip_server.model.tokens import hashOf
@@ -31,18 +30,18 @@ THIRD = hashOf("usbip_z", "0" * 32)
 
 
 def policyOf(access: str) -> Policy:
-    """What the daemon makes of C{access} in the configuration."""
+    """The policy of a configuration with this C{access} block."""
     settings: Settings = Source("c.yaml", f"access:\n{access}").config().settings
     return settings.access
 
 
-class PrincipalTests(SynchronousTestCase):
+class AddressTests(SynchronousTestCase):
     """
-    Whoever is at the other end.
+    Addresses, ranges and hosts.
     """
 
     def test_str(self) -> None:
-        """In messages all that is known of them; user 0 is one."""
+        """A principal is shown with all its authentications, user id 0 included."""
         for principal, expected in (
             (Principal("192.0.2.7"), "192.0.2.7"),
             (Principal(LOCAL), "local"),
@@ -54,76 +53,44 @@ class PrincipalTests(SynchronousTestCase):
         ):
             self.assertEqual(str(principal), expected)
 
-
-class WithinTests(SynchronousTestCase):
-    """
-    Ranges of addresses.
-    """
-
-    def assertWithin(self, text: str, *addresses: str) -> None:
-        """They are in the range."""
-        for address in addresses:
-            self.assertTrue(within(address, (text,)), (address, text))
-
-    def assertOutside(self, text: str, *addresses: str) -> None:
-        """They are not."""
-        for address in addresses:
-            self.assertFalse(within(address, (text,)), (address, text))
-
-    def test_ipv4(self) -> None:
-        """A range ends where it ends; an address alone is one of one."""
-        self.assertWithin("192.168.7.0/24", "192.168.7.0", "192.168.7.255")
-        self.assertOutside("192.168.7.0/24", "192.168.6.255", "192.168.8.0", "192.168.70.1")
-        self.assertWithin("192.0.2.7", "192.0.2.7")
-        self.assertOutside("192.0.2.7", "192.0.2.6", "192.0.2.70")
-        self.assertWithin("0.0.0.0/0", "0.0.0.0", "255.255.255.255")
-
-    def test_ipv6(self) -> None:
-        """So it is with IPv6, in whatever spelling."""
-        self.assertWithin("2001:db8::/32", "2001:db8::1", "2001:0DB8:ffff::1")
-        self.assertOutside("2001:db8::/32", "2001:db9::", "2001:db7:ffff::")
-        self.assertWithin("::1", "::1", "0:0:0:0:0:0:0:1")
-
-    def test_versions(self) -> None:
-        """An address is in no range of the other kind."""
-        self.assertOutside("::/0", "192.0.2.7", "127.0.0.1")
-        self.assertOutside("0.0.0.0/0", "::1", "2001:db8::1")
-
-    def test_zones(self) -> None:
-        """A link-local address is in a range whatever interface it is on, unless the range is
-        for one: there may be another machine with that address on another link."""
-        self.assertWithin("fe80::/10", "fe80::1%eth0", "fe80::1%7", "fe80::1")
-        self.assertOutside("2001:db8::/32", "fe80::1%eth0")
-        for text in ("fe80::1%eth0", "fe80::1%eth0/128", "fe80::%eth0/64"):
-            self.assertWithin(text, "fe80::1%eth0")
-            self.assertOutside(text, "fe80::1%eth1", "fe80::1", "fe80::1%", "fe80::1%eth00")
-
-    def test_several(self) -> None:
-        """One of several ranges is enough; of none nobody is one."""
-        ranges = ("10.0.0.0/8", "2001:db8::/32")
-        self.assertTrue(within("10.1.2.3", ranges))
-        self.assertTrue(within("2001:db8::1", ranges))
-        self.assertFalse(within("192.0.2.7", ranges))
-        self.assertFalse(within("10.1.2.3", ()))
-
-    def test_noAddress(self) -> None:
-        """What is no address is in none."""
-        for text in (
-            LOCAL,
-            "",
-            "%",
-            "%eth0",
-            "10.0.0.1.example.com",
-            "10.0.0.1 ",
-            "1",
-            "010.0.0.1",
+    def test_within(self) -> None:
+        """A range contains the addresses of its version, in any spelling. A link-local address is
+        in a range whatever its interface, unless the range has a zone. Text that is no address is
+        in no range."""
+        zoned = ("fe80::1%eth0", "fe80::1%eth0/128", "fe80::%eth0/64")
+        elsewhere = ("fe80::1%eth1", "fe80::1", "fe80::1%", "fe80::1%eth00")
+        noAddress = ("", "%", "%eth0", "10.0.0.1.example.com", "10.0.0.1 ", "1", "010.0.0.1")
+        for text, inside, outside in (
+            (
+                "192.168.7.0/24",
+                ("192.168.7.0", "192.168.7.255"),
+                ("192.168.6.255", "192.168.8.0", "192.168.70.1"),
+            ),
+            ("192.0.2.7", ("192.0.2.7",), ("192.0.2.6", "192.0.2.70")),
+            (
+                "0.0.0.0/0",
+                ("0.0.0.0", "255.255.255.255"),
+                ("::1", "2001:db8::1", LOCAL, *noAddress),
+            ),
+            (
+                "2001:db8::/32",
+                ("2001:db8::1", "2001:0DB8:ffff::1"),
+                ("2001:db9::", "2001:db7:ffff::", "fe80::1%eth0"),
+            ),
+            ("::1", ("::1", "0:0:0:0:0:0:0:1"), ()),
+            ("::/0", (), ("192.0.2.7", "127.0.0.1", LOCAL, *noAddress)),
+            ("fe80::/10", ("fe80::1%eth0", "fe80::1%7", "fe80::1"), ()),
+            *((text, ("fe80::1%eth0",), elsewhere) for text in zoned),
         ):
-            self.assertOutside("0.0.0.0/0", text)
-            self.assertOutside("::/0", text)
+            for address in (*inside, *outside):
+                self.assertIs(within(address, (text,)), address in inside, (address, text))
+        for address, expected in (("10.1.2.3", True), ("2001:db8::1", True), ("192.0.2.7", False)):
+            self.assertIs(within(address, ("10.0.0.0/8", "2001:db8::/32")), expected)
+            self.assertFalse(within(address, ()))
 
     def test_sameHost(self) -> None:
-        """This machine is one, by whichever of its own addresses; of others nothing is known
-        but the address."""
+        """All loopback addresses and unix sockets are this machine; another machine is known by
+        its address only."""
         for one, other, expected in (
             *(("192.0.2.7", "192.0.2.7", True), ("192.0.2.7", "192.0.2.8", False)),
             *(("127.0.0.1", "::1", True), (LOCAL, "127.9.9.9", True), (LOCAL, LOCAL, True)),
@@ -134,200 +101,132 @@ class WithinTests(SynchronousTestCase):
             self.assertIs(sameHost(other, one), expected, (other, one))
 
 
+def shown(address: str, certificate: str | None = None) -> Principal:
+    """A principal that has shown the token of C{it}."""
+    return Principal(address, certificate=certificate, token="it", hashes=(HASH,))
+
+
 class WhoTests(SynchronousTestCase):
     """
-    Whom a description is of.
+    Definitions of principals.
     """
 
-    def assertIs_(self, who: Who, *principals: Principal) -> None:
-        """It is of these, of those there are."""
+    def test_matches(self) -> None:
+        """A client matches if it matches all that is given, and one item of each list: an address
+        is in a range, a user id is that of a unix socket, a token is one of this principal, a
+        certificate's name is equal. An empty list matches nobody."""
+        near, far, six = (Principal(it) for it in ("192.168.7.1", "192.168.8.1", "2001:db8::1"))
+        unix, root, user = Principal(LOCAL), Principal(LOCAL, uid=0), Principal(LOCAL, uid=1000)
+        nearShown, farShown = shown(near.address), shown(far.address)
+        rootShown = Principal(LOCAL, uid=0, token="it", hashes=(HASH,))
+        third = Principal(near.address, token="other", hashes=(THIRD,))
+        alice, unnamed = (Principal(near.address, certificate=it) for it in ("alice", ""))
+        bob, both = Principal(far.address, certificate="bob"), shown(far.address, "alice")
+        atFar = (far, farShown, bob, both)
         everybody = (
-            *(Principal("192.168.7.1"), Principal("192.168.8.1"), Principal("2001:db8::1")),
-            *(Principal(LOCAL), Principal(LOCAL, uid=0), Principal(LOCAL, uid=1000)),
+            *(near, far, six, unix, root, user, nearShown, farShown, rootShown),
+            *(third, alice, unnamed, bob, both),
+        )
+        anywhere = "0.0.0.0/0"
+        cases: tuple[tuple[Who, tuple[Principal, ...]], ...] = (
+            (Who(address=("192.168.8.0/24", "2001:db8::/32")), (*atFar, six)),
+            (Who(address="192.168.8.1"), atFar),
+            (Who(uid=0), (root, rootShown)),
+            (Who(uid=1000), (user,)),
+            (Who(uid=(1000, 1001)), (user,)),
+            (Who(uid=7), ()),
+            (Who(token=(HASH, OTHER)), (nearShown, farShown, rootShown, both)),
+            (Who(certificate="alice"), (alice, both)),
+            (Who(certificate=("bob", "alice")), (alice, bob, both)),
             *(
-                Principal("192.168.7.1", token="it", hashes=(HASH,)),
-                Principal("192.168.8.1", token="it", hashes=(HASH,)),
+                (Who(certificate=name), ())
+                for name in ("Alice", "alic", "alice ", "*", "a*", "ali")
             ),
-            *(
-                Principal("192.168.7.1", token="other", hashes=(THIRD,)),
-                Principal(LOCAL, uid=0, token="it", hashes=(HASH,)),
-            ),
-            Principal("192.168.7.1", certificate="alice"),
-            Principal("192.168.8.1", certificate="bob"),
-            Principal("192.168.8.1", certificate="alice", token="it", hashes=(HASH,)),
-            Principal("192.168.7.1", certificate=""),
+            (Who(address="192.168.7.0/24", token=HASH), (nearShown,)),
+            (Who(certificate="alice", token=HASH), (both,)),
+            (Who(certificate="alice", token=HASH, address=near.address), ()),
+            (Who(uid=0, token=HASH), (rootShown,)),
+            (Who(uid=0, address=near.address), ()),
+            *((who, ()) for who in (Who(address=()), Who(token=()), Who(certificate=()))),
+            *((who, ()) for who in (Who(uid=()), Who(address=(), token=HASH))),
+            *((who, ()) for who in (Who(token=(), address=anywhere), Who(uid=(), token=HASH))),
+            (Who(certificate=(), address=anywhere), ()),
         )
-        found = [principal for principal in everybody if who.matches(principal)]
-        self.assertEqual(found, [*principals], who)
-
-    def test_address(self) -> None:
-        """Everybody at an address; nobody on a unix socket, as there is none."""
-        expected = (Principal("192.168.8.1"), Principal("2001:db8::1"))
-        shown = (
-            Principal("192.168.8.1", token="it", hashes=(HASH,)),
-            Principal("192.168.8.1", certificate="bob"),
-            Principal("192.168.8.1", certificate="alice", token="it", hashes=(HASH,)),
-        )
-        self.assertIs_(Who(address=("192.168.8.0/24", "2001:db8::/32")), *expected, *shown)
-        self.assertIs_(Who(address="192.168.8.1"), expected[0], *shown)
-
-    def test_uid(self) -> None:
-        """A user on a unix socket: user 0 is one, and no user is none of them."""
-        root = (Principal(LOCAL, uid=0), Principal(LOCAL, uid=0, token="it", hashes=(HASH,)))
-        self.assertIs_(Who(uid=0), *root)
-        self.assertIs_(Who(uid=1000), Principal(LOCAL, uid=1000))
-        self.assertIs_(Who(uid=(1000, 1001)), Principal(LOCAL, uid=1000))
-        self.assertIs_(Who(uid=7))
-
-    def test_token(self) -> None:
-        """Whoever has shown a token of this principal, not of another."""
-        self.assertIs_(
-            Who(token=(HASH, OTHER)),
-            Principal("192.168.7.1", token="it", hashes=(HASH,)),
-            Principal("192.168.8.1", token="it", hashes=(HASH,)),
-            Principal(LOCAL, uid=0, token="it", hashes=(HASH,)),
-            Principal("192.168.8.1", certificate="alice", token="it", hashes=(HASH,)),
-        )
-
-    def test_certificate(self) -> None:
-        """Whoever has shown a certificate with one of these names, to the letter."""
-        alice = Principal("192.168.7.1", certificate="alice")
-        both = Principal("192.168.8.1", certificate="alice", token="it", hashes=(HASH,))
-        self.assertIs_(Who(certificate="alice"), alice, both)
-        bob = Principal("192.168.8.1", certificate="bob")
-        self.assertIs_(Who(certificate=("bob", "alice")), alice, bob, both)
-        for name in ("Alice", "alic", "alice ", "*", "a*", "ali"):
-            self.assertIs_(Who(certificate=name))
-
-    def test_all(self) -> None:
-        """All that is given has to be true."""
-        expected = Principal("192.168.7.1", token="it", hashes=(HASH,))
-        self.assertIs_(Who(address="192.168.7.0/24", token=HASH), expected)
-        both = Principal("192.168.8.1", certificate="alice", token="it", hashes=(HASH,))
-        self.assertIs_(Who(certificate="alice", token=HASH), both)
-        self.assertIs_(Who(certificate="alice", token=HASH, address="192.168.7.1"))
-        self.assertIs_(Who(uid=0, token=HASH), Principal(LOCAL, uid=0, token="it", hashes=(HASH,)))
-        self.assertIs_(Who(uid=0, address="192.168.7.1"))
-
-    def test_empty(self) -> None:
-        """An empty list is nobody, whatever stands beside it."""
-        for who in (
-            *(Who(address=()), Who(token=()), Who(certificate=()), Who(uid=())),
-            *(Who(address=(), token=HASH), Who(token=(), address="0.0.0.0/0")),
-            *(Who(certificate=(), address="0.0.0.0/0"), Who(uid=(), token=HASH)),
-        ):
-            self.assertIs_(who)
+        for who, expected in cases:
+            found = {principal for principal in everybody if who.matches(principal)}
+            self.assertEqual(found, {*expected}, who)
 
 
 class GrantTests(SynchronousTestCase):
     """
-    What a rule is about.
+    Entries of C{allow} and C{deny}.
     """
 
-    def covered(self, grant: Grant) -> set[tuple[Right, str]]:
-        """What it covers of all there is."""
-        devices = (UNO, STICK, MOUSE)
-        return {
-            (right, device.busId)
-            for right in Right
-            for device in devices
-            if grant.covers(right, device)
-        }
-
-    def test_everything(self) -> None:
-        """What is left out is everything."""
-        self.assertEqual(len(self.covered(Grant(who="a"))), 3 * len(Right))
-        self.assertTrue(all(Grant(who="a").isAbout(right) for right in Right))
-
-    def test_commands(self) -> None:
-        """One command, or several."""
-        for commands in (Right.KICK, (Right.KICK, Right.LIST)):
-            grant = Grant(who="a", commands=commands)
-            about = {right for right in Right if grant.isAbout(right)}
-            self.assertEqual(about, {*several(commands)})
-            self.assertEqual({right for right, _ in self.covered(grant)}, about)
-
-    def test_devices(self) -> None:
-        """One kind of device, or several; it is about a command for any device then."""
+    def test_covers(self) -> None:
+        """An entry is for one or several commands and devices; without them for all; an empty list
+        is for none."""
+        every, everyDevice = {*Right}, {"1-1.4", "1-2", "2-10"}
         uno, stick = Match(desc="uno"), Match(serial="4C530001[23]")
-        for devices, expected in ((uno, {"1-1.4"}), ((uno, stick), {"1-1.4", "1-2"})):
-            grant = Grant(who="a", devices=devices)
-            self.assertEqual({busId for _, busId in self.covered(grant)}, expected)
-            self.assertTrue(grant.isAbout(Right.ATTACH))
-
-    def test_empty(self) -> None:
-        """An empty list is nothing."""
-        self.assertEqual(self.covered(Grant(who="a", commands=())), set())
-        self.assertEqual(self.covered(Grant(who="a", devices=())), set())
+        for grant, rights, busIds in (
+            (Grant(who="a"), every, everyDevice),
+            (Grant(who="a", commands=Right.KICK), {Right.KICK}, everyDevice),
+            (
+                Grant(who="a", commands=(Right.KICK, Right.LIST)),
+                {Right.KICK, Right.LIST},
+                everyDevice,
+            ),
+            (Grant(who="a", devices=uno), every, {"1-1.4"}),
+            (Grant(who="a", devices=(uno, stick)), every, {"1-1.4", "1-2"}),
+            (Grant(who="a", commands=()), set(), everyDevice),
+            (Grant(who="a", devices=()), every, set()),
+        ):
+            self.assertEqual({right for right in Right if grant.isAbout(right)}, rights)
+            covered = {
+                (r, d.busId) for r in Right for d in (UNO, STICK, MOUSE) if grant.covers(r, d)
+            }
+            self.assertEqual(covered, {(r, busId) for r in rights for busId in busIds}, grant)
 
 
 class PolicyTests(SynchronousTestCase):
     """
-    Names, and who is meant by them.
+    Names of principals.
     """
-
-    lab = Principal("192.168.7.1")
-    away = Principal("203.0.113.9")
-    policy = Policy(principals={"lab": Who(address="192.168.7.0/24"), "ci": Who(token=HASH)})
-
-    def assertAny(self, principal: Principal, *names: str) -> None:
-        """Somebody is called this, and no other name there is."""
-        known = (*self.policy.principals, *BUILT_IN)
-        found = [name for name in known if self.policy.isAny((name,), principal)]
-        self.assertEqual(found, [*names], principal)
 
     def test_names(self) -> None:
-        """A principal of the configuration is called by its name, and so are those that are
-        there without it."""
-        self.assertAny(self.lab, "lab", "anyone", "private")
-        self.assertAny(self.away, "anyone")
-        self.assertAny(Principal("203.0.113.9", token="ci", hashes=(HASH,)), "ci", "anyone")
-        self.assertAny(Principal("203.0.113.9", token="lab"), "anyone")
-        self.assertAny(Principal("127.0.0.1"), "anyone", "private", "local")
-        self.assertAny(Principal("fe80::1%eth0"), "anyone", "private")
-        self.assertAny(Principal(LOCAL, uid=1000), "anyone", "private", "local")
-
-    def test_oneOfSeveral(self) -> None:
-        """One name of several is enough, and without a name nobody is meant."""
-        self.assertTrue(self.policy.isAny(("ci", "lab"), self.lab))
-        self.assertFalse(self.policy.isAny(("ci", "local"), self.lab))
-        self.assertFalse(self.policy.isAny((), self.lab))
-
-    def test_proofsAreNoNames(self) -> None:
-        """Nobody becomes somebody by a certificate, or an address, that has their name."""
-        for principal in (Principal("203.0.113.9", certificate="ci"), Principal("ci")):
-            self.assertAny(principal, "anyone")
-
-    def test_words(self) -> None:
-        """Each word is a policy of one rule."""
-        for openness, names in (
-            (AccessPreset.OPEN, {"anyone"}),
-            (AccessPreset.PRIVATE, {"private"}),
-            (AccessPreset.LOCAL, {"local"}),
+        """A client has the names of the definitions that match it, configured or built in. A
+        certificate, address or token called like a principal gives nobody that name."""
+        policy = Policy(principals={"lab": Who(address="192.168.7.0/24"), "ci": Who(token=HASH)})
+        away, lab = "203.0.113.9", Principal("192.168.7.1")
+        for principal, names in (
+            (lab, {"lab", "anyone", "private"}),
+            (Principal(away), {"anyone"}),
+            (shown(away), {"ci", "anyone"}),
+            (Principal(away, token="lab"), {"anyone"}),
+            (Principal("127.0.0.1"), {"anyone", "private", "local"}),
+            (Principal("fe80::1%eth0"), {"anyone", "private"}),
+            (Principal(LOCAL, uid=1000), {"anyone", "private", "local"}),
+            (Principal(away, certificate="ci"), {"anyone"}),
+            (Principal("ci"), {"anyone"}),
         ):
-            [grant] = openness.policy.allow
-            self.assertEqual({*several(grant.who)}, names)
-            self.assertEqual((grant.commands, grant.devices), (None, None))
-            self.assertEqual(openness.policy.deny, ())
+            known = (*policy.principals, *BUILT_IN)
+            found = {name for name in known if policy.isAny((name,), principal)}
+            self.assertEqual(found, names, principal)
+        for several_, expected in ((("ci", "lab"), True), (("ci", "local"), False), ((), False)):
+            self.assertIs(policy.isAny(several_, lab), expected)
 
-
-class FileTests(SynchronousTestCase):
-    """
-    What stands in the file.
-    """
-
-    def test_default(self) -> None:
-        """Nothing, or a word."""
+    def test_presets(self) -> None:
+        """Each preset is a policy with one rule, for everything; the default is C{private}."""
+        for preset, name in (
+            (AccessPreset.OPEN, "anyone"),
+            (AccessPreset.PRIVATE, "private"),
+            (AccessPreset.LOCAL, "local"),
+        ):
+            self.assertEqual(preset.policy, Policy(allow=(Grant(who=name),)))
+            self.assertEqual(policyOf(f"  {preset.value}"), preset.policy)
         self.assertEqual(Source("c.yaml", "").config().settings.access, AccessPreset.PRIVATE.policy)
-        for openness in AccessPreset:
-            self.assertEqual(policyOf(f"  {openness.value}"), openness.policy)
 
-    def test_empty(self) -> None:
-        """A mapping without a rule lets nobody do anything."""
-        self.assertEqual(policyOf("  {}"), Policy())
-
-    def test_everything(self) -> None:
-        """One or a list of each."""
+    def test_file(self) -> None:
+        """Each key of the block may have one item or a list; an empty mapping allows nothing."""
         policy = policyOf(
             f"""
   principals:
@@ -355,9 +254,7 @@ class FileTests(SynchronousTestCase):
         self.assertEqual(policy.allow[2].commands, Right.FORCE)
         matches = (Match(id="backup"), Match(device_class="hid"))
         self.assertEqual(policy.deny, (Grant(who="anyone", devices=matches),))
-
-    def test_everyCommand(self) -> None:
-        """Each right can be said."""
+        self.assertEqual(policyOf("  {}"), Policy())
         for right in Right:
             [grant] = policyOf(f"  allow: [{{who: anyone, commands: {right.value}}}]").allow
             self.assertEqual(grant.commands, right)
@@ -365,145 +262,110 @@ class FileTests(SynchronousTestCase):
 
 class WrongTests(SynchronousTestCase):
     """
-    What is wrong in the file: the daemon says where, and does not start.
+    Mistakes in the file: an error with the place and the key.
     """
 
-    def assertWrong(self, access: str, *said: str) -> None:
-        """It is refused, with a message that says all that."""
-        error = self.assertRaises(ConfigError, policyOf, access)
-        for part in said:
-            self.assertIn(part, str(error))
+    def assertWrong(self, access: str, *parts: str) -> str:
+        """The block is refused, and the message contains all parts."""
+        message = str(self.assertRaises(ConfigError, policyOf, access))
+        for part in parts:
+            self.assertIn(part, message)
+        return message
 
-    def who(self, description: str, *said: str) -> None:
-        """That is no description of somebody."""
-        self.assertWrong(f"  principals:\n    lab: {description}", "c.yaml:3: access.pr", *said)
+    def who(self, definition: str, *parts: str) -> str:
+        """A definition of a principal is refused."""
+        return self.assertWrong(
+            f"  principals:\n    lab: {definition}", "c.yaml:3: access.pr", *parts
+        )
 
-    def grant(self, grant: str, *said: str) -> None:
-        """That is no rule, neither to allow nor to deny."""
-        for key in ("allow", "deny"):
-            self.assertWrong(f"  {key}:\n  - {grant}", *(it.replace("KEY", key) for it in said))
-
-    def test_words(self) -> None:
-        """There are three words."""
-        self.assertWrong("  closed", "c.yaml:1: access: ", "one of open, private, local")
-        self.assertWrong("  Open", "one of open, private, local")
-        for nothing in ("  ", "  null", "  []", "  1", "  yes"):
-            self.assertWrong(nothing, "access: expected")
-
-    def test_unknown(self) -> None:
-        """There are no other keys."""
-        self.assertWrong("  alow: []", "access.alow: unknown key")
-        self.who("{adress: 192.0.2.7}", "access.principals.lab.adress: unknown key")
-        self.grant("{who: anyone, command: list}", "access.KEY.0.command: unknown key")
-        self.grant("{who: anyone, devices: {name: x}}", "access.KEY.0.devices", "unknown key")
-
-    def test_address(self) -> None:
-        """Addresses and ranges, and such that somebody can be in."""
-        for text in (
-            *('""', "lab.example.com", "10.0.0.0/33", "10.0.0.0/-1", "010.0.0.1"),
+    def test_block(self) -> None:
+        """A word has to be a preset. There are no other keys. A key without a value is a mistake,
+        not "everything". Names of principals are known, and not built in. A token belongs to one
+        principal."""
+        presets = "one of open, private, local"
+        empty = (f"  {key}:" for key in ("principals", "allow", "deny"))
+        for access, part in (
+            *(("  closed", "c.yaml:1: access: "), ("  closed", presets), ("  Open", presets)),
             *(
-                '"::g"',
-                "10.0.0.0-10.0.0.9",
-                "10.*",
-                '"10"',
-                '"fe80::/64%eth0"',
-                "10.0.0.0/8/8",
-                "local",
+                (nothing, "access: expected")
+                for nothing in ("  ", "  null", "  []", "  1", "  yes")
+            ),
+            ("  alow: []", "access.alow: unknown key"),
+            *((text, f"access.{text.strip(' :')}: expected") for text in empty),
+            *(
+                (
+                    f"  principals: {{{name}: {{uid: 0}}}}",
+                    f"access: `principals`: {name!r} is a built-in principal: choose another name",
+                )
+                for name in BUILT_IN
+            ),
+            (
+                "  principals: {lab: {uid: 0}}\n  allow: [{who: lab}, {who: Lab}]",
+                "`allow.1.who`: unknown principal 'Lab'; known are lab, anyone, private, local",
+            ),
+            *(
+                (
+                    f'\n  principals:\n    a: {{token: "{HASH}"}}\n    b: {{token: {second}}}',
+                    "access: `principals.b.token`: 'a' has the same token",
+                )
+                for second in (f'"{HASH}"', f'["{OTHER}", "{HASH}"]')
             ),
         ):
-            self.who(f"{{address: {text}}}", "access.principals.lab: `address`: ")
-            self.who(f"{{address: [10.0.0.1, {text}]}}", "access.principals.lab: `address`: ")
-        self.who("{address: 192.168.7.1/24}", "`address`: 192.168.7.1/24 has host bits set")
-        for text in ("::ffff:10.0.0.0/104", "::ffff:10.0.0.1", "::ffff:0:0/96"):
-            self.who(f'{{address: "{text}"}}', f"`address`: {text!r} is IPv4 in IPv6: write it")
-        self.who("{address: 10}", "access.principals.lab.address: ")
-        self.who("{address: [10]}", "access.principals.lab.address.0: ")
-
-    def test_token(self) -> None:
-        """The hash of a token, not a token; what stands there is not repeated."""
-        for text in ('""', "usbip_secret", f"{HASH}0", HASH[:-1], HASH.upper()):
-            for token in (text, f"[{text}]"):
-                self.who(f"{{token: {token}}}", "lab: `token`: this has to be the hash")
-        error = self.assertRaises(
-            ConfigError, policyOf, "  principals: {lab: {token: usbip_secret}}"
-        )
-        self.assertNotIn("secret", str(error))
-
-    def test_tokenOfTwo(self) -> None:
-        """A token says who somebody is: it cannot be that of two. One principal may have it
-        in its list twice."""
-        for second in (f'"{HASH}"', f'["{OTHER}", "{HASH}"]'):
-            self.assertWrong(
-                f'\n  principals:\n    a: {{token: "{HASH}"}}\n    b: {{token: {second}}}',
-                "access: `principals.b.token`: 'a' has the same token",
-            )
+            self.assertWrong(access, part)
         policyOf(f'\n  principals: {{a: {{token: ["{HASH}", "{HASH}"]}}}}')
 
-    def test_uid(self) -> None:
-        """Numbers of users."""
-        for text in ("root", "-1", "1.5", '"0"', "true"):
-            self.who(f"{{uid: {text}}}", "access.principals.lab.uid: expected a whole number")
-            self.who(f"{{uid: [{text}]}}", "access.principals.lab.uid.0: expected a whole number")
-
-    def test_certificate(self) -> None:
-        """Names, and not empty ones."""
-        self.who(
-            '{certificate: ""}', "access.principals.lab: `certificate`: a name must not be empty"
-        )
-        self.who(
-            '{certificate: [a, ""]}',
-            "access.principals.lab: `certificate`: a name must not be empty",
-        )
-        self.who("{certificate: 1}", "access.principals.lab.certificate: expected")
-
-    def test_nobody(self) -> None:
-        """A description has to say something."""
-        self.who("{}", "access.principals.lab: one of `address`, `token`, `certificate` and")
-        self.who("", "access.principals.lab: expected a mapping, got nothing")
-
-    def test_leftEmpty(self) -> None:
-        """A key with nothing behind it is not taken for one that was left out: that would be
-        everybody, everything, all devices."""
+    def test_principals(self) -> None:
+        """A definition has at least one key, and each value is of its kind: addresses and ranges
+        that a client can be in, hashes of tokens, user ids, names in certificates. What is given
+        as a token is not repeated."""
+        lab = "access.principals.lab"
+        ranges = ('""', "lab.example.com", "10.0.0.0/33", "10.0.0.0/-1", "010.0.0.1", '"::g"')
+        others = ("10.0.0.0-10.0.0.9", "10.*", '"10"', '"fe80::/64%eth0"', "10.0.0.0/8/8", "local")
+        mapped = ("::ffff:10.0.0.0/104", "::ffff:10.0.0.1", "::ffff:0:0/96")
+        noHash = ('""', "usbip_secret", f"{HASH}0", HASH[:-1], HASH.upper())
+        noUid = ("root", "-1", "1.5", '"0"', "true")
+        noName = f"{lab}: `certificate`: a name must not be empty"
+        for definition, part in (
+            ("{adress: 192.0.2.7}", f"{lab}.adress: unknown key"),
+            ("{}", f"{lab}: one of `address`, `token`, `certificate` and"),
+            ("", f"{lab}: expected a mapping, got nothing"),
+            *((f"{{address: {it}}}", f"{lab}: `address`: ") for it in (*ranges, *others)),
+            *((f"{{address: [10.0.0.1, {it}]}}", f"{lab}: `address`: ") for it in ranges + others),
+            ("{address: 192.168.7.1/24}", "`address`: 192.168.7.1/24 has host bits set"),
+            *((f'{{address: "{it}"}}', f"{it!r} is IPv4 in IPv6: write it") for it in mapped),
+            *(("{address: 10}", f"{lab}.address: "), ("{address: [10]}", f"{lab}.address.0: ")),
+            *((f"{{token: {it}}}", "lab: `token`: this has to be the hash") for it in noHash),
+            *((f"{{token: [{it}]}}", "lab: `token`: this has to be the hash") for it in noHash),
+            *((f"{{uid: {it}}}", f"{lab}.uid: expected a whole number") for it in noUid),
+            *((f"{{uid: [{it}]}}", f"{lab}.uid.0: expected a whole number") for it in noUid),
+            *(('{certificate: ""}', noName), ('{certificate: [a, ""]}', noName)),
+            ("{certificate: 1}", f"{lab}.certificate: expected"),
+        ):
+            self.assertNotIn("secret", self.who(definition, part))
         for key in ("address", "token", "certificate", "uid"):
             other = "uid: 0" if key == "address" else "address: 10.0.0.0/8"
             for nothing in ("", "null", "~"):
-                self.who(
-                    f"{{{other}, {key}: {nothing}}}",
-                    f"access.principals.lab.{key}: expected ",
-                    "got nothing",
+                wrong = f"{{{other}, {key}: {nothing}}}"
+                self.who(wrong, f"{lab}.{key}: expected ", "got nothing")
+
+    def test_grants(self) -> None:
+        """An entry of either list names known principals, commands and criteria of devices."""
+        nobody = "`KEY.0.who`: unknown principal 'lab'; known are anyone, private, local"
+        words = ("lst", "[list, lst]", "LIST", '""')
+        for grant, *parts in (
+            ("{who: anyone, command: list}", "access.KEY.0.command: unknown key"),
+            ("{who: anyone, devices: {name: x}}", "access.KEY.0.devices", "unknown key"),
+            ("{who: anyone, commands: }", "access.KEY.0.commands: expected", "got nothing"),
+            ("{who: anyone, devices: }", "access.KEY.0.devices: expected", "got nothing"),
+            ("{who: }", "access.KEY.0.who: expected", "got nothing"),
+            ("{commands: list}", "access.KEY.0.who: is missing"),
+            *(("{who: lab}", nobody), ("{who: [anyone, lab]}", nobody)),
+            *((f"{{who: anyone, commands: {it}}}", "KEY.0.commands", "force") for it in words),
+            ("{who: anyone, devices: {}}", "access.KEY.0.devices: no criterion"),
+            ("{who: anyone, devices: [{id: ''}]}", "access.KEY.0.devices.0: `id` is empty"),
+            ("{who: anyone, devices: uno}", "access.KEY.0.devices: expected"),
+        ):
+            for key in ("allow", "deny"):
+                self.assertWrong(
+                    f"  {key}:\n  - {grant}", *(it.replace("KEY", key) for it in parts)
                 )
-        for key in ("commands", "devices"):
-            self.grant(f"{{who: anyone, {key}: }}", f"access.KEY.0.{key}: expected", "got nothing")
-        self.grant("{who: }", "access.KEY.0.who: expected", "got nothing")
-        for key in ("principals", "allow", "deny"):
-            self.assertWrong(f"  {key}:", f"access.{key}: expected", "got nothing")
-
-    def test_names(self) -> None:
-        """A rule is for somebody there is, and nobody is called as those that are there
-        without the configuration."""
-        self.grant("{commands: list}", "access.KEY.0.who: is missing")
-        for who in ("lab", "[anyone, lab]"):
-            self.grant(
-                f"{{who: {who}}}",
-                "`KEY.0.who`: unknown principal 'lab'; known are anyone, private, local",
-            )
-        for name in BUILT_IN:
-            self.assertWrong(
-                f"  principals: {{{name}: {{uid: 0}}}}",
-                f"access: `principals`: {name!r} is a built-in principal: choose another name",
-            )
-        self.assertWrong(
-            "  principals: {lab: {uid: 0}}\n  allow: [{who: lab}, {who: Lab}]",
-            "`allow.1.who`: unknown principal 'Lab'; known are lab, anyone, private, local",
-        )
-
-    def test_commands(self) -> None:
-        """There are some commands."""
-        for commands in ("lst", "[list, lst]", "LIST", '""'):
-            self.grant(f"{{who: anyone, commands: {commands}}}", "access.KEY.0.commands", "force")
-
-    def test_devices(self) -> None:
-        """Devices are meant as in rules."""
-        self.grant("{who: anyone, devices: {}}", "access.KEY.0.devices: no criterion")
-        self.grant("{who: anyone, devices: [{id: ''}]}", "access.KEY.0.devices.0: `id` is empty")
-        self.grant("{who: anyone, devices: uno}", "access.KEY.0.devices: expected")

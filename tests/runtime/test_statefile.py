@@ -42,8 +42,8 @@ while sys.stdin.readline():
     if child == 0:
         reactor = FakeReactor()
         file = StateFile(sys.argv[1], State, reactor, reactor.spawn)
-        wishes = file.open().devices
-        number = int(wishes[0].serial) if wishes else 0
+        devices = file.open().devices
+        number = int(devices[0].serial) if devices else 0
         while True:
             number += 1
             file.save(stateOf(number))
@@ -51,8 +51,8 @@ while sys.stdin.readline():
     os.waitpid(child, 0)
     os.write(1, b"killed\\n")
 """
-"""A process that at each line begins to save, until it is killed, and tells each number that
-is saved."""
+"""For each line of its input, starts a process that saves states until it is killed, and that
+prints its pid and the number of each saved state."""
 
 HOLDING = """
 import sys
@@ -66,18 +66,41 @@ print("open", flush=True)
 sys.stdin.read()
 """
 
+MKSTEMP = tempfile.mkstemp
+
 
 def stateOf(number: int) -> State:
-    """A state that is long, and damaged if not all of it has the same number."""
-    wish = DesiredDevice(
+    """A long state, which is damaged if not all of it has the same number."""
+    desired = DesiredDevice(
         vendorId="2341", productId="0043", serial=str(number), busId="1-1.4", kept=True
     )
-    return State(devices=(wish,) * 100)
+    return State(devices=(desired,) * 100)
 
 
-class Fixture(SynchronousTestCase):
+def refuse(number: int) -> Callable[..., Any]:
+    """A function that fails with an errno, and with another file name each time."""
+
+    def refused(*arguments: object) -> None:
+        raise OSError(number, os.strerror(number), f"/{random.random()}")
+
+    return refused
+
+
+def child(program: str, path: str) -> subprocess.Popen[str]:
+    """A Python process that runs a program with the path of a state file."""
+    return subprocess.Popen(
+        [sys.executable, "-c", program, path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+
+
+class StateFileCase(SynchronousTestCase):
     """
-    A place for a file, and what is logged.
+    A directory for a state file, and what is logged.
     """
 
     def setUp(self) -> None:
@@ -94,61 +117,63 @@ class Fixture(SynchronousTestCase):
         return StateFile(path, State, self.reactor, self.reactor.spawn)
 
     def put(self, content: bytes) -> None:
-        """Put a file at the place."""
+        """Write the file."""
         os.makedirs(self.directory, exist_ok=True)
         with open(self.path, "wb") as file:
             file.write(content)
 
     def there(self, path: str | None = None) -> bytes:
-        """What is in the file."""
+        """The content of the file."""
         with open(path or self.path, "rb") as file:
             return file.read()
 
     def names(self) -> list[str]:
-        """What is in the directory."""
+        """The names in the directory."""
         return sorted(os.listdir(self.directory))
 
     def close(self, file: StateFile[State] | None = None) -> Deferred[None]:
-        """Close, waiting for five seconds at the most."""
+        """Close, with a time limit of five seconds."""
         return Deferred.fromCoroutine((file or self.file).close(5))
 
     def next(self) -> State:
-        """What the next daemon finds."""
+        """The state that the next daemon reads."""
         self.successResultOf(self.close())
         self.file = self.fileAt(self.path)
         return self.file.open()
 
     def warnings(self) -> list[str]:
-        """The warnings that were logged since the last time."""
+        """The warnings that were logged since the last call."""
         texts = [formatEvent(e) for e in self.events if e["log_level"] is LogLevel.warn]
         self.events.clear()
         return texts
 
-    def warning(self) -> str:
-        """The one warning."""
+    def warning(self, *parts: str) -> str:
+        """The only warning; it contains all parts."""
         (text,) = self.warnings()
+        for part in parts:
+            self.assertIn(part, text)
         return text
 
 
-class KeepingTests(Fixture):
+class SavingTests(StateFileCase):
     """
-    What is saved is there the next time.
+    What is saved is read by the next daemon.
     """
 
-    def test_kept(self) -> None:
-        """What was saved last is found by the next daemon."""
+    def test_roundTrip(self) -> None:
+        """The state that was saved last is the one that is read."""
         lease = Lease(owner="ci", address="192.0.2.7", until=1.5)
-        wish = DesiredDevice(
+        desired = DesiredDevice(
             vendorId="2341", productId="0043", serial=None, busId="1-1.4", lease=lease
         )
         self.assertEqual(self.file.open(), State())
-        for state in (stateOf(1), State(devices=(wish,)), State()):
+        for state in (stateOf(1), State(devices=(desired,)), State()):
             self.file.save(state)
             self.assertEqual(encode(self.next()), encode(state))
         self.assertEqual(self.warnings(), [])
 
-    def test_readable(self) -> None:
-        """It is one JSON object that a human can read, and nobody else's."""
+    def test_format(self) -> None:
+        """The file is indented JSON, and only its owner can read it and its directory."""
         self.addCleanup(os.umask, os.umask(0))
         self.file.open()
         self.file.save(State(devices=stateOf(7).devices[:1]))
@@ -159,42 +184,33 @@ class KeepingTests(Fixture):
         for path, mode in ((self.path, 0o600), (self.directory, 0o700)):
             self.assertEqual(stat.S_IMODE(os.stat(path).st_mode), mode)
 
-    def test_link(self) -> None:
-        """A symbolic link stays; what it leads to is replaced."""
+    def test_paths(self) -> None:
+        """A symbolic link stays, and its target is replaced. A relative path is relative to the
+        working directory at the start."""
         os.makedirs(self.directory)
         link = os.path.join(self.directory, "link")
         os.symlink("state.json", link)
-        file = self.fileAt(link)
-        file.open()
-        file.save(stateOf(1))
-        self.assertEqual(os.readlink(link), "state.json")
-        self.successResultOf(self.close(file))
-        self.assertEqual(self.next(), stateOf(1))
+        start = os.getcwd()
+        self.addCleanup(os.chdir, start)
+        for number, path in enumerate((link, os.path.relpath(self.path))):
+            file = self.fileAt(path)
+            file.open()
+            os.chdir("/")
+            file.save(stateOf(number))
+            self.successResultOf(self.close(file))
+            self.assertEqual(os.readlink(link), "state.json")
+            self.assertEqual(self.next(), stateOf(number))
+            self.successResultOf(self.close())
+            os.chdir(start)
 
-    def test_relative(self) -> None:
-        """A relative path means what it meant at the start, wherever the daemon goes."""
-        self.addCleanup(os.chdir, os.getcwd())
-        self.file = self.fileAt(os.path.relpath(self.path))
-        self.file.open()
-        os.chdir("/")
-        self.file.save(stateOf(1))
-        self.assertEqual(self.next(), stateOf(1))
-
-    def test_notBlocking(self) -> None:
-        """Saving returns at once: all that may block is done in a thread."""
-        self.file.open()
-        self.reactor.hold = True
-        self.file.save(stateOf(1))
-        self.assertFalse(os.path.exists(self.path))
-        self.reactor.runThreads()
-        self.assertEqual(self.next(), stateOf(1))
-
-    def test_newestWins(self) -> None:
-        """Of several that come while one is being written the last is written."""
+    def test_thread(self) -> None:
+        """Saving does not block: the file is written in a thread. Of several states that are saved
+        meanwhile only the last is written."""
         self.file.open()
         self.reactor.hold = True
         for number in range(1, 10):
             self.file.save(stateOf(number))
+        self.assertFalse(os.path.exists(self.path))
         self.assertEqual(len(self.reactor.threads), 1)
         self.reactor.threads.pop()()
         self.assertIn(b'"1"', self.there())
@@ -203,13 +219,13 @@ class KeepingTests(Fixture):
         self.assertEqual((self.reactor.threads, self.next()), ([], stateOf(9)))
 
 
-class CloseTests(Fixture):
+class CloseTests(StateFileCase):
     """
-    The end of a daemon.
+    Closing, at the end of the daemon.
     """
 
     def test_waits(self) -> None:
-        """Closing waits until the newest is on the disk."""
+        """Closing waits until the last state is on the disk."""
         self.file.open()
         self.reactor.hold = True
         for number in (1, 2):
@@ -222,39 +238,31 @@ class CloseTests(Fixture):
         self.assertEqual(self.reactor.getDelayedCalls(), [])
         self.assertEqual(self.next(), stateOf(2))
 
-    def test_bounded(self) -> None:
-        """
-        It waits no longer than it is to. As long as something may still be written no other
-        daemon gets the file.
-        """
+    def test_timeLimit(self) -> None:
+        """Closing ends at its time limit; the file stays locked until the thread has ended."""
         self.file.open()
         self.reactor.hold = True
         self.file.save(stateOf(1))
         closed = self.close()
         self.reactor.advance(5)
         self.successResultOf(closed)
-        self.assertIn("within 5 s", self.warning())
+        self.warning("within 5 s")
         self.fileAt(self.path).open()
-        self.assertIn("another daemon", self.warning())
+        self.warning("another daemon")
         self.reactor.runThreads()
         self.assertIn(b'"1"', self.there())
 
-    def test_nothing(self) -> None:
-        """When nothing was saved it does not wait, and can be done twice."""
+    def test_closed(self) -> None:
+        """Closing without a state, and twice, does nothing; nothing is saved afterwards."""
         self.file.open()
-        self.successResultOf(self.close())
-        self.successResultOf(self.close())
+        for _ in range(2):
+            self.successResultOf(self.close())
         self.assertEqual(self.names(), ["state.json.lock"])
-
-    def test_afterwards(self) -> None:
-        """After it nothing is saved."""
-        self.file.open()
-        self.successResultOf(self.close())
         self.file.save(stateOf(1))
         self.assertEqual(self.next(), State())
 
-    def test_triesAgain(self) -> None:
-        """What could not be written is tried once more."""
+    def test_retry(self) -> None:
+        """Closing tries again to write a state that could not be written."""
         self.file.open()
         self.patch(tempfile, "mkstemp", refuse(errno.ENOSPC))
         self.file.save(stateOf(1))
@@ -262,25 +270,13 @@ class CloseTests(Fixture):
         self.assertEqual(self.next(), stateOf(1))
 
 
-MKSTEMP = tempfile.mkstemp
-
-
-def refuse(number: int) -> Callable[..., Any]:
-    """A function that fails with an errno; what it names is another thing each time."""
-
-    def refused(*arguments: object) -> None:
-        raise OSError(number, os.strerror(number), f"/{random.random()}")
-
-    return refused
-
-
-class AtomicTests(Fixture):
+class AtomicTests(StateFileCase):
     """
-    The old state or the new one, never half of one.
+    A file has the old state or the new one, never a part of one.
     """
 
     def test_order(self) -> None:
-        """The file is on the disk before it gets its name, and the name after that."""
+        """The new file is synchronized, then renamed, then its directory is synchronized."""
         steps: list[str] = []
         fsync, rename = os.fsync, os.rename
 
@@ -300,8 +296,8 @@ class AtomicTests(Fixture):
         self.file.save(stateOf(1))
         self.assertEqual(steps, ["file", "rename", "directory"])
 
-    def test_failing(self) -> None:
-        """If a step fails the old state is there, nothing is left behind, and the next one is
+    def test_failure(self) -> None:
+        """If a step fails, the old state and no other file is there, and the next state is
         written."""
         self.file.open()
         self.file.save(stateOf(1))
@@ -309,7 +305,7 @@ class AtomicTests(Fixture):
             right = getattr(where, name)
             self.patch(where, name, refuse(errno.EIO))
             self.file.save(stateOf(2))
-            self.assertIn(os.strerror(errno.EIO), self.warning())
+            self.warning(os.strerror(errno.EIO))
             self.patch(where, name, right)
             self.assertEqual(self.names(), ["state.json", "state.json.lock"])
             self.assertIn(b'"1"', self.there())
@@ -318,7 +314,7 @@ class AtomicTests(Fixture):
             self.assertEqual(self.warnings(), [])
 
     def test_leftOver(self) -> None:
-        """What a killed daemon has left is removed, and nothing else."""
+        """Temporary files of a killed daemon are removed, and no others."""
         left = ["state.json.abc_1234.new", "state.json.zzzzzzzz.new"]
         others = ["state.json.new", "state.json.mine.new", "other.json.abc_1234.new", "state.json2"]
         os.makedirs(self.directory)
@@ -329,18 +325,9 @@ class AtomicTests(Fixture):
         self.assertEqual(self.names(), sorted([*others, "state.json.lock"]))
 
     def test_killed(self) -> None:
-        """
-        A daemon that is killed in the middle leaves a whole state: the last that it had
-        said was saved, or a later one.
-        """
-        with subprocess.Popen(
-            [sys.executable, "-c", SAVING, self.path],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            bufsize=1,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        ) as process:
+        """A process that is killed while it saves leaves a whole state: the last one that it has
+        reported as saved, or a later one."""
+        with child(SAVING, self.path) as process:
             assert process.stdin is not None and process.stdout is not None
             for _ in range(KILLS):
                 process.stdin.write("\n")
@@ -358,36 +345,30 @@ class AtomicTests(Fixture):
             process.stdin.close()
 
 
-class DamageTests(Fixture):
+class DamageTests(StateFileCase):
     """
-    A file that is no state.
+    Files that contain no state.
     """
 
     def assertSetAside(self, because: str) -> str:
         """
-        What is there is set aside, which is told, and the daemon begins with nothing.
+        The file is renamed, with a warning, and the state is empty.
 
-        @return: where it is now.
+        @return: the new path.
         """
         self.assertEqual(self.file.open(), State())
-        warning = self.warning()
+        warning = self.warning(because, self.path)
         found = re.search(r"state\.json\.damaged-[0-9]{8}T[0-9]{6}Z\b", warning)
         assert found is not None, warning
-        self.assertIn(because, warning)
-        self.assertIn(self.path, warning)
         return os.path.join(self.directory, found[0])
 
     def test_damaged(self) -> None:
-        """It is set aside, whatever is wrong with it, and the next state is kept."""
+        """A damaged file is set aside, and the next state is saved."""
         for content, because in (
-            (b"", "truncated"),
-            (b"no JSON", "malformed"),
+            *((b"", "truncated"), (b"no JSON", "malformed"), (b"\xff\xfe\0\xd8", "utf-8")),
             (b'{"version": 1, "wishes": [', "truncated"),
-            (b"\xff\xfe\0\xd8", "utf-8"),
             (b'{"version": 1, "wishes": ["\xff"]}', "utf-8"),
-            (b"[]", "object"),
-            (b"{}", "version"),
-            (b'{"version": "1"}', "version"),
+            *((b"[]", "object"), (b"{}", "version"), (b'{"version": "1"}', "version")),
             (b'{"version": 2, "more": 1}', "its version is 2; this daemon knows 1"),
             (b'{"version": 1, "more": 1}', "more"),
             (b'{"version": 1, "wishes": [{"serial": 7}]}', "serial"),
@@ -401,6 +382,11 @@ class DamageTests(Fixture):
             self.assertEqual(self.next(), stateOf(1))
             self.successResultOf(self.close())
             self.file = self.fileAt(self.path)
+        os.unlink(self.path)
+        os.makedirs(self.path)
+        self.assertTrue(os.path.isdir(self.assertSetAside("directory")))
+        self.file.save(stateOf(1))
+        self.assertEqual(self.next(), stateOf(1))
 
     def test_truncated(self) -> None:
         """A state that is cut off anywhere is damaged."""
@@ -412,15 +398,8 @@ class DamageTests(Fixture):
             self.assertEqual(self.next(), State())
             self.assertEqual(len(self.warnings()), 1)
 
-    def test_directory(self) -> None:
-        """An empty directory in its place is set aside too."""
-        os.makedirs(self.path)
-        self.assertTrue(os.path.isdir(self.assertSetAside("directory")))
-        self.file.save(stateOf(1))
-        self.assertEqual(self.next(), stateOf(1))
-
     def test_unreadable(self) -> None:
-        """Also a file that the daemon may not read."""
+        """A file without read permission is set aside."""
         if os.geteuid() == 0:
             raise SkipTest("root may read all")
         self.put(b"{}")
@@ -428,10 +407,7 @@ class DamageTests(Fixture):
         self.assertSetAside(os.strerror(errno.EACCES))
 
     def test_notAFile(self) -> None:
-        """
-        What cannot be a damaged state is left alone: a directory with something in it, a
-        device, a pipe. Nothing is remembered then.
-        """
+        """A directory that is not empty, a device or a FIFO is left alone, and nothing is saved."""
         os.makedirs(os.path.join(self.directory, "full", "thing"))
         os.mkfifo(os.path.join(self.directory, "pipe"))
         os.symlink("/dev/null", os.path.join(self.directory, "null"))
@@ -442,21 +418,26 @@ class DamageTests(Fixture):
         ):
             file = self.fileAt(os.path.join(self.directory, name))
             self.assertEqual(file.open(), State())
-            warning = self.warning()
-            self.assertIn(because, warning)
-            self.assertIn("not remembered across a restart", warning)
+            self.warning(because, "not remembered across a restart")
             file.save(stateOf(1))
             self.successResultOf(self.close(file))
         self.assertEqual(self.names(), ["full", "null", "pipe"])
 
+    def test_notRenamed(self) -> None:
+        """If a damaged file cannot be set aside, that is logged, and the state is empty."""
+        self.put(b"damaged")
+        self.patch(os, "rename", refuse(errno.EROFS))
+        self.assertEqual(self.file.open(), State())
+        self.warning("read-only")
 
-class TroubleTests(Fixture):
+
+class TroubleTests(StateFileCase):
     """
-    A place where nothing can be kept.
+    A directory or a system that does not let the state be written.
     """
 
     def test_advice(self) -> None:
-        """It is said what is wrong, what follows from it, and what to do; once."""
+        """The warning contains the error, its effect and advice, and is logged once."""
         for number, advice in (
             (errno.EACCES, f"Let the daemon's user write in {self.directory}"),
             (errno.EPERM, f"Let the daemon's user write in {self.directory}"),
@@ -470,62 +451,51 @@ class TroubleTests(Fixture):
             self.patch(tempfile, "mkstemp", refuse(number))
             for serial in range(5):
                 file.save(stateOf(serial))
-            warning = self.warning()
-            for text in (os.strerror(number), "not remembered across a restart", advice):
-                self.assertIn(text, warning)
+            self.warning(os.strerror(number), "not remembered across a restart", advice)
             self.patch(tempfile, "mkstemp", MKSTEMP)
 
     def test_distinct(self) -> None:
-        """Each error is told once, and again only when all has been well in between."""
+        """Each error is logged once, and again only after a success."""
         self.file.open()
-        told = []
+        logged = []
         for number in (errno.EIO, errno.ENOSPC, errno.EIO, 0, 0, errno.EIO, errno.EIO):
             self.patch(tempfile, "mkstemp", refuse(number) if number else MKSTEMP)
             self.file.save(stateOf(1))
-            told.append([formatEvent(event).partition(" (")[0] for event in self.events])
+            logged.append([formatEvent(event).partition(" (")[0] for event in self.events])
             self.events.clear()
         bad, good = f"cannot keep {self.path}", f"{self.path} is written again"
-        self.assertEqual(told, [[bad], [bad], [], [good], [], [bad], []])
+        self.assertEqual(logged, [[bad], [bad], [], [good], [], [bad], []])
 
-    def test_triedAgain(self) -> None:
-        """
-        What is wrong at the start can be put right later: what is saved then is kept, and
-        what could not be read is set aside.
-        """
+    def test_mendedLater(self) -> None:
+        """A directory that appears after the start is used, and a file in it that was not read is
+        set aside."""
         with open(self.directory, "w"):
             pass  # where the directory should be
         self.assertEqual(self.file.open(), State())
-        self.assertIn(os.strerror(errno.ENOTDIR), self.warning())
+        self.warning(os.strerror(errno.ENOTDIR))
         self.file.save(stateOf(1))
         self.assertEqual(self.warnings(), [])
         os.unlink(self.directory)
         self.put(b"precious")
         self.file.save(stateOf(2))
-        self.assertIn("could not be read when the daemon started", self.warning())
+        self.warning("could not be read when the daemon started")
         aside, *others = self.names()[1:]
         self.assertEqual(others, ["state.json.lock"])
         self.assertEqual(self.there(os.path.join(self.directory, aside)), b"precious")
         self.assertEqual(self.next(), stateOf(2))
 
     def test_readOnly(self) -> None:
-        """A state that can be read and not written is read."""
+        """A state that can be read but not written is read."""
         self.file.open()
         self.file.save(stateOf(1))
         self.patch(tempfile, "mkstemp", refuse(errno.EROFS))
         self.assertEqual(self.next(), stateOf(1))
         self.file.save(stateOf(2))
-        self.assertIn("read-only", self.warning())
+        self.warning("read-only")
         self.assertEqual(self.next(), stateOf(1))
 
-    def test_stuckAside(self) -> None:
-        """A damaged file that cannot be set aside is told, and the daemon runs."""
-        self.put(b"damaged")
-        self.patch(os, "rename", refuse(errno.EROFS))
-        self.assertEqual(self.file.open(), State())
-        self.assertIn("read-only", self.warning())
-
-    def test_noThreads(self) -> None:
-        """When there are no threads to be had it is tried again the next time."""
+    def test_noThread(self) -> None:
+        """If no thread can be started, the next state is tried again."""
 
         def none(function: object) -> None:
             raise RuntimeError("can't start new thread")
@@ -534,63 +504,50 @@ class TroubleTests(Fixture):
         self.file._spawn = none
         for _ in range(3):
             self.file.save(stateOf(1))
-        self.assertIn("can't start new thread", self.warning())
+        self.warning("can't start new thread")
         self.file._spawn = self.reactor.spawn
         self.file.save(stateOf(2))
         self.assertEqual(self.next(), stateOf(2))
 
 
-class TwoDaemonTests(Fixture):
+class TwoDaemonTests(StateFileCase):
     """
-    One file, two daemons.
+    Two daemons with the same file.
     """
 
-    def test_second(self) -> None:
-        """The second neither reads nor writes what the first has, and says so once."""
+    def test_locked(self) -> None:
+        """The second daemon neither reads nor writes the file of the first, and logs that once,
+        also if it could not find that out at its start."""
+        with open(self.directory, "w"):
+            pass
+        late = self.fileAt(self.path)
+        late.open()
+        os.unlink(self.directory)
         self.file.open()
         self.file.save(stateOf(1))
+        self.warnings()
         second = self.fileAt(self.path)
         self.assertEqual(second.open(), State())
-        warning = self.warning()
-        for text in ("another daemon has", self.path, "not remembered across a restart"):
-            self.assertIn(text, warning)
+        self.warning("another daemon has", self.path, "not remembered across a restart")
+        for _ in range(2):
+            late.save(stateOf(2))
+        self.warning("another daemon has")
         second.save(stateOf(2))
         self.successResultOf(self.close(second))
         self.assertEqual(self.warnings(), [])
         self.assertEqual(self.next(), stateOf(1))
 
     def test_process(self) -> None:
-        """Also if the first is another process; when that has ended the file is free."""
-        with subprocess.Popen(
-            [sys.executable, "-c", HOLDING, self.path],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        ) as process:
+        """The lock of another process ends with that process."""
+        with child(HOLDING, self.path) as process:
             assert process.stdout is not None
-            self.assertEqual(process.stdout.readline(), b"open\n")
+            self.assertEqual(process.stdout.readline(), "open\n")
             self.assertEqual(self.file.open(), State())
-            self.assertIn("another daemon has", self.warning())
+            self.warning("another daemon has")
             process.kill()
         self.assertEqual(self.next(), State())
         self.file.save(stateOf(1))
         self.assertEqual(self.warnings(), [])
-        self.assertEqual(self.next(), stateOf(1))
-
-    def test_later(self) -> None:
-        """Also if the second could not tell at its start."""
-        with open(self.directory, "w"):
-            pass
-        self.file.open()
-        os.unlink(self.directory)
-        first = self.fileAt(self.path)
-        first.open()
-        first.save(stateOf(1))
-        self.warnings()
-        for _ in range(2):
-            self.file.save(stateOf(2))
-        self.assertIn("another daemon has", self.warning())
-        self.successResultOf(self.close(first))
         self.assertEqual(self.next(), stateOf(1))
 
 
@@ -600,7 +557,7 @@ class RealThreadTests(TestCase):
     """
 
     async def test_many(self) -> None:
-        """A thousand states in a row, and the last is kept."""
+        """Of a thousand states that are saved at once the last is in the file."""
         path = self.mktemp()
         file = StateFile(path, State, reactor)
         file.open()

@@ -1,0 +1,99 @@
+"""
+Tests of L{usbip_server.runtime.service}.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import tempfile
+
+from twisted.logger import capturedLogs
+from twisted.trial.unittest import SynchronousTestCase
+
+from usbip_server.runtime.service import SPARE_FILES, allowConnections, notify
+
+INFINITE = resource.RLIM_INFINITY
+
+
+class NotifyTests(SynchronousTestCase):
+    """
+    Messages to systemd.
+    """
+
+    def test_sent(self) -> None:
+        """Each message is a datagram to the socket that the environment names: a path, or a name
+        in the abstract namespace."""
+        with tempfile.TemporaryDirectory() as directory:
+            path, name = os.path.join(directory, "notify"), f"usbipshare-test-{os.getpid()}"
+            for address, variable in ((path, path), ("\0" + name, "@" + name)):
+                with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+                    systemd.bind(address)
+                    systemd.settimeout(5)
+                    self.patch(os, "environ", {**os.environ, "NOTIFY_SOCKET": variable})
+                    notify("READY=1")
+                    notify("STATUS=all is well")
+                    self.assertEqual(systemd.recv(100), b"READY=1")
+                    self.assertEqual(systemd.recv(100), b"STATUS=all is well")
+
+    def test_unheard(self) -> None:
+        """Without a socket, without systemd, and with one that does not read, it returns."""
+        environment = {key: value for key, value in os.environ.items() if key != "NOTIFY_SOCKET"}
+        for more in ({}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "/does/not/exist"}):
+            self.patch(os, "environ", environment | more)
+            notify("READY=1")
+        with (
+            tempfile.TemporaryDirectory() as directory,
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd,
+        ):
+            path = os.path.join(directory, "notify")
+            systemd.bind(path)
+            self.patch(os, "environ", {**os.environ, "NOTIFY_SOCKET": path})
+            for _ in range(10_000):
+                notify("STATUS=" + "x" * 500)
+
+
+class OpenFilesTests(SynchronousTestCase):
+    """
+    The limit on open files.
+    """
+
+    def test_limit(self) -> None:
+        """The limit is raised as far as the connections need, and the system allows; where that is
+        not enough there is room for fewer connections, at least one, and a warning."""
+        spare, half = SPARE_FILES, (512 - SPARE_FILES) // 3
+        for soft, hard, mayRaise, wanted, files, room, raised in (
+            (4096, 4096, True, 1024, 1, 1024, None),
+            (1024, 524288, True, 2000, 1, 2000, (2000 + spare, 524288)),
+            (512, 1024, True, 2000, 1, 1024 - spare, (1024, 1024)),
+            (512, INFINITE, False, 2000, 1, 512 - spare, None),
+            (INFINITE, INFINITE, True, 100_000, 1, 100_000, None),
+            (1024, INFINITE, True, 100_000, 1, 100_000, (100_000 + spare, INFINITE)),
+            (16, 16, True, 1024, 1, 1, (16, 16)),
+            (1024, 4096, True, 1000, 3, 1000, (3000 + spare, 4096)),
+            (512, 512, True, 1000, 3, half, (512, 512)),
+        ):
+            limits = [(soft, hard)]
+
+            def get(which: int, limits: list[tuple[int, int]] = limits) -> tuple[int, int]:
+                self.assertEqual(which, resource.RLIMIT_NOFILE)
+                return limits[-1]
+
+            def set_(
+                which: int,
+                new: tuple[int, int],
+                mayRaise: bool = mayRaise,
+                limits: list[tuple[int, int]] = limits,
+            ) -> None:
+                if not mayRaise:
+                    raise ValueError("not allowed to raise maximum limit")
+                limits.append(new)
+
+            self.patch(resource, "getrlimit", get)
+            self.patch(resource, "setrlimit", set_)
+            with capturedLogs() as events:
+                self.assertEqual(allowConnections(wanted, files), room)
+            self.assertEqual(limits[1:], [] if raised is None else [raised])
+            warned = [(event["room"], event["wanted"]) for event in events]
+            self.assertEqual(warned, [] if room == wanted else [(room, wanted)])
