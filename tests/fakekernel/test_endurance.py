@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock, deferLater
 from twisted.trial.unittest import TestCase
 
-from tests.server.desiredcase import MemoryStateFile
+from tests.server.corecase import MemoryStateFile
 from tests.support.fixtures import watching
 from usbip_server.backends.sysfs import SysfsBackend
 from usbip_server.kernel.usbids import UsbIds

@@ -1,12 +1,13 @@
 """
-Tests of L{usbip_server.server.core}: what is done, and how it goes wrong.
+Tests of L{usbip_server.server.core} and L{usbip_server.server.devices.operations}: requests and
+operations, their time limits, the start and the stop.
 """
 
 from __future__ import annotations
 
-from tests.server.corecase import ATTACH, DETACH, CoreTestCase
-from tests.support.fixtures import ALICE, BOB, MOUSE, STICK, UNO, changed
-from usbip_server.model.device import DeviceState, Holder
+from tests.server.corecase import BOUND, ERROR, FREE, Client, PatientCoreTestCase
+from tests.support.fixtures import ALICE, BOB, DEVICES, UNO, PatientBackend, asked, changed
+from usbip_server.model.device import Holder
 from usbip_server.model.errors import (
     BackendUnavailable,
     DeviceInUse,
@@ -16,225 +17,365 @@ from usbip_server.model.errors import (
     SeveralMatch,
     StillWorking,
 )
-from usbip_server.model.requests import AttachDevice, DetachDevice, FindDevice, ListDevices
+from usbip_server.server.config import LiveSettings
+from usbip_server.server.core import Core
 
 
-class QuestionTests(CoreTestCase):
+class StartedTestCase(PatientCoreTestCase):
     """
-    Commands that change nothing.
+    A core that has started.
     """
 
-    def test_list(self) -> None:
-        """C{list} returns the backend's devices."""
-        devices = self.successResultOf(self.ask(ListDevices()))
-        self.assertEqual(devices, (UNO, STICK, MOUSE))
+    devices = DEVICES
 
-    def test_find(self) -> None:
-        """C{find} returns the selected device, and calls nothing in the backend."""
-        self.assertEqual(self.device(self.ask(FindDevice(desc="uno"))), UNO)
-        self.assertEqual(self.asked, [])
+    def setUp(self) -> None:
+        super().setUp()
+        self.start()
 
-    def test_notFound(self) -> None:
-        """If nothing matches, every command fails with C{DeviceNotFound}."""
-        for command in (FindDevice, AttachDevice, DetachDevice):
-            self.assertIn("id='9-9'", self.error(self.ask(command(id="9-9")), DeviceNotFound))
 
-    def test_several(self) -> None:
-        """Ambiguous criteria are refused, and no operation begins."""
-        for command in (FindDevice, AttachDevice, DetachDevice):
-            self.error(self.ask(command(id="1-*")), SeveralMatch)
-        self.assertEqual(self.asked, [])
+class RequestTests(StartedTestCase):
+    """
+    Which device a request is about.
+    """
 
-    def test_first(self) -> None:
-        """With C{first} the first device in bus order is used."""
-        self.assertEqual(self.device(self.ask(FindDevice(id="1-*", first=True))), UNO)
+    def test_questions(self) -> None:
+        """C{list} and C{find} return devices, begin no operation, and wait for none."""
+        attach = self.ask("attach")
+        self.assertEqual(self.listed(), DEVICES)
+        for keys in ({"desc": "uno"}, {"id": "1-*", "first": True}):
+            self.assertEqual(self.done("find", **keys), UNO)
+        self.assertEqual(self.verbs, ["bind"])
+        self.succeed()
+        self.device(attach)
+
+    def test_notOne(self) -> None:
+        """If no device or several match, every command is refused and nothing begins."""
+        for command in ("find", "attach", "detach"):
+            self.assertIn("id='9-9'", self.refused(DeviceNotFound, command, id="9-9"))
+            self.refused(SeveralMatch, command, id="1-*")
+        self.assertEqual(self.verbs, [])
 
     def test_trouble(self) -> None:
         """While there can be no devices every command fails with the reason."""
         self.backend.inventory.trouble = "there is no USB here"
-        for command in (ListDevices(), ATTACH):
-            self.assertEqual(
-                self.error(self.ask(command), BackendUnavailable), "there is no USB here"
-            )
+        for command in ("list", "attach"):
+            self.assertEqual(self.refused(BackendUnavailable, command), "there is no USB here")
 
 
-class OperationTests(CoreTestCase):
+class OperationTests(StartedTestCase):
     """
-    Attach and detach.
+    Attach and detach: one operation at a time on each device.
     """
 
-    def test_attach(self) -> None:
-        """C{attach} binds the device, and returns it as it is then."""
-        result = self.ask(ATTACH)
-        self.assertNoResult(result)
-        call = self.backend.calls[0]
-        self.assertEqual((call.verb, call.device, call.deadline), ("bind", UNO, 30))
-        call.succeed()
-        self.assertIs(self.device(result).state, DeviceState.BOUND)
+    def test_outcome(self) -> None:
+        """
+        C{attach} binds and C{detach} unbinds, within C{timeouts.bind}; the device is returned as
+        it is then. A repeated command is passed to the backend again.
+        """
+        for command, verb, state in 2 * [("attach", "bind", BOUND)] + [("detach", "unbind", FREE)]:
+            before = self.present()
+            result = self.ask(command)
+            self.assertNoResult(result)
+            call = self.backend.calls[-1]
+            self.assertEqual((call.verb, call.device, call.deadline), (verb, before, 30))
+            call.succeed()
+            self.assertIs(self.device(result).state, state)
+        self.assertEqual(len(self.verbs), 3)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
-    def test_detach(self) -> None:
-        """C{detach} unbinds it."""
-        result = self.ask(DETACH)
-        self.assertEqual(self.asked, [("unbind", "1-1.4")])
-        self.backend.calls[0].succeed()
-        self.assertIs(self.device(result).state, DeviceState.FREE)
-
-    def test_again(self) -> None:
+    def test_sameRequest(self) -> None:
         """
-        A repeated command is passed to the backend again, which determines whether there is
-        anything to do.
+        Clients that request an operation in progress receive its outcome; after a failure the
+        next request begins a new one.
         """
-        for _ in range(2):
-            result = self.ask(ATTACH)
-            self.backend.calls[-1].succeed()
-            self.device(result)
-        self.assertEqual(len(self.asked), 2)
-
-    def test_sameTwice(self) -> None:
-        """A client that requests an operation in progress waits for it."""
-        first, second = self.ask(ATTACH), self.ask(AttachDevice(desc="uno"), BOB)
-        self.assertEqual(self.asked, [("bind", "1-1.4")])
-        self.backend.calls[0].succeed()
-        self.assertEqual(self.device(first), self.device(second))
-
-    def test_sameTwiceFails(self) -> None:
-        """Both clients receive an error, and the next request begins a new operation."""
-        first, second = self.ask(ATTACH), self.ask(ATTACH, BOB)
-        self.backend.calls[0].fail(OperationFailed(UNO, "it bit me"))
-        for result in (first, second):
-            self.assertEqual(self.error(result, OperationFailed), "it bit me")
-        third = self.ask(ATTACH)
-        self.assertNoResult(third)
-        self.assertEqual(len(self.asked), 2)
-        self.backend.calls[1].succeed()
-        self.device(third)
+        for error in (OperationFailed(UNO, "it bit me"), None):
+            results = [self.ask("attach"), self.ask("attach", Client(BOB), desc="uno")]
+            for result in results:
+                self.assertNoResult(result)
+            if error is None:
+                self.succeed()
+                self.assertEqual(self.device(results[0]), self.device(results[1]))
+            else:
+                self.fail_(-1, error)
+                messages = [self.error(OperationFailed, result) for result in results]
+                self.assertEqual(messages, 2 * ["it bit me"])
+        self.assertEqual(self.verbs, ["bind", "bind"])
 
     def test_differentDevices(self) -> None:
         """Operations on different devices do not wait for each other."""
-        first, second = self.ask(ATTACH), self.ask(AttachDevice(id="1-2"))
-        self.assertEqual(self.asked, [("bind", "1-1.4"), ("bind", "1-2")])
-        self.backend.calls[1].succeed()
+        first, second = self.ask("attach"), self.ask("attach", id="1-2")
+        self.assertEqual([call.device.busId for call in self.backend.calls], ["1-1.4", "1-2"])
+        self.succeed(1)
         self.device(second)
         self.assertNoResult(first)
-        self.backend.calls[0].succeed()
+        self.succeed(0)
         self.device(first)
 
-    def test_questionsDoNotWait(self) -> None:
-        """C{list} and C{find} do not wait for operations."""
-        attach = self.ask(ATTACH)
-        self.device(self.ask(FindDevice(id="1-1.4")))
-        self.successResultOf(self.ask(ListDevices()))
-        self.backend.calls[0].succeed()
-        self.device(attach)
-
     def test_opposite(self) -> None:
-        """The opposite of an operation in progress waits until it has ended."""
-        attach, detach = self.ask(ATTACH), self.ask(DETACH, BOB)
-        self.assertEqual(self.asked, [("bind", "1-1.4")])
-        self.backend.calls[0].succeed()
-        self.device(attach)
-        self.assertEqual(self.asked, [("bind", "1-1.4"), ("unbind", "1-1.4")])
-        self.assertIs(self.backend.calls[1].device.state, DeviceState.BOUND)
-        self.backend.calls[1].succeed()
-        self.assertIs(self.device(detach).state, DeviceState.FREE)
-
-    def test_oppositeAfterFailure(self) -> None:
-        """It is carried out too if that operation has failed."""
-        attach, detach = self.ask(ATTACH), self.ask(DETACH)
-        self.backend.calls[0].fail(OperationFailed(UNO, "it bit me"))
-        self.error(attach, OperationFailed)
-        self.backend.calls[1].succeed()
-        self.device(detach)
+        """The opposite of an operation in progress is carried out after it, however it ends."""
+        for error in (None, OperationFailed(UNO, "it bit me")):
+            self.startAnew()
+            attach, detach = self.ask("attach"), self.ask("detach", Client(BOB))
+            self.assertEqual(self.verbs, ["bind"])
+            if error is None:
+                self.succeed()
+                self.device(attach)
+            else:
+                self.fail_(-1, error)
+                self.error(OperationFailed, attach)
+            self.assertEqual(self.verbs, ["bind", "unbind"])
+            self.assertIs(self.backend.calls[1].device.state, FREE if error else BOUND)
+            self.succeed()
+            self.assertIs(self.device(detach).state, FREE)
 
     def test_oppositeGone(self) -> None:
         """If the device is unplugged by then, it is not found."""
-        attach, detach = self.ask(ATTACH), self.ask(DETACH)
-        self.backend.inventory.replace([], {"1-1.4"})
-        self.backend.calls[0].fail(OperationFailed(UNO, "it is gone"))
-        self.error(attach, OperationFailed)
-        self.error(detach, DeviceNotFound)
+        attach, detach = self.ask("attach"), self.ask("detach")
+        self.unplug()
+        self.fail_()
+        self.error(OperationFailed, attach)
+        self.error(DeviceNotFound, detach)
 
     def test_oppositeTooLong(self) -> None:
-        """
-        If the wait takes too long nothing is done, and the error names the operation in
-        progress.
-        """
-        attach, detach = self.ask(ATTACH, ALICE), self.ask(DETACH, BOB)
+        """If that takes too long nothing is done; the error names the operation in progress."""
+        attach, detach = self.ask("attach", Client(ALICE)), self.ask("detach", Client(BOB))
         self.clock.advance(1.9)
-        self.error(attach, StillWorking)
-        message = self.error(detach, NotDone)
-        self.assertIn("attach", message)
-        self.assertIn(str(ALICE), message)
-        self.backend.calls[0].succeed()
-        self.assertEqual(self.asked, [("bind", "1-1.4")])
+        self.error(StillWorking, attach)
+        message = self.error(NotDone, detach)
+        for part in ("attach", str(ALICE)):
+            self.assertIn(part, message)
+        self.succeed()
+        self.assertEqual(self.verbs, ["bind"])
 
     def test_manyInTurn(self) -> None:
         """With many different requests, one operation at a time is in progress on a device."""
-        results = [self.ask(command) for command in (ATTACH, DETACH, ATTACH, DETACH)]
+        results = [self.ask(command) for command in 2 * ("attach", "detach")]
         running = 0
         while any(not result.called for result in results):
             running += 1
-            self.assertEqual(len(self.backend.calls), running)
-            self.backend.calls[-1].succeed()
+            self.assertEqual(len(self.verbs), running)
+            self.succeed()
         for result in results:
             self.device(result)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
 
-class FailureTests(CoreTestCase):
+class FailureTests(StartedTestCase):
     """
-    Operations that go wrong.
+    Operations that fail.
     """
 
-    def test_refused(self) -> None:
-        """An error of the backend is returned to the client."""
-        result = self.ask(ATTACH)
-        self.backend.calls[0].fail(DeviceInUse(changed(UNO, holder=Holder(address="192.0.2.9"))))
-        self.assertIn("192.0.2.9", self.error(result, DeviceInUse))
-
-    def test_refreshes(self) -> None:
-        """An error contains the device as it is by then."""
-        result = self.ask(ATTACH)
-        now = changed(UNO, state=DeviceState.ERROR, trouble="stuck")
-        self.backend.inventory.replace([now], {"1-1.4"})
-        self.backend.calls[0].fail(OperationFailed(UNO, "it bit me"))
-        error = self.failureResultOf(result, OperationFailed).value
-        assert isinstance(error, OperationFailed)
-        self.assertEqual(error.device, now)
-
-    def test_gone(self) -> None:
-        """If the device is unplugged by then, it contains the device as it was."""
-        result = self.ask(ATTACH)
-        self.backend.inventory.replace([], {"1-1.4"})
-        self.backend.calls[0].fail(OperationFailed(UNO, "it is gone"))
-        error = self.failureResultOf(result, OperationFailed).value
-        assert isinstance(error, OperationFailed)
-        self.assertEqual(error.device, UNO)
+    def test_deviceInError(self) -> None:
+        """
+        An error contains the device as it is by then, or as it was if it is gone; the error for a
+        device in use names the holder.
+        """
+        now = changed(UNO, state=ERROR, trouble="stuck")
+        for there, expected in (((now,), now), ((), UNO)):
+            self.startAnew()
+            result = self.ask("attach")
+            self.backend.inventory.replace(there, {UNO.busId})
+            self.fail_()
+            error = self.failureResultOf(result, OperationFailed).value
+            assert isinstance(error, OperationFailed)
+            self.assertEqual(error.device, expected)
+        self.become()
+        result = self.ask("attach")
+        self.fail_(-1, DeviceInUse(changed(UNO, holder=Holder(address="192.0.2.9"))))
+        self.assertIn("192.0.2.9", self.error(DeviceInUse, result))
 
     def test_bug(self) -> None:
         """
-        A bug in a backend is a failure to the client and a traceback in the log, and the
-        device can be used further.
+        A bug in a backend is a failure to the client and a traceback in the log, and the device
+        can be used further; after the reply, it is the result of the next such request.
         """
-        result = self.ask(ATTACH)
-        self.backend.calls[0].fail(ZeroDivisionError("oops"))
-        message = self.error(result, OperationFailed)
-        self.assertNotIn("oops", message)
-        self.assertIn("attach", message)
-        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
-        again = self.ask(ATTACH)
-        self.backend.calls[1].succeed()
+        for seconds in (0, 2):
+            result = self.ask("attach")
+            self.clock.advance(seconds)
+            self.fail_(-1, ZeroDivisionError("oops"))
+            if seconds:
+                self.error(StillWorking, result)
+                result = self.ask("attach")
+            message = self.error(OperationFailed, result)
+            self.assertNotIn("oops", message)
+            self.assertIn("attach", message)
+            self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        again = self.ask("attach")
+        self.succeed()
         self.device(again)
 
-    def test_bugUnheard(self) -> None:
+
+class AnswerTimeTests(StartedTestCase):
+    """
+    Operations that take longer than C{timeouts.answer}.
+    """
+
+    def stillWorking(self) -> None:
+        """Attach, until the reply is that it takes longer."""
+        result = self.ask("attach")
+        self.clock.advance(1.7)
+        self.assertNoResult(result)
+        self.clock.advance(0.2)
+        message = self.error(StillWorking, result)
+        for part in ("attach", str(UNO), "1.8 s", "30 s", "goes on", "ask again"):
+            self.assertIn(part, message)
+
+    def begins(self, command: str = "attach") -> None:
+        """A request begins a new operation, which succeeds."""
+        before = len(self.verbs)
+        result = self.ask(command)
+        self.assertEqual(len(self.verbs), before + 1)
+        self.succeed()
+        self.device(result)
+
+    def test_withinTime(self) -> None:
+        """The reply comes within C{timeouts.answer}, including the time of the backend's start."""
+        self.backend = PatientBackend(started=False)
+        self.begin()
+        result = self.ask("attach")
+        self.clock.advance(1)
+        self.backend.starting.callback(None)
+        self.assertNoResult(result)
+        self.clock.advance(0.81)
+        self.error(StillWorking, result)
+
+    def test_success(self) -> None:
+        """The same request during the operation waits for it; after a success it is repeated."""
+        self.stillWorking()
+        again = self.ask("attach", Client(BOB))
+        self.assertEqual(len(self.verbs), 1)
+        self.succeed()
+        self.device(again)
+        self.begins()
+
+    def test_failure(self) -> None:
+        """If the operation has failed after the reply, the same request returns the error, once."""
+        self.stillWorking()
+        self.fail_(0, OperationFailed(UNO, "it bit me"))
+        self.assertEqual(self.refused(OperationFailed, "attach"), "it bit me")
+        self.assertEqual(len(self.verbs), 1)
+        self.begins()
+
+    def test_outdatedFailure(self) -> None:
         """
-        If it occurs after the reply, the next client with the same request receives the
-        failure.
+        The error is not returned after C{timeouts.bind}, nor if the device is in the requested
+        state by now, is another device at the same port, or was detached meanwhile.
         """
-        result = self.ask(ATTACH)
-        self.clock.advance(2)
-        self.error(result, StillWorking)
-        self.backend.calls[0].fail(ZeroDivisionError("oops"))
-        self.error(self.ask(ATTACH), OperationFailed)
-        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        for meanwhile in (
+            lambda: self.begins("detach"),
+            lambda: self.clock.advance(31),
+            lambda: self.become(state=BOUND),
+            lambda: self.become(deviceNumber=9),
+        ):
+            self.startAnew()
+            self.stillWorking()
+            self.fail_()
+            meanwhile()
+            self.begins()
+            self.assertEqual(
+                self.backend.calls[-1].device.deviceNumber, self.present().deviceNumber
+            )
+
+    def test_replugged(self) -> None:
+        """The error for an unplugged device is not the result for its successor at the port."""
+        first = self.ask("attach")
+        self.become(deviceNumber=UNO.deviceNumber + 1, serial="OTHER")
+        second = self.ask("attach", Client(BOB), serial="OTHER")
+        self.fail_(0)
+        failure = self.failureResultOf(first, OperationFailed)
+        self.assertEqual(failure.value.device.serial, UNO.serial)
+        self.succeed(1)
+        self.assertEqual(self.device(second).serial, "OTHER")
+
+
+class StartTests(PatientCoreTestCase):
+    """
+    Requests before the backend has started.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.backend = PatientBackend(DEVICES, started=False)
+        self.starting = self.begin()
+
+    def test_waits(self) -> None:
+        """They wait for the backend."""
+        results = [self.ask("list"), self.ask("find")]
+        for result in results:
+            self.assertNoResult(result)
+        self.backend.starting.callback(None)
+        for result in results:
+            self.successResultOf(result)
+        self.successResultOf(self.starting)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_tooLong(self) -> None:
+        """They wait for C{timeouts.answer} at most."""
+        result = self.ask("list")
+        self.clock.advance(1.9)
+        self.assertIn("still starting", self.error(BackendUnavailable, result))
+        self.backend.starting.callback(None)
+        self.listed()
+
+    def test_broken(self) -> None:
+        """If the backend does not start, requests get an error, and C{start} fails."""
+        result = self.ask("list")
+        self.backend.starting.errback(ZeroDivisionError("bug"))
+        self.failureResultOf(self.starting, ZeroDivisionError)
+        for told in (result, self.ask("list"), self.ask("attach")):
+            self.assertIn("does not start", self.error(BackendUnavailable, told))
+
+
+class StopTests(StartedTestCase):
+    """
+    The daemon stops.
+    """
+
+    def test_idle(self) -> None:
+        """Without operations the backend is stopped at once, and no more operations begin."""
+        self.stop()
+        self.assertEqual(self.backend.stopped, 1)
+        for command in ("list", "attach"):
+            self.assertIn("stopping", self.refused(BackendUnavailable, command))
+        self.assertEqual(self.verbs, [])
+
+    def test_waits(self) -> None:
+        """
+        Operations in progress end first, and their clients get the outcome; a request that
+        waits for one of them is not carried out.
+        """
+        attach, detach = self.ask("attach"), self.ask("detach")
+        stop = asked(self.core.stop())
+        self.assertNoResult(stop)
+        self.assertEqual(self.backend.stopped, 0)
+        self.succeed()
+        self.device(attach)
+        self.error(BackendUnavailable, detach)
+        self.successResultOf(stop)
+        self.assertEqual((self.backend.stopped, self.verbs), (1, ["bind"]))
+
+    def test_waitsNotForEver(self) -> None:
+        """
+        Operations that have not ended within C{timeouts.stop}, which is for all of them
+        together, are abandoned.
+        """
+        results = [self.ask("attach", id=device.busId) for device in DEVICES]
+        stop = asked(self.core.stop())
+        self.clock.advance(1)
+        self.succeed(1)
+        self.device(results[1])
+        self.clock.advance(3)
+        self.succeed(0)
+        self.assertNoResult(stop)
+        self.clock.advance(1.1)
+        self.successResultOf(stop)
+        self.assertEqual(self.backend.stopped, 1)
+        for result in (results[0], results[2]):
+            self.error(StillWorking, result)
+
+    def test_withoutStart(self) -> None:
+        """C{stop} may be called without C{start}."""
+        backend = PatientBackend(started=False)
+        core = Core(backend, self.clock, LiveSettings(self.settings()))
+        self.successResultOf(asked(core.stop()))
+        self.assertEqual(backend.stopped, 1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Callable
+from functools import partial
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
@@ -44,11 +45,12 @@ def reset(connection: socket.socket) -> None:
 
 class ImportingClient:
     """
-    A client that has a device: what it was given, and what it sends.
+    A client that has imported a device.
 
-    @ivar client: its end.
-    @ivar server: the end that whoever moves the traffic has.
-    @ivar ended: how often it was told that it has ended.
+    @ivar client: its end of the connection.
+    @ivar server: the end that the kernel or the relay has.
+    @ivar kept: the duplicate that the table watches.
+    @ivar ended: how often the end of the session was reported.
     """
 
     def __init__(
@@ -69,15 +71,15 @@ class ImportingClient:
         self._ended()
 
     def close(self) -> None:
-        """It is over, whatever is known of it."""
+        """Close all sockets."""
         for connection in (self.client, self.server, self.kept):
             connection.close()
 
 
 class SessionTableTestCase(SynchronousTestCase):
     """
-    Handed over connections, and a reactor that reads when it is told to. On the loopback
-    what one end does has come to the other when the call returns.
+    A table of sessions over the loopback, where what one end does has come to the other when the
+    call returns, and a fake reactor.
     """
 
     def setUp(self) -> None:
@@ -91,10 +93,19 @@ class SessionTableTestCase(SynchronousTestCase):
         holder: Holder = HOLDER,
         ended: Callable[[], None] = lambda: None,
     ) -> ImportingClient:
-        """A session."""
+        """Begin a session."""
         session = ImportingClient(self.sessions, device, holder, ended)
         self.addCleanup(session.close)
         return session
+
+    def assertTransfers(self, session: ImportingClient) -> None:
+        """Bytes pass both ways, and the session goes on."""
+        session.client.sendall(b"ping")
+        session.server.sendall(b"pong")
+        self.reactor.deliver()
+        self.assertEqual(session.ended, 0)
+        self.assertEqual(session.server.recv(10), b"ping")
+        self.assertEqual(session.client.recv(10), b"pong")
 
     def held(self, device: UsbDevice = UNO, holder: Holder = HOLDER) -> UsbDevice:
         """A device as it is shown while it is in use."""
@@ -103,11 +114,11 @@ class SessionTableTestCase(SynchronousTestCase):
 
 class EndTests(SessionTableTestCase):
     """
-    The end of a session is seen.
+    The end of a session is detected.
     """
 
     def assertEnds(self, session: ImportingClient, end: Callable[[], object]) -> None:
-        """It ends by that, and not before; that is told once."""
+        """The session ends by that, and not before; it is reported once."""
         self.reactor.deliver()
         self.assertEqual(session.ended, 0)
         self.assertTrue(self.sessions.isOpen(UNO))
@@ -118,45 +129,26 @@ class EndTests(SessionTableTestCase):
         self.assertFalse(self.sessions.isOpen(UNO))
         self.assertEqual(session.kept.fileno(), -1)
 
-    def test_closed(self) -> None:
-        """A session ends when the client closes its connection."""
-        session = self.begin()
-        self.assertEnds(session, session.client.close)
-
-    def test_halfClosed(self) -> None:
-        """It ends when the client closes its sending side."""
-        session = self.begin()
-        self.assertEnds(session, lambda: session.client.shutdown(socket.SHUT_WR))
-
-    def test_reset(self) -> None:
-        """It ends when the client resets the connection."""
-        session = self.begin()
-        self.assertEnds(session, lambda: reset(session.client))
-
-    def test_shutDown(self) -> None:
+    def test_ends(self) -> None:
         """
-        It ends when the kernel shuts the connection down, as it does at an unplug or an
-        unbind.
+        A session ends when the client closes its connection (also while its data is unread) or
+        its sending side or resets it, and when the kernel shuts the connection down, as it does
+        at an unplug or an unbind.
         """
-        session = self.begin()
-        self.assertEnds(session, lambda: session.server.shutdown(socket.SHUT_RDWR))
-        self.assertEqual(session.client.recv(1), b"")
-
-    def test_unread(self) -> None:
-        """It ends too while data of the client is still unread."""
-        session = self.begin()
-        session.client.sendall(b"x" * 1000)
-        self.assertEnds(session, session.client.close)
+        for end in (
+            lambda session: session.client.close(),
+            lambda session: session.client.shutdown(socket.SHUT_WR),
+            lambda session: reset(session.client),
+            lambda session: session.server.shutdown(socket.SHUT_RDWR),
+            lambda session: (session.client.sendall(b"x" * 1000), session.client.close()),
+        ):
+            session = self.begin()
+            self.assertEnds(session, partial(end, session))
 
     def test_traffic(self) -> None:
         """Traffic does not wake the reactor, and not a byte of it is read."""
         session = self.begin()
-        session.client.sendall(b"ping")
-        session.server.sendall(b"pong")
-        self.reactor.deliver()
-        self.assertEqual(session.ended, 0)
-        self.assertEqual(session.server.recv(10), b"ping")
-        self.assertEqual(session.client.recv(10), b"pong")
+        self.assertTransfers(session)
 
     def test_otherGone(self) -> None:
         """
@@ -212,34 +204,22 @@ class StopTests(SessionTableTestCase):
     """
 
     def test_goesOn(self) -> None:
-        """After C{stop} sessions go on, and no callback is called."""
-        session = self.begin()
+        """
+        After C{stop} sessions go on, also one that begins then; no callback is called, and their
+        traffic is still known, for the last events.
+        """
+        first = self.begin()
         self.sessions.stop()
         self.assertEqual((self.reactor.readers, self.sessions.fileno()), ([], -1))
-        session.client.sendall(b"ping")
-        self.assertEqual(session.server.recv(10), b"ping")
-        session.server.sendall(b"pong")
-        self.assertEqual(session.client.recv(10), b"pong")
-        session.client.close()
-        self.sessions.doRead()
-        self.assertEqual(session.ended, 0)
-
-    def test_traffic(self) -> None:
-        """Their traffic is still known, for the last events."""
-        session = self.begin()
-        session.client.sendall(b"ping")
-        self.sessions.stop()
-        self.assertEqual(self.sessions.traffic(self.held()), Traffic(bytesIn=4, bytesOut=0))
-
-    def test_late(self) -> None:
-        """A session that begins then goes on as well."""
-        self.sessions.stop()
-        session = self.begin()
+        for session in (first, self.begin(STICK)):
+            self.assertTransfers(session)
         self.assertEqual(self.reactor.readers, [])
-        session.client.sendall(b"ping")
-        self.assertEqual(session.server.recv(10), b"ping")
+        self.assertEqual(self.sessions.traffic(self.held()), Traffic(bytesIn=4, bytesOut=4))
+        first.client.close()
+        self.sessions.doRead()
+        self.assertEqual(first.ended, 0)
 
-    def test_never(self) -> None:
+    def test_withoutSession(self) -> None:
         """C{stop} works without any session."""
         self.sessions.stop()
         self.assertEqual(self.reactor.readers, [])
@@ -247,7 +227,7 @@ class StopTests(SessionTableTestCase):
 
 class TrafficTests(SessionTableTestCase):
     """
-    How much a session has moved.
+    The bytes that a session has transferred.
     """
 
     def test_counts(self) -> None:
@@ -263,7 +243,7 @@ class TrafficTests(SessionTableTestCase):
         self.assertEqual(self.traffic(), (1000, 30))
 
     def traffic(self, device: UsbDevice = UNO, holder: Holder = HOLDER) -> tuple[int, int] | None:
-        """In and out."""
+        """The bytes in and out; C{None} if they are not known."""
         traffic = self.sessions.traffic(self.held(device, holder))
         return None if traffic is None else (traffic.bytesIn, traffic.bytesOut)
 
@@ -309,37 +289,37 @@ class TrafficTests(SessionTableTestCase):
 
 class KeepAliveTests(SynchronousTestCase):
     """
-    How it is noticed that a client has vanished.
+    L{usbip_server.net.keepalive.KeepAlive}: detects clients that have vanished.
     """
 
+    OPTIONS = (
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+        (socket.IPPROTO_TCP, socket.TCP_NODELAY),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT),
+        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
+    )
+
     def test_options(self) -> None:
-        """All options are set on the socket, in the kernel's units, for IPv4 and IPv6."""
+        """
+        All options are set on the socket, in the kernel's units, for IPv4 and IPv6, up to the
+        longest times that can be configured. Sockets that are not TCP are left as they are.
+        """
         for family in (socket.AF_INET, socket.AF_INET6):
-            client, server = connected(family)
-            self.addCleanup(client.close)
-            self.addCleanup(server.close)
-            KeepAlive(idle=11, interval=12, count=13, userTimeout=14).apply(server)
-            self.assertEqual(self.optionsOf(server), (1, 1, 11, 12, 13, 14000))
-
-    def optionsOf(self, connection: socket.socket) -> tuple[int, ...]:
-        """Those that it is about."""
-        options = (
-            (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
-            (socket.IPPROTO_TCP, socket.TCP_NODELAY),
-            (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
-            (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL),
-            (socket.IPPROTO_TCP, socket.TCP_KEEPCNT),
-            (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
-        )
-        return tuple(connection.getsockopt(level, option) for level, option in options)
-
-    def test_longest(self) -> None:
-        """The kernel accepts the longest times that can be configured."""
-        client, server = connected()
-        self.addCleanup(client.close)
-        self.addCleanup(server.close)
-        KeepAlive(idle=32767, interval=32767, count=127, userTimeout=86400).apply(server)
-        self.assertEqual(self.optionsOf(server)[2:], (32767, 32767, 127, 86400000))
+            for values in ((11, 12, 13, 14), (32767, 32767, 127, 86400)):
+                client, server = connected(family)
+                self.addCleanup(client.close)
+                self.addCleanup(server.close)
+                idle, interval, count, seconds = values
+                KeepAlive(idle=idle, interval=interval, count=count, userTimeout=seconds).apply(
+                    server
+                )
+                options = tuple(server.getsockopt(*option) for option in self.OPTIONS)
+                self.assertEqual(options, (1, 1, idle, interval, count, 1000 * seconds))
+        for end in socket.socketpair():
+            self.addCleanup(end.close)
+            KeepAlive().apply(end)
 
     def test_withinFifteenSeconds(self) -> None:
         """By default a client that vanishes is detected within 15 seconds, idle or not."""
@@ -347,17 +327,10 @@ class KeepAliveTests(SynchronousTestCase):
         self.assertLessEqual(default.idle + default.interval * default.count, 15)
         self.assertLessEqual(default.userTimeout, 15)
 
-    def test_notTcp(self) -> None:
-        """Sockets that are not TCP are left as they are."""
-        client, server = socket.socketpair()
-        self.addCleanup(client.close)
-        self.addCleanup(server.close)
-        KeepAlive().apply(server)
-
 
 class SilenceTests(SynchronousTestCase):
     """
-    A client says nothing more until it is answered.
+    L{requireSilence}: a client sends nothing more until it is answered.
     """
 
     def setUp(self) -> None:
@@ -365,35 +338,30 @@ class SilenceTests(SynchronousTestCase):
         self.addCleanup(self.client.close)
         self.addCleanup(self.server.close)
 
-    def assertNotSilent(self, because: str) -> None:
-        """That is seen."""
-        error = self.assertRaises(InvalidRequest, requireSilence, self.server)
-        self.assertIn(because, str(error))
-
-    def test_silent(self) -> None:
-        """A client that has sent nothing more is accepted."""
+    def test_silence(self) -> None:
+        """
+        A client that has sent nothing behind its request is accepted; one that has sent more,
+        closed its side or reset the connection is refused. Nothing is read.
+        """
         requireSilence(self.server)
-
-    def test_more(self) -> None:
-        """Data behind the request is detected, and not read."""
         self.client.sendall(b"more")
         self.assertNotSilent("after the request")
         self.assertEqual(self.server.recv(10), b"more")
-
-    def test_closed(self) -> None:
-        """A client that has closed its side is detected."""
         self.client.shutdown(socket.SHUT_WR)
         self.assertNotSilent("disconnected")
-
-    def test_reset(self) -> None:
-        """A client that has reset the connection is detected."""
+        self.setUp()
         reset(self.client)
         self.assertNotSilent("is gone")
+
+    def assertNotSilent(self, because: str) -> None:
+        """The client is refused for this reason."""
+        error = self.assertRaises(InvalidRequest, requireSilence, self.server)
+        self.assertIn(because, str(error))
 
 
 class ReactorTests(TestCase):
     """
-    In the reactor, whose epoll holds ours.
+    In the real reactor, whose epoll contains that of the table.
     """
 
     timeout = 300

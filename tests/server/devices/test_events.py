@@ -5,11 +5,12 @@ Tests of L{usbip_server.server.devices.events}.
 from __future__ import annotations
 
 import json
-from typing import Any, cast
+from typing import Any
 
-from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
+from twisted.logger import formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.server.corecase import LogTestCase
 from tests.support.fixtures import (
     DEVICES,
     EPOCH,
@@ -32,12 +33,12 @@ from usbip_server.server.devices.events import Event
 
 BOUND, IN_USE = DeviceState.BOUND, DeviceState.IN_USE
 FIRST = 1_000
-"""The number of the last change before the feed."""
+"""The number of the last change before the events."""
 
 
-class DeviceEventsTestCase(SynchronousTestCase):
+class DeviceEventsTestCase(LogTestCase):
     """
-    @ivar heard: the numbers of the events that the listener heard of.
+    @ivar heard: the numbers of the events that the listener has received.
     """
 
     keep = 5
@@ -60,42 +61,39 @@ class DeviceEventsTestCase(SynchronousTestCase):
         self.heard.append(event.change.seq)
 
     def become(self, device: UsbDevice, **fields: Any) -> None:
-        """Let a device be like that."""
+        """Change a device in the backend."""
         self.inventory.replace([changed(device, **fields)], {device.busId})
 
     def happen(self, times: int) -> None:
-        """So many events."""
+        """Cause events."""
         for _ in range(times):
             self.become(UNO, product=f"Number {self.events.seq}")
 
 
 class DeviceEventsTests(DeviceEventsTestCase):
     """
-    L{DeviceEvents}, and its listeners.
+    L{usbip_server.server.devices.events.DeviceEvents}, and its listeners.
     """
 
-    def test_numbers(self) -> None:
-        """Events are the changes of the inventory, with their numbers."""
+    def test_listeners(self) -> None:
+        """
+        Listeners receive the changes of the inventory, with their numbers, until they are
+        removed; removing one again has no effect.
+        """
         self.assertEqual(self.events.seq, FIRST)
         self.events.listen(self.listen)
         self.happen(2)
         self.inventory.replace([UNO])
+        for _ in range(2):
+            self.events.leave(self.listen)
+        self.happen(1)
         self.assertEqual(self.heard, [FIRST + n for n in (1, 2, 3, 4, 5)])
-        self.assertEqual(self.events.seq, FIRST + 5)
+        self.assertEqual(self.events.seq, FIRST + 6)
 
-    def test_leave(self) -> None:
-        """A listener that was removed is not called any more; removing it again has no effect."""
-        self.events.listen(self.listen)
-        self.happen(1)
-        self.events.leave(self.listen)
-        self.events.leave(self.listen)
-        self.happen(1)
-        self.assertEqual(self.heard, [FIRST + 1])
-
-    def test_failingListener(self) -> None:
+    def test_listenerFails(self) -> None:
         """
-        An exception in a listener is logged, and affects neither other listeners nor the
-        log of events.
+        An exception in a listener is logged, and affects neither other listeners nor the log of
+        events.
         """
 
         def fail(event: Event) -> None:
@@ -145,13 +143,16 @@ class DeviceEventsTests(DeviceEventsTestCase):
         self.assertEqual(self.numbers(self.events.after(FIRST + 5)), [6])
         self.assertEqual(self.numbers(self.events.after(FIRST + 6)), [])
 
-    def test_ofOthers(self) -> None:
+    def test_unknownNumbers(self) -> None:
         """Numbers from before the first event and after the last one are unknown."""
         for seq in (0, FIRST - 1, FIRST + 1, 10 * FIRST):
             self.assertIsNone(self.events.after(seq))
 
     def test_keep(self) -> None:
-        """A smaller limit drops the oldest events at once; a larger one does not restore them."""
+        """
+        A smaller limit drops the oldest events at once; a larger one does not restore them; with
+        a limit of 0 only the present is known.
+        """
         self.happen(5)
         self.remember(2)
         self.assertIsNone(self.events.after(FIRST + 2))
@@ -160,23 +161,16 @@ class DeviceEventsTests(DeviceEventsTestCase):
         self.happen(3)
         self.assertIsNone(self.events.after(FIRST + 3))
         self.assertEqual(self.numbers(self.events.after(FIRST + 4)), [5, 6, 7, 8])
-
-    def test_keepNothing(self) -> None:
-        """With a limit of 0 only the present is known."""
         self.remember(0)
-        self.happen(3)
-        self.assertIsNone(self.events.after(FIRST + 2))
-        self.assertEqual(self.events.after(FIRST + 3), [])
+        self.assertIsNone(self.events.after(FIRST + 7))
+        self.assertEqual(self.events.after(FIRST + 8), [])
 
     def test_log(self) -> None:
         """
         Log lines of imports and releases contain the holder, since when, and the traffic;
         those of other events their kind.
         """
-        logged: list[LogEvent] = []
-        observer = cast(ILogObserver, logged.append)
-        globalLogPublisher.addObserver(observer)
-        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        logged = self.captureLogs()
         self.backend.moved[UNO.busId] = Traffic(bytesIn=48, bytesOut=4096)
         holder = Holder(address="192.0.2.7", since=EPOCH)
         self.become(UNO, state=BOUND)
@@ -245,11 +239,11 @@ class StreamTests(DeviceEventsTestCase):
     """
 
     def watch(self, **request: Any) -> Subscription[Event]:
-        """What somebody is to be told."""
+        """The subscription of a watch command."""
         return self.events.watch(WatchDevices(**request), everything)[1]
 
     def begin(self, stream: Subscription[Event]) -> list[int]:
-        """Have it begin to tell the listener; the numbers of what comes first."""
+        """Begin to deliver to the listener; the numbers of the missed events."""
         return [e.change.seq for e, _ in stream.begin(lambda event, line: self.listen(event))]
 
     def test_reply(self) -> None:

@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.server.devices.hooks}: hooks are told what happens, and asked.
+Tests of L{usbip_server.server.devices.hooks}: which hooks an event runs, and vetoes.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from tests.server.desiredcase import DesiredTestCase
+from tests.server.corecase import FREE, CoreTestCase
 from tests.support.fixtures import STICK, UNO, PatientBackend
-from usbip_server.model.device import DeviceState
 from usbip_server.model.devicerules import Hook, Match, Occasion, Rule, Share
 from usbip_server.model.errors import OperationFailed
 from usbip_server.runtime.hookrunner import HookRunner
@@ -23,7 +22,7 @@ EVERYTHING = Hook(
 GATE = Hook(events=(Occasion.BEFORE_BIND,), command=("gate",))
 
 
-class HookDispatcherTests(DesiredTestCase):
+class HookDispatcherTests(CoreTestCase):
     """
     L{HookDispatcher}.
     """
@@ -39,22 +38,26 @@ class HookDispatcherTests(DesiredTestCase):
         self.patch(HookRunner, "ask", self.gate)
 
     def call(self, hook: Hook, busId: str, body: bytes) -> None:
-        """In place of a program."""
+        """Runs in place of a program."""
         self.called.append((str(hook), busId, json.loads(body)))
 
     async def gate(self, hook: Hook, busId: str, body: bytes) -> str | None:
-        """In place of a program that may say no."""
+        """Runs in place of a program that may veto."""
         self.asked.append(json.loads(body))
         return await self.answer
 
     @property
     def told(self) -> list[tuple[str, str]]:
-        """What was told, kind and bus id."""
+        """Kind of event and bus id of each call."""
         return [(body["event"], busId) for _, busId, body in self.called]
 
     def test_events(self) -> None:
-        """Hooks receive the events that watching clients receive, with all details."""
+        """
+        Hooks receive the events that watching clients receive, with all details, and none of
+        devices that are plugged in when the daemon starts.
+        """
         self.start(hooks=(EVERYTHING,))
+        self.assertEqual(self.called, [])
         self.done("attach", lease={"owner": "ci", "ttl": 60})
         self.take()
         self.giveBack()
@@ -70,11 +73,6 @@ class HookDispatcherTests(DesiredTestCase):
         self.assertEqual(imported["data"]["state"], "in_use")
         self.assertIn("seq", imported)
 
-    def test_notAtTheStart(self) -> None:
-        """Devices that are plugged in when the daemon starts cause no event."""
-        self.start(hooks=(EVERYTHING,))
-        self.assertEqual(self.called, [])
-
     def test_failed(self) -> None:
         """Hooks receive failures, with the reason."""
         self.backend = PatientBackend(self.devices)
@@ -88,21 +86,29 @@ class HookDispatcherTests(DesiredTestCase):
         self.assertEqual(body["data"]["serial"], UNO.serial)
 
     def test_ofRule(self) -> None:
-        """The hooks of a rule receive events of its devices only."""
+        """
+        The hooks of a rule receive events of its devices only; hooks receive nothing about a
+        device that is never shared. After a reload the new hooks are run.
+        """
         self.start(Rule(match=Match(desc="uno"), hooks=(EVERYTHING,)))
         self.done("attach", id=STICK.busId)
         self.assertEqual(self.told, [])
         self.done("attach")
         self.assertEqual(self.told, [("bound", UNO.busId)])
-
-    def test_hidden(self) -> None:
-        """Hooks receive nothing about a device that is never shared."""
-        self.start(Rule(match=Match(bus="*"), share=Share.NEVER), hooks=(EVERYTHING,))
+        self.called.clear()
+        self.startAnew(Rule(match=Match(bus="*"), share=Share.NEVER), hooks=(EVERYTHING,))
         self.plug()
         self.assertEqual(self.told, [])
+        self.startAnew()
+        self.reload(hooks=(EVERYTHING,))
+        self.done("attach")
+        self.assertEqual(self.told, [("bound", UNO.busId)])
 
     def test_yes(self) -> None:
-        """A device is bound when its C{before_bind} hook has succeeded, and not before."""
+        """
+        A device is bound when its C{before_bind} hook has succeeded, and not before; the hook is
+        not run for a device that is bound already.
+        """
         self.start(hooks=(GATE,))
         result = self.ask("attach")
         self.assertEqual(self.backend.calls, [])
@@ -110,7 +116,9 @@ class HookDispatcherTests(DesiredTestCase):
         self.assertEqual(self.asked[0]["data"]["bus_id"], UNO.busId)
         self.assertIn("192.0.2.7", self.asked[0]["message"])
         self.answer.callback(None)
-        self.successResultOf(result)
+        self.device(result)
+        self.done("attach")
+        self.assertEqual(len(self.asked), 1)
 
     def test_no(self) -> None:
         """It is not bound if the hook fails, and the client receives the reason."""
@@ -121,7 +129,7 @@ class HookDispatcherTests(DesiredTestCase):
             message, f"{UNO} is not bound: the hook `gate` refuses: the bench is locked"
         )
         self.assertEqual(self.backend.calls, [])
-        self.assertIs(self.state(), DeviceState.FREE)
+        self.assertIs(self.state(), FREE)
 
     def test_alwaysAsks(self) -> None:
         """The hook is run too for devices with C{share: always}, and again for a retry."""
@@ -131,19 +139,3 @@ class HookDispatcherTests(DesiredTestCase):
         self.sleep(3)
         self.assertEqual(len(self.asked), 3)
         self.assertEqual(self.backend.calls, [])
-
-    def test_boundAlready(self) -> None:
-        """It is not run for a device that is bound already."""
-        self.answer.callback(None)
-        self.start(hooks=(GATE,))
-        self.done("attach")
-        self.done("attach")
-        self.assertEqual(len(self.asked), 1)
-
-    def test_replaced(self) -> None:
-        """After a reload the new hooks are run."""
-        self.start()
-        settings = self.settings(hooks=(EVERYTHING,))
-        self.core.reload(settings)
-        self.done("attach")
-        self.assertEqual(self.told, [("bound", UNO.busId)])

@@ -1,47 +1,62 @@
 """
-Tests of L{usbip_server.server.devices.reconciler}: devices are kept as they are wanted.
+Tests of L{usbip_server.server.devices.reconciler}: devices are bound and unbound as the
+configuration and clients want it.
 """
 
 from __future__ import annotations
 
 from itertools import pairwise
 
-from tests.server.desiredcase import ALWAYS, NEVER, DesiredTestCase
-from tests.support.fixtures import EVERYBODY, STICK, UNO, PatientBackend, asked, changed
-from usbip_server.model.device import DeviceState
+from tests.server.corecase import (
+    ALWAYS,
+    BOUND,
+    ERROR,
+    FREE,
+    IN_USE,
+    NEVER,
+    CoreTestCase,
+    PatientCoreTestCase,
+)
+from tests.support.fixtures import STICK, UNO, PatientBackend
 from usbip_server.model.devicerules import Match, Rule, Share
 from usbip_server.model.errors import DeviceMounted, DeviceNotFound, OperationFailed
-from usbip_server.server.config import OnStop, Settings
+from usbip_server.server.config import OnStop
 from usbip_server.server.devices.reconciler import DRIVER_SECONDS, RETRY
 
-FREE, BOUND, IN_USE = DeviceState.FREE, DeviceState.BOUND, DeviceState.IN_USE
 UNOS = Rule(match=Match(id="2341:0043"), name="uno", share=Share.ALWAYS)
+NEVER_UNO = Rule(match=Match(desc="uno"), share=Share.NEVER)
 
 
-class AlwaysTests(DesiredTestCase):
+class TwoDevicesTestCase(CoreTestCase):
     """
-    C{share: always}.
+    A core with two devices.
     """
 
     devices = (UNO, STICK)
 
-    def test_start(self) -> None:
-        """Devices with C{share: always} are bound at the start."""
-        self.start(UNOS)
-        self.assertEqual((self.state(), self.state("1-2")), (BOUND, FREE))
+    def assertStates(self, uno: object, stick: object) -> None:
+        """The devices are in these states."""
+        self.assertEqual((self.state(), self.state(STICK.busId)), (uno, stick))
 
-    def test_plug(self) -> None:
-        """They are bound when they are plugged in, each time."""
-        self.start(ALWAYS)
+
+class AlwaysTests(TwoDevicesTestCase):
+    """
+    C{share: always}.
+    """
+
+    def test_binds(self) -> None:
+        """Such devices are bound at the start and each time they are plugged in."""
+        self.start(UNOS)
+        self.assertStates(BOUND, FREE)
         for _ in range(3):
             self.unplug()
             self.plug()
-            self.assertIs(self.state(), BOUND)
+            self.assertStates(BOUND, FREE)
 
     def test_otherIds(self) -> None:
         """
-        With a rule for a port, a device with other ids there is bound too, such as a board
-        that is flashed.
+        With a rule for a port, a device with other ids there is bound too, such as a board that
+        is flashed.
         """
         self.start(Rule(match=Match(bus="1-1.4"), share=Share.ALWAYS))
         self.unplug()
@@ -51,59 +66,45 @@ class AlwaysTests(DesiredTestCase):
         self.assertIs(self.state(), BOUND)
 
     def test_driverFirst(self) -> None:
-        """A new device is bound when its own driver has taken it."""
+        """A new device is bound when its own driver has taken it, or after a second."""
         self.start(ALWAYS)
-        fresh = self.plug(STICK, busId="1-3", driver=None)
-        self.assertIs(self.state("1-3"), FREE)
-        self.sleep(DRIVER_SECONDS / 2)
-        self.backend.inventory.replace([changed(fresh, driver="usb")], {"1-3"})
-        self.assertIs(self.state("1-3"), BOUND)
+        for isTaken in (True, False):
+            fresh = self.plug(STICK, busId="1-3", driver=None)
+            self.assertIs(self.state("1-3"), FREE)
+            self.sleep(DRIVER_SECONDS / 2)
+            if isTaken:
+                self.become(fresh, driver="usb")
+            else:
+                self.assertIs(self.state("1-3"), FREE)
+                self.sleep(DRIVER_SECONDS / 2)
+            self.assertIs(self.state("1-3"), BOUND)
+            self.unplug("1-3")
 
-    def test_noDriver(self) -> None:
-        """A device that no driver takes is bound after a second."""
-        self.start(ALWAYS)
-        self.plug(STICK, busId="1-3", driver=None)
-        self.sleep(DRIVER_SECONDS)
-        self.assertIs(self.state("1-3"), BOUND)
-
-    def test_adopt(self) -> None:
+    def test_adopts(self) -> None:
         """A device that is bound or in use already is left as it is."""
-        self.backend.inventory.replace([changed(UNO, state=IN_USE), changed(STICK, state=BOUND)])
+        self.become(state=IN_USE)
+        self.become(STICK, state=BOUND)
         self.start(ALWAYS)
-        self.assertEqual(self.backend.calls, [])
-        self.assertEqual((self.state(), self.state("1-2")), (IN_USE, BOUND))
+        self.assertEqual(self.verbs, [])
+        self.assertStates(IN_USE, BOUND)
 
     def test_detached(self) -> None:
-        """A device that a client has detached stays unbound until it is plugged in again."""
+        """
+        A device that a client has detached stays unbound until it is plugged in again, a client
+        attaches it, or the daemon is restarted.
+        """
         self.start(UNOS)
-        self.done("detach")
-        self.sleep(100)
-        self.assertIs(self.state(), FREE)
-        self.plug()
-        self.assertIs(self.state(), BOUND)
+        for end in (self.plug, lambda: self.done("attach"), lambda: self.restart(UNOS)):
+            self.done("detach")
+            self.sleep(100)
+            self.assertIs(self.state(), FREE)
+            end()
+            self.assertIs(self.state(), BOUND)
 
-    def test_detachedThenAttached(self) -> None:
-        """It is bound again when a client attaches it."""
-        self.start(UNOS)
-        self.done("detach")
-        self.done("attach")
-        self.assertIs(self.state(), BOUND)
-
-    def test_detachedThenRestarted(self) -> None:
-        """It is bound again when the daemon is restarted."""
-        self.start(UNOS)
-        self.done("detach")
-        self.restart(UNOS)
-        self.assertIs(self.state(), BOUND)
-
-    def test_broken(self) -> None:
+    def test_error(self) -> None:
         """A device that usbip-host could not reset is bound again."""
         self.start(UNOS)
-        device = self.backend.inventory.get(UNO.busId)
-        assert device is not None
-        self.backend.inventory.replace(
-            [changed(device, state=DeviceState.ERROR, trouble="t")], {UNO.busId}
-        )
+        self.become(self.present(), state=ERROR, trouble="t")
         self.assertIs(self.state(), BOUND)
 
     def test_mounted(self) -> None:
@@ -115,58 +116,44 @@ class AlwaysTests(DesiredTestCase):
         self.assertFalse(self.backend.allowMounted)
 
 
-class NeverTests(DesiredTestCase):
+class NeverTests(TwoDevicesTestCase):
     """
     C{share: never}.
     """
 
-    devices = (UNO, STICK)
-
-    def test_notShown(self) -> None:
-        """A device with C{share: never} is not listed, cannot be selected, and has no events."""
-        self.start(Rule(match=Match(desc="uno"), share=Share.NEVER))
+    def test_hidden(self) -> None:
+        """
+        Such a device is not listed, cannot be selected, does not make criteria ambiguous, and has
+        no events.
+        """
+        self.start(NEVER_UNO)
         self.assertEqual([device.busId for device in self.listed()], ["1-2"])
         for command in ("find", "attach", "detach", "kick"):
             self.refused(DeviceNotFound, command)
+        self.assertEqual(self.done("find", bus=1).busId, "1-2")
         self.unplug()
         self.plug()
-        self.assertEqual(self.heard, [])
-        self.assertEqual(self.backend.calls, [])
+        self.assertEqual((self.heard, self.verbs), ([], []))
 
-    def test_notNamed(self) -> None:
-        """It does not make criteria ambiguous."""
-        self.start(Rule(match=Match(desc="uno"), share=Share.NEVER))
-        self.assertEqual(self.done("find", bus=1).busId, "1-2")
-
-    def test_foreign(self) -> None:
+    def test_boundByOthers(self) -> None:
         """If another program has bound it, it is left as it is."""
-        self.backend.inventory.replace([changed(UNO, state=BOUND)])
+        self.become(state=BOUND)
         self.start(NEVER)
-        self.assertEqual(self.backend.calls, [])
+        self.assertEqual(self.verbs, [])
 
 
-class ReloadTests(DesiredTestCase):
+class ReloadTests(TwoDevicesTestCase):
     """
     Rules that change while the daemon runs.
     """
 
-    devices = (UNO, STICK)
-
-    def become(self, *rules: Rule) -> None:
-        """Other rules."""
-        self.core.reload(Settings(access=EVERYBODY, devices=rules))
-
     def test_always(self) -> None:
-        """A device that becomes C{share: always} is bound."""
+        """A device that becomes C{share: always} is bound, and stays bound afterwards."""
         self.start()
         self.assertIs(self.state(), FREE)
-        self.become(UNOS)
+        self.reload(UNOS)
         self.assertIs(self.state(), BOUND)
-
-    def test_onRequest(self) -> None:
-        """A device that becomes C{share: on_request} stays bound."""
-        self.start(UNOS)
-        self.become()
+        self.reload()
         self.assertIs(self.state(), BOUND)
         self.plug()
         self.assertIs(self.state(), FREE)
@@ -174,68 +161,54 @@ class ReloadTests(DesiredTestCase):
     def test_name(self) -> None:
         """A new name is shown at once, with an event."""
         self.start()
-        self.become(Rule(match=Match(desc="uno"), name="blinky"))
+        self.reload(Rule(match=Match(desc="uno"), name="blinky"))
         self.assertEqual(self.done("find", id="blinky").busId, UNO.busId)
         self.assertEqual(self.heard, [("changed", UNO.busId)])
 
     def test_never(self) -> None:
-        """A device that becomes C{share: never} disappears for clients, and is unbound."""
-        self.start(UNOS)
-        self.become(NEVER)
-        self.assertEqual(self.listed(), ())
-        self.assertIn(("removed", UNO.busId), self.heard)
-        self.assertIs(self.state(), FREE)
-
-    def test_neverInUse(self) -> None:
-        """If it is in use it is unbound after the session."""
-        self.start(UNOS)
-        self.take()
-        self.become(NEVER)
-        self.assertIs(self.state(), IN_USE)
-        self.giveBack()
-        self.assertIs(self.state(), FREE)
-
-    def test_shownAgain(self) -> None:
-        """A device that is shared again is shown again."""
-        self.start(NEVER)
-        self.become()
+        """
+        A device that becomes C{share: never} disappears for clients and is unbound, if it is in
+        use after the session. When it is shared again it is shown again.
+        """
+        for isUsed in (False, True):
+            self.startAnew(UNOS)
+            if isUsed:
+                self.take()
+            self.reload(NEVER)
+            self.assertEqual(self.listed(), ())
+            self.assertIn(("removed", UNO.busId), self.heard)
+            if isUsed:
+                self.assertIs(self.state(), IN_USE)
+                self.giveBack()
+            self.assertIs(self.state(), FREE)
+        self.heard.clear()
+        self.reload()
         self.assertEqual([d.busId for d in self.listed()], [UNO.busId, STICK.busId])
         self.assertEqual(self.heard, [("added", UNO.busId), ("added", STICK.busId)])
 
 
-class RememberedTests(DesiredTestCase):
+class RememberedTests(TwoDevicesTestCase):
     """
-    What clients have attached.
+    Devices that clients have attached.
     """
-
-    devices = (UNO, STICK)
 
     def test_replug(self) -> None:
-        """An attached device is bound again when it is plugged in again, until it is detached."""
-        self.start()
-        self.done("attach")
-        self.unplug()
-        self.plug()
-        self.assertIs(self.state(), BOUND)
-        self.done("detach")
-        self.plug()
-        self.assertIs(self.state(), FREE)
-
-    def test_otherPort(self) -> None:
-        """So it is at another port, if it has a serial number."""
-        self.start()
-        self.done("attach")
-        self.unplug()
-        self.plug(busId="2-3")
-        self.assertIs(self.state("2-3"), BOUND)
-
-    def test_otherDevice(self) -> None:
-        """Another device at its port is not bound."""
+        """
+        An attached device is bound again when it is plugged in again, also at another port if it
+        has a serial number, until it is detached. Another device at its port is not bound.
+        """
         self.start()
         self.done("attach")
         self.unplug()
         self.plug(STICK, busId=UNO.busId)
         self.assertIs(self.state(), FREE)
+        for before, busId in ((UNO.busId, UNO.busId), (UNO.busId, "2-3")):
+            self.unplug(before)
+            self.plug(busId=busId)
+            self.assertIs(self.state(busId), BOUND)
+        self.done("detach", id="2-3")
+        self.plug(busId="2-3")
+        self.assertIs(self.state("2-3"), FREE)
 
     def test_withoutSerial(self) -> None:
         """A device without a serial number is recognized at its own port only."""
@@ -252,10 +225,9 @@ class RememberedTests(DesiredTestCase):
         """Two devices with the same serial number are distinguished by their ports."""
         self.start()
         self.done("attach")
-        self.plug(busId="2-3")
-        self.assertIs(self.state("2-3"), FREE)
-        self.plug(busId="2-3")
-        self.assertEqual((self.state(), self.state("2-3")), (BOUND, FREE))
+        for _ in range(2):
+            self.plug(busId="2-3")
+            self.assertEqual((self.state(), self.state("2-3")), (BOUND, FREE))
 
     def test_restart(self) -> None:
         """Attached devices are remembered over a restart, whatever happens meanwhile."""
@@ -264,9 +236,9 @@ class RememberedTests(DesiredTestCase):
         self.unplug()
         self.plug()
         for device in self.backend.inventory.snapshot.devices:
-            self.backend.inventory.replace([changed(device, state=FREE)], {device.busId})
+            self.become(device, state=FREE)
         self.restart()
-        self.assertEqual((self.state(), self.state("1-2")), (BOUND, FREE))
+        self.assertStates(BOUND, FREE)
 
     def test_notRemembered(self) -> None:
         """With C{remember: false} they are remembered only while they are plugged in."""
@@ -277,94 +249,76 @@ class RememberedTests(DesiredTestCase):
         self.plug()
         self.assertIs(self.state(), FREE)
 
-    def test_failedAttach(self) -> None:
-        """A failed attach is not remembered."""
+    def test_failed(self) -> None:
+        """An attach that fails is not remembered, even after its reply."""
         self.backend = PatientBackend(self.devices)
         self.start()
-        result = self.ask("attach")
-        self.backend.calls[0].fail(OperationFailed(UNO, "no"))
-        self.failureResultOf(result, OperationFailed)
-        self.assertEqual(self.file.state.devices, ())
-        self.plug()
-        self.assertEqual(len(self.backend.calls), 1)
-
-    def test_failedLate(self) -> None:
-        """Nor is one that failed after its reply."""
-        self.backend = PatientBackend(self.devices)
-        self.start()
-        result = self.ask("attach")
-        self.sleep(2)
-        self.failureResultOf(result, OperationFailed)
-        self.assertEqual(len(self.file.state.devices), 1)
-        self.backend.calls[0].fail(OperationFailed(UNO, "no"))
-        self.assertEqual(self.file.state.devices, ())
+        for seconds in (0, 2):
+            result = self.ask("attach")
+            self.sleep(seconds)
+            if seconds:
+                self.error(OperationFailed, result)
+                self.assertEqual(len(self.file.state.devices), 1)
+            self.fail_()
+            if not seconds:
+                self.error(OperationFailed, result)
+            self.assertEqual(self.file.state.devices, ())
+            before = len(self.verbs)
+            self.plug()
+            self.assertEqual(len(self.verbs), before)
 
 
-class TroubleTests(DesiredTestCase):
+class RetryTests(PatientCoreTestCase):
     """
     Binds that fail.
     """
 
     def setUp(self) -> None:
         super().setUp()
-        self.backend = PatientBackend(self.devices)
         self.start(ALWAYS)
 
-    def test_again(self) -> None:
-        """A failed bind is retried after growing pauses."""
+    def test_pauses(self) -> None:
+        """A failed bind is retried after growing pauses, until it succeeds."""
         times = []
         for _ in range(9):
             times.append(self.clock.seconds())
-            self.backend.calls[-1].fail(DeviceMounted(UNO, ["/dev/sda1 is mounted on /"]))
-            before = len(self.backend.calls)
-            while len(self.backend.calls) == before:
+            self.fail_(-1, DeviceMounted(UNO, ["/dev/sda1 is mounted on /"]))
+            before = len(self.verbs)
+            while len(self.verbs) == before:
                 self.clock.advance(0.5)
         pauses = [after - before for before, after in pairwise(times)]
         self.assertEqual(pauses, [1, 2, 4, 8, 16, 32, RETRY.longest, RETRY.longest])
-
-    def test_success(self) -> None:
-        """The retries end with a success."""
-        self.backend.calls[-1].fail(OperationFailed(UNO, "no"))
-        self.clock.advance(1)
-        self.backend.calls[-1].succeed()
+        self.succeed()
         self.sleep(200)
-        self.assertEqual(len(self.backend.calls), 2)
+        self.assertEqual(len(self.verbs), 10)
 
     def test_unplugged(self) -> None:
-        """They end when the device is unplugged; then no timer is left."""
-        self.backend.calls[-1].fail(OperationFailed(UNO, "no"))
+        """The retries end when the device is unplugged; then no timer is left."""
+        self.fail_()
         self.unplug()
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_oneAtATime(self) -> None:
-        """While a bind is in progress no other is begun."""
-        device = self.backend.inventory.get(UNO.busId)
-        assert device is not None
-        self.backend.inventory.replace([changed(device, product="x")], {UNO.busId})
+        """While a bind is in progress no other is begun; a client that attaches joins it."""
+        self.become(self.present(), product="x")
         self.sleep(10)
-        self.assertEqual(len(self.backend.calls), 1)
-
-    def test_clientJoins(self) -> None:
-        """A client that attaches the device meanwhile receives the outcome."""
         result = self.ask("attach")
-        self.backend.calls[0].succeed()
-        self.assertIs(self.successResultOf(result).state, BOUND)  # type: ignore[union-attr]
-        self.assertEqual(len(self.backend.calls), 1)
+        self.assertEqual(self.verbs, ["bind"])
+        self.succeed(0)
+        self.assertIs(self.device(result).state, BOUND)
 
-    def test_newsForNobody(self) -> None:
+    def test_oldError(self) -> None:
         """A client does not receive the error of an earlier retry."""
-        self.backend.calls[0].fail(OperationFailed(UNO, "no"))
+        self.fail_(0)
         result = self.ask("attach")
-        self.backend.calls[1].succeed()
-        self.successResultOf(result)
+        self.succeed(1)
+        self.device(result)
 
 
-class StopTests(DesiredTestCase):
+class StopTests(TwoDevicesTestCase):
     """
     C{on_stop}.
     """
-
-    devices = (UNO, STICK)
 
     def test_keep(self) -> None:
         """With C{on_stop: keep} bound devices stay bound."""
@@ -374,24 +328,16 @@ class StopTests(DesiredTestCase):
 
     def test_unbind(self) -> None:
         """
-        With C{on_stop: unbind} the devices that the daemon has bound are unbound, and no
-        others.
+        With C{on_stop: unbind} the devices that the daemon has bound are unbound, also those that
+        an earlier daemon has bound for a client, and no others.
         """
-        self.backend.inventory.replace([UNO, changed(STICK, state=BOUND)])
+        self.become(STICK, state=BOUND)
         self.start(UNOS, onStop=OnStop.UNBIND)
         self.stop()
-        self.assertEqual((self.state(), self.state("1-2")), (FREE, BOUND))
-
-    def test_unbindWished(self) -> None:
-        """So are devices that an earlier daemon has bound for a client."""
-        self.start()
+        self.assertStates(FREE, BOUND)
+        self.startAnew()
         self.done("attach")
         self.restart(onStop=OnStop.UNBIND)
         self.stop()
-        self.assertIs(self.state(), FREE)
+        self.assertStates(FREE, FREE)
         self.assertEqual(len(self.file.state.devices), 1)
-
-    def stop(self) -> None:
-        """Stop; nothing is left to be done."""
-        self.successResultOf(asked(self.core.stop()))
-        self.assertEqual(self.clock.getDelayedCalls(), [])
