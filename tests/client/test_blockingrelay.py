@@ -29,9 +29,9 @@ MUCH = os.urandom(8 * CHUNK)
 
 class CountedPoll:
     """
-    C{select.poll}, of which it is known how often it was waited for.
+    C{select.poll} that counts the calls.
 
-    @cvar polls: how often.
+    @cvar polls: the number of calls.
     """
 
     polls: ClassVar[int] = 0
@@ -89,8 +89,12 @@ class RelayTests(SynchronousTestCase):
         self.assertEqual((self.secured.fileno(), self.mine.fileno()), (-1, -1))
 
     def test_smallMessages(self) -> None:
-        """Bytes are relayed both ways, at once and one by one."""
+        """Bytes are relayed both ways, at once and one by one, also those that OpenSSL had read
+        before the relay began."""
+        self.server.sendall(MUCH[:10000])
+        self.assertEqual(self.secured.recv(1), MUCH[:1])
         self.start()
+        self.assertTrue(received(self.kernel, 9999) == MUCH[1:10000])
         for _ in range(100):
             self.kernel.sendall(b"ping")
             self.assertEqual(received(self.server, 4), b"ping")
@@ -138,25 +142,31 @@ class RelayTests(SynchronousTestCase):
         self.kernel.sendall(b"still there")
         self.assertEqual(received(self.server, 11), b"still there")
 
-    def test_bytesReadBefore(self) -> None:
-        """Bytes that OpenSSL had read before the relay began are relayed."""
-        self.server.sendall(MUCH[:10000])
-        self.assertEqual(self.secured.recv(1), MUCH[:1])
-        self.start()
-        self.assertTrue(received(self.kernel, 9999) == MUCH[1:10000])
+    def test_ends(self) -> None:
+        """When one of the two closes, the other is shut down, also if other processes have it:
+        these can end the relay, too. Bytes that are not TLS end it."""
 
-    def test_serverEnds(self) -> None:
-        """When the server closes, the kernel's end is closed."""
-        self.start()
-        self.server.close()
-        self.assertEqual(self.kernel.recv(1), b"")
+        def notTls() -> None:
+            with socket.socket(fileno=self.server.detach()) as plain:
+                plain.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                self.assertEqual(self.kernel.recv(1), b"")
 
-    def test_kernelEnds(self) -> None:
-        """When the kernel closes, the server's connection is shut down, also if other processes
-        have it."""
-        self.start()
-        self.kernel.close()
-        self.assertEqual(self.server.recv(1), b"")
+        def shutDown() -> None:
+            with socket.socket(fileno=os.dup(self.outside)) as other:
+                other.shutdown(socket.SHUT_RDWR)
+
+        for ends in (
+            lambda: self.server.close(),
+            lambda: self.kernel.close(),
+            shutDown,
+            notTls,
+        ):
+            self.setUp()
+            self.start()
+            ends()
+            for end in (self.kernel, self.server):
+                if end.fileno() >= 0:
+                    self.assertEqual(end.recv(1), b"")
 
     def test_endWithFullBuffers(self) -> None:
         """The same while bytes cannot be delivered any more."""
@@ -168,20 +178,6 @@ class RelayTests(SynchronousTestCase):
         self.kernel.close()
         self.thread.join(SECONDS)
         self.assertFalse(self.thread.is_alive())
-
-    def test_shutDown(self) -> None:
-        """Another process that has the connection can end the relay."""
-        self.start()
-        with socket.socket(fileno=os.dup(self.outside)) as other:
-            other.shutdown(socket.SHUT_RDWR)
-        self.assertEqual(self.kernel.recv(1), b"")
-
-    def test_notTls(self) -> None:
-        """Bytes that are not TLS end the relay."""
-        self.start()
-        with socket.socket(fileno=self.server.detach()) as plain:
-            plain.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-            self.assertEqual(self.kernel.recv(1), b"")
 
     def test_manyFiles(self) -> None:
         """Descriptors beyond the limit of select(2) can be used."""

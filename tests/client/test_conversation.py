@@ -18,6 +18,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.support.fixtures import MemoryTransport, Wire, asked, threeWays
 from tests.support.network import Network
 from usbip_server.client.conversation import SILENCE, Conversation, askToTheEnd
+from usbip_server.client.jsonclient import SPEAKS_TLS
 from usbip_server.client.servers import Server
 from usbip_server.model.errors import Unreachable
 from usbip_server.model.replies import (
@@ -87,12 +88,16 @@ class AskingTests(AskingTestCase):
     """
 
     def test_reply(self) -> None:
-        """A reply is decoded, however it is split; the connection stays open."""
-        for name, segments in threeWays([DONE]):
+        """A reply is decoded, however it is split, with the events around it in order; the
+        connection stays open."""
+        lines = [b'{"event":"queued","place":1}\n', BEGUN, b'{"event":"added"}\n']
+        for _, segments in threeWays(lines):
+            self.told.clear()
             asking = self.ask()
             self.wire.send(*segments)
             answer = self.successResultOf(asking)
-            self.assertEqual(answer, ReceivedReply(status=Status.SUCCESS, data=[]), name)
+            self.assertEqual(answer, ReceivedReply(status=Status.SUCCESS, data=[], seq=17))
+            self.assertEqual([notice["event"] for notice in self.told], ["queued", "added"])
         self.assertEqual(self.said(), 3 * [{"command": "list", "keep_alive": True}])
         self.assertFalse(self.wire.ended)
 
@@ -104,22 +109,6 @@ class AskingTests(AskingTestCase):
             self.wire.send(json.dumps(text).encode() + b"\n")
             answer = self.successResultOf(asking)
             self.assertEqual((answer.status, answer.message), (status, "why"))
-
-    def test_eventsAroundReply(self) -> None:
-        """Events before and after the reply are passed on in order."""
-        lines = [b'{"event":"queued","place":1}\n', DONE, b'{"event":"added"}\n']
-        for _, segments in threeWays(lines):
-            self.told.clear()
-            asking = self.ask()
-            self.wire.send(*segments)
-            self.assertEqual(self.successResultOf(asking).status, Status.SUCCESS)
-            self.assertEqual([notice["event"] for notice in self.told], ["queued", "added"])
-
-    def test_seq(self) -> None:
-        """The reply to a watch contains the number of the last event."""
-        asking = self.ask({"command": "watch"})
-        self.wire.send(BEGUN)
-        self.assertEqual(self.successResultOf(asking).seq, 17)
 
     def test_deadline(self) -> None:
         """A reply has its deadline, plus C{wait}; events do not extend it."""
@@ -223,32 +212,23 @@ class TroubleTests(AskingTestCase):
             )
             self.assertTrue(self.wire.transport.aborted)
 
-    def test_tls(self) -> None:
-        """A server that expects TLS is reported as that."""
-        asking = self.ask()
-        self.wire.send(b"\x15\x03\x03\x00\x02\x02\x46")
-        self.wire.drop()
-        self.assertEqual(
-            self.unreachable(asking),
-            "the server expects TLS: configure `tls` for this server in client.yaml",
-        )
-
     def test_closedWithoutReply(self) -> None:
-        """A connection that is closed before a complete reply is an error."""
-        for segments in ((), (DONE[:-1],)):
+        """A connection that is closed before a complete reply is an error; it may be for TLS."""
+        closed = "the server has closed the connection without a reply"
+        mayBeTls = f"{closed}: if it requires TLS, set `tls` in client.yaml"
+        for segments, isSecond, reason in (
+            ((), False, mayBeTls),
+            ((DONE[:-1],), False, mayBeTls),
+            ((), True, closed),
+            ((b"\x15\x03\x03\x00\x02\x02\x46",), False, SPEAKS_TLS),
+        ):
             self.setUp()
+            if isSecond:
+                self.successResultOf(self.answered())
             asking = self.ask()
             self.wire.send(*segments)
             self.wire.drop()
-            reason = self.unreachable(asking)
-            self.assertIn("without a reply: if it requires TLS, set `tls` in client.yaml", reason)
-        self.setUp()
-        self.successResultOf(self.answered())
-        asking = self.ask()
-        self.wire.drop()
-        self.assertEqual(
-            self.unreachable(asking), "the server has closed the connection without a reply"
-        )
+            self.assertEqual(self.unreachable(asking), reason)
         self.setUp()
         asking = self.ask()
         self.wire.lost = True
@@ -308,25 +288,19 @@ class WatchTests(AskingTestCase):
             self.wire.send(b'{"event":"heartbeat"}\n')
 
     def test_watchRequest(self) -> None:
-        """The request asks for details and contains the criteria."""
+        """The request asks for details and contains the criteria. The reply to a resumed watch has
+        no list of devices. After a refusal the conversation can be used for another request."""
         answer = self.successResultOf(self.watch(more={"id": "uno"}))
         self.assertEqual((answer.seq, answer.data), (17, []))
         [said] = self.said()
         more = {"command": "watch", "detail": True, "id": "uno", "keep_alive": True}
         self.assertEqual(said, more)
-
-    def test_resumed(self) -> None:
-        """The reply to a resumed watch has no list of devices."""
-        on = b'{"status":"success","seq":20}\n'
-        answer = self.successResultOf(self.watch(on, {"since": 17}))
-        self.assertIsNone(answer.data)
-
-    def test_refused(self) -> None:
-        """After a refusal the conversation can be used for another request."""
+        self.setUp()
         refusal = b'{"status":"error","message":"too long ago"}\n'
         error = self.failureResultOf(self.watch(refusal, {"since": 1}), Refused).value
         self.assertEqual(str(error), "raspi (192.0.2.1:5056): too long ago")
-        self.successResultOf(self.watch())
+        on = b'{"status":"success","seq":20}\n'
+        self.assertIsNone(self.successResultOf(self.watch(on, {"since": 17})).data)
 
     def test_notAWatch(self) -> None:
         """A reply without the number of an event is an error."""
@@ -344,19 +318,15 @@ class WatchTests(AskingTestCase):
         self.assertEqual([notice["event"] for notice in self.told], ["bound"])
 
     def test_silence(self) -> None:
-        """Without a line for 45 s the connection is aborted."""
-        self.watch()
-        self.passes([SILENCE - 1, SILENCE - 1])
-        self.assertFalse(self.wire.lost)
-        self.clock.advance(SILENCE)
-        self.wire.turn()
-        self.assertEqual(self.lost(), "no line received for 45 s")
-
-    def test_silenceParameter(self) -> None:
-        """The time of silence is a parameter."""
-        self.watch(silence=100)
-        self.passes([99, 99])
-        self.assertFalse(self.wire.lost)
+        """Without a line for 45 s, or for the time given, the connection is aborted."""
+        for silence in (SILENCE, 100.0):
+            self.setUp()
+            self.watch(silence=silence)
+            self.passes([silence - 1, silence - 1])
+            self.assertFalse(self.wire.lost)
+            self.clock.advance(silence)
+            self.wire.turn()
+            self.assertEqual(self.lost(), f"no line received for {silence:g} s")
 
     def test_closed(self) -> None:
         """A closed connection is noticed at once."""

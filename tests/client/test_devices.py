@@ -57,15 +57,12 @@ class DeviceTests(SynchronousTestCase):
             )
 
     def test_withoutDetail(self) -> None:
-        """Without details the device is free."""
+        """Without details the device is free. Unknown keys are ignored, for later versions."""
         device = deviceIn(RASPI, told(HELD, detail=False))
         self.assertEqual(
             (device.busId, device.state, device.holder), ("1-1.4", DeviceState.FREE, None)
         )
         self.assertEqual((device.serial, device.description), (UNO.serial, UNO.description))
-
-    def test_unknownKeys(self) -> None:
-        """Unknown keys are ignored, for later versions."""
         self.assertEqual(deviceIn(RASPI, told(UNO) | {"colour": "blue"}), UNO)
 
     def test_found(self) -> None:

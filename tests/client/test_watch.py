@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.client.watch} and L{usbip_server.client.cli.discovery}.
+Tests of L{usbip_server.client.watch}.
 """
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -66,7 +67,7 @@ class WatchTests(SynchronousTestCase):
     """
     A watch of one server.
 
-    @ivar raises: what goes wrong when something is heard.
+    @ivar raises: the errors of the callback, by the text that it is called with.
     """
 
     def setUp(self) -> None:
@@ -110,89 +111,64 @@ class WatchTests(SynchronousTestCase):
             run(work)
         return heard
 
-    def test_devicesThenEvents(self) -> None:
-        """First all devices, then each event; heartbeats are not passed on."""
-        watched = Watched(
-            [
-                {"status": "success", "seq": 5, "data": [raw(UNO)]},
-                event("bound", 6),
-                {"event": "heartbeat", "seq": 6, "time": TIME},
-                event("unbound", 7),
-            ]
-        )
-        heard = self.follow(watched, lambda heard: len(heard) == 3, serial="7533*")
-        self.assertEqual(heard, ["begun 1", "bound 6", "unbound 7"])
-        [asked] = watched.asked
-        self.assertEqual((asked["command"], asked["serial"]), ("watch", "7533*"))
-        self.assertNotIn("since", asked)
-
-    def test_resumes(self) -> None:
-        """After a lost connection the watch resumes after the last event."""
-        watched = Watched(
-            [{"status": "success", "seq": 5, "data": []}, event("bound", 6)],
-            [{"status": "success", "seq": 9}, event("unbound", 8)],
-        )
-        heard = self.follow(watched, lambda heard: len(heard) == 5)
-        self.assertEqual(heard, ["begun 0", "bound 6", LOST, "goes on", "unbound 8"])
-        self.assertEqual(watched.asked[1]["since"], 6)
-
-    def test_tooLateToResume(self) -> None:
-        """If the server no longer has these events, all devices are listed again."""
-        watched = Watched(
-            [{"status": "success", "seq": 5, "data": []}],
-            [
-                {"status": "error", "message": "the events since 5 are not stored any more"},
-                {"status": "success", "seq": 100, "data": [raw(UNO)]},
-            ],
-        )
-        heard = self.follow(watched, lambda heard: len(heard) == 3)
-        self.assertEqual(heard, ["begun 0", LOST, "begun 1"])
-        self.assertEqual([asked.get("since") for asked in watched.asked], [None, 5, None])
-
-    def test_refusedThenAccepted(self) -> None:
-        """A server that refuses is asked again."""
-        watched = Watched(
-            [{"status": "error", "message": "you may not watch"}],
-            [{"status": "success", "seq": 5, "data": []}],
-        )
-        heard = self.follow(watched, lambda heard: len(heard) == 2)
-        self.assertEqual(heard, ["lost: you may not watch", "begun 0"])
-
-    def test_callbackRaisesShareError(self) -> None:
-        """If a callback raises a C{ShareError} the watch reconnects, and resumes before that
-        event."""
-        self.raises["bound 6"] = Unreachable("nonsense")
-        watched = Watched(
-            [{"status": "success", "seq": 5, "data": []}, event("bound", 6), event("unbound", 7)],
-            [{"status": "success", "seq": 7}],
-        )
-        heard = self.follow(watched, lambda heard: len(heard) == 4)
-        self.assertEqual(heard, ["begun 0", "bound 6", "lost: nonsense", "goes on"])
-        self.assertEqual(watched.asked[1]["since"], 6)
-
-    def test_callbackRaisesOtherError(self) -> None:
-        """Another error of a callback is reported, and the event repeated."""
-        self.raises["begun 0"] = ZeroDivisionError("a bug")
-        watched = Watched(
-            [{"status": "success", "seq": 5, "data": []}],
-            [{"status": "success", "seq": 5, "data": [raw(UNO)]}],
-        )
-        heard = self.follow(watched, lambda heard: len(heard) == 3)
-        self.assertEqual(heard, ["begun 0", "lost: a bug", "begun 1"])
+    def test_watches(self) -> None:
+        """First all devices, then each event but heartbeats. After a lost connection the watch
+        resumes after the last event, or, if the server no longer has these, begins again; a server
+        that refuses is asked again. An error of a callback ends the connection."""
+        begun, more = {"status": "success", "seq": 5, "data": []}, event("unbound", 7)
+        heartbeat = {"event": "heartbeat", "seq": 6, "time": TIME}
+        again = {**begun, "data": [raw(UNO)]}
+        goesOn = {"status": "success", "seq": 9}
+        gone = {"status": "error", "message": "the events since 5 are not stored any more"}
+        refusal = {"status": "error", "message": "you may not watch"}
+        nonsense, bug = Unreachable("nonsense"), ZeroDivisionError("a bug")
+        for connections, raises, wanted, since in (
+            (
+                [[again, event("bound", 6), heartbeat, more]],
+                {},
+                ["begun 1", "bound 6", "unbound 7"],
+                [None],
+            ),
+            (
+                [[begun, event("bound", 6)], [goesOn, more]],
+                {},
+                ["begun 0", "bound 6", LOST, "goes on", "unbound 7"],
+                [None, 6],
+            ),
+            ([[begun], [gone, again]], {}, ["begun 0", LOST, "begun 1"], [None, 5, None]),
+            ([[refusal], [begun]], {}, ["lost: you may not watch", "begun 0"], [None, None]),
+            (
+                [[begun, event("bound", 6), more], [goesOn]],
+                {"bound 6": nonsense},
+                ["begun 0", "bound 6", "lost: nonsense", "goes on"],
+                [None, 6],
+            ),
+            (
+                [[begun], [again]],
+                {"begun 0": bug},
+                ["begun 0", "lost: a bug", "begun 1"],
+                [None, None],
+            ),
+        ):
+            self.raises = {**raises}
+            watched = Watched(*connections)
+            isEnough = partial(_isLong, len(wanted))
+            self.assertEqual(self.follow(watched, isEnough, serial="7533*"), wanted)
+            self.assertEqual([asked.get("since") for asked in watched.asked], since)
+            for asked in watched.asked:
+                self.assertEqual((asked["command"], asked["serial"]), ("watch", "7533*"))
 
     def test_stopped(self) -> None:
         """The watch can be stopped by any callback."""
         for text in ("begun 0", "bound 6", LOST):
-            watched = Watched(
-                [
-                    {"status": "success", "seq": 5, "data": []},
-                    event("bound", 6),
-                    event("unbound", 6),
-                ],
-                [],
-            )
+            lines = [{"status": "success", "seq": 5, "data": []}, event("bound", 6)]
+            watched = Watched([*lines, event("unbound", 6)], [])
             heard = self.follow(watched, lambda heard: heard[-1] == text)  # noqa: B023
             self.assertEqual((heard[-1], heard.count(text)), (text, 1))
+
+
+def _isLong(length: int, heard: list[str]) -> bool:
+    return len(heard) == length
 
 
 class SteadyTests(SynchronousTestCase):

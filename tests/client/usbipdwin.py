@@ -14,19 +14,18 @@ github.com/dorssel/usbipd-win):
   - C{Usbipd/ClientContext.cs}: after every reply but that of a successful import the connection is
     closed. C{Usbipd/AttachedClient.cs}: the session ends when the client closes the connection.
 
-USB traffic and the random order of its lists are not simulated.
+USB traffic, sessions and the random order of its lists are not simulated.
 """
 
 from __future__ import annotations
 
 import socket
 import struct
-import threading
 from collections.abc import Callable, Iterator
 
 import msgspec
 
-from tests.support.scriptedserver import SECONDS, received
+from tests.support.scriptedserver import received
 from usbip_server.model.usbip import OpStatus
 
 VERSION = 0x0111
@@ -123,69 +122,33 @@ class UsbipdWin:
         self.stays: dict[str, OpStatus] = {}
         self.breaks = False
         self.wasListed: Callable[[], object] = lambda: None
-        self._sessions: dict[str, socket.socket] = {}
-        self._changed = threading.Condition()
-        self._requests = {REQ_DEVLIST: self._list, REQ_IMPORT: self._import}
 
     def __call__(self, connection: socket.socket) -> None:
         """Serve a connection."""
-        head = received(connection, 8)
-        if len(head) < 8:
-            return
-        version, code, status = struct.unpack(">HHI", head)
-        if version == VERSION and status == OpStatus.OK and code in self._requests:
-            self._requests[code](connection)
-
-    def unplug(self, busId: str) -> None:
-        """Unplug a device, which ends its session."""
-        with self._changed:
-            del self.devices[busId]
-            if busId in self._sessions:
-                self._sessions[busId].shutdown(socket.SHUT_RDWR)
-
-    def isFree(self, busId: str) -> bool:
-        """Wait for the end of a device's session: has it ended?"""
-        with self._changed:
-            return self._changed.wait_for(lambda: busId not in self._sessions, SECONDS)
-
-    def _list(self, connection: socket.socket) -> None:
-        if self.breaks:
-            return
-        shared = [device for device in self.devices.values() if device.isShared]
-        _say(connection, _head(REP_DEVLIST, OpStatus.OK), struct.pack(">I", len(shared)))
-        for device in shared:
-            _say(connection, *device.described(withInterfaces=True))
-        self.wasListed()
-
-    def _import(self, connection: socket.socket) -> None:
-        busId = received(connection, BUS_ID).partition(b"\0")[0].decode()
-        with self._changed:
-            device, status = self.devices.get(busId), self.stays.get(busId, OpStatus.OK)
-            if device is None or not device.isShared:
+        request = received(connection, 8)
+        if request == _head(REQ_DEVLIST) and not self.breaks:
+            shared = [device for device in self.devices.values() if device.isShared]
+            _write(connection, _head(REP_DEVLIST), struct.pack(">I", len(shared)))
+            for device in shared:
+                _write(connection, *device.described(withInterfaces=True))
+            self.wasListed()
+        elif request == _head(REQ_IMPORT):
+            busId = received(connection, BUS_ID).partition(b"\0")[0].decode()
+            found, status = self.devices.get(busId), self.stays.get(busId, OpStatus.OK)
+            if found is None or not found.isShared:
                 status = OpStatus.NODEV
-            elif busId in self._sessions:
-                status = OpStatus.DEV_BUSY
-            if status is OpStatus.OK:
-                self._sessions[busId] = connection
-        _say(connection, _head(REP_IMPORT, status))
-        if status is not OpStatus.OK:
-            return
-        try:
-            assert device is not None
-            _say(connection, *device.described(withInterfaces=False))
-            while connection.recv(65536):
-                pass  # USB traffic
-        finally:
-            with self._changed:
-                del self._sessions[busId]
-                self._changed.notify_all()
+            _write(connection, _head(REP_IMPORT, status))
+            if found is not None and status is OpStatus.OK:
+                _write(connection, *found.described(withInterfaces=False))
+                while connection.recv(65536):
+                    pass  # USB traffic
 
 
-def _head(code: int, status: OpStatus) -> bytes:
+def _head(code: int, status: OpStatus = OpStatus.OK) -> bytes:
     return struct.pack(">HHI", VERSION, code, status)
 
 
-def _say(connection: socket.socket, *parts: bytes) -> None:
+def _write(connection: socket.socket, *parts: bytes) -> None:
     """
     Write each part as a packet of its own, the smallest that Nagle's algorithm may send.
     """

@@ -86,12 +86,12 @@ def checkPrinted(where: str, value: dict[str, Any], fields: set[str]) -> None:
         assert set(device) in ({"server"} | fields, {"server"} | fields | PLUGGED, alone), where
 
 
-def writeServers(daemon: ChildDaemon, folder: Path) -> None:
+def writeServers(daemon: ChildDaemon, folder: Path, name: str) -> None:
     """
-    Write a client.yaml with the server C{raspi}, for C{XDG_CONFIG_HOME}.
+    Write a client.yaml with the daemon under this name, for C{XDG_CONFIG_HOME}.
     """
     ports = {"port": daemon.port, "export_port": daemon.exportPort}
-    servers = {"timeout": SECONDS, "servers": {"raspi": {"host": "127.0.0.1", **ports}}}
+    servers = {"timeout": SECONDS, "servers": {name: {"host": "127.0.0.1", **ports}}}
     (folder / "usbipshare").mkdir()
     (folder / "usbipshare/client.yaml").write_text(json.dumps(servers))
 

@@ -75,6 +75,9 @@ ANY = UsbDevice(busId="1-1", vendorId="0000", productId="0000", description="any
 FIELDS = set(json.loads(bytes(encodeDevices(ANY, detail=False))))
 DETAILS = set(json.loads(bytes(encodeDevices(ANY, detail=True)))) - FIELDS
 
+LOCAL = ("README.md", "docs/tutorial.md")
+"""Documents whose examples have no client.yaml, so that the server is C{localhost}."""
+
 COMMAND_LINE: Any = Options()
 
 
@@ -101,7 +104,7 @@ class DocumentCase(Base):
             yield Stage(None, folder)
             return
         with PatientDaemon(f"backend: {{type: virtual}}\n{EXPORT}") as daemon:
-            yield Stage(daemon, folder)
+            yield Stage(daemon, folder, "localhost" if self.name in LOCAL else "raspi")
 
     def checkKeys(
         self, heading: str, columns: int, *kinds: type[Any], defaults: bool = True

@@ -1,10 +1,9 @@
 """
-Typing commands, with servers to ask and a kernel in memory to plug devices into.
+Runs commands with real servers and a kernel in memory.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import socket
 from pathlib import Path
@@ -24,11 +23,11 @@ VIRTUAL = f"backend: {{type: virtual}}\n{EXPORT}"
 
 class CommandCase(SynchronousTestCase):
     """
-    Runs commands in this process, with real servers and a kernel in memory.
+    Runs commands in this process.
 
-    @ivar folder: for files of the test's.
-    @ivar environment: the variables that commands see.
-    @ivar kernel: what they plug devices into.
+    @ivar folder: for files of the test.
+    @ivar environment: the environment variables of commands.
+    @ivar kernel: the kernel that they attach devices to.
     """
 
     def setUp(self) -> None:
@@ -40,14 +39,9 @@ class CommandCase(SynchronousTestCase):
         self.servers: dict[str, dict[str, Any]] = {}
 
     def daemon(self, name: str = "raspi", config: str = VIRTUAL, **more: Any) -> ChildDaemon:
-        """
-        A daemon, until the end of the test, which is in client.yaml.
-
-        @param more: what the file says of it besides.
-        """
-        stack = contextlib.ExitStack()
-        self.addCleanup(stack.close)
-        daemon = stack.enter_context(PatientDaemon(config))
+        """A daemon until the end of the test, which is in client.yaml, with these options."""
+        daemon = PatientDaemon(config).__enter__()
+        self.addCleanup(daemon.__exit__, None, None, None)
         ports = {"port": daemon.port}
         if "export: off" not in config:
             ports["export_port"] = daemon.exportPort
@@ -74,11 +68,7 @@ class CommandCase(SynchronousTestCase):
         return port
 
     def machine(self, isTerminal: bool = False) -> Machine:
-        """
-        The machine that commands run on.
-
-        @param isTerminal: is there somebody who can be asked?
-        """
+        """The machine that commands run on."""
         return Machine(
             system=self.kernel,
             environment=self.environment,
@@ -96,11 +86,9 @@ class CommandCase(SynchronousTestCase):
         isTerminal: bool = False,
     ) -> Result:
         """
-        Run a command: what it prints, in C{stdout} and C{stderr}.
+        Run a command with this input and exit code: what it prints, in C{stdout} and C{stderr}.
 
-        @param given: on standard input.
-        @param status: the exit status that is expected.
-        @param isTerminal: is there somebody who can be asked?
+        @param isTerminal: can the user be asked?
         """
         done = CliRunner().invoke(
             main, arguments, input=given, prog_name="usbipshare", obj=self.machine(isTerminal)

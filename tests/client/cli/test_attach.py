@@ -89,10 +89,21 @@ class AttachTests(AttachingTestCase):
         self.assertEqual(self.kernel.writes, writes)
 
     def test_noneOrSeveralMatch(self) -> None:
-        """If no device or several match, nothing is attached."""
+        """If no device or several match, nothing is attached; also not at the end of C{--wait}, if
+        no server answers, or if the lease has no time."""
         self.daemon()
-        self.type("attach", "nothing", status=Exit.NOT_FOUND)
-        self.type("attach", "usbipshare", status=Exit.SEVERAL)
+        self.known("gone", host="127.0.0.1", port=self.nobody(), export_port=self.nobody())
+        for arguments, status in (
+            (("nothing",), Exit.NOT_FOUND),
+            (("usbipshare",), Exit.SEVERAL),
+            (("disk", "--lease", "ci"), Exit.USAGE),
+            (("disk", "--ttl", "5"), Exit.USAGE),
+            (("disk", "--lease", "ci", "--ttl", "0"), Exit.USAGE),
+        ):
+            self.type("attach", *arguments, status=status)
+        for more in ((), ("--host", "gone")):
+            done = self.type("attach", "nothing", "--wait", "0.1", *more, status=Exit.NOT_FOUND)
+            self.assertIn("no device matches 'nothing', and none has appeared", done.stderr)
         self.assertEqual(self.kernel.used(), {})
 
     def test_kernelRefuses(self) -> None:
@@ -151,14 +162,16 @@ class AttachTests(AttachingTestCase):
         self.assertEqual(self.kernel.used(), {0: "3-1"})
 
     def test_leaseAndForce(self) -> None:
-        """C{--lease} requires C{--ttl}; a device that is leased by another client is refused, and
-        attached with C{--force}."""
+        """A device is attached with a lease; one that is leased by another client is refused, and
+        attached with C{--force}. A leased device is unbound only with the name of its owner."""
         daemon = self.daemon()
         self.type("attach", "echo", "--lease", "ci", "--ttl", "600")
         lease = self.shown(daemon)["lease"]
         self.assertEqual((lease["owner"], lease["ttl"]), ("ci", 600))
-        for arguments in (("--lease", "ci"), ("--ttl", "5"), ("--lease", "ci", "--ttl", "0")):
-            self.type("attach", "disk", *arguments, status=Exit.USAGE)
+        done = self.type("detach", "echo", status=Exit.REFUSED)
+        self.assertIn("leased by ci", done.stderr)
+        self.type("detach", "1-1", "--lease", "ci")
+        self.assertEqual(self.shown(daemon)["state"], "free")
         daemon.ask("attach", id="1-2", lease={"owner": "others", "ttl": 600})
         done = self.type("attach", "disk", status=Exit.REFUSED)
         self.assertIn("raspi: leased by others", done.stderr)
@@ -186,23 +199,18 @@ class AttachTests(AttachingTestCase):
         self.assertIn("waiting for 'echo', at most 600 s\n", done.stderr)
         self.assertEqual(done.stdout, f"{self.node}\n")
 
-    def test_waitInVain(self) -> None:
-        """At the end of C{--wait} no device matches, also if no server answers."""
-        self.daemon()
-        self.known("gone", host="127.0.0.1", port=self.nobody(), export_port=self.nobody())
-        for more in ((), ("--host", "gone")):
-            done = self.type("attach", "nothing", "--wait", "0.1", *more, status=Exit.NOT_FOUND)
-            self.assertIn("no device matches 'nothing', and none has appeared", done.stderr)
-
     def test_stockUsbipd(self) -> None:
-        """A device of a stock usbipd is imported without a request; leases are not supported, and
-        its refusal is reported."""
+        """A device of a stock usbipd is imported without a request, and stays bound after
+        detaching; leases are not supported, and its refusal is reported."""
         daemon = self.stock()
         daemon.ask("attach", id="1-1")
         done = self.type("attach", "1-1")
         self.assertEqual(done.stdout, f"{self.node}\n")
         self.assertIn("1-1 (USB device 1209:2303) at old: attached at port", done.stderr)
         self.assertEqual(self.type("attach", "1-1").stdout, done.stdout)
+        done = self.type("detach", "1-1")
+        self.assertEqual(self.kernel.used(), {})
+        self.assertIn("1-1 stays bound there, if that is a stock usbipd", done.stderr)
         daemon.ask("attach", id="1-2")
         done = self.type("attach", "1-2", "--lease", "ci", "--ttl", "9", status=Exit.REFUSED)
         self.assertIn("a stock usbipd supports neither --lease", done.stderr)
@@ -310,15 +318,6 @@ class DetachTests(AttachingTestCase):
             watcher.told("released", "1-1")
         self.assertEqual(self.shown(daemon)["state"], "bound")
 
-    def test_lease(self) -> None:
-        """A leased device is unbound only with the name of its owner."""
-        daemon = self.daemon()
-        self.type("attach", "echo", "--lease", "ci", "--ttl", "600")
-        done = self.type("detach", "echo", status=Exit.REFUSED)
-        self.assertIn("leased by ci", done.stderr)
-        self.type("detach", "1-1", "--lease", "ci")
-        self.assertEqual(self.shown(daemon)["state"], "free")
-
     def test_notAttachedHere(self) -> None:
         """A device that is only bound is unbound; one in use elsewhere, with C{--force}."""
         daemon = self.daemon()
@@ -331,19 +330,6 @@ class DetachTests(AttachingTestCase):
         self.assertIn("not attached to this machine; it is in use by 127.0.0.1 since", done.stderr)
         self.type("detach", "echo", "--force")
         self.assertEqual(self.shown(daemon)["state"], "free")
-
-    def test_stockUsbipd(self) -> None:
-        """A device of a stock usbipd stays bound, which is reported."""
-        daemon = self.stock()
-        daemon.ask("attach", id="1-1")
-        self.type("attach", "1-1")
-        done = self.type("detach", "1-1")
-        self.assertEqual(self.kernel.used(), {})
-        self.assertIn("1-1 stays bound there, if that is a stock usbipd", done.stderr)
-        self.known("old", host="127.0.0.1", export_port=daemon.exportPort, stock=True)
-        self.type("attach", "1-1")
-        done = self.type("detach", "1-1")
-        self.assertIn("old is a stock usbipd: 1-1 stays bound there", done.stderr)
 
     def test_serverUnreachableOrUnknown(self) -> None:
         """The device is detached also if its server does not answer or is not known."""

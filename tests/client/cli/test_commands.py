@@ -104,12 +104,7 @@ class CommandLineTestCase(SynchronousTestCase):
     """
 
     def type(self, *arguments: str, given: bytes | None = None, status: int = 0) -> str:
-        """
-        Run a command: what it prints.
-
-        @param given: on standard input.
-        @param status: the exit status that is expected.
-        """
+        """Run a command with this input and exit code: what it prints."""
         done = CliRunner().invoke(main, arguments, input=given, prog_name="usbipshare")
         self.assertEqual(done.exit_code, status, done.output)
         return done.output
@@ -141,9 +136,6 @@ class HelpTests(CommandLineTestCase):
         self.assertEqual(there, {*COMMANDS})
         for name in COMMANDS:
             self.assertEqual(commandCalled(name).name, name)
-
-    def test_version(self) -> None:
-        """The version is that of the package."""
         self.assertRegex(self.type("--version"), r"\Ausbipshare \d+\.\d+\S*\n\Z")
 
     def test_usageErrors(self) -> None:
@@ -173,26 +165,19 @@ class TokenTests(CommandLineTestCase):
         return token, access
 
     def test_token(self) -> None:
-        """The daemon reads the printed configuration, and accepts the token."""
-        token, access = self.made("ci")
-        self.assertTrue(token.startswith(PREFIX))
-        [kept] = several(access.principals["ci"].token)
-        self.assertTrue(isHashOf(kept, token))
-
-    def test_shownOnce(self) -> None:
-        """The token is printed once, with a warning."""
+        """The daemon reads the printed configuration, and accepts the token, which is printed
+        once, with a warning, and is different each time. The name is optional."""
         said = self.type("token", "ci")
         self.assertIn("The token of ci, which is not shown again:", said)
         self.assertEqual(said.count(PREFIX), 1)
-
-    def test_tokensDiffer(self) -> None:
-        """Each token is different."""
-        self.assertNotEqual(self.made("ci")[0], self.made("ci")[0])
-
-    def test_withoutName(self) -> None:
-        """The name is optional."""
-        _, access = self.made()
-        self.assertEqual([*access.principals], ["NAME"])
+        for arguments, name in ((("ci",), "ci"), ((), "NAME")):
+            token, access = self.made(*arguments)
+            [kept] = several(access.principals[name].token)
+            self.assertTrue(isHashOf(kept, token))
+            self.assertNotIn(token, said)
+        made = json.loads(self.type("token", "--json"))
+        self.assertEqual(made.keys(), {"token", "hash"})
+        self.assertTrue(isHashOf(made["hash"], made["token"]))
 
     def test_names(self) -> None:
         """The daemon reads every name as it was given."""
@@ -210,12 +195,6 @@ class TokenTests(CommandLineTestCase):
             self.assertIn("Invalid value for '[NAME]'", said)
             self.assertNotIn(PREFIX, said)
 
-    def test_json(self) -> None:
-        """With C{--json} only an object is printed."""
-        made = json.loads(self.type("token", "--json"))
-        self.assertEqual(made.keys(), {"token", "hash"})
-        self.assertTrue(isHashOf(made["hash"], made["token"]))
-
 
 class CheckTests(CommandLineTestCase):
     """
@@ -224,27 +203,23 @@ class CheckTests(CommandLineTestCase):
 
     kept = hashOf(TOKEN)
 
-    def test_rightToken(self) -> None:
-        """The token is read from standard input, with or without the end of the line."""
+    def test_check(self) -> None:
+        """The token is read from standard input, with or without the end of the line. Another
+        token has exit code 1. No token is printed."""
         for given in (TOKEN, TOKEN + "\n", f"  {TOKEN}\r\n"):
             said = self.type("token", "--check", self.kept, given=given.encode())
             self.assertEqual(said, "the hash is of this token\n")
-
-    def test_wrongToken(self) -> None:
-        """Another token has exit code 1, and is not printed."""
-        for given in (b"usbip_guessed", b"", b"usbip_\xff\xed\xa0\x80", b"x" * 100_000):
-            said = self.type("token", "--check", self.kept, given=given, status=1)
+        for wrong in (b"usbip_guessed", b"", b"usbip_\xff\xed\xa0\x80", b"x" * 100_000):
+            said = self.type("token", "--check", self.kept, given=wrong, status=1)
             self.assertEqual(said, "the hash is of another token\n")
 
-    def test_wrongHash(self) -> None:
-        """A text that is not a hash, as an unquoted one, is refused, and not printed."""
+    def test_wrongUsage(self) -> None:
+        """A text that is not a hash, as an unquoted one, is refused, and not printed; C{--check}
+        cannot be combined with other arguments."""
         for kept in ("sha256", "", TOKEN, self.kept.upper(), self.kept + "\n"):
             said = self.type("token", "--check", kept, status=2)
             self.assertIn("in single quotes", said)
             self.assertNotIn(TOKEN, said)
-
-    def test_checkAlone(self) -> None:
-        """C{--check} cannot be combined with other arguments."""
         for more in ("ci", "--json"):
             said = self.type("token", "--check", self.kept, more, status=2)
             self.assertIn("--check cannot be combined", said)
@@ -278,16 +253,13 @@ class ManualTests(SynchronousTestCase):
             self.assertEqual(own, optionsOf(name) - common, name)
 
     def test_synopsis(self) -> None:
-        """The synopsis has each command with its options."""
+        """The synopsis has each command with its options, and the page has each exit code."""
         calls = self.section("SYNOPSIS").split(".Nm\n")[1:]
         self.assertEqual([call.split()[1] for call in calls], [*COMMANDS])
         common = optionsOf("list")
         for name, call in zip(COMMANDS, calls, strict=True):
             shown = {f"-{option}" for option in re.findall(r"Fl (-[\w-]+)", call)}
             self.assertEqual(shown - {"--json"}, optionsOf(name) - common, name)
-
-    def test_exitCodes(self) -> None:
-        """The page has each exit code."""
         codes = re.findall(r"^\.It (\d+)$", self.section("EXIT STATUS"), re.MULTILINE)
         self.assertEqual(codes, [*(str(each.value) for each in Exit), str(INTERRUPTED)])
 

@@ -75,7 +75,7 @@ class CompletingTests(CommandCase):
         self.assertEqual([*self.offered("completion", "")], ["bash", "zsh", "fish"])
 
     def test_devices(self) -> None:
-        """Devices are offered by name, or else by bus id."""
+        """Devices are offered by name, or else by bus id, and the servers in client.yaml."""
         self.daemon("raspi", NAMED)
         self.daemon("bench", EVIL)
         offered = self.offered("attach", "")
@@ -83,6 +83,8 @@ class CompletingTests(CommandCase):
         self.assertEqual(offered["scratch-disk"], "usbipshare Small Disk at raspi")
         self.assertEqual([*self.offered("find", "--host", "raspi", "s")], ["scratch-disk"])
         self.assertEqual([*self.offered("list", "--serial", "E")], ["ECHO1"])
+        self.known("lab", range="192.0.2.1-9")
+        self.assertEqual([*self.offered("list", "--host", "")], ["raspi", "bench", "lab"])
 
     def test_harmless(self) -> None:
         """Words with characters that shells or terminals interpret are not offered."""
@@ -90,12 +92,6 @@ class CompletingTests(CommandCase):
         self.assertEqual([*self.offered("find", "--serial", "")], ["good"])
         told = self.offered("find", "1-3")["1-3"]
         self.assertEqual(told, "two\N{REPLACEMENT CHARACTER}lines at bench")
-
-    def test_servers(self) -> None:
-        """The servers in client.yaml are offered."""
-        self.known("raspi")
-        self.known("lab", range="192.0.2.1-9")
-        self.assertEqual([*self.offered("list", "--host", "")], ["raspi", "lab"])
 
     def test_attachedDevices(self) -> None:
         """For C{detach} attached devices are offered, and other devices if none matches."""
@@ -122,17 +118,8 @@ class CompletionTests(CommandCase):
     The scripts for shells.
     """
 
-    def test_shells(self) -> None:
-        """Each shell accepts its script."""
-        for shell in SHELLS:
-            script = self.type("completion", shell).stdout
-            self.assertIn("_USBIPSHARE_COMPLETE", script)
-            if (program := shutil.which(shell)) is not None:
-                subprocess.run([program, "-n"], input=script.encode(), check=True, timeout=SECONDS)
-        self.type("completion", "cmd", status=Exit.USAGE)
-
     def test_live(self) -> None:
-        """With its script each shell completes the bus ids of a server's devices."""
+        """Each shell accepts its script, and completes the bus ids of a server's devices."""
         self.daemon()
         here = Path(sys.executable).parent
         environment = {
@@ -143,11 +130,13 @@ class CompletionTests(CommandCase):
         }
         missing = []
         for shell, (options, code) in SHELLS.items():
+            self.assertIn("_USBIPSHARE_COMPLETE", self.type("completion", shell).stdout)
             program = shutil.which(shell)
             if program is None:
                 missing.append(shell)
                 continue
             script = self.write(f"usbipshare.{shell}", self.type("completion", shell).stdout)
+            subprocess.run([program, "-n", script], check=True, timeout=SECONDS)
             offered: list[str] = []
             # The server has half a second for it, each time.
             for _ in range(20):
@@ -162,5 +151,6 @@ class CompletionTests(CommandCase):
                 if offered:
                     break
             self.assertEqual(offered, ["1-1", "1-2"], (shell, ended))
+        self.type("completion", "cmd", status=Exit.USAGE)
         if missing:
             raise SkipTest(f"not all shells: apt-get install {' '.join(missing)}")

@@ -11,7 +11,7 @@ import msgspec
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.client.blockingcase import CONFIG, SECONDS, TIMES, ReachingTestCase
-from tests.support.scriptedserver import Play, ScriptedServer, received
+from tests.support.scriptedserver import ScriptedServer, received, says
 from usbip_server import PRODUCT, __version__
 from usbip_server.client.cli.diagnostics import isOlder, versionIn, versionOf
 from usbip_server.client.servers import Server
@@ -24,11 +24,6 @@ class IntroducingTests(ReachingTestCase):
     """
     The version of a server.
     """
-
-    def said(self, play: Play) -> str | None:
-        """The version in a server's response."""
-        with ScriptedServer(play) as scripted:
-            return versionOf(scripted.server, SECONDS)
 
     def test_daemon(self) -> None:
         """A daemon sends its version, also to clients without permission."""
@@ -60,12 +55,8 @@ class IntroducingTests(ReachingTestCase):
             b"HTTP/1.1 200 OK\r\n" + 100_000 * b"X: y\r\n" + b"Server: usbipshare/7\r\n",
             b"HTTP/1.1 200 OK\r\nX: " + 100_000 * b"x",
         ):
-
-            def play(connection: socket.socket, answer: bytes = answer) -> None:
-                received(connection, len(REQUEST))
-                connection.sendall(answer)
-
-            self.assertIsNone(self.said(play), answer[:50])
+            with ScriptedServer(says(answer, size=len(REQUEST))) as scripted:
+                self.assertIsNone(versionOf(scripted.server, SECONDS), answer[:50])
 
     def test_unreachable(self) -> None:
         """A server that is off, silent, or sends byte by byte is given up at the deadline."""
@@ -78,21 +69,18 @@ class IntroducingTests(ReachingTestCase):
         over = threading.Event()
         self.addCleanup(over.set)
         dripping = self.stack.enter_context(ScriptedServer(drips))
+        leaving = self.stack.enter_context(ScriptedServer(lambda connection: None))
         for server, times, why in (
             (self.dead(), (SECONDS,), "refused"),
             (self.silent(), TIMES, "no answer within {:g} s"),
             (dripping.server, TIMES, "no answer within {:g} s"),
-            (self.leaving(), (SECONDS,), "has closed the connection without a reply"),
+            (leaving.server, (SECONDS,), "has closed the connection without a reply"),
         ):
             for seconds in times:
                 error = self.assertRaises(Unreachable, versionOf, server, seconds)
                 if why.format(seconds) in str(error):
                     break
             self.assertIn(why.format(seconds), str(error))
-
-    def leaving(self) -> Server:
-        """A server that closes the connection."""
-        return self.stack.enter_context(ScriptedServer(lambda connection: None)).server
 
 
 class VersionTests(SynchronousTestCase):

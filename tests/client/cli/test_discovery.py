@@ -28,20 +28,19 @@ class DevicesTests(ReachingTestCase):
     """
 
     def test_daemon(self) -> None:
-        """A daemon's devices have all details."""
-        daemon = self.daemon()
-        found = devicesOf(Server(name="here", host="127.0.0.1", port=daemon.port), SECONDS)
-        self.assertEqual([each.device.busId for each in found], ["1-1", "1-2"])
-        self.assertEqual(found[0].device.interfaces, ("02/02/01", "0a/00/00"))
-        self.assertEqual(found[0].raw["serial"], "ECHO1")
-
-    def test_refused(self) -> None:
-        """A daemon that refuses the request has answered: that is not C{Unreachable}."""
-        daemon = self.daemon("access: {principals: {}, allow: []}\n" + CONFIG)
-        server = Server(name="here", host="127.0.0.1", port=daemon.port)
-        error = self.assertRaises(Refused, devicesOf, server, SECONDS)
-        self.assertIn(f"here (127.0.0.1:{daemon.port}): ", str(error))
-        self.assertIn("may not list", str(error))
+        """A daemon's devices have all details. One that refuses the request has answered: that is
+        not C{Unreachable}."""
+        for access in ("", "access: {principals: {}, allow: []}\n"):
+            daemon = self.daemon(access + CONFIG)
+            server = Server(name="here", host="127.0.0.1", port=daemon.port)
+            if access:
+                error = self.assertRaises(Refused, devicesOf, server, SECONDS)
+                self.assertRegex(str(error), rf"here \(127.0.0.1:{daemon.port}\): .* may not list")
+                continue
+            found = devicesOf(server, SECONDS)
+            self.assertEqual([each.device.busId for each in found], ["1-1", "1-2"])
+            self.assertEqual(found[0].device.interfaces, ("02/02/01", "0a/00/00"))
+            self.assertEqual(found[0].raw["serial"], "ECHO1")
 
 
 class EverywhereTests(ReachingTestCase):
@@ -83,13 +82,6 @@ class EverywhereTests(ReachingTestCase):
         ):
             self.assertRegex(str(trouble), why)
 
-    def test_atOnce(self) -> None:
-        """No server waits for another."""
-        met = threading.Barrier(5)
-        servers = [Server(name=str(number), host="192.0.2.1") for number in range(5)]
-        replies = askAll(servers, lambda server: met.wait(SECONDS))
-        self.assertEqual([server for server, _ in replies.answers], servers)
-
     def test_noThread(self) -> None:
         """A server for which no thread can be started is reported like others."""
         start = threading.Thread.start
@@ -108,17 +100,14 @@ class EverywhereTests(ReachingTestCase):
         self.assertEqual([server.name for server, _ in replies.troubles], ["2", "3"])
         self.assertIn("2: not asked, as this machine is at its limits", str(replies.troubles[0][1]))
 
-    def test_noServers(self) -> None:
-        """Without servers the result is empty."""
-        replies = askAll([], lambda server: devicesOf(server, 1.0))
-        self.assertEqual((replies.answers, replies.troubles), ([], []))
-
-    def test_bug(self) -> None:
-        """Errors that are no C{ShareError} are raised."""
+    def test_noServersAndBugs(self) -> None:
+        """Without servers the result is empty. Errors that are no C{ShareError} are raised."""
 
         def fails(server: Server) -> None:
             raise KeyError(server)
 
+        replies = askAll([], fails)
+        self.assertEqual((replies.answers, replies.troubles), ([], []))
         self.assertRaises(KeyError, askAll, [self.dead()], fails)
 
 
@@ -161,12 +150,11 @@ class WaitForTests(SynchronousTestCase):
             self.assertEqual(self.waitFor("uno", *results), UNO.busId)
             self.assertEqual(self.asked, len(results))
 
-    def test_severalMatch(self) -> None:
-        """Several matches end the wait with an error."""
+    def test_errors(self) -> None:
+        """Several matches end the wait with an error, and so does the deadline, after several
+        attempts."""
         self.assertRaises(SeveralFound, self.waitFor, "1-*", devicesAt(STICK, UNO))
-
-    def test_neverAppears(self) -> None:
-        """At the deadline the wait ends with an error, after several attempts."""
+        self.asked = 0
         error = self.assertRaises(
             DeviceNotFound, self.waitFor, "uno", DiscoveryResult(), seconds=0.4
         )

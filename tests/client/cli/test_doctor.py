@@ -1,5 +1,5 @@
 """
-The command that tells what is wrong: C{doctor}.
+Tests of C{usbipshare doctor}: L{usbip_server.client.cli.diagnostics}.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from tests.support.childdaemon import EXPORT
 from tests.support.scriptedserver import LIST_REQUEST, ScriptedServer, says
 from usbip_server import __version__
 from usbip_server.client.attach import Attached
-from usbip_server.client.cli.diagnostics import Check, attachment, compared, thisMachine
+from usbip_server.client.cli.diagnostics import attachment, compared, thisMachine
 from usbip_server.client.cli.exitcodes import Exit
 from usbip_server.kernel import usbip_host
 from usbip_server.kernel.vhci.ports import Vhci
 from usbip_server.kernel.vhci.records import Record
+from usbip_server.testing import FakeVhci
 
 
 class DoctorTests(CommandCase):
@@ -54,16 +55,12 @@ class DoctorTests(CommandCase):
         self.assertIn("6 of 6 for USB 3", found["free ports"]["found"])
 
     def test_module(self) -> None:
-        """The module vhci-hcd is missing."""
-        self.kernel.loaded = self.kernel.loadable = False
-        self.daemon()
-        self.assertWrong(self.checks(Exit.TROUBLE)["vhci-hcd"], "not loaded", "modprobe vhci-hcd")
-
-    def test_permission(self) -> None:
-        """Permission is missing."""
+        """The module vhci-hcd or permission is missing."""
         self.daemon()
         self.kernel.refuse = errno.EACCES
         self.assertFalse(self.checks(Exit.TROUBLE)["permission"]["ok"])
+        self.kernel.loaded = self.kernel.loadable = False
+        self.assertWrong(self.checks(Exit.TROUBLE)["vhci-hcd"], "not loaded", "modprobe vhci-hcd")
 
     def test_privileges(self) -> None:
         """The advice for missing permission depends on whether sudo can work."""
@@ -141,14 +138,10 @@ class DoctorTests(CommandCase):
     def test_slots(self) -> None:
         """On a machine that shares devices, the free places of usbip-host are counted."""
         for taken, ok in ((3, True), (usbip_host.SLOTS, False)):
-            system = _Sharing(taken)
-            (check,) = [it for it in self.local(system) if it.what == "usbip-host"]
+            found = thisMachine(Vhci(self.kernel), _Sharing(taken), True, "")
+            (check,) = [it for it in found if it.what == "usbip-host"]
             self.assertEqual(check.ok, ok)
             self.assertIn(f"{taken} of the 16 that its kernel supports", check.found)
-
-    def local(self, system: Any) -> list[Check]:
-        """The checks of a machine."""
-        return [*thisMachine(Vhci(self.kernel), system, True, "")]
 
 
 def _answers(header: bytes, connection: socket.socket) -> None:
@@ -163,12 +156,13 @@ def _answers(header: bytes, connection: socket.socket) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\n" + header + b"\r\n")
 
 
-class _Sharing:
+class _Sharing(FakeVhci):
     """
     The kernel of a machine with C{usbip-host}.
     """
 
     def __init__(self, taken: int) -> None:
+        super().__init__()
         self._taken = taken
 
     def read(self, path: str) -> bytes:

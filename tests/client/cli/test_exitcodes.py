@@ -26,12 +26,9 @@ class ExitTests(SynchronousTestCase):
     """
 
     def test_words(self) -> None:
-        """Each code has a different word."""
-        self.assertEqual(len({WORD_OF[each] for each in Exit}), len(Exit))
+        """Each code has a different word, and each status of a reply has a code."""
+        self.assertEqual(len({each.word for each in Exit}), len(Exit))
         self.assertEqual({each.word for each in Exit}, {*WORD_OF.values()})
-
-    def test_statuses(self) -> None:
-        """Each status of a reply has a code."""
         self.assertEqual({*EXIT_AFTER}, {*Status})
 
     def test_errors(self) -> None:

@@ -56,35 +56,29 @@ class PrinterTests(OutputTestCase):
     """
 
     def test_text(self) -> None:
-        """Results go to standard output, messages to standard error."""
-        show = Printer()
-        with self.said() as (out, err):
-            show.line("/dev/ttyUSB0")
-            show.note("it is plugged in")
-            show.trouble("raspi", "raspi: no answer")
-            show.result([{"server": "raspi"}])
-        self.assertEqual(out.getvalue(), "/dev/ttyUSB0\n")
-        self.assertEqual(err.getvalue(), "it is plugged in\nraspi: no answer\n")
-
-    def test_json(self) -> None:
-        """With JSON, standard output has one line."""
-        show = Printer(asJson=True)
-        with self.said() as (out, err):
-            show.line("/dev/ttyUSB0")
-            show.table(devicesTable([found()]))
-            show.trouble("raspi", "no answer")
-            show.result([{"server": "bench"}], "not_found", "none", extra=1)
-        self.assertEqual(
-            json.loads(out.getvalue()),
-            {
-                "status": "not_found",
-                "devices": [{"server": "bench"}],
-                "errors": [{"server": "raspi", "message": "no answer"}],
-                "message": "none",
-                "extra": 1,
-            },
-        )
-        self.assertEqual(err.getvalue(), "no answer\n")
+        """Results go to standard output, messages to standard error; with JSON, standard output
+        has one line."""
+        for asJson in (False, True):
+            show = Printer(asJson)
+            with self.said() as (out, err):
+                show.line("/dev/ttyUSB0")
+                show.note("it is plugged in")
+                show.trouble("raspi", "raspi: no answer")
+                show.result([{"server": "bench"}], "not_found", "none", extra=1)
+            self.assertEqual(err.getvalue(), "it is plugged in\nraspi: no answer\n")
+            if not asJson:
+                self.assertEqual(out.getvalue(), "/dev/ttyUSB0\n")
+                continue
+            self.assertEqual(
+                json.loads(out.getvalue()),
+                {
+                    "status": "not_found",
+                    "devices": [{"server": "bench"}],
+                    "errors": [{"server": "raspi", "message": "raspi: no answer"}],
+                    "message": "none",
+                    "extra": 1,
+                },
+            )
 
     def test_progress(self) -> None:
         """On a terminal progress is one line; elsewhere each important text is a line, once."""
@@ -115,11 +109,13 @@ class TableTests(OutputTestCase):
     """
 
     def test_longTexts(self) -> None:
-        """Where there is no terminal, texts are not cut off."""
-        with self.said() as (out, _):
-            Printer().table(devicesTable([found(changed(UNO, description="x" * 500))]))
-        self.assertEqual(len(out.getvalue().splitlines()), 2)
-        self.assertIn("x" * 500, out.getvalue())
+        """Where there is no terminal, texts are not cut off, and rich's markup is not
+        interpreted."""
+        for text in ("x" * 500, "[red]:smile: x[/]"):
+            with self.said() as (out, _):
+                Printer().table(devicesTable([found(changed(UNO, description=text))]))
+            self.assertEqual(len(out.getvalue().splitlines()), 2)
+            self.assertIn(text, out.getvalue())
 
     def test_sameOnTerminal(self) -> None:
         """On a wide terminal a table has the same text, also with wide characters."""
@@ -139,12 +135,6 @@ class TableTests(OutputTestCase):
         _, first, second = err.getvalue().splitlines()
         self.assertTrue(first.startswith("1  raspi"), first)
         self.assertTrue(second.startswith("2  raspi"), second)
-
-    def test_markup(self) -> None:
-        """rich's markup in a text is not interpreted."""
-        with self.said() as (out, _):
-            Printer().table(deviceTable(found(changed(UNO, description="[red]:smile: x[/]"))))
-        self.assertIn("[red]:smile: x[/]", out.getvalue())
 
     def test_user(self) -> None:
         """The user of a device and its lease are shown in local time."""

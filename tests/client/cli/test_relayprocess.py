@@ -12,6 +12,7 @@ import threading
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.certificates import signed, trusting
+from tests.support.scriptedserver import received
 from usbip_server.client.blockingrelay import socketPair
 from usbip_server.client.cli.relayprocess import RelayProcess
 
@@ -45,31 +46,17 @@ class RelayProcessTests(SynchronousTestCase):
             while data := secured.recv(4096):
                 secured.sendall(data)
 
-    def start(self) -> int:
-        """Start the process."""
-        self.process.start(self.secured, self.ours)
-        assert self.process.pid is not None
-        return self.process.pid
-
     def test_relays(self) -> None:
-        """Bytes are relayed both ways, and both sockets are closed in this process."""
-        self.start()
+        """Bytes are relayed by a process with a session of its own and no other descriptors of
+        this one, which has closed both sockets. It ends with the session."""
+        read, write = os.pipe()
+        self.process.start(self.secured, self.ours)
+        pid = self.process.pid
+        assert pid is not None
         self.assertEqual((self.secured.fileno(), self.ours.fileno()), (-1, -1))
         for said in (b"hello", b"x" * 100_000):
             self.given.sendall(said)
-            heard = b""
-            while len(heard) < len(said):
-                heard += self.given.recv(len(said))
-            self.assertEqual(heard, said)
-        self.given.close()
-        os.waitpid(self.process.pid or 0, 0)
-
-    def test_detached(self) -> None:
-        """The process has a session of its own, and no other descriptors of this one."""
-        read, write = os.pipe()
-        pid = self.start()
-        self.given.sendall(b"it has begun")
-        self.given.recv(4096)
+            self.assertEqual(received(self.given, len(said)), said)
         self.assertEqual(os.getsid(pid), pid)
         self.assertEqual(os.readlink(f"/proc/{pid}/cwd"), "/")
         os.close(write)
@@ -77,13 +64,6 @@ class RelayProcessTests(SynchronousTestCase):
         os.close(read)
         for descriptor in range(3):
             self.assertEqual(os.readlink(f"/proc/{pid}/fd/{descriptor}"), os.devnull)
-        self.given.close()
-        os.waitpid(pid, 0)
-
-    def test_end(self) -> None:
-        """The process ends with the session, whichever side ends it, and the other side is
-        closed."""
-        pid = self.start()
         self.given.close()
         self.assertEqual(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), 0)
         self.thread.join(SECONDS)

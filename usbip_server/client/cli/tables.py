@@ -56,7 +56,7 @@ def deviceTable(found: RemoteDevice) -> Table:
     """
     device = found.device
     fields = (
-        ("server", f"{found.server} ({found.server.address})"),
+        ("server", found.server.called(found.server.address)),
         ("bus id", device.busId),
         ("name", device.name),
         ("id", f"{device.vendorId}:{device.productId}"),
