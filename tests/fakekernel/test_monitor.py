@@ -1,11 +1,11 @@
 """
-The inventory keeps step with the kernel.
+Tests of L{usbip_server.kernel.monitor}: the inventory follows the kernel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import Any, NoReturn
 
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
@@ -20,9 +20,9 @@ from usbip_server.runtime.threads import BlockingCalls
 from usbip_server.testing import FakeKernel, FakeReactor
 
 
-class WatchTests(SynchronousTestCase):
+class MonitorCase(SynchronousTestCase):
     """
-    Plug, unplug, bind, and what nobody announces.
+    A monitor of the devices 1-1 and 1-10.
     """
 
     def setUp(self) -> None:
@@ -32,61 +32,66 @@ class WatchTests(SynchronousTestCase):
         self.reactor = FakeReactor()
         self.inventory = Inventory()
         self.calls = BlockingCalls(self.reactor, self.reactor.spawn)
-        self.monitor = DeviceMonitor(
-            self.kernel,
-            Scanner(self.kernel, UsbIds([])),
-            self.inventory,
-            self.calls,
-            self.reactor,
-        )
+        scanner = Scanner(self.kernel, UsbIds([]))
+        self.monitor = DeviceMonitor(self.kernel, scanner, self.inventory, self.calls, self.reactor)
+        self.addCleanup(self.monitor.stop)
 
     def start(self) -> None:
-        """Start, and take the first look."""
+        """Start the monitor."""
         self.successResultOf(Deferred.fromCoroutine(self.monitor.start()))
 
+    def refresh(self, *busIds: str) -> None:
+        """Read devices, or all."""
+        self.successResultOf(Deferred.fromCoroutine(self.monitor.refresh(busIds or None)))
+
     def busIds(self) -> list[str]:
-        """What the inventory has."""
+        """The bus ids in the inventory."""
         return [device.busId for device in self.inventory.snapshot.devices]
 
     def device(self, busId: str = "1-1") -> UsbDevice:
-        """One device of it."""
+        """A device in the inventory."""
         device = self.inventory.get(busId)
         assert device is not None
         return device
 
-    def test_first(self) -> None:
-        """The first look finds all, in bus order; hubs and interfaces are none."""
+    def advance(self, seconds: int) -> None:
+        """Let time pass."""
+        for _ in range(seconds):
+            self.reactor.advance(1)
+
+
+class UeventTests(MonitorCase):
+    """
+    Changes that are announced by uevents, and those that are not.
+    """
+
+    def test_start(self) -> None:
+        """After the start the inventory contains all devices, but no hubs, interfaces, or devices
+        imported from another server. All but the strings is read from attributes that need no
+        lock."""
         self.kernel.plug("1-2", deviceClass=9)
         self.kernel.plug("4-1", imported=True)
         self.start()
         self.assertEqual(self.busIds(), ["1-1", "1-10"])
-        self.assertEqual(self.device().serial, "ONE")
-        self.assertIsNone(self.device("1-10").serial)
+        self.assertEqual((self.device().serial, self.device("1-10").serial), ("ONE", None))
+        names = {path.rpartition("/")[2] for path in self.kernel.reads}
+        strings = {"serial", "manufacturer", "product"}
+        self.assertEqual(names - strings, {"descriptors", "devnum", "speed", "uevent_seqnum"})
 
-    def test_plug(self) -> None:
-        """What is plugged in is there as soon as its uevents are read."""
+    def test_plugs(self) -> None:
+        """A uevent updates the inventory: plugged in, unplugged, and replaced by another device."""
         self.start()
         self.kernel.plug("1-2", serial="TWO")
         self.reactor.deliver()
         self.assertEqual(self.busIds(), ["1-1", "1-2", "1-10"])
-
-    def test_unplug(self) -> None:
-        """What is unplugged is gone."""
-        self.start()
-        self.kernel.unplug("1-1")
-        self.reactor.deliver()
-        self.assertEqual(self.busIds(), ["1-10"])
-
-    def test_replug(self) -> None:
-        """Another device at the same place has its own strings."""
-        self.start()
+        self.kernel.unplug("1-2")
         self.kernel.unplug("1-1")
         self.kernel.plug("1-1", serial="OTHER")
         self.reactor.deliver()
-        self.assertEqual(self.device().serial, "OTHER")
+        self.assertEqual((self.busIds(), self.device().serial), (["1-1", "1-10"], "OTHER"))
 
     def test_reset(self) -> None:
-        """A device that is being reset, and has no number for a moment, is the same still."""
+        """A device that has no number while it is being reset is the same device."""
         self.start()
         before = self.inventory.snapshot
         read = self.kernel.read
@@ -95,11 +100,12 @@ class WatchTests(SynchronousTestCase):
             "read",
             lambda path: b"0\n" if path.endswith("1-1/devnum") else read(path),
         )
-        self.successResultOf(Deferred.fromCoroutine(self.monitor.refresh({"1-1"})))
+        self.refresh("1-1")
         self.assertIs(self.inventory.snapshot, before)
 
     def test_boundByAnother(self) -> None:
-        """That another program binds a device is seen."""
+        """A bind by another program is noticed by its uevent, and a client that imports or releases
+        the device, which no uevent announces, within two seconds."""
         self.start()
         for path, data in (
             ("usb/unbind", b"1-1"),
@@ -108,9 +114,8 @@ class WatchTests(SynchronousTestCase):
         ):
             self.kernel.write(f"bus/usb/drivers/{path}", data)
         self.reactor.deliver()
-        self.assertIs(self.device().state, DeviceState.BOUND)
-        self.assertEqual(self.device().driver, "usbip-host")
-        # A client comes and goes, which nothing announces: seen within the tick.
+        shown = (self.device().state, self.device().driver)
+        self.assertEqual(shown, (DeviceState.BOUND, "usbip-host"))
         self.kernel.importDevice("1-1")
         self.reactor.advance(2)
         self.assertIs(self.device().state, DeviceState.IN_USE)
@@ -119,7 +124,7 @@ class WatchTests(SynchronousTestCase):
         self.assertIs(self.device().state, DeviceState.BOUND)
 
     def test_lost(self) -> None:
-        """Lost messages lead to a look at everything."""
+        """After an overflow of the socket all devices are read."""
         self.start()
         uevents, self.kernel.uevents = self.kernel.uevents, None
         assert uevents is not None
@@ -129,21 +134,24 @@ class WatchTests(SynchronousTestCase):
         self.reactor.deliver()
         self.assertEqual(self.busIds(), ["1-2", "1-10"])
 
-    def test_lostInTheStart(self) -> None:
-        """What happens while the first look is taken is looked at again."""
+    def test_duringStart(self) -> None:
+        """A device that is plugged in while the devices are read for the first time is not
+        missed; a first read that hangs does not keep the daemon from starting."""
         self.reactor.hold = True
         started = Deferred.fromCoroutine(self.monitor.start())
         self.kernel.plug("1-2")
         self.reactor.deliver()
-        self.reactor.runThreads()
+        self.reactor.advance(30)
         self.successResultOf(started)
+        self.reactor.runThreads()
+        self.advance(31)
         self.assertEqual(self.busIds(), ["1-1", "1-2", "1-10"])
 
-    def test_unannounced(self) -> None:
-        """What no message told is found by the slow check."""
+    def test_slowScan(self) -> None:
+        """Without a uevent a change is found within C{rescan} seconds."""
         self.start()
         self.kernel.plug("1-2")
-        self.reactor.deliver()  # so that it is known that there are messages
+        self.reactor.deliver()  # uevents are received
         self.kernel.uevents = None
         self.kernel.unplug("1-1")
         self.advance(29)
@@ -151,58 +159,72 @@ class WatchTests(SynchronousTestCase):
         self.advance(3)
         self.assertNotIn("1-1", self.busIds())
 
-    def advance(self, seconds: int) -> None:
-        """Let time pass."""
-        for _ in range(seconds):
-            self.reactor.advance(1)
+    def test_noUevents(self) -> None:
+        """Where no uevents are received, be it without a socket or with one that stays silent, all
+        devices are read whenever the kernel has counted one, and not otherwise."""
+        for hasSocket in (False, True):
+            self.setUp()
+            self.kernel.announces = hasSocket
+            self.start()
+            self.kernel.uevents = None
+            self.kernel.plug("1-2")
+            self.advance(4)
+            self.assertEqual(self.busIds(), ["1-1", "1-2", "1-10"])
+            self.kernel.reads.clear()
+            self.advance(10)
+            self.assertEqual(set(self.kernel.reads), {"kernel/uevent_seqnum"})
 
-    def test_deaf(self) -> None:
-        """
-        Where there are no messages at all, it looks whenever the kernel has counted one,
-        and not otherwise.
-        """
-        self.kernel.announces = False
+    def test_ueventsAgain(self) -> None:
+        """After a uevent has been received, uevents are relied on again."""
         self.start()
-        self.kernel.plug("1-2")
-        self.advance(2)
-        self.assertEqual(self.busIds(), ["1-1", "1-2", "1-10"])
-        self.kernel.reads.clear()
-        self.advance(10)
-        self.assertEqual(set(self.kernel.reads), {"kernel/uevent_seqnum"})
-
-    def test_deafUnawares(self) -> None:
-        """A socket that stays silent while the kernel counts on is found out."""
-        self.start()
-        self.kernel.uevents = None
+        uevents, self.kernel.uevents = self.kernel.uevents, None
         self.kernel.plug("1-2")
         self.advance(4)
-        self.assertEqual(self.busIds(), ["1-1", "1-2", "1-10"])
+        self.kernel.uevents = uevents
+        self.kernel.plug("1-3")
+        self.reactor.deliver()
+        self.advance(2)
+        self.kernel.uevents = None
+        self.kernel.unplug("1-2")
+        self.advance(10)
+        self.assertIn("1-2", self.busIds())
 
-    def test_stringsOnce(self) -> None:
-        """Strings are read once for each stay of a device."""
+    def test_manyPlugs(self) -> None:
+        """A thousand replugs leave nothing behind; the strings are read once for each plug."""
         self.start()
+        for _ in range(1000):
+            self.kernel.unplug("1-1")
+            self.kernel.plug("1-1", serial="ONE")
+            self.reactor.deliver()
+        self.assertEqual((self.busIds(), self.reactor.threads), (["1-1", "1-10"], []))
+        self.kernel.reads.clear()
         self.advance(120)
-        serials = [path for path in self.kernel.reads if path.endswith("/serial")]
-        self.assertEqual(len(serials), 2)
+        self.refresh("1-1")
+        self.assertEqual([path for path in self.kernel.reads if path.endswith("/serial")], [])
 
-    def test_lockFree(self) -> None:
-        """All but the strings comes from attributes that need no lock."""
+    def test_stop(self) -> None:
+        """After the stop nothing is read."""
         self.start()
-        names = {path.rpartition("/")[2] for path in self.kernel.reads}
-        strings = {"serial", "manufacturer", "product"}
-        self.assertEqual(names - strings, {"descriptors", "devnum", "speed", "uevent_seqnum"})
+        self.monitor.stop()
+        self.kernel.reads.clear()
+        self.advance(60)
+        self.assertEqual((self.kernel.reads, self.reactor.readers), ([], []))
 
-    def test_silent(self) -> None:
-        """
-        A device whose strings do not come is listed without them, delays the others only
-        that long, and is completed when they come.
-        """
+
+class TroubleTests(MonitorCase):
+    """
+    Devices that do not answer, and machines without USB or threads.
+    """
+
+    def test_slowStrings(self) -> None:
+        """A device whose strings do not come is listed without them, delays the others only that
+        long, and is completed when they come."""
         self.start()
         self.reactor.hold = True
         self.kernel.plug("1-2", serial="SLOW")
         self.reactor.deliver()
-        self.reactor.threads.pop(0)()  # the first look
-        slow = self.reactor.threads.pop(0)  # its strings
+        self.reactor.threads.pop(0)()  # the attributes
+        slow = self.reactor.threads.pop(0)  # the strings
         self.reactor.runThreads()
         self.reactor.advance(SECONDS)
         self.assertIsNone(self.device("1-2").serial)
@@ -212,8 +234,8 @@ class WatchTests(SynchronousTestCase):
         slow()
         self.assertEqual(self.device("1-2").serial, "SLOW")
 
-    def test_manySilent(self) -> None:
-        """Devices that do not answer hold up neither each other nor anything else."""
+    def test_manySlowStrings(self) -> None:
+        """Several such devices do not delay each other."""
         self.start()
         call = self.calls.call
 
@@ -236,46 +258,28 @@ class WatchTests(SynchronousTestCase):
         self.reactor.runThreads()
 
     def test_noThreads(self) -> None:
-        """When the system has no threads for a while, it goes on looking afterwards."""
+        """After the system had no threads for a while, the devices are read again."""
+
+        def refuse(function: object) -> NoReturn:
+            raise RuntimeError("can't start new thread")
+
         self.start()
-        spawn = self.reactor.spawn
         for seconds in (1, 2, 3, 30):
-
-            def refuse(function: object) -> None:
-                raise RuntimeError("can't start new thread")
-
             self.calls._spawn = refuse
             self.kernel.plug("1-2")
             self.reactor.deliver()
             self.advance(seconds)
             self.flushLoggedErrors(RuntimeError)
-            self.calls._spawn = spawn
+            self.calls._spawn = self.reactor.spawn
             self.advance(32)
             self.assertEqual(self.busIds(), ["1-1", "1-2", "1-10"])
             self.kernel.unplug("1-2")
             self.reactor.deliver()
             self.assertEqual(self.busIds(), ["1-1", "1-10"])
 
-    def test_notDeafForEver(self) -> None:
-        """Once a message comes it relies on messages again."""
-        self.start()
-        uevents, self.kernel.uevents = self.kernel.uevents, None
-        self.kernel.plug("1-2")
-        self.advance(4)
-        self.kernel.uevents = uevents
-        self.kernel.plug("1-3")
-        self.reactor.deliver()
-        self.advance(2)
-        self.kernel.reads.clear()
-        self.kernel.uevents = None
-        self.kernel.unplug("1-2")
-        self.advance(10)
-        self.assertIn("1-2", self.busIds())
-        self.kernel.uevents = uevents
-
     def test_noUsb(self) -> None:
-        """A kernel without USB: the inventory says so, until there is some."""
-        found = self.kernel.list
+        """On a kernel without USB the inventory has a trouble, until there is USB."""
+        found: Callable[[str], list[str]] = self.kernel.list
 
         def none(path: str) -> list[str]:
             raise FileNotFoundError(2, "No such file or directory", path)
@@ -288,15 +292,8 @@ class WatchTests(SynchronousTestCase):
         self.assertIsNone(self.inventory.trouble)
         self.assertEqual(self.busIds(), ["1-1", "1-10"])
 
-    def test_hanging(self) -> None:
-        """A scan that hangs is said, and does not keep the daemon from starting."""
-        self.reactor.hold = True
-        started = Deferred.fromCoroutine(self.monitor.start())
-        self.reactor.advance(30)
-        self.successResultOf(started)
-
     def test_vanishing(self) -> None:
-        """A device that vanishes in the middle of a scan is left out, at every step."""
+        """A device that vanishes before any read of a scan is left out."""
         read = self.kernel.read
         for step in range(1, 20):
             self.kernel.plug("1-3", serial="BRIEF")
@@ -304,36 +301,11 @@ class WatchTests(SynchronousTestCase):
 
             def vanish(path: str, left: list[int] = countdown) -> bytes:
                 left[0] -= "/1-3/" in path
-                if left[0] == 0 and "1-3" in str(self.kernel.list("bus/usb/devices")):
+                if left[0] == 0 and "1-3" in self.kernel.list("bus/usb/devices"):
                     self.kernel.unplug("1-3")
                 return read(path)
 
             self.kernel.read = vanish  # type: ignore[method-assign]
-            self.successResultOf(Deferred.fromCoroutine(self.monitor.refresh(None)))
+            self.refresh()
             self.kernel.read = read  # type: ignore[method-assign]
             self.assertEqual([b for b in self.busIds() if b != "1-3"], ["1-1", "1-10"])
-
-    def test_manyChanges(self) -> None:
-        """A thousand plugs and unplugs leave nothing behind."""
-        self.start()
-        for _ in range(1000):
-            self.kernel.unplug("1-1")
-            self.kernel.plug("1-1", serial="ONE")
-            self.reactor.deliver()
-        self.assertEqual(self.busIds(), ["1-1", "1-10"])
-        self.assertEqual(self.reactor.threads, [])
-        self.advance(30)
-        self.kernel.reads.clear()
-        self.successResultOf(Deferred.fromCoroutine(self.monitor.refresh({"1-1"})))
-        self.assertNotIn("bus/usb/devices/1-1/serial", self.kernel.reads)
-
-    def test_stop(self) -> None:
-        """When it stops it listens and looks no more."""
-        self.start()
-        self.monitor.stop()
-        self.kernel.reads.clear()
-        self.advance(60)
-        self.assertEqual((self.kernel.reads, self.reactor.readers), ([], []))
-
-    def tearDown(self) -> None:
-        self.monitor.stop()
