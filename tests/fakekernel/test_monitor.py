@@ -4,7 +4,7 @@ Tests of L{usbip_server.kernel.monitor}: the inventory follows the kernel.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import Any, NoReturn
 
 from twisted.internet.defer import Deferred
@@ -279,15 +279,16 @@ class TroubleTests(MonitorCase):
 
     def test_noUsb(self) -> None:
         """On a kernel without USB the inventory has a trouble, until there is USB."""
-        found: Callable[[str], list[str]] = self.kernel.list
+        found = self.kernel.list
+        kernel: Any = self.kernel
 
         def none(path: str) -> list[str]:
             raise FileNotFoundError(2, "No such file or directory", path)
 
-        self.kernel.list = none  # type: ignore[method-assign]
+        kernel.list = none
         self.start()
         self.assertIn("modprobe", self.inventory.trouble or "")
-        self.kernel.list = found  # type: ignore[method-assign]
+        kernel.list = found
         self.advance(30)
         self.assertIsNone(self.inventory.trouble)
         self.assertEqual(self.busIds(), ["1-1", "1-10"])
