@@ -1,5 +1,6 @@
 """
-Tests of L{usbip_server.protocols.lines}: watching.
+Tests of L{usbip_server.protocols.lines}: watching. What the events contain is shown in
+C{tests/server/devices/test_events.py}, and clients that do not read in C{test_watcher.py}.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from zope.interface import implementer
 
 from tests.protocols.linescase import ATTACH, KEEP, LIST, LinesTestCase
 from tests.support.fixtures import (
-    DEVICES,
     EPOCH,
     MOUSE,
     STICK,
@@ -34,7 +34,7 @@ BOUND, FREE, IN_USE = DeviceState.BOUND, DeviceState.FREE, DeviceState.IN_USE
 @implementer(ISSLTransport)
 class TlsTransport(MemoryTransport):
     """
-    One with TLS on a connection that is none.
+    A transport with the interface of TLS.
     """
 
     transport = None
@@ -44,7 +44,7 @@ class TlsTransport(MemoryTransport):
 
 
 def watch(**more: object) -> bytes:
-    """A request to watch."""
+    """A watch command."""
     return json.dumps({"command": "watch", **more}).encode() + b"\n"
 
 
@@ -66,12 +66,8 @@ class WatchTestCase(LinesTestCase):
         return wire
 
     def kinds(self, wire: Wire) -> list[tuple[str, str]]:
-        """What it was told: the kinds of the events, and the bus ids."""
+        """The kinds of the events that a client got, and the bus ids."""
         return [(event["event"], event["data"]["bus_id"]) for event in wire.events]
-
-    def seqs(self, wire: Wire) -> list[int]:
-        """The numbers of the events it was told."""
-        return [event["seq"] for event in wire.events]
 
     def toggle(self, times: int) -> None:
         """So many events."""
@@ -79,8 +75,14 @@ class WatchTestCase(LinesTestCase):
             now = self.backend.inventory.get("1-1.4")
             self.become(UNO, state=BOUND if now == UNO else FREE)
 
+    def listed(self, detail: bool) -> Any:
+        """The devices as C{list} shows them."""
+        wire = self.another()
+        wire.send(json.dumps({"command": "list", "detail": detail}).encode())
+        return wire.data
+
     def assertComplete(self, wire: Wire) -> None:
-        """Whoever applies the events to the snapshot has what there is."""
+        """The snapshot with the events applied to it is what C{list} shows now."""
         snapshot, *events = wire.answers
         devices = {device["bus_id"]: device for device in snapshot["data"]}
         for number, event in enumerate(events, snapshot["seq"] + 1):
@@ -89,60 +91,42 @@ class WatchTestCase(LinesTestCase):
                 del devices[event["data"]["bus_id"]]
             else:
                 devices[event["data"]["bus_id"]] = event["data"]
-        asking = self.another()
-        asking.send(b'{"command":"list","detail":true}')
-        now = {device["bus_id"]: device for device in asking.answers[0]["data"]}
-        self.assertEqual(devices, now)
+        self.assertEqual(devices, {device["bus_id"]: device for device in self.listed(True)})
+
+    def assertForgotten(self, wire: Wire) -> None:
+        """Nothing is left of a watcher that has gone, and nothing is written to it."""
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        written = len(wire.transport.writes)
+        self.toggle(4)
+        self.clock.advance(60)
+        self.assertEqual(len(wire.transport.writes), written)
 
 
 class WatchTests(WatchTestCase):
     """
-    What a watcher is told.
+    The reply and the events.
     """
 
     def test_snapshot(self) -> None:
         """
-        The reply to C{watch} contains the devices as C{list} shows them, and the number of
-        the last event before it.
+        The reply to C{watch} contains the devices as C{list} shows them, and the number of the
+        last event before it; each event is a line with its number, its time and the device.
         """
         for detail in (False, True):
-            request = watch(detail=detail)
-            for way, segments in threeWays([request]):
-                wire = self.connect()
-                wire.send(*segments)
-                asking = self.another()
-                asking.send(json.dumps({"command": "list", "detail": detail}).encode())
-                [answer] = wire.answers
-                self.assertEqual(set(answer), {"status", "seq", "data"}, way)
-                self.assertEqual((answer["status"], answer["data"]), ("success", asking.data), way)
-                self.become(MOUSE, state=BOUND)
-                self.assertEqual(wire.events[0]["seq"], answer["seq"] + 1, way)
-                self.become(MOUSE)
-
-    def test_noLineFeed(self) -> None:
-        """A watch command needs no line feed."""
-        wire = self.connect()
-        wire.send(WATCH)
-        self.toggle(2)
-        self.assertEqual(self.kinds(wire), [("bound", "1-1.4"), ("unbound", "1-1.4")])
-
-    def test_events(self) -> None:
-        """Each event is a line with its number, its time and the device as C{list} shows it."""
-        wire = self.watch()
-        [answer] = wire.answers
-        self.clock.advance(1.25)
-        self.become(UNO, state=BOUND)
-        self.assertEqual(
-            wire.events,
-            [
-                {
-                    "event": "bound",
-                    "seq": answer["seq"] + 1,
-                    "time": "2023-11-14T22:13:21.250Z",
-                    "data": answer["data"][0],
-                }
-            ],
-        )
+            for request in (watch(detail=detail), watch(detail=detail).strip()):
+                for way, segments in threeWays([request]):
+                    wire = self.connect()
+                    wire.send(*segments)
+                    [answer] = wire.answers
+                    self.assertEqual(set(answer), {"status", "seq", "data"}, way)
+                    self.assertEqual(answer["status"], "success", way)
+                    self.assertEqual(answer["data"], self.listed(detail), way)
+                    self.become(UNO, state=BOUND)
+                    [event] = wire.events
+                    self.assertEqual((event["event"], event["seq"]), ("bound", answer["seq"] + 1))
+                    self.assertIn("time", event)
+                    self.assertEqual(event["data"], self.listed(detail)[0], way)
+                    self.become(UNO)
 
     def test_kinds(self) -> None:
         """Each kind of change has an event of its own."""
@@ -154,61 +138,22 @@ class WatchTests(WatchTestCase):
         self.become(UNO, product="Renamed")
         self.backend.inventory.replace([], {"1-1.4"})
         self.become(UNO)
-        asking = self.another()
-        asking.send(LEASE)
+        self.another().send(LEASE)
         self.assertEqual(
             " ".join(kind for kind, _ in self.kinds(wire)),
             "bound imported released unbound changed removed added lease bound",
         )
         self.assertComplete(wire)
-
-    def test_holder(self) -> None:
-        """
-        Events of an import and a release contain the holder, with and without detail, and
-        also if nothing is known of it.
-        """
-        for detail in (False, True):
-            wire = self.watch(detail=detail)
-            self.become(UNO, state=IN_USE, holder=Holder(address="192.0.2.9", since=EPOCH))
-            self.become(UNO, state=BOUND)
-            self.become(UNO, state=IN_USE)
-            self.become(UNO, state=BOUND)
-            holder: dict[str, Any] = dict.fromkeys(("bytes_in", "bytes_out", "encryption"))
-            known = {**holder, "address": "192.0.2.9", "since": "2023-11-14T22:13:20.000Z"}
-            unknown = {**holder, "address": None, "since": None}
-            self.assertEqual(
-                [(e["event"], e["holder"]) for e in wire.events if "holder" in e],
-                [
-                    ("imported", known),
-                    ("released", known),
-                    ("imported", unknown),
-                    ("released", unknown),
-                ],
-            )
-
-    def test_lease(self) -> None:
-        """An event contains the new lease, and none when the lease has ended."""
-        wire = self.watch()
-        asking = self.another()
-        asking.send(LEASE)
         self.clock.advance(600)
-        leases = [event for event in wire.events if event["event"] == "lease"]
-        self.assertEqual(
-            leases[0]["lease"],
-            {
-                "owner": "ci-1",
-                "address": "192.0.2.7",
-                "ttl": 600,
-                "until": "2023-11-14T22:23:20.000Z",
-            },
-        )
-        self.assertEqual(len(leases), 2)
-        self.assertNotIn("lease", leases[1])
+        leases = [event.get("lease") for event in wire.events if event["event"] == "lease"]
+        until = "2023-11-14T22:23:20.000Z"
+        owned = {"owner": "ci-1", "address": "192.0.2.7", "ttl": 600, "until": until}
+        self.assertEqual(leases, [owned, None])
 
-    def test_oneStepAfterStart(self) -> None:
+    def test_starting(self) -> None:
         """
-        If the watch command had to wait for the daemon's start, no event is lost or sent
-        twice either.
+        If the watch command had to wait for the daemon's start, no event is lost or sent twice
+        either.
         """
         for way, segments in threeWays([watch(detail=True), ATTACH]):
             self.backend = PatientBackend(started=False)
@@ -227,7 +172,10 @@ class WatchTests(WatchTestCase):
             self.assertEqual(self.backend.calls, [], way)
 
     def test_criteria(self) -> None:
-        """Criteria select the devices of the reply and of the events."""
+        """
+        Criteria select the devices of the reply and of the events. It is no error if none matches:
+        a device may be plugged in later.
+        """
         for criteria in (
             {"id": "1-1.*"},
             {"id": "2341:*"},
@@ -238,46 +186,51 @@ class WatchTests(WatchTestCase):
         ):
             wire = self.watch(**criteria)
             self.assertEqual([d["bus_id"] for d in wire.answers[0]["data"]], ["1-1.4"], criteria)
-            self.become(STICK, state=BOUND)
-            self.become(UNO, state=BOUND)
-            self.become(MOUSE, state=BOUND)
+            for device in (STICK, UNO, MOUSE):
+                self.become(device, state=BOUND)
             self.assertEqual(self.kinds(wire), [("bound", "1-1.4")], criteria)
-            self.backend.inventory.replace(DEVICES)
-
-    def test_nothingMatches(self) -> None:
-        """Criteria that no device matches are no error: a device may be plugged in later."""
+            for device in (STICK, UNO, MOUSE):
+                self.become(device)
         wire = self.watch(serial="L1")
         self.assertEqual((wire.answers[0]["status"], wire.answers[0]["data"]), ("success", []))
-        self.backend.inventory.replace([*DEVICES[:2], MOUSE], None)
         self.become(MOUSE, serial="L1")
         self.assertEqual(self.kinds(wire), [("changed", "2-10")])
 
-    def test_bad(self) -> None:
-        """An invalid watch command is an error, and no events are sent."""
+    def test_refused(self) -> None:
+        """
+        An invalid watch command, one for events that are not remembered, and any in a daemon that
+        stops, is an error, and no events are sent.
+        """
+        begin = self.watch().answers[0]["seq"]
         for request, reason in (
             (watch(sinec=1), "sinec"),
             (watch(since=-1), "since"),
             (watch(since="1"), "since"),
             (watch(id=""), "`id` is empty"),
             (watch(first=True), "first"),
+            *(
+                (watch(since=since), 'watch without "since"')
+                for since in (0, 1, begin - 100, begin + 100, begin * 2)
+            ),
+            (WATCH, "stopping"),
         ):
-            wire = self.connect()
+            wire = self.another()
+            if reason == "stopping":
+                self.successResultOf(self.stopped())
             wire.send(request)
             [answer] = wire.answers
             self.assertEqual(answer["status"], "error", request)
             self.assertIn(reason, answer["message"])
             self.toggle(1)
             self.assertEqual(len(wire.answers), 1)
-            self.assertAllEnds(wire)
+            wire.closeWrite()
+            self.assertTrue(wire.lost)
 
-
-class SinceTests(WatchTestCase):
-    """
-    Watching on where an earlier watch has ended.
-    """
-
-    def test_goesOn(self) -> None:
-        """With C{since}, the events after that one are sent as they were, without a snapshot."""
+    def test_since(self) -> None:
+        """
+        With C{since}, the events after that one are sent as they were, without a snapshot;
+        criteria and detail apply to them too.
+        """
         first = self.watch()
         begin = first.answers[0]["seq"]
         self.toggle(5)
@@ -287,51 +240,30 @@ class SinceTests(WatchTestCase):
             answer, rest = wire.received.split(b"\n", 1)
             self.assertEqual(json.loads(answer), {"status": "success", "seq": begin + 5 - missed})
             self.assertEqual(rest, b"".join(lines[6 - missed :]))
-        self.toggle(1)
-        self.assertEqual(wire.received.splitlines()[-1], first.received.splitlines()[-1])
-        self.assertEqual(self.seqs(wire), list(range(begin + 1, begin + 7)))
-
-    def test_criteria(self) -> None:
-        """Criteria and detail apply to the missed events too."""
-        begin = self.watch().answers[0]["seq"]
-        self.become(UNO, state=BOUND)
         self.become(STICK, state=BOUND)
+        self.assertEqual(wire.received.splitlines()[-1], first.received.splitlines()[-1])
         wire = self.alsoWatch(since=begin, id="1-2", detail=True)
-        self.become(UNO)
         self.become(STICK)
-        self.assertEqual(self.seqs(wire), [begin + 2, begin + 4])
-        self.assertEqual([e["data"]["state"] for e in wire.events], ["bound", "free"])
-
-    def assertImpossible(self, wire: Wire) -> None:
-        """The watcher is told to begin anew."""
-        [answer] = wire.answers
-        self.assertEqual(answer["status"], "error")
-        self.assertIn('watch without "since"', answer["message"])
-        self.toggle(1)
-        self.assertEqual(len(wire.answers), 1)
-
-    def test_unknown(self) -> None:
-        """A number of an earlier daemon, or one that is still to come, is refused."""
-        begin = self.watch().answers[0]["seq"]
-        self.toggle(2)
-        for since in (0, 1, begin - 100, begin + 100, begin * 2):
-            self.assertImpossible(self.alsoWatch(since=since))
-
-    def test_keepAlive(self) -> None:
-        """A client that is refused can send another request if it has sent C{keep_alive}."""
-        wire = self.connect()
-        wire.send(watch(since=1, keep_alive=True), watch(), ATTACH)
-        self.assertEqual(wire.statuses, ["error", "success"])
-        self.assertEqual(self.backend.calls, [])
+        self.assertEqual([event["seq"] for event in wire.events], [begin + 6, begin + 7])
+        self.assertEqual([event["data"]["state"] for event in wire.events], ["bound", "free"])
 
 
-class BehindTests(WatchTestCase):
+class PipeliningTests(WatchTestCase):
     """
-    What comes before a watch on its connection, and behind it.
+    Requests before and behind a watch command on its connection.
     """
 
     def test_pipelined(self) -> None:
-        """Requests before a watch command are answered first; requests behind it are ignored."""
+        """
+        Requests before a watch command are answered first, and do not close the connection;
+        what comes behind it is ignored, and not stored.
+        """
+        wire = self.connect()
+        wire.send(LIST + WATCH)
+        self.toggle(1)
+        self.assertEqual(len(wire.events), 1)
+        self.assertFalse(wire.closed)
+        wire.drop()
         before = [KEEP, KEEP + b"\n"]
         for behind in (
             [ATTACH],
@@ -347,6 +279,8 @@ class BehindTests(WatchTestCase):
                         continue
                     wire = self.connect()
                     wire.send(*segments)
+                    for _ in range(3):
+                        wire.send(b"x" * 2**16, (KEEP + b"\n") * 100)
                     self.toggle(2)
                     self.assertEqual(len(wire.answers), 5, (way, behind[0][:20]))
                     self.assertEqual(len(wire.events), 2, way)
@@ -369,28 +303,7 @@ class BehindTests(WatchTestCase):
             self.become(UNO)
             self.assertEqual(self.kinds(wire), [("unbound", "1-1.4")], way)
 
-    def test_behindLastOne(self) -> None:
-        """A request before it without C{keep_alive} does not close the connection."""
-        wire = self.connect()
-        wire.send(LIST + WATCH)
-        self.toggle(1)
-        self.assertEqual(len(wire.events), 1)
-        self.assertFalse(wire.closed)
-
-    def test_flood(self) -> None:
-        """
-        A watching client that keeps sending still receives events, and its data is not
-        stored.
-        """
-        wire = self.watch()
-        for _ in range(100):
-            wire.send(b"x" * 2**16)
-            wire.send((KEEP + b"\n") * 100)
-        self.toggle(1)
-        self.assertEqual(len(wire.answers), 2)
-        self.assertEqual(wire.transport.producerState, "producing")
-
-    def test_congestedBefore(self) -> None:
+    def test_behindUnread(self) -> None:
         """A watch command behind many unread replies begins when they are read."""
         wire = self.connect()
         wire.transport.reading = False
@@ -407,13 +320,12 @@ class BehindTests(WatchTestCase):
 
 class LastingTests(WatchTestCase):
     """
-    How long a watcher is told.
+    How long events are sent.
     """
 
     def test_heartbeats(self) -> None:
         """
-        Heartbeats contain the number of the last event; a watching client needs to send
-        nothing.
+        Heartbeats contain the number of the last event; a watching client needs to send nothing.
         """
         wire = self.watch()
         begin = wire.answers[0]["seq"]
@@ -429,8 +341,8 @@ class LastingTests(WatchTestCase):
 
     def test_halfClosed(self) -> None:
         """
-        A client that has closed its side still receives events, as netcat does. It gets two
-        heartbeats soon, which show whether it was killed.
+        A client that has closed its side still receives events, as netcat does, also if it did
+        before the reply. It gets two heartbeats soon, which show whether it was killed.
         """
         for way, segments in threeWays([WATCH]):
             wire = self.connect()
@@ -445,18 +357,7 @@ class LastingTests(WatchTestCase):
             self.assertFalse(wire.closed, way)
             self.become(UNO)
             wire.drop()
-            self.assertEqual(self.clock.getDelayedCalls(), [])
-
-    def test_halfClosedThenGone(self) -> None:
-        """If it was killed, the connection ends, and nothing is left."""
-        wire = self.watch()
-        wire.closeWrite()
-        self.assertEqual(len(wire.events), 1)
-        wire.drop()
-        self.assertForgotten(wire)
-
-    def test_halfClosedWhileStarting(self) -> None:
-        """A client that closes its side before the reply receives events too."""
+            self.assertForgotten(wire)
         self.backend = PatientBackend(started=False)
         wire = self.watch()
         wire.closeWrite()
@@ -465,37 +366,26 @@ class LastingTests(WatchTestCase):
         self.assertEqual(wire.events[-1]["event"], "bound")
         self.assertFalse(wire.closed)
 
-    def assertForgotten(self, wire: Wire) -> None:
-        """Nothing is left of a watcher that has gone: nobody tells it anything."""
-        self.assertEqual(self.clock.getDelayedCalls(), [])
-        written = len(wire.transport.writes)
-        self.toggle(4)
-        self.clock.advance(60)
-        self.assertEqual(len(wire.transport.writes), written)
-
     def test_goes(self) -> None:
-        """A watching client that disconnects leaves nothing behind."""
-        wire = self.watch()
-        self.toggle(1)
-        wire.drop()
-        self.assertForgotten(wire)
-
-    def test_goesWhileStarting(self) -> None:
-        """Nor does a client that disconnects before the reply."""
-        self.backend = PatientBackend(started=False)
-        wire = self.watch()
-        wire.drop()
-        self.backend.starting.callback(None)
-        self.assertEqual(wire.received, b"")
-        self.assertForgotten(wire)
+        """A client that disconnects, also before the reply, leaves nothing behind."""
+        for started in (True, False):
+            self.backend = PatientBackend(started=started)
+            wire = self.watch()
+            self.toggle(1)
+            wire.drop()
+            if not started:
+                self.backend.starting.callback(None)
+                self.assertEqual(wire.received, b"")
+            self.assertForgotten(wire)
 
     def test_daemonStops(self) -> None:
         """
-        A daemon that stops sends all events and closes its side; the client has time to
+        A daemon that stops sends all events and closes its side, once; the client has time to
         close its own.
         """
         wire = self.watch()
         self.toggle(3)
+        wire.protocol.close()
         wire.protocol.close()
         self.assertTrue(wire.transport.writeClosed)
         self.assertIsNone(wire.transport.producer)
@@ -506,41 +396,20 @@ class LastingTests(WatchTestCase):
         self.assertTrue(wire.lost)
         self.assertForgotten(wire)
 
-    def test_daemonStopsHalfClosed(self) -> None:
-        """If the client has closed its side already, the connection ends at once."""
-        wire = self.watch()
-        wire.closeWrite()
-        wire.protocol.close()
-        wire.turn()
-        self.assertTrue(wire.lost)
-        self.assertForgotten(wire)
-
-    def test_daemonStopsTwice(self) -> None:
-        """A second C{close} has no effect."""
-        wire = self.watch()
-        wire.protocol.close()
-        wire.protocol.close()
-        self.assertAllEnds(wire)
-
-    def test_withoutHalfClose(self) -> None:
-        """Where one side cannot be closed alone, as with TLS, both are closed."""
-        self.connect().drop()
-        wire = self.another(transport=TlsTransport())
-        wire.send(WATCH)
-        self.toggle(1)
-        self.assertEqual(len(wire.events), 1)
-        wire.protocol.close()
-        self.assertFalse(wire.transport.writeClosed)
-        wire.turn()
-        self.assertTrue(wire.lost)
-        self.assertForgotten(wire)
-
-    def test_stopping(self) -> None:
-        """A daemon that stops refuses watch commands."""
-        wire = self.connect()
-        other = self.another()
-        self.successResultOf(self.stopped())
-        other.send(WATCH)
-        self.assertEqual(other.statuses, ["error"])
-        self.assertIn("stopping", other.answers[0]["message"])
-        wire.drop()
+    def test_daemonStopsBothSides(self) -> None:
+        """
+        If the client has closed its side already, or one side cannot be closed alone, as with TLS,
+        the connection ends at once.
+        """
+        for transport in (MemoryTransport(), TlsTransport()):
+            self.connect().drop()
+            wire = self.another(transport=transport)
+            wire.send(WATCH)
+            self.toggle(1)
+            if not isinstance(transport, TlsTransport):
+                wire.closeWrite()
+            wire.protocol.close()
+            self.assertFalse(wire.transport.writeClosed)
+            wire.turn()
+            self.assertTrue(wire.lost)
+            self.assertForgotten(wire)

@@ -5,7 +5,7 @@ Tests of L{usbip_server.protocols.web}: how long a connection lasts.
 from __future__ import annotations
 
 from tests.protocols.webcase import ATTACH, LIST, WebTestCase, get, post, responses
-from tests.support.fixtures import PatientBackend, threeWays
+from tests.support.fixtures import PatientBackend, Wire, threeWays
 from usbip_server.model.options import Timeouts
 from usbip_server.net.halfclose import LINGER
 
@@ -14,6 +14,13 @@ class ConnectionTests(WebTestCase):
     """
     How long a connection lasts.
     """
+
+    def pending(self) -> Wire:
+        """A connection whose request has no response yet."""
+        self.backend = PatientBackend()
+        wire = self.connect()
+        wire.send(post(ATTACH))
+        return wire
 
     def test_oneRequest(self) -> None:
         """The connection closes after one request, and the response says so."""
@@ -29,7 +36,9 @@ class ConnectionTests(WebTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_pipelined(self) -> None:
-        """Data behind the first request is ignored."""
+        """
+        Data behind the first request is ignored, and not kept, also while a reply is pending.
+        """
         for second in (post(ATTACH), get(), b"garbage\r\n\r\n", b"\r\n" * 1000):
             for way, segments in threeWays([post(LIST), second]):
                 wire = self.connect()
@@ -38,21 +47,14 @@ class ConnectionTests(WebTestCase):
                 self.assertEqual(response.code, 200, way)
                 self.assertTrue(wire.closed)
         self.assertEqual(self.backend.calls, [])
-
-    def test_pipelinedBehindSlow(self) -> None:
-        """So is data that arrives while a reply is pending, and nothing is kept."""
-        for way, segments in threeWays([post(ATTACH), post(LIST)]):
-            self.backend = PatientBackend()
-            wire = self.connect()
-            wire.send(*segments)
-            for _ in range(100):
-                wire.send(b"x" * 2**16)
-            self.assertEqual(wire.received, b"", way)
-            self.assertEqual(wire.transport.producerState, "producing", way)
-            self.backend.calls[0].succeed()
-            wire.turn()
-            [response] = responses(wire.received)
-            self.assertIsInstance(response.json["data"], dict, way)
+        wire = self.pending()
+        for _ in range(100):
+            wire.send(post(LIST), b"x" * 2**16)
+        self.assertEqual(wire.received, b"")
+        self.assertEqual(wire.transport.producerState, "producing")
+        self.backend.calls[0].succeed()
+        [response] = responses(wire.received)
+        self.assertIsInstance(response.json["data"], dict)
 
     def test_neverReads(self) -> None:
         """
@@ -65,71 +67,53 @@ class ConnectionTests(WebTestCase):
             wire.send(post(LIST))
         [response] = responses(wire.received)
         self.assertEqual(response.code, 200)
-        self.clock.advance(29.9)
-        self.assertFalse(wire.ended)
-        self.clock.advance(0.2)
-        wire.turn()
-        self.assertTrue(wire.transport.aborted)
-        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.assertCutOffAfter(wire, 30)
 
     def test_lingers(self) -> None:
         """A client that does not close its side is disconnected a while after the response."""
         wire = self.connect()
         wire.send(post(LIST))
-        self.clock.advance(LINGER - 0.1)
+        self.assertCutOffAfter(wire, LINGER)
+
+    def assertCutOffAfter(self, wire: Wire, seconds: float) -> None:
+        """The connection is aborted after so many seconds, and nothing is left of it."""
+        self.clock.advance(seconds - 0.1)
         self.assertFalse(wire.ended)
         self.clock.advance(0.2)
         wire.turn()
         self.assertTrue(wire.transport.aborted)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
-    def test_connectionClose(self) -> None:
-        """The client's C{Connection} header makes no difference."""
-        for header in (b"Connection: close", b"Connection: keep-alive"):
-            wire = self.connect()
-            wire.send(post(LIST, header))
-            [response] = responses(wire.received)
-            self.assertEqual((response.code, response.headers["connection"]), (200, "close"))
-            self.assertTrue(wire.closed)
-
-    def test_halfClose(self) -> None:
-        """A client that has closed its side receives the response."""
-        self.backend = PatientBackend()
-        wire = self.connect()
-        wire.send(post(ATTACH))
-        wire.closeWrite()
-        self.assertFalse(wire.ended)
-        self.backend.calls[0].succeed()
-        wire.turn()
-        self.assertEqual(responses(wire.received)[0].code, 200)
-        self.assertTrue(wire.lost)
-
-    def test_halfCloseIdle(self) -> None:
-        """Without a request the connection ends then."""
-        wire = self.connect()
-        wire.closeWrite()
-        self.assertTrue(wire.lost)
-
     def test_halfCloseIncomplete(self) -> None:
-        """So it does with an incomplete request."""
+        """If the client closes its side without a complete request, the connection ends."""
         request = post(LIST, b"Connection: close")
-        for length in range(1, len(request)):
+        for length in range(len(request)):
             wire = self.connect()
             wire.send(request[:length])
             wire.closeWrite()
             self.assertTrue(wire.lost, request[:length])
             self.assertEqual(wire.received, b"")
 
-    def test_breaks(self) -> None:
-        """A connection that ends while a reply is pending leaves nothing behind."""
-        self.backend = PatientBackend()
-        wire = self.connect()
-        wire.send(post(ATTACH))
-        wire.drop()
-        self.backend.calls[0].succeed()
-        self.assertEqual(wire.received, b"")
-        self.assertEqual(self.flushLoggedErrors(), [])
-        self.assertEqual(self.clock.getDelayedCalls(), [])
+    def test_endWhileAnswering(self) -> None:
+        """
+        A pending reply is sent if the client has closed its side or the daemon stops; a connection
+        that breaks leaves nothing behind.
+        """
+        for end in ("closeWrite", "close", "drop"):
+            wire = self.pending()
+            getattr(wire.protocol if end == "close" else wire, end)()
+            self.assertFalse(wire.ended)
+            self.backend.calls[0].succeed()
+            if end == "drop":
+                self.assertEqual(wire.received, b"")
+                self.assertEqual(self.flushLoggedErrors(), [])
+            else:
+                wire.turn()
+                self.assertEqual(responses(wire.received)[0].code, 200)
+                self.assertTrue(wire.closed)
+                wire.closeWrite()
+            self.assertTrue(wire.lost)
+            self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_slowDrip(self) -> None:
         """A client whose request arrives byte by byte is disconnected after C{timeouts.request}."""
@@ -146,16 +130,14 @@ class ConnectionTests(WebTestCase):
     def test_notWhileAnswering(self) -> None:
         """The time does not run while a reply is pending."""
         self.timeouts = Timeouts(request=1, answer=1.8)
-        self.backend = PatientBackend()
-        wire = self.connect()
-        wire.send(post(ATTACH))
+        wire = self.pending()
         self.clock.advance(1.5)
         self.assertFalse(wire.closed)
         self.backend.calls[0].succeed()
         self.assertEqual(responses(wire.received)[0].code, 200)
 
     def test_closeIdle(self) -> None:
-        """A daemon that stops closes an idle connection."""
+        """A daemon that stops closes a connection without a complete request."""
         for length in (0, 1, len(post(LIST)) - 1):
             wire = self.connect()
             wire.send(post(LIST)[:length])
@@ -164,15 +146,3 @@ class ConnectionTests(WebTestCase):
             wire.closeWrite()
             self.assertTrue(wire.lost)
         self.assertEqual(self.clock.getDelayedCalls(), [])
-
-    def test_closeWhileAnswering(self) -> None:
-        """It closes a connection with a pending reply when that is sent."""
-        self.backend = PatientBackend()
-        wire = self.connect()
-        wire.send(post(ATTACH))
-        wire.protocol.close()
-        self.assertFalse(wire.closed)
-        self.backend.calls[0].succeed()
-        wire.turn()
-        self.assertEqual(responses(wire.received)[0].code, 200)
-        self.assertTrue(wire.closed)
