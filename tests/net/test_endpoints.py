@@ -33,7 +33,7 @@ from usbip_server.net.endpoints import BACKLOG, EveryInterface, OverTls, explain
 
 class Greeting(Protocol):
     """
-    Tells a client whom it takes it for.
+    Sends a client its own address.
     """
 
     def connectionMade(self) -> None:
@@ -44,22 +44,22 @@ class Greeting(Protocol):
 
 class Listener(Protocol):
     """
-    Waits for all that is said.
+    Collects what is received until the connection ends.
     """
 
     def __init__(self) -> None:
-        self.said: Deferred[bytes] = Deferred()
+        self.received: Deferred[bytes] = Deferred()
         self._parts = b""
 
     def dataReceived(self, data: bytes) -> None:
         self._parts += data
 
     def connectionLost(self, reason: Failure | None = None) -> None:
-        self.said.callback(self._parts)
+        self.received.callback(self._parts)
 
 
 def certificates(case: SynchronousTestCase | TestCase) -> Certificates:
-    """A server's."""
+    """The certificates of a server."""
     certificate, key = signed("localhost").write(case.mktemp(), "server")
     return Certificates(read(Tls(certificate=certificate, key=key)))
 
@@ -77,10 +77,10 @@ class RealTests(TestCase):
         return int(getattr(port.getHost(), "port", 0))
 
     async def greeted(self, endpoint: Any) -> bytes:
-        """What the server says."""
+        """The bytes that the server sends."""
         listener = Listener()
         await connectProtocol(endpoint, listener)
-        return await listener.said
+        return await listener.received
 
     async def test_bothFamilies(self) -> None:
         """A port without an interface takes IPv4 and IPv6 on one socket."""
@@ -91,7 +91,7 @@ class RealTests(TestCase):
         self.assertEqual(said, b"::1")
 
     async def test_tls(self) -> None:
-        """So does one with TLS, which says what was said only to who speaks it."""
+        """A port with TLS takes both too, and answers over TLS only."""
 
         def greeted(host: str) -> bytes:
             connection = socket.create_connection((host, port))
@@ -106,7 +106,7 @@ class RealTests(TestCase):
         self.assertEqual(await deferToThread(greeted, "127.0.0.1"), b"127.0.0.1")
 
     async def test_withoutIpv6(self) -> None:
-        """Where the kernel has no IPv6 it takes IPv4."""
+        """Where the kernel has no IPv6 a port takes IPv4."""
         made = endpoints._listener
 
         for number in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
@@ -124,7 +124,7 @@ class RealTests(TestCase):
             self.assertEqual(said, b"127.0.0.1")
 
     async def test_taken(self) -> None:
-        """A port that something else has, in either family, is not listened on."""
+        """A port that is taken in either family is an error, and the message says what to do."""
         for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
             with socket.create_server((host, 0), family=family) as taken:
                 number = taken.getsockname()[1]
@@ -136,7 +136,7 @@ class RealTests(TestCase):
                 self.assertIn("ss -ltnp", message)
 
     async def test_oneInterface(self) -> None:
-        """With an interface it takes what comes in there."""
+        """A port with an interface takes connections to that address only."""
         port = await self.listen("tcp:0:interface=127.0.0.1")
         said = await self.greeted(TCP4ClientEndpoint(reactor, "127.0.0.1", port))
         self.assertEqual(said, b"127.0.0.1")
@@ -144,11 +144,11 @@ class RealTests(TestCase):
 
 class DescriptionTests(SynchronousTestCase):
     """
-    Descriptions of where to listen.
+    Endpoint descriptions.
     """
 
     def test_good(self) -> None:
-        """Twisted's descriptions are taken, and a port alone is every interface."""
+        """Twisted's descriptions are accepted; a port alone stands for every interface."""
         clock = MemoryReactor()
         for description in (
             "tcp:5055:interface=192.0.2.1",
@@ -169,7 +169,7 @@ class DescriptionTests(SynchronousTestCase):
             self.assertIsInstance(endpoint, EveryInterface)
 
     def test_backlog(self) -> None:
-        """Many may wait to be accepted, unless the description says how many."""
+        """The backlog is long, unless the description contains one."""
         for description, expected in (
             ("tcp:5055:interface=127.0.0.1", BACKLOG),
             ("tcp:5055:interface=127.0.0.1:backlog=7", 7),
@@ -178,44 +178,34 @@ class DescriptionTests(SynchronousTestCase):
             self.successResultOf(serverEndpoint(memory, description).listen(Factory()))
             self.assertEqual(memory.tcpServers[0][2], expected)
 
-    def test_bad(self) -> None:
-        """What is none is refused, and named."""
-        for description in (
-            "",
-            "tcp:http",
-            "tcp:65536",
-            "tcp:-1",
-            "tcp: 5055",
-            "tcp:\u0665",
-            "tcp:5055:colour=red",
-            "udp:5055",
-            "5055",
-            "ssl:5055:privateKey=/does/not/exist",
-        ):
-            with self.assertRaises(ValueError) as caught:
-                serverEndpoint(MemoryReactor(), description)
-            self.assertIn(description.removeprefix("tcp:"), str(caught.exception))
-            self.assertIn(" is not ", str(caught.exception))
+    def refusal(self, description: str, certificates: Certificates | None = None) -> str:
+        """The message of the error about a description."""
+        with self.assertRaises(ValueError) as caught:
+            serverEndpoint(MemoryReactor(), description, certificates)
+        return str(caught.exception)
 
-    def test_suggestions(self) -> None:
-        """The message about a wrong description suggests what may have been meant."""
-        for description, suggestion in (
+    def test_bad(self) -> None:
+        """
+        An invalid description is refused, also if Twisted accepts it and could never listen; the
+        message contains the description, the reason, and suggests what may have been meant.
+        """
+        ours = certificates(self)
+        for description, reason in (
+            ("", " is not "),
+            ("tcp:http", " is not "),
+            ("tcp:65536", " is not "),
+            ("tcp:-1", " is not "),
+            ("tcp: 5055", " is not "),
+            ("tcp:\u0665", " is not "),
+            ("tcp:5055:colour=red", " is not "),
+            ("udp:5055", " is not "),
+            ("ssl:5055:privateKey=/does/not/exist", " is not "),
             ("5055", ". Did you mean 'tcp:5055'?"),
             ("127.0.0.1:5055", ". Did you mean 'tcp:5055:interface=127.0.0.1'?"),
             ("tpc:5055", ". Did you mean 'tcp'?"),
             ("unx:/run/x", ". Did you mean 'unix'?"),
-            ("frobnicate:1", ""),
-            ("lab.example.org:5055", ""),
-        ):
-            with self.assertRaises(ValueError) as caught:
-                serverEndpoint(MemoryReactor(), description)
-            message = str(caught.exception)
-            self.assertEqual("Did you mean" in message, bool(suggestion), message)
-            self.assertTrue(message.endswith(suggestion), message)
-
-    def test_neverCould(self) -> None:
-        """What Twisted takes and could never listen is refused, with the reason."""
-        for description, reason in (
+            ("frobnicate:1", None),
+            ("lab.example.org:5055", None),
             ("tcp:99999:interface=127.0.0.1", "'99999' is not a port"),
             ("tcp:-5:interface=127.0.0.1", "'-5' is not a port"),
             ("tcp6:99999", "'99999' is not a port"),
@@ -226,26 +216,36 @@ class DescriptionTests(SynchronousTestCase):
             ("tcp:5055:interface=", "'' is not an IP address"),
             ("tcp:5055:", "'' is not an IP address"),
             ("tcp6:5055:interface=eth0", "'eth0' is not an IP address"),
+            ("tcp:5055:interface=::1", r"interface=\:\:1"),
+            ("tcp6:5055:interface=::1", r"interface=\:\:1"),
+            ("tls:5055:interface=::1", r"interface=\:\:1"),
             ("unix:", "'' is not a path"),
             ("unix:mode=600:address=", "'' is not a path"),
             ("unix:/" + "x" * 107, "is not a path of 1 to 107 bytes"),
             ("unix:\ud800", "surrogates not allowed"),
+            ("tls", "'tls' is not an endpoint description, such as tls:5055 or"),
+            ("tls:", "'' is not a port"),
+            ("tls:99999", "'99999' is not a port"),
+            ("tls:5056:privateKey=/x", "'tls:5056:privateKey=/x' is not an endpoint description"),
+            ("tls:5056:interface=x", "'tls:5056:interface=x' is not an endpoint description: 'x'"),
         ):
-            with self.assertRaises(ValueError) as caught:
-                serverEndpoint(MemoryReactor(), description)
-            self.assertIn(reason, str(caught.exception))
-            self.assertIn(repr(description), str(caught.exception))
+            message = self.refusal(description, ours if description.startswith("tls") else None)
+            self.assertIn(reason or " is not ", message)
+            shown = description if "\ud800" not in description else repr(description)[1:-1]
+            if "tls" not in description:
+                self.assertIn(shown.removeprefix("tcp:"), message)
+            if description and "tls" not in description and "::" not in description:
+                suggests = reason is not None and "Did you mean" in reason
+                self.assertEqual("Did you mean" in message, suggests, message)
+                self.assertTrue(not suggests or message.endswith(str(reason)), message)
         serverEndpoint(MemoryReactor(), "unix:/" + "x" * 106)
-
-    def test_backslashes(self) -> None:
-        """Who forgets the backslashes of an IPv6 address is told of them."""
-        for kind in ("tcp", "tcp6", "tls"):
-            with self.assertRaises(ValueError) as caught:
-                serverEndpoint(MemoryReactor(), f"{kind}:5055:interface=::1", certificates(self))
-            self.assertIn(r"interface=\:\:1", str(caught.exception))
+        self.assertEqual(
+            self.refusal("tls:5056"),
+            f'"tls:5056" needs a certificate: see `tls` in {DOCUMENTS}/reference/configuration.md',
+        )
 
     def test_tls(self) -> None:
-        """With TLS and our own certificates, it is what it is with TCP."""
+        """With TLS and configured certificates a description means what it means with TCP."""
         ours = certificates(self)
         for description, isEvery in (
             ("tls:5056", True),
@@ -264,28 +264,8 @@ class DescriptionTests(SynchronousTestCase):
         self.assertEqual((port, backlog, interface), (5056, BACKLOG, "127.0.0.1"))
         self.assertIsInstance(factory, TLSMemoryBIOFactory)
 
-    def test_badTls(self) -> None:
-        """What is wrong with it is said of it, not of the TCP below; and it needs a
-        certificate."""
-        for description, reason in (
-            ("tls", "'tls' is not an endpoint description, such as tls:5055 or"),
-            ("tls:", "'' is not a port"),
-            ("tls:99999", "'99999' is not a port"),
-            ("tls:5056:privateKey=/x", "'tls:5056:privateKey=/x' is not an endpoint description"),
-            ("tls:5056:interface=x", "'tls:5056:interface=x' is not an endpoint description: 'x'"),
-        ):
-            with self.assertRaises(ValueError) as caught:
-                serverEndpoint(MemoryReactor(), description, certificates(self))
-            self.assertIn(reason, str(caught.exception))
-        with self.assertRaises(ValueError) as caught:
-            serverEndpoint(MemoryReactor(), "tls:5056")
-        self.assertEqual(
-            str(caught.exception),
-            f'"tls:5056" needs a certificate: see `tls` in {DOCUMENTS}/reference/configuration.md',
-        )
-
     def test_ssl(self) -> None:
-        """With Twisted's own TLS the reasons are the same."""
+        """With Twisted's own TLS the reasons of errors are the same."""
         folder = Path(self.mktemp())
         folder.mkdir()
         pem = folder / "key.pem"
@@ -299,24 +279,22 @@ class DescriptionTests(SynchronousTestCase):
             (f"ssl:99999:{files}", "'99999' is not a port"),
             (f"ssl:5056:interface=notanip:{files}", "'notanip' is not an IP address"),
         ):
-            with self.assertRaises(ValueError) as caught:
-                serverEndpoint(MemoryReactor(), bad)
-            self.assertIn(reason, str(caught.exception))
+            self.assertIn(reason, self.refusal(bad))
 
 
 def certificate() -> bytes:
-    """A key, and its own certificate."""
+    """A key with a self-signed certificate."""
     made: bytes = KeyPair.generate(size=2048).selfSignedCert(1, commonName="localhost").dumpPEM()
     return made
 
 
 class ExplainTests(SynchronousTestCase):
     """
-    Why listening failed.
+    Errors of listening.
     """
 
     def test_advice(self) -> None:
-        """There is advice for what people meet."""
+        """The message contains advice for common errors."""
         for number, advice in (
             (errno.EADDRINUSE, "ss -ltnp"),
             (errno.EACCES, "CAP_NET_BIND_SERVICE"),
@@ -330,7 +308,7 @@ class ExplainTests(SynchronousTestCase):
             self.assertTrue(message.endswith(".") and not message.endswith(".."))
 
     def test_unix(self) -> None:
-        """Of a unix socket it is not said what is to be done for ports."""
+        """The advice for a unix socket is not the one for ports."""
         for number, advice in (
             (errno.EADDRINUSE, "remove it"),
             (errno.EACCES, "to write in that folder"),

@@ -5,28 +5,19 @@ handshakes, and no network.
 
 from __future__ import annotations
 
-import json
 import ssl
-from collections.abc import Sequence
-from typing import Any
 
-from twisted.internet.task import Clock
 from twisted.logger import LogLevel, capturedLogs
-from twisted.trial.unittest import SynchronousTestCase
 
+from tests.protocols.linescase import ConnectionTestCase
 from tests.support.certificates import LAB, authority, signed, trusting
-from tests.support.fixtures import EVERYBODY, PatientBackend, PromptBackend, asked, threeWays
+from tests.support.fixtures import PatientBackend, PromptBackend, asked, threeWays
 from tests.support.tlswire import TlsWire
 from usbip_server.model.options import Limits, Timeouts
 from usbip_server.model.policy import Grant, Policy, Who
 from usbip_server.net.certificates import Certificates, Tls, read
 from usbip_server.net.halfclose import LINGER
-from usbip_server.protocols.lines import CommandFactory
 from usbip_server.protocols.multiplexer import FirstByteFactory
-from usbip_server.protocols.web import WebFactory
-from usbip_server.server.config import LiveSettings, Settings
-from usbip_server.server.core import Core
-from usbip_server.server.responder import Responder
 
 LIST = b'{"command":"list"}'
 KEEP = b'{"command":"list","keep_alive":true}\n'
@@ -42,41 +33,26 @@ def post(body: bytes) -> bytes:
     return head + body
 
 
-class TlsCase(SynchronousTestCase):
+class TlsCase(ConnectionTestCase):
     """
     The control port, with TLS.
     """
 
-    most = 3
-    access = EVERYBODY
+    limits = Limits(connections=3)
+    timeouts = Timeouts(request=SECONDS)
 
     def setUp(self) -> None:
-        self.clock = Clock()
+        super().setUp()
         self.use(PromptBackend())
-        self.shown = self.enterCapture()
-
-    def enterCapture(self) -> Sequence[dict[str, Any]]:
-        """What is logged from now on."""
         capture = capturedLogs()
+        self.logged = capture.__enter__()
         self.addCleanup(capture.__exit__, None, None, None)
-        events: Sequence[dict[str, Any]] = capture.__enter__()
-        return events
 
     def use(self, backend: PatientBackend, isRequired: bool = False) -> None:
         """Serve this backend."""
         self.backend = backend
-        limits, timeouts = Limits(), Timeouts(request=SECONDS)
-        limits = Limits(connections=self.most)
-        settings = LiveSettings(Settings(access=self.access, limits=limits, timeouts=timeouts))
-        core = Core(backend, self.clock, settings)
-        asked(core.start())
-        responder = Responder(core.dispatcher)
-        self.factory = FirstByteFactory(
-            CommandFactory(responder, settings, self.clock),
-            WebFactory(responder, settings, self.clock),
-            settings,
-            self.clock,
-        )
+        self.begin()
+        self.factory = FirstByteFactory(self.lines, self.web, self.settings, self.clock)
         certificate, key = signed("localhost").write(self.mktemp(), "server")
         ca, _ = authority(LAB).write(self.mktemp(), "ca")
         tls = Tls(
@@ -93,17 +69,17 @@ class TlsCase(SynchronousTestCase):
         return trusting(client=signed(name, by).write(self.mktemp(), name))
 
     def warnings(self) -> list[str]:
-        """What was logged that is worth a look, and nothing worse."""
+        """The warnings that were logged; there is nothing worse."""
         worse = (LogLevel.error, LogLevel.critical)
-        self.assertEqual([e for e in self.shown if e["log_level"] in worse], [])
+        self.assertEqual([e for e in self.logged if e["log_level"] in worse], [])
         return [
             event["log_format"].format(**event)
-            for event in self.shown
+            for event in self.logged
             if event["log_level"] is LogLevel.warn
         ]
 
     def assertNothingLeft(self) -> None:
-        """No connection is left, and nothing waits for one."""
+        """No connection and no timer is left."""
         self.assertEqual(self.factory.connections, set())
         self.assertEqual(self.factory.overflow, set())
         self.assertEqual(self.clock.getDelayedCalls(), [])
@@ -111,12 +87,11 @@ class TlsCase(SynchronousTestCase):
 
 class HandshakeTests(TlsCase):
     """
-    Handshakes that do not come to an end, or to none that is good.
+    Handshakes that fail.
     """
 
-    def test_silent(self) -> None:
-        """One that does not begin is waited for as long as for a request, and no longer; nor does
-        it help to go on slowly."""
+    def test_slow(self) -> None:
+        """A handshake may take as long as a request, and no longer, if it begins or not."""
         slow, silent = (self.connect(speaks=False) for _ in range(2))
         slow.sendPlain(b"\x16\x03\x01")
         self.clock.advance(SECONDS / 2)
@@ -132,7 +107,7 @@ class HandshakeTests(TlsCase):
         self.assertEqual(self.warnings(), [told] * 2)
 
     def test_plain(self) -> None:
-        """A client without TLS is told nothing it could take for an answer, and is closed."""
+        """A client without TLS gets nothing that looks like a reply, and is closed."""
         for request in (LIST, KEEP, post(LIST), b"GET / HTTP/1.1\r\n\r\n"):
             for way, segments in threeWays([request]):
                 wire = self.connect(speaks=False)
@@ -140,20 +115,19 @@ class HandshakeTests(TlsCase):
                     if not wire.transport.disconnecting:
                         wire.sendPlain(segment)
                 self.assertTrue(wire.transport.disconnecting, way)
-                said = b"".join(wire.transport.writes)
-                self.assertIn(said[:1], (b"", b"\x15"), "an alert, if anything")
+                sent = b"".join(wire.transport.writes)
+                self.assertIn(sent[:1], (b"", b"\x15"), "an alert, if anything")
                 self.assertNothingLeft()
-        told = self.warnings()
-        self.assertEqual(len(told), 12)
-        for line in told:
-            self.assertRegex(
-                line,
-                "^192.0.2.7: TLS handshake failed: the client (does not speak TLS|speaks HTTP)",
-            )
+                reason = "the client (does not speak TLS|speaks HTTP)"
+                line = self.warnings()[-1]
+                self.assertRegex(line, f"^192.0.2.7: TLS handshake failed: {reason}")
+        self.assertEqual(len(self.warnings()), 12)
 
     def test_certificates(self) -> None:
-        """A client is told what is wrong with its certificate; one that does not take ours tells
-        us. Each is a line in the log."""
+        """
+        A client is told in an alert what is wrong with its certificate, and one that does not
+        accept the server's sends an alert. Each is a line in the log.
+        """
         self.use(PromptBackend(), isRequired=True)
         for context, told, reason in (
             (trusting(), "CERTIFICATE_REQUIRED", "the client has sent no certificate"),
@@ -171,17 +145,15 @@ class HandshakeTests(TlsCase):
             self.assertIn(reason, self.warnings()[-1])
         self.assertEqual(len(self.warnings()), 3)
 
-    def test_probe(self) -> None:
-        """One that connects and leaves, or leaves in the middle, is not worth a line."""
+    def test_notLogged(self) -> None:
+        """
+        A client that disconnects before or in the handshake is not logged; nor is a handshake that
+        is pending when the daemon stops, which is not waited for.
+        """
         self.connect(speaks=False).drop()
         began = self.connect(speaks=False)
         began.sendPlain(b"\x16\x03\x01")
         began.drop()
-        self.assertNothingLeft()
-        self.assertEqual(self.warnings(), [])
-
-    def test_stop(self) -> None:
-        """When the daemon stops, handshakes are not waited for."""
         wire = self.connect(speaks=False)
         closed = asked(self.factory.close(2))
         self.assertTrue(wire.transport.aborted)
@@ -193,53 +165,46 @@ class HandshakeTests(TlsCase):
 
 class ConversationTests(TlsCase):
     """
-    After the handshake it is as it is without TLS.
+    After the handshake everything is as without TLS.
     """
 
     def test_both(self) -> None:
-        """JSON and HTTP are told apart, in whichever pieces they come, and the end is a proper
-        one."""
-        for request in (LIST, post(LIST)):
+        """
+        JSON and HTTP are told apart, in whichever pieces they come and also if the reply takes
+        time, and TLS ends properly.
+        """
+        for request in (LIST, post(LIST), ATTACH, post(ATTACH)):
             for way, segments in threeWays([request]):
+                self.use(PatientBackend())
                 wire = self.connect()
                 for segment in segments:
                     wire.send(segment)
+                for call in self.backend.calls:
+                    self.assertEqual(wire.received, b"")
+                    call.succeed()
+                    wire.turn()
                 self.assertIn(b'"status":"success"', wire.received, way)
                 self.assertTrue(wire.ended, way)
                 self.assertNothingLeft()
         self.assertEqual(self.warnings(), [])
 
-    def test_later(self) -> None:
-        """So is an answer that takes its time."""
-        self.use(PatientBackend())
-        wires = [self.connect(), self.connect()]
-        for wire, request in zip(wires, (ATTACH, post(ATTACH)), strict=True):
-            wire.send(request)
-            self.assertEqual(wire.received, b"")
-        self.backend.calls[0].succeed()
-        for wire in wires:
-            wire.turn()
-            self.assertIn(b'"status":"success"', wire.received)
-            self.assertTrue(wire.ended)
-        self.assertNothingLeft()
-
     def test_keepAlive(self) -> None:
-        """A connection can be kept; one that then says nothing is told so and closed."""
+        """A connection can be kept; one that then sends nothing gets an error and is closed."""
         wire = self.connect()
         wire.send(KEEP)
         wire.send(KEEP)
         self.assertEqual(wire.received.count(b'"success"'), 2)
         self.clock.advance(SECONDS)
         wire.turn()
-        self.assertIn("no complete request within 7 s", answersOf(wire)[-1]["message"])
+        self.assertIn(b"no complete request within 7 s", wire.received)
         self.assertTrue(wire.ended)
         self.assertNothingLeft()
 
     def test_tooMany(self) -> None:
-        """Those beyond the limit are told so, if they hurry."""
-        wires = [self.connect() for _ in range(self.most)]
+        """A client beyond the limit gets an error, if its handshake is quick."""
+        wires = [self.connect() for _ in range(self.limits.connections)]
         away, slow = self.connect(), self.connect(speaks=False)
-        self.assertIn("the limit of 3 connections is reached", answersOf(away)[0]["message"])
+        self.assertIn(b"the limit of 3 connections is reached", away.received)
         self.assertTrue(away.ended)
         self.clock.advance(LINGER)
         self.assertTrue(slow.transport.aborted)
@@ -248,8 +213,8 @@ class ConversationTests(TlsCase):
             wire.drop()
         self.assertNothingLeft()
 
-    def test_offer(self) -> None:
-        """Who offers protocols by name, as curl does, gets the one that we know."""
+    def test_alpn(self) -> None:
+        """A client that offers protocols by name, as curl does, gets the one that is supported."""
         for offered, chosen in ((["h2", "http/1.1"], "http/1.1"), ([], None)):
             context = trusting()
             context.set_alpn_protocols(offered)
@@ -261,13 +226,13 @@ class ConversationTests(TlsCase):
 
 class PrincipalTests(TlsCase):
     """
-    Who somebody is, by certificate.
+    Principals by certificate.
     """
 
     access = ONLY_ALICE
 
     def test_only(self) -> None:
-        """A certificate lets in whom it names, and nobody else, by JSON and by HTTP."""
+        """Only the principal with the certificate is allowed, over JSON and over HTTP."""
         alice, bob, nobody = self.showing("alice"), self.showing("bob"), trusting()
         for context, isAllowed in ((alice, True), (bob, False), (nobody, False)):
             for request in (LIST, post(LIST)):
@@ -278,8 +243,3 @@ class PrincipalTests(TlsCase):
         mallory = self.connect(self.showing("alice", "Other"))
         self.assertIsNotNone(mallory.error)
         self.assertNothingLeft()
-
-
-def answersOf(wire: TlsWire) -> list[dict[str, Any]]:
-    """The JSON lines that a client got."""
-    return [json.loads(line) for line in wire.received.splitlines()]

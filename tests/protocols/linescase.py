@@ -1,5 +1,5 @@
 """
-A JSON connection in memory, for its tests.
+Connections to the control port in memory, for their tests.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from usbip_server.model.device import UsbDevice
 from usbip_server.model.options import Limits, Timeouts
 from usbip_server.model.policy import Principal
 from usbip_server.protocols.lines import CommandFactory
+from usbip_server.protocols.web import WebFactory
 from usbip_server.server.config import LiveSettings, Settings
 from usbip_server.server.core import Core
 from usbip_server.server.responder import Responder
@@ -34,46 +35,61 @@ ATTACH = b'{"command":"attach","id":"1-1.4","keep_alive":true}'
 TRICKY = rb'{"command":"find","desc":"}{\"\\","keep_alive":true}'
 
 
-class LinesTestCase(SynchronousTestCase):
+class ConnectionTestCase(SynchronousTestCase):
     """
-    A connection to a backend that does at once, or not, what is asked of it.
+    Connections to a daemon whose backend binds at once, or when the test lets it.
 
-    @ivar sharing: what answers.
+    @ivar core: the daemon.
     """
 
     limits = Limits(requestBytes=1024)
     timeouts = Timeouts(request=30, answer=1.8)
+    hosts: tuple[str, ...] = ()
+    access = EVERYBODY
 
     def setUp(self) -> None:
         self.clock = Clock()
         self.backend: PatientBackend = PromptBackend()
 
-    def connect(self) -> Wire:
-        """A new connection, to a daemon of its own."""
+    def begin(self) -> None:
+        """Start another daemon."""
         self.settings = LiveSettings(
-            Settings(access=EVERYBODY, limits=self.limits, timeouts=self.timeouts)
+            Settings(
+                access=self.access, limits=self.limits, timeouts=self.timeouts, hosts=self.hosts
+            )
         )
         self.core = Core(
             self.backend, self.clock, self.settings, now=lambda: EPOCH + self.clock.seconds()
         )
         asked(self.core.start())
+        responder = Responder(self.core.dispatcher)
+        self.lines = CommandFactory(responder, self.settings, self.clock)
+        self.web = WebFactory(responder, self.settings, self.clock)
+
+    def become(self, device: UsbDevice, **fields: object) -> None:
+        """Change fields of a device."""
+        self.backend.inventory.replace([changed(device, **fields)], {device.busId})
+
+
+class LinesTestCase(ConnectionTestCase):
+    """
+    JSON connections.
+    """
+
+    def connect(self) -> Wire:
+        """A new connection, to a daemon of its own."""
+        self.begin()
         return self.another()
 
     def another(
         self, principal: Principal = ALICE, transport: MemoryTransport | None = None
     ) -> Wire:
         """One more connection, to the same daemon."""
-        answers = Responder(self.core.dispatcher)
-        lines = CommandFactory(answers, self.settings, self.clock).make(principal)
-        return Wire(lines, transport)
+        return Wire(self.lines.make(principal), transport)
 
     def stopped(self) -> Deferred[None]:
-        """Stop it; fires when that is done."""
+        """Stop the daemon; fires when that is done."""
         return asked(self.core.stop())
-
-    def become(self, device: UsbDevice, **fields: object) -> None:
-        """Let a device be like that from now on."""
-        self.backend.inventory.replace([changed(device, **fields)], {device.busId})
 
     def patiently(self) -> Wire:
         """A connection on which attach and detach take until the test ends them."""

@@ -71,9 +71,9 @@ HOLDER = Holder(address="192.0.2.8", since=1000.0)
 
 class SocketTransport(MemoryTransport):
     """
-    A connection in memory, with a socket for those who take it out of our hands.
+    A connection in memory, with a socket to hand over.
 
-    @ivar client: the other end of that.
+    @ivar client: the other end of the socket.
     """
 
     def __init__(self, address: IAddress = ADDRESS) -> None:
@@ -87,13 +87,13 @@ class SocketTransport(MemoryTransport):
         return self._server
 
     def close(self) -> None:
-        """Leave nothing."""
+        """Close both ends."""
         self.client.close()
         self._server.close()
 
 
 def subclasses(kind: type[ShareError]) -> Iterator[type[ShareError]]:
-    """All of them."""
+    """All subclasses of a class."""
     for child in kind.__subclasses__():
         yield child
         yield from subclasses(child)
@@ -112,7 +112,7 @@ class ExporterTestCase(SynchronousTestCase):
         self.serve()
 
     def serve(self, *rules: Rule) -> None:
-        """Another daemon, with these rules."""
+        """Start another daemon, with these rules."""
         settings = Settings(access=EVERYBODY, devices=rules, limits=Limits(connections=self.most))
         self.settings = LiveSettings(settings)
         self.core = Core(
@@ -137,14 +137,14 @@ class ExporterTestCase(SynchronousTestCase):
         return Wire(protocol, transport)
 
     def leaves(self, wire: Wire) -> None:
-        """A client whose connection carries traffic closes it."""
+        """Have a client close a connection that carries traffic."""
         assert isinstance(wire.transport, SocketTransport)
         wire.transport.client.close()
         self.reactor.deliver()
         wire.turn()
 
     def told(self, level: LogLevel = LogLevel.warn) -> list[str]:
-        """What the port has logged, at a level."""
+        """The lines that were logged at a level."""
         return [
             formatEvent(event)
             for event in self.logged
@@ -153,7 +153,7 @@ class ExporterTestCase(SynchronousTestCase):
         ]
 
     def assertAnswered(self, wire: Wire, answer: bytes) -> None:
-        """The client got that and nothing else, and the connection is closed."""
+        """The client got the reply and nothing else, and the connection is closed."""
         wire.turn()
         self.assertEqual(wire.received, answer)
         self.assertTrue(wire.lost)
@@ -161,7 +161,7 @@ class ExporterTestCase(SynchronousTestCase):
         self.assertNothingLeft()
 
     def assertCutOff(self, wire: Wire, because: str) -> None:
-        """The client got nothing, the connection was aborted, and that is told once."""
+        """The client got nothing, the connection was aborted, and that is logged once."""
         wire.turn()
         self.assertEqual(wire.received, b"")
         self.assertTrue(wire.transport.aborted and wire.lost)
@@ -172,50 +172,44 @@ class ExporterTestCase(SynchronousTestCase):
         self.logged.clear()
 
     def assertNothingLeft(self) -> None:
-        """No connection, and nothing that would happen later."""
+        """No connection and no timer is left."""
         self.assertEqual(self.factory.connections, set())
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
 
 class AnswerTests(ExporterTestCase):
     """
-    What is asked for is answered, however it comes in.
+    Replies.
     """
 
-    def test_list(self) -> None:
-        """OP_REQ_DEVLIST is answered with the importable devices, and the connection is closed."""
-        for way, segments in threeWays([LIST]):
-            wire = self.connect()
-            wire.send(*segments)
-            self.assertAnswered(wire, encodeList([BOUND]))
-            self.assertEqual(self.told(), [], way)
-
-    def test_import(self) -> None:
-        """OP_REQ_IMPORT is answered with the device."""
-        for way, segments in threeWays([IMPORT]):
-            wire = self.connect()
-            wire.send(*segments)
-            self.assertEqual(wire.received, encodeImport(BOUND), way)
-            self.leaves(wire)
-            self.assertTrue(wire.lost)
-            self.become(DeviceState.BOUND)
-
     def become(self, state: DeviceState) -> None:
-        """Let the device be like that."""
+        """Give the device another state."""
         self.backend.inventory.replace([changed(UNO, state=state)], {UNO.busId})
 
-    def test_refused(self) -> None:
+    def test_replies(self) -> None:
         """
-        A refused import is answered with a status only, the connection is closed, and one
-        line is logged.
+        OP_REQ_DEVLIST is answered with the importable devices, OP_REQ_IMPORT with the device or
+        with a status only, for which one line is logged; then the connection is closed, unless it
+        carries a session.
         """
-        self.become(DeviceState.FREE)
-        for way, segments in threeWays([IMPORT]):
-            wire = self.connect()
-            wire.send(*segments)
-            self.assertAnswered(wire, encodeRefusal(OpStatus.NODEV))
-            self.assertEqual(len(self.told(LogLevel.info)), 1, way)
-            self.logged.clear()
+        for request, state, reply in (
+            (LIST, DeviceState.BOUND, encodeList([BOUND])),
+            (IMPORT, DeviceState.FREE, encodeRefusal(OpStatus.NODEV)),
+            (IMPORT, DeviceState.BOUND, encodeImport(BOUND)),
+        ):
+            for way, segments in threeWays([request]):
+                self.become(state)
+                wire = self.connect()
+                wire.send(*segments)
+                self.assertEqual(wire.received, reply, way)
+                if len(reply) == 320:
+                    self.leaves(wire)
+                    self.assertTrue(wire.lost)
+                else:
+                    self.assertAnswered(wire, reply)
+                    self.assertEqual(len(self.told(LogLevel.info)), len(reply) == 8, way)
+                self.assertEqual(self.told(), [], way)
+                self.logged.clear()
 
     def test_busy(self) -> None:
         """A second client gets the status for a busy device; the first one keeps it."""
@@ -228,12 +222,10 @@ class AnswerTests(ExporterTestCase):
     def test_noDevices(self) -> None:
         """Without USB the list is empty, because OP_REP_DEVLIST has no status for that."""
         self.backend.inventory.trouble = "no USB here"
-        wire = self.connect()
-        wire.send(LIST)
-        self.assertAnswered(wire, encodeList([]))
-        wire = self.connect()
-        wire.send(IMPORT)
-        self.assertAnswered(wire, encodeRefusal(OpStatus.NA))
+        for request, reply in ((LIST, encodeList([])), (IMPORT, encodeRefusal(OpStatus.NA))):
+            wire = self.connect()
+            wire.send(request)
+            self.assertAnswered(wire, reply)
 
     def test_bug(self) -> None:
         """A bug is logged, and the connection is aborted."""
@@ -249,28 +241,27 @@ class AnswerTests(ExporterTestCase):
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
         self.assertNothingLeft()
 
-    def test_notTaken(self) -> None:
-        """A client that does not read its reply is disconnected after a while, which is logged."""
-        wire = self.connect()
-        wire.protocol.dataReceived(LIST)
-        self.assertFalse(wire.transport.aborted)
-        self.reactor.advance(REQUEST_SECONDS)
-        self.assertTrue(wire.transport.aborted)
-        wire.turn()
-        self.assertEqual(self.told(), ["192.0.2.8 did not read its reply within 10 s"])
-        self.assertNothingLeft()
-
-    def test_notTakenAtTheEnd(self) -> None:
-        """When the daemon stops, such a client is disconnected without a line in the log."""
-        wire = self.connect()
-        lingering = self.patch(wire.transport, "loseConnection", lambda: None)
-        self.factory.close()
-        lingering.restore()
-        self.reactor.advance(REQUEST_SECONDS)
-        self.assertTrue(wire.transport.aborted)
-        wire.turn()
-        self.assertEqual(self.told(), [])
-        self.assertNothingLeft()
+    def test_notRead(self) -> None:
+        """
+        A client that does not read its reply is disconnected after a while, which is logged unless
+        the daemon stops.
+        """
+        for stops in (False, True):
+            wire = self.connect()
+            if stops:
+                lingering = self.patch(wire.transport, "loseConnection", lambda: None)
+                self.factory.close()
+                lingering.restore()
+            else:
+                wire.protocol.dataReceived(LIST)
+            self.assertFalse(wire.transport.aborted)
+            self.reactor.advance(REQUEST_SECONDS)
+            self.assertTrue(wire.transport.aborted)
+            wire.turn()
+            told = [] if stops else ["192.0.2.8 did not read its reply within 10 s"]
+            self.assertEqual(self.told(), told)
+            self.assertNothingLeft()
+            self.logged.clear()
 
 
 class StatusTests(SynchronousTestCase):
@@ -316,15 +307,20 @@ class HandedOverTests(ExporterTestCase):
     A connection that carries traffic.
     """
 
+    def patiently(self) -> Wire:
+        """A client that waits for its device."""
+        self.backend = PatientBackend((BOUND,))
+        self.serve()
+        wire = self.connect()
+        wire.send(IMPORT)
+        return wire
+
     def test_order(self) -> None:
         """
         The device gets the connection before the client gets its reply, until when the
         client sends nothing: no byte is lost. Nothing is read after the request.
         """
-        self.backend = PatientBackend((BOUND,))
-        self.serve()
-        wire = self.connect()
-        wire.send(IMPORT)
+        wire = self.patiently()
         self.assertEqual([call.verb for call in self.backend.calls], ["export"])
         self.assertEqual((wire.received, wire.transport.producerState), (b"", "paused"))
         self.backend.calls[0].succeed()
@@ -370,10 +366,7 @@ class HandedOverTests(ExporterTestCase):
 
     def test_daemonStopsMeanwhile(self) -> None:
         """When the daemon stops, a client that waits for its reply gets no device."""
-        self.backend = PatientBackend((BOUND,))
-        self.serve()
-        wire = self.connect()
-        wire.send(IMPORT)
+        wire = self.patiently()
         self.factory.close()
         wire.turn()
         self.assertTrue(wire.lost)
@@ -419,7 +412,7 @@ class HandedOverTests(ExporterTestCase):
 
 class BadTests(ExporterTestCase):
     """
-    Clients that are none.
+    Connections that are not those of USB/IP clients.
     """
 
     def test_garbage(self) -> None:
@@ -438,25 +431,25 @@ class BadTests(ExporterTestCase):
         wire.protocol.dataReceived(b" / HTTP/1.1")
         self.assertCutOff(wire, "not a USB/IP client")
 
-    def test_pipelined(self) -> None:
+    def test_early(self) -> None:
         """
-        A client that sends data before its reply gets no device, because the device would
-        read it as USB traffic.
+        A client that sends data before its reply gets no device, because the device would read it
+        as USB traffic; nor does one that disconnects. That is detected too if it is still in the
+        kernel's buffer.
         """
         for request in (LIST, IMPORT):
             for more in (b"\0", 48 * b"\1", request):
                 wire = self.connect()
                 wire.send(request + more)
                 self.assertCutOff(wire, "unexpected data after the request")
-        self.assertEqual(self.backend.calls, [])
-
-    def test_meanwhile(self) -> None:
-        """Such data is detected too if it is still in the kernel's buffer."""
-        wire = self.connect()
-        assert isinstance(wire.transport, SocketTransport)
-        wire.transport.client.sendall(b"\0")
-        wire.send(IMPORT)
-        self.assertCutOff(wire, "unexpected data after the request")
+        for more, because in ((b"\0", "unexpected data"), (b"", "disconnected before the reply")):
+            wire = self.connect()
+            assert isinstance(wire.transport, SocketTransport)
+            wire.transport.client.sendall(more)
+            if not more:
+                wire.transport.client.close()
+            wire.send(IMPORT)
+            self.assertCutOff(wire, because)
         self.assertEqual(self.backend.calls, [])
 
     def test_whileBinding(self) -> None:
@@ -471,50 +464,32 @@ class BadTests(ExporterTestCase):
         self.assertAnswered(wire, encodeRefusal(OpStatus.ERROR))
         self.assertEqual(len(self.backend.calls), 1)
 
-    def test_leaves(self) -> None:
-        """A client that disconnects before its reply gets no device."""
-        wire = self.connect()
-        assert isinstance(wire.transport, SocketTransport)
-        wire.transport.client.close()
-        wire.send(IMPORT)
-        self.assertCutOff(wire, "disconnected before the reply")
-        self.assertEqual(self.backend.calls, [])
-
     def test_slow(self) -> None:
         """
-        A client without a complete request within ten seconds is disconnected, also if it
-        sends byte by byte.
+        A client without a complete request within ten seconds is disconnected, which is logged,
+        also if it sends byte by byte, or nothing.
         """
-        wire = self.connect()
-        for byte in range(9):
-            wire.send(IMPORT[byte : byte + 1])
-            self.reactor.advance(1)
-        self.assertFalse(wire.ended)
-        self.reactor.advance(1.1)
-        self.assertCutOff(wire, "within 10 s")
-
-    def test_silent(self) -> None:
-        """A client that sends nothing is disconnected too, and that is logged."""
-        wire = self.connect()
-        self.reactor.advance(REQUEST_SECONDS)
-        self.assertCutOff(wire, "within 10 s")
-
-    def test_probe(self) -> None:
-        """A client that connects and disconnects is not logged."""
-        wire = self.connect()
-        wire.drop()
-        self.assertEqual(self.logged, [])
-        self.assertNothingLeft()
+        for request in (IMPORT[:9], b""):
+            wire = self.connect()
+            for second in range(9):
+                wire.send(request[second : second + 1])
+                self.reactor.advance(1)
+            self.assertFalse(wire.ended)
+            self.reactor.advance(1.1)
+            self.assertCutOff(wire, "within 10 s")
 
     def test_truncated(self) -> None:
-        """A client that disconnects in the middle of its request is logged once."""
+        """
+        A client that disconnects in the middle of its request is logged once, and one that has sent
+        nothing is not.
+        """
         for request in (LIST, IMPORT):
-            for length in range(1, len(request)):
+            for length in range(len(request)):
                 wire = self.connect()
                 wire.send(request[:length])
                 self.assertEqual(self.told(), [])
                 wire.drop()
-                self.assertEqual(len(self.told()), 1)
+                self.assertEqual(len(self.told()), bool(length))
                 self.logged.clear()
                 self.assertNothingLeft()
         self.assertEqual(self.backend.calls, [])

@@ -282,16 +282,15 @@ class RelayTests(SessionTestCase):
         self.leave()
         self.assertLessEqual(openFiles(), before + 2)
 
-    def test_options(self) -> None:
-        """The keepalive options are set on the client's connection."""
+    def test_connection(self) -> None:
+        """
+        The keepalive options are set on the client's connection. The traffic is counted on it, so
+        it is more than the USB traffic.
+        """
         self.settings.replace(Settings(access=EVERYBODY, keepalive=KeepAlive(idle=11)))
-        self.imports()
+        client = self.imports()
         connection: socket.socket = self.wires[-1].transport.getHandle()  # type: ignore[attr-defined]
         self.assertEqual(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE), 11)
-
-    def test_counted(self) -> None:
-        """The traffic is counted on the connection, so it is more than the USB traffic."""
-        client = self.imports()
         client.send(b"x" * 1000)
         self.readsAll(1000)
         [device] = self.backend.inventory.snapshot.devices[:1]

@@ -5,17 +5,15 @@ Tests of L{usbip_server.protocols.multiplexer}.
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from twisted.internet.address import HostnameAddress, IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IHalfCloseableProtocol, ISSLTransport
-from twisted.internet.task import Clock
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.logger import capturedLogs
 from zope.interface import directlyProvides
 from zope.interface.verify import verifyObject
 
+from tests.protocols.linescase import ConnectionTestCase
 from tests.support.fixtures import (
-    EVERYBODY,
     MemoryTransport,
     PatientBackend,
     PromptBackend,
@@ -23,16 +21,11 @@ from tests.support.fixtures import (
     asked,
     threeWays,
 )
-from usbip_server.model.options import Limits, Timeouts
+from usbip_server.model.options import Limits
 from usbip_server.model.policy import Principal
 from usbip_server.net.caller import principalAt
 from usbip_server.net.halfclose import LINGER
-from usbip_server.protocols.lines import CommandFactory
 from usbip_server.protocols.multiplexer import OVERFLOW, FirstByteFactory
-from usbip_server.protocols.web import WebFactory
-from usbip_server.server.config import LiveSettings, Settings
-from usbip_server.server.core import Core
-from usbip_server.server.responder import Responder
 
 LIST = b'{"command":"list"}'
 KEEP = b'{"command":"list","keep_alive":true}'
@@ -46,32 +39,22 @@ def post(body: bytes) -> bytes:
     return head + body
 
 
-class FirstByteTestCase(SynchronousTestCase):
+class FirstByteTestCase(ConnectionTestCase):
     """
     The control port.
     """
 
-    most = 3
+    limits = Limits(connections=3)
 
     def setUp(self) -> None:
-        self.clock = Clock()
+        super().setUp()
         self.use(PromptBackend())
 
     def use(self, backend: PatientBackend) -> None:
         """Serve this backend."""
         self.backend = backend
-        limits, timeouts = Limits(), Timeouts()
-        limits = Limits(connections=self.most)
-        settings = LiveSettings(Settings(access=EVERYBODY, limits=limits, timeouts=timeouts))
-        core = Core(backend, self.clock, settings)
-        asked(core.start())
-        responder = Responder(core.dispatcher)
-        self.factory = FirstByteFactory(
-            CommandFactory(responder, settings, self.clock),
-            WebFactory(responder, settings, self.clock),
-            settings,
-            self.clock,
-        )
+        self.begin()
+        self.factory = FirstByteFactory(self.lines, self.web, self.settings, self.clock)
 
     def connect(self) -> Wire:
         """A new connection."""
@@ -82,61 +65,53 @@ class FirstByteTestCase(SynchronousTestCase):
 
 class SwitchingTests(FirstByteTestCase):
     """
-    Which protocol it is.
+    Which protocol a connection has.
     """
 
     def test_json(self) -> None:
-        """A connection that begins with a brace or white space is JSON."""
-        for request in (LIST, b" " + LIST, b"\r\n" + LIST, b"\t" + LIST + b"\n"):
+        """
+        A connection that begins with a brace or white space is JSON, and any byte that is not a
+        capital letter is answered in JSON; so is silence.
+        """
+        others = (
+            bytes([byte]) + b"ELLO\n"
+            for byte in range(256)
+            if not (bytes([byte]).isupper() or bytes([byte]).isspace())
+        )
+        for request, status in (
+            *((space + LIST, "success") for space in (b"", b" ", b"\r\n", b"\t")),
+            *((other, "error") for other in others),
+        ):
             for way, segments in threeWays([request]):
                 wire = self.connect()
                 wire.send(*segments)
-                self.assertEqual(wire.statuses, ["success"], f"{request!r} {way}")
+                self.assertEqual(set(wire.statuses), {status}, f"{request!r} {way}")
                 wire.closeWrite()
                 self.assertTrue(wire.lost)
+        wire = self.connect()
+        self.clock.advance(31)
+        self.assertEqual(wire.statuses, ["error"])
 
     def test_http(self) -> None:
-        """A connection that begins with a capital letter is HTTP."""
-        for way, segments in threeWays([post(LIST)]):
-            wire = self.connect()
-            wire.send(*segments)
-            self.assertTrue(wire.received.startswith(b"HTTP/1.1 200 "), way)
-            self.assertIn(b'"success"', wire.received)
-            wire.closeWrite()
-            self.assertTrue(wire.lost)
+        """A connection that begins with a capital letter is HTTP, be that a method or not."""
+        for request, code in (
+            (post(LIST), b"200"),
+            *((bytes([letter]) + b"\r\n\r\n", b"400") for letter in b"ABCDEFGHIJKLMNOPQRSTUVWXYZ"),
+        ):
+            for way, segments in threeWays([request]):
+                wire = self.connect()
+                wire.send(*segments)
+                self.assertTrue(wire.received.startswith(b"HTTP/1.1 " + code), (request, way))
+                self.assertEqual(b'"success"' in wire.received, code == b"200")
+                wire.closeWrite()
+                self.assertTrue(wire.lost)
         self.assertEqual(self.clock.getDelayedCalls(), [])
-
-    def test_anythingElse(self) -> None:
-        """Any other byte is answered in JSON."""
-        for byte in range(256):
-            if bytes([byte]).isupper() or bytes([byte]).isspace():
-                continue
-            wire = self.connect()
-            wire.send(bytes([byte]) + b"ELLO\n")
-            self.assertEqual(set(wire.statuses), {"error"}, byte)
-            wire.closeWrite()
-            self.assertTrue(wire.lost, byte)
-
-    def test_everyCapital(self) -> None:
-        """Every capital letter is HTTP, be it a method or not."""
-        for letter in b"ABCDEFGHIJKLMNOPQRSTUVWXYZ":
-            wire = self.connect()
-            wire.send(bytes([letter]) + b"\r\n\r\n")
-            self.assertTrue(wire.received.startswith(b"HTTP/1.1 400 "), letter)
-            wire.closeWrite()
-            self.assertTrue(wire.lost)
 
     def test_onlyTheFirst(self) -> None:
         """Only the first byte counts."""
         wire = self.connect()
         wire.send(KEEP, b"GET / HTTP/1.1\r\n\r\n")
         self.assertEqual(set(wire.statuses), {"success", "error"})
-
-    def test_silence(self) -> None:
-        """A client that sends nothing gets an error in JSON that says what a request is."""
-        wire = self.connect()
-        self.clock.advance(31)
-        self.assertEqual(wire.statuses, ["error"])
 
     def test_httpTimeOut(self) -> None:
         """After the switch to HTTP the time limit of JSON does not apply."""
@@ -163,92 +138,72 @@ class LimitTests(FirstByteTestCase):
     """
 
     def test_overflow(self) -> None:
-        """A connection beyond the limit gets an error, and is closed."""
-        for _ in range(self.most):
-            self.connect()
-        wire = self.connect()
-        [answer] = wire.answers
-        self.assertEqual(answer["status"], "error")
-        self.assertIn("3 connections", answer["message"])
-        self.assertTrue(wire.transport.writeClosed)
-        wire.send(LIST)
-        self.assertEqual(len(wire.answers), 1)
-        wire.closeWrite()
-        self.assertTrue(wire.lost)
-        self.assertEqual(self.factory.overflow, set())
-
-    def test_overflowLingers(self) -> None:
-        """If the client does not close its side, it is disconnected."""
-        for _ in range(self.most):
-            self.connect().send(LIST[:5])
-        wire = self.connect()
-        self.clock.advance(LINGER)
-        wire.turn()
-        self.assertTrue(wire.transport.aborted)
-        self.assertEqual(self.factory.overflow, set())
-
-    def test_roomAgain(self) -> None:
-        """When a connection ends, another one is accepted."""
-        wires = [self.connect() for _ in range(self.most)]
-        self.assertEqual(self.connect().statuses, ["error"])
+        """
+        A connection beyond the limit gets an error, and is closed, or disconnected if the client
+        does not close its side; when another connection ends, the next one is accepted.
+        """
+        wires = [self.connect() for _ in range(self.limits.connections)]
+        for end in ("close", "linger"):
+            wire = self.connect()
+            [answer] = wire.answers
+            self.assertEqual(answer["status"], "error")
+            self.assertIn("3 connections", answer["message"])
+            self.assertTrue(wire.transport.writeClosed)
+            wire.send(LIST)
+            self.assertEqual(len(wire.answers), 1)
+            if end == "close":
+                wire.closeWrite()
+            else:
+                self.clock.advance(LINGER)
+                self.assertTrue(wire.transport.aborted)
+                wire.turn()
+            self.assertTrue(wire.lost)
+            self.assertEqual(self.factory.overflow, set())
         wires[1].drop()
         wire = self.connect()
         wire.send(LIST)
         self.assertEqual(wire.statuses, ["success"])
 
-    def test_manyTurnedAway(self) -> None:
+    def test_manyRefused(self) -> None:
         """
-        A number of them have time to read the error; any more get it too, and are closed at
-        once.
+        A number of them have time to read the error; any more get it too, and are closed at once.
+        With TLS those are aborted, because an error could be sent only after a handshake.
         """
-        for _ in range(self.most):
+        for _ in range(self.limits.connections):
             self.connect()
-        away = [self.connect() for _ in range(OVERFLOW)]
+        refused = [self.connect() for _ in range(OVERFLOW)]
         for _ in range(5):
             wire = self.connect()
             self.assertEqual(wire.statuses, ["error"])
             self.assertTrue(wire.ended)
             self.assertFalse(wire.transport.aborted)
             self.assertEqual(len(self.factory.overflow), OVERFLOW)
-        self.assertFalse(any(wire.ended for wire in away))
-        away[0].drop()
-        self.assertFalse(self.connect().ended)
-        self.assertEqual(len(self.factory.overflow), OVERFLOW)
-        self.clock.advance(LINGER)
-        for wire in away[1:]:
-            wire.turn()
-        self.assertEqual(len(self.factory.overflow), 1)
-
-    def test_manyTurnedAwayTls(self) -> None:
-        """With TLS they are aborted, because an error could be sent only after a handshake."""
-        for _ in range(self.most + OVERFLOW):
-            self.connect()
         transport = MemoryTransport()
         directlyProvides(transport, ISSLTransport)
-        protocol = self.factory.buildProtocol(ADDRESS)
-        wire = Wire(protocol, transport)
+        wire = Wire(self.factory.buildProtocol(ADDRESS), transport)
         self.assertTrue(transport.aborted)
         wire.turn()
         self.assertTrue(wire.lost)
+        self.assertFalse(any(wire.ended for wire in refused))
+        refused[0].drop()
+        self.assertFalse(self.connect().ended)
+        self.assertEqual(len(self.factory.overflow), OVERFLOW)
+        self.clock.advance(LINGER)
+        for wire in refused[1:]:
+            wire.turn()
+        self.assertEqual(len(self.factory.overflow), 1)
 
     def test_loggedOnce(self) -> None:
         """Any number of refusals is one line in the log, until a connection was accepted again."""
-        lines: list[Any] = []
-
-        class Log:
-            def warn(self, text: str, **fields: Any) -> None:
-                lines.append(fields)
-
-        self.patch(FirstByteFactory, "_log", Log())
-        wires = [self.connect() for _ in range(self.most)]
-        for _ in range(10):
-            self.factory.buildProtocol(ADDRESS)
-        self.assertEqual(len(lines), 1)
-        self.assertEqual(lines[0]["most"], self.most)
-        wires.pop().drop()
-        self.connect()
-        self.connect()
-        self.assertEqual(len(lines), 2)
+        with capturedLogs() as events:
+            wires = [self.connect() for _ in range(self.limits.connections)]
+            for _ in range(10):
+                self.factory.buildProtocol(ADDRESS)
+            self.assertEqual([event["most"] for event in events], [self.limits.connections])
+            wires.pop().drop()
+            self.connect()
+            self.connect()
+            self.assertEqual(len(events), 2)
 
 
 class ClosingTests(FirstByteTestCase):
@@ -256,13 +211,12 @@ class ClosingTests(FirstByteTestCase):
     The daemon stops.
     """
 
-    def test_none(self) -> None:
-        """Without connections C{close} ends at once."""
-        self.successResultOf(asked(self.factory.close(2)))
-        self.assertEqual(self.clock.getDelayedCalls(), [])
-
     def test_idle(self) -> None:
-        """Idle connections are closed, with JSON and with HTTP."""
+        """
+        Idle connections are closed, with JSON and with HTTP; without connections C{close} ends at
+        once.
+        """
+        self.successResultOf(asked(self.factory.close(2)))
         lines, web = self.connect(), self.connect()
         lines.send(KEEP)
         web.send(post(LIST))
@@ -276,41 +230,32 @@ class ClosingTests(FirstByteTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_waits(self) -> None:
-        """C{close} waits for pending replies."""
-        self.use(PatientBackend())
-        lines, web = self.connect(), self.connect()
-        lines.send(ATTACH)
-        web.send(post(ATTACH))
-        closed = asked(self.factory.close(2))
-        self.assertFalse(lines.closed or web.closed)
-        self.backend.calls[0].succeed()
-        web.turn()
-        for wire in (lines, web):
-            self.assertTrue(wire.closed)
-            wire.closeWrite()
-        self.assertEqual(lines.statuses, ["success"])
-        self.assertIn(b"200 OK", web.received)
-        self.successResultOf(closed)
-
-    def test_grace(self) -> None:
-        """It aborts connections after a time."""
-        self.use(PatientBackend())
-        wires = [self.connect() for _ in range(2)]
-        for wire, request in zip(wires, (ATTACH, post(ATTACH)), strict=True):
-            wire.send(request)
-        closed = asked(self.factory.close(1))
-        self.clock.advance(0.9)
-        self.assertFalse(any(wire.ended for wire in wires))
-        self.clock.advance(0.2)
-        for wire in wires:
-            self.assertTrue(wire.transport.aborted)
-            wire.turn()
-        self.successResultOf(closed)
+        """C{close} waits for pending replies, and aborts connections after a time."""
+        for inTime in (True, False):
+            self.use(PatientBackend())
+            lines, web = self.connect(), self.connect()
+            lines.send(ATTACH)
+            web.send(post(ATTACH))
+            closed = asked(self.factory.close(1))
+            self.clock.advance(0.9)
+            self.assertFalse(lines.closed or web.closed)
+            if inTime:
+                self.backend.calls[0].succeed()
+            else:
+                self.clock.advance(0.2)
+                self.assertTrue(lines.transport.aborted and web.transport.aborted)
+            for wire in (lines, web):
+                wire.turn()
+                self.assertTrue(wire.closed)
+                wire.closeWrite()
+            self.assertEqual(b"success" in lines.received, inTime)
+            self.assertEqual(b"200 OK" in web.received, inTime)
+            self.successResultOf(closed)
 
 
 class PrincipalTests(FirstByteTestCase):
     """
-    Who it is.
+    The principal of a connection.
     """
 
     def test_addresses(self) -> None:

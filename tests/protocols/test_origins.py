@@ -1,5 +1,5 @@
 """
-Tests of L{usbip_server.protocols.web}: who may ask.
+Tests of L{usbip_server.protocols.origins}.
 """
 
 from __future__ import annotations
@@ -53,35 +53,38 @@ class AdmissionTests(WebTestCase):
         b"\xff\xfe",
     )
 
-    def test_ourNames(self) -> None:
+    def assertRefused(self, request: bytes, named: bytes = b"") -> None:
+        """The request is 403, and the message contains a name."""
+        response = self.ask(request)
+        self.assertEqual((response.code, response.json["status"]), (403, "error"), request)
+        self.assertIn(named.decode("latin-1"), response.json["message"])
+        self.assertEqual(self.backend.calls, [])
+
+    def test_host(self) -> None:
         """
-        Addresses, localhost, this machine's names and configured names are accepted as
-        C{Host}.
+        Addresses, localhost, this machine's names and configured names are accepted as C{Host};
+        any other name is refused, for every method: an attacker can make it resolve to this
+        machine. A request without one is not from a browser, and is accepted.
         """
         for host in self.OURS:
             self.assertEqual(self.ask(post(LIST, host=host)).code, 200, host)
-
-    def test_foreignNames(self) -> None:
-        """Any other name is refused: an attacker can make it resolve to this machine."""
         for host in self.FOREIGN:
-            response = self.ask(post(ATTACH, host=host))
-            self.assertEqual((response.code, response.json["status"]), (403, "error"), host)
-        self.assertEqual(self.backend.calls, [])
-
-    def test_noHost(self) -> None:
-        """A request without a C{Host} is not from a browser, and is accepted."""
+            self.assertRefused(post(ATTACH, host=host))
+        self.assertRefused(post(LIST, host=b"evil.example"), b"evil.example")
+        self.assertRefused(post(LIST, host=b"evil.example"), b"hosts")
+        self.assertRefused(b"GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n")
         request = b"POST / HTTP/1.0\r\nContent-Length: %d\r\n\r\n%s" % (len(LIST), LIST)
         self.assertEqual(self.ask(request).code, 200)
 
-    def test_sameOrigin(self) -> None:
-        """A page of this server is accepted."""
+    def test_origin(self) -> None:
+        """
+        A page of this server is accepted; a page of another host, of another port or in a file,
+        and any page if there is no C{Host}, is refused.
+        """
         for host in (b"localhost:5055", b"192.0.2.1:5055", b"[::1]:5055", b"lab.example.org"):
             for scheme in (b"http://", b"https://"):
                 response = self.ask(post(LIST, b"Origin: " + scheme + host, host=host))
                 self.assertEqual(response.code, 200, host)
-
-    def test_foreignOrigin(self) -> None:
-        """A page of another host, of another port or in a file is refused."""
         for origin in (
             b"http://evil.example",
             b"https://evil.example:5055",
@@ -96,24 +99,6 @@ class AdmissionTests(WebTestCase):
             b"",
             b"\xff",
         ):
-            response = self.ask(post(ATTACH, b"Origin: " + origin))
-            self.assertEqual((response.code, response.json["status"]), (403, "error"), origin)
-        self.assertEqual(self.backend.calls, [])
-
-    def test_originWithoutHost(self) -> None:
-        """An C{Origin} without a C{Host} is refused."""
-        request = (
-            b"POST / HTTP/1.0\r\nOrigin: http://localhost\r\nContent-Length: 18\r\n\r\n" + LIST
-        )
-        self.assertEqual(self.ask(request).code, 403)
-
-    def test_messages(self) -> None:
-        """The message names what is refused, and what to do."""
-        response = self.ask(post(LIST, host=b"evil.example"))
-        self.assertIn("evil.example", response.json["message"])
-        self.assertIn("hosts", response.json["message"])
-
-    def test_get(self) -> None:
-        """The check applies to every method."""
-        request = b"GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n"
-        self.assertEqual(self.ask(request).code, 403)
+            self.assertRefused(post(ATTACH, b"Origin: " + origin))
+        head = b"POST / HTTP/1.0\r\nOrigin: http://localhost\r\nContent-Length: 18\r\n\r\n"
+        self.assertRefused(head + LIST)

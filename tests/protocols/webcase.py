@@ -7,26 +7,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from twisted.internet.task import Clock
-from twisted.trial.unittest import SynchronousTestCase
-
-from tests.support.fixtures import (
-    ALICE,
-    EPOCH,
-    EVERYBODY,
-    PatientBackend,
-    PromptBackend,
-    Wire,
-    asked,
-    changed,
-    threeWays,
-)
-from usbip_server.model.device import UsbDevice
-from usbip_server.model.options import Limits, Timeouts
-from usbip_server.protocols.web import WebFactory
-from usbip_server.server.config import LiveSettings, Settings
-from usbip_server.server.core import Core
-from usbip_server.server.responder import Responder
+from tests.protocols.linescase import ConnectionTestCase
+from tests.support.fixtures import ALICE, Wire, threeWays
 
 LIST = b'{"command":"list"}'
 ATTACH = b'{"command":"attach","id":"1-1.4"}'
@@ -86,39 +68,19 @@ def responses(received: bytes, bodiless: bool = False) -> list[Response]:
     return found
 
 
-class WebTestCase(SynchronousTestCase):
+class WebTestCase(ConnectionTestCase):
     """
-    HTTP connections to a backend that does at once, or not, what is asked of it.
+    HTTP connections.
     """
-
-    hosts: tuple[str, ...] = ()
-    limits = Limits(requestBytes=1024)
-
-    def setUp(self) -> None:
-        self.clock = Clock()
-        self.backend: PatientBackend = PromptBackend()
-        self.timeouts = Timeouts(request=30, answer=1.8)
 
     def connect(self) -> Wire:
         """A new connection, to a daemon of its own."""
-        self.settings = LiveSettings(
-            Settings(access=EVERYBODY, limits=self.limits, timeouts=self.timeouts, hosts=self.hosts)
-        )
-        self.core = Core(
-            self.backend, self.clock, self.settings, now=lambda: EPOCH + self.clock.seconds()
-        )
-        asked(self.core.start())
+        self.begin()
         return self.another()
 
     def another(self) -> Wire:
         """One more connection, to the same daemon."""
-        answers = Responder(self.core.dispatcher)
-        factory = WebFactory(answers, self.settings, self.clock)
-        return Wire(factory.makeChannel(ALICE))
-
-    def become(self, device: UsbDevice, **fields: object) -> None:
-        """Let a device be like that from now on."""
-        self.backend.inventory.replace([changed(device, **fields)], {device.busId})
+        return Wire(self.web.makeChannel(ALICE))
 
     def ask(self, request: bytes) -> Response:
         """The one response to a request, delivered in all three ways."""
