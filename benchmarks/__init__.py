@@ -1,3 +1,1 @@
-"""
-How fast the daemon is: programs to run by hand, never part of the tests (README.md).
-"""
+"""Benchmarks of the daemon, which are run by hand and are not part of the tests: README.md."""

@@ -1,10 +1,8 @@
-"""
-The least that a server made with Twisted can do: C{python -m benchmarks.bare ANSWER}.
+"""The smallest server made with Twisted: C{python -m benchmarks.bare ANSWER}.
 
-A C{LineReceiver} that answers each line with the content of the file C{ANSWER}, without
-looking at it. On one port it closes the connection then, on the next it does not, and on a
-third it tells the same to everybody who has said C{listen} there.
-"""
+A C{LineReceiver} that answers each line with the content of the file C{ANSWER}. On one port it
+closes the connection after an answer, on the next it does not, and on a third it sends the answer
+to all connections that have sent C{listen}."""
 
 from __future__ import annotations
 
@@ -19,10 +17,8 @@ from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
 
 
-class Constant(LineReceiver):
-    """
-    Says always the same.
-    """
+class Answer(LineReceiver):
+    """Sends the same answer to each line."""
 
     delimiter = b"\n"
     transport: Any
@@ -35,15 +31,13 @@ class Constant(LineReceiver):
             self.transport.loseConnection()
 
 
-class Telling(LineReceiver):
-    """
-    Tells everybody.
-    """
+class Events(LineReceiver):
+    """Sends the answer to all that listen, too."""
 
     delimiter = b"\n"
     transport: Any
     answer: bytes
-    listeners: set[Telling]
+    listeners: set[Events]
 
     def lineReceived(self, line: bytes) -> None:
         self.transport.write(self.answer)
@@ -58,26 +52,22 @@ class Telling(LineReceiver):
 
 
 def listen(reactor: Any, kind: type[LineReceiver], **fields: Any) -> int:
-    """
-    Serve it.
+    """Listen with a protocol.
 
-    @return: the port.
-    """
+    @return: the port."""
     factory = Factory.forProtocol(type(kind.__name__, (kind,), fields))
     factory.noisy = False
     return int(reactor.listenTCP(0, factory, backlog=1024, interface="127.0.0.1").getHost().port)
 
 
 def main() -> None:
-    """
-    Serve until terminated.
-    """
+    """Entry point."""
     reactor: Any = installedReactor
     answer = Path(sys.argv[1]).read_bytes()
     ports = {
-        "closing": listen(reactor, Constant, answer=answer, closes=True),
-        "staying": listen(reactor, Constant, answer=answer, closes=False),
-        "telling": listen(reactor, Telling, answer=answer, listeners=set()),
+        "closing": listen(reactor, Answer, answer=answer, closes=True),
+        "staying": listen(reactor, Answer, answer=answer, closes=False),
+        "events": listen(reactor, Events, answer=answer, listeners=set()),
     }
     print(json.dumps({"log_format": "listening", **ports}), flush=True)
     reactor.run()

@@ -1,6 +1,4 @@
-"""
-The processes that are measured.
-"""
+"""Runs the processes that are measured."""
 
 from __future__ import annotations
 
@@ -23,14 +21,10 @@ STOP_SECONDS = 20.0
 
 
 class Child:
-    """
-    A Python process that tells how it is doing in JSON lines.
-    """
+    """A Python process that logs JSON lines."""
 
     def __init__(self, *arguments: str) -> None:
-        """
-        @param arguments: what follows C{python}.
-        """
+        """@param arguments: what follows C{python}."""
         self._began = time.monotonic()
         self._process = subprocess.Popen(
             [sys.executable, *arguments], cwd=ROOT, stdout=subprocess.PIPE
@@ -41,30 +35,28 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """Its number."""
+        """Its process id."""
         return self._process.pid
 
     def wait(self, event: str) -> tuple[dict[str, Any], float]:
-        """
-        Wait for a line whose C{log_format} begins with C{event}.
+        """Wait for a line whose C{log_format} begins with C{event}.
 
         @return: the line, and how many seconds after the start it came.
-        @raise RuntimeError: the process ended before.
-        """
+        @raise RuntimeError: the process ended before."""
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            said: dict[str, Any] = json.loads(line.strip(b"\x1e\n") or b"{}")
-            if str(said.get("log_format")).startswith(event):
-                return said, time.monotonic() - self._began
+            logged: dict[str, Any] = json.loads(line.strip(b"\x1e\n") or b"{}")
+            if str(logged.get("log_format")).startswith(event):
+                return logged, time.monotonic() - self._began
         raise RuntimeError(f"{self._process.args!r} ended without {event!r}")
 
     def ignore(self) -> None:
-        """Wait for no more lines, and keep those that come from filling the pipe."""
+        """Discard further lines, so that they do not fill the pipe."""
         self._tooLong.cancel()
         threading.Thread(target=self._drain, daemon=True).start()
 
     def stop(self) -> None:
-        """End it."""
+        """Terminate the process."""
         self._tooLong.cancel()
         self._process.terminate()
         try:
@@ -79,19 +71,17 @@ class Child:
 
 
 class RunningDaemon:
-    """
-    The daemon.
+    """A daemon that is ready.
 
     @ivar pid: its process.
-    @ivar port: its control port, on 127.0.0.1.
+    @ivar port: its port for requests, on 127.0.0.1.
     @ivar listening: seconds from the start of the process until it listened.
-    @ivar ready: likewise, until it knew all devices.
-    """
+    @ivar ready: seconds from the start of the process until it had read all devices."""
 
     def __init__(self, child: Child) -> None:
         self.pid = child.pid
-        said, self.listening = child.wait("listening")
-        self.port = int(said["port"])
+        logged, self.listening = child.wait("listening")
+        self.port = int(logged["port"])
         self.ready = child.wait("ready")[1]
 
 
@@ -99,13 +89,11 @@ class RunningDaemon:
 def runDaemon(
     directory: Path, backend: Mapping[str, Any], **more: Mapping[str, Any]
 ) -> Iterator[RunningDaemon]:
-    """
-    Run the daemon, as a user would.
+    """Run the daemon as users do.
 
     @param directory: for its configuration file.
-    @param backend: what the configuration says of C{backend}.
-    @param more: what else it says.
-    """
+    @param backend: C{backend} of the configuration.
+    @param more: further keys of the configuration."""
     config = directory / "usbipshare.yaml"
     config.write_text(
         yaml.safe_dump(
@@ -128,19 +116,17 @@ def runDaemon(
 
 @contextlib.contextmanager
 def runBare(directory: Path, answer: bytes) -> Iterator[tuple[int, int, int, int]]:
-    """
-    Run C{benchmarks.bare}.
+    """Run C{benchmarks.bare}.
 
-    @param directory: for the file that holds the answer.
-    @return: its process, the port that closes after an answer, the one that does not, and the
-        one that tells all.
-    """
+    @param directory: for the file with the answer.
+    @return: its process id; the port where a connection is closed after an answer, the one where
+        it is not, and the one that sends events."""
     file = directory / "answer"
     file.write_bytes(answer)
     child = Child("-m", "benchmarks.bare", str(file))
     try:
-        said, _ = child.wait("listening")
+        logged, _ = child.wait("listening")
         child.ignore()
-        yield child.pid, int(said["closing"]), int(said["staying"]), int(said["telling"])
+        yield child.pid, int(logged["closing"]), int(logged["staying"]), int(logged["events"])
     finally:
         child.stop()

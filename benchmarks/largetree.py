@@ -1,9 +1,7 @@
-"""
-The daemon on a machine with 10,000 devices: C{python -m benchmarks.largetree}.
+"""The daemon on a machine with 10,000 devices: C{python -m benchmarks.largetree}.
 
-How long it takes to start, to list and to find; that no request makes it look at the
-devices again; what it costs when nobody asks for anything.
-"""
+How long start, C{list} and C{find} take; that no request makes the daemon read the devices again;
+the processor time without requests."""
 
 from __future__ import annotations
 
@@ -28,27 +26,23 @@ IDLE_TARGET = 0.05
 """Of a core."""
 
 WINDOW = 10.0
-"""Seconds; the idle daemon is watched for some of these."""
+"""Seconds of a measurement of the idle daemon."""
 
 PROBE_SECONDS = 0.02
-"""Between two requests of somebody who watches for the daemon to hesitate."""
+"""Seconds between two requests that look for slow answers."""
 
 BATCHES = 10
 
 
 class Client:
-    """
-    One connection, one request after the other.
-    """
+    """A connection that sends one request after the other."""
 
     def __init__(self, port: int) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port))
         self._answers = self._socket.makefile("rb")
 
     def ask(self, request: str) -> tuple[float, bytes]:
-        """
-        @return: how many seconds the answer took, and the answer.
-        """
+        """@return: how many seconds the answer took, and the answer."""
         line = request.encode() + b"\n"
         began = time.perf_counter()
         self._socket.sendall(line)
@@ -56,9 +50,7 @@ class Client:
         return time.perf_counter() - began, answer
 
     def succeed(self, request: str) -> float:
-        """
-        @return: how many seconds the answer took, which has to be a success.
-        """
+        """@return: how many seconds the answer took, which has to be a success."""
         seconds, answer = self.ask(request)
         if not answer.startswith(b'{"status":"success"'):
             raise RuntimeError(f"{request} was answered {answer[:200]!r}")
@@ -71,16 +63,14 @@ class Client:
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """
-    How much to measure.
+    """How much to measure.
 
-    @ivar devices: in the tree.
-    @ivar finds: of each kind.
-    @ivar loadSeconds: of many finds at a time, of each kind.
-    @ivar windows: in which the idle daemon is watched.
-    @ivar windowSeconds: how long one is.
-    @ivar probeSeconds: for which somebody watches for the daemon to hesitate.
-    """
+    @ivar devices: their number.
+    @ivar finds: number of single requests C{find} of each kind.
+    @ivar loadSeconds: duration of the load of requests C{find} of each kind.
+    @ivar windows: number of measurements of the idle daemon.
+    @ivar windowSeconds: the duration of one.
+    @ivar probeSeconds: how long slow answers are looked for."""
 
     devices: int = 10_000
     finds: int = 1000
@@ -94,9 +84,8 @@ QUICK = Plan(devices=500, finds=50, loadSeconds=0.3, windows=2, windowSeconds=2.
 
 
 def requestsFor(devices: Sequence[Plugged]) -> dict[str, tuple[str, ...]]:
-    """
-    For each kind of criterion requests that each find one device, all over the tree.
-    """
+    """For each kind of criterion, requests that each find one device, from all parts of the
+    tree."""
     some = devices[:: max(2, len(devices) // 100 // 2 * 2)]  # even ones have ids of their own
     return {
         "id": tuple(_find(id=device.busId) for device in some),
@@ -112,9 +101,7 @@ def _find(**criteria: Any) -> str:
 
 
 def reportStart(daemon: RunningDaemon) -> None:
-    """
-    How long until it was ready.
-    """
+    """Print how long the start took."""
     print(
         f"start: listens after {daemon.listening:.2f} s, ready after {daemon.ready:.2f} s, "
         f"{cpuSeconds(daemon.pid):.2f} s of CPU time, {readCalls(daemon.pid)} read calls, "
@@ -123,9 +110,7 @@ def reportStart(daemon: RunningDaemon) -> None:
 
 
 def reportList(client: Client, wanted: int) -> None:
-    """
-    How long a list takes: the first is made, the others are sent again.
-    """
+    """Print how long C{list} takes: the first answer is encoded, the next are kept."""
     for detail in (False, True):
         request = json.dumps({"command": "list", "keep_alive": True, "detail": detail})
         first, answer = client.ask(request)
@@ -142,13 +127,11 @@ def reportList(client: Client, wanted: int) -> None:
 def reportFinds(
     daemon: RunningDaemon, client: Client, kind: str, requests: tuple[str, ...], plan: Plan
 ) -> None:
-    """
-    How long a find takes, how many there can be in a second, and how often the daemon has
+    """Print how long C{find} takes, how many there are in a second, and how often the daemon has
     called C{read} meanwhile.
 
-    It does so every 30 s without being asked, so the finds are counted in batches: if finds
-    made it read, there would be many calls in the least batch, too.
-    """
+    The daemon reads all devices every 30 s, so the calls are counted in batches: if requests caused
+    them, there would be many in each batch."""
     seconds: list[float] = []
     reads: list[int] = []
     for batch in range(BATCHES):
@@ -177,9 +160,7 @@ def reportFinds(
 
 
 def reportIdle(daemon: RunningDaemon, plan: Plan, when: str) -> None:
-    """
-    What it does when nobody asks for anything.
-    """
+    """Print the processor time of the daemon without requests."""
     shares: list[float] = []
     began, used = time.monotonic(), cpuSeconds(daemon.pid)
     reads = readCalls(daemon.pid)
@@ -196,10 +177,8 @@ def reportIdle(daemon: RunningDaemon, plan: Plan, when: str) -> None:
     )
 
 
-def reportHesitation(client: Client, request: str, plan: Plan) -> None:
-    """
-    How long somebody has to wait who asks just when the daemon looks at all devices.
-    """
+def reportSlowAnswers(client: Client, request: str, plan: Plan) -> None:
+    """Print how long answers take while the daemon reads all devices."""
     seconds: list[float] = []
     until = time.monotonic() + plan.probeSeconds
     while time.monotonic() < until:
@@ -214,9 +193,7 @@ def reportHesitation(client: Client, request: str, plan: Plan) -> None:
 
 
 def measure(directory: Path, plan: Plan) -> None:
-    """
-    Measure and print.
-    """
+    """Measure and print."""
     root = directory / "sys"
     devices = list(plugged(plan.devices))
     makeTree(root, devices)
@@ -230,20 +207,18 @@ def measure(directory: Path, plan: Plan) -> None:
         reportList(client, plan.devices)
         for kind, some in requests.items():
             reportFinds(daemon, client, kind, some, plan)
-        reportHesitation(client, requests["id"][0], plan)
+        reportSlowAnswers(client, requests["id"][0], plan)
         client.close()
-        reportIdle(daemon, plan, "where there were no uevents")
+        reportIdle(daemon, plan, "without uevents")
         sequence.unlink()
-        reportIdle(daemon, plan, "where nothing tells whether there were any")
+        reportIdle(daemon, plan, "without the kernel's count of uevents")
 
 
 def main() -> None:
-    """
-    See what is wanted, and do it.
-    """
+    """Entry point."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.largetree", description=__doc__)
-    parser.add_argument("--devices", type=int, help="how many (10000)")
-    parser.add_argument("--quick", action="store_true", help="see whether it works: seconds")
+    parser.add_argument("--devices", type=int, help="their number (default: 10000)")
+    parser.add_argument("--quick", action="store_true", help="see whether it works, in seconds")
     options = parser.parse_args()
     plan = QUICK if options.quick else Plan()
     if options.devices:

@@ -1,7 +1,5 @@
-"""
-Makes requests as fast as a server takes them: C{python -m benchmarks.load}, a process
-of its own with as little Python between the system calls as can be.
-"""
+"""Sends requests as fast as a server answers them: C{python -m benchmarks.load}, a process of its
+own with as little Python between the system calls as possible."""
 
 from __future__ import annotations
 
@@ -22,28 +20,26 @@ AT_ONCE = 2**20
 """Bytes to receive."""
 
 _UNSEEN = socket.MSG_TRUNC
-"""Let the kernel count bytes and drop them (tcp(7)): to copy gigabytes would take longer than
-making them, and we would measure that."""
+"""Has the kernel count bytes and drop them (tcp(7)): copying gigabytes would take longer than what
+is to be measured."""
 
 PATIENCE = 30.0
-"""Seconds without an answer after which there is no use in going on."""
+"""Seconds without an answer after which the measurement fails."""
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
-    """
-    What is to be done.
+    """A load for a server.
 
-    @ivar port: where, on 127.0.0.1.
-    @ivar pid: the server, whose CPU time is wanted.
-    @ivar requests: what to ask, one after the other and again from the first; where each
-        has a connection of its own, the first only.
-    @ivar answerBytes: how long each answer has to be; C{None} if they differ.
+    @ivar port: of the server, on 127.0.0.1.
+    @ivar pid: the process of the server, whose CPU time is measured.
+    @ivar requests: sent one after the other, and again from the first; with a connection per
+        request only the first.
+    @ivar answerBytes: the required length of each answer; C{None} if they differ.
     @ivar connections: how many at a time.
-    @ivar inFlight: on each connection; 0 for a connection per request.
-    @ivar seconds: for how long.
-    @ivar core: which one to run on, if not on any.
-    @ivar warmUp: seconds before that which do not count.
-    """
+    @ivar inFlight: requests on each connection; 0 for a connection per request.
+    @ivar seconds: the duration.
+    @ivar core: the processor core to run on; C{None} for any.
+    @ivar warmUp: seconds before the measurement."""
 
     port: int
     pid: int
@@ -57,14 +53,12 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """
-    How it went.
+    """What was measured.
 
-    @ivar rate: answers in a second.
-    @ivar serverShare: of a core, that the server used.
-    @ivar loadShare: of a core, that we used: where this is not below the server's, we have
-        measured ourselves.
-    """
+    @ivar rate: answers per second.
+    @ivar serverShare: the share of a core that the server used.
+    @ivar loadShare: the share of a core that this process used. Where that is not less than the
+        server's, the rate is limited by this process."""
 
     rate: float
     serverShare: float
@@ -72,14 +66,12 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def ratePerCore(self) -> float:
-        """Answers for each second of CPU time of the server."""
+        """Answers per second of the server's CPU time."""
         return self.rate / self.serverShare
 
 
 class Meter:
-    """
-    Counts answers from the end of the warming up to the end.
-    """
+    """Counts answers after the warm-up."""
 
     def __init__(self, load: Load) -> None:
         self._load = load
@@ -89,11 +81,9 @@ class Meter:
         self._answers = 0
 
     def more(self, answers: int) -> bool:
-        """
-        Count some.
+        """Count answers.
 
-        @return: is it to go on?
-        """
+        @return: whether the measurement goes on."""
         now = time.monotonic()
         if self._counting:
             self._answers += answers
@@ -104,7 +94,7 @@ class Meter:
         return now < self._until
 
     def outcome(self) -> Outcome:
-        """What has been counted."""
+        """The figures so far."""
         seconds = time.monotonic() - self._from
         return Outcome(
             rate=self._answers / seconds,
@@ -118,12 +108,10 @@ def _ownCpu() -> float:
 
 
 def connectionPerRequest(load: Load, meter: Meter) -> None:
-    """
-    Connect, ask, read to the end, again and again.
+    """Connect, send a request, and read to the end, again and again.
 
-    The oldest connection is the one to wait for: a server answers in the order it is
-    asked, or has to wait for us to look. That saves the calls to learn which one is done.
-    """
+    The oldest connection is waited for, as a server answers in the order of the requests. That
+    saves the system calls that tell which connection has ended."""
     request = load.requests[0].encode() + b"\n"
     room = bytearray(AT_ONCE)
     clients: deque[socket.socket] = deque()
@@ -137,9 +125,7 @@ def connectionPerRequest(load: Load, meter: Meter) -> None:
 
 
 def pipelined(load: Load, meter: Meter) -> None:
-    """
-    Keep connections, with requests in flight on each.
-    """
+    """Keep connections open, with several requests in flight on each."""
     requests = _inTurn(load.requests)
     receive = _countLines if load.answerBytes is None else _countBytes(load.answerBytes)
     clients: dict[int, socket.socket] = {}
@@ -159,11 +145,9 @@ def pipelined(load: Load, meter: Meter) -> None:
 
 
 def _countLines(client: socket.socket) -> int:
-    """
-    Receive answers of any length.
+    """Receive answers of any length.
 
-    @return: how many have come to their end.
-    """
+    @return: how many are complete."""
     data = client.recv(AT_ONCE)
     if not data:
         raise RuntimeError("the server closed a connection that was to be kept")
@@ -171,9 +155,7 @@ def _countLines(client: socket.socket) -> int:
 
 
 def _countBytes(answerBytes: int) -> Callable[[socket.socket], int]:
-    """
-    The same for answers all of one length: the kernel need not even copy them to us.
-    """
+    """The same for answers of one length: the kernel does not copy them."""
     room = bytearray(AT_ONCE)
     received: dict[socket.socket, int] = {}
 
@@ -188,13 +170,11 @@ def _countBytes(answerBytes: int) -> Callable[[socket.socket], int]:
 
 
 def _connect(port: int, request: bytes) -> socket.socket:
-    """
-    Connect and ask, without the detour that C{socket.create_connection} makes through
-    C{getaddrinfo}.
-    """
+    """Connect and send a request, without C{getaddrinfo}, which C{socket.create_connection}
+    calls."""
     client = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    # Else a request may wait for the server to acknowledge the last one (Nagle's algorithm),
-    # and the server, with nothing to answer, is in no hurry.
+    # Without this a request may wait until the server has acknowledged the last one (Nagle's
+    # algorithm), which the server delays.
     client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     client.connect(("127.0.0.1", port))
     client.send(request)
@@ -202,9 +182,7 @@ def _connect(port: int, request: bytes) -> socket.socket:
 
 
 def _inTurn(requests: tuple[str, ...]) -> Callable[[int], bytes]:
-    """
-    A function that returns the bytes of the next so many requests.
-    """
+    """A function that returns the bytes of the next requests, of which it is given the number."""
     lines = [request.encode() + b"\n" for request in requests]
     at = 0
 
@@ -228,13 +206,11 @@ def _poll(poll: select.epoll) -> list[tuple[int, int]]:
 
 def _check(got: int, wanted: int | None) -> None:
     if wanted is not None and got != wanted:
-        raise RuntimeError(f"an answer is not what it should be: {got}, not {wanted}")
+        raise RuntimeError(f"an answer has {got} bytes instead of {wanted}")
 
 
 def put(load: Load) -> Outcome:
-    """
-    Put a load on a server, from another process.
-    """
+    """Put a load on a server, from another process."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.load"],
         input=msgspec.json.encode(load),
@@ -246,9 +222,7 @@ def put(load: Load) -> Outcome:
 
 
 def main() -> None:
-    """
-    Do what standard input says.
-    """
+    """Carry out the load that standard input describes; print the outcome as JSON."""
     load = msgspec.json.decode(sys.stdin.buffer.read(), type=Load)
     if load.core is not None:
         takeCore(0, load.core)

@@ -1,10 +1,8 @@
-"""
-C{usbipshare list} of ten servers of which one is dead and one is slow, against the same of the slow
-one alone, and against asking one server after the other: C{python -m benchmarks.manyservers}.
+"""C{usbipshare list} of ten servers of which one is dead and one is slow, compared with the slow
+one alone, and with requests to one server after the other: C{python -m benchmarks.manyservers}.
 
-All servers run all the time, and each of these is done once in each of several rounds, so
-whatever else this machine does meets all of them.
-"""
+All servers run all the time, and each of these runs once in each of several rounds, so that other
+work on the machine slows all of them."""
 
 from __future__ import annotations
 
@@ -32,22 +30,20 @@ LIST = b'{"command":"list"}\n'
 SCRIPT = Path(sys.executable).parent / "usbipshare"
 
 DEADLINE = 3.0
-"""Seconds for a server to answer: what C{usbipshare} has if nobody says otherwise."""
+"""Seconds for a server to answer: the default of C{usbipshare}."""
 
 FAST, SLOW, DEAD = "fast", "slow", "dead"
 
 QUEUE = 4
-"""Connections that fill the queue of a socket which nobody accepts at."""
+"""The number of connections that fill the queue of a socket that does not accept."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """
-    How much to measure.
+    """How much to measure.
 
-    @ivar rounds: of each.
-    @ivar fast: servers that answer at once: one daemon, under so many names.
-    @ivar pause: seconds that the slow one takes.
-    """
+    @ivar rounds: number of measurements of each way.
+    @ivar fast: number of servers that answer at once: one daemon, under as many names.
+    @ivar pause: seconds after which the slow server answers."""
 
     rounds: int = 5
     fast: int = 8
@@ -59,11 +55,9 @@ QUICK = Plan(rounds=1)
 
 @contextlib.contextmanager
 def runSlow(daemon: int, pause: float) -> Iterator[int]:
-    """
-    A server that answers as the daemon at a port does, but only after a while.
+    """Run a server that answers as the daemon at a port, after a pause.
 
-    @return: its port.
-    """
+    @return: its port."""
 
     def serve(client: socket.socket) -> None:
         with client, contextlib.suppress(OSError):
@@ -85,12 +79,10 @@ def runSlow(daemon: int, pause: float) -> Iterator[int]:
 
 @contextlib.contextmanager
 def runDead() -> Iterator[int]:
-    """
-    A server that answers no more than a machine that is switched off: nobody accepts, and its
-    queue is full, so the kernel drops whoever else wants to connect.
+    """Run a server that does not answer, like a machine that is switched off: its queue of
+    connections is full, so that the kernel drops further ones.
 
-    @return: its port.
-    """
+    @return: its port."""
     with contextlib.ExitStack() as stack:
         listening = stack.enter_context(socket.create_server((HOST, 0), backlog=0))
         for _ in range(QUEUE):
@@ -101,67 +93,55 @@ def runDead() -> Iterator[int]:
 
 
 def answerOf(port: int, request: bytes = LIST, seconds: float | None = None) -> bytes:
-    """
-    What a server answers.
+    """Send a request to a server; returns the answer.
 
-    @param seconds: how long each of connecting and answering may take.
-    @raise TimeoutError: it takes longer.
-    """
+    @param seconds: the time limit of the connection and of the answer.
+    @raise TimeoutError: it was exceeded."""
     with socket.create_connection((HOST, port), seconds) as connection:
         connection.sendall(request)
         return connection.makefile("rb").readline()
 
 
 class Servers:
-    """
-    Those there are, in a file for C{usbipshare}.
-    """
+    """All servers, in a configuration file of C{usbipshare}."""
 
     def __init__(self, directory: Path, ports: Mapping[str, int]) -> None:
-        """
-        @param ports: by their names.
-        """
+        """@param ports: by their names."""
         self._ports = ports
         self._file = directory / "client.yaml"
         entries = {name: {"host": HOST, "port": port} for name, port in ports.items()}
         self._file.write_text(json.dumps({"servers": entries}))
 
     def list(self, *kinds: str) -> None:
-        """
-        Ask those of some kinds at once, as somebody who types it.
+        """Run C{usbipshare list} with the servers of some kinds.
 
-        @raise RuntimeError: what is printed is not what they have.
-        """
+        @raise RuntimeError: the output is wrong."""
         names = [name for name in self._ports if name.startswith(kinds)]
         hosts = (word for name in names for word in ("--host", name))
         command = [str(SCRIPT), "list", "--config", str(self._file), "--json", *hosts]
         done = subprocess.run(command, capture_output=True, check=True)
-        said = json.loads(done.stdout)
-        heard = {device["server"] for device in said["devices"]}
-        lost = [error["server"] for error in said["errors"]]
-        if heard != {*names} - {DEAD} or lost != [name for name in names if name == DEAD]:
-            raise RuntimeError(f"it has heard of {heard}, and not of {lost}")
+        printed = json.loads(done.stdout)
+        listed = {device["server"] for device in printed["devices"]}
+        failed = [error["server"] for error in printed["errors"]]
+        if listed != {*names} - {DEAD} or failed != [name for name in names if name == DEAD]:
+            raise RuntimeError(f"devices of {listed} are listed, and errors of {failed}")
 
     def oneByOne(self) -> None:
-        """Ask all of them, one after the other, without the time that a program takes to start."""
+        """Send a request to one server after the other, without the start of a program."""
         for port in self._ports.values():
             with contextlib.suppress(TimeoutError):
                 answerOf(port, seconds=DEADLINE)
 
 
 def seconds(work: Callable[[], None]) -> float:
-    """
-    How long it takes.
-    """
+    """The seconds that a call takes."""
     began = time.monotonic()
     work()
     return time.monotonic() - began
 
 
 def measure(directory: Path, plan: Plan) -> str:
-    """
-    What it costs that one is dead and one is slow.
-    """
+    """Measure all ways."""
     with (
         runDaemon(
             directory, {"type": "virtual"}, export={"listen": [f"tcp:0:interface={HOST}"]}
@@ -186,9 +166,7 @@ def measure(directory: Path, plan: Plan) -> str:
 
 
 def report(plan: Plan, took: Mapping[str, list[float]]) -> str:
-    """
-    What came of it.
-    """
+    """The figures, as text."""
     together, alone, *_, inTurn = took.values()
     ratios = [one / other for one, other in zip(together, alone, strict=True)]
     rivals = [one / other for one, other in zip(inTurn, together, strict=True)]
@@ -208,11 +186,9 @@ def _spread(ratios: list[float]) -> str:
 
 
 def main() -> None:
-    """
-    See what is wanted, do it and print.
-    """
+    """Entry point."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.manyservers", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="see whether it works: seconds")
+    parser.add_argument("--quick", action="store_true", help="see whether it works, in seconds")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         print(measure(Path(name), QUICK if options.quick else Plan()))

@@ -1,6 +1,4 @@
-"""
-What the kernel counts of a process (proc(5)).
-"""
+"""The kernel's figures about a process (proc(5))."""
 
 from __future__ import annotations
 
@@ -13,37 +11,29 @@ the next one."""
 
 
 def cpuSeconds(pid: int) -> float:
-    """
-    How much of a core a process has used, all its threads together, to 1/100 s.
-    """
+    """The CPU seconds that all threads of a process have used, to 1/100 s."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return sum(map(int, fields[_UTIME : _UTIME + 2])) / os.sysconf("SC_CLK_TCK")
 
 
 def memory(pid: int) -> int:
-    """
-    How much memory a process has in use, in KiB: C{VmRSS}.
-    """
+    """The memory that a process uses, in KiB: C{VmRSS}."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return int(dict(line.split(":") for line in lines)["VmRSS"].split()[0])
 
 
 def takeCore(pid: int, number: int) -> None:
-    """
-    Have a process run on one core only, if there are so many.
+    """Let a process run on one core only, if there are as many.
 
-    @param pid: which; 0 for this one.
-    @param number: 0 for the first core that we may use.
-    """
+    @param pid: 0 for this process.
+    @param number: 0 for the first core that this process may use."""
     cores = sorted(os.sched_getaffinity(0))
     if number < len(cores):
         os.sched_setaffinity(pid, {cores[number]})
 
 
 def readCalls(pid: int) -> int:
-    """
-    How often it has called C{read}: every attribute of sysfs takes some, a socket takes
-    none (it is read with C{recv}, which is not counted here).
-    """
+    """How often a process has called C{read}, which it does for attributes of sysfs. Sockets are
+    read by C{recv}, which is not counted here."""
     lines = Path(f"/proc/{pid}/io").read_text().splitlines()
     return int(dict(line.split(": ") for line in lines)["syscr"])

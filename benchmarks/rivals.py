@@ -1,8 +1,6 @@
-"""
-The daemon compared with usb-remote and with Debian's programs, on the same devices in the same boot
-of user-mode Linux. Run it with C{python -m tests.kernel benchmarks.rivals}; it prints its figures
-and asserts none.
-"""
+"""The daemon compared with usb-remote and with Debian's programs, on the same devices in the same
+boot of user-mode Linux. Run it with C{python -m tests.kernel benchmarks.rivals}; it prints its
+figures and asserts none."""
 
 from __future__ import annotations
 
@@ -40,12 +38,10 @@ class ThroughputCase(DaemonCase):
     """A super speed disk that is imported and read."""
 
     def speed(self, attach: Callable[[], object], passes: int) -> float:
-        """
-        Import the fast disk, read it, and detach it.
+        """Import the fast disk, read it, and detach it.
 
         @param attach: begins the import.
-        @return: bytes in a second, as C{dd} has measured it.
-        """
+        @return: bytes in a second, as C{dd} has measured it."""
         attach()
         vhciPort, imported = guest.waitImport()
         speed = speedOf(guest.waitBlockDevice(imported), passes)
@@ -72,11 +68,9 @@ class RivalTests(ThroughputCase):
         theirs: Callable[[], object],
         restore: Callable[[], object] = lambda: None,
     ) -> None:
-        """
-        Print how long each takes, and the ratio.
+        """Print how long each takes, and the ratio.
 
-        @param restore: called after each, to have things as they were.
-        """
+        @param restore: called after each, restores the state before it."""
         mine, other = [], []
         for _ in range(ROUNDS):
             other.append(seconds(theirs))
@@ -141,9 +135,9 @@ class RivalTests(ThroughputCase):
             for _ in range(TYPED):
                 for way, took in ((theirs, other), (ours, mine)):
                     began = time.perf_counter()
-                    said = way("attach")
+                    printed = way("attach")
                     took.append(time.perf_counter() - began)
-                    self.assertIn(guest.SERIAL_NODES, said)
+                    self.assertIn(guest.SERIAL_NODES, printed)
                     way("detach")
                     guest.waitUntil(lambda: not guest.imports(), "it is pulled out")
                     guest.waitPresent(SERIAL, "usb")
@@ -196,28 +190,24 @@ class RivalTests(ThroughputCase):
 
 
 def speedOf(node: str, passes: int) -> float:
-    """
-    Read a disk, past the page cache.
+    """Read a disk, past the page cache.
 
     @param passes: how often.
-    @return: bytes in a second, as C{dd} has measured it.
-    """
+    @return: bytes in a second, as C{dd} has measured it."""
     took = 0.0
     for _ in range(passes):
-        said = guest.run("dd", f"if={node}", "of=/dev/null", "bs=1M", "iflag=direct").err
-        size, _, more = said.splitlines()[-1].partition(" bytes ")
+        printed = guest.run("dd", f"if={node}", "of=/dev/null", "bs=1M", "iflag=direct").err
+        size, _, more = printed.splitlines()[-1].partition(" bytes ")
         found = re.search(r"copied, ([0-9.]+) s", more)
-        assert found is not None and int(size) == len(guest.diskBytes()), said
+        assert found is not None and int(size) == len(guest.diskBytes()), printed
         took += float(found[1])
     return passes * int(size) / took
 
 
 def typed(program: str, *words: str, environment: Mapping[str, str] | None = None) -> str:
-    """
-    Run a command of a package in this Python's environment, which has to succeed.
+    """Run a command of a package in this Python's environment, which has to succeed.
 
-    @return: what it prints.
-    """
+    @return: what it prints."""
     path = Path(sys.executable).with_name(program)
     # Not the script itself: guest.run() would fork it from a process that has loaded its modules.
     ended = guest.run(sys.executable, str(path), *words, env=environment)

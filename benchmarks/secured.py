@@ -1,8 +1,6 @@
-"""
-USB/IP over TLS: encrypted by the kernel, encrypted by the daemon, and plain, on
-the same disk in the same boot of user-mode Linux. Run it with C{python -m tests.kernel
-benchmarks.secured}; it prints its figures and asserts none.
-"""
+"""USB/IP over TLS: encrypted by the kernel, encrypted by the daemon, and plain, on the same disk in
+the same boot of user-mode Linux. Run it with C{python -m tests.kernel benchmarks.secured}; it
+prints its figures and asserts none."""
 
 from __future__ import annotations
 
@@ -29,10 +27,8 @@ PASSES = 8
 
 
 class SecuredTests(ThroughputCase):
-    """
-    Medians of alternating rounds. The client's kernel encrypts in all of them, with the same
-    cipher: AES-128-GCM and TLS 1.2.
-    """
+    """Medians of alternating rounds. The client's kernel encrypts in all of them, with the same
+    cipher: AES-128-GCM and TLS 1.2."""
 
     modules = ("usbip-host", "vhci-hcd", "tls")
 
@@ -42,7 +38,9 @@ class SecuredTests(ThroughputCase):
         self.tls = json.dumps({"certificate": certificate, "key": key})
 
     def started(self, command: Sequence[str]) -> ChildDaemon:
-        """Run a daemon by a command that says who encrypts."""
+        """Run a daemon.
+
+        @param command: L{KTLS} or L{RELAY}."""
         plain, secured = PORTS[command]
         export = f"export: {{listen: [tcp:{plain}, tls:{secured}]}}\n"
         config = f"backend: {{type: sysfs}}\ntls: {self.tls}\n{export}"
@@ -74,11 +72,9 @@ class SecuredTests(ThroughputCase):
         ktls.ask("detach", id=FAST)
 
     def attach(self, way: str) -> None:
-        """
-        Import the fast disk.
+        """Import the fast disk.
 
-        @param way: C{plain}, C{ktls} or C{relay}.
-        """
+        @param way: C{plain}, C{ktls} or C{relay}."""
         if way == "plain":
             guest.stockAttach(FAST, port=PORTS[KTLS][0])
             return

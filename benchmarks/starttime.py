@@ -1,9 +1,7 @@
-"""
-How long C{usbipshare} takes to start, as a multiple of C{python -c pass}:
-C{python -m benchmarks.starttime}.
+"""How long C{usbipshare} takes to start, as a multiple of C{python -c pass}: C{python -m
+benchmarks.starttime}.
 
-All commands run once in each of several rounds, so other work on the machine slows all of them.
-"""
+All commands run once in each of several rounds, so other work on the machine slows all of them."""
 
 from __future__ import annotations
 
@@ -23,20 +21,14 @@ from benchmarks.children import runDaemon
 
 SCRIPT = str(Path(sys.executable).parent / "usbipshare")
 
-WORDS = {
-    "_USBIPSHARE_COMPLETE": "bash_complete",
-    "COMP_WORDS": "usbipshare at",
-    "COMP_CWORD": "1",
-}
+WORDS = {"_USBIPSHARE_COMPLETE": "bash_complete", "COMP_WORDS": "usbipshare at", "COMP_CWORD": "1"}
 """The environment in which the script completes a word for bash."""
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
-    """
-    A command to measure.
+    """A command to measure.
 
-    @ivar target: the longest that it may take, as a multiple of C{python -c pass}.
-    """
+    @ivar target: the longest that it may take, as a multiple of C{python -c pass}."""
 
     name: str
     arguments: Sequence[str]
@@ -45,20 +37,16 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Duration(msgspec.Struct, frozen=True, kw_only=True):
-    """
-    Seconds that a command took: elapsed, and of processor time.
-    """
+    """Seconds that a command took: elapsed, and of processor time."""
 
     elapsed: float
     cpu: float
 
 
 def run(case: Case) -> Duration:
-    """
-    Run a command once, with its output to a pipe.
+    """Run a command once, with its output to a pipe.
 
-    @raise subprocess.CalledProcessError: it fails.
-    """
+    @raise subprocess.CalledProcessError: it fails."""
     before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     environment = {**os.environ, **case.environment}
     subprocess.run(case.arguments, env=environment, stdout=subprocess.PIPE, check=True)
@@ -68,9 +56,7 @@ def run(case: Case) -> Duration:
 
 
 def main() -> None:
-    """
-    Entry point.
-    """
+    """Entry point."""
     parser = argparse.ArgumentParser(description="Compare start times with that of Python.")
     parser.add_argument("--rounds", type=int, default=20, help="rounds (default: 20)")
     parser.add_argument("--quick", action="store_true", help="two rounds, to see whether it works")

@@ -1,6 +1,4 @@
-"""
-A made C{/sys} with many devices.
-"""
+"""Makes a C{/sys} with many devices."""
 
 from __future__ import annotations
 
@@ -11,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 HUBS = 10
-"""On each bus, each with L{PORTS} devices; the kernel allows 127 addresses on a bus."""
+"""Number of hubs on each bus, each with L{PORTS} devices. A bus has at most 127 addresses."""
 
 PORTS = 10
 
@@ -20,9 +18,7 @@ _KNOWN = ((0x2341, 0x0043), (0x0403, 0x6001), (0x10C4, 0xEA60), (0x0483, 0x374B)
 
 
 class Plugged(msgspec.Struct, frozen=True, kw_only=True):
-    """
-    A device in the tree; hubs are none.
-    """
+    """A device in the tree that is not a hub."""
 
     busId: str
     vendorId: int
@@ -38,10 +34,8 @@ class Plugged(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def plugged(count: int) -> Iterator[Plugged]:
-    """
-    So many devices, no two of which have the same serial number or product string. Every
-    second one has ids of its own, too.
-    """
+    """Describe devices with different serial numbers and product strings. Every second one has
+    different ids, too."""
     for index in range(count):
         place, port = divmod(index, PORTS)
         bus, hub = divmod(place, HUBS)
@@ -57,10 +51,8 @@ def plugged(count: int) -> Iterator[Plugged]:
 
 
 def makeTree(root: Path, devices: list[Plugged]) -> None:
-    """
-    Make what the kernel shows of them, with hubs and interfaces: directories below
-    C{devices}, and links to them in C{bus/usb/devices}.
-    """
+    """Make what the kernel shows of devices, hubs and interfaces: folders below C{devices}, and
+    links to them in C{bus/usb/devices}."""
     (root / "bus/usb/devices").mkdir(parents=True)
     (root / "bus/usb/drivers/usb").mkdir(parents=True)
     for device in devices:
@@ -118,9 +110,8 @@ def _write(place: Path, name: str, content: bytes) -> None:
 
 
 def _descriptors(vendorId: int, productId: int, deviceClass: int) -> bytes:
-    """
-    A device with one configuration of one interface with two bulk endpoints (USB 2.0, 9.6).
-    """
+    """The descriptors of a device with one configuration, one interface and two bulk endpoints (USB
+    2.0, 9.6)."""
     ids = vendorId.to_bytes(2, "little") + productId.to_bytes(2, "little")
     device = bytes((18, 1, 0, 2, deviceClass, 0, 0, 64)) + ids + bytes((0, 1, 1, 2, 3, 1))
     interface = bytes((9, 4, 0, 0, 2, deviceClass or 0xFF, 0, 0, 0))

@@ -1,10 +1,8 @@
-"""
-Requests per second, against the least a server made with Twisted can do:
-C{python -m benchmarks.throughput}.
+"""Requests per second, compared with the smallest server made with Twisted: C{python -m
+benchmarks.throughput}.
 
 Both servers run all the time; the load goes to one and then to the other, in several
-rounds, and medians are compared. So whatever else this machine does meets both alike.
-"""
+rounds, and medians are compared. So other work on the machine slows both."""
 
 from __future__ import annotations
 
@@ -39,15 +37,12 @@ _BOARDS = (
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
-    """
-    A way to ask.
+    """A way to send requests.
 
-    @ivar name: for a person.
-    @ivar request: what is asked.
+    @ivar name: shown in the report.
     @ivar connections: how many at a time.
-    @ivar inFlight: on each; 0 for a connection per request.
-    @ivar target: which share of the bare server's rate the daemon is to reach.
-    """
+    @ivar inFlight: requests on each connection; 0 for a connection per request.
+    @ivar target: the share of the bare server's rate that the daemon is to reach."""
 
     name: str
     request: str
@@ -75,13 +70,11 @@ CASES = (
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """
-    How much to measure.
+    """How much to measure.
 
-    @ivar rounds: of each case and server.
+    @ivar rounds: number of measurements of each case and server.
     @ivar seconds: of each measurement.
-    @ivar pin: a core for the load and one for the servers?
-    """
+    @ivar pin: run the load on a core of its own, and the servers on another."""
 
     rounds: int
     seconds: float
@@ -89,12 +82,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Server(msgspec.Struct, frozen=True):
-    """
-    One that runs.
+    """A running server.
 
     @ivar closing: the port where a connection ends with its answer.
-    @ivar staying: the port where it does not.
-    """
+    @ivar staying: the port where it does not."""
 
     pid: int
     closing: int
@@ -102,9 +93,7 @@ class Server(msgspec.Struct, frozen=True):
 
 
 class Round(msgspec.Struct, frozen=True):
-    """
-    Both servers, one right after the other.
-    """
+    """The measurements of both servers in a round."""
 
     case: Case
     daemon: Outcome
@@ -117,9 +106,7 @@ class Round(msgspec.Struct, frozen=True):
 
 
 def virtualBackend() -> dict[str, Any]:
-    """
-    Sixteen devices with strings as devices have them.
-    """
+    """The configuration of sixteen devices, with strings like those of real devices."""
     devices = []
     for index in range(16):
         vendor, product, maker, name, serial = _BOARDS[index % len(_BOARDS)]
@@ -137,18 +124,14 @@ def virtualBackend() -> dict[str, Any]:
 
 
 def ask(port: int, request: str) -> bytes:
-    """
-    One request on a connection of its own.
-    """
+    """Send a request on a connection of its own; returns the answer."""
     with socket.create_connection(("127.0.0.1", port)) as client:
         client.sendall(request.encode() + b"\n")
         return b"".join(iter(lambda: client.recv(65536), b""))
 
 
 def measureRounds(plan: Plan, answerBytes: int, daemon: Server, bare: Server) -> list[Round]:
-    """
-    Measure, each second round the other way round.
-    """
+    """Measure, in every second round in the opposite order."""
     rounds = []
     for number in range(plan.rounds):
         for case in CASES:
@@ -174,9 +157,7 @@ def _measure(plan: Plan, case: Case, answerBytes: int, server: Server) -> Outcom
 
 
 def report(case: Case, rounds: list[Round]) -> str:
-    """
-    What came of it.
-    """
+    """The figures of a case, as text."""
     daemon = _median(each.daemon for each in rounds)
     bare = _median(each.bare for each in rounds)
     ratio = daemon.rate / bare.rate
@@ -195,9 +176,7 @@ def report(case: Case, rounds: list[Round]) -> str:
 
 
 def _median(outcomes: Iterable[Outcome]) -> Outcome:
-    """
-    Each of the three figures' median.
-    """
+    """The medians of the three figures."""
     several = list(outcomes)
     return Outcome(
         rate=statistics.median(one.rate for one in several),
@@ -214,18 +193,14 @@ def _shown(outcome: Outcome) -> str:
 
 
 def _doubts(*outcomes: Outcome) -> list[str]:
-    """
-    Why these figures should not be believed.
-    """
+    """Reasons why these figures may be wrong."""
     if any(one.serverShare < 0.85 for one in outcomes):
-        return ["  note   a server had time to spare: something else uses this machine"]
+        return ["  note   a server was not busy all the time: other programs use this machine"]
     return []
 
 
 def measure(directory: Path, plan: Plan) -> list[Round]:
-    """
-    Run both servers and measure them.
-    """
+    """Run both servers and measure them."""
     with runDaemon(directory, virtualBackend()) as running:
         answer = ask(running.port, ONE_REQUEST)
         print(f"{len(json.loads(answer)['data'])} devices, an answer of {len(answer)} bytes\n")
@@ -238,14 +213,12 @@ def measure(directory: Path, plan: Plan) -> list[Round]:
 
 
 def main() -> None:
-    """
-    See what is wanted, do it and print.
-    """
+    """Entry point."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0, help="each measurement's")
-    parser.add_argument("--pin", action="store_true", help="a core for the load, one for the rest")
-    parser.add_argument("--quick", action="store_true", help="see whether it works: seconds")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
+    parser.add_argument("--pin", action="store_true", help="a core for the load, one for servers")
+    parser.add_argument("--quick", action="store_true", help="see whether it works, in seconds")
     options = parser.parse_args()
     plan = Plan(rounds=options.rounds, seconds=options.seconds, pin=options.pin)
     if options.quick:

@@ -1,11 +1,9 @@
-"""
-How soon a thousand clients that watch know of an event, against the least a server made with
-Twisted can do, and whether the daemon grows with the number of events:
-C{python -m benchmarks.watchers}.
+"""How soon a thousand clients that watch have received an event, compared with the smallest server
+made with Twisted, and whether the daemon grows with the number of events: C{python -m
+benchmarks.watchers}.
 
 Both servers run all the time; the events happen on one and then on the other, in several
-rounds. So whatever else this machine does meets both alike.
-"""
+rounds. So other work on the machine slows both."""
 
 from __future__ import annotations
 
@@ -19,9 +17,9 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.audience import Review, Show, put
 from benchmarks.children import runBare, runDaemon
 from benchmarks.throughput import virtualBackend
+from benchmarks.watchload import WatchLoad, WatchOutcome, put
 
 TARGET = 0.1
 """Seconds from the request that causes an event until the last of all watchers has it."""
@@ -37,15 +35,13 @@ IN_FLIGHT = 50
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """
-    How much to measure.
+    """How much to measure.
 
     @ivar watchers: how many, of the first part.
     @ivar rounds: of each server.
     @ivar events: in each round.
     @ivar many: events, of the second part; the history is full after half of the first
-        fifth.
-    """
+        fifth."""
 
     watchers: int = 1000
     rounds: int = 5
@@ -57,9 +53,9 @@ QUICK = Plan(rounds=2, events=10, many=5000)
 
 
 def openFiles(wanted: int) -> None:
-    """
-    Let us and our children have so many files open.
-    """
+    """Raise the limit of open files of this process and its children.
+
+    @raise SystemExit: the hard limit is lower."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < wanted:
         raise SystemExit(f"{wanted} open files are needed, and {hard} allowed: ulimit -Hn")
@@ -67,9 +63,7 @@ def openFiles(wanted: int) -> None:
 
 
 def oneEvent(port: int) -> bytes:
-    """
-    The line that a watcher is told when a device is attached; it is detached again.
-    """
+    """The line that a watcher receives when a device is attached. The device is detached again."""
     with socket.create_connection(("127.0.0.1", port)) as watcher:
         watcher.sendall(WATCH.encode() + b"\n")
         lines = watcher.makefile("rb")
@@ -82,42 +76,40 @@ def oneEvent(port: int) -> bytes:
 
 
 def measureDelays(directory: Path, plan: Plan) -> str:
-    """
-    How soon all know.
-    """
+    """Measure how soon all watchers have received an event."""
     limits = {"connections": plan.watchers + 10}
     with runDaemon(directory, virtualBackend(), limits=limits) as daemon:
         event = oneEvent(daemon.port)
-        with runBare(directory, event) as (pid, _, _, telling):
-            shows = [
-                Show(
+        with runBare(directory, event) as (pid, _, _, events):
+            loads = [
+                WatchLoad(
                     port=daemon.port,
                     pid=daemon.pid,
                     listen=WATCH,
                     causes=(ATTACH, DETACH),
-                    listeners=plan.watchers,
+                    watchers=plan.watchers,
                     events=plan.events,
                 ),
-                Show(
-                    port=telling,
+                WatchLoad(
+                    port=events,
                     pid=pid,
                     listen="listen",
                     causes=("tell",),
-                    listeners=plan.watchers,
+                    watchers=plan.watchers,
                     events=plan.events,
                 ),
             ]
-            reviews: list[list[Review]] = [[], []]
+            outcomes: list[list[WatchOutcome]] = [[], []]
             for number in range(plan.rounds):
                 for which in (0, 1) if number % 2 else (1, 0):
-                    reviews[which].append(put(shows[which]))
-    return reportDelays(plan, len(event), *reviews)
+                    outcomes[which].append(put(loads[which]))
+    return reportDelays(plan, len(event), *outcomes)
 
 
-def reportDelays(plan: Plan, eventBytes: int, daemon: list[Review], bare: list[Review]) -> str:
-    """
-    What came of it.
-    """
+def reportDelays(
+    plan: Plan, eventBytes: int, daemon: list[WatchOutcome], bare: list[WatchOutcome]
+) -> str:
+    """The figures, as text."""
     ours, theirs = _delays(daemon), _delays(bare)
     ratios = [
         statistics.median(one.delays) / statistics.median(other.delays)
@@ -136,58 +128,54 @@ def reportDelays(plan: Plan, eventBytes: int, daemon: list[Review], bare: list[R
     )
 
 
-def _delays(reviews: Iterable[Review]) -> list[float]:
-    return [delay for review in reviews for delay in review.delays]
+def _delays(outcomes: Iterable[WatchOutcome]) -> list[float]:
+    return [delay for outcome in outcomes for delay in outcome.delays]
 
 
-def _shown(delays: list[float], reviews: list[Review]) -> str:
-    cpu = statistics.median(review.serverCpu for review in reviews)
+def _shown(delays: list[float], outcomes: list[WatchOutcome]) -> str:
+    cpu = statistics.median(outcome.serverCpu for outcome in outcomes)
     return (
-        f"all know after {1000 * statistics.median(delays):5.1f} ms in the median, "
+        f"all have it after {1000 * statistics.median(delays):5.1f} ms in the median, "
         f"{1000 * max(delays):5.1f} ms at the most; {1000 * cpu:.1f} ms of CPU time an event"
     )
 
 
 def measureGrowth(directory: Path, plan: Plan) -> str:
-    """
-    Whether it grows.
-    """
+    """Measure whether the daemon grows with the number of events."""
     weighAt = tuple(plan.many * share // 100 for share in (20, 60, 100))
     limits = {"history": plan.many // 10}
     with runDaemon(directory, virtualBackend(), limits=limits) as daemon:
-        review = put(
-            Show(
+        outcome = put(
+            WatchLoad(
                 port=daemon.port,
                 pid=daemon.pid,
                 listen=WATCH,
                 causes=(ATTACH, DETACH),
-                listeners=10,
+                watchers=10,
                 events=plan.many,
                 inFlight=IN_FLIGHT,
                 weighAt=weighAt,
             )
         )
-    weights = review.weights
+    weights = outcome.weights
     growth = max(weights) / weights[0]
     return "\n".join(
         (
-            f"{plan.many} events, 10 watchers that read, a history of {limits['history']} events:",
+            f"{plan.many} events, 10 watchers that read, history of {limits['history']} events:",
             *(
                 f"  {weight / 1024:5.1f} MiB after {events} events"
                 for events, weight in zip(weighAt, weights, strict=True)
             ),
-            f"  {review.rate:.0f} events/s, {1e6 * review.serverCpu:.0f} us of CPU time each",
+            f"  {outcome.rate:.0f} events/s, {1e6 * outcome.serverCpu:.0f} us of CPU time each",
             f"  ratio  {growth:.2f}; target {FLAT}: {'met' if growth <= FLAT else 'MISSED'}",
         )
     )
 
 
 def main() -> None:
-    """
-    See what is wanted, do it and print.
-    """
+    """Entry point."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.watchers", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="see whether it works: seconds")
+    parser.add_argument("--quick", action="store_true", help="see whether it works, in seconds")
     options = parser.parse_args()
     plan = QUICK if options.quick else Plan()
     openFiles(2 * plan.watchers + 200)

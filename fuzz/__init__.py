@@ -1,9 +1,7 @@
-"""
-Fuzzing of what reads bytes from the network: C{python -m fuzz}, see README.md.
+"""Fuzzing of the code that reads bytes from the network: C{python -m fuzz}, see README.md.
 
 Each target is a module with:
 
-  - C{SEEDS}: inputs to begin with.
-  - C{WORDS}: what it looks for in them.
-  - C{check(data)}: raises if an input does what none may do.
-"""
+  - C{SEEDS}: the first inputs.
+  - C{WORDS}: words that have a meaning in inputs.
+  - C{check(data)}: raises an exception if an input leads to an error."""

@@ -1,6 +1,4 @@
-"""
-C{python -m fuzz}: all targets, one after the other.
-"""
+"""C{python -m fuzz}: run all targets, one after the other."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ import msgspec
 
 PROJECT = Path(__file__).parents[1]
 KEPT = PROJECT / ".cache" / "fuzz"
-"""Inputs that are worth beginning with the next time, and those that a target fails on."""
+"""Inputs that the next run begins with, and those that make a target fail."""
 
 TARGETS = ("opcodec", "server", "commands", "query", "framing", "exporter", "lines")
 
@@ -25,10 +23,10 @@ LONGEST_INPUT = 1024
 """Bytes."""
 
 SLOW = 10
-"""Seconds that no input may take."""
+"""The most seconds that an input may take."""
 
 PATIENCE = 60
-"""Seconds to begin and to end."""
+"""Seconds for the start and the end of a target, besides the time that it is given."""
 
 _LAST = re.compile(r"^#\d+\s+DONE\s+cov: (\d+) ft: (\d+) corp: (\d+)", re.MULTILINE)
 _EXECUTED = re.compile(r"^stat::number_of_executed_units:\s*(\d+)", re.MULTILINE)
@@ -36,30 +34,29 @@ _TAIL = 60
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """
-    What has become of a target.
+    """The outcome of a target.
 
-    @ivar executed: how many inputs it was given.
-    @ivar coverage: how many branches of ours these took.
-    @ivar corpus: how many inputs it takes to take them all.
-    @ivar said: what there is to say of a failure; empty if there was none.
-    """
+    @ivar executed: the number of inputs.
+    @ivar coverage: the number of branches of the package that they reached.
+    @ivar corpus: the number of inputs that are enough to reach them.
+    @ivar failure: the end of the output if it failed; else empty."""
 
     executed: int
     coverage: int
     corpus: int
-    said: str
+    failure: str
 
 
 def main() -> None:
-    """
-    Entry point.
-    """
+    """Entry point."""
     parser = argparse.ArgumentParser(
-        prog="python -m fuzz", description="Fuzz what reads bytes from the network."
+        prog="python -m fuzz", description="Fuzz the code that reads bytes from the network."
     )
     parser.add_argument(
-        "--seconds", type=float, default=600.0, help="for all of it (default: %(default)g)"
+        "--seconds",
+        type=float,
+        default=600.0,
+        help="for all of them (default: %(default)g)",
     )
     parser.add_argument("target", nargs="*", choices=[[], *TARGETS], help="default: all")
     options = parser.parse_args()
@@ -67,28 +64,24 @@ def main() -> None:
 
 
 def run(targets: Sequence[str], seconds: float) -> int:
-    """
-    Run targets, and print what becomes of each.
+    """Run targets, and print the outcome of each.
 
     @param seconds: for all of them.
-    @return: how many have failed.
-    """
+    @return: the number of those that failed."""
     print(f"{'target':10}{'inputs':>12}{'branches':>10}{'kept':>8}", flush=True)
     failed = 0
     for name in targets:
         outcome = fuzz(name, max(1, round(seconds / len(targets))))
         counted = f"{outcome.executed:12,}{outcome.coverage:10}{outcome.corpus:8}"
-        print(f"{name:10}{counted}{'  FAILED' if outcome.said else ''}", flush=True)
-        if outcome.said:
+        print(f"{name:10}{counted}{'  FAILED' if outcome.failure else ''}", flush=True)
+        if outcome.failure:
             failed += 1
-            print(outcome.said, flush=True)
+            print(outcome.failure, flush=True)
     return failed
 
 
 def fuzz(name: str, seconds: int) -> Outcome:
-    """
-    Run one target.
-    """
+    """Run one target."""
     corpus, found = KEPT / name, KEPT / f"{name}-failures"
     for folder in (corpus, found):
         folder.mkdir(parents=True, exist_ok=True)
@@ -115,11 +108,9 @@ def fuzz(name: str, seconds: int) -> Outcome:
 
 
 def judge(status: int, output: str) -> Outcome:
-    """
-    Read what libFuzzer prints.
+    """Read the output of libFuzzer.
 
-    @param status: the exit status.
-    """
+    @param status: the exit status."""
     executed, last = _EXECUTED.search(output), _LAST.search(output)
     failed = status != 0 or executed is None or last is None
     return Outcome(
@@ -131,9 +122,7 @@ def judge(status: int, output: str) -> Outcome:
 
 
 def escaped(word: bytes) -> str:
-    """
-    As libFuzzer wants to have it in a dictionary.
-    """
+    """A word in the syntax of libFuzzer's dictionaries."""
     return "".join(f"\\x{byte:02x}" for byte in word)
 
 

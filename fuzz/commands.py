@@ -1,6 +1,4 @@
-"""
-Requests in JSON.
-"""
+"""The decoder of JSON requests."""
 
 from __future__ import annotations
 
@@ -19,9 +17,7 @@ LONGEST_MESSAGE = 1000
 
 
 def documented() -> tuple[bytes, ...]:
-    """
-    The requests in the documents.
-    """
+    """The requests in the documents."""
     texts = [block.text for document in documents() for block in document.blocks]
     spans = [span for document in documents() for span in document.spans()]
     found = re.findall(r'\{"command":.*?\}(?!\})', "\n".join([*texts, *spans]))
@@ -46,9 +42,7 @@ WORDS = (
 
 
 def check(data: bytes) -> None:
-    """
-    It is a command that can be said again, or the reason why not can be told.
-    """
+    """An input is a command that can be encoded, or is refused with a readable message."""
     try:
         command = decode(data)
     except InvalidRequest as error:
@@ -58,9 +52,7 @@ def check(data: bytes) -> None:
 
 
 def checkCommand(command: Request) -> None:
-    """
-    What was understood is what was said.
-    """
+    """Assert that a command is the same after encoding and decoding."""
     encoded = msgspec.json.encode(command)
     assert decode(encoded) == command
     assert type(command).__struct_config__.tag == json.loads(encoded)["command"]
@@ -69,9 +61,7 @@ def checkCommand(command: Request) -> None:
 
 
 def checkRefusal(error: InvalidRequest) -> None:
-    """
-    A message is one line that a person can read.
-    """
+    """Assert that the message of an error is one readable line."""
     message = str(error)
     assert message.isprintable()
     assert len(message) < LONGEST_MESSAGE

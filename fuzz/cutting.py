@@ -1,6 +1,4 @@
-"""
-Bytes as they come in: in pieces.
-"""
+"""Splits an input into segments."""
 
 from __future__ import annotations
 
@@ -8,10 +6,8 @@ from collections.abc import Iterator
 
 
 def cut(data: bytes) -> list[bytes]:
-    """
-    The first byte says how many pieces there are, that many bytes after it how long each is;
-    the last one is the rest.
-    """
+    """Split an input: the first byte is the number of segments besides the last one, and the bytes
+    after it are their lengths. The rest is the last segment."""
     count = data[0] % 8 if data else 0
     lengths, rest = data[1 : 1 + count], data[1 + count :]
     return [piece for piece in _pieces(rest, lengths) if piece]

@@ -1,6 +1,4 @@
-"""
-Connections of the export port.
-"""
+"""Connections of the port for USB/IP."""
 
 from __future__ import annotations
 
@@ -30,10 +28,8 @@ ANSWERS = {b"", GIVEN, encodeList([BOUND]), *map(encodeRefusal, {*OpStatus} - {O
 
 
 def check(data: bytes) -> None:
-    """
-    Whatever comes, and in whichever pieces, has one answer or none, is worth one line in the
-    log at most, and nothing is left of it.
-    """
+    """An input, in any segmentation, gets one answer or none, and at most one line in the log;
+    nothing remains afterwards."""
     with daemon() as memory:
         factory = ExporterFactory(memory.core.dispatcher, memory.settings, memory.reactor)
         exporter = factory.buildProtocol(ADDRESS)
@@ -51,9 +47,7 @@ def check(data: bytes) -> None:
 
 
 def leave(memory: Memory, wire: Wire, transport: SocketTransport) -> None:
-    """
-    The client goes; whoever has a device gives it back so.
-    """
+    """Close the connection, which ends the session of a client that has imported a device."""
     if wire.received == GIVEN:
         assert [call.verb for call in memory.backend.calls] == ["export"]
         transport.client.close()

@@ -1,6 +1,4 @@
-"""
-Where JSON objects end.
-"""
+"""The splitter of JSON objects and lines."""
 
 from __future__ import annotations
 
@@ -16,10 +14,8 @@ WORDS = (b"{", b"}", b'"', b"\\", b'\\"', b"\\\\", b"\n", b"{}{}", b'{"}":"{"}')
 
 
 def check(data: bytes) -> None:
-    """
-    They are the same however the bytes come in, nothing gets lost, and they are those that a
-    reader of JSON finds.
-    """
+    """The objects are the same in any segmentation and the same that a JSON parser finds; no byte
+    is lost."""
     pieces = cut(data)
     whole = b"".join(pieces)
     objects, rest = ObjectEnds().take(whole)
@@ -34,9 +30,7 @@ def check(data: bytes) -> None:
 
 
 def inPieces(pieces: list[bytes]) -> tuple[list[bytes], bytes]:
-    """
-    The objects, and what is left behind them.
-    """
+    """The objects in segments, and the rest behind them."""
     ends = ObjectEnds()
     found: list[bytes] = []
     rest = b""
@@ -47,16 +41,12 @@ def inPieces(pieces: list[bytes]) -> tuple[list[bytes], bytes]:
 
 
 def squeezed(data: bytes) -> bytes:
-    """
-    Without white space.
-    """
+    """The bytes without white space."""
     return b"".join(data.split())
 
 
 def checkReading(whole: bytes, objects: list[bytes]) -> None:
-    """
-    As long as there are true JSON objects at the beginning, those are found.
-    """
+    """Assert that valid JSON objects at the beginning are found."""
     text = whole.decode("latin-1").lstrip(" \t\r\n")
     for found in objects:
         try:
@@ -70,9 +60,7 @@ def checkReading(whole: bytes, objects: list[bytes]) -> None:
 
 
 def checkLines(whole: bytes) -> None:
-    """
-    Splitting off lines loses nothing, and goes on.
-    """
+    """Assert that splitting into lines loses nothing and comes to an end."""
     begin = 0
     while begin < len(whole):
         lines = someLines(whole, begin)

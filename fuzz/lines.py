@@ -1,6 +1,4 @@
-"""
-Connections of the control port.
-"""
+"""Connections of the port for requests."""
 
 from __future__ import annotations
 
@@ -22,20 +20,16 @@ STATUSES = {status.value for status in Status}
 
 
 def check(data: bytes) -> None:
-    """
-    Whatever comes, and in whichever pieces, is answered by lines of the contract's shape, as
-    far as it is answered; there is no bug in it, and nothing is left of it.
-    """
+    """The answers to an input, in any segmentation, are lines as the contract describes them; no
+    bug is logged, and nothing remains afterwards."""
     pieces = cut(data)
-    answers, whole = heard(pieces), heard([b"".join(pieces)])
-    # Who says more before the answer has it answered too: it may be less in pieces.
+    answers, whole = answersTo(pieces), answersTo([b"".join(pieces)])
+    # What a client sends before an answer is answered, too: in segments that may be less.
     assert whole.startswith(answers), (whole, answers)
 
 
-def heard(pieces: list[bytes]) -> bytes:
-    """
-    What a client hears that says this and closes its side, and goes when no more comes.
-    """
+def answersTo(pieces: list[bytes]) -> bytes:
+    """The answers to a client that sends segments, closes its side, and then the connection."""
     with daemon() as memory:
         responder = Responder(memory.core.dispatcher)
         lines = CommandFactory(responder, memory.settings, memory.reactor).make(ALICE)

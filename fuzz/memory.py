@@ -1,6 +1,4 @@
-"""
-A daemon in memory, for inputs that are a whole connection.
-"""
+"""A daemon in memory, for inputs that are all that a client sends."""
 
 from __future__ import annotations
 
@@ -29,13 +27,11 @@ from usbip_server.testing.reactor import FakeReactor
 
 BOUND = changed(DEVICES[0], state=DeviceState.BOUND)
 FOR_EVER = 40 * 86400.0
-"""Seconds: whatever is to end at some time has ended then."""
+"""Seconds after which all timeouts have expired."""
 
 
 class SocketTransport(MemoryTransport):
-    """
-    With a socket, which an exporter hands over.
-    """
+    """A transport with a socket, which an exporter hands over."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,17 +43,15 @@ class SocketTransport(MemoryTransport):
         return self._server
 
     def close(self) -> None:
-        """Leave nothing."""
+        """Close both ends."""
         self.client.close()
         self._server.close()
 
 
 class Memory:
-    """
-    Devices, of which one is bound, and what shares them with everybody.
+    """A daemon with devices of which one is bound, and which all clients may use.
 
-    @ivar logged: what is worth a look.
-    """
+    @ivar logged: its warnings and errors."""
 
     limits = Limits(requestBytes=1024)
     timeouts = Timeouts()
@@ -73,12 +67,12 @@ class Memory:
         asked(self.core.start())
 
     def warnings(self) -> list[str]:
-        """What it has logged, as text; nothing of that is a bug."""
+        """The warnings, as text. Asserts that no bug is among them."""
         assert not [event for event in self.logged if event["log_level"] is LogLevel.critical]
         return [formatEvent(event) for event in self.logged]
 
     def end(self) -> None:
-        """Nothing is left when it has ended."""
+        """Stop the daemon, and assert that it has no timers left."""
         stopped = asked(self.core.stop())
         self.reactor.advance(FOR_EVER)
         assert stopped.called
@@ -92,9 +86,7 @@ class Memory:
 
 @contextmanager
 def daemon() -> Iterator[Memory]:
-    """
-    One that ends with the C{with}, without a trace.
-    """
+    """Run a daemon until the C{with} ends, and assert that it has logged no bug."""
     memory = Memory()
     observer = cast(ILogObserver, memory.note)
     globalLogPublisher.addObserver(observer)

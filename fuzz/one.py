@@ -1,8 +1,6 @@
-"""
-One target, run by atheris: C{python -m fuzz.one TARGET [OPTION OR FILE ...]}.
+"""Run one target with atheris: C{python -m fuzz.one TARGET [OPTION OR FILE ...]}.
 
-What comes behind the target is libFuzzer's: with files, these are tried and nothing else.
-"""
+Options and files are those of libFuzzer: with files, only they are tried."""
 
 from __future__ import annotations
 
@@ -13,9 +11,7 @@ import atheris  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
 
 def main() -> None:
-    """
-    Entry point; does not return.
-    """
+    """Entry point; does not return."""
     program, name, *options = sys.argv
     with atheris.instrument_imports(include=["usbip_server"]):
         target = importlib.import_module(f"fuzz.{name}")

@@ -1,6 +1,4 @@
-"""
-Requests of USB/IP.
-"""
+"""The decoder of USB/IP requests."""
 
 from __future__ import annotations
 
@@ -27,9 +25,7 @@ WORDS = (LIST[:2], LIST[2:4], IMPORT[2:4], b"1-", b".1", b"usb1")
 
 
 def check(data: bytes) -> None:
-    """
-    It is a request, the beginning of one, or none, and is that however it comes in.
-    """
+    """An input is a request, the beginning of one, or refused, in any segmentation."""
     request = outcome(data)
     before = [outcome(data[:length]) for length in range(min(len(data), LONGEST_REQUEST + 2))]
     if isinstance(request, NotUsbIp):
@@ -44,17 +40,13 @@ def check(data: bytes) -> None:
 
 
 def cleared(data: bytes) -> bytes:
-    """
-    A request without what stands behind the end of a bus id: that does not count.
-    """
+    """A request without the bytes behind the end of its bus id, which are ignored."""
     head, busId = data[: len(IMPORT)], data[len(IMPORT) :]
     return head + busId.partition(b"\0")[0].ljust(len(busId), b"\0")
 
 
 def outcome(data: bytes) -> ListRequest | ImportRequest | NotUsbIp | None:
-    """
-    What is made of it.
-    """
+    """The request, the refusal, or C{None} for the beginning of a request."""
     try:
         return decode(data)
     except NotUsbIp as error:

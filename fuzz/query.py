@@ -1,6 +1,4 @@
-"""
-Query strings of C{GET /events}.
-"""
+"""The decoder of query strings of C{GET /events}."""
 
 from __future__ import annotations
 
@@ -23,10 +21,8 @@ WORDS = (b"id=", b"bus=", b"serial=", b"desc=", b"since=", b"detail=", b"token="
 
 
 def check(data: bytes) -> None:
-    """
-    As of a request in JSON; the first line is the query string, the rest what a browser says
-    to have seen last.
-    """
+    """The same as for requests in JSON. The first line is the query string, the rest the header
+    C{Last-Event-ID}."""
     query, _, lastSeen = data.partition(b"\n")
     try:
         command = asked(parse_qs(query, 1), lastSeen or None)

@@ -1,6 +1,4 @@
-"""
-What a USB/IP server answers to a client.
-"""
+"""The decoder of USB/IP answers."""
 
 from __future__ import annotations
 
@@ -39,10 +37,8 @@ Answer = tuple[Exported, ...] | NotUsbIp | NotGiven | None
 
 
 def check(data: bytes) -> None:
-    """
-    It is an answer, the beginning of one, or none, and is that however it comes in; the
-    first byte says whether it is taken for a list.
-    """
+    """An input is an answer, the beginning of one, or refused, in any segmentation. Its first byte
+    tells whether it is decoded as a list."""
     isList, received = data[:1] == b"l", data[1:]
     answer = outcome(isList, received)
     lengths = range(0, len(received), len(received) // PREFIXES + 1)
@@ -58,9 +54,7 @@ def check(data: bytes) -> None:
 
 
 def outcome(isList: bool, received: bytes) -> Answer:
-    """
-    What is made of it.
-    """
+    """The devices, the error, or C{None} for the beginning of an answer."""
     try:
         if isList:
             return decodeList(received)
@@ -72,10 +66,8 @@ def outcome(isList: bool, received: bytes) -> Answer:
 
 
 def checkDevices(isList: bool, devices: tuple[Exported, ...]) -> None:
-    """
-    Devices that are described once more are the same: but for the path, which is text for
-    people, a speed that we do not know, and a bus that is not that of the bus id.
-    """
+    """Assert that devices are the same after encoding and decoding, except the path, which is text
+    for people, unknown speeds, and a bus number other than that of the bus id."""
     again = [described(device) for device in devices]
     encoded = encodeList(again) if isList else encodeImport(again[0])
     found = outcome(isList, encoded)
@@ -88,9 +80,7 @@ def checkDevices(isList: bool, devices: tuple[Exported, ...]) -> None:
 
 
 def described(device: Exported) -> UsbDevice:
-    """
-    A device of our own that is like that.
-    """
+    """A device of this server with the same properties."""
     return changed(
         UNO,
         busId=device.busId,

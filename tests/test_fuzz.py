@@ -1,6 +1,4 @@
-"""
-What fuzzing looks for, in as many inputs as take seconds and without atheris.
-"""
+"""The fuzz targets with a few inputs, without atheris."""
 
 from __future__ import annotations
 
@@ -30,7 +28,7 @@ Changes = list[tuple[int, bytes]]
 
 
 def changed(seed: bytes, changes: Changes) -> bytes:
-    """A seed with other bytes in it."""
+    """A seed with some bytes replaced."""
     for at, other in changes:
         place = at % (len(seed) + 1)
         seed = seed[:place] + other + seed[place + len(other) // 2 :]
@@ -38,9 +36,7 @@ def changed(seed: bytes, changes: Changes) -> bytes:
 
 
 class TargetTests(SynchronousTestCase):
-    """
-    The targets.
-    """
+    """The targets do not fail."""
 
     def test_all(self) -> None:
         """Each module with a check is a target."""
@@ -49,7 +45,7 @@ class TargetTests(SynchronousTestCase):
         self.assertEqual(found, {*TARGETS})
 
     def test_seeds(self) -> None:
-        """Nothing is wrong with the seeds; each target has some, and words for libFuzzer."""
+        """The seeds pass; each target has some, and words for libFuzzer."""
         for module in MODULES.values():
             self.assertGreater(len(module.SEEDS), 3)
             self.assertGreater(len(module.WORDS), 3)
@@ -59,20 +55,20 @@ class TargetTests(SynchronousTestCase):
     @SOME
     @given(st.sampled_from(TARGETS), st.binary(max_size=100))
     def test_anyBytes(self, name: str, data: bytes) -> None:
-        """Nor with anything else."""
+        """Any bytes pass."""
         MODULES[name].check(data)
 
     @SOME
     @given(st.data())
     def test_nearly(self, data: st.DataObject) -> None:
-        """Nor with what resembles a seed."""
+        """Seeds with some bytes replaced pass."""
         for module in MODULES.values():
             words = st.sampled_from(module.WORDS) | st.binary(min_size=1, max_size=2)
             changes = st.lists(st.tuples(st.integers(0, 400), words), max_size=4)
             module.check(changed(data.draw(st.sampled_from(module.SEEDS)), data.draw(changes)))
 
     def test_cut(self) -> None:
-        """The first bytes say how long the pieces are."""
+        """The first bytes are the lengths of the segments."""
         self.assertEqual(cut(b"\2\1\3abcdefg"), [b"a", b"bcd", b"efg"])
         self.assertEqual(cut(b"\0abc"), [b"abc"])
         self.assertEqual(cut(b"\7\1\1"), [])
@@ -80,21 +76,19 @@ class TargetTests(SynchronousTestCase):
 
 
 class OutcomeTests(SynchronousTestCase):
-    """
-    What libFuzzer prints is understood.
-    """
+    """Reading the output of libFuzzer."""
 
     def test_done(self) -> None:
-        """It has come to its end."""
+        """A run that passed has figures and no failure."""
         outcome = judge(0, DONE)
         self.assertEqual((outcome.executed, outcome.coverage, outcome.corpus), (2000000, 42, 19))
-        self.assertEqual(outcome.said, "")
+        self.assertEqual(outcome.failure, "")
 
     def test_failed(self) -> None:
-        """It has found something, or has not begun at all: that is shown."""
-        self.assertIn("INITED", judge(77, DONE).said)
-        self.assertEqual(judge(0, "No module named atheris\n").said, "No module named atheris")
+        """Of a run that failed, or did not begin, the output is shown."""
+        self.assertIn("INITED", judge(77, DONE).failure)
+        self.assertEqual(judge(0, "No module named atheris\n").failure, "No module named atheris")
 
     def test_escaped(self) -> None:
-        """Words are written so that no byte of them is taken for anything else."""
+        """Each byte of a word is escaped."""
         self.assertEqual(escaped(b'"\n'), r"\x22\x0a")

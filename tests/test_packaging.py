@@ -1,6 +1,4 @@
-"""
-What is installed, and the files that come with it.
-"""
+"""What is installed, and the files that come with it."""
 
 from __future__ import annotations
 
@@ -40,9 +38,7 @@ SUFFIXES = (".py", ".service", ".rules")
 
 
 class ExampleTests(SynchronousTestCase):
-    """
-    config.example.yaml shows every key with its default.
-    """
+    """config.example.yaml shows every key with its default."""
 
     def setUp(self) -> None:
         self.text = (PROJECT / "config.example.yaml").read_text()
@@ -133,9 +129,7 @@ class ExampleTests(SynchronousTestCase):
 
 
 def keysOf(kind: Any, above: str = "") -> Iterator[str]:
-    """
-    The keys of a mapping, and those of the mappings in it: C{export.keepalive.idle}.
-    """
+    """The keys of a mapping, and those of the mappings in it: C{export.keepalive.idle}."""
     for field in msgspec.structs.fields(kind):
         key = f"{above}{field.encode_name}"
         yield key
@@ -146,9 +140,7 @@ def keysOf(kind: Any, above: str = "") -> Iterator[str]:
 
 
 class UnitTests(SynchronousTestCase):
-    """
-    The systemd unit.
-    """
+    """The systemd unit."""
 
     name = "usbipshare.service"
 
@@ -186,9 +178,7 @@ class UnitTests(SynchronousTestCase):
 
 
 class ClientUnitTests(UnitTests):
-    """
-    That of the client service.
-    """
+    """That of the client service."""
 
     name = "usbipclient.service"
 
@@ -202,15 +192,11 @@ class ClientUnitTests(UnitTests):
 
 
 class PermissionTests(SysfsCase):
-    """
-    What may be written below C{/sys} where the daemon is not root.
-    """
+    """What may be written below C{/sys} where the daemon is not root."""
 
     def test_same(self) -> None:
-        """
-        The unit permits what the daemon writes, and nothing else; the udev rule permits what is
-        made anew while it runs.
-        """
+        """The unit permits what the daemon writes, and nothing else; the udev rule permits what is
+        made anew while it runs."""
         self.successResultOf(self.bind("1-1"))
         self.kernel.importDevice("1-1")
         self.successResultOf(self.release("1-1"))
@@ -251,23 +237,17 @@ class PermissionTests(SysfsCase):
 
 
 def packaged(name: str) -> str:
-    """
-    A file that comes with the package.
-    """
+    """A file that comes with the package."""
     return resources.files("usbip_server.data").joinpath(name).read_text()
 
 
 def documentsIn(folder: Path) -> set[str]:
-    """
-    The names of the documents in a folder and the folders in it.
-    """
+    """The names of the documents in a folder and the folders in it."""
     return {str(path.relative_to(folder)) for path in folder.rglob("*.md")}
 
 
 class DocumentsTests(SynchronousTestCase):
-    """
-    The documents that come with the package.
-    """
+    """The documents that come with the package."""
 
     def test_messagesReferToDocumentsThatAreThere(self) -> None:
         """Each path of a document in a message leads to a file of the package."""
@@ -288,9 +268,7 @@ class DocumentsTests(SynchronousTestCase):
 
 
 class WheelTests(SynchronousTestCase):
-    """
-    A wheel.
-    """
+    """A wheel."""
 
     def run_(self, *command: str | Path, **more: Any) -> str:
         """Run a program that has to succeed, and return what it prints."""
@@ -307,9 +285,8 @@ class WheelTests(SynchronousTestCase):
         return done.stdout
 
     def test_wheel(self) -> None:
-        """
-        An installed wheel has the plugin, the backends, the unit, the udev rule and the documents.
-        """
+        """An installed wheel has the plugin, the backends, the unit, the udev rule and the
+        documents."""
         source, target = Path(self.mktemp()), Path(self.mktemp())
         source.mkdir()
         for path in (PROJECT / name for name in ("setup.cfg", "pyproject.toml", "LICENSE")):

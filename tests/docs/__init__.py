@@ -1,3 +1,1 @@
-"""
-Tests of the documents, and what executes their examples.
-"""
+"""Tests of the documents, and what executes their examples."""

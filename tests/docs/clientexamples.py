@@ -1,6 +1,4 @@
-"""
-Checks examples of the command C{usbipshare}: command lines, JSON output and configurations.
-"""
+"""Checks examples of the command C{usbipshare}: command lines, JSON output and configurations."""
 
 from __future__ import annotations
 
@@ -51,9 +49,7 @@ def optionsOf(name: str) -> set[str]:
 
 
 def checkTyped(where: str, command: str) -> None:
-    """
-    Assert that subcommands and options in a command line exist.
-    """
+    """Assert that subcommands and options in a command line exist."""
     for typed in re.findall(
         r"\busbipshare ((?!--)[^|;&]+)", command.replace("twistd usbipshare", "")
     ):
@@ -64,18 +60,14 @@ def checkTyped(where: str, command: str) -> None:
 
 
 def isPrinted(value: dict[str, Any]) -> bool:
-    """
-    Return whether this is output of the command, and not of a server.
-    """
+    """Return whether this is output of the command, and not of a server."""
     return "devices" in value or value.get("event") in EVENTS
 
 
 def checkPrinted(where: str, value: dict[str, Any], fields: set[str]) -> None:
-    """
-    Assert that output of the command has the right keys.
+    """Assert that output of the command has the right keys.
 
-    @param fields: the keys of a device in answers of servers.
-    """
+    @param fields: the keys of a device in answers of servers."""
     if "event" in value:
         assert set(value) == {"event", "server"} | EVENTS[value["event"]], f"{where}: {value}"
         return
@@ -87,9 +79,7 @@ def checkPrinted(where: str, value: dict[str, Any], fields: set[str]) -> None:
 
 
 def writeServers(daemon: ChildDaemon, folder: Path, name: str) -> None:
-    """
-    Write a client.yaml with the daemon under this name, for C{XDG_CONFIG_HOME}.
-    """
+    """Write a client.yaml with the daemon under this name, for C{XDG_CONFIG_HOME}."""
     ports = {"port": daemon.port, "export_port": daemon.exportPort}
     servers = {"timeout": SECONDS, "servers": {name: {"host": "127.0.0.1", **ports}}}
     (folder / "usbipshare").mkdir()
@@ -97,9 +87,7 @@ def writeServers(daemon: ChildDaemon, folder: Path, name: str) -> None:
 
 
 def serviceError(text: str, folder: Path) -> str | None:
-    """
-    Return the error in a configuration of the client service, or C{None}.
-    """
+    """Return the error in a configuration of the client service, or C{None}."""
     try:
         file = ServiceFile("service.yaml", text.replace("plugdev", "2001"))  # may not be here
         file.known(file.config())
@@ -109,9 +97,8 @@ def serviceError(text: str, folder: Path) -> str | None:
 
 
 def checkMounts(text: str, folder: Path) -> None:
-    """
-    Assert that a manifest mounts the folder of the socket, at the same path, and not the socket.
-    """
+    """Assert that a manifest mounts the folder of the socket, at the same path, and not the
+    socket."""
     manifest = yaml.safe_load(text)
     socketFolder = SOCKET.rpartition("/")[0]
     if "services" in manifest:
@@ -127,16 +114,13 @@ def checkMounts(text: str, folder: Path) -> None:
 
 
 def checkYaml(text: str, folder: Path) -> None:
-    """
-    Assert that the file of another program is YAML.
-    """
+    """Assert that the file of another program is YAML."""
     assert yaml.safe_load(text), text
 
 
 def serversError(text: str, folder: Path) -> str | None:
-    """
-    Return the error in a client.yaml, or C{None}. Token files that it names are written first.
-    """
+    """Return the error in a client.yaml, or C{None}. Token files that it names are written
+    first."""
     for name in re.findall(r"token_file: ([\w.]+)", text):
         (folder / name).write_text(f"{PREFIX}0123456789abcdef")
         (folder / name).chmod(0o600)

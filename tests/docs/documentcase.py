@@ -1,6 +1,4 @@
-"""
-Tests that apply to each document. L{tests.docs.documents} describes the kinds of blocks.
-"""
+"""Tests that apply to each document. L{tests.docs.documents} describes the kinds of blocks."""
 
 from __future__ import annotations
 
@@ -82,11 +80,9 @@ COMMAND_LINE: Any = Options()
 
 
 class DocumentCase(Base):
-    """
-    Tests that apply to each document.
+    """Tests that apply to each document.
 
-    @ivar name: the path of the document in the repository.
-    """
+    @ivar name: the path of the document in the repository."""
 
     name: str
 
@@ -109,12 +105,10 @@ class DocumentCase(Base):
     def checkKeys(
         self, heading: str, columns: int, *kinds: type[Any], defaults: bool = True
     ) -> None:
-        """
-        Have the tables below a heading a row for each key of these structs, and no other?
+        """Have the tables below a heading a row for each key of these structs, and no other?
 
         @param columns: of the tables.
-        @param defaults: the third column shows the default of each key.
-        """
+        @param defaults: the third column shows the default of each key."""
         rows = self.document.rows(heading, columns)
         told = {name: cells for name, cells in rows.items() if cells[0].startswith("`")}
         fields = {field.encode_name: field for kind in kinds for field in fieldsOf(kind)}
@@ -187,30 +181,22 @@ class DocumentCase(Base):
 
 
 def fieldsOf(kind: type[Any]) -> tuple[Any, ...]:
-    """
-    The keys of a struct.
-    """
+    """The keys of a struct."""
     return structs.fields(kind)
 
 
 def defaultOf(field: Any) -> Any:
-    """
-    The value of a key that is not given.
-    """
+    """The value of a key that is not given."""
     return field.default if field.default_factory is NODEFAULT else field.default_factory()
 
 
 def plain(value: Any) -> Any:
-    """
-    A struct or a value as it would stand in a file.
-    """
+    """A struct or a value as it would stand in a file."""
     return json.loads(encode(value))
 
 
 def checkJson(where: str, text: str) -> None:
-    """
-    Assert that a text is a request, or an answer or event with the right keys.
-    """
+    """Assert that a text is a request, or an answer or event with the right keys."""
     value = json.loads(text)
     if isPrinted(value):
         checkPrinted(where, value, FIELDS | DETAILS)
@@ -236,9 +222,7 @@ def checkJson(where: str, text: str) -> None:
 
 
 def checkCommand(where: str, command: str) -> None:
-    """
-    Assert that a command calls known programs, and ours with existing options.
-    """
+    """Assert that a command calls known programs, and ours with existing options."""
     words = shlex.shlex(command, posix=True, punctuation_chars=True)
     words.whitespace_split = True
     first = True

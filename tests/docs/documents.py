@@ -1,5 +1,4 @@
-"""
-Reading Markdown: the blocks, tables, links and headings of the documents.
+"""Reading Markdown: the blocks, tables, links and headings of the documents.
 
 What a block is for is said where it begins:
 
@@ -16,8 +15,7 @@ What a block is for is said where it begins:
     socket. C{other}: a file of another program.
   - C{console}: a transcript, with a prompt before each command, of a machine with hardware.
   - C{ini}: of a systemd unit.  C{js}: of a web page.  C{powershell}: typed on Windows.
-    C{text}: anything else.  C{{toctree}}: the order of the pages, for Sphinx.
-"""
+    C{text}: anything else.  C{{toctree}}: the order of the pages, for Sphinx."""
 
 from __future__ import annotations
 
@@ -42,15 +40,13 @@ HAPPENS = re.compile(r"\((.*)\)")
 
 
 class Block(msgspec.Struct, kw_only=True):
-    """
-    What stands between fences.
+    """What stands between fences.
 
     @ivar where: file and line, for messages.
     @ivar kind: the first word behind the fence.
     @ivar circumstance: the second.
     @ivar output: the text of the block right behind, if that is this one's output.
-    @ivar isOutput: is it itself that of the one before?
-    """
+    @ivar isOutput: is it itself that of the one before?"""
 
     where: str
     kind: str
@@ -84,12 +80,10 @@ class Block(msgspec.Struct, kw_only=True):
 
 
 class Document:
-    """
-    A Markdown file.
+    """A Markdown file.
 
     @ivar blocks: its blocks.
-    @ivar prose: its lines outside of blocks.
-    """
+    @ivar prose: its lines outside of blocks."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -116,12 +110,10 @@ class Document:
         return re.findall("`([^`]+)`", "\n".join(self.prose))
 
     def rows(self, heading: str, columns: int) -> dict[str, tuple[str, ...]]:
-        """
-        The tables under a heading, up to the next.
+        """The tables under a heading, up to the next.
 
         @param columns: leave out tables that have more or less.
-        @return: the cells of each row, by the first without its backticks.
-        """
+        @return: the cells of each row, by the first without its backticks."""
         levels = [line for line in self.prose if line.lstrip("#").strip() == heading]
         assert levels, f"{self.name} has no heading {heading!r}"
         begin = self.prose.index(levels[0]) + 1
@@ -168,9 +160,7 @@ class Document:
 
 
 def documents() -> Iterator[Document]:
-    """
-    The README, CONTRIBUTING and what is in C{docs}.
-    """
+    """The README, CONTRIBUTING and what is in C{docs}."""
     for path in (
         ROOT / "README.md",
         ROOT / "CONTRIBUTING.md",
@@ -180,8 +170,6 @@ def documents() -> Iterator[Document]:
 
 
 def anchor(heading: str) -> str:
-    """
-    What GitHub makes of a heading.
-    """
+    """What GitHub makes of a heading."""
     text = re.sub(r"[^\w\- ]", "", heading.strip().lower())
     return text.replace(" ", "-")

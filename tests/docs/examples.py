@@ -1,6 +1,4 @@
-"""
-Executes the examples of documents.
-"""
+"""Executes the examples of documents."""
 
 from __future__ import annotations
 
@@ -39,22 +37,15 @@ CONFIGURED = "/etc/usbipshare/"
 
 BIN = os.path.dirname(sys.executable)
 
-PACKAGE_OF = {
-    "nc": "netcat-openbsd",
-    "socat": "socat",
-    "curl": "curl",
-    "openssl": "openssl",
-}
+PACKAGE_OF = {"nc": "netcat-openbsd", "socat": "socat", "curl": "curl", "openssl": "openssl"}
 """Which Debian package has a program that examples use."""
 
 
 def child(command: Sequence[str], folder: Path, stdin: str = "", path: Sequence[Path] = ()) -> str:
-    """
-    Run a program.
+    """Run a program.
 
     @param path: more folders with Python modules.
-    @return: what it prints.
-    """
+    @return: what it prints."""
     environment = {
         **os.environ,
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
@@ -76,17 +67,13 @@ def child(command: Sequence[str], folder: Path, stdin: str = "", path: Sequence[
 
 
 class Stage:
-    """
-    A daemon with the two standard virtual devices, and a folder for examples to work in.
+    """A daemon with the two standard virtual devices, and a folder for examples to work in.
 
-    @ivar missing: Debian packages with programs that examples need and that are not here.
-    """
+    @ivar missing: Debian packages with programs that examples need and that are not here."""
 
     def __init__(self, daemon: ChildDaemon | None, folder: Path, server: str = "raspi") -> None:
-        """
-        @param daemon: C{None}: there are only configurations to be checked.
-        @param server: the name of the server in the output of commands.
-        """
+        """@param daemon: C{None}: there are only configurations to be checked.
+        @param server: the name of the server in the output of commands."""
         self._runs = daemon
         self._folder = folder
         if daemon is not None:
@@ -105,9 +92,7 @@ class Stage:
         return self._runs
 
     def play(self, block: Block) -> None:
-        """
-        Execute a block, if it is of a kind that can be executed.
-        """
+        """Execute a block, if it is of a kind that can be executed."""
         if block.isOutput or block.kind not in self._play:
             return
         try:
@@ -140,9 +125,7 @@ class Stage:
             numbers.same(line, shown)
 
     def _here(self, text: str) -> str:
-        """
-        Replace ports, names and paths of documents by those of this test.
-        """
+        """Replace ports, names and paths of documents by those of this test."""
         for shown, here in (
             ("5055", str(self._daemon.port)),
             ("3240", str(self._daemon.exportPort)),
@@ -208,9 +191,7 @@ READERS: dict[str, Callable[[str, Path], str | None]] = {
 
 
 def configurationError(file: Path) -> str | None:
-    """
-    Return the error that C{twistd usbipshare --check} reports for a file, or C{None}.
-    """
+    """Return the error that C{twistd usbipshare --check} reports for a file, or C{None}."""
     options: Any = Options()
     with contextlib.redirect_stdout(io.StringIO()):
         try:
@@ -221,9 +202,7 @@ def configurationError(file: Path) -> str | None:
 
 
 def isMake(line: str) -> bool:
-    """
-    Return whether a line calls make. It is not executed; its targets have to exist.
-    """
+    """Return whether a line calls make. It is not executed; its targets have to exist."""
     if not line.startswith("make "):
         return False
     for target in line.split()[1:]:

@@ -1,11 +1,9 @@
-"""
-Executes the exchanges in documents.
+"""Executes the exchanges in documents.
 
 A line that begins with C{>} is sent, and a line that begins with C{<} is expected next on that
 connection; C{>>} and C{<<} are those of a second client. A line in brackets is an action: see
 L{World}. Times and numbers, which differ each time, are compared by their differences: see
-L{Numbers}.
-"""
+L{Numbers}."""
 
 from __future__ import annotations
 
@@ -78,43 +76,33 @@ NUMBER = re.compile(r"\b\d{16}\b")
 
 
 class Numbers:
-    """
-    Compares event numbers in one example by their distance from the first one.
-    """
+    """Compares event numbers in one example by their distance from the first one."""
 
     def __init__(self) -> None:
         self._first: dict[str, int] = {}
 
     def same(self, came: str, shown: str) -> None:
-        """
-        Assert that a received line is the line in the document.
-        """
+        """Assert that a received line is the line in the document."""
         pair = self.settled("came", came), self.settled("shown", shown)
         if shown.startswith("{"):
             pair = json.loads(pair[0]), json.loads(pair[1])
         assert pair[0] == pair[1], f"there comes:\n{came}"
 
     def settled(self, side: str, text: str) -> str:
-        """
-        Replace the parts of a text that differ each time.
-        """
+        """Replace the parts of a text that differ each time."""
         for pattern, instead in VARYING:
             text = re.sub(pattern, instead, text)
         return NUMBER.sub(lambda n: str(int(n[0]) - self._first.setdefault(side, int(n[0]))), text)
 
     def here(self, text: str) -> str:
-        """
-        Replace event numbers of the document in a request by those of this run.
-        """
+        """Replace event numbers of the document in a request by those of this run."""
         return NUMBER.sub(
             lambda n: str(int(n[0]) - self._first["shown"] + self._first["came"]), text
         )
 
 
 class Connection(Protocol):
-    """
-    A client's end of a connection.
-    """
+    """A client's end of a connection."""
 
     def send(self, request: bytes) -> None: ...
     def line(self) -> str:
@@ -124,21 +112,15 @@ class Connection(Protocol):
 
 
 class World(Protocol):
-    """
-    A server that clients connect to, and the actions that can happen there.
-    """
+    """A server that clients connect to, and the actions that can happen there."""
 
     def connect(self) -> Connection: ...
     def happen(self, what: str) -> None:
-        """
-        Carry out an action: C{a client imports 1-2}, C{it gives 1-2 back}, C{15 s later}.
-        """
+        """Carry out an action: C{a client imports 1-2}, C{it gives 1-2 back}, C{15 s later}."""
 
 
 class Speaker:
-    """
-    A client with one connection at a time.
-    """
+    """A client with one connection at a time."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -174,9 +156,7 @@ class Speaker:
 
 
 def play(block: Block, world: World) -> None:
-    """
-    Execute an exchange.
-    """
+    """Execute an exchange."""
     numbers = Numbers()
     speakers = {">": Speaker(world), ">>": Speaker(world)}
     for mark, text in block.script():
@@ -193,9 +173,7 @@ def play(block: Block, world: World) -> None:
 
 
 class SocketConnection:
-    """
-    A connection over TCP.
-    """
+    """A connection over TCP."""
 
     def __init__(self, port: int) -> None:
         self._socket = socket.create_connection((HOST, port), SECONDS)
@@ -213,9 +191,7 @@ class SocketConnection:
 
 
 class RealWorld:
-    """
-    A daemon in a child process, with the two standard virtual devices.
-    """
+    """A daemon in a child process, with the two standard virtual devices."""
 
     def __init__(self, daemon: ChildDaemon) -> None:
         self._daemon = daemon
@@ -235,10 +211,8 @@ class RealWorld:
 
     @contextlib.contextmanager
     def imported(self, busId: str) -> Iterator[None]:
-        """
-        While a client has imported a device: C{OP_REQ_IMPORT}, as in Documentation/usb/
-        usbip_protocol.rst of Linux.
-        """
+        """While a client has imported a device: C{OP_REQ_IMPORT}, as in Documentation/usb/
+        usbip_protocol.rst of Linux."""
         with socket.create_connection((HOST, self._daemon.exportPort), SECONDS) as client:
             client.sendall(struct.pack(">HHI32s", 0x0111, 0x8003, 0, busId.encode()))
             self._until(busId, _isImported)
@@ -247,9 +221,7 @@ class RealWorld:
 
     @contextlib.contextmanager
     def inUse(self, busId: str) -> Iterator[None]:
-        """
-        While a client has imported a device that was attached for it.
-        """
+        """While a client has imported a device that was attached for it."""
         assert self._daemon.ask("attach", id=busId)["status"] == "success"
         with self.imported(busId):
             yield
@@ -262,17 +234,13 @@ class RealWorld:
 
 
 def _isImported(device: dict[str, Any]) -> bool:
-    """
-    Return whether a client has imported the device, and its byte count is known.
-    """
+    """Return whether a client has imported the device, and its byte count is known."""
     holder = device["holder"] or {}
     return device["state"] == "in_use" and holder.get("bytes_out") is not None
 
 
 class MemoryConnection:
-    """
-    A connection to a L{Rehearsal}, in memory.
-    """
+    """A connection to a L{Rehearsal}, in memory."""
 
     def __init__(self, protocol: CommandProtocol) -> None:
         self._wire = Wire(protocol)
@@ -293,9 +261,7 @@ class MemoryConnection:
 
 
 class Rehearsal:
-    """
-    The parts of a daemon without network, with a clock that tests advance.
-    """
+    """The parts of a daemon without network, with a clock that tests advance."""
 
     def __init__(self, *rules: Rule, access: Policy = EVERYBODY) -> None:
         self._clock: Any = Clock()
@@ -354,9 +320,7 @@ def _nothing(backend: PatientBackend) -> None:
 
 
 class SlowBackend(PatientBackend):
-    """
-    A backend whose operations end when a test ends them, unless there is nothing to do.
-    """
+    """A backend whose operations end when a test ends them, unless there is nothing to do."""
 
     async def bind(
         self, device: UsbDevice, deadline: float, allowMounted: bool = False
@@ -371,9 +335,7 @@ REHEARSED = {"slow": _succeed, "slow-refused": _fail, "stuck": _nothing, "starti
 
 
 def rehearse(circumstance: str, requests: Sequence[bytes]) -> Iterator[Response]:
-    """
-    Send requests to the parts of a daemon, without network and with a clock of its own.
-    """
+    """Send requests to the parts of a daemon, without network and with a clock of its own."""
     clock: Any = Clock()
     backend = SlowBackend([DISK], started=circumstance != "starting")
     core = Core(backend, clock, LiveSettings(Settings(access=EVERYBODY)))

@@ -1,10 +1,9 @@
-"""
-The messages that the code contains, and the rows of docs/reference/messages.md that explain them.
+"""The messages that the code contains, and the rows of docs/reference/messages.md that explain
+them.
 
 A message is a text of several words in a module, outside of docstrings and help: what an error
 says, what is logged as a warning, what C{usbipshare doctor} finds. C{…} stands for the values that
-are put into it.
-"""
+are put into it."""
 
 from __future__ import annotations
 
@@ -59,12 +58,10 @@ CODE = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)")
 
 
 class Text(msgspec.Struct, frozen=True):
-    """
-    A text in the code.
+    """A text in the code.
 
     @ivar where: file and line.
-    @ivar isQuiet: it is an argument of one of L{QUIET}.
-    """
+    @ivar isQuiet: it is an argument of one of L{QUIET}."""
 
     where: str
     text: str
@@ -78,9 +75,7 @@ class Text(msgspec.Struct, frozen=True):
 
 
 def texts() -> list[Text]:
-    """
-    All texts of the package, but for docstrings and help.
-    """
+    """All texts of the package, but for docstrings and help."""
     return [
         Text(f"{path.relative_to(PACKAGE)}:{line}", " ".join(text.split()), isQuiet)
         for path in sorted(PACKAGE.rglob("*.py"))
@@ -90,17 +85,13 @@ def texts() -> list[Text]:
 
 
 def matches(pattern: str, text: str) -> bool:
-    """
-    Is a text, or a part of it, what a pattern with C{…} describes?
-    """
+    """Is a text, or a part of it, what a pattern with C{…} describes?"""
     pieces = (re.escape(piece.strip()) for piece in pattern.split("…"))
     return re.search(".*".join(pieces), text) is not None
 
 
 def patternsOf(document: Document) -> list[str]:
-    """
-    The messages in the first columns of all tables with one of L{HEADINGS}.
-    """
+    """The messages in the first columns of all tables with one of L{HEADINGS}."""
     found: list[str] = []
     inside = False
     for line in document.prose:
@@ -111,9 +102,7 @@ def patternsOf(document: Document) -> list[str]:
 
 
 def _texts(node: ast.AST, isQuiet: bool) -> Iterator[tuple[int, str, bool]]:
-    """
-    The texts below a node, each with its line.
-    """
+    """The texts below a node, each with its line."""
     if isinstance(node, ast.JoinedStr):
         parts = [str(p.value) if isinstance(p, ast.Constant) else "…" for p in node.values]
         yield node.lineno, "".join(parts), isQuiet
@@ -131,9 +120,7 @@ def _texts(node: ast.AST, isQuiet: bool) -> Iterator[tuple[int, str, bool]]:
 
 
 def _isNoMessage(node: ast.AST) -> bool:
-    """
-    Is it a docstring or help?
-    """
+    """Is it a docstring or help?"""
     match node:
         case ast.Expr(value=ast.Constant()):
             return True

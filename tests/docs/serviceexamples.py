@@ -1,6 +1,4 @@
-"""
-Checks and executes examples of the client service.
-"""
+"""Checks and executes examples of the client service."""
 
 from __future__ import annotations
 
@@ -54,11 +52,9 @@ assert MORE_OF.keys() == {kind.value for kind in (*ServiceEventKind, *ChangeKind
 
 
 def checkLocal(where: str, text: str, fields: set[str]) -> None:
-    """
-    Assert that a text is a request, or an answer or event with the right keys.
+    """Assert that a text is a request, or an answer or event with the right keys.
 
-    @param fields: of a device, without detail.
-    """
+    @param fields: of a device, without detail."""
     value = json.loads(text)
     if "command" in value:
         decode(text.encode())
@@ -80,9 +76,7 @@ def checkLocal(where: str, text: str, fields: set[str]) -> None:
 
 
 class ServiceStage(Stage):
-    """
-    Executes examples against a service that has one server, C{raspi}.
-    """
+    """Executes examples against a service that has one server, C{raspi}."""
 
     def __init__(self, daemon: ChildDaemon, service: ChildService, folder: Path) -> None:
         super().__init__(daemon, folder)
@@ -101,9 +95,7 @@ class ServiceStage(Stage):
 
 
 class ServiceWorld:
-    """
-    The socket of a service, and what can happen there.
-    """
+    """The socket of a service, and what can happen there."""
 
     def __init__(self, service: ChildService) -> None:
         self._service = service
@@ -117,9 +109,7 @@ class ServiceWorld:
 
 
 class UnixConnection:
-    """
-    A connection to it.
-    """
+    """A connection to it."""
 
     def __init__(self, service: ChildService) -> None:
         self._nodes = f"{service.folder}/dev/"
@@ -140,7 +130,5 @@ class UnixConnection:
 
 
 def serviceOf(daemon: ChildDaemon) -> ChildService:
-    """
-    A service for a daemon.
-    """
+    """A service for a daemon."""
     return ChildService(serversOf(raspi=daemon))

@@ -1,6 +1,4 @@
-"""
-What is true of all documents, and of those that explain.
-"""
+"""What is true of all documents, and of those that explain."""
 
 from __future__ import annotations
 
@@ -11,9 +9,7 @@ import sys
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.docs import test_howto, test_reference
-from tests.docs.documentcase import (
-    DocumentCase,
-)
+from tests.docs.documentcase import DocumentCase
 from tests.docs.documents import ROOT, anchor, documents
 from tests.docs.examples import child
 from tests.docs.messages import PACKAGE
@@ -22,9 +18,7 @@ from usbip_server.model.device import Encryption
 
 
 class ArchitectureTests(DocumentCase, SynchronousTestCase):
-    """
-    How it is built.
-    """
+    """How it is built."""
 
     name = "docs/explanation/architecture.md"
 
@@ -54,9 +48,7 @@ class ArchitectureTests(DocumentCase, SynchronousTestCase):
 
 
 class ContributingTests(DocumentCase, SynchronousTestCase):
-    """
-    How to contribute.
-    """
+    """How to contribute."""
 
     name = "CONTRIBUTING.md"
 
@@ -68,9 +60,7 @@ class ContributingTests(DocumentCase, SynchronousTestCase):
 
 
 class SecurityTests(DocumentCase, SynchronousTestCase):
-    """
-    What is protected against whom.
-    """
+    """What is protected against whom."""
 
     name = "docs/explanation/security.md"
 
@@ -81,9 +71,7 @@ class SecurityTests(DocumentCase, SynchronousTestCase):
 
 
 class AllDocumentsTests(SynchronousTestCase):
-    """
-    What is said of all documents.
-    """
+    """What is said of all documents."""
 
     def test_all(self) -> None:
         """Each test of a document is of one that there is."""
@@ -120,9 +108,7 @@ OTHERS: list[type[DocumentCase]] = [
 
 
 def caseOf(name: str) -> type[DocumentCase]:
-    """
-    Make the test case for a document of which nothing more is to be said than of all.
-    """
+    """Make the test case for a document of which nothing more is to be said than of all."""
     words = re.findall("[a-z]+", name.lower().removeprefix("docs/").removesuffix(".md"))
     title = "".join(word.title() for word in words) + "Tests"
     members = {"name": name, "__doc__": name, "__module__": __name__}

@@ -1,6 +1,4 @@
-"""
-What the how-to guides describe works.
-"""
+"""What the how-to guides describe works."""
 
 from __future__ import annotations
 
@@ -19,9 +17,7 @@ from typing import Any
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-from tests.docs.documentcase import (
-    DocumentCase,
-)
+from tests.docs.documentcase import DocumentCase
 from tests.docs.documents import ROOT
 from tests.docs.examples import CONFIGURED, SECONDS, child
 from tests.docs.exchanges import RealWorld
@@ -31,17 +27,13 @@ from usbip_server.server.config import Source
 
 
 class Breaking:
-    """
-    A relay to a daemon, each of whose connections breaks after an answer and one line more.
+    """A relay to a daemon, each of whose connections breaks after an answer and one line more.
 
     @ivar port: where it listens.
-    @ivar connections: how many there have been.
-    """
+    @ivar connections: how many there have been."""
 
     def __init__(self, daemon: int) -> None:
-        """
-        @param daemon: its port.
-        """
+        """@param daemon: its port."""
         self._daemon = daemon
         self.connections = 0
 
@@ -70,9 +62,7 @@ class Breaking:
 
 
 class ServerSetupTests(DocumentCase, SynchronousTestCase):
-    """
-    Setting up a server.
-    """
+    """Setting up a server."""
 
     name = "docs/howto/server_setup.md"
 
@@ -93,9 +83,7 @@ class ServerSetupTests(DocumentCase, SynchronousTestCase):
 
 
 class UnitTests(DocumentCase, SynchronousTestCase):
-    """
-    Keeping devices attached.
-    """
+    """Keeping devices attached."""
 
     name = "docs/howto/client_service.md"
 
@@ -108,9 +96,7 @@ class UnitTests(DocumentCase, SynchronousTestCase):
 
 
 class ScriptsTests(DocumentCase, SynchronousTestCase):
-    """
-    Asking the daemon from scripts.
-    """
+    """Asking the daemon from scripts."""
 
     name = "docs/howto/scripts.md"
 
@@ -133,9 +119,7 @@ class ScriptsTests(DocumentCase, SynchronousTestCase):
 
 
 class HooksTests(DocumentCase, SynchronousTestCase):
-    """
-    Hooks.
-    """
+    """Hooks."""
 
     name = "docs/howto/hooks.md"
 
@@ -163,9 +147,7 @@ class HooksTests(DocumentCase, SynchronousTestCase):
 
 
 class DevicesTests(DocumentCase, SynchronousTestCase):
-    """
-    Rules for devices.
-    """
+    """Rules for devices."""
 
     name = "docs/howto/devices.md"
 
@@ -181,17 +163,13 @@ class DevicesTests(DocumentCase, SynchronousTestCase):
 
 
 class TlsTests(DocumentCase, SynchronousTestCase):
-    """
-    How to encrypt.
-    """
+    """How to encrypt."""
 
     name = "docs/howto/tls.md"
 
     def test_authority(self) -> None:
-        """
-        With the certificates that the commands make, the server is what its clients connect to,
-        with the commands that are shown, and it knows them; it does not speak to anybody else.
-        """
+        """With the certificates that the commands make, the server is what its clients connect to,
+        with the commands that are shown, and it knows them; it does not speak to anybody else."""
         if missing := [name for name in ("curl", "openssl") if shutil.which(name) is None]:
             raise SkipTest(f"apt-get install {' '.join(missing)}")
         folder = Path(self.mktemp()).absolute()
@@ -235,9 +213,7 @@ class TlsTests(DocumentCase, SynchronousTestCase):
 
 
 class BackendsTests(DocumentCase, SynchronousTestCase):
-    """
-    Write your own backend.
-    """
+    """Write your own backend."""
 
     name = "docs/howto/backend.md"
 
@@ -267,9 +243,7 @@ class BackendsTests(DocumentCase, SynchronousTestCase):
 
 
 def canBuild() -> bool:
-    """
-    Can a package be built here, without the network?
-    """
+    """Can a package be built here, without the network?"""
     try:
         return find_spec("setuptools.command.bdist_wheel") is not None
     except ModuleNotFoundError:

@@ -1,6 +1,4 @@
-"""
-The reference is complete and true.
-"""
+"""The reference is complete and true."""
 
 from __future__ import annotations
 
@@ -48,12 +46,7 @@ from usbip_server.client.cli.main import COMMANDS as TYPED
 from usbip_server.client.config import ClientFile
 from usbip_server.client.config import Entry as ServerEntry
 from usbip_server.client.servers import ClientTls
-from usbip_server.client.service.config import (
-    ClientHook,
-    DeviceRule,
-    ServiceConfig,
-    SocketConfig,
-)
+from usbip_server.client.service.config import ClientHook, DeviceRule, ServiceConfig, SocketConfig
 from usbip_server.client.service.devices.events import ServiceEventKind
 from usbip_server.client.service.messages import COMMANDS as LOCAL_COMMANDS
 from usbip_server.model.device import DeviceState
@@ -75,9 +68,7 @@ from usbip_server.server.core import Core
 
 
 class ProtocolTests(DocumentCase, SynchronousTestCase):
-    """
-    The socket API.
-    """
+    """The socket API."""
 
     name = "docs/reference/protocol.md"
 
@@ -154,9 +145,7 @@ class ProtocolTests(DocumentCase, SynchronousTestCase):
 
 
 class ConfigurationTests(DocumentCase, SynchronousTestCase):
-    """
-    The configuration of the server.
-    """
+    """The configuration of the server."""
 
     name = "docs/reference/configuration.md"
 
@@ -220,9 +209,7 @@ class ConfigurationTests(DocumentCase, SynchronousTestCase):
 
 
 class ClientTests(DocumentCase, SynchronousTestCase):
-    """
-    The command for people.
-    """
+    """The command for people."""
 
     name = "docs/reference/command.md"
 
@@ -246,9 +233,7 @@ class ClientTests(DocumentCase, SynchronousTestCase):
 
 
 class ClientConfigurationTests(DocumentCase, SynchronousTestCase):
-    """
-    The configurations of the command and of the client service.
-    """
+    """The configurations of the command and of the client service."""
 
     name = "docs/reference/client_configuration.md"
 
@@ -294,9 +279,7 @@ class ClientConfigurationTests(DocumentCase, SynchronousTestCase):
 
 
 class ClientServiceTests(DocumentCase, SynchronousTestCase):
-    """
-    The client service.
-    """
+    """The client service."""
 
     name = "docs/reference/client_service_api.md"
 
@@ -337,9 +320,7 @@ class ClientServiceTests(DocumentCase, SynchronousTestCase):
 
 
 class MessagesTests(DocumentCase, SynchronousTestCase):
-    """
-    Messages, and what to do.
-    """
+    """Messages, and what to do."""
 
     name = "docs/reference/messages.md"
 
@@ -362,9 +343,7 @@ class MessagesTests(DocumentCase, SynchronousTestCase):
 
 
 class AuditTrailTests(DocumentCase, SynchronousTestCase):
-    """
-    The audit trail.
-    """
+    """The audit trail."""
 
     name = "docs/reference/audit_trail.md"
 
@@ -395,9 +374,7 @@ class AuditTrailTests(DocumentCase, SynchronousTestCase):
 
 
 class ExitCodesTests(DocumentCase, SynchronousTestCase):
-    """
-    Exit codes.
-    """
+    """Exit codes."""
 
     name = "docs/reference/exit_codes.md"
 
@@ -410,17 +387,13 @@ class ExitCodesTests(DocumentCase, SynchronousTestCase):
 
 
 class WrongConfigurationsTests(DocumentCase, SynchronousTestCase):
-    """
-    Configurations that are refused.
-    """
+    """Configurations that are refused."""
 
     name = "tests/docs/wrong_configurations.md"
 
 
 def shownDefaults(rows: dict[str, tuple[str, ...]]) -> dict[str, Any]:
-    """
-    The third column, as YAML where it is code.
-    """
+    """The third column, as YAML where it is code."""
     return {
         name: yaml.safe_load(cells[2].strip("`")) if cells[2].startswith("`") else cells[2]
         for name, cells in rows.items()
@@ -429,9 +402,7 @@ def shownDefaults(rows: dict[str, tuple[str, ...]]) -> dict[str, Any]:
 
 
 def flat(config: dict[str, Any]) -> dict[str, Any]:
-    """
-    C{{"limits": {"connections": 1}}} as C{{"limits.connections": 1}}; C{backend} is whole.
-    """
+    """C{{"limits": {"connections": 1}}} as C{{"limits.connections": 1}}; C{backend} is whole."""
     return {
         f"{key}.{name}" if name else key: value
         for key, part in config.items()

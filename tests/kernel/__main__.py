@@ -1,6 +1,4 @@
-"""
-C{python -m tests.kernel}: run the scenarios on real kernels.
-"""
+"""C{python -m tests.kernel}: run the scenarios on real kernels."""
 
 from __future__ import annotations
 
@@ -8,7 +6,6 @@ import argparse
 import compileall
 import os
 import time
-from collections.abc import Sequence
 
 from twisted.internet import task
 
@@ -42,11 +39,9 @@ def main() -> None:
 
 
 async def run(reactor: IMachineReactor, options: argparse.Namespace, began: float) -> None:
-    """
-    Carry out the command line.
+    """Carry out the command line.
 
-    @raise SystemExit: with the exit status, or with a message.
-    """
+    @raise SystemExit: with the exit status, or with a message."""
     try:
         await _run(reactor, options, began)
     except HarnessError as error:
@@ -62,37 +57,20 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Environment: USBIPSHARE_KERNEL_CACHE, the folder for kernels (default: "
         "~/.cache/usbipshare/kernels); USBIPSHARE_VM_ACCEL, tcg or kvm, how QEMU runs.",
     )
-    parser.add_argument(
-        "--machine",
-        choices=sorted(_LIMITS),
-        default="uml",
-        help="uml: user-mode Linux, built from Debian's sources (default). "
-        "qemu: Debian's kernels in an emulated computer",
-    )
-    parser.add_argument(
-        "--kernel",
-        action="append",
-        choices=SERIES,
-        help="a kernel series; may be repeated (default: all)",
-    )
-    parser.add_argument(
-        "--jobs", type=int, metavar="N", help="how many machines run at the same time"
-    )
-    parser.add_argument(
-        "--time-limit", type=float, metavar="SECONDS", help="for one boot and all its tests"
-    )
-    parser.add_argument(
-        "--verbose", action="store_true", help="show the output of what passes, too"
-    )
-    parser.add_argument("--build", action="store_true", help="only build or download the kernels")
-    parser.add_argument(
-        "--shell", action="store_true", help="a shell in the guest, instead of the tests"
-    )
-    parser.add_argument(
-        "scenario",
-        nargs="*",
-        help="a module of tests.kernel.scenarios, or a test case or method in one",
-    )
+    add = parser.add_argument
+    text = "uml: user-mode Linux, built from Debian's sources (default). "
+    text += "qemu: Debian's kernels in an emulated computer"
+    add("--machine", choices=sorted(_LIMITS), default="uml", help=text)
+    text = "a kernel series; may be repeated (default: all)"
+    add("--kernel", action="append", choices=SERIES, help=text)
+    add("--jobs", type=int, metavar="N", help="how many machines run at the same time")
+    text = "for one boot and all its tests"
+    add("--time-limit", type=float, metavar="SECONDS", help=text)
+    add("--verbose", action="store_true", help="show the output of what passes, too")
+    add("--build", action="store_true", help="only build or download the kernels")
+    add("--shell", action="store_true", help="a shell in the guest, instead of the tests")
+    text = "a module of tests.kernel.scenarios, or a test case or method in one"
+    add("scenario", nargs="*", help=text)
     return parser
 
 
@@ -100,7 +78,9 @@ async def _run(reactor: IMachineReactor, options: argparse.Namespace, began: flo
     cache = Cache.default()
     table = TimeTable()
     requireTools(_TOOLS[options.machine])
-    _compile()
+    for name in ("usbip_server", "twisted", "tests", "benchmarks"):
+        # What a guest compiles is lost with it.
+        compileall.compile_dir(str(PROJECT / name), quiet=1)
     machines = _machines(reactor, options, cache, table)
     if options.build:
         print(table)
@@ -110,25 +90,17 @@ async def _run(reactor: IMachineReactor, options: argparse.Namespace, began: flo
         command = ["setsid", "--ctty", "--wait", "bash", "--norc", "-i"]
         await campaign.shell(machines[0], command)
         return
-    tasks = [
-        Task(machine, job)
-        for machine in machines
-        for job in jobsFor(machine, _names(machine, options.scenario))
-    ]
+    names = [fullName(name) for name in options.scenario]
+    names = names or (scenarioModules() if machines[0].isQuick else [*SMOKE])
+    tasks = [Task(machine, job) for machine in machines for job in jobsFor(machine, names)]
     if not tasks:
-        wanting = ", ".join(sorted(unmet(machines[0], _names(machines[0], options.scenario))))
+        wanting = ", ".join(sorted(unmet(machines[0], names)))
         raise HarnessError(f"{machines[0].kind} does not have what is needed: {wanting}")
     atOnce = options.jobs or _MACHINES_PER_CPU[options.machine] * (os.cpu_count() or 1)
     counts = await campaign.run(tasks, atOnce, table)
     table.add("all", time.monotonic() - began)
     print(f"\n{table}\n\n{counts}", flush=True)
     raise SystemExit(1 if counts.failed or counts == Counts() else 0)
-
-
-def _compile() -> None:
-    """Compile the project's modules: what a guest compiles is lost with it."""
-    for name in ("usbip_server", "twisted", "tests", "benchmarks"):
-        compileall.compile_dir(str(PROJECT / name), quiet=1)
 
 
 def _machines(
@@ -146,12 +118,6 @@ def _machines(
             if took is not None:
                 table.add(f"building Linux {kernel.release}", took)
     return machines
-
-
-def _names(machine: Machine, chosen: Sequence[str]) -> list[str]:
-    if chosen:
-        return [fullName(name) for name in chosen]
-    return scenarioModules() if machine.isQuick else [*SMOKE]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,4 @@
-"""
-The folder that keeps kernels from one run to the next.
-"""
+"""The folder that keeps kernels from one run to the next."""
 
 from __future__ import annotations
 
@@ -16,13 +14,11 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 class Cache:
-    """
-    A folder for kernels, console logs, and what one run needs while it lasts.
+    """A folder for kernels, console logs, and what one run needs while it lasts.
 
     Any number of harnesses may use it at once, and each may be killed at any time.
 
-    @ivar folder: where it is. Exists.
-    """
+    @ivar folder: where it is. Exists."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -30,10 +26,8 @@ class Cache:
 
     @classmethod
     def default(cls) -> Cache:
-        """
-        The folder in C{USBIPSHARE_KERNEL_CACHE}, else one in the user's cache: a fresh checkout
-        finds the kernels that an earlier one has built.
-        """
+        """The folder in C{USBIPSHARE_KERNEL_CACHE}, else one in the user's cache: a fresh checkout
+        finds the kernels that an earlier one has built."""
         chosen = os.environ.get("USBIPSHARE_KERNEL_CACHE")
         if chosen:
             return cls(Path(chosen).resolve())
@@ -49,10 +43,8 @@ class Cache:
 
     @contextmanager
     def making(self, name: str) -> Iterator[Path]:
-        """
-        A temporary folder in which something is made that is then moved to its place in the cache.
-        Holds the lock of the name; folders that a killed harness left behind are removed.
-        """
+        """A temporary folder in which something is made that is then moved to its place in the
+        cache. Holds the lock of the name; folders that a killed harness left behind are removed."""
         with self.locked(name):
             for leftover in self.folder.glob(f"make-{name}-*"):
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -61,12 +53,10 @@ class Cache:
 
     @contextmanager
     def runFolder(self) -> Iterator[Path]:
-        """
-        A new folder for one boot, gone afterwards.
+        """A new folder for one boot, gone afterwards.
 
         Those that a killed harness left behind are removed first: a folder is in use as
-        long as a process holds the lock on its file C{in-use}.
-        """
+        long as a process holds the lock on its file C{in-use}."""
         with self.locked("runs"):
             for stale in self.folder.glob("run-*"):
                 _removeUnlessUsed(stale)

@@ -1,6 +1,4 @@
-"""
-Running jobs on machines, several at a time, and reporting their outcomes.
-"""
+"""Running jobs on machines, several at a time, and reporting their outcomes."""
 
 from __future__ import annotations
 
@@ -26,7 +24,7 @@ from tests.support.trialcounts import Counts, countsOf
 
 _DISK_BYTES = 4 << 20
 
-_DURATIONS = "seconds.json"
+_PATH = ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +37,15 @@ class Task:
     @property
     def name(self) -> str:
         """For people, and for the files of logs."""
-        kernel = self.machine.kernel
-        return f"{self.machine.kind} {kernel.series} {self.job.name}"
+        return f"{self.machine.kind} {self.machine.kernel.series} {self.job.name}"
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """
-    The outcome of a task.
+    """The outcome of a task.
 
     @ivar troubles: failures other than failed tests.
-    @ivar report: the output to show.
-    """
+    @ivar report: the output to show."""
 
     counts: Counts
     troubles: tuple[str, ...]
@@ -67,44 +62,39 @@ class Campaign:
     """Runs tasks, and reports."""
 
     def __init__(self, cache: Cache, limit: float, isVerbose: bool) -> None:
-        """
-        @param limit: seconds for each boot and all its tests.
-        @param isVerbose: show the output of tests that passed, too.
-        """
+        """@param limit: seconds for each boot and all its tests.
+        @param isVerbose: show the output of tests that passed, too."""
         self._cache = cache
         self._limit = limit
         self._isVerbose = isVerbose
-        self._durations = self._read()
+        self._seconds = cache.folder / "seconds.json"
 
     async def run(self, tasks: Sequence[Task], atOnce: int, table: TimeTable) -> Counts:
-        """
-        Run tasks. Those that took longest in the last run begin first, so that none is left over at
-        the end.
+        """Run tasks. Those that took longest in the last run begin first, so that none is left over
+        at the end.
 
         @param atOnce: how many machines run at the same time.
         @param table: gets a row for each task.
         @return: the tests, and one more that failed for each task that went wrong otherwise.
-        @raise SystemExit: it was interrupted.
-        """
+        @raise SystemExit: it was interrupted."""
         streams = len(tasks) == 1
         semaphore = DeferredSemaphore(atOnce)
-        ordered = sorted(tasks, key=lambda task: -self._durations.get(task.name, 1e9))
+        durations = self._durations()
+        ordered = sorted(tasks, key=lambda task: -durations.get(task.name, 1e9))
         running = [semaphore.run(self._begin, task, streams) for task in ordered]
         try:
             outcomes: list[Outcome] = await gatherResults(running, consumeErrors=True)
         except FirstError as error:
             error.subFailure.raiseException()
-        for task, outcome in sorted(
-            zip(ordered, outcomes, strict=True), key=lambda pair: pair[0].name
-        ):
-            table.add(task.name, outcome.seconds)
-        if not streams:
-            for task, outcome in zip(ordered, outcomes, strict=True):
-                if not outcome.isGood:
-                    print(f"\n{task.name}\n{'=' * len(task.name)}\n{outcome.report}")
         total = Counts()
-        for outcome in outcomes:
+        for task, outcome in zip(ordered, outcomes, strict=True):
             total += outcome.counts + Counts(failed=1 if outcome.troubles else 0)
+            if not streams and not outcome.isGood:
+                print(f"\n{task.name}\n{'=' * len(task.name)}\n{outcome.report}")
+        for name, seconds in sorted(
+            (t.name, o.seconds) for t, o in zip(ordered, outcomes, strict=True)
+        ):
+            table.add(name, seconds)
         return total
 
     async def shell(self, machine: Machine, command: Sequence[str]) -> None:
@@ -112,7 +102,8 @@ class Campaign:
         terminal = os.environ.get("TERM", "dumb")
         with self._cache.runFolder() as folder:
             inside = _inGuest(folder, machine.kind, terminal, command)
-            await machine.run(Boot(folder, inside, _ignore, None, True))
+            # A shell writes to the terminal itself.
+            await machine.run(Boot(folder, inside, lambda data: None, None, True))
 
     def _begin(self, task: Task, streams: bool) -> Deferred[Outcome]:
         return Deferred.fromCoroutine(self._one(task, streams))
@@ -124,7 +115,6 @@ class Campaign:
         kept = log.with_suffix(".console")
         trial = [sys.executable, "-m", "twisted.trial"]
         trial += ["--reporter=timing", "--temp-directory", "/tmp/kernel-trial", *task.job.tests]
-        kind = task.machine.kind
         with self._cache.runFolder() as folder, log.open("wb", buffering=0) as written:
 
             def emit(data: bytes) -> None:
@@ -133,20 +123,26 @@ class Campaign:
                     sys.stdout.buffer.write(data)
                     sys.stdout.buffer.flush()
 
-            command = _inGuest(folder, kind, "dumb", trial)
+            command = _inGuest(folder, task.machine.kind, "dumb", trial)
             isFatal = task.job.death is not None
-            boot = Boot(folder, command, emit, self._limit, isFatal=isFatal)
-            ending = await task.machine.run(boot)
+            ending = await task.machine.run(
+                Boot(folder, command, emit, self._limit, isFatal=isFatal)
+            )
             shutil.copy(folder / CONSOLE, kept)
         if ending.interrupted:
             raise SystemExit(130)
         output, console = (path.read_text("utf-8", "replace") for path in (log, kept))
         outcome = _judge(task.job, ending, output, console, kept)
-        self._remember(task.name, outcome.seconds)
+        with self._cache.locked("seconds"):
+            durations = self._durations() | {task.name: round(outcome.seconds, 1)}
+            new = self._seconds.with_suffix(".new")
+            new.write_text(json.dumps(durations))
+            new.rename(self._seconds)
+        booted = "never" if ending.bootSeconds is None else f"{ending.bootSeconds:.1f} s"
         word = "passed" if outcome.isGood else "FAILED"
         print(
             f"{word}: {task.name}: {outcome.counts}, {outcome.seconds:.1f} s "
-            f"(booted after {_duration(ending.bootSeconds)})",
+            f"(booted after {booted})",
             flush=True,
         )
         if streams:
@@ -155,36 +151,23 @@ class Campaign:
             print(outcome.report, flush=True)
         return outcome
 
-    def _read(self) -> dict[str, float]:
+    def _durations(self) -> dict[str, float]:
         """How long each task took the last time."""
         with contextlib.suppress(OSError, ValueError):
-            read: dict[str, float] = json.loads((self._cache.folder / _DURATIONS).read_bytes())
+            read: dict[str, float] = json.loads(self._seconds.read_bytes())
             return read
         return {}
 
-    def _remember(self, name: str, seconds: float) -> None:
-        path = self._cache.folder / _DURATIONS
-        with self._cache.locked("seconds"):
-            new = path.with_suffix(".new")
-            new.write_text(json.dumps(self._read() | {name: round(seconds, 1)}))
-            new.rename(path)
-
 
 def _inGuest(folder: Path, kind: str, terminal: str, command: Sequence[str]) -> list[str]:
-    """
-    A command with the environment that it has in the guest.
+    """A command with the environment that it has in the guest.
 
-    @param folder: of the boot: gets the content of the disks.
-    """
+    @param folder: of the boot: gets the content of the disks."""
     disk = folder / DISK_IMAGE
     disk.write_bytes(random.Random(42).randbytes(_DISK_BYTES))
     environment = {
-        "HOME": "/run/home",
-        "LANG": "C.UTF-8",
-        "PATH": f"{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin"
-        ":/usr/sbin:/usr/bin:/sbin:/bin",
-        "PYTHONUNBUFFERED": "1",
-        "TERM": terminal,
+        **{"HOME": "/run/home", "LANG": "C.UTF-8", "PYTHONUNBUFFERED": "1", "TERM": terminal},
+        "PATH": f"{Path(sys.executable).parent}{_PATH}",
         "USBIPSHARE_GUEST_DISK": str(disk),
         "USBIPSHARE_GUEST_MACHINE": kind,
         FORKING: "1",
@@ -213,11 +196,3 @@ def _judge(job: Job, ending: Ending, output: str, console: str, kept: Path) -> O
         troubles.append(f"trial ended with status {ending.status}")
     report += "".join(f"\nFAILED: {trouble}" for trouble in troubles)
     return Outcome(counts, tuple(troubles), ending.seconds, report)
-
-
-def _ignore(data: bytes) -> None:
-    """A shell writes to the terminal itself."""
-
-
-def _duration(seconds: float | None) -> str:
-    return "never" if seconds is None else f"{seconds:.1f} s"

@@ -1,6 +1,4 @@
-"""
-Base classes of the scenarios: a test case in a guest, and one with a daemon in it.
-"""
+"""Base classes of the scenarios: a test case in a guest, and one with a daemon in it."""
 
 from __future__ import annotations
 
@@ -39,11 +37,9 @@ PATIENCE = 10.0
 
 
 class GuestCase(SynchronousTestCase):
-    """
-    The devices as they were when the guest started.
+    """The devices as they were when the guest started.
 
-    @cvar modules: the kernel modules that a test needs besides those of the devices.
-    """
+    @cvar modules: the kernel modules that a test needs besides those of the devices."""
 
     modules: Sequence[str] = ("usbip-host", "vhci-hcd")
 
@@ -68,15 +64,13 @@ class GuestCase(SynchronousTestCase):
 
 
 class DaemonCase(GuestCase):
-    """
-    A daemon, and helpers that ask it.
+    """A daemon, and helpers that ask it.
 
     @cvar backend: the YAML of the backend.
     @cvar prefix: what the daemon's command begins with.
     @cvar listen: the endpoint of its JSON port.
     @cvar timeouts: the YAML of C{timeouts}. An emulated machine may need long for an answer.
-    @cvar more: further YAML of each configuration.
-    """
+    @cvar more: further YAML of each configuration."""
 
     backend = "{type: sysfs}"
     prefix: Sequence[str] = ()
@@ -85,12 +79,10 @@ class DaemonCase(GuestCase):
     more: ClassVar[str] = ""
 
     def config(self, state: str = "{file: null, remember: false}", more: str = "") -> str:
-        """
-        The YAML of a configuration.
+        """The YAML of a configuration.
 
         @param state: of C{state}.
-        @param more: further keys.
-        """
+        @param more: further keys."""
         return (
             f"backend: {self.backend}\ntimeouts: {self.timeouts}\nstate: {state}\n{self.more}{more}"
         )
@@ -105,10 +97,8 @@ class DaemonCase(GuestCase):
         return self.enter(self.makeDaemon(config or self.config()))
 
     def sharedDaemon(self) -> ChildDaemon:
-        """
-        A daemon that is kept for the next tests, as starting one takes seconds. At the end of the
-        test all devices are detached.
-        """
+        """A daemon that is kept for the next tests, as starting one takes seconds. At the end of
+        the test all devices are detached."""
         key = (self.backend, self.listen, *self.prefix)
         if key not in _daemons or _daemons[key].child.poll() is not None:
             _daemons[key] = self.makeDaemon(self.config())
@@ -126,12 +116,10 @@ class DaemonCase(GuestCase):
                 daemon.ask("detach", id=device["bus_id"], force=True)
 
     def importDisk(self) -> tuple[int, str]:
-        """
-        Import the disk with Debian's C{usbipd} and C{usbip}, and wait until it can be read. The
+        """Import the disk with Debian's C{usbipd} and C{usbip}, and wait until it can be read. The
         session does not end with C{usbipd}.
 
-        @return: the vhci port, and the bus id of the imported disk.
-        """
+        @return: the vhci port, and the bus id of the imported disk."""
         with guest.stockUsbipd():
             port, imported = guest.stockAttach(DISK)
         guest.waitBlockDevice(imported)
@@ -178,13 +166,11 @@ class DaemonCase(GuestCase):
     def assertSessionSurvives(
         self, daemon: ChildDaemon, node: str, address: str | None = HOST
     ) -> None:
-        """
-        Kill the daemon, start it, stop it, start it: the session of the disk's client goes on.
+        """Kill the daemon, start it, stop it, start it: the session of the disk's client goes on.
 
         @param node: of the imported disk, which is read all the time.
         @param address: of the client, as the started daemon shows it. It looks for it among the
-            connections at the usual port.
-        """
+            connections at the usual port."""
         with guest.diskReader(node) as reader:
             reader.awaitRead()
             for number in (signal.SIGKILL, signal.SIGTERM):
@@ -202,23 +188,19 @@ class DaemonCase(GuestCase):
         daemon: ChildDaemon,
         isExpected: Callable[[dict[str, Any]], bool] = lambda event: False,
     ) -> None:
-        """
-        Assert that a daemon has logged no warnings and no errors.
+        """Assert that a daemon has logged no warnings and no errors.
 
-        @param isExpected: tells which events do not count.
-        """
+        @param isExpected: tells which events do not count."""
         daemon.reload(self.config())  # what was logged before this is read
         logged = [e for e in daemon.events if e["log_level"]["name"] not in ("debug", "info")]
         self.assertEqual([event for event in logged if not isExpected(event)], [])
 
 
 class ElsewhereCase(DaemonCase):
-    """
-    A server, and clients in another network namespace.
+    """A server, and clients in another network namespace.
 
     @ivar elsewhere: the namespace.
-    @ivar server: a daemon that serves requests and USB/IP at their usual ports.
-    """
+    @ivar server: a daemon that serves requests and USB/IP at their usual ports."""
 
     listen = "tcp:5055"
     more = "export: {listen: ['tcp:3240']}\n"
@@ -230,11 +212,9 @@ class ElsewhereCase(DaemonCase):
 
 
 def stopSharedDaemons(listen: str) -> None:
-    """
-    Stop the daemons of earlier tests that listen at a fixed port.
+    """Stop the daemons of earlier tests that listen at a fixed port.
 
-    @param listen: the endpoint.
-    """
+    @param listen: the endpoint."""
     for key, daemon in tuple(_daemons.items()):
         if key[1] == listen and listen != DaemonCase.listen:
             del _daemons[key]
@@ -250,10 +230,8 @@ def timestamp(text: Any) -> float:
 
 
 def summary(durations: Sequence[float]) -> str:
-    """
-    The median and the maximum of durations, as text.
+    """The median and the maximum of durations, as text.
 
-    @param durations: in seconds.
-    """
+    @param durations: in seconds."""
     middle, worst = 1000 * statistics.median(durations), 1000 * max(durations)
     return f"{middle:.0f} ms (median of {len(durations)}; worst {worst:.0f} ms)"

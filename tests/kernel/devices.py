@@ -1,12 +1,14 @@
-"""
-The USB devices that a guest is born with, on each kind of machine.
-"""
+"""The USB devices that a guest is born with, on each kind of machine."""
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+
+
+class PlugError(Exception):
+    """A device could not be plugged in or unplugged. The message contains the reason."""
 
 
 class Kind(enum.Enum):
@@ -22,8 +24,7 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """
-    A USB device that can be plugged in.
+    """A USB device that can be plugged in.
 
     @ivar name: unique among the devices of a machine. QEMU's id of it, or the name of the
         gadget.
@@ -32,8 +33,7 @@ class Device:
         high speed, and the next one is the same port at super speed.
     @ivar vidPid: its vendor and product id, C{0403:6001}.
     @ivar serial: its serial number, where the machine lets it be chosen.
-    @ivar product: its product string, where the machine lets it be chosen.
-    """
+    @ivar product: its product string, where the machine lets it be chosen."""
 
     name: str
     kind: Kind

@@ -1,16 +1,15 @@
-"""
-What most scenarios use of the guest; L{tests.kernel.inside} has more.
+"""What most scenarios use of the guest; L{tests.kernel.inside} has more.
 
 All functions block. Those that wait raise C{DeadlineMissed} at a deadline. Any thread may call
-them: a test with a reactor uses C{deferToThread}.
-"""
+them: a test with a reactor uses C{deferToThread}."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 
-from tests.kernel.devices import BORN_WITH, Device
+from tests.kernel.devices import BORN_WITH, Device, PlugError
 from tests.kernel.inside.command import DEADLINE, check, run, waitUntil
 from tests.kernel.inside.comparingreader import checkDiskBytes, diskBytes, diskReader
 from tests.kernel.inside.elsewhere import Elsewhere
@@ -18,7 +17,6 @@ from tests.kernel.inside.emulated import EmulatedTestbed
 from tests.kernel.inside.gadgetline import checkEcho
 from tests.kernel.inside.gadgets import GadgetTestbed
 from tests.kernel.inside.stocktools import isListening, stockAttach, stockDetach, stockUsbipd
-from tests.kernel.inside.testbed import MACHINE, ITestbed, PlugError
 from tests.kernel.inside.usb import (
     DEVICES_FOLDER,
     DRIVERS_FOLDER,
@@ -41,56 +39,20 @@ from tests.kernel.inside.usb import (
 )
 
 __all__ = [
-    "CARD_READER",
-    "DEADLINE",
-    "DEVICES",
-    "DEVICES_FOLDER",
-    "DISK",
-    "DRIVERS_FOLDER",
-    "FAST_DISK",
-    "KEYBOARD",
-    "MACHINE",
-    "SERIAL",
-    "SERIAL_NODES",
-    "TABLET",
-    "Device",
-    "Elsewhere",
-    "PlugError",
-    "attribute",
-    "awaitDevices",
-    "check",
-    "checkDiskBytes",
-    "checkEcho",
-    "diskBytes",
-    "diskReader",
-    "dmesg",
-    "driverOf",
-    "forget",
-    "imports",
-    "isListening",
-    "matchBusIds",
-    "modprobe",
-    "plug",
-    "readBlockDevice",
-    "reset",
-    "resetUsb",
-    "rmmod",
-    "run",
-    "stockAttach",
-    "stockDetach",
-    "stockUsbipd",
-    "ttyDevice",
-    "unplug",
-    "usbipStatus",
-    "vidPid",
-    "waitBlockDevice",
-    "waitGone",
-    "waitImport",
-    "waitPresent",
+    "CARD_READER", "DEADLINE", "DEVICES", "DEVICES_FOLDER", "DISK", "DRIVERS_FOLDER",
+    "FAST_DISK", "KEYBOARD", "MACHINE", "SERIAL", "SERIAL_NODES", "TABLET", "Device",
+    "Elsewhere", "PlugError", "attribute", "awaitDevices", "check", "checkDiskBytes",
+    "checkEcho", "diskBytes", "diskReader", "dmesg", "driverOf", "forget", "imports",
+    "isListening", "matchBusIds", "modprobe", "plug", "readBlockDevice", "reset", "resetUsb",
+    "rmmod", "run", "stockAttach", "stockDetach", "stockUsbipd", "ttyDevice", "unplug",
+    "usbipStatus", "vidPid", "waitBlockDevice", "waitGone", "waitImport", "waitPresent",
     "waitUntil",
-]
+]  # fmt: skip
 
-_testbed: ITestbed = EmulatedTestbed() if MACHINE == "qemu" else GadgetTestbed()
+MACHINE = os.environ.get("USBIPSHARE_GUEST_MACHINE", "uml")
+"""The kind of machine: C{uml} or C{qemu}."""
+
+_testbed = EmulatedTestbed() if MACHINE == "qemu" else GadgetTestbed()
 
 CARD_READER = _testbed.devices["ccid"]
 DISK = _testbed.devices["disk"]
@@ -108,11 +70,9 @@ DEVICES = tuple(_testbed.devices[name] for name in BORN_WITH if name in _testbed
 
 
 def modprobe(name: str, *parameters: str) -> None:
-    """
-    Load a module, and those that it needs, unless it is loaded. All of the kernel's are there.
+    """Load a module, and those that it needs, unless it is loaded. All of the kernel's are there.
 
-    @param parameters: C{num=4}
-    """
+    @param parameters: C{num=4}"""
     loaded = Path("/sys/module", name.replace("-", "_"), "initstate")
     with contextlib.suppress(FileNotFoundError):
         if not parameters and loaded.read_text() == "live\n":
@@ -126,29 +86,23 @@ def rmmod(name: str) -> None:
 
 
 def plug(device: Device, seconds: float = DEADLINE) -> None:
-    """
-    Plug in a device: one of L{DEVICES}, or another. The kernel notices a moment later. A disk has
-    the content of the image.
+    """Plug in a device: one of L{DEVICES}, or another. The kernel notices a moment later. A disk
+    has the content of the image.
 
-    @raise PlugError: its name or its place is in use.
-    """
+    @raise PlugError: its name or its place is in use."""
     _testbed.plug(device, seconds)
 
 
 def unplug(device: Device, seconds: float = DEADLINE) -> None:
-    """
-    Unplug a device. The kernel notices a moment later.
+    """Unplug a device. The kernel notices a moment later.
 
-    @raise PlugError: it is not plugged in.
-    """
+    @raise PlugError: it is not plugged in."""
     _testbed.unplug(device.name, seconds)
 
 
 def awaitDevices() -> None:
-    """
-    Load the drivers of L{DEVICES}, but no modules of USB/IP, and wait until all devices are
-    present, with the disk and the serial port ready for use.
-    """
+    """Load the drivers of L{DEVICES}, but no modules of USB/IP, and wait until all devices are
+    present, with the disk and the serial port ready for use."""
     _testbed.begin()
     for device in DEVICES:
         waitPresent(device.busId)
@@ -162,10 +116,8 @@ def dmesg() -> str:
 
 
 def resetUsb() -> None:
-    """
-    Detach what is imported, unbind what is bound, and plug in all of L{DEVICES}. Modules stay
-    loaded, and names stay in usbip-host's table.
-    """
+    """Detach what is imported, unbind what is bound, and plug in all of L{DEVICES}. Modules stay
+    loaded, and names stay in usbip-host's table."""
     waitUntil(lambda: not importsPending(), "vhci has settled")
     for port, busId in imports().items():
         (VHCI_FOLDER / "detach").write_text(str(port))

@@ -55,11 +55,11 @@ for line in "$TERMINAL" "$NOTES"; do
 done
 
 cd "$PROJECT"
-tell '{"type":"booted"}'
+tell booted
 status=0
 exec 3<>"$TERMINAL"
 "$@" <&3 >&3 2>&1 3>&- || status=$?
-tell "{\"type\":\"finished\",\"status\":$status}"
+tell "finished $status"
 
 echo o >/proc/sysrq-trigger
 # No program can be started any more: in QEMU the root file system goes first.

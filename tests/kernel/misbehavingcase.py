@@ -1,6 +1,4 @@
-"""
-The base class of the scenarios with devices that misbehave.
-"""
+"""The base class of the scenarios with devices that misbehave."""
 
 from __future__ import annotations
 
@@ -56,11 +54,9 @@ class MisbehavingCase(DaemonCase):
         )
 
     def promptly(self, daemon: ChildDaemon, command: str, **more: object) -> dict[str, Any]:
-        """
-        The answer to a request, which has to come within the default of C{timeouts.answer}. The
+        """The answer to a request, which has to come within the default of C{timeouts.answer}. The
         request is sent up to three times, as the machine may be busy: one that waits for a device
-        that hangs is late each time.
-        """
+        that hangs is late each time."""
         times = []
         for _ in range(3):
             began = time.monotonic()
@@ -71,9 +67,8 @@ class MisbehavingCase(DaemonCase):
         raise AssertionError(f"{command} {more}: {answer} after {times} s")
 
     def awaitAttached(self, daemon: ChildDaemon, serial: str) -> None:
-        """
-        Attach a device. The first request may be answered with the outcome of an earlier attach.
-        """
+        """Attach a device. The first request may be answered with the outcome of an earlier
+        attach."""
         guest.waitUntil(
             lambda: daemon.ask("attach", serial=serial)["status"] == "success",
             f"{serial} is attached",
@@ -85,10 +80,8 @@ class MisbehavingCase(DaemonCase):
 
     @contextlib.contextmanager
     def imported(self, daemon: ChildDaemon, busId: str) -> Iterator[str]:
-        """
-        Import a device with Debian's C{usbip} until the C{with} ends, or the device is unplugged.
-        Gives the bus id of the imported device.
-        """
+        """Import a device with Debian's C{usbip} until the C{with} ends, or the device is
+        unplugged. Gives the bus id of the imported device."""
         before = guest.imports()
         port = str(daemon.exportPort)
         guest.check("usbip", "--tcp-port", port, "attach", "-r", HOST, "-b", busId)
@@ -117,10 +110,8 @@ class MisbehavingCase(DaemonCase):
 
 
 def freeEntry(busId: str) -> None:
-    """
-    Free a device's entry in C{usbip-host}'s table. The entry may point at an earlier device with
-    the same bus id, so the present device is bound first.
-    """
+    """Free a device's entry in C{usbip-host}'s table. The entry may point at an earlier device with
+    the same bus id, so the present device is bound first."""
     if busId not in guest.matchBusIds():
         return
     if guest.driverOf(busId) == "usb":

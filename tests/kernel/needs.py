@@ -1,5 +1,4 @@
-"""
-What a scenario needs of the machine that it runs in.
+"""What a scenario needs of the machine that it runs in.
 
 A scenario without a need runs on both kinds of machine. One with a need runs where that is offered:
 
@@ -9,8 +8,7 @@ A scenario without a need runs on both kinds of machine. One with a need runs wh
 A scenario that crashes the kernel has a pattern for the console, and a boot of its own:
 
     @dies("NULL pointer dereference")
-    def test_rebindNeverBound(self) -> None: ...
-"""
+    def test_rebindNeverBound(self) -> None: ..."""
 
 from __future__ import annotations
 
@@ -44,11 +42,9 @@ def needs(*wanted: Need) -> Callable[[T], T]:
 
 
 def dies(pattern: str) -> Callable[[T], T]:
-    """
-    Decorate a test method whose last step kills the kernel.
+    """Decorate a test method whose last step kills the kernel.
 
-    @param pattern: a regular expression that the console has to match afterwards.
-    """
+    @param pattern: a regular expression that the console has to match afterwards."""
 
     def decorate(decorated: T) -> T:
         setattr(decorated, _DIES, pattern)

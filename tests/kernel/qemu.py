@@ -1,6 +1,4 @@
-"""
-QEMU, with one of Debian's kernels as it is packaged.
-"""
+"""QEMU, with one of Debian's kernels as it is packaged."""
 
 from __future__ import annotations
 
@@ -63,10 +61,8 @@ class Qemu(Machine):
         self._accelerators = _accelerators()
 
     async def run(self, boot: Boot) -> Ending:
-        """
-        See L{Machine.run}. Uses the first accelerator that this computer can
-        boot the kernel with.
-        """
+        """See L{Machine.run}. Uses the first accelerator that this computer can boot the kernel
+        with."""
         while len(self._accelerators) > 1:
             ending = await self._once(boot, _KVM_BOOT_LIMIT)
             if ending.bootSeconds is not None or ending.interrupted:
@@ -98,10 +94,8 @@ class Qemu(Machine):
             return await run.result(command, descriptors, environment, bootLimit)
 
     def _options(self, boot: Boot, initrd: Path) -> list[str]:
-        """
-        QEMU's command line. Paths in it are relative to its folder, or arguments of their own, so
-        that no comma in one is taken for a separator.
-        """
+        """QEMU's command line. Paths in it are relative to its folder, or arguments of their own,
+        so that no comma in one is taken for a separator."""
         if boot.isInteractive:
             console = ["-chardev", "stdio,id=console,signal=off,logfile=console.log"]
             trial = ["-chardev", "null,id=trial"]
@@ -139,10 +133,8 @@ class Qemu(Machine):
 
 
 class _Run(GuestRun):
-    """
-    A boot of QEMU. A guest that still runs at its deadline is made to panic: its console then shows
-    the tasks that hang.
-    """
+    """A boot of QEMU. A guest that still runs at its deadline is made to panic: its console then
+    shows the tasks that hang."""
 
     def __init__(self, reactor: IMachineReactor, boot: Boot, monitor: socket.socket) -> None:
         """@param monitor: takes commands of QEMU's monitor for people."""

@@ -1,6 +1,4 @@
-"""
-Which tests run on which machine, and which of them share a boot.
-"""
+"""Which tests run on which machine, and which of them share a boot."""
 
 from __future__ import annotations
 
@@ -20,13 +18,11 @@ SCENARIOS = "tests.kernel.scenarios"
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """
-    What one boot of a machine is for.
+    """What one boot of a machine is for.
 
     @ivar name: of the test case, or of the test.
     @ivar tests: what trial runs.
-    @ivar death: what the console shows at the end; none for a kernel that has to live.
-    """
+    @ivar death: what the console shows at the end; none for a kernel that has to live."""
 
     name: str
     tests: tuple[str, ...]
@@ -74,13 +70,11 @@ that need such a machine, and of the others a smoke test of each feature.
 
 
 def jobsFor(machine: Machine, names: Sequence[str]) -> list[Job]:
-    """
-    Distribute what a machine can run over boots: the tests of a test case share one where a boot
+    """Distribute what a machine can run over boots: the tests of a test case share one where a boot
     is quick, else all tests do. A test that the kernel does not survive has a boot of its own.
 
     @param names: full names of modules, cases or methods.
-    @raise HarnessError: a name is wrong.
-    """
+    @raise HarnessError: a name is wrong."""
     jobs: list[Job] = []
     boots: dict[str, list[str]] = {}
     tests = {test.id(): test for name in names for test in _testsOf(name)}

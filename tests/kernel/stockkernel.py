@@ -1,7 +1,6 @@
-"""
-Debian's kernels, downloaded as packages and not installed, and the initial RAM disk that QEMU boots
-them with: busybox, a script, and the modules that are needed to mount the host's file system.
-"""
+"""Debian's kernels, downloaded as packages and not installed, and the initial RAM disk that QEMU
+boots them with: busybox, a script, and the modules that are needed to mount the host's file
+system."""
 
 from __future__ import annotations
 
@@ -16,10 +15,7 @@ from tests.kernel.machine import Kernel
 from tests.kernel.tools import CANDIDATE, HarnessError, download, known, output, tool
 
 # series -> the package that depends on the newest kernel of that series
-META_PACKAGES = {
-    "6.1": "linux-image-amd64",
-    "6.12": "linux-image-6.12-amd64",
-}
+META_PACKAGES = {"6.1": "linux-image-amd64", "6.12": "linux-image-6.12-amd64"}
 
 _IMAGE = re.compile(r"^\s*\|?Depends: linux-image-(\d+\.\d+\.\S+)$", re.MULTILINE)
 
@@ -30,11 +26,10 @@ _INIT = Path(__file__).with_name("qemu-init.sh")
 
 
 def fetchKernel(series: str, cache: Cache) -> Kernel:
-    """
-    The newest kernel of a series in apt's lists, downloaded and unpacked unless it is in the cache.
+    """The newest kernel of a series in apt's lists, downloaded and unpacked unless it is in the
+    cache.
 
-    @raise HarnessError: there is none, or it could not be downloaded.
-    """
+    @raise HarnessError: there is none, or it could not be downloaded."""
     metaPackage = META_PACKAGES[series]
     release = known(_IMAGE, "depends", metaPackage)
     if not release.startswith(series + "."):
@@ -57,12 +52,10 @@ def _unpack(package: str, version: str, release: str, folder: Path, workshop: Pa
 
 
 def buildInitrd(kernel: Kernel, settings: str, folder: Path) -> Path:
-    """
-    Make the initial RAM disk.
+    """Make the initial RAM disk.
 
     @param settings: what C{qemu-init.sh} and C{guest.sh} source.
-    @param folder: where to put it.
-    """
+    @param folder: where to put it."""
     tree = folder / "initrd"
     shutil.rmtree(tree, ignore_errors=True)
     for name in ("bin", "modules", "host", "writable", "root"):

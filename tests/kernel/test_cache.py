@@ -1,6 +1,4 @@
-"""
-Tests of what is kept from one run to the next.
-"""
+"""Tests of what is kept from one run to the next."""
 
 from __future__ import annotations
 
@@ -59,10 +57,8 @@ class KernelCacheTests(SynchronousTestCase):
         self.assertEqual(len(self.builds), 3)
 
     def test_builtAgainIfFilesChanged(self) -> None:
-        """
-        A kernel with a file that was changed, cut off or deleted, or without the list of its
-        files, is built again.
-        """
+        """A kernel with a file that was changed, cut off or deleted, or without the list of its
+        files, is built again."""
         kernel, _ = umlKernel("6.1", self.cache)
         module = kernel.modules / "usbip-host.ko"
         listed = kernel.folder / "files.json"

@@ -1,6 +1,4 @@
-"""
-Tests of L{tests.kernel.selection} and L{tests.kernel.needs}.
-"""
+"""Tests of L{tests.kernel.selection} and L{tests.kernel.needs}."""
 
 from __future__ import annotations
 
@@ -73,11 +71,7 @@ class JobsTests(SynchronousTestCase):
 
     def test_unmetNeedsAreLeftOut(self) -> None:
         """A test whose needs are not met is left out; those of its case count as its own."""
-        plain, hub, both = (
-            f"{_PLAIN}.test_plain",
-            f"{_PLAIN}.test_hub",
-            f"{_SYSTEMD}.test_both",
-        )
+        plain, hub, both = (f"{_PLAIN}.test_plain", f"{_PLAIN}.test_hub", f"{_SYSTEMD}.test_both")
         for offers, wanted in (
             ((), {plain}),
             ((Need.HUB,), {plain, hub}),
@@ -118,9 +112,8 @@ class NamesTests(SynchronousTestCase):
     """All scenarios, those of the smoke test, and those that the documentation names."""
 
     def test_allNamesCanBeLoaded(self) -> None:
-        """
-        Each module of scenarios can be loaded, and each name of the smoke test means something.
-        """
+        """Each module of scenarios can be loaded, and each name of the smoke test means
+        something."""
         machine = FakeMachine(True, *Need)
         text = Path(PROJECT, "tests", "README.md").read_text()
         named = re.findall(r"SCENARIO=(?:'([^']+)'|([^'\s]+))", text)

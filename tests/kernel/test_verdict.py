@@ -1,6 +1,4 @@
-"""
-Tests of L{tests.kernel.verdict}.
-"""
+"""Tests of L{tests.kernel.verdict}."""
 
 from __future__ import annotations
 
@@ -37,10 +35,8 @@ class ComplaintTests(SynchronousTestCase):
             self.assertEqual([line], complaintsOf(f"[    1.500000] {line}\r\n[    1.6] x"))
 
     def test_warningWithUsbipInTrace(self) -> None:
-        """
-        A warning counts if usbip or vhci is in its trace. That their modules are loaded
-        does not make it theirs, nor what is printed afterwards.
-        """
+        """A warning counts if usbip or vhci is in its trace. That their modules are loaded does not
+        make it theirs, nor what is printed afterwards."""
         ours = _WARNING.format(where="drivers/usb/usbip/vhci_hcd.c:10", module="vhci_hcd")
         other = _WARNING.format(where="kernel/time/timer.c:10", module="timer")
         self.assertEqual(1, len(complaintsOf(ours)))
@@ -70,10 +66,8 @@ class ComplaintTests(SynchronousTestCase):
         self.assertEqual([], complaintsOf(console))
 
     def test_excerpt(self) -> None:
-        """
-        The first complaint is shown with what came before and after; else the tasks that
-        hang; else the end.
-        """
+        """The first complaint is shown with what came before and after; else the tasks that hang;
+        else the end."""
         quiet = [f"[    1.{number:06}] line {number}" for number in range(200)]
         self.assertEqual(quiet[-50:], excerptOf("\n".join(quiet)))
         loud = [*quiet[:100], "kernel BUG at here", *quiet[100:]]

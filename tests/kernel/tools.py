@@ -1,6 +1,4 @@
-"""
-The programs of the host that the harness needs.
-"""
+"""The programs of the host that the harness needs."""
 
 from __future__ import annotations
 
@@ -12,34 +10,18 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-# program -> the Debian package that has it
+# The Debian package that has a program, where it has another name.
 PACKAGES = {
-    "apt-cache": "apt",
-    "apt-get": "apt",
-    "bc": "bc",
-    "bison": "bison",
-    "busybox": "busybox-static",
-    "cpio": "cpio",
-    "depmod": "kmod",
-    "dpkg": "dpkg",
-    "flex": "flex",
-    "gcc": "gcc libc6-dev",
-    "make": "make",
-    "modprobe": "kmod",
-    "prlimit": "util-linux",
-    "qemu-system-x86_64": "qemu-system-x86",
-    "setpriv": "util-linux",
-    "tar": "tar",
-    "taskset": "util-linux",
-    "unshare": "util-linux",
-    "xz": "xz-utils",
+    **{"apt-cache": "apt", "apt-get": "apt", "busybox": "busybox-static", "xz": "xz-utils"},
+    **{"gcc": "gcc libc6-dev", "qemu-system-x86_64": "qemu-system-x86"},
+    **dict.fromkeys(("depmod", "modprobe"), "kmod"),
+    **dict.fromkeys(("prlimit", "setpriv", "taskset", "unshare"), "util-linux"),
 }
 
 
 class HarnessError(Exception):
-    """
-    The harness cannot go on, for a reason that its user can put right. The message says what to do.
-    """
+    """The harness cannot go on, for a reason that its user can put right. The message says what to
+    do."""
 
 
 CANDIDATE = re.compile(r"^\s*Candidate: (\d\S*)$", re.MULTILINE)
@@ -47,11 +29,9 @@ CANDIDATE = re.compile(r"^\s*Candidate: (\d\S*)$", re.MULTILINE)
 
 
 def tool(name: str) -> str:
-    """
-    Where a program is.
+    """Where a program is.
 
-    @raise HarnessError: it is not installed; the message has the command that installs it.
-    """
+    @raise HarnessError: it is not installed; the message has the command that installs it."""
     found = _find(name)
     if found is None:
         requireTools([name])
@@ -59,14 +39,12 @@ def tool(name: str) -> str:
 
 
 def requireTools(names: Iterable[str]) -> None:
-    """
-    Check that programs are installed.
+    """Check that programs are installed.
 
-    @raise HarnessError: some are not; has the command that installs all of them.
-    """
+    @raise HarnessError: some are not; has the command that installs all of them."""
     missing = [name for name in names if _find(name) is None]
     if missing:
-        packages = " ".join(dict.fromkeys(PACKAGES[name] for name in missing))
+        packages = " ".join(dict.fromkeys(PACKAGES.get(name, name) for name in missing))
         raise HarnessError(
             f"programs are missing: {', '.join(missing)}. Install them with\n"
             f"  apt-get install --no-install-recommends {packages}"
@@ -80,12 +58,10 @@ def _find(name: str) -> str | None:
 
 
 def output(name: str, *arguments: str | Path, folder: Path | None = None) -> str:
-    """
-    What a program prints.
+    """What a program prints.
 
     @param folder: where it runs.
-    @raise HarnessError: it failed; the message contains its standard error.
-    """
+    @raise HarnessError: it failed; the message contains its standard error."""
     finished = subprocess.run(
         [tool(name), *map(str, arguments)],
         cwd=folder,
@@ -100,13 +76,11 @@ def output(name: str, *arguments: str | Path, folder: Path | None = None) -> str
 
 
 def known(pattern: re.Pattern[str], question: str, package: str) -> str:
-    """
-    Look up a package in apt's lists.
+    """Look up a package in apt's lists.
 
     @param pattern: with one group, which is returned.
     @param question: C{depends} or C{policy}.
-    @raise HarnessError: the package is not in the lists.
-    """
+    @raise HarnessError: the package is not in the lists."""
     with suppress(HarnessError):  # E: No packages found
         found = pattern.search(output("apt-cache", question, package))
         if found is not None:
@@ -115,12 +89,10 @@ def known(pattern: re.Pattern[str], question: str, package: str) -> str:
 
 
 def download(package: str, version: str, folder: Path) -> Path:
-    """
-    Download a package.
+    """Download a package.
 
     @return: the file.
-    @raise HarnessError: apt could not do it.
-    """
+    @raise HarnessError: apt could not do it."""
     # apt's own user cannot write to the folder, and warns about that.
     sandbox = ["-o", "APT::Sandbox::User=root"] if os.geteuid() == 0 else []
     print(f"downloading {package} {version}", flush=True)

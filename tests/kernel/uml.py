@@ -1,10 +1,8 @@
-"""
-User-mode Linux: a kernel that is an ordinary program of this computer.
+"""User-mode Linux: a kernel that is an ordinary program of this computer.
 
 Its root file system is this computer's own, read-only, with a writable layer in memory. The
 console is its standard output; the tests' output and the guest's notes come over two serial lines
-that are pipes.
-"""
+that are pipes."""
 
 from __future__ import annotations
 
@@ -56,13 +54,11 @@ _POISON = "slub_debug=P"
 
 
 class Processors:
-    """
-    The processors of this computer, and how many machines run on each.
+    """The processors of this computer, and how many machines run on each.
 
     Every system call and page fault in a guest is a switch between two processes of this
     computer, the kernel and the guest's process. On one processor that takes a quarter of the
-    time that it takes across two.
-    """
+    time that it takes across two."""
 
     def __init__(self) -> None:
         self._loads = dict.fromkeys(sorted(os.sched_getaffinity(0)), 0)

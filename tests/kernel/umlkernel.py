@@ -1,10 +1,8 @@
-"""
-Kernels for user-mode Linux, built from Debian's kernel sources.
+"""Kernels for user-mode Linux, built from Debian's kernel sources.
 
 A kernel is built once. Its folder in the cache has the version of the source package and a
 digest of L{CONFIG} in its name, so that a change of either builds another one. A list of its
-files and their digests shows whether it is complete: an incomplete one is built again.
-"""
+files and their digests shows whether it is complete: an incomplete one is built again."""
 
 from __future__ import annotations
 
@@ -18,15 +16,7 @@ from pathlib import Path
 
 from tests.kernel.cache import Cache
 from tests.kernel.machine import Kernel
-from tests.kernel.tools import (
-    CANDIDATE,
-    HarnessError,
-    download,
-    known,
-    output,
-    requireTools,
-    tool,
-)
+from tests.kernel.tools import CANDIDATE, HarnessError, download, known, output, requireTools, tool
 
 SERIES = ("6.1", "6.12")
 
@@ -46,13 +36,11 @@ _LOG_LINES = 30
 
 
 def umlKernel(series: str, cache: Cache) -> tuple[Kernel, float | None]:
-    """
-    The kernel of the newest sources in apt's lists, built unless it is in the cache.
+    """The kernel of the newest sources in apt's lists, built unless it is in the cache.
 
     @return: it, and how many seconds it took to build it, if it was built.
     @raise HarnessError: a program is missing, the sources are not in apt's lists, or could not be
-        built.
-    """
+        built."""
     package = f"linux-source-{series}"
     version = known(CANDIDATE, "policy", package)
     digest = hashlib.sha256(CONFIG.read_bytes()).hexdigest()[:12]
@@ -86,11 +74,9 @@ def isComplete(folder: Path) -> bool:
 
 
 def _make(series: str, archive: Path, workshop: Path, log: Path) -> Path:
-    """
-    Unpack and build.
+    """Unpack and build.
 
-    @return: the kernel's folder, still in the workshop.
-    """
+    @return: the kernel's folder, still in the workshop."""
     print(f"building Linux {series} for user-mode Linux, once: minutes. Log: {log}", flush=True)
     package, sources, build, made = (workshop / name for name in ("deb", "src", "build", "made"))
     output("dpkg", "-x", archive, package)

@@ -1,6 +1,4 @@
-"""
-Reading the console of a kernel: complaints and crashes.
-"""
+"""Reading the console of a kernel: complaints and crashes."""
 
 from __future__ import annotations
 
@@ -30,28 +28,22 @@ _OUR_OWN_PANIC = "NMI received for unknown reason"
 
 
 def complaintsOf(console: str) -> list[str]:
-    """
-    The lines with a bug, oops, panic or hanging task, and with a warning whose trace contains usbip
-    or vhci and that is not about a client's request.
-    """
+    """The lines with a bug, oops, panic or hanging task, and with a warning whose trace contains
+    usbip or vhci and that is not about a client's request."""
     lines = [_STAMP.sub("", line) for line in console.splitlines()]
     return [lines[number] for number in _complaining(lines)]
 
 
 def hasDied(console: str, pattern: str) -> bool:
-    """
-    Has the kernel died, of what was expected?
+    """Has the kernel died, of what was expected?
 
-    @param pattern: a regular expression for a part of a line.
-    """
+    @param pattern: a regular expression for a part of a line."""
     return _PANIC in console and re.search(pattern, console) is not None
 
 
 def excerptOf(console: str) -> list[str]:
-    """
-    The part of a console worth showing: the first complaint and its trace. Else, of a guest
-    that was made to panic, the tasks that hang in the kernel. Else the end.
-    """
+    """The part of a console worth showing: the first complaint and its trace. Else, of a guest that
+    was made to panic, the tasks that hang in the kernel. Else the end."""
     lines = console.splitlines()
     for number in _complaining([_STAMP.sub("", line) for line in lines]):
         return lines[max(0, number - _LINES_BEFORE) : number + _LINES_AFTER]
@@ -84,10 +76,8 @@ def _complaining(lines: Sequence[str]) -> Iterator[int]:
 
 
 def _traceOf(lines: Iterable[str]) -> Iterator[str]:
-    """
-    The lines of the warning that begins in the first line, without the list of loaded modules,
-    which always contains usbip's.
-    """
+    """The lines of the warning that begins in the first line, without the list of loaded modules,
+    which always contains usbip's."""
     listing = False
     for number, line in enumerate(lines):
         if number == _WARNING_LINES or "---[ end trace" in line:

@@ -1,6 +1,4 @@
-"""
-Base classes of the facts: a kernel, real or in memory, and helpers for C{usbip-host}.
-"""
+"""Base classes of the facts: a kernel, real or in memory, and helpers for C{usbip-host}."""
 
 from __future__ import annotations
 
@@ -23,13 +21,11 @@ HOST = f"{DRIVERS}/usbip-host"
 
 
 class FactCase(Base):
-    """
-    A kernel, real or in memory. Mix a class that is derived from this into a
+    """A kernel, real or in memory. Mix a class that is derived from this into a
     C{twisted.trial.unittest.SynchronousTestCase}. The methods that raise C{NotImplementedError} are
     implemented for each kind of machine.
 
-    @ivar system: the kernel.
-    """
+    @ivar system: the kernel."""
 
     system: ISystem
 
@@ -45,11 +41,9 @@ class FactCase(Base):
 
 
 class HostFactCase(FactCase):
-    """
-    A machine with a device. Each test begins with C{usbip-host} loaded and its table empty.
+    """A machine with a device. Each test begins with C{usbip-host} loaded and its table empty.
 
-    @ivar busId: of a device with one interface, plugged in and bound to its local drivers.
-    """
+    @ivar busId: of a device with one interface, plugged in and bound to its local drivers."""
 
     busId: str
 
@@ -62,11 +56,9 @@ class HostFactCase(FactCase):
         raise NotImplementedError
 
     def importForeign(self) -> str:
-        """
-        Import a device of another machine until the end of the test.
+        """Import a device of another machine until the end of the test.
 
-        @return: its bus id here.
-        """
+        @return: its bus id here."""
         raise NotImplementedError
 
     def hub(self) -> str:
@@ -163,11 +155,9 @@ class HostFactCase(FactCase):
         return list(ends)
 
     def begin(self) -> socket.socket:
-        """
-        Begin a session of the bound device.
+        """Begin a session of the bound device.
 
-        @return: the client's end.
-        """
+        @return: the client's end."""
         ours, client = self.pair()
         self.hand(f"{ours.fileno()}\n")
         ours.close()
@@ -175,13 +165,11 @@ class HostFactCase(FactCase):
         return client
 
     def assertAnnounced(self, act: Callable[[], object], *expected: str) -> None:
-        """
-        Assert that the kernel sends these uevents of the device, and no others.
+        """Assert that the kernel sends these uevents of the device, and no others.
 
         @param expected: the action, then for a device C{usb} or C{usbip-host} if there is a key
             C{DRIVER}, for an interface C{:1.0}. The action C{change} is left out: the kernel
-            sends it at some of the times.
-        """
+            sends it at some of the times."""
         uevents = self.ueventSocket()
         act()
         received: list[str] = []
@@ -201,11 +189,9 @@ class HostFactCase(FactCase):
         return uevents
 
     def announced(self, uevents: UeventSocket, busId: str = "") -> list[str]:
-        """
-        The uevents since the last call, as in L{assertAnnounced}.
+        """The uevents since the last call, as in L{assertAnnounced}.
 
-        @param busId: by default that of the device.
-        """
+        @param busId: by default that of the device."""
         received: list[str] = []
         while True:
             try:

@@ -1,6 +1,4 @@
-"""
-Write sequences that crash the kernel. The order of the steps matters.
-"""
+"""Write sequences that crash the kernel. The order of the steps matters."""
 
 from __future__ import annotations
 
@@ -20,8 +18,7 @@ BAD_UNLOAD = rf"(?s){BAD_REBIND}.*usbip_host_exit\+0x"
 
 
 def _crash(console: str, sentence: str, *steps: str) -> Callable[[CrashFacts], None]:
-    """
-    Make a test.
+    """Make a test.
 
     @param console: a regular expression that the console matches after the crash.
     @param sentence: the docstring.

@@ -1,6 +1,4 @@
-"""
-Facts about sessions: C{usbip_sockfd}, C{usbip_status}, and the list of TCP connections.
-"""
+"""Facts about sessions: C{usbip_sockfd}, C{usbip_status}, and the list of TCP connections."""
 
 from __future__ import annotations
 
@@ -16,11 +14,9 @@ class SessionFacts(HostFactCase):
     """C{usbip_sockfd} and C{usbip_status}: sections 3, 5 and 6."""
 
     def test_sessionBegins(self) -> None:
-        """
-        Section 3: a session begins with the descriptor of a stream socket, of which the kernel
-        keeps a reference of its own: to close the descriptor does not disturb the session.
-        Section 5: a socket of a pair works. During a session another one is refused.
-        """
+        """Section 3: a session begins with the descriptor of a stream socket, of which the kernel
+        keeps a reference of its own: to close the descriptor does not disturb the session. Section
+        5: a socket of a pair works. During a session another one is refused."""
         self.bind()
         client = self.begin()
         self.assertEqual(self.status(), 2)
@@ -31,11 +27,9 @@ class SessionFacts(HostFactCase):
         self.assertEqual(self.status(), 2)
 
     def test_descriptorRefused(self) -> None:
-        """
-        Section 3: a descriptor that is not a stream socket of this process, and text that is not a
-        number, is refused with EINVAL, and no reference is kept. A device that is not bound does
-        not have the attribute.
-        """
+        """Section 3: a descriptor that is not a stream socket of this process, and text that is not
+        a number, is refused with EINVAL, and no reference is kept. A device that is not bound does
+        not have the attribute."""
         self.refusedSocket(errno.ENOENT, "-1")
         self.bind()
         datagrams, _ = self.pair(socket.SOCK_DGRAM)
@@ -57,10 +51,8 @@ class SessionFacts(HostFactCase):
         self.assertEqual(self.status(), 2)
 
     def test_minusOneEndsSession(self) -> None:
-        """
-        Sections 3 and 6: C{-1} ends a session. The device is reset then: for a moment its status
-        is still 2. Without a session C{-1} is refused.
-        """
+        """Sections 3 and 6: C{-1} ends a session. The device is reset then: for a moment its status
+        is still 2. Without a session C{-1} is refused."""
         self.bind()
         self.refusedSocket(errno.EINVAL, "-1")
         client = self.begin()
@@ -73,11 +65,9 @@ class SessionFacts(HostFactCase):
         self.assertEqual(self.status(), 2)
 
     def test_beginAfterEnd(self) -> None:
-        """
-        Section 3: a session that follows upon another is refused with EINVAL for as long as the
+        """Section 3: a session that follows upon another is refused with EINVAL for as long as the
         reset has not begun. (Once it has begun, a real kernel lets the writer wait until it is
-        over, and the session begins.)
-        """
+        over, and the session begins.)"""
         self.bind()
         self.begin()
         self.hand("-1")
@@ -93,10 +83,8 @@ class SessionFacts(HostFactCase):
         self.assertRaises(BlockingIOError, client.recv, 1)
 
     def test_clientCloses(self) -> None:
-        """
-        Section 3: when the client closes its end, the status is 1 after the reset. A copy of the
-        descriptor that is kept is then at end of file.
-        """
+        """Section 3: when the client closes its end, the status is 1 after the reset. A copy of the
+        descriptor that is kept is then at end of file."""
         self.bind()
         ours, client = self.pair()
         ours.settimeout(10)
@@ -107,10 +95,8 @@ class SessionFacts(HostFactCase):
         self.assertEqual(ours.recv(1), b"")
 
     def test_connectionIsShutDown(self) -> None:
-        """
-        Section 3: the kernel shuts the connection down at the end of a session, for each way to end
-        one, though a copy of the descriptor is kept.
-        """
+        """Section 3: the kernel shuts the connection down at the end of a session, for each way to
+        end one, though a copy of the descriptor is kept."""
         for end in (
             lambda client: self.hand("-1"),
             self.breakSession,
@@ -135,10 +121,8 @@ class SessionFacts(HostFactCase):
             ours.close()
 
     def test_statusOfError(self) -> None:
-        """
-        Section 2: a device that C{usbip-host} cannot use any more has the status 3: new sessions
-        and C{-1} are refused, until it is unbound and bound.
-        """
+        """Section 2: a device that C{usbip-host} cannot use any more has the status 3: new sessions
+        and C{-1} are refused, until it is unbound and bound."""
         self.bind()
         client = self.begin()
         self.breakSession(client)
@@ -151,9 +135,8 @@ class SessionFacts(HostFactCase):
         self.assertEqual(self.status(), 1)
 
     def test_unplugWhileUsed(self) -> None:
-        """
-        Section 6: when a device is unplugged during a session, the session ends; the entry stays.
-        """
+        """Section 6: when a device is unplugged during a session, the session ends; the entry
+        stays."""
         self.bind()
         client = self.begin()
         self.unplug()
@@ -163,10 +146,8 @@ class SessionFacts(HostFactCase):
         self.assertEqual(self.assertRaises(OSError, self.status).errno, errno.ENOENT)
 
     def test_unbindWhileUsed(self) -> None:
-        """
-        Section 6: when a device is unbound during a session, the session ends. There is no session
-        when it is bound again.
-        """
+        """Section 6: when a device is unbound during a session, the session ends. There is no
+        session when it is bound again."""
         self.bind()
         client = self.begin()
         self.unbind()
@@ -193,10 +174,8 @@ class ConnectionFacts(HostFactCase):
         return [each.remote for each in established(self.system.connections(), USBIPD_PORT)]
 
     def test_connection(self) -> None:
-        """
-        Section 3: the connection of a session is in the list of TCP connections for as long as
-        the session lasts.
-        """
+        """Section 3: the connection of a session is in the list of TCP connections for as long as
+        the session lasts."""
         self.bind()
         self.assertEqual(self.clients(), [])
         self.importDevice()

@@ -1,6 +1,4 @@
-"""
-Facts about binding, unbinding, and the table of C{usbip-host}.
-"""
+"""Facts about binding, unbinding, and the table of C{usbip-host}."""
 
 from __future__ import annotations
 
@@ -23,11 +21,9 @@ class UsbipHostFacts(HostFactCase):
     """Mix this into a test case for each kind of machine."""
 
     def test_bindUnbind(self) -> None:
-        """
-        Section 1: bind and unbind in the recommended order. A bound device has no interfaces and
+        """Section 1: bind and unbind in the recommended order. A bound device has no interfaces and
         its attributes can be read. The entry stays after the unbind; the next bind needs no
-        C{add}.
-        """
+        C{add}."""
         self.assertTrue(self.hasInterface())
         descriptors = self.system.read(f"{DEVICES}/{self.busId}/descriptors")
         self.assertEqual(descriptors[:2], b"\x12\x01")
@@ -46,10 +42,8 @@ class UsbipHostFacts(HostFactCase):
             self.bindAgain()
 
     def test_rebindOfUnboundFreesEntry(self) -> None:
-        """
-        Section 0, RECLAIM: C{rebind} of a device that C{usb} is bound to frees its entry, and
-        leaves the device as it is.
-        """
+        """Section 0, RECLAIM: C{rebind} of a device that C{usb} is bound to frees its entry, and
+        leaves the device as it is."""
         self.bind()
         self.unbind()
         self.assertAnnounced(lambda: self.write(f"usbip-host/rebind={self.busId}"))
@@ -58,10 +52,8 @@ class UsbipHostFacts(HostFactCase):
         self.assertEqual(self.status(), 1)
 
     def test_rebindWithoutDriverBindsUsb(self) -> None:
-        """
-        Section 1: C{rebind} of a device that has no driver binds it to C{usb}, also after C{del},
-        as stock C{usbip unbind} does it.
-        """
+        """Section 1: C{rebind} of a device that has no driver binds it to C{usb}, also after
+        C{del}, as stock C{usbip unbind} does it."""
         for deletes in (False, True):
             self.bind()
             self.write(f"usbip-host/unbind={self.busId}")
@@ -72,10 +64,9 @@ class UsbipHostFacts(HostFactCase):
             self.assertEqual((self.table(), self.driver()), ([], "usb"))
 
     def test_errors(self) -> None:
-        """
-        Section 1: EBUSY for a device that has a driver, ENODEV for an unknown bus id and for a
-        device without an entry, EINVAL for a bad verb and for names that are missing or too long.
-        """
+        """Section 1: EBUSY for a device that has a driver, ENODEV for an unknown bus id and for a
+        device without an entry, EINVAL for a bad verb and for names that are missing or too
+        long."""
         busId = self.busId
         self.refused(errno.EBUSY, f"usbip-host/match_busid=add {busId}", f"usbip-host/bind={busId}")
         self.refused(errno.ENODEV, f"usbip-host/unbind={busId}")
@@ -105,10 +96,8 @@ class UsbipHostFacts(HostFactCase):
         self.refused(errno.ENODEV, f"usb/unbind={hub}", f"usbip-host/bind={hub}")
 
     def test_tableFull(self) -> None:
-        """
-        D4: there are 16 entries; the 17th name is refused with ENOMEM, and its device cannot be
-        bound. A name that is listed already can be added again.
-        """
+        """D4: there are 16 entries; the 17th name is refused with ENOMEM, and its device cannot be
+        bound. A name that is listed already can be added again."""
         names = [f"7-{number}.7" for number in range(PLACES)]
         for name in names:
             self.write(f"usbip-host/match_busid=add {name}")
@@ -134,10 +123,8 @@ class UsbipHostFacts(HostFactCase):
         self.assertEqual(self.table(), [self.busId])
 
     def test_replugged(self) -> None:
-        """
-        D11: a device that is replugged gets the driver C{usb} although its entry is there; it is
-        bound with the same entry.
-        """
+        """D11: a device that is replugged gets the driver C{usb} although its entry is there; it is
+        bound with the same entry."""
         self.bind()
         number = self.number("devnum")
         self.unplug()
@@ -148,10 +135,8 @@ class UsbipHostFacts(HostFactCase):
         self.assertEqual(self.status(), 1)
 
     def test_delOfBound(self) -> None:
-        """
-        D6: after C{del} of a bound device every later bind fails with ENODEV, whatever is added,
-        until a C{rebind} frees the entry.
-        """
+        """D6: after C{del} of a bound device every later bind fails with ENODEV, whatever is added,
+        until a C{rebind} frees the entry."""
         busId = self.busId
         self.bind()
         self.write(f"usbip-host/match_busid=del {busId}", f"usbip-host/unbind={busId}")
@@ -164,10 +149,8 @@ class UsbipHostFacts(HostFactCase):
         self.assertEqual(self.status(), 1)
 
     def test_lineFeed(self) -> None:
-        """
-        D7: a line feed becomes a part of the name in C{match_busid}, which then matches no
-        device and cannot be removed. C{bind}, C{unbind} and C{usbip_sockfd} tolerate one.
-        """
+        """D7: a line feed becomes a part of the name in C{match_busid}, which then matches no
+        device and cannot be removed. C{bind}, C{unbind} and C{usbip_sockfd} tolerate one."""
         self.write(f"usbip-host/match_busid=add {self.busId}\n", f"usb/unbind={self.busId}\n")
         self.assertEqual(self.table(), [f"{self.busId}\n"])
         self.refused(errno.ENODEV, f"usbip-host/bind={self.busId}")
@@ -192,11 +175,9 @@ class UsbipHostFacts(HostFactCase):
         self.write(f"usbip-host/rebind={busId}")  # it will be gone when usbip-host is unloaded
 
     def test_unload(self) -> None:
-        """
-        Section 1: a device that is bound when C{usbip-host} is unloaded goes back to its driver,
+        """Section 1: a device that is bound when C{usbip-host} is unloaded goes back to its driver,
         and its session ends. The driver's folder is another one after it was loaded again, with an
-        empty table.
-        """
+        empty table."""
         self.bind()
         client = self.begin()
         before = self.system.identity(HOST)
@@ -219,10 +200,8 @@ class UsbipHostFacts(HostFactCase):
         self.assertEqual(self.status(), 1)
 
     def test_rebindOfUnpluggedWithOpenNode(self) -> None:
-        """
-        D3: C{rebind} of a device that was unplugged is no use after free while its node in
-        C{/dev/bus/usb} is open: it frees the entry.
-        """
+        """D3: C{rebind} of a device that was unplugged is no use after free while its node in
+        C{/dev/bus/usb} is open: it frees the entry."""
         self.bind()
         self.unbind()
         with self.system.holdDevice(busOrder(self.busId)[0], self.number("devnum")):

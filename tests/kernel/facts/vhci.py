@@ -1,6 +1,4 @@
-"""
-Facts about C{vhci_hcd}.
-"""
+"""Facts about C{vhci_hcd}."""
 
 from __future__ import annotations
 
@@ -24,19 +22,15 @@ EMPTY = "000 00000000 000000 0-0"
 
 
 class VhciFacts(FactCase):
-    """
-    Mix this into a test case for each kind of machine. Each test begins with C{vhci_hcd} loaded and
-    all ports free.
-    """
+    """Mix this into a test case for each kind of machine. Each test begins with C{vhci_hcd} loaded
+    and all ports free."""
 
     def serve(self, speed: int) -> tuple[socket.socket, int]:
-        """
-        Begin a session at a server. Called once in a test.
+        """Begin a session at a server. Called once in a test.
 
         @param speed: L{HIGH} or L{SUPER}.
         @return: the client's end of the connection, a socket of a pair, and the number of the
-            device.
-        """
+            device."""
         raise NotImplementedError
 
     def endAtServer(self) -> None:
@@ -50,14 +44,12 @@ class VhciFacts(FactCase):
     def lines(self) -> list[str]:
         """The lines of all ports."""
         found: list[str] = []
-        total = int(self.system.read(f"{VHCI}/nports"))
-        controller = 0
-        while len(found) < total:
-            name = f"status.{controller}" if controller else "status"
+        names = ("status", *(f"status.{number}" for number in range(1, self.controllers())))
+        for name in names:
             header, *lines = self.system.read(f"{VHCI}/{name}").decode().splitlines()
             self.assertEqual(header, HEADER)
             found += lines
-            controller += 1
+        self.assertEqual(len(found), int(self.system.read(f"{VHCI}/nports")))
         return found
 
     def line(self, number: int) -> list[str]:
@@ -68,11 +60,9 @@ class VhciFacts(FactCase):
         """The state of a port."""
         return int(self.line(number)[2])
 
-    def firstOf(self, hub: str) -> int:
-        """The number of the first port of a kind of hub, C{hs} or C{ss}."""
-        return next(
-            number for number, line in enumerate(self.lines()) if line.startswith(f"{hub} ")
-        )
+    def numbersOf(self, hub: str) -> list[int]:
+        """The numbers of the ports of a kind of hub, C{hs} or C{ss}."""
+        return [n for n, line in enumerate(self.lines()) if line.startswith(f"{hub} ")]
 
     def attach(self, text: str) -> None:
         """Write to C{attach}."""
@@ -86,28 +76,28 @@ class VhciFacts(FactCase):
         """Wait until a port is free."""
         self.until(lambda: self.state(number) == FREE, "the port is free")
 
+    def untilNoticed(self) -> None:
+        """Wait until the server has noticed that the session has ended."""
+        self.until(self.hasEndedAtServer, "the server has noticed")
+
     def imported(self, speed: int = HIGH, port: int | None = None) -> int:
-        """
-        Import a device over a socket of a pair, whose descriptor is closed afterwards.
+        """Import a device over a socket of a pair, whose descriptor is closed afterwards.
 
         @param port: the port; by default the first of the right kind.
-        @return: the port.
-        """
+        @return: the port."""
         ours, self.deviceId = self.serve(speed)
         if port is None:
-            port = self.firstOf("ss" if speed == SUPER else "hs")
+            port = self.numbersOf("ss" if speed == SUPER else "hs")[0]
         with ours:
             self.descriptor = ours.fileno()
             self.attach(f"{port} {self.descriptor} {self.deviceId} {speed}")
         return port
 
     def settled(self, number: int) -> str:
-        """
-        Wait until a port has a device, and the device its interface: what is detached before that
-        may keep the kernel from using the port for a while.
+        """Wait until a port has a device, and the device its interface: what is detached before
+        that may keep the kernel from using the port for a while.
 
-        @return: the folder of the device.
-        """
+        @return: the folder of the device."""
         self.until(lambda: self.state(number) == USED, "the port has a device")
         busId = self.line(number)[-1]
         folder = self.folder(busId, number)
@@ -116,22 +106,11 @@ class VhciFacts(FactCase):
         return folder
 
     def assertUsed(self, number: int, speed: int) -> str:
-        """
-        Assert that a port comes to have the device.
-
-        @return: its folder.
-        """
+        """Assert that a port comes to have the device; returns its folder."""
         folder = self.settled(number)
-        fields = self.line(number)
         hub = "ss" if speed == SUPER else "hs"
-        self.assertEqual(
-            fields[:-1],
-            [
-                *(hub, f"{number:04}", "006", f"{speed:03}"),
-                *(f"{self.deviceId:08x}", f"{self.descriptor:06}"),
-            ],
-        )
-        self.assertEqual(fields[-1], folder.rpartition("/")[2])
+        expected = f"{hub} {number:04} 006 {speed:03} {self.deviceId:08x} {self.descriptor:06}"
+        self.assertEqual(self.line(number), [*expected.split(), folder.rpartition("/")[2]])
         return folder
 
     def folder(self, busId: str, number: int) -> str:
@@ -146,45 +125,32 @@ class VhciFacts(FactCase):
         return sum(re.fullmatch(r"status(\.[1-9][0-9]*)?", name) is not None for name in names)
 
     def test_ports(self) -> None:
-        """
-        Section 4: the first controller's folder has C{attach}, C{detach}, C{nports}, and a status
-        file for each controller, with a line for each port, first those of the high speed hub,
-        then as many of the super speed hub.
-        """
+        """Section 4: the first controller's folder has C{attach}, C{detach}, C{nports}, and a
+        status file for each controller, with a line for each port, first those of the high speed
+        hub, then as many of the super speed hub."""
         self.assertLessEqual({"attach", "detach", "nports", "status"}, {*self.system.list(VHCI)})
         lines = self.lines()
         each = len(lines) // self.controllers() // 2
-        self.assertEqual(
-            lines,
-            [
-                f"{'ss' if number // each % 2 else 'hs'}  {number:04} 004 {EMPTY}"
-                for number in range(len(lines))
-            ],
-        )
+        for number, line in enumerate(lines):
+            hub = "ss" if number // each % 2 else "hs"
+            self.assertEqual(line, f"{hub}  {number:04} 004 {EMPTY}")
 
     def test_hubs(self) -> None:
-        """
-        Section 4: each controller has two hubs, with the speeds 480 and 5000 or more. (5000 in
-        Linux 6.1, 10000 in Linux 6.12.)
-        """
+        """Section 4: each controller has two hubs, with the speeds 480 and 5000 or more. (5000 in
+        Linux 6.1, 10000 in Linux 6.12.)"""
         for controller in range(self.controllers()):
             folder = f"devices/platform/vhci_hcd.{controller}"
-            hubs = [
-                f"{folder}/{name}"
-                for name in self.system.directories(folder)
-                if re.fullmatch("usb[0-9]+", name)
-            ]
+            names = self.system.directories(folder)
+            hubs = [f"{folder}/{name}" for name in names if re.fullmatch("usb[0-9]+", name)]
             slow, fast = sorted(int(self.system.read(f"{hub}/speed")) for hub in hubs)
             self.assertEqual(slow, 480)
             self.assertIn(fast, (5000, 10000))
 
     def test_attachHighSpeed(self) -> None:
-        """
-        Sections 4 and 5: a high speed device is imported over a socket of a pair. While the kernel
-        enumerates it the state is 5 and the other fields of the line are zero; then the
+        """Sections 4 and 5: a high speed device is imported over a socket of a pair. While the
+        kernel enumerates it the state is 5 and the other fields of the line are zero; then the
         state is 6 and the line has the device, and the descriptor as it was in the process that
-        wrote it. The device gets a folder below that of its hub, which may be a moment later.
-        """
+        wrote it. The device gets a folder below that of its hub, which may be a moment later."""
         self.attachAt(HIGH)
 
     def test_attachSuperSpeed(self) -> None:
@@ -202,22 +168,18 @@ class VhciFacts(FactCase):
         self.detach(str(number))
         self.untilFree(number)
         self.assertEqual(self.line(number)[2:], ["004", *EMPTY.split()])
-        self.until(self.hasEndedAtServer, "the server has noticed")
+        self.untilNoticed()
 
     def test_speedSelectsHub(self) -> None:
-        """
-        Section 4: the speed selects the hub: a super speed device that is written to port
-        0, of the high speed hub, is at the same place of the super speed hub.
-        """
+        """Section 4: the speed selects the hub: a super speed device that is written to port 0, of
+        the high speed hub, is at the same place of the super speed hub."""
         self.imported(SUPER, 0)
-        self.assertUsed(self.firstOf("ss"), SUPER)
+        self.assertUsed(self.numbersOf("ss")[0], SUPER)
         self.assertEqual(self.state(0), FREE)
 
     def test_usedPortRefused(self) -> None:
-        """
-        Section 4: a port that has a device is refused with EBUSY, also while the device is not
-        known yet; a bad descriptor is refused with EINVAL all the same.
-        """
+        """Section 4: a port that has a device is refused with EBUSY, also while the device is not
+        known yet; a bad descriptor is refused with EINVAL all the same."""
         number = self.imported()
         other = socket.socket()
         self.addCleanup(other.close)
@@ -229,10 +191,8 @@ class VhciFacts(FactCase):
         self.assertRefused(errno.EINVAL, self.attach, f"{number} 9999 1 {HIGH}")
 
     def test_attachRefused(self) -> None:
-        """
-        Section 4: EINVAL for an unknown speed or port, fewer than four numbers, a
-        negative port, and what is no stream socket.
-        """
+        """Section 4: EINVAL for an unknown speed or port, fewer than four numbers, a negative port,
+        and what is no stream socket."""
         stream, datagrams = socket.socket(), socket.socket(type=socket.SOCK_DGRAM)
         self.addCleanup(stream.close)
         self.addCleanup(datagrams.close)
@@ -252,17 +212,14 @@ class VhciFacts(FactCase):
             )
 
     def test_detachRefused(self) -> None:
-        """
-        Section 4: EINVAL for a port that is free or unknown, and for text that is not a number.
-        """
+        """Section 4: EINVAL for a port that is free or unknown, and for text that is not a
+        number."""
         texts = ("0", str(len(self.lines())), "abc", "-1", "0 1", " 0")
         self.assertRefused(errno.EINVAL, self.detach, *texts)
 
     def test_lineFeedTolerated(self) -> None:
-        """
-        Section 4: a line feed after the numbers is tolerated, and so is more after those of
-        C{attach}.
-        """
+        """Section 4: a line feed after the numbers is tolerated, and so is more after those of
+        C{attach}."""
         ours, deviceId = self.serve(HIGH)
         with ours:
             self.attach(f" 0  {ours.fileno()} {deviceId} {HIGH} 7\n")
@@ -271,16 +228,13 @@ class VhciFacts(FactCase):
         self.untilFree(0)
 
     def test_detachBeforeEnumerated(self) -> None:
-        """
-        Section 4: a device can be detached while the kernel enumerates it. (A real kernel
-        may need long before it uses the port again: this is one that no other test uses.)
-        """
-        slow = [number for number, line in enumerate(self.lines()) if line.startswith("hs ")]
-        number = self.imported(HIGH, slow[-1])
+        """Section 4: a device can be detached while the kernel enumerates it. (A real kernel may
+        need long before it uses the port again: this is one that no other test uses.)"""
+        number = self.imported(HIGH, self.numbersOf("hs")[-1])
         self.assertEqual(self.state(number), INITIALISING)
         self.detach(str(number))
         self.untilFree(number)
-        self.until(self.hasEndedAtServer, "the server has noticed")
+        self.untilNoticed()
 
     def test_serverEndsSession(self) -> None:
         """Section 4: when the server ends the session the port is free and the device gone."""
@@ -304,6 +258,6 @@ class VhciFacts(FactCase):
         self.settled(0)
         self.detach("0")
         self.untilFree(0)
-        self.until(self.hasEndedAtServer, "the server has noticed")
+        self.untilNoticed()
         while ours.recv(4096):
             pass

@@ -1,3 +1,1 @@
-"""
-What L{tests.kernel.guest} is made of. Runs in the guest only, as root.
-"""
+"""What L{tests.kernel.guest} is made of. Runs in the guest only, as root."""

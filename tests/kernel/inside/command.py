@@ -1,6 +1,4 @@
-"""
-Running programs and waiting for conditions, with deadlines.
-"""
+"""Running programs and waiting for conditions, with deadlines."""
 
 from __future__ import annotations
 
@@ -29,13 +27,11 @@ class DeadlineMissed(AssertionError):
 def waitUntil(
     condition: Callable[[], T], what: str | Callable[[], str], seconds: float = DEADLINE
 ) -> T:
-    """
-    Poll a condition.
+    """Poll a condition.
 
     @param condition: returns something true in the end.
     @param what: the condition in words, for the message of the error; called if it is a function.
-    @return: the first true value.
-    """
+    @return: the first true value."""
     end = time.monotonic() + seconds
     while True:
         late = time.monotonic() > end
@@ -52,13 +48,11 @@ _DYING = 2.0
 
 
 class CommandResult(NamedTuple):
-    """
-    How a program ended.
+    """How a program ended.
 
     @ivar rc: its exit status, or minus the number of a signal
     @ivar out: its standard output
-    @ivar err: its standard error
-    """
+    @ivar err: its standard error"""
 
     rc: int
     out: str
@@ -72,8 +66,7 @@ def run(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
 ) -> CommandResult:
-    """
-    Run a program to its end.
+    """Run a program to its end.
 
     Its output goes to files, not pipes, so that a daemon that it leaves behind does not delay the
     return.
@@ -81,8 +74,7 @@ def run(
     @param env: its whole environment, if not that of this process.
     @param cwd: where it runs, if not in trial's folder.
     @raise DeadlineMissed: it did not end, and was killed. One that hangs in the kernel is
-        not waited for.
-    """
+        not waited for."""
     with (
         tempfile.TemporaryFile() as source,
         tempfile.TemporaryFile() as out,
@@ -108,11 +100,9 @@ def run(
 
 
 def check(*argv: str, seconds: float = DEADLINE, stdin: str = "") -> str:
-    """
-    Run a program that must succeed.
+    """Run a program that must succeed.
 
-    @return: its output.
-    """
+    @return: its output."""
     result = run(*argv, seconds=seconds, stdin=stdin)
     if result.rc != 0:
         raise AssertionError(f"{argv} failed: {result}")

@@ -1,6 +1,4 @@
-"""
-A thread that reads the same bytes again and again, while a test does something else.
-"""
+"""A thread that reads the same bytes again and again, while a test does something else."""
 
 from __future__ import annotations
 
@@ -21,10 +19,8 @@ class ComparingReader:
     """Calls a function and compares what it returns, in a thread, until the C{with} ends."""
 
     def __init__(self, read: Callable[[], bytes], expected: bytes, pause: float = _PAUSE) -> None:
-        """
-        @param read: the function. It may block, and raise C{OSError} or C{AssertionError}.
-        @param pause: seconds between two calls.
-        """
+        """@param read: the function. It may block, and raise C{OSError} or C{AssertionError}.
+        @param pause: seconds between two calls."""
         self._read = read
         self._expected = expected
         self._pause = pause
@@ -42,11 +38,9 @@ class ComparingReader:
         self._thread.join()
 
     def awaitRead(self) -> None:
-        """
-        Wait until a read that begins after this call has ended.
+        """Wait until a read that begins after this call has ended.
 
-        @raise AssertionError: a read failed, or returned other bytes.
-        """
+        @raise AssertionError: a read failed, or returned other bytes."""
         wanted = self._count + 2  # one is in progress
         waitUntil(lambda: self._count >= wanted or self._error, "another read has ended")
         if self._error is not None:
@@ -64,13 +58,11 @@ class ComparingReader:
 
 
 def diskReader(node: str, pause: float = _PAUSE) -> ComparingReader:
-    """
-    Reads a whole disk with C{dd}, past the page cache, and compares it with the image that each
+    """Reads a whole disk with C{dd}, past the page cache, and compares it with the image that each
     disk of the guest has at first.
 
     @param node: C{/dev/sda}
-    @param pause: seconds between two reads.
-    """
+    @param pause: seconds between two reads."""
 
     def read() -> bytes:
         with tempfile.NamedTemporaryFile() as copy:
@@ -86,9 +78,5 @@ def diskBytes() -> bytes:
 
 
 def checkDiskBytes(node: str) -> None:
-    """
-    Compare a disk with the image that each disk of the guest has at first.
-
-    @raise AssertionError: they differ.
-    """
+    """Assert that a disk has the bytes that each disk of the guest has at first."""
     check("cmp", node, os.environ["USBIPSHARE_GUEST_DISK"])

@@ -1,6 +1,4 @@
-"""
-A network namespace as another machine, whose network can be cut.
-"""
+"""A network namespace as another machine, whose network can be cut."""
 
 from __future__ import annotations
 
@@ -11,15 +9,13 @@ _OURS, _THEIRS = "usbipshare0", "usbipshare1"
 
 
 class Elsewhere:
-    """
-    A network namespace, connected by a pair of veth devices, until the C{with} ends. Kernel, file
-    system and vhci are those of the guest.
+    """A network namespace, connected by a pair of veth devices, until the C{with} ends. Kernel,
+    file system and vhci are those of the guest.
 
     @cvar name: of the namespace.
     @cvar server: the address of this side.
     @cvar address: the address of the other side.
-    @cvar prefix: what a command begins with that runs there.
-    """
+    @cvar prefix: what a command begins with that runs there."""
 
     name = _NAME
     server = "10.55.32.1"
@@ -41,11 +37,9 @@ class Elsewhere:
         run("ip", "netns", "delete", _NAME)
 
     def check(self, *argv: str) -> str:
-        """
-        Run a program there that must succeed.
+        """Run a program there that must succeed.
 
-        @return: what it printed.
-        """
+        @return: what it printed."""
         return check(*self.prefix, *argv)
 
     def vanish(self) -> None:

@@ -1,11 +1,9 @@
-"""
-QEMU's devices, plugged and unplugged from inside the guest: a virtio-serial port is connected to
+"""QEMU's devices, plugged and unplugged from inside the guest: a virtio-serial port is connected to
 QEMU's own control socket.
 
 QMP: JSON objects, one a line. QEMU sends a greeting and expects C{qmp_capabilities}. From then on
 each C{{"execute":..., "id":...}} is answered by a C{return} or an C{error} with that id. Events
-come in between.
-"""
+come in between."""
 
 from __future__ import annotations
 
@@ -21,13 +19,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.kernel.devices import EMULATED, Device, Kind, qemuDrive, qemuProperties
+from tests.kernel.devices import EMULATED, Device, Kind, PlugError, qemuDrive, qemuProperties
 from tests.kernel.inside.command import DeadlineMissed, check
-from tests.kernel.inside.testbed import PlugError
-
-_PORTS = Path("/sys/class/virtio-ports")
-_PORT = "usbipshare.guestqmp"
-_PAUSE = 0.02
 
 # Of the host controller and of the devices. There is no udev to load them.
 _MODULES = ("xhci-pci", "usb-storage", "sd_mod", "ftdi_sio", "usbhid")
@@ -37,7 +30,7 @@ _numbers = itertools.count(int.from_bytes(os.urandom(4), "big"))
 
 
 class EmulatedTestbed:
-    """An L{tests.kernel.inside.testbed.ITestbed}."""
+    """Where devices can be plugged in. Any thread may call this, and any process."""
 
     devices = EMULATED
 
@@ -47,7 +40,7 @@ class EmulatedTestbed:
             check("modprobe", module)
 
     def plug(self, device: Device, seconds: float) -> None:
-        """See L{tests.kernel.inside.testbed.ITestbed.plug}."""
+        """See L{tests.kernel.guest.plug}."""
         properties = qemuProperties(device)
         backing = f"plugged{next(_numbers)}"
         with _connected(seconds) as monitor:
@@ -65,31 +58,25 @@ class EmulatedTestbed:
             monitor.execute("device_add", **properties)
 
     def unplug(self, name: str, seconds: float) -> None:
-        """See L{tests.kernel.inside.testbed.ITestbed.unplug}."""
+        """See L{tests.kernel.guest.unplug}."""
         with _connected(seconds) as monitor:
             monitor.execute("device_del", id=name)
-            monitor.awaitEvent("DEVICE_DELETED", name)
+            monitor.awaitDeleted(name)
 
 
 class _Monitor:
-    """
-    A connection to QEMU.
-
-    @ivar end: the deadline, by the monotonic clock.
-    """
+    """A connection to QEMU, with a deadline by the monotonic clock."""
 
     def __init__(self, port: int, end: float) -> None:
         self._port = port
         self._end = end
         self._received = b""
-        self._events: list[tuple[str, str | None]] = []
+        self._deleted: list[str | None] = []
 
     def execute(self, command: str, **arguments: object) -> Any:
-        """
-        Execute a command.
+        """Execute a command.
 
-        @raise PlugError: QEMU has refused it.
-        """
+        @raise PlugError: QEMU has refused it."""
         number = next(_numbers)
         message = {"execute": command, "arguments": arguments, "id": number}
         os.write(self._port, json.dumps(message).encode() + b"\n")
@@ -98,15 +85,14 @@ class _Monitor:
             raise PlugError(answer["error"]["desc"])
         return answer["return"]
 
-    def awaitEvent(self, event: str, device: str) -> None:
-        """Wait for an event of a device, unless it has come since this connection was opened."""
-        if (event, device) not in self._events:
-            self._read(lambda message: self._events[-1:] == [(event, device)])
+    def awaitDeleted(self, device: str) -> None:
+        """Wait until a device is gone, unless it has gone since this connection was opened."""
+        if device not in self._deleted:
+            self._read(lambda message: device in self._deleted)
 
     def _read(self, isMeant: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """
-        Read until a message comes. Answers to an earlier process, which did not wait, are skipped.
-        """
+        """Read until a message comes. Answers to an earlier process, which did not wait, are
+        skipped."""
         poll = select.poll()
         poll.register(self._port, select.POLLIN)
         while True:
@@ -114,8 +100,8 @@ class _Monitor:
             if separator:
                 self._received = rest
                 message: dict[str, Any] = json.loads(line)
-                if "event" in message:
-                    self._events.append((message["event"], message["data"].get("device")))
+                if message.get("event") == "DEVICE_DELETED":
+                    self._deleted.append(message["data"].get("device"))
                 if isMeant(message):
                     return message
             elif poll.poll(max(0.0, self._end - time.monotonic()) * 1000):
@@ -126,16 +112,15 @@ class _Monitor:
 
 @contextlib.contextmanager
 def _connected(seconds: float) -> Iterator[_Monitor]:
-    """
-    Connect to QEMU. One process of the guest can at a time.
+    """Connect to QEMU. One process of the guest can at a time.
 
-    @param seconds: until the deadline of all commands.
-    """
+    @param seconds: until the deadline of all commands."""
     end = time.monotonic() + seconds
+    names = Path("/sys/class/virtio-ports").glob("*/name")
     (node,) = (
-        f"/dev/{port.name}"
-        for port in _PORTS.iterdir()
-        if (port / "name").read_text().strip() == _PORT
+        f"/dev/{name.parent.name}"
+        for name in names
+        if name.read_text().strip() == "usbipshare.guestqmp"
     )
     with _lock:
         port = _open(node, end)
@@ -150,12 +135,11 @@ def _connected(seconds: float) -> Iterator[_Monitor]:
 
 def _open(node: str, end: float) -> int:
     while True:
-        with contextlib.suppress(BlockingIOError):
-            try:
-                return os.open(node, os.O_RDWR | os.O_CLOEXEC)
-            except OSError as error:
-                if error.errno != errno.EBUSY:
-                    raise
+        try:
+            return os.open(node, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno not in (errno.EBUSY, errno.EAGAIN):
+                raise
         if time.monotonic() > end:
             raise DeadlineMissed(f"{node} was in use all the time")
-        time.sleep(_PAUSE)
+        time.sleep(0.02)

@@ -1,6 +1,4 @@
-"""
-Both ends of serial ports: the device's end of a gadget's line, and a host's tty.
-"""
+"""Both ends of serial ports: the device's end of a gadget's line, and a host's tty."""
 
 from __future__ import annotations
 
@@ -14,16 +12,14 @@ from pathlib import Path
 from tests.kernel.devices import Device
 from tests.kernel.inside.command import DEADLINE, DeadlineMissed, check
 
-_FUNCTION = "/sys/kernel/config/usb_gadget/{name}/functions/acm.0/port_num"
-
 
 class GadgetLine:
     """What a serial device's own program would read and write, for as long as a C{with} lasts."""
 
     def __init__(self, device: Device) -> None:
         """@param device: a serial port that is plugged in, a gadget."""
-        number = Path(_FUNCTION.format(name=device.name)).read_text().strip()
-        self._node = Path(f"/dev/ttyGS{number}")
+        function = Path("/sys/kernel/config/usb_gadget", device.name, "functions/acm.0")
+        self._node = f"/dev/ttyGS{(function / 'port_num').read_text().strip()}"
         self._line: int | None = None
 
     def __enter__(self) -> GadgetLine:
@@ -33,10 +29,8 @@ class GadgetLine:
         self.close()
 
     def open(self) -> None:
-        """
-        Open the line to the host that has configured the device. It is dead as soon as another
-        host configures the device.
-        """
+        """Open the line to the host that has configured the device. It is dead as soon as another
+        host configures the device."""
         self.close()
         self._line = os.open(self._node, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
         tty.setraw(self._line)
@@ -50,12 +44,10 @@ class GadgetLine:
             self._line = None
 
     def read(self, size: int) -> bytes:
-        """
-        What came from the USB side.
+        """What came from the USB side.
 
         @raise DeadlineMissed: it is less.
-        @raise EOFError: the line is dead.
-        """
+        @raise EOFError: the line is dead."""
         assert self._line is not None
         found = b""
         while len(found) < size:
@@ -74,12 +66,10 @@ class GadgetLine:
 
 
 def checkEcho(node: str, text: bytes = b"Hello, USB!") -> None:
-    """
-    Write to a tty, and read the same from it.
+    """Write to a tty, and read the same from it.
 
     @param node: C{/dev/ttyACM0}
-    @raise AssertionError: something else came, or nothing.
-    """
+    @raise AssertionError: something else came, or nothing."""
     check("stty", "-F", node, "raw", "-echo")
     port = os.open(node, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
     try:

@@ -1,7 +1,5 @@
-"""
-USB devices that this kernel itself plays: gadgets, made in configfs, on the emulated host
-controllers of C{dummy_hcd} (C{Documentation/usb/gadget_configfs.rst}).
-"""
+"""USB devices that this kernel itself plays: gadgets, made in configfs, on the emulated host
+controllers of C{dummy_hcd} (C{Documentation/usb/gadget_configfs.rst})."""
 
 from __future__ import annotations
 
@@ -9,19 +7,22 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from tests.kernel.devices import BORN_WITH, CONTROLLERS, GADGETS, Device, Kind, controllerOf
+from tests.kernel.devices import (
+    BORN_WITH,
+    CONTROLLERS,
+    GADGETS,
+    Device,
+    Kind,
+    PlugError,
+    controllerOf,
+)
 from tests.kernel.inside.command import check, waitUntil
-from tests.kernel.inside.testbed import PlugError
 
-_CONFIGFS = Path("/sys/kernel/config")
-_GADGETS = _CONFIGFS / "usb_gadget"
-_IMAGES = Path("/run/gadgets")
+_GADGETS = Path("/sys/kernel/config/usb_gadget")
 _ENGLISH = "strings/0x409"
-
-_MANUFACTURER = "QEMU"
 
 # SCSI's vendor (8 bytes), product (16) and revision.
 _INQUIRY = "QEMU    QEMU HARDDISK   2.5+"
@@ -42,7 +43,7 @@ _PROTOCOLS = {Kind.KEYBOARD: 1, Kind.TABLET: 2}
 
 
 class GadgetTestbed:
-    """An L{tests.kernel.inside.testbed.ITestbed}."""
+    """Where devices can be plugged in. Any thread may call this, and any process."""
 
     devices = GADGETS
 
@@ -53,13 +54,13 @@ class GadgetTestbed:
         check("modprobe", "dummy_hcd", f"num={CONTROLLERS}", "is_super_speed=1")
         for module in _MODULES:
             check("modprobe", module)
-        check("mount", "-t", "configfs", "none", str(_CONFIGFS))
+        check("mount", "-t", "configfs", "none", str(_GADGETS.parent))
         for name in BORN_WITH:
             if name in self.devices:
                 self.plug(self.devices[name], 0.0)
 
     def plug(self, device: Device, seconds: float) -> None:
-        """See L{tests.kernel.inside.testbed.ITestbed.plug}."""
+        """See L{tests.kernel.guest.plug}."""
         folder = _GADGETS / device.name
         if folder.exists():
             raise PlugError(f"there is a device {device.name}")
@@ -71,7 +72,7 @@ class GadgetTestbed:
             raise PlugError(f"{device.busId}: {error.strerror}") from error
 
     def unplug(self, name: str, seconds: float) -> None:
-        """See L{tests.kernel.inside.testbed.ITestbed.unplug}."""
+        """See L{tests.kernel.guest.unplug}."""
         folder = _GADGETS / name
         if not folder.exists():
             raise PlugError(f"there is no device {name}")
@@ -91,30 +92,21 @@ def _describe(folder: Path, device: Device) -> None:
     (folder / "idVendor").write_text(f"0x{vendor}")
     (folder / "idProduct").write_text(f"0x{product}")
     (folder / "max_speed").write_text("super-speed" if device.isSuper else "high-speed")
-    (strings / "manufacturer").write_text(_MANUFACTURER)
+    (strings / "manufacturer").write_text("QEMU")
     (strings / "product").write_text(device.product or device.kind.value)
     if device.serial is not None:
         (strings / "serialnumber").write_text(device.serial)
-    configure = _CONFIGURE.get(device.kind)
-    if configure is not None:
-        configure(function, device)
+    if device.kind is Kind.DISK:
+        image = Path(f"/run/{device.name}.img")
+        shutil.copy(os.environ["USBIPSHARE_GUEST_DISK"], image)
+        (function / "lun.0/inquiry_string").write_text(_INQUIRY)
+        (function / "lun.0/file").write_text(str(image))
+    elif device.kind in _REPORTS:
+        (function / "subclass").write_text("1")
+        (function / "protocol").write_text(str(_PROTOCOLS[device.kind]))
+        (function / "report_length").write_text(str(_REPORT_BYTES))
+        (function / "report_desc").write_bytes(_REPORTS[device.kind])
     (configuration / function.name).symlink_to(function)
-
-
-def _configureDisk(function: Path, device: Device) -> None:
-    _IMAGES.mkdir(exist_ok=True)
-    image = _IMAGES / f"{device.name}.img"
-    shutil.copy(os.environ["USBIPSHARE_GUEST_DISK"], image)
-    unit = function / "lun.0"
-    (unit / "inquiry_string").write_text(_INQUIRY)
-    (unit / "file").write_text(str(image))
-
-
-def _configureHid(function: Path, device: Device) -> None:
-    (function / "subclass").write_text("1")
-    (function / "protocol").write_text(str(_PROTOCOLS[device.kind]))
-    (function / "report_length").write_text(str(_REPORT_BYTES))
-    (function / "report_desc").write_bytes(_REPORTS[device.kind])
 
 
 _FUNCTIONS = {
@@ -123,12 +115,6 @@ _FUNCTIONS = {
     Kind.KEYBOARD: "hid.0",
     Kind.SERIAL: "acm.0",
     Kind.TABLET: "hid.0",
-}
-
-_CONFIGURE: dict[Kind, Callable[[Path, Device], None]] = {
-    Kind.DISK: _configureDisk,
-    Kind.KEYBOARD: _configureHid,
-    Kind.TABLET: _configureHid,
 }
 
 
@@ -140,19 +126,15 @@ def _remove(folder: Path) -> None:
             link.unlink()
     (function,) = (folder / "functions").iterdir()
     for made in (configuration, function, folder / _ENGLISH, folder):
-        _rmdir(made)
+        waitUntil(partial(_isRemoved, made), f"{made} can be removed")
 
 
-def _rmdir(folder: Path) -> None:
-    """A function's node may still be open for a moment."""
-
-    def removed() -> bool:
-        try:
-            folder.rmdir()
-        except OSError as error:
-            if error.errno != errno.EBUSY:
-                raise
-            return False
-        return True
-
-    waitUntil(removed, f"{folder} can be removed")
+def _isRemoved(folder: Path) -> bool:
+    """Remove a folder, unless a function's node is still open, as it may be for a moment."""
+    try:
+        folder.rmdir()
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return False
+    return True

@@ -1,6 +1,4 @@
-"""
-Debian's C{usbipd} and C{usbip}.
-"""
+"""Debian's C{usbipd} and C{usbip}."""
 
 from __future__ import annotations
 
@@ -23,10 +21,8 @@ _LISTEN = "0A"
 
 @contextlib.contextmanager
 def stockUsbipd(port: int = STOCK_PORT) -> Iterator[None]:
-    """
-    Run Debian's usbipd, in the foreground, until the C{with} ends. Sessions that it has handed to
-    the kernel go on after that.
-    """
+    """Run Debian's usbipd, in the foreground, until the C{with} ends. Sessions that it has handed
+    to the kernel go on after that."""
     child = subprocess.Popen(
         ["usbipd", "--tcp-port", str(port)],
         stdin=subprocess.DEVNULL,
@@ -57,21 +53,17 @@ def isListening(port: int) -> bool:
 
 
 def stockAttach(busId: str, host: str = HOST, port: int = STOCK_PORT) -> tuple[int, str]:
-    """
-    Import a device with Debian's C{usbip}, while nothing else is imported.
+    """Import a device with Debian's C{usbip}, while nothing else is imported.
 
-    @return: the vhci port, and the bus id of the imported device.
-    """
+    @return: the vhci port, and the bus id of the imported device."""
     check("usbip", "--tcp-port", str(port), "attach", "-r", host, "-b", busId)
     return waitImport()
 
 
 def stockDetach(port: int, busId: str) -> None:
-    """
-    Detach an imported device with Debian's C{usbip}, and wait until the device is gone.
+    """Detach an imported device with Debian's C{usbip}, and wait until the device is gone.
 
     @param port: the vhci port.
-    @param busId: of the imported device.
-    """
+    @param busId: of the imported device."""
     check("usbip", "detach", "-p", str(port))
     waitGone(busId)

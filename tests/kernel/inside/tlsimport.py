@@ -1,7 +1,5 @@
-"""
-A client that imports devices over TLS: with kTLS, or with a relay between the connection and the
-kernel.
-"""
+"""A client that imports devices over TLS: with kTLS, or with a relay between the connection and the
+kernel."""
 
 from __future__ import annotations
 
@@ -26,26 +24,20 @@ NO_TLS_MODULE = Path("/etc/modprobe.d/no-ktls.conf")
 """A file that forbids to load the kernel's module for TLS, while it contains
 C{install tls /bin/false}."""
 
-_SUPER = 5
-
 
 class TlsImport:
-    """
-    One connection.
+    """One connection.
 
     @ivar status: the status of the server's reply, L{OK} or an error.
-    @ivar isKeyed: does the client's kernel encrypt?
-    """
+    @ivar isKeyed: does the client's kernel encrypt?"""
 
     def __init__(
         self, port: int, busId: str, context: ssl.SSLContext, source: str = "127.0.0.1"
     ) -> None:
-        """
-        Ask for a device.
+        """Ask for a device.
 
         @param source: the address to come from.
-        @raise OSError: there is no TLS, or the server has closed the connection.
-        """
+        @raise OSError: there is no TLS, or the server has closed the connection."""
         connection = socket.create_connection(("127.0.0.1", port), DEADLINE, (source, 0))
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
@@ -56,7 +48,6 @@ class TlsImport:
         self._ssl.sendall(struct.pack(">HHI32s", 0x0111, 0x8003, 0, busId.encode()))
         _, _, self.status = struct.unpack(">HHI", self._read(8))
         self.isKeyed = missing(self._ssl, self._ssl.version()) is None
-        self._thread: threading.Thread | None = None
         if self.status == OK:
             described = self._read(312)
             assert described[256:288].rstrip(b"\0") == busId.encode()
@@ -64,10 +55,8 @@ class TlsImport:
             self._deviceId = bus << 16 | device
 
     def attach(self) -> None:
-        """
-        Attach the device to vhci. With kTLS the session goes on without this process; otherwise it
-        ends with this process, or with L{close}.
-        """
+        """Attach the device to vhci. With kTLS the session goes on without this process; otherwise
+        it ends with this process, or with L{close}."""
         assert self._ssl.pending() == 0
         if self.isKeyed:
             with self._ssl:
@@ -76,8 +65,7 @@ class TlsImport:
         theirs, ours = socket.socketpair()
         with theirs:
             self._give(theirs)
-        self._thread = threading.Thread(target=carry, args=(ours, self._ssl), daemon=True)
-        self._thread.start()
+        threading.Thread(target=carry, args=(ours, self._ssl), daemon=True).start()
 
     def close(self) -> None:
         """Close the connection, unless the kernel has it."""
@@ -96,6 +84,6 @@ class TlsImport:
         return data
 
     def _give(self, connection: socket.socket) -> None:
-        number = freePort("ss" if self._speed >= _SUPER else "hs")
+        number = freePort("ss" if self._speed >= 5 else "hs")
         order = f"{number} {connection.fileno()} {self._deviceId} {self._speed}"
         (VHCI_FOLDER / "attach").write_text(order)

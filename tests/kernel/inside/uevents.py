@@ -1,6 +1,4 @@
-"""
-Uevents of bindings, with their times.
-"""
+"""Uevents of bindings, with their times."""
 
 from __future__ import annotations
 
@@ -10,21 +8,11 @@ import threading
 import time
 from typing import NamedTuple
 
-_NETLINK_KOBJECT_UEVENT = 15
-_KERNEL_GROUP = 1
-_LONGEST = 1 << 16
-_BUFFER = 1 << 20
-_PAUSE = 0.2
+_NETLINK_KOBJECT_UEVENT, _KERNEL_GROUP = 15, 1
 
 
 class Binding(NamedTuple):
-    """
-    A device was bound to a driver.
-
-    @ivar time: when that was heard, in seconds since the epoch.
-    @ivar busId: of the device
-    @ivar driver: C{usb}, C{usbip-host}
-    """
+    """A device was bound to a driver: when, in seconds since the epoch, and to which."""
 
     time: float
     busId: str
@@ -41,9 +29,9 @@ class Uevents:
 
     def __enter__(self) -> Uevents:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, _NETLINK_KOBJECT_UEVENT)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         self._socket.bind((0, _KERNEL_GROUP))
-        self._socket.settimeout(_PAUSE)
+        self._socket.settimeout(0.2)
         self._thread.start()
         return self
 
@@ -59,11 +47,9 @@ class Uevents:
     def _listen(self) -> None:
         while not self._ended:
             with contextlib.suppress(TimeoutError):
-                message = self._socket.recv(_LONGEST)
-                self._take(message.decode("utf-8", "replace"), time.time())
-
-    def _take(self, message: str, now: float) -> None:
-        header, *rest = message.rstrip("\0").split("\0")
-        fields = dict(line.split("=", 1) for line in rest if "=" in line)
-        if fields.get("ACTION") == "bind" and fields.get("DEVTYPE") == "usb_device":
-            self._bindings.append(Binding(now, header.rpartition("/")[2], fields["DRIVER"]))
+                message = self._socket.recv(1 << 16).decode("utf-8", "replace")
+                header, *rest = message.rstrip("\0").split("\0")
+                fields = dict(line.split("=", 1) for line in rest if "=" in line)
+                if fields.get("ACTION") == "bind" and fields.get("DEVTYPE") == "usb_device":
+                    busId = header.rpartition("/")[2]
+                    self._bindings.append(Binding(time.time(), busId, fields["DRIVER"]))

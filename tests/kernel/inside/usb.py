@@ -1,6 +1,4 @@
-"""
-USB devices in the guest's sysfs.
-"""
+"""USB devices in the guest's sysfs."""
 
 from __future__ import annotations
 
@@ -72,11 +70,9 @@ def ttyDevice(busId: str) -> str | None:
 
 
 def waitPresent(busId: str, driver: str = "usb", seconds: float = DEADLINE) -> None:
-    """
-    Wait until a device is present and bound to a driver.
+    """Wait until a device is present and bound to a driver.
 
-    @param driver: C{usb}, or C{usbip-host}.
-    """
+    @param driver: C{usb}, or C{usbip-host}."""
     waitUntil(lambda: driverOf(busId) == driver, f"{busId} has driver {driver}", seconds)
 
 
@@ -86,11 +82,9 @@ def waitGone(busId: str, seconds: float = DEADLINE) -> None:
 
 
 def waitBlockDevice(busId: str, seconds: float = DEADLINE) -> str:
-    """
-    Wait until a disk can be read.
+    """Wait until a disk can be read.
 
-    @return: C{/dev/sda}
-    """
+    @return: C{/dev/sda}"""
     return waitUntil(lambda: blockDevice(busId), f"{busId} is a disk", seconds) or ""
 
 
@@ -107,10 +101,8 @@ def reset(busId: str) -> None:
 
 
 def forget(busId: str) -> None:
-    """
-    Free the entry of a present device in usbip-host's table: unloading the driver would follow the
-    entry's pointer after the device is gone.
-    """
+    """Free the entry of a present device in usbip-host's table: unloading the driver would follow
+    the entry's pointer after the device is gone."""
     if busId not in matchBusIds():
         return
     if driverOf(busId) == "usbip-host":
@@ -140,20 +132,16 @@ def _vhciPorts() -> Iterator[tuple[str, int, int, str]]:
 
 
 def freePort(hub: str) -> int:
-    """
-    A free port of vhci.
+    """A free port of vhci.
 
-    @param hub: C{hs} or C{ss}.
-    """
+    @param hub: C{hs} or C{ss}."""
     return next(port for kind, port, state, _ in _vhciPorts() if (kind, state) == (hub, _VHCI_FREE))
 
 
 def waitImport(seconds: float = DEADLINE) -> tuple[int, str]:
-    """
-    Wait until the only import of the moment has a bus id here.
+    """Wait until the only import of the moment has a bus id here.
 
-    @return: vhci's port, and the bus id.
-    """
+    @return: vhci's port, and the bus id."""
     (found,) = waitUntil(imports, "there is an import", seconds).items()
     waitPresent(found[1], seconds=seconds)
     return found

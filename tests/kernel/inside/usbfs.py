@@ -1,9 +1,7 @@
-"""
-USB transfers through C{/dev/bus/usb}, and C{ioctl}.
+"""USB transfers through C{/dev/bus/usb}, and C{ioctl}.
 
 Numbers and structures are those of C{include/uapi/linux/usbdevice_fs.h}, on a machine of 64
-bits.
-"""
+bits."""
 
 from __future__ import annotations
 
@@ -48,14 +46,12 @@ def buffer(data: bytes) -> Buffer:
 
 
 def ioctl(file: int, number: int, argument: Buffer | int = 0) -> int:
-    """
-    Call C{ioctl(2)} without Python's lock. C{fcntl.ioctl} blocks all other threads if its argument
-    has more than 1024 bytes, and takes no address.
+    """Call C{ioctl(2)} without Python's lock. C{fcntl.ioctl} blocks all other threads if its
+    argument has more than 1024 bytes, and takes no address.
 
     @param argument: of a buffer the address is passed.
     @return: the result.
-    @raise OSError: the call failed; C{InterruptedError} after a signal.
-    """
+    @raise OSError: the call failed; C{InterruptedError} after a signal."""
     value = argument if isinstance(argument, int) else ctypes.addressof(argument)
     result: int = _libc.ioctl(file, number, value)
     if result < 0:
@@ -93,11 +89,9 @@ class UsbNode:
     def controlIn(
         self, kind: int, request: int, value: int, index: int, length: int, seconds: float = 5.0
     ) -> bytes:
-        """
-        A control transfer that reads.
+        """A control transfer that reads.
 
-        @param kind: C{bmRequestType}, with bit 7 set.
-        """
+        @param kind: C{bmRequestType}, with bit 7 set."""
         data = buffer(bytes(length))
         setup = kind, request, value, index, length
         argument = _CONTROL_TRANSFER.pack(*setup, int(seconds * 1000), ctypes.addressof(data))
@@ -115,11 +109,9 @@ class UsbNode:
         return self._bulk(endpoint, buffer(data), len(data), seconds)
 
     def testControlQueue(self) -> None:
-        """
-        Have the driver C{usbtest} send control requests to the device.
+        """Have the driver C{usbtest} send control requests to the device.
 
-        @raise OSError: the device has not answered as it should.
-        """
+        @raise OSError: the device has not answered as it should."""
         parameter = _USBTEST_PARAMETER.pack(_TEST_CONTROL_QUEUE, 1, 64, 0, 1, 0, 0)
         inner = buffer(parameter)
         number = _USBTEST_REQUEST - (1 << 32)  # it is declared as an int
@@ -135,10 +127,9 @@ class UsbNode:
 
 @contextlib.contextmanager
 def locked(busId: str) -> Iterator[None]:
-    """
-    Run a process that holds the lock of a device that never answers
-    (L{tests.kernel.inside.rawgadget.models.Hanging}). Only unplugging the device ends the process.
-    """
+    """Run a process that holds the lock of a device that never answers
+    (L{tests.kernel.inside.rawgadget.models.Hanging}). Only unplugging the device ends the
+    process."""
     child = subprocess.Popen([sys.executable, "-m", __name__, busId], cwd=PROJECT)
 
     def waits() -> bool:
@@ -154,11 +145,9 @@ def locked(busId: str) -> Iterator[None]:
 
 
 def isStuck(process: int) -> bool:
-    """
-    Does any thread of a process wait in the kernel, in such a way that no signal ends it?
+    """Does any thread of a process wait in the kernel, in such a way that no signal ends it?
 
-    That is state C{D} of C{/proc/PID/task/TID/stat}, twice in a row: a moment of it is nothing.
-    """
+    That is state C{D} of C{/proc/PID/task/TID/stat}, twice in a row: a moment of it is nothing."""
     return bool(_stuck(process) & _stuck(process))
 
 

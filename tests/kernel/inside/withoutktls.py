@@ -1,7 +1,5 @@
-"""
-C{python -m tests.kernel.inside.withoutktls}: what C{python -m twisted} is, where OpenSSL keeps
-the keys to itself as one does that was built without kernel TLS.
-"""
+"""C{python -m tests.kernel.inside.withoutktls}: what C{python -m twisted} is, where OpenSSL keeps
+the keys to itself as one does that was built without kernel TLS."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
-"""
-The client library on real kernels: attaching devices to C{vhci_hcd} and detaching them, together
-with Debian's C{usbip} and C{usbipd}.
-"""
+"""The client library on real kernels: attaching devices to C{vhci_hcd} and detaching them, together
+with Debian's C{usbip} and C{usbipd}."""
 
 from __future__ import annotations
 
@@ -17,14 +15,7 @@ from functools import partial
 import msgspec
 
 from tests.kernel import guest
-from tests.kernel.daemoncase import (
-    DISK,
-    HOST,
-    OTHER_STOCK_PORT,
-    SERIAL,
-    DaemonCase,
-    summary,
-)
+from tests.kernel.daemoncase import DISK, HOST, OTHER_STOCK_PORT, SERIAL, DaemonCase, summary
 from tests.kernel.inside.tlsimport import NO_TLS_MODULE
 from tests.support.certificates import LAB, authority, signed
 from tests.support.childdaemon import ChildDaemon
@@ -55,12 +46,10 @@ scanned, and a request that is lost then may never be answered."""
 
 
 class CheckedVhci(Vhci):
-    """
-    Records attaches to a port whose earlier device is still there: write sequence D12 of the
+    """Records attaches to a port whose earlier device is still there: write sequence D12 of the
     kernel facts, which can block the port for good.
 
-    @ivar unsafe: the ports.
-    """
+    @ivar unsafe: the ports."""
 
     def __init__(self) -> None:
         super().__init__(System())
@@ -123,10 +112,8 @@ class AttachingTests(AttachingCase):
     """Devices of a daemon, and of C{usbipd}."""
 
     def test_withStockUsbip(self) -> None:
-        """
-        C{usbip detach} detaches what the library has attached, and the library what C{usbip attach}
-        has; the records in C{/run/vhci_hcd} are shared.
-        """
+        """C{usbip detach} detaches what the library has attached, and the library what C{usbip
+        attach} has; the records in C{/run/vhci_hcd} are shared."""
         daemon = self.sharing(SERIAL, DISK)
         ours, kept = self.attach(SERIAL)
         guest.check("usbip", "attach", "-r", HOST, "-b", DISK)
@@ -146,10 +133,8 @@ class AttachingTests(AttachingCase):
         self.assertNothingLogged(daemon)
 
     def test_refused(self) -> None:
-        """
-        A device in use and an unknown one are refused by the daemon and by C{usbipd} with the same
-        status; a device of C{usbipd} is attached like one of the daemon.
-        """
+        """A device in use and an unknown one are refused by the daemon and by C{usbipd} with the
+        same status; a device of C{usbipd} is attached like one of the daemon."""
         self.sharing(SERIAL, DISK)
         stock = Server(name="stock", host=HOST, exportPort=OTHER_STOCK_PORT)
         with guest.stockUsbipd(OTHER_STOCK_PORT):
@@ -217,10 +202,8 @@ class EnduranceTests(AttachingCase):
         self.assertNothingLogged(daemon)
 
     def test_lost(self) -> None:
-        """
-        An unplugged device, and one that the server takes back at any time of its scan, leaves its
-        port; it can be attached again at once.
-        """
+        """An unplugged device, and one that the server takes back at any time of its scan, leaves
+        its port; it can be attached again at once."""
         daemon = self.sharing(DISK)
         attached, kept = self.attach(DISK)
         guest.unplug(guest.DISK)

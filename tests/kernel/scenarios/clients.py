@@ -1,6 +1,4 @@
-"""
-Unmodified clients of other projects.
-"""
+"""Unmodified clients of other projects."""
 
 from __future__ import annotations
 
@@ -31,10 +29,8 @@ BLOCKS = 64
 
 
 class UsbRemoteTests(DaemonCase):
-    """
-    usb-remote 2.3.2. The daemon is at its default port: usb-remote takes another one only from its
-    configuration.
-    """
+    """usb-remote 2.3.2. The daemon is at its default port: usb-remote takes another one only from
+    its configuration."""
 
     listen = "tcp:5055"
 
@@ -94,9 +90,8 @@ class UsbRemoteTests(DaemonCase):
 
 
 class UserSpaceTests(DaemonCase):
-    """
-    Clients that speak USB/IP themselves, without C{vhci_hcd}, with the daemon and with C{usbipd}.
-    """
+    """Clients that speak USB/IP themselves, without C{vhci_hcd}, with the daemon and with
+    C{usbipd}."""
 
     more = EXPORT
 
@@ -105,11 +100,9 @@ class UserSpaceTests(DaemonCase):
         self.server = self.daemon()
 
     def compare(self, busId: str, use: Callable[[int], None]) -> None:
-        """
-        Bind a device, use it with each server in turn, and unbind it.
+        """Bind a device, use it with each server in turn, and unbind it.
 
-        @param use: imports, uses and releases the device; called with a server's port.
-        """
+        @param use: imports, uses and releases the device; called with a server's port."""
         self.succeeds(self.server.ask("attach", id=busId))
         with guest.stockUsbipd(OTHER_STOCK_PORT):
             for port in (OTHER_STOCK_PORT, self.server.exportPort) * ROUNDS:

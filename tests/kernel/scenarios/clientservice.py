@@ -1,6 +1,4 @@
-"""
-The client service (C{twistd usbipclient}) in another network namespace than the server.
-"""
+"""The client service (C{twistd usbipclient}) in another network namespace than the server."""
 
 from __future__ import annotations
 
@@ -46,10 +44,8 @@ class ClientServiceTests(ElsewhereCase):
         print(f"{what}: {time.monotonic() - began:.2f} s", flush=True)
 
     def awaitDisk(self, when: str) -> None:
-        """
-        Wait until the disk is attached and its link leads to it, and print how long both take: the
-        kernel scans a disk for a second.
-        """
+        """Wait until the disk is attached and its link leads to it, and print how long both take:
+        the kernel scans a disk for a second."""
         self.awaitMeasured(f"attached {when}", guest.imports)
         self.awaitMeasured(f"linked {when}", self.isLinked)
         self.assertTrue(self.isReadable())
@@ -79,11 +75,9 @@ class ClientServiceTests(ElsewhereCase):
         guest.check("nc", "-N", "127.0.0.1", "5055", stdin='{"command":"kick","serial":"DISK42"}')
 
     def test_attachedAgain(self) -> None:
-        """
-        The disk is attached again after a replug, after a kick by a server that was killed and
+        """The disk is attached again after a replug, after a kick by a server that was killed and
         started, and after 60 s without network. It stays attached during 5 s without network, and
-        while the service is stopped or killed: the started service adopts it.
-        """
+        while the service is stopped or killed: the started service adopts it."""
         self.awaitDisk("at first")
         self.resetWhileRead()
 
@@ -132,10 +126,8 @@ class ClientServiceTests(ElsewhereCase):
         self.awaitDisk("after a kick of what was adopted")
 
     def resetWhileRead(self) -> None:
-        """
-        A reset of the disk at the client does not end the session. After one at the server, where
-        the kernel may end the session, the disk can be read again.
-        """
+        """A reset of the disk at the client does not end the session. After one at the server,
+        where the kernel may end the session, the disk can be read again."""
         port = self.port()
         with guest.diskReader(os.path.realpath(LINK)) as reader:
             reader.awaitRead()
@@ -146,11 +138,9 @@ class ClientServiceTests(ElsewhereCase):
         self.awaitMeasured("read again after a reset at the server", self.isReadable)
 
     def test_request(self) -> None:
-        """
-        A request is answered when its device is attached. The device is adopted by a service that
-        is started after a kill, attached again after a replug, and unbound after a detach. Debian's
-        C{usbip} shows both devices.
-        """
+        """A request is answered when its device is attached. The device is adopted by a service
+        that is started after a kill, attached again after a replug, and unbound after a detach.
+        Debian's C{usbip} shows both devices."""
         self.awaitDisk("at first")
         answer = self.service.ask("attach", serial="QSER1")
         self.assertEqual(answer["status"], "success", answer)
@@ -180,10 +170,8 @@ class ClientServiceTests(ElsewhereCase):
         guest.waitPresent(SERIAL)
 
     def test_detachedByHandAndRuleRemoved(self) -> None:
-        """
-        A disk that C{usbip detach} detaches is attached again. One whose rule was removed is
-        detached, and its link is removed.
-        """
+        """A disk that C{usbip detach} detaches is attached again. One whose rule was removed is
+        detached, and its link is removed."""
         self.awaitDisk("at first")
         guest.check("usbip", "detach", "-p", str(self.port()))
         self.service.logged("{device} at {server} detached")
@@ -221,11 +209,9 @@ class UnitTests(SystemdCase):
         return [port["bus_id"] for port in self.ask(command="ports")["data"] if port["kept"]]
 
     def test_unit(self) -> None:
-        """
-        The service has no capability but C{CAP_CHOWN}, and attaches the disk in its sandbox. The
+        """The service has no capability but C{CAP_CHOWN}, and attaches the disk in its sandbox. The
         devices stay attached, and the folder of the socket exists, while it is restarted, killed
-        and stopped.
-        """
+        and stopped."""
         self.awaitActive()
         self.assertEqual(self.show("Type"), "notify")
         fields = self.status()

@@ -1,7 +1,5 @@
-"""
-The conformance suite of backends on a real kernel. C{tests.backends} runs it on the kernel in
-memory.
-"""
+"""The conformance suite of backends on a real kernel. C{tests.backends} runs it on the kernel in
+memory."""
 
 from __future__ import annotations
 

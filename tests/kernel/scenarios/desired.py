@@ -1,7 +1,5 @@
-"""
-The reconciler on real kernels: devices are bound again after replugs, after a client's session, and
-after the daemon was killed; and reload, mounted disks, hooks.
-"""
+"""The reconciler on real kernels: devices are bound again after replugs, after a client's session,
+and after the daemon was killed; and reload, mounted disks, hooks."""
 
 from __future__ import annotations
 
@@ -31,11 +29,9 @@ class DesiredTests(DaemonCase):
     """With the sysfs backend."""
 
     def test_boundAgain(self) -> None:
-        """
-        A device with C{share: always}, and one that was attached, is bound whenever it is plugged
-        in: also if a client has it when it is unplugged, and if the daemon was killed before. One
-        that was detached stays unbound. Hooks receive the events.
-        """
+        """A device with C{share: always}, and one that was attached, is bound whenever it is
+        plugged in: also if a client has it when it is unplugged, and if the daemon was killed
+        before. One that was detached stays unbound. Hooks receive the events."""
         folder = Path.cwd() / "always"
         folder.mkdir()
         notes = folder / "notes"
@@ -96,11 +92,9 @@ class DesiredTests(DaemonCase):
         self.assertEqual([each for each in events if each["event"] == "failed"], [])
 
     def replug(self, uevents: Uevents, device: guest.Device) -> float:
-        """
-        Unplug a device, plug it in, and wait until it is bound.
+        """Unplug a device, plug it in, and wait until it is bound.
 
-        @return: how many seconds after it was bound to its own driver.
-        """
+        @return: how many seconds after it was bound to its own driver."""
         busId = device.busId
         before = len(uevents.bindings(busId))
         guest.unplug(device)
@@ -116,10 +110,8 @@ class DesiredTests(DaemonCase):
         return bindings[-1].time - bindings[0].time
 
     def test_reload(self) -> None:
-        """
-        SIGHUP disturbs neither a session nor a watcher. With C{on_stop: unbind}, which is read
-        then, all devices are unbound when the daemon stops.
-        """
+        """SIGHUP disturbs neither a session nor a watcher. With C{on_stop: unbind}, which is read
+        then, all devices are unbound when the daemon stops."""
         daemon = self.daemon()
         for busId in (DISK, SERIAL):
             self.succeeds(daemon.ask("attach", id=busId))
@@ -143,10 +135,9 @@ class DesiredTests(DaemonCase):
             self.assertEqual(guest.driverOf(busId), "usb")
 
     def test_mounted(self) -> None:
-        """
-        The attach of a disk with a mounted file system, or with active swap, fails with a message
-        that names the use. It succeeds after that use has ended, and with C{allow_mounted}.
-        """
+        """The attach of a disk with a mounted file system, or with active swap, fails with a
+        message that names the use. It succeeds after that use has ended, and with
+        C{allow_mounted}."""
         daemon = self.sharedDaemon()
         mkfs(self.partition())
         self.addCleanup(guest.waitGone, DISK)
@@ -177,11 +168,9 @@ class DesiredTests(DaemonCase):
             self.assertEqual(guest.driverOf(DISK), "usbip-host")
 
     def partition(self) -> str:
-        """
-        The disk's one partition, which is made if there is none.
+        """The disk's one partition, which is made if there is none.
 
-        @return: C{/dev/sda1}
-        """
+        @return: C{/dev/sda1}"""
         node = Path(guest.waitBlockDevice(DISK))
         part = node.with_name(f"{node.name}1")
         if not part.exists():

@@ -1,6 +1,4 @@
-"""
-The daemon's own USB/IP server, with Debian's C{usbip} as its client.
-"""
+"""The daemon's own USB/IP server, with Debian's C{usbip} as its client."""
 
 from __future__ import annotations
 
@@ -49,10 +47,8 @@ class ExportingTests(DaemonCase):
     more = "export: {listen: [tcp:3240]}\n"
 
     def test_clients(self) -> None:
-        """
-        Bound devices are listed, and can be imported by one client at a time, and again as soon as
-        the session has ended. Client and traffic are shown.
-        """
+        """Bound devices are listed, and can be imported by one client at a time, and again as soon
+        as the session has ended. Client and traffic are shown."""
         daemon = self.daemon()
         self.assertIn("no exportable devices", "".join(guest.run("usbip", "list", "-r", HOST)[1:]))
         for busId in (DISK, SERIAL):
@@ -67,10 +63,8 @@ class ExportingTests(DaemonCase):
         self.assertNothingLogged(daemon)
 
     def compareLists(self) -> None:
-        """
-        The daemon's list contains all lines of C{usbipd}'s list, and the interfaces, which
-        C{usbipd} lists only after a first import.
-        """
+        """The daemon's list contains all lines of C{usbipd}'s list, and the interfaces, which
+        C{usbipd} lists only after a first import."""
         ours = guest.check("usbip", "list", "-r", HOST)
         with guest.stockUsbipd(OTHER_STOCK_PORT):
             stock = guest.check("usbip", "--tcp-port", str(OTHER_STOCK_PORT), "list", "-r", HOST)
@@ -166,10 +160,8 @@ class ExportingTests(DaemonCase):
         self.awaitState(daemon, "bound", SERIAL)
 
     def test_sessionsEnded(self) -> None:
-        """
-        A kick, an unbind and an unplug take the device from its client, after which it can be
-        imported again. A device with C{share: on_import} is bound by an import.
-        """
+        """A kick, an unbind and an unplug take the device from its client, after which it can be
+        imported again. A device with C{share: on_import} is bound by an import."""
         daemon = self.daemon()
         self.kick(daemon)
         self.unbind(daemon)
@@ -255,10 +247,8 @@ class ExportingTests(DaemonCase):
         self.assertEqual(guest.driverOf(TABLET), "usbip-host")
 
     def test_killed(self) -> None:
-        """
-        A session goes on when the daemon is killed or stopped. The started daemon refuses other
-        clients and can end the session.
-        """
+        """A session goes on when the daemon is killed or stopped. The started daemon refuses other
+        clients and can end the session."""
         daemon = self.daemon()
         self.succeeds(daemon.ask("attach", id=DISK))
         _, imported = guest.stockAttach(DISK)

@@ -1,6 +1,4 @@
-"""
-The facts of L{tests.kernel.facts} about C{usbip-host} on real kernels.
-"""
+"""The facts of L{tests.kernel.facts} about C{usbip-host} on real kernels."""
 
 from __future__ import annotations
 
@@ -52,10 +50,8 @@ class RealMachine(HostFactCase):
         self.addCleanup(self._restore)
 
     def _restore(self) -> None:
-        """
-        Unload C{usbip-host}, which empties its table. Before that, devices are bound to replace
-        pointers in the table to devices that are gone.
-        """
+        """Unload C{usbip-host}, which empties its table. Before that, devices are bound to replace
+        pointers in the table to devices that are gone."""
         guest.modprobe("usbip-host")
         guest.resetUsb()
         for device in (DEVICE, OTHER):
@@ -102,10 +98,8 @@ class RealMachine(HostFactCase):
         client.close()
 
     def breakSession(self, client: socket.socket) -> None:
-        """
-        A client asks for a scatter list without a buffer: C{stub_recv_cmd_submit}
-        (C{drivers/usb/usbip/stub_rx.c}) takes that for a lack of memory.
-        """
+        """A client asks for a scatter list without a buffer: C{stub_recv_cmd_submit}
+        (C{drivers/usb/usbip/stub_rx.c}) takes that for a lack of memory."""
         number = deviceId(self.system, self.busId)
         basic = struct.pack(">5I", CMD_SUBMIT, 1, number, 1, 0)
         submit = struct.pack(">I4i8s", URB_DMA_MAP_SG, 0, 0, 0, 0, b"\x80\x06\0\x01\0\0\x12\0")
@@ -122,11 +116,9 @@ def deviceId(system: ISystem, busId: str) -> int:
 
 
 def attachHere(system: ISystem, device: guest.Device, speed: int) -> str:
-    """
-    Import a device that is bound here, over a pair of sockets.
+    """Import a device that is bound here, over a pair of sockets.
 
-    @return: the bus id of what is imported.
-    """
+    @return: the bus id of what is imported."""
     server, client = socket.socketpair()
     with server, client:
         path = f"{DEVICES}/{device.busId}/usbip_sockfd"
@@ -135,11 +127,9 @@ def attachHere(system: ISystem, device: guest.Device, speed: int) -> str:
 
 
 def attachAt(system: ISystem, client: socket.socket, number: int, speed: int = HIGH) -> str:
-    """
-    Import a device over a connection that its server has, and wait until its drivers have it.
+    """Import a device over a connection that its server has, and wait until its drivers have it.
 
-    @return: the bus id of what is imported.
-    """
+    @return: the bus id of what is imported."""
     system.write(f"{VHCI}/attach", f"0 {client.fileno()} {number} {speed}".encode())
     _, busId = guest.waitImport()
     return busId
@@ -165,15 +155,13 @@ class CrashTests(RealMachine, CrashFacts, SynchronousTestCase):
             raise OSError(ctypes.get_errno(), "delete_module")
 
     def assertDies(self, act: Callable[[], object]) -> None:
-        """
-        Code that uses freed memory may also wait for a lock without end: then the console shows the
-        blocked tasks, and the kernel is made to panic.
+        """Code that uses freed memory may also wait for a lock without end: then the console shows
+        the blocked tasks, and the kernel is made to panic.
 
         User-mode Linux takes the address of the last page fault for that of a pointer of poison. If
         that was in memory of C{vmalloc} it repeats the same instruction without end (C{segv},
         C{arch/um/kernel/trap.c}) until the harness ends it: seen in two of about thirty runs, and
-        not since another device is replugged before, and no process is started for the unload.
-        """
+        not since another device is replugged before, and no process is started for the unload."""
         guest.unplug(guest.TABLET)
         guest.waitGone(guest.TABLET.busId)
         guest.plug(guest.TABLET)

@@ -1,7 +1,5 @@
-"""
-A device that hangs while a program or a driver waits for it in the kernel: requests about other
-devices are not delayed.
-"""
+"""A device that hangs while a program or a driver waits for it in the kernel: requests about other
+devices are not delayed."""
 
 from __future__ import annotations
 
@@ -24,10 +22,9 @@ GET_MAX_LUN = 0xFE
 
 
 class HangingCase(MisbehavingCase):
-    """
-    A device that answers no control request any more, while a program waits for an answer and holds
-    the lock of the device: reads and writes of its attributes block, and no signal ends that.
-    """
+    """A device that answers no control request any more, while a program waits for an answer and
+    holds the lock of the device: reads and writes of its attributes block, and no signal ends
+    that."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -76,10 +73,8 @@ class HangingTests(HangingCase):
     """With the default timeouts."""
 
     def test_otherDevicesAreNotDelayed(self) -> None:
-        """
-        The attach of a device that hangs is answered with "goes on". Other requests are answered
-        promptly. After an unplug another device works in its place.
-        """
+        """The attach of a device that hangs is answered with "goes on". Other requests are answered
+        promptly. After an unplug another device works in its place."""
         daemon = self.daemon()
         self.hang()
         self.fails(self.attachHangs(daemon), "takes longer than 1.8 s and goes on")
@@ -93,9 +88,8 @@ class HangingTests(HangingCase):
         self.assertReplaced(daemon)
 
     def test_deviceAnswersAgain(self) -> None:
-        """
-        When the device answers again the attach ends, and the device can be imported and detached.
-        """
+        """When the device answers again the attach ends, and the device can be imported and
+        detached."""
         daemon = self.daemon()
         self.hang()
         self.attachHangs(daemon)
@@ -121,10 +115,8 @@ class HangingTests(HangingCase):
         self.assertReplaced(daemon)
 
     def test_stoppedWithStuckThread(self) -> None:
-        """
-        A daemon with a thread that is stuck in the kernel stops on SIGTERM. Another one can
-        use its port and its state file.
-        """
+        """A daemon with a thread that is stuck in the kernel stops on SIGTERM. Another one can use
+        its port and its state file."""
         with socket.create_server((HOST, 0)) as probe:
             port = probe.getsockname()[1]
         self.listen = f"tcp:{port}:interface={HOST}"
@@ -154,10 +146,8 @@ class GivenUpTests(HangingCase):
     timeouts = "{bind: 3}"
 
     def test_shownAsErrorAfterTimeout(self) -> None:
-        """
-        After the timeout the state of the device is C{error}, with the reason and what to do. A
-        further attach fails promptly with the same.
-        """
+        """After the timeout the state of the device is C{error}, with the reason and what to do. A
+        further attach fails promptly with the same."""
         daemon = self.daemon()
         self.hang()
         self.attachHangs(daemon)
@@ -172,10 +162,8 @@ class GivenUpTests(HangingCase):
         self.assertReplaced(daemon)
 
     def test_deviceAnswersAfterTimeout(self) -> None:
-        """
-        A device that answers after the timeout is not in state C{error} any more, and can be
-        attached.
-        """
+        """A device that answers after the timeout is not in state C{error} any more, and can be
+        attached."""
         daemon = self.daemon()
         self.hang()
         self.attachHangs(daemon)
@@ -191,18 +179,14 @@ class GivenUpTests(HangingCase):
 
 
 class MuteDiskTests(MisbehavingCase):
-    """
-    A disk that answers no SCSI command: C{usb-storage} can be unbound from it only after its
-    C{INQUIRY} has timed out, and the wait cannot be interrupted.
-    """
+    """A disk that answers no SCSI command: C{usb-storage} can be unbound from it only after its
+    C{INQUIRY} has timed out, and the wait cannot be interrupted."""
 
     timeouts = "{bind: 3}"
 
     def test_attachEndsAfterScsiTimeout(self) -> None:
-        """
-        The attach is answered before it ends, and the state is C{error} after C{timeouts.bind}; the
-        other device works. When the driver has given up the disk can be attached.
-        """
+        """The attach is answered before it ends, and the state is C{error} after C{timeouts.bind};
+        the other device works. When the driver has given up the disk can be attached."""
         guest.modprobe("usb-storage")
         timeout = Path("/sys/module/scsi_mod/parameters/inq_timeout")
         self.addCleanup(timeout.write_text, timeout.read_text())
@@ -230,10 +214,8 @@ class MuteDiskTests(MisbehavingCase):
 
 
 def hasExited(process: int) -> bool:
-    """
-    Has a process ended, except threads that are stuck in the kernel? Its first thread then is in
-    the state C{Z}.
-    """
+    """Has a process ended, except threads that are stuck in the kernel? Its first thread then is in
+    the state C{Z}."""
     stat = Path(f"/proc/{process}/stat").read_text()
     return stat.rpartition(")")[2].split()[0] == "Z"
 

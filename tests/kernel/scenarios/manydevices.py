@@ -1,7 +1,5 @@
-"""
-More devices than entries in C{usbip-host}'s table, and devices that are replugged as something
-else.
-"""
+"""More devices than entries in C{usbip-host}'s table, and devices that are replugged as something
+else."""
 
 from __future__ import annotations
 
@@ -50,10 +48,8 @@ class ManyTests(GadgetCase):
     """Seventeen devices."""
 
     def test_tableFull(self) -> None:
-        """
-        All are listed and 16 can be attached. Another attach fails, and the device keeps its
-        driver, until one is detached.
-        """
+        """All are listed and 16 can be attached. Another attach fails, and the device keeps its
+        driver, until one is detached."""
         daemon = self.daemon()
         more = [self.plugged(number) for number in FREE]
         busIds = [*BUS_IDS, *(device.busId for device in more)]
@@ -77,10 +73,8 @@ class ChangingTests(GadgetCase):
     """A device that is unplugged and plugged in with other ids, or at another speed."""
 
     def test_otherDeviceAtSamePort(self) -> None:
-        """
-        Another device at the port of an attached one is not bound. The first one is bound again
-        when it is back.
-        """
+        """Another device at the port of an attached one is not bound. The first one is bound again
+        when it is back."""
         daemon = self.rememberingDaemon()
         self.succeeds(daemon.ask("attach", serial="QSER1"))
         boot = replace(
@@ -102,10 +96,8 @@ class ChangingTests(GadgetCase):
             self.awaitState(daemon, "bound", SERIAL)
 
     def test_otherSpeed(self) -> None:
-        """
-        A disk that is plugged in again at super speed has another bus id. As the same device, it is
-        bound there, and can be imported.
-        """
+        """A disk that is plugged in again at super speed has another bus id. As the same device, it
+        is bound there, and can be imported."""
         fast = replace(guest.DISK, busId=gadgetBusId(2, isSuper=True))
         self.addCleanup(self.plugSlowDisk, fast)  # runs when the daemon has ended
         daemon = self.rememberingDaemon()

@@ -1,7 +1,5 @@
-"""
-Devices with unusual descriptors, and devices that stall, fall silent or vanish: other devices are
-not affected.
-"""
+"""Devices with unusual descriptors, and devices that stall, fall silent or vanish: other devices
+are not affected."""
 
 from __future__ import annotations
 
@@ -46,10 +44,7 @@ class BesideCase(MisbehavingCase):
     @contextlib.contextmanager
     def beside(self) -> Iterator[None]:
         """Have a client read from the other device until the C{with} ends."""
-        with (
-            self.imported(self.server, self.other.busId) as imported,
-            UsbNode(imported) as node,
-        ):
+        with self.imported(self.server, self.other.busId) as imported, UsbNode(imported) as node:
             node.claim()
             with countReader(node) as reader:
                 reader.awaitRead()
@@ -84,11 +79,9 @@ class TransferTests(BesideCase):
     """Devices whose transfers fail."""
 
     def test_silent(self) -> None:
-        """
-        A device that falls silent while a client has it is taken from the client by a detach. The
-        reset at the end of the session fails, and the kernel drops the device. After a replug it
-        can be shared again.
-        """
+        """A device that falls silent while a client has it is taken from the client by a detach.
+        The reset at the end of the session fails, and the kernel drops the device. After a replug
+        it can be shared again."""
         with self.beside():
             plugged = self.attached(models.Silent())
             with self.imported(self.server, plugged.busId) as imported:
@@ -140,16 +133,11 @@ class TransferTests(BesideCase):
         self.assertEqual(error.errno, errno.EPIPE)
 
     def test_vanishing(self) -> None:
-        """
-        A device that is unplugged during a client's transfer ends the transfer with an error, and
-        is gone at server and client. Another one can be shared in its place.
-        """
+        """A device that is unplugged during a client's transfer ends the transfer with an error,
+        and is gone at server and client. Another one can be shared in its place."""
         with self.beside():
             plugged = self.attached(models.Vanishing())
-            with (
-                self.imported(self.server, plugged.busId) as imported,
-                UsbNode(imported) as node,
-            ):
+            with self.imported(self.server, plugged.busId) as imported, UsbNode(imported) as node:
                 node.claim()
                 size = 4 * models.Vanishing.sent
                 error = self.assertRaises(OSError, lambda: node.bulkIn(models.SOURCE.address, size))
@@ -170,10 +158,8 @@ class DescriptorTests(BesideCase):
     """Devices with unusual descriptors."""
 
     def test_manyInterfaces(self) -> None:
-        """
-        Of 300 interface descriptors the kernel makes 32 interfaces, which the daemon and Debian's
-        C{usbip} list.
-        """
+        """Of 300 interface descriptors the kernel makes 32 interfaces, which the daemon and
+        Debian's C{usbip} list."""
         with self.beside():
             plugged = self.attached(models.crowded())
             self.assertEqual(len(descriptors(plugged.busId)), 18 + 9 + 300 * 9)
@@ -189,10 +175,8 @@ class DescriptorTests(BesideCase):
             self.detach(plugged)
 
     def test_manySettings(self) -> None:
-        """
-        A device with 200 settings of one interface has one interface. A client can choose each,
-        also one with an isochronous endpoint, though C{dummy_hcd} has none.
-        """
+        """A device with 200 settings of one interface has one interface. A client can choose each,
+        also one with an isochronous endpoint, though C{dummy_hcd} has none."""
         plugged = self.attached(models.manySettings())
         self.assertEqual(self.detail(self.server, plugged.busId)["interfaces"], ["ff/00/00"])
         with self.imported(self.server, plugged.busId) as imported:
@@ -204,10 +188,8 @@ class DescriptorTests(BesideCase):
         self.detach(plugged)
 
     def test_twoConfigurations(self) -> None:
-        """
-        A client can choose the second configuration of a device. After a detach the device has the
-        first one.
-        """
+        """A client can choose the second configuration of a device. After a detach the device has
+        the first one."""
         plugged = self.attached(models.twoConfigurations())
         found = self.detail(self.server, plugged.busId)
         self.assertEqual(found["interfaces"], ["fe/01/01"])
@@ -233,11 +215,9 @@ class DescriptorTests(BesideCase):
         self.assertEqual(answer["status"], "not_found", answer)
 
     def test_serialNumbers(self) -> None:
-        """
-        Characters of a serial number that cannot be printed are not shown. It may look like markup,
-        be empty, or be of maximum length. The client's kernel has the serial number that the
-        server's has.
-        """
+        """Characters of a serial number that cannot be printed are not shown. It may look like
+        markup, be empty, or be of maximum length. The client's kernel has the serial number that
+        the server's has."""
         plugged = self.attached(models.plain("\x1b[2J\x07A\tB\nC\x7f\x9b"))
         with self.imported(self.server, plugged.busId) as imported:
             paths = [guest.DEVICES_FOLDER / each / "serial" for each in (plugged.busId, imported)]
@@ -255,12 +235,10 @@ class DescriptorTests(BesideCase):
             self.assertSerialShown(serial, shown)
 
     def assertSerialShown(self, serial: str, shown: str | None) -> None:
-        """
-        Plug in a device: the daemon and the command show its serial number, and the daemon finds it
-        by that.
+        """Plug in a device: the daemon and the command show its serial number, and the daemon finds
+        it by that.
 
-        @param shown: what is shown; C{None} if there is no serial number.
-        """
+        @param shown: what is shown; C{None} if there is no serial number."""
         plugged = self.attached(models.plain(serial))
         self.assertEqual(self.detail(self.server, plugged.busId)["serial"], shown)
         if shown is not None:

@@ -1,6 +1,4 @@
-"""
-USB/IP over TLS on real kernels: encrypted by the kernel, or by the daemon, or refused.
-"""
+"""USB/IP over TLS on real kernels: encrypted by the kernel, or by the daemon, or refused."""
 
 from __future__ import annotations
 
@@ -40,12 +38,10 @@ class SecuredCase(DaemonCase):
         self.ca, _ = authority(LAB).write(self.folder, "ca")
 
     def secured(self, more: str = "", isMutual: bool = False) -> str:
-        """
-        A configuration that exports over TLS.
+        """A configuration that exports over TLS.
 
         @param more: further YAML of C{export}.
-        @param isMutual: require a client certificate.
-        """
+        @param isMutual: require a client certificate."""
         tls: dict[str, Any] = {"certificate": self.certificate, "key": self.key}
         if isMutual:
             tls |= {"client_ca": self.ca, "require_client_certificate": True}
@@ -59,12 +55,10 @@ class SecuredCase(DaemonCase):
         return daemon
 
     def client(self, ktls: bool, name: str | None = None) -> ssl.SSLContext:
-        """
-        A client's context.
+        """A client's context.
 
         @param ktls: may the kernel encrypt?
-        @param name: the common name of its certificate, if it has one.
-        """
+        @param name: the common name of its certificate, if it has one."""
         shown = None if name is None else signed(name).write(self.folder, name)
         context = trusting(client=shown)
         if ktls:
@@ -72,13 +66,11 @@ class SecuredCase(DaemonCase):
         return context
 
     def importDiskBy(self, daemon: ChildDaemon, ktls: bool, expected: str) -> tuple[str, str]:
-        """
-        Import the disk over TLS, and compare its content.
+        """Import the disk over TLS, and compare its content.
 
         @param ktls: may the client's kernel encrypt?
         @param expected: how the server encrypts.
-        @return: the bus id and the node of the imported disk.
-        """
+        @return: the bus id and the node of the imported disk."""
         with daemon.watch(id=DISK, detail=True) as watcher:
             imported = TlsImport(PORT, DISK, self.client(ktls))
             self.assertEqual((imported.status, imported.isKeyed), (OK, ktls))
@@ -114,13 +106,11 @@ class SecuredCase(DaemonCase):
     def assertSessions(
         self, daemon: ChildDaemon, encryption: str, keyed: tuple[bool, bool]
     ) -> None:
-        """
-        Import the disk by clients with and without kTLS, and end each session by a detach and by a
-        kick. None leaves a descriptor open.
+        """Import the disk by clients with and without kTLS, and end each session by a detach and by
+        a kick. None leaves a descriptor open.
 
         @param encryption: how the server encrypts.
-        @param keyed: whether the client's kernel encrypts, in this order.
-        """
+        @param keyed: whether the client's kernel encrypts, in this order."""
         descriptors = []
         for ktls in keyed:
             for end in (self.detach, self.kick):
@@ -201,10 +191,8 @@ class RefusalTests(SecuredCase):
     """Clients that are refused."""
 
     def test_certificates(self) -> None:
-        """
-        Debian's C{usbip}, which has no TLS, is refused with a line in the log. A client with a
-        certificate of the CA is not.
-        """
+        """Debian's C{usbip}, which has no TLS, is refused with a line in the log. A client with a
+        certificate of the CA is not."""
         daemon = self.sharing(self.secured(isMutual=True))
         for command in (("list", "-r", HOST), ("attach", "-r", HOST, "-b", DISK)):
             result = guest.run("usbip", "--tcp-port", str(PORT), *command)

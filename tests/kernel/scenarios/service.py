@@ -1,6 +1,4 @@
-"""
-The server under a real systemd and udev: the packaged unit, its user and its sandbox.
-"""
+"""The server under a real systemd and udev: the packaged unit, its user and its sandbox."""
 
 from __future__ import annotations
 
@@ -67,12 +65,10 @@ MASKED = (
 
 @needs(Need.SYSTEMD)
 class SystemdCase(GuestCase):
-    """
-    A systemd and udev in a process namespace.
+    """A systemd and udev in a process namespace.
 
     @cvar unit: the unit that is started.
-    @cvar config: the configuration file of the unit.
-    """
+    @cvar config: the configuration file of the unit."""
 
     unit = UNIT
     config = CONFIG
@@ -171,10 +167,8 @@ class ServiceTests(SystemdCase):
         return set(found.split())
 
     def test_rights(self) -> None:
-        """
-        The daemon is not root, has no capabilities and can gain none. Below C{/sys} it may write
-        the files that it needs and no others.
-        """
+        """The daemon is not root, has no capabilities and can gain none. Below C{/sys} it may write
+        the files that it needs and no others."""
         self.awaitActive()
         fields = self.status()
         uid = guest.check("id", "-u", USER).strip()
@@ -200,11 +194,9 @@ class ServiceTests(SystemdCase):
         self.wait(lambda: self.answer(command="find", id="it")["status"] == "success", "it is read")
 
     def test_service(self) -> None:
-        """
-        In its sandbox the daemon loads the module, notifies systemd, binds devices, exports them
+        """In its sandbox the daemon loads the module, notifies systemd, binds devices, exports them
         and ends sessions; it does not bind a mounted disk. It is restarted after a kill, reloads,
-        stops cleanly, and remembers attached devices.
-        """
+        stops cleanly, and remembers attached devices."""
         self.awaitActive()
         self.assertEqual(self.show("Type"), "notify")
         self.assertTrue(Path("/sys/bus/usb/drivers/usbip-host").exists())
@@ -241,11 +233,9 @@ class ServiceTests(SystemdCase):
         self.assertEqual(guest.driverOf(DISK), "usb")
 
     def test_permissionsSetByUdev(self) -> None:
-        """
-        A device is exported as soon as udev has set the permissions of C{usbip_sockfd}: one that
+        """A device is exported as soon as udev has set the permissions of C{usbip_sockfd}: one that
         was just bound, one of a driver that was unloaded and loaded, and one that was bound before
-        there was a rule. The daemon works as root, too.
-        """
+        there was a rule. The daemon works as root, too."""
         self.awaitActive()
         self.reload(SERIAL, ", share: on_import")
         _, imported = guest.stockAttach(SERIAL)

@@ -1,7 +1,5 @@
-"""
-The facts of L{tests.kernel.facts.sessions} on real kernels, and those that need a real process or a
-real network.
-"""
+"""The facts of L{tests.kernel.facts.sessions} on real kernels, and those that need a real process
+or a real network."""
 
 from __future__ import annotations
 
@@ -41,11 +39,9 @@ class SessionTests(RealMachine, SessionFacts, SynchronousTestCase):
     """Sessions."""
 
     def test_beginWhileReset(self) -> None:
-        """
-        Section 3: a session that is to begin while the device is being reset is not refused: the
+        """Section 3: a session that is to begin while the device is being reset is not refused: the
         writer waits until the reset is over. (C{event_handler} in
-        C{drivers/usb/usbip/usbip_event.c} holds the lock that C{usbip_sockfd_store} takes.)
-        """
+        C{drivers/usb/usbip/usbip_event.c} holds the lock that C{usbip_sockfd_store} takes.)"""
         self.bind()
         self.begin()
         resets = guest.dmesg().count("reset high-speed")
@@ -70,10 +66,8 @@ class SessionTests(RealMachine, SessionFacts, SynchronousTestCase):
             self.assertEqual(poll.poll(0), before)
 
     def test_sessionSurvivesItsProcess(self) -> None:
-        """
-        Section 3: a session goes on when the process that began it is killed at once, and the
-        imported device is usable.
-        """
+        """Section 3: a session goes on when the process that began it is killed at once, and the
+        imported device is usable."""
         self.bind()
         server, client = self.pair()
         path = f"/sys/{DEVICES}/{self.busId}/usbip_sockfd"
@@ -94,11 +88,9 @@ class SessionTests(RealMachine, SessionFacts, SynchronousTestCase):
         self.assertEqual(self.status(), 2)
 
     def test_ueventsOfImportAtServer(self) -> None:
-        """
-        Section 2: what is announced of a device that a client imports. It has an interface from
+        """Section 2: what is announced of a device that a client imports. It has an interface from
         then on, without a driver, which is removed and added again for each later client. Nothing
-        is announced when the client leaves.
-        """
+        is announced when the client leaves."""
         self.bind()
         for changes in (["add :1.0"], ["remove :1.0", "add :1.0"]):
             self.assertAnnounced(self.importHere, *changes)
@@ -108,9 +100,8 @@ class SessionTests(RealMachine, SessionFacts, SynchronousTestCase):
         self.assertAnnounced(self.unplug, "remove :1.0", "unbind", "remove")
 
     def test_ueventsOfImportAtClient(self) -> None:
-        """
-        Section 2: at the client an imported device has the uevents of plugging in and unplugging.
-        """
+        """Section 2: at the client an imported device has the uevents of plugging in and
+        unplugging."""
         self.bind()
         uevents = self.ueventSocket()
         self.importHere()
@@ -133,10 +124,8 @@ class SessionTests(RealMachine, SessionFacts, SynchronousTestCase):
         self.untilAvailable()
 
     def test_stockTool(self) -> None:
-        """
-        Sections 1 and 6: stock C{usbip} unbinds what was bound by writes of our own, during a
-        session too, and frees the entry; writes of our own unbind what it has bound.
-        """
+        """Sections 1 and 6: stock C{usbip} unbinds what was bound by writes of our own, during a
+        session too, and frees the entry; writes of our own unbind what it has bound."""
         for isUsed in (False, True):
             self.bind()
             client = self.begin() if isUsed else None
@@ -160,10 +149,8 @@ class SessionTests(RealMachine, SessionFacts, SynchronousTestCase):
         self.assertEqual((self.driver(), self.table()), ("usb", [self.busId]))
 
     def test_endWakesEpoll(self) -> None:
-        """
-        Section 2: C{EPOLLRDHUP} on a copy of the descriptor wakes at the end of a session, and not
-        when data come.
-        """
+        """Section 2: C{EPOLLRDHUP} on a copy of the descriptor wakes at the end of a session, and
+        not when data come."""
         self.bind()
         server, client = self.pair()
         self.hand(str(server.fileno()))
@@ -196,10 +183,8 @@ class VanishingTests(RealMachine, SynchronousTestCase):
         self.hand(str(self.server.fileno()))
 
     def test_idleSessionDoesNotEnd(self) -> None:
-        """
-        D9: without keepalive options a session of a vanished client does not end. C{-1} frees the
-        device.
-        """
+        """D9: without keepalive options a session of a vanished client does not end. C{-1} frees
+        the device."""
         self.assertKept()
 
     def test_unbind(self) -> None:
@@ -214,10 +199,8 @@ class VanishingTests(RealMachine, SynchronousTestCase):
         self.assertFreed()
 
     def test_userTimeoutWithUnsentData(self) -> None:
-        """
-        Section 6: with unacknowledged data C{TCP_USER_TIMEOUT} ends the session, also if it is set
-        after the hand-over.
-        """
+        """Section 6: with unacknowledged data C{TCP_USER_TIMEOUT} ends the session, also if it is
+        set after the hand-over."""
         self.server.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1500)
         self.fillBuffers()
         self.assertFreed()
@@ -262,10 +245,8 @@ class VanishingTests(RealMachine, SynchronousTestCase):
 
 
 def socketElsewhere(elsewhere: guest.Elsewhere) -> socket.socket:
-    """
-    A TCP socket in another network namespace. A socket belongs to the namespace of the thread that
-    makes it.
-    """
+    """A TCP socket in another network namespace. A socket belongs to the namespace of the thread
+    that makes it."""
     made: list[socket.socket] = []
 
     def make() -> None:

@@ -1,15 +1,12 @@
-"""
-Listing, binding and unbinding devices, with each of the backends. Clients import them with Debian's
-C{usbipd} and C{usbip}.
-"""
+"""Listing, binding and unbinding devices, with each of the backends. Clients import them with
+Debian's C{usbipd} and C{usbip}."""
 
 from __future__ import annotations
 
 import os
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from tests.kernel import guest
 from tests.kernel.daemoncase import BUS_IDS, CARD_READER, DISK, TABLET, DaemonCase
@@ -25,10 +22,8 @@ class SharingCase(DaemonCase):
     """What every backend has to do, whichever user it runs as."""
 
     def share(self, daemon: ChildDaemon) -> None:
-        """
-        Attach and detach a disk, twice each, with a client in between. An attach while the client
-        has the disk fails and does not disturb the client.
-        """
+        """Attach and detach a disk, twice each, with a client in between. An attach while the
+        client has the disk fails and does not disturb the client."""
         for _ in range(2):
             self.succeeds(daemon.ask("attach", serial="DISK42"))
             self.assertEqual(guest.driverOf(DISK), "usbip-host")
@@ -86,25 +81,21 @@ class Scenarios(SharingCase):
         self.assertEqual(self.state(daemon), "bound")
 
     def test_unplugDuringAttach(self) -> None:
-        """
-        The attach of a device that is unplugged meanwhile succeeds or fails; the replugged device
-        can be attached.
-        """
+        """The attach of a device that is unplugged meanwhile succeeds or fails; the replugged
+        device can be attached."""
         daemon = self.sharedDaemon()
         for serial in ("DISK50", "DISK51", "DISK52"):
-            attach = Request(daemon, "attach", id=DISK)
+            attach = ThreadPoolExecutor().submit(daemon.ask, "attach", id=DISK)
             guest.unplug(guest.DISK)
-            self.assertIn(attach.answer()["status"], ("success", "failure", "not_found"))
+            self.assertIn(attach.result()["status"], ("success", "failure", "not_found"))
             self.awaitListed(daemon, without=DISK)
             guest.plug(guest.DISK.withSerial(serial))
             self.awaitListed(daemon)
         self.succeeds(daemon.ask("attach", id=DISK))
 
     def test_boundByStockUsbip(self) -> None:
-        """
-        A device that Debian's C{usbip} binds is shown as bound, and as free when it is unbound.
-        One that was attached is bound again after C{usbip unbind}.
-        """
+        """A device that Debian's C{usbip} binds is shown as bound, and as free when it is unbound.
+        One that was attached is bound again after C{usbip unbind}."""
         daemon = self.sharedDaemon()
         guest.check("usbip", "bind", "-b", DISK)
         self.awaitState(daemon, "bound")
@@ -146,10 +137,10 @@ class Scenarios(SharingCase):
     def test_stoppedDuringAttach(self) -> None:
         """A daemon that is stopped during an attach ends it and answers first."""
         daemon = self.daemon()
-        attach = Request(daemon, "attach", id=DISK)
+        attach = ThreadPoolExecutor().submit(daemon.ask, "attach", id=DISK)
         daemon.logged("{device} {kind}")
         daemon.child.terminate()
-        self.succeeds(attach.answer())
+        self.succeeds(attach.result())
         self.assertEqual(daemon.child.wait(guest.DEADLINE), -15)
         self.assertEqual(guest.driverOf(DISK), "usbip-host")
 
@@ -158,10 +149,8 @@ class SysfsTests(Scenarios):
     """With the sysfs backend."""
 
     def test_tableFilledByOthers(self) -> None:
-        """
-        With 15 entries of other programs in usbip-host's table, the daemon uses its one entry for
-        one device after the other. The attach of a second device fails.
-        """
+        """With 15 entries of other programs in usbip-host's table, the daemon uses its one entry
+        for one device after the other. The attach of a second device fails."""
         unloadHost()
         daemon = self.daemon()
         for _ in range(2):
@@ -186,14 +175,10 @@ class SysfsTests(Scenarios):
                 daemon.ask("attach", id=busId)
                 daemon.ask("detach", id=busId)
 
-        threads = [threading.Thread(target=work, args=(busId,)) for busId in BUS_IDS]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        guest.waitUntil(
-            lambda: {guest.driverOf(busId) for busId in BUS_IDS} == {"usb"}, "all are free"
-        )
+        with ThreadPoolExecutor() as pool:
+            [*pool.map(work, BUS_IDS)]
+        for busId in BUS_IDS:
+            guest.waitPresent(busId)
         self.assertEqual(complaintsOf(guest.dmesg()), before)
 
 
@@ -230,27 +215,9 @@ class SudoTests(SharingCase):
         self.attachFails(self.daemon(), "modprobe usbip-host")
 
 
-class Request:
-    """A request in a thread."""
-
-    def __init__(self, daemon: ChildDaemon, command: str, **fields: object) -> None:
-        self._answers: list[dict[str, Any]] = []
-        self._thread = threading.Thread(
-            target=lambda: self._answers.append(daemon.ask(command, **fields))
-        )
-        self._thread.start()
-
-    def answer(self) -> dict[str, Any]:
-        """Wait for the answer."""
-        self._thread.join(guest.DEADLINE)
-        return self._answers[0]
-
-
 def unloadHost() -> None:
-    """
-    Unload usbip-host. That follows the pointers in its table, which may lead to devices that were
-    unplugged since they were bound: binding the present devices replaces those pointers.
-    """
+    """Unload usbip-host. That follows the pointers in its table, which may lead to devices that
+    were unplugged since they were bound: binding the present devices replaces those pointers."""
     for busId in guest.matchBusIds():
         if busId in BUS_IDS:
             for step in ("usb/unbind", "usbip-host/bind", "usbip-host/unbind", "usb/bind"):
@@ -259,10 +226,8 @@ def unloadHost() -> None:
 
 
 def asNobody() -> list[str]:
-    """
-    The prefix of a command that runs as C{nobody}. Makes the interpreter, which may lie in a home
-    folder, accessible.
-    """
+    """The prefix of a command that runs as C{nobody}. Makes the interpreter, which may lie in a
+    home folder, accessible."""
     for start in (sys.executable, os.path.realpath(sys.executable), __file__):
         for folder in Path(start).parents:
             folder.chmod(folder.stat().st_mode | 0o055)

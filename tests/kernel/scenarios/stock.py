@@ -1,6 +1,4 @@
-"""
-Debian's tools on the guest's devices, without this project's daemon: tests of the harness.
-"""
+"""Debian's tools on the guest's devices, without this project's daemon: tests of the harness."""
 
 from __future__ import annotations
 

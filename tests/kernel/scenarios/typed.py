@@ -1,6 +1,4 @@
-"""
-The command C{usbipshare} in another network namespace than the server.
-"""
+"""The command C{usbipshare} in another network namespace than the server."""
 
 from __future__ import annotations
 
@@ -71,10 +69,8 @@ class TypedTests(TypedCase):
     """With the server itself."""
 
     def test_session(self) -> None:
-        """
-        C{list}, C{attach}, C{ports}, C{doctor}, C{kick} and C{detach} with a disk and a serial
-        port. A reader of the disk survives its reset at the client.
-        """
+        """C{list}, C{attach}, C{ports}, C{doctor}, C{kick} and C{detach} with a disk and a serial
+        port. A reader of the disk survives its reset at the client."""
         self.assertEqual([each["bus_id"] for each in self.devices("list")], BUS_IDS)
         [disk] = self.devices("attach", "DISK42")
         node = diskNode(disk)
@@ -167,10 +163,8 @@ class GatewayTests(TypedCase):
         guest.waitUntil(lambda: (THROUGH in self.listed(self.gateway)) == isListed, "the gateway")
 
     def test_disk(self) -> None:
-        """
-        A disk is attached through the gateway by the command and by Debian's C{usbip}. It is gone
-        when it is unplugged at the server.
-        """
+        """A disk is attached through the gateway by the command and by Debian's C{usbip}. It is
+        gone when it is unplugged at the server."""
         [disk] = self.devices("attach", "DISK42")
         self.assertEqual(disk["bus_id"], THROUGH)
         guest.checkDiskBytes(diskNode(disk))

@@ -1,6 +1,4 @@
-"""
-The facts of L{tests.kernel.facts.vhci} on real kernels.
-"""
+"""The facts of L{tests.kernel.facts.vhci} on real kernels."""
 
 from __future__ import annotations
 
@@ -39,13 +37,11 @@ class VhciTests(VhciFacts, GuestCase):
         self.busId = ""
 
     def test_superPlus(self) -> None:
-        """
-        Section 4: Linux 6.1 refuses the speed C{USB_SPEED_SUPER_PLUS} with EINVAL, and the speed of
-        its fast hubs is 5000. Linux 6.12 accepts it at the same hub, whose speed is 10000.
-        """
+        """Section 4: Linux 6.1 refuses the speed C{USB_SPEED_SUPER_PLUS} with EINVAL, and the speed
+        of its fast hubs is 5000. Linux 6.12 accepts it at the same hub, whose speed is 10000."""
         ours, deviceId = self.serve(SUPER)
         line = f"0 {ours.fileno()} {deviceId} {SUPER_PLUS}"
-        number = self.firstOf("ss")
+        number = self.numbersOf("ss")[0]
         if isSuperPlusKnown():
             self.attach(line)
             self.settled(number)
@@ -76,10 +72,9 @@ class VhciTests(VhciFacts, GuestCase):
         return ours, bus << 16 | number
 
     def _detach(self) -> None:
-        """
-        Free all ports, and wait until the devices are gone, which is later. D12: a device that is
-        attached to a port before that may replace the old one, and the state of the port stays 5.
-        """
+        """Free all ports, and wait until the devices are gone, which is later. D12: a device that
+        is attached to a port before that may replace the old one, and the state of the port stays
+        5."""
         for number, line in enumerate(self.lines()):
             if int(line.split()[2]) != FREE:
                 self.system.write(f"{VHCI}/detach", str(number).encode())

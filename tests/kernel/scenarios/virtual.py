@@ -1,7 +1,5 @@
-"""
-The virtual backend's disk, imported by a real kernel with Debian's C{usbip}. Its serial port is in
-L{tests.kernel.scenarios.attaching}.
-"""
+"""The virtual backend's disk, imported by a real kernel with Debian's C{usbip}. Its serial port is
+in L{tests.kernel.scenarios.attaching}."""
 
 from __future__ import annotations
 
@@ -20,10 +18,8 @@ class VirtualTests(DaemonCase):
     modules = ("vhci-hcd", "usb-storage", "sd_mod")
 
     def test_diskKeepsWhatIsWritten(self) -> None:
-        """
-        The disk has 1 MiB, and what was written to it can be read again. A detach at the server
-        takes it from the client.
-        """
+        """The disk has 1 MiB, and what was written to it can be read again. A detach at the server
+        takes it from the client."""
         server = self.daemon()
         remote = self.succeeds(server.ask("attach", serial="DISK1"))["bus_id"]
         _, local = guest.stockAttach(remote, port=server.exportPort)

@@ -1,13 +1,10 @@
-"""
-Events of devices that C{usbipd} exports: the daemon polls C{usbip_status} to see their clients.
-"""
+"""Events of devices that C{usbipd} exports: the daemon polls C{usbip_status} to see their
+clients."""
 
 from __future__ import annotations
 
-import contextlib
-import threading
 import time
-from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from tests.kernel import guest
 from tests.kernel.daemoncase import DISK, HOST, PATIENCE, DaemonCase, summary, timestamp
@@ -21,10 +18,8 @@ class Scenarios(DaemonCase):
     """What both backends have to do."""
 
     def test_events(self) -> None:
-        """
-        A watcher receives one event for each plug, unplug, bind, import, release and unbind, in
-        order and numbered without a gap. Import and release have the client's address.
-        """
+        """A watcher receives one event for each plug, unplug, bind, import, release and unbind, in
+        order and numbered without a gap. Import and release have the client's address."""
         daemon = self.sharedDaemon()
         with daemon.watch() as watcher:
             before = watcher.answer["seq"]
@@ -49,32 +44,30 @@ class Scenarios(DaemonCase):
         print(f"\n{self.backend}: import or release is seen after {summary(delays)}")
 
     def session(self, daemon: ChildDaemon, watcher: WatchClient) -> tuple[float, float]:
-        """
-        Attach the disk, import it, end that, and detach.
+        """Attach the disk, import it, end that, and detach.
 
-        @return: how many seconds after the kernel the events of import and release are, at most.
-        """
+        @return: how many seconds after the kernel the events of import and release are, at most."""
         self.succeeds(daemon.ask("attach", id=DISK))
         watcher.told("bound", DISK)
-        with statusTime(2) as began:
-            port, imported = self.importDisk()
+        began = statusTime(2)
+        port, imported = self.importDisk()
         event = watcher.told("imported", DISK)
         self.assertEqual(event["holder"]["address"], HOST)
-        self.assertLess(abs(timestamp(event["holder"]["since"]) - began[0]), PATIENCE)
-        with statusTime(1) as ended:
-            guest.stockDetach(port, imported)
+        self.assertLess(abs(timestamp(event["holder"]["since"]) - began.result()), PATIENCE)
+        ended = statusTime(1)
+        guest.stockDetach(port, imported)
         released = watcher.told("released", DISK)
         self.assertEqual(released["holder"], event["holder"])
         self.succeeds(daemon.ask("detach", id=DISK))
         watcher.told("unbound", DISK)
         guest.waitBlockDevice(DISK)
-        return timestamp(event["time"]) - began[0], timestamp(released["time"]) - ended[0]
+        return timestamp(event["time"]) - began.result(), timestamp(
+            released["time"]
+        ) - ended.result()
 
     def test_leaseEnds(self) -> None:
-        """
-        A lease forbids others to kick and detach. At its end the client loses the device, which is
-        unbound.
-        """
+        """A lease forbids others to kick and detach. At its end the client loses the device, which
+        is unbound."""
         daemon = self.sharedDaemon()
         lease = {"owner": "ci-job-81", "ttl": 15}
         with daemon.watch(id=DISK, detail=True) as watcher:
@@ -104,25 +97,17 @@ class UsbipToolTests(Scenarios):
     backend = "{type: usbip}"
 
 
-@contextlib.contextmanager
-def statusTime(status: int) -> Iterator[list[float]]:
-    """
-    Poll C{usbip_status} of the disk, as the kernel does not announce it.
+def statusTime(status: int) -> Future[float]:
+    """Begin to poll C{usbip_status} of the disk, as the kernel does not announce it.
 
     @param status: what is waited for.
-    @return: a list that at the end of the C{with} has the time at which it was seen, in seconds
-        since the epoch.
-    """
-    times: list[float] = []
+    @return: when it is seen, in seconds since the epoch."""
 
-    def look() -> None:
+    def look() -> float:
         guest.waitUntil(lambda: guest.usbipStatus(DISK) == status, f"its status is {status}")
-        times.append(time.time())
+        return time.time()
 
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    yield times
-    thread.join()
+    return ThreadPoolExecutor().submit(look)
 
 
 del Scenarios, DaemonCase  # base classes are not run

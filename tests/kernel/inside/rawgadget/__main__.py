@@ -1,7 +1,5 @@
-"""
-The process that is a device. Its standard input is the pickled device, and then open for as
-long as the device is to be plugged in. Each further line wakes a device that does not answer.
-"""
+"""The process that is a device. Its standard input is the pickled device, and then open for as long
+as the device is to be plugged in. Each further line wakes a device that does not answer."""
 
 from __future__ import annotations
 

@@ -1,10 +1,8 @@
-"""
-The ioctls of C{/dev/raw-gadget}.
+"""The ioctls of C{/dev/raw-gadget}.
 
 Numbers and structures are those of C{include/uapi/linux/usb/raw_gadget.h}; what they do is
 in C{drivers/usb/gadget/legacy/raw_gadget.c}. All calls block until the host has done its
-part, and end with C{InterruptedError} when their thread gets a signal.
-"""
+part, and end with C{InterruptedError} when their thread gets a signal."""
 
 from __future__ import annotations
 
@@ -53,11 +51,9 @@ kernels also C{SUSPEND}, C{RESUME}, C{RESET} and C{DISCONNECT}."""
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """
-    A control request (USB 2.0, table 9-2).
+    """A control request (USB 2.0, table 9-2).
 
-    @ivar requestType: C{bmRequestType}: bit 7 is set if the host reads.
-    """
+    @ivar requestType: C{bmRequestType}: bit 7 is set if the host reads."""
 
     requestType: int
     request: int
@@ -75,12 +71,10 @@ class RawGadget:
     """One device. It is unplugged when C{close} is called or the process ends."""
 
     def __init__(self, controller: str, driver: str, speed: int = SPEED_HIGH) -> None:
-        """
-        Plug it in.
+        """Plug it in.
 
         @param controller: name of the device controller: C{dummy_udc.3}
-        @param driver: name of its driver: C{dummy_udc}
-        """
+        @param driver: name of its driver: C{dummy_udc}"""
         self._file = os.open("/dev/raw-gadget", os.O_RDWR | os.O_CLOEXEC)
         names = driver.encode(), controller.encode()
         ioctl(self._file, _INIT, buffer(_INIT_ARGUMENT.pack(*names, speed)))
@@ -116,13 +110,11 @@ class RawGadget:
         ioctl(self._file, _CONFIGURE)
 
     def enable(self, endpoint: Endpoint) -> int:
-        """
-        Make an endpoint ready for use.
+        """Make an endpoint ready for use.
 
         @return: its handle.
         @raise OSError: the controller has no such endpoint. C{dummy_udc} has none that are
-            isochronous.
-        """
+            isochronous."""
         return ioctl(self._file, _EP_ENABLE, buffer(endpoint.encode() + b"\0\0"))
 
     def disable(self, handle: int) -> None:
@@ -130,11 +122,9 @@ class RawGadget:
         ioctl(self._file, _EP_DISABLE, handle)
 
     def write(self, handle: int, data: bytes) -> int:
-        """
-        Send something when the host asks for it.
+        """Send something when the host asks for it.
 
-        @return: how much.
-        """
+        @return: how much."""
         return ioctl(self._file, _EP_WRITE, buffer(_IO.pack(handle, 0, len(data)) + data))
 
     def read(self, handle: int, length: int) -> bytes:

@@ -1,8 +1,6 @@
-"""
-USB descriptors, as values and as bytes.
+"""USB descriptors, as values and as bytes.
 
-The formats are those of USB 2.0, section 9.6.
-"""
+The formats are those of USB 2.0, section 9.6."""
 
 from __future__ import annotations
 
@@ -22,12 +20,10 @@ _ENGLISH = 0x0409
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """
-    @ivar address: with bit 7 set for IN.
+    """@ivar address: with bit 7 set for IN.
     @ivar kind: L{BULK}, L{INTERRUPT} or L{ISOCHRONOUS}.
     @ivar packet: C{wMaxPacketSize}. C{dummy_hcd} takes 512 for bulk at high speed, no other.
-    @ivar interval: C{bInterval}
-    """
+    @ivar interval: C{bInterval}"""
 
     address: int
     kind: int = BULK
@@ -48,13 +44,11 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """
-    One setting of an interface.
+    """One setting of an interface.
 
     @ivar number: C{bInterfaceNumber}
     @ivar alternate: C{bAlternateSetting}
-    @ivar triple: class, subclass and protocol.
-    """
+    @ivar triple: class, subclass and protocol."""
 
     number: int = 0
     alternate: int = 0
@@ -69,22 +63,18 @@ class Interface:
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """
-    @ivar value: C{bConfigurationValue}
+    """@ivar value: C{bConfigurationValue}
     @ivar interfaces: all settings of all interfaces.
-    @ivar claimed: C{bNumInterfaces}, if it is not to be the number of different interfaces.
-    """
+    @ivar claimed: C{bNumInterfaces}, if it is not to be the number of different interfaces."""
 
     interfaces: tuple[Interface, ...]
     value: int = 1
     claimed: int | None = None
 
     def encode(self, kind: int = CONFIGURATION) -> bytes:
-        """
-        The descriptor, and all that belong to it.
+        """The descriptor, and all that belong to it.
 
-        @param kind: L{CONFIGURATION} or L{OTHER_SPEED}.
-        """
+        @param kind: L{CONFIGURATION} or L{OTHER_SPEED}."""
         rest = b"".join(interface.encode() for interface in self.interfaces)
         numbers = len({interface.number for interface in self.interfaces})
         claimed = numbers if self.claimed is None else self.claimed
@@ -96,11 +86,9 @@ class Configuration:
         )
 
     def endpoints(self, alternates: dict[int, int]) -> tuple[Endpoint, ...]:
-        """
-        Those that are in use.
+        """Those that are in use.
 
-        @param alternates: which setting each interface has; 0 by default.
-        """
+        @param alternates: which setting each interface has; 0 by default."""
         return tuple(
             endpoint
             for interface in self.interfaces
@@ -111,14 +99,12 @@ class Configuration:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """
-    A high speed device.
+    """A high speed device.
 
     @ivar triple: class, subclass and protocol; zeros if its interfaces have them.
     @ivar release: C{bcdDevice}
     @ivar serial: its serial number; C{None} for a device without one. The same holds for the other
-        strings.
-    """
+        strings."""
 
     vendorId: int
     productId: int
@@ -155,11 +141,9 @@ class Description:
         )
 
     def string(self, index: int) -> bytes | None:
-        """
-        A string descriptor.
+        """A string descriptor.
 
-        @return: C{None} if it has no such string.
-        """
+        @return: C{None} if it has no such string."""
         if index == 0:
             return struct.pack("<BBH", 4, STRING, _ENGLISH)
         strings = self._strings()
@@ -170,11 +154,9 @@ class Description:
         return bytes((2 + len(encoded), STRING)) + encoded
 
     def descriptor(self, kind: int, index: int) -> bytes | None:
-        """
-        The answer to C{GET_DESCRIPTOR}.
+        """The answer to C{GET_DESCRIPTOR}.
 
-        @return: C{None} if it has no such descriptor.
-        """
+        @return: C{None} if it has no such descriptor."""
         if kind == DEVICE:
             return self.device()
         if kind in (CONFIGURATION, OTHER_SPEED) and index < len(self.configurations):

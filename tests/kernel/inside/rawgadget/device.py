@@ -1,6 +1,4 @@
-"""
-What a device does, in the process that is the device.
-"""
+"""What a device does, in the process that is the device."""
 
 from __future__ import annotations
 
@@ -40,25 +38,21 @@ Reply = bytes | Refusal
 
 
 class RawDevice:
-    """
-    A well-behaved device, which answers all standard requests, stalls all others, and neither
+    """A well-behaved device, which answers all standard requests, stalls all others, and neither
     sends nor takes anything at its endpoints.
 
     Subclasses change that. They have to be importable and picklable: a device runs in another
-    process than the one that has made it.
-    """
+    process than the one that has made it."""
 
     def __init__(self, description: Description) -> None:
         self.description = description
 
     def answer(self, setup: Setup) -> Reply:
-        """
-        What to do with any control request that the controller has not answered itself.
+        """What to do with any control request that the controller has not answered itself.
         C{dummy_hcd} does that with C{SET_ADDRESS}, C{SET_FEATURE}, C{CLEAR_FEATURE} and
         C{GET_STATUS}.
 
-        @return: the answer. Data that the host sends is taken and dropped.
-        """
+        @return: the answer. Data that the host sends is taken and dropped."""
         if setup.requestType & _STANDARD == 0:
             return self._standard(setup)
         return self.special(setup)
@@ -68,12 +62,10 @@ class RawDevice:
         return Refusal.STALL
 
     def serve(self, gadget: RawGadget, endpoint: Endpoint, handle: int) -> None:
-        """
-        What to do at an endpoint, in a thread of its own, from the choice of a configuration
-        to the next one.
+        """What to do at an endpoint, in a thread of its own, from the choice of a configuration to
+        the next one.
 
-        Ends by an C{OSError} when the device is reset or the host chooses something else.
-        """
+        Ends by an C{OSError} when the device is reset or the host chooses something else."""
 
     def wake(self) -> None:
         """Answer again from now on, if it did not."""

@@ -1,6 +1,4 @@
-"""
-Devices that misbehave, and one that does not.
-"""
+"""Devices that misbehave, and one that does not."""
 
 from __future__ import annotations
 
@@ -33,22 +31,18 @@ _USBTEST_IDS = 0x0525, 0xA4A0
 
 
 def plain(serial: str | None = "PLAIN1", product: int = 1) -> RawDevice:
-    """
-    A device with nothing wrong.
+    """A device with nothing wrong.
 
-    @param product: its product id.
-    """
+    @param product: its product id."""
     return RawDevice(_described(product, serial, Interface(endpoints=(SOURCE, SINK))))
 
 
 class Hanging(RawDevice):
-    """
-    Answers until an interface is set, and then no control request any more.
+    """Answers until an interface is set, and then no control request any more.
 
     The driver C{usbtest} binds to it. Before each test it sets the interface, and its test 10
     then waits for an answer to C{GET_DESCRIPTOR} without a limit, with the device locked
-    (C{test_ctrl_queue}, C{drivers/usb/misc/usbtest.c}).
-    """
+    (C{test_ctrl_queue}, C{drivers/usb/misc/usbtest.c})."""
 
     def __init__(self, serial: str = "HANG1") -> None:
         interface = Interface(endpoints=(SOURCE, SINK))
@@ -68,11 +62,8 @@ class Hanging(RawDevice):
 
 
 class Silent(RawDevice):
-    """
-    Answers until a request of a client silences it, and then no control request any more. The
-    kernel waits five seconds for each answer (C{USB_CTRL_SET_TIMEOUT},
-    C{include/linux/usb.h}).
-    """
+    """Answers until a request of a client silences it, and then no control request any more. The
+    kernel waits five seconds for each answer (C{USB_CTRL_SET_TIMEOUT}, C{include/linux/usb.h})."""
 
     def __init__(self) -> None:
         super().__init__(_described(9, "SILENT1", Interface(endpoints=(SOURCE, SINK))))
@@ -95,10 +86,8 @@ class Silent(RawDevice):
 
 
 class MuteDisk(RawDevice):
-    """
-    A disk that answers all control requests, and no SCSI command: C{usb-storage} waits for the
-    answer to its first C{INQUIRY} (USB Mass Storage Class, Bulk-Only Transport 1.0).
-    """
+    """A disk that answers all control requests, and no SCSI command: C{usb-storage} waits for the
+    answer to its first C{INQUIRY} (USB Mass Storage Class, Bulk-Only Transport 1.0)."""
 
     def __init__(self) -> None:
         interface = Interface(triple=(8, 6, 0x50), endpoints=(SOURCE, SINK))
@@ -110,10 +99,8 @@ class MuteDisk(RawDevice):
 
 
 class Stalling(RawDevice):
-    """
-    Has interfaces like a disk's, and stalls whatever makes it one: the requests of its class,
-    and both of its endpoints.
-    """
+    """Has interfaces like a disk's, and stalls whatever makes it one: the requests of its class,
+    and both of its endpoints."""
 
     def __init__(self, triple: tuple[int, int, int] = (0xFF, 0, 0)) -> None:
         """@param triple: class, subclass and protocol of the interface."""
@@ -126,11 +113,9 @@ class Stalling(RawDevice):
 
 
 class Vanishing(RawDevice):
-    """
-    Sends counted words at its bulk endpoint, and unplugs itself in the middle of a transfer.
+    """Sends counted words at its bulk endpoint, and unplugs itself in the middle of a transfer.
 
-    @cvar sent: how many bytes it sends first.
-    """
+    @cvar sent: how many bytes it sends first."""
 
     sent = 8192
 
@@ -157,10 +142,8 @@ class Counting(RawDevice):
 
 
 def crowded() -> RawDevice:
-    """
-    300 interface descriptors of different numbers as far as there are any, and then from 0 on
-    again, all of setting 0. It claims 255 interfaces.
-    """
+    """300 interface descriptors of different numbers as far as there are any, and then from 0 on
+    again, all of setting 0. It claims 255 interfaces."""
     interfaces = tuple(
         Interface(number % 256, 0, (0xFF, 0, number // 256)) for number in range(300)
     )
@@ -169,10 +152,8 @@ def crowded() -> RawDevice:
 
 
 def manySettings() -> RawDevice:
-    """
-    One interface with 200 alternate settings. L{ISOCHRONOUS_SETTING} has an isochronous endpoint,
-    as webcams have; C{dummy_udc} has none.
-    """
+    """One interface with 200 alternate settings. L{ISOCHRONOUS_SETTING} has an isochronous
+    endpoint, as webcams have; C{dummy_udc} has none."""
     settings = [Interface(alternate=number) for number in range(200)]
     endpoint = Endpoint(0x83, ISOCHRONOUS, 192, 4)
     settings[ISOCHRONOUS_SETTING] = Interface(0, ISOCHRONOUS_SETTING, endpoints=(endpoint,))
@@ -180,10 +161,8 @@ def manySettings() -> RawDevice:
 
 
 def twoConfigurations() -> RawDevice:
-    """
-    Two configurations, with different interfaces and endpoints. The kernel takes the first
-    (C{usb_choose_configuration}, C{drivers/usb/core/generic.c}).
-    """
+    """Two configurations, with different interfaces and endpoints. The kernel takes the first
+    (C{usb_choose_configuration}, C{drivers/usb/core/generic.c})."""
     first = Configuration((Interface(triple=(0xFE, 1, 1), endpoints=(SOURCE,)),), 1)
     second = Configuration(
         (Interface(triple=(0xFE, 2, 2), endpoints=(SINK,)), Interface(1, triple=(0xFE, 3, 3))), 2
@@ -192,11 +171,9 @@ def twoConfigurations() -> RawDevice:
 
 
 def hiddenDisk() -> RawDevice:
-    """
-    A disk in its second configuration. The kernel takes that, as the first interface of the
+    """A disk in its second configuration. The kernel takes that, as the first interface of the
     first one is of a vendor's class (C{usb_choose_configuration},
-    C{drivers/usb/core/generic.c}).
-    """
+    C{drivers/usb/core/generic.c})."""
     first = Configuration((Interface(endpoints=(SOURCE,)),), 1)
     second = Configuration((Interface(triple=(8, 6, 0x50), endpoints=(SOURCE, SINK)),), 2)
     return RawDevice(Description(VENDOR, 11, (first, second), serial="HIDDEN1"))

@@ -1,6 +1,4 @@
-"""
-Plugging in a device that is implemented in Python.
-"""
+"""Plugging in a device that is implemented in Python."""
 
 from __future__ import annotations
 
@@ -23,10 +21,8 @@ _HIGH_SPEED = "480"
 
 
 def busIdAt(controller: int) -> str:
-    """
-    Where a high speed device is that is plugged in at a controller of C{dummy_hcd}. Each has a
-    bus for high speed, with one port, and one for super speed if the module has that parameter.
-    """
+    """Where a high speed device is that is plugged in at a controller of C{dummy_hcd}. Each has a
+    bus for high speed, with one port, and one for super speed if the module has that parameter."""
     for speed in (_CONTROLLERS / f"dummy_hcd.{controller}").glob("usb*/speed"):
         if speed.read_text().strip() == _HIGH_SPEED:
             return f"{speed.parent.name.removeprefix('usb')}-1"
@@ -34,11 +30,9 @@ def busIdAt(controller: int) -> str:
 
 
 class PluggedIn:
-    """
-    A process that is a device, plugged in until the C{with} ends or L{unplug}.
+    """A process that is a device, plugged in until the C{with} ends or L{unplug}.
 
-    @ivar busId: where it is.
-    """
+    @ivar busId: where it is."""
 
     def __init__(self, device: RawDevice, controller: int) -> None:
         """@param controller: the number of a controller of C{dummy_hcd} that has no device."""
