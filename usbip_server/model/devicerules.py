@@ -7,13 +7,14 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Annotated, Any
 
 import msgspec
 
 from usbip_server.model.device import UsbDevice, isBusId
 from usbip_server.model.options import Seconds
-from usbip_server.model.selector import CRITERIA, given, matching
+from usbip_server.model.selector import CRITERIA, Selector, given
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*", re.ASCII)
 """The form of a name: no character is special in a glob, in C{vid:pid} or in a path."""
@@ -113,7 +114,7 @@ class Hook(Recipient, frozen=True, kw_only=True):
     events: Annotated[tuple[Occasion, ...], msgspec.Meta(min_length=1)]
 
 
-class Match(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Match(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True):
     """
     Criteria for devices: a device has to match all that are given. The criteria other than
     C{device_class} are those of requests (L{usbip_server.model.selector}).
@@ -137,13 +138,18 @@ class Match(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
                 + ", ".join(CLASSES)
             )
 
+    @cached_property
+    def selector(self) -> Selector:
+        """The criteria other than C{device_class}, compiled."""
+        return Selector(self)
+
     def meets(self, device: UsbDevice) -> bool:
         """Whether a device matches."""
         if self.device_class is not None:
             codes = (device.deviceClass, *device.interfaces, *device.classes)
             if not any(f"{code}/".startswith(f"{self._code}/") for code in codes):
                 return False
-        return bool(matching(self, (device,)))
+        return self.selector.matches(device)
 
     @property
     def _code(self) -> str:

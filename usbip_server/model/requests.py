@@ -5,13 +5,14 @@ JSON requests: their structure, and decoding (docs/reference/protocol.md).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
 from usbip_server.model.device import LONGEST_LEASE
 from usbip_server.model.errors import InvalidRequest
-from usbip_server.model.selector import CRITERIA, given
+from usbip_server.model.selector import CRITERIA, Selector, given
 
 LONGEST_WAIT = 86400
 """The longest C{wait}, in seconds."""
@@ -49,7 +50,7 @@ class ListDevices(Request, frozen=True, kw_only=True, tag="list"):
     """
 
 
-class DeviceRequest(Request, frozen=True, kw_only=True):
+class DeviceRequest(Request, frozen=True, kw_only=True, dict=True):
     """
     A request for one device: the one that matches all criteria that are given.
 
@@ -70,6 +71,11 @@ class DeviceRequest(Request, frozen=True, kw_only=True):
         if not given(self):
             names = ", ".join(f"`{name}`" for name in CRITERIA)
             raise ValueError(f"no criterion: select a device with at least one of {names}")
+
+    @cached_property
+    def selector(self) -> Selector:
+        """The criteria, compiled."""
+        return Selector(self)
 
 
 class FindDevice(DeviceRequest, frozen=True, kw_only=True, tag="find"):
@@ -147,7 +153,7 @@ class RenewLease(DeviceRequest, frozen=True, kw_only=True, tag="renew"):
     lease: LeaseRequest
 
 
-class WatchDevices(Request, frozen=True, kw_only=True, tag="watch"):
+class WatchDevices(Request, frozen=True, kw_only=True, tag="watch", dict=True):
     """
     Subscribes to events: replies with the devices at present, and then sends an event for each
     change. The criteria are those of L{DeviceRequest}; without criteria, all devices.
@@ -163,6 +169,11 @@ class WatchDevices(Request, frozen=True, kw_only=True, tag="watch"):
 
     def __post_init__(self) -> None:
         given(self)
+
+    @cached_property
+    def selector(self) -> Selector:
+        """The criteria, compiled."""
+        return Selector(self)
 
 
 Command = (

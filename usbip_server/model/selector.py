@@ -7,16 +7,15 @@ then as a glob (C{fnmatch}: C{*}, C{?}, C{[...]}), as serial numbers may contain
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
-from fnmatch import translate
 from typing import Any, Protocol
 
 from usbip_server.model.device import UsbDevice
 from usbip_server.model.errors import DeviceNotFound, SeveralMatch
+from usbip_server.model.glob import Glob
 
 Devices = tuple[UsbDevice, ...]
-Test = Callable[[str], object]
+Test = Callable[[UsbDevice], bool]
 
 CRITERIA = ("id", "bus", "serial", "desc")
 
@@ -52,6 +51,10 @@ class Request(Criteria, Protocol):
     """
 
     @property
+    def selector(self) -> Selector:
+        """The criteria, compiled."""
+
+    @property
     def first(self) -> bool | None:
         """If several devices match, select the first in bus order."""
 
@@ -76,6 +79,44 @@ def describe(criteria: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in criteria.items())
 
 
+class Selector:
+    """
+    The criteria of a request or of a rule, compiled once, for many devices.
+    """
+
+    def __init__(self, criteria: Criteria) -> None:
+        self._serial = criteria.serial
+        self._tests = [
+            test(str(value))
+            for test, value in (
+                (_byId, criteria.id),
+                (_byBus, criteria.bus),
+                (_bySerial, criteria.serial),
+                (_byDescription, criteria.desc),
+            )
+            if value is not None
+        ]
+
+    def matches(self, device: UsbDevice) -> bool:
+        """Whether a device matches all criteria."""
+        return all(test(device) for test in self._tests)
+
+    def among(self, devices: Iterable[UsbDevice]) -> Devices:
+        """
+        The devices that match all criteria, in the order given. If the serial number of one of
+        them is literally that of the criteria, only those with this serial number.
+        """
+        found = tuple(filter(self.matches, devices))
+        if self._serial is None or len(found) < 2:
+            return found
+        return tuple(device for device in found if device.serial == self._serial) or found
+
+
+def matching(criteria: Criteria, devices: Iterable[UsbDevice]) -> Devices:
+    """The devices that match criteria that are used once: L{Selector.among}."""
+    return Selector(criteria).among(devices)
+
+
 def select(request: Request, devices: Iterable[UsbDevice]) -> UsbDevice:
     """
     Select one device.
@@ -84,7 +125,7 @@ def select(request: Request, devices: Iterable[UsbDevice]) -> UsbDevice:
     @raise DeviceNotFound: no device matches.
     @raise SeveralMatch: several devices match, and C{first} is not set.
     """
-    found = matching(request, devices)
+    found = request.selector.among(devices)
     if not found:
         raise DeviceNotFound(f"no device matches {describe(given(request))}")
     if len(found) > 1 and not request.first:
@@ -92,55 +133,35 @@ def select(request: Request, devices: Iterable[UsbDevice]) -> UsbDevice:
     return found[0]
 
 
-def matching(request: Criteria, devices: Iterable[UsbDevice]) -> Devices:
-    """
-    All devices that match all criteria, in the order given.
-    """
-    found = tuple(devices)
-    if request.id is not None:
-        found = _byId(request.id, found)
-    if request.bus is not None:
-        found = _byBus(str(request.bus), found)
-    if request.serial is not None:
-        found = _bySerial(request.serial, found)
-    if request.desc is not None:
-        found = _byDescription(request.desc, found)
-    return found
-
-
-def _byId(wanted: str, devices: Devices) -> Devices:
+def _byId(wanted: str) -> Test:
     if ":" in wanted:
-        matches = _glob(wanted.lower())
-        return tuple(d for d in devices if matches(f"{d.vendorId}:{d.productId}"))
-    matches = _glob(wanted)
-    return tuple(d for d in devices if matches(d.busId) or (d.name and matches(d.name)))
+        ids = Glob(wanted.lower())
+        return lambda device: ids.matches(f"{device.vendorId}:{device.productId}")
+    glob = Glob(wanted)
+    return lambda device: (
+        glob.matches(device.busId) or (device.name is not None and glob.matches(device.name))
+    )
 
 
-def _byBus(wanted: str, devices: Devices) -> Devices:
+def _byBus(wanted: str) -> Test:
     if wanted.isascii() and wanted.isdigit():
-        return tuple(d for d in devices if d.busNumber == int(wanted))
-    return _byBusId(wanted, devices)
+        number = int(wanted)
+        return lambda device: device.busNumber == number
+    busIds = Glob(wanted)
+    return lambda device: busIds.matches(device.busId)
 
 
-def _byBusId(wanted: str, devices: Devices) -> Devices:
-    matches = _glob(wanted)
-    return tuple(d for d in devices if matches(d.busId))
+def _bySerial(wanted: str) -> Test:
+    glob = Glob(wanted)
+    return lambda device: (
+        device.serial is not None and (device.serial == wanted or glob.matches(device.serial))
+    )
 
 
-def _bySerial(wanted: str, devices: Devices) -> Devices:
-    exactly = tuple(d for d in devices if d.serial == wanted)
-    if exactly:
-        return exactly
-    matches = _glob(wanted)
-    return tuple(d for d in devices if d.serial is not None and matches(d.serial))
-
-
-def _byDescription(wanted: str, devices: Devices) -> Devices:
-    wanted = wanted.lower()
-    if _isGlob(wanted):
-        matches = _glob(wanted)
-        return tuple(d for d in devices if any(wanted in t or matches(t) for t in _texts(d)))
-    return tuple(d for d in devices if any(wanted in text for text in _texts(d)))
+def _byDescription(wanted: str) -> Test:
+    part = wanted.lower()
+    glob = Glob(part)
+    return lambda device: any(part in text or glob.matches(text) for text in _texts(device))
 
 
 def _texts(device: UsbDevice) -> tuple[str, str]:
@@ -149,13 +170,3 @@ def _texts(device: UsbDevice) -> tuple[str, str]:
     """
     strings = f"{device.manufacturer or ''} {device.product or ''}".strip()
     return device.description.lower(), strings.lower()
-
-
-def _glob(pattern: str) -> Test:
-    if not _isGlob(pattern):
-        return pattern.__eq__
-    return re.compile(translate(pattern)).match
-
-
-def _isGlob(text: str) -> bool:
-    return any(special in text for special in "*?[")

@@ -35,7 +35,7 @@ from usbip_server.client.service.messages import (
 from usbip_server.model.errors import NotAllowed, ShareError, SnapshotNeeded
 from usbip_server.model.replies import Status
 from usbip_server.model.requests import DeviceRequest, WatchDevices
-from usbip_server.model.selector import describe, given, matching
+from usbip_server.model.selector import describe, given
 from usbip_server.net.caller import Caller
 from usbip_server.protocols.interfaces import Response, refusal
 from usbip_server.runtime.eventlog import Subscription
@@ -172,7 +172,7 @@ class LocalResponder:
             reply = LocalReply(status=Status.SUCCESS, seq=stream.seq)
             return _response(reply, True, stream)
         devices = self._view.devices(command.host)
-        selected = tuple(each for each in devices if matching(command, (each.device,)))
+        selected = tuple(each for each in devices if command.selector.matches(each.device))
         reply = self._listReply(selected, bool(command.detail))
         return _response(msgspec.structs.replace(reply, seq=stream.seq), True, stream)
 

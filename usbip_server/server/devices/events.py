@@ -21,7 +21,7 @@ from usbip_server.model.replies import (
     leaseFields,
 )
 from usbip_server.model.requests import WatchDevices
-from usbip_server.model.selector import given, matching
+from usbip_server.model.selector import given
 from usbip_server.model.timestamps import timestamp
 from usbip_server.runtime.eventlog import EventLog, Subscription
 from usbip_server.server.devices.view import DeviceView
@@ -151,7 +151,7 @@ class DeviceEvents(EventLog[Event]):
             reply = Reply(status=Status.SUCCESS, seq=request.since)
             return reply, self._subscribe(request, request.since, mayWatch)
         snapshot = self._view.inventory.snapshot
-        devices = tuple(d for d in matching(request, snapshot.devices) if mayWatch(d))
+        devices = tuple(d for d in request.selector.among(snapshot.devices) if mayWatch(d))
         data = encodeDevices(devices, bool(request.detail))
         reply = Reply(status=Status.SUCCESS, seq=snapshot.seq, data=data)
         return reply, self._subscribe(request, snapshot.seq, mayWatch)
@@ -173,7 +173,7 @@ class DeviceEvents(EventLog[Event]):
         def isWanted(event: Event) -> bool:
             if not mayWatch(event.device):
                 return False
-            return isAboutAll or bool(matching(request, event.about))
+            return isAboutAll or any(map(request.selector.matches, event.about))
 
         return Subscription(self, request.since, seq, bool(request.detail), isWanted)
 

@@ -17,7 +17,7 @@ from usbip_server.model.device import Holder, UsbDevice
 from usbip_server.model.errors import SnapshotNeeded
 from usbip_server.model.inventory import ChangeKind
 from usbip_server.model.replies import encodeDevices, holderFields, leaseFields
-from usbip_server.model.selector import given, matching
+from usbip_server.model.selector import given
 from usbip_server.runtime.eventlog import EventLog, Subscription
 
 
@@ -163,6 +163,6 @@ class ServiceEvents(EventLog[ServiceEvent]):
             if not hasCriteria or event.device is None:
                 return True
             states = (event.device,) if event.before is None else (event.device, event.before)
-            return bool(matching(request, states))
+            return any(map(request.selector.matches, states))
 
         return Subscription(self, request.since, self.seq, bool(request.detail), isSelected)
