@@ -1,5 +1,5 @@
 """
-What every backend has to do.
+The conformance suite of L{usbip_server.interfaces.IUsbBackend}: tests that every backend passes.
 """
 
 from __future__ import annotations
@@ -26,44 +26,44 @@ else:
     Base = object
 
 DEADLINE = 10.0
-"""Seconds that anything may take here."""
+"""The longest time for an operation, in seconds."""
 
 
 class BackendConformance(Base):
     """
-    Mix this into a C{twisted.trial.unittest.TestCase}, and say in the four methods below
-    how to come by a backend and what happens to its devices. Every test makes one backend.
+    Tests of a backend: a mixin for a C{twisted.trial.unittest.TestCase}, which implements the four
+    methods below. Each test makes one backend.
 
-    @cvar patience: seconds to wait for what happens outside the backend.
+    @cvar patience: how long to wait for changes that the backend only observes, in seconds.
     """
 
     patience = DEADLINE
 
     async def makeBackend(self) -> IUsbBackend:
         """
-        Make a backend with at least two devices that nobody uses. It is not started.
+        Make a backend with at least two devices that are free. It is not started.
         """
         raise NotImplementedError
 
     async def importDevice(self, device: UsbDevice) -> None:
-        """Be the client that imports a bound device."""
+        """Have a client import a bound device."""
         raise NotImplementedError
 
     async def unplug(self, device: UsbDevice) -> None:
-        """Pull a device out."""
+        """Unplug a device."""
         raise NotImplementedError
 
     async def plug(self, device: UsbDevice) -> None:
-        """Plug a device that was pulled out in again, at the same place."""
+        """Plug a device into the place from which it was unplugged."""
         raise NotImplementedError
 
     def choose(self, devices: tuple[UsbDevice, ...]) -> UsbDevice:
-        """The device to work with."""
+        """The device that the tests use."""
         return devices[0]
 
     async def started(self) -> tuple[IUsbBackend, UsbDevice]:
         """
-        A backend that has started, and the device to work with.
+        A backend that has started, and the device that the tests use.
         """
         backend = await self.makeBackend()
         await backend.start()
@@ -77,7 +77,7 @@ class BackendConformance(Base):
         await backend.stop()
 
     async def until(self, condition: Callable[[], object]) -> None:
-        """Wait until something is true."""
+        """Wait until a condition is true."""
         from twisted.internet import reactor
 
         clock: Any = reactor
@@ -91,19 +91,19 @@ class BackendConformance(Base):
         await self.until(lambda: getattr(backend.inventory.get(busId), "state", None) is state)
 
     async def failure(self, kind: type[Exception], awaitable: Any) -> Any:
-        """What an operation that has to fail fails with."""
+        """The error of an operation that has to fail."""
         try:
             result = await awaitable
         except kind as error:
             return error
-        self.fail(f"it went well: {result}")
+        self.fail(f"no error: {result}")
 
     async def test_interface(self) -> None:
-        """It provides the interface."""
+        """The backend provides the interface."""
         verifyObject(IUsbBackend, await self.makeBackend())
 
     async def test_stopWithoutStart(self) -> None:
-        """It can be stopped though it was never started."""
+        """A backend can be stopped without having been started."""
         await (await self.makeBackend()).stop()
 
     async def test_devices(self) -> None:
@@ -122,7 +122,7 @@ class BackendConformance(Base):
             self.assertIs(backend.inventory.get(device.busId), device)
 
     async def test_bind(self) -> None:
-        """A device that is bound is shown as bound, and so is what is returned."""
+        """After a bind the device returned, and that in the inventory, are bound."""
         backend, device = await self.started()
         bound = await backend.bind(device, DEADLINE)
         self.assertIs(bound.state, DeviceState.BOUND)
@@ -130,7 +130,7 @@ class BackendConformance(Base):
         self.assertEqual(backend.inventory.get(device.busId), bound)
 
     async def test_bindAgain(self) -> None:
-        """To bind what is bound changes nothing and tells nobody anything."""
+        """A bind of a bound device changes nothing, and reports no change."""
         backend, device = await self.started()
         bound = await backend.bind(device, DEADLINE)
         before = backend.inventory.snapshot
@@ -138,37 +138,37 @@ class BackendConformance(Base):
         self.assertEqual(await backend.bind(device, DEADLINE), bound)
         self.assertIs(backend.inventory.snapshot, before)
 
-    async def test_bindEvenMounted(self) -> None:
-        """Whoever does not mind that this machine uses the device itself can say so."""
+    async def test_bindAllowMounted(self) -> None:
+        """C{allowMounted} is accepted."""
         backend, device = await self.started()
         bound = await backend.bind(device, DEADLINE, allowMounted=True)
         self.assertIs(bound.state, DeviceState.BOUND)
 
     async def test_unbind(self) -> None:
-        """A device that is unbound is free, as it was before."""
+        """After an unbind the device is as it was before the bind."""
         backend, device = await self.started()
         await backend.unbind(await backend.bind(device, DEADLINE), DEADLINE)
         await self.until(lambda: backend.inventory.get(device.busId) == device)
 
     async def test_unbindFree(self) -> None:
-        """To unbind what is not bound changes nothing."""
+        """An unbind of a free device changes nothing."""
         backend, device = await self.started()
         self.assertEqual(await backend.unbind(device, DEADLINE), device)
         self.assertEqual(backend.inventory.get(device.busId), device)
 
     async def test_changes(self) -> None:
-        """Who subscribes is told of each change once, numbered without a gap."""
+        """Each change is reported once, numbered without a gap."""
         backend, device = await self.started()
-        heard: list[Change] = []
-        first = backend.inventory.subscribe(heard.extend).seq
+        changes: list[Change] = []
+        first = backend.inventory.subscribe(changes.extend).seq
         await backend.unbind(await backend.bind(device, DEADLINE), DEADLINE)
-        await self.until(lambda: ChangeKind.UNBOUND in [change.kind for change in heard[-2:]])
-        self.assertEqual([c.seq for c in heard], [*range(first + 1, first + 1 + len(heard))])
-        kinds = [c.kind for c in heard if c.kind is not ChangeKind.CHANGED]
+        await self.until(lambda: ChangeKind.UNBOUND in [change.kind for change in changes[-2:]])
+        self.assertEqual([c.seq for c in changes], [*range(first + 1, first + 1 + len(changes))])
+        kinds = [c.kind for c in changes if c.kind is not ChangeKind.CHANGED]
         self.assertEqual(kinds, [ChangeKind.BOUND, ChangeKind.UNBOUND])
 
     async def test_twoDevices(self) -> None:
-        """Two devices are bound at the same time."""
+        """Two devices can be bound at the same time."""
         backend, _ = await self.started()
         for device in backend.inventory.snapshot.devices[:2]:
             await backend.bind(device, DEADLINE)
@@ -176,7 +176,8 @@ class BackendConformance(Base):
         self.assertEqual(states, [DeviceState.BOUND] * 2)
 
     async def test_inUse(self) -> None:
-        """A device that a client has imported is shown as such and is not disturbed."""
+        """A device that a client has imported is shown as in use; a bind of it fails, and does not
+        disturb the session."""
         backend, device = await self.started()
         bound = await backend.bind(device, DEADLINE)
         await self.importDevice(bound)
@@ -186,8 +187,8 @@ class BackendConformance(Base):
         now = backend.inventory.get(device.busId)
         self.assertIs(now and now.state, DeviceState.IN_USE)
 
-    async def test_inUseUnannounced(self) -> None:
-        """That a client has it is seen even before the inventory shows it."""
+    async def test_inUseNotShown(self) -> None:
+        """A bind notices that a device is in use before the inventory shows it."""
         backend, device = await self.started()
         bound = await backend.bind(device, DEADLINE)
         await self.importDevice(bound)
@@ -195,7 +196,7 @@ class BackendConformance(Base):
         self.assertIn("in use", str(error))
 
     async def test_unbindInUse(self) -> None:
-        """To unbind a device takes it from its client."""
+        """An unbind ends the session of a client."""
         backend, device = await self.started()
         await self.importDevice(await backend.bind(device, DEADLINE))
         await self.untilState(backend, device.busId, DeviceState.IN_USE)
@@ -206,7 +207,7 @@ class BackendConformance(Base):
 
     async def held(self) -> tuple[IUsbBackend, UsbDevice]:
         """
-        A backend, and a device that a client has just imported, as it was before.
+        A backend, and a device that a client has just imported, in its state before that.
         """
         backend, device = await self.started()
         bound = await backend.bind(device, DEADLINE)
@@ -214,10 +215,7 @@ class BackendConformance(Base):
         return backend, bound
 
     async def test_release(self) -> None:
-        """
-        A device that is released is not its client's any more; it stays bound, and is still
-        the same.
-        """
+        """After a release the device is bound, and has no holder."""
         backend, device = await self.held()
         await self.untilState(backend, device.busId, DeviceState.IN_USE)
         released = await backend.release(device, DEADLINE)
@@ -227,10 +225,8 @@ class BackendConformance(Base):
         self.assertEqual(backend.inventory.get(device.busId), released)
 
     async def test_importReleased(self) -> None:
-        """
-        A device that was released can be imported at once, and released before the
-        inventory shows that.
-        """
+        """After a release the device can be imported at once, and released again before the
+        inventory shows that it is in use."""
         backend, device = await self.held()
         await self.importDevice(await backend.release(device, DEADLINE))
         await self.failure(DeviceInUse, backend.bind(device, DEADLINE))
@@ -238,7 +234,7 @@ class BackendConformance(Base):
         self.assertIs(released.state, DeviceState.BOUND)
 
     async def test_releaseUnused(self) -> None:
-        """To release what nobody has imported changes nothing, be it bound or free."""
+        """A release of a device that is not in use changes nothing."""
         backend, device = await self.started()
         self.assertEqual(await backend.release(device, DEADLINE), device)
         bound = await backend.bind(device, DEADLINE)
@@ -247,7 +243,7 @@ class BackendConformance(Base):
         self.assertIs(backend.inventory.snapshot, before)
 
     async def test_releaseGone(self) -> None:
-        """What is unplugged cannot be released; another device at its place is let alone."""
+        """A release of a device that was unplugged, or replaced by another one, fails."""
         backend, device = await self.held()
         await self.unplug(device)
         await self.failure(OperationFailed, backend.release(device, DEADLINE))
@@ -256,9 +252,9 @@ class BackendConformance(Base):
 
     def connect(self) -> tuple[socket.socket, socket.socket]:
         """
-        A client has connected to us.
+        A connection from a client.
 
-        @return: our end and the client's.
+        @return: the daemon's end and the client's.
         """
         with socket.create_server(("127.0.0.1", 0)) as listening:
             client = socket.create_connection(listening.getsockname())
@@ -269,11 +265,11 @@ class BackendConformance(Base):
         return ours, client
 
     def holder(self, number: int = 7) -> Holder:
-        """A client, that has just connected."""
+        """A client that has just connected."""
         return Holder(address=f"192.0.2.{number}", since=time.time())
 
-    async def test_look(self) -> None:
-        """To look at a device to which nothing has happened changes nothing."""
+    async def test_refresh(self) -> None:
+        """A refresh without a change reports no change."""
         backend, device = await self.started()
         bound = await backend.bind(device, DEADLINE)
         before = backend.inventory.snapshot
@@ -281,8 +277,8 @@ class BackendConformance(Base):
         self.assertIs(backend.inventory.snapshot, before)
 
     async def test_traffic(self) -> None:
-        """What a session moves is a number of bytes each way, or not known; what is free has
-        none."""
+        """The traffic of a session is a number of bytes each way, or unknown; that of a device
+        without a session is unknown."""
         backend, device = await self.started()
         self.assertIsNone(backend.traffic(device))
         await self.importDevice(await backend.bind(device, DEADLINE))
@@ -293,14 +289,14 @@ class BackendConformance(Base):
             self.assertGreaterEqual(min(traffic.bytesIn, traffic.bytesOut), 0)
 
     async def test_unplug(self) -> None:
-        """What is unplugged is gone from the inventory, and cannot be bound."""
+        """A device that was unplugged cannot be bound, and is removed from the inventory."""
         backend, device = await self.started()
         await self.unplug(device)
         await self.failure(OperationFailed, backend.bind(device, DEADLINE))
         await self.until(lambda: backend.inventory.get(device.busId) is None)
 
     async def test_unplugBound(self) -> None:
-        """A bound device that is unplugged is gone; plugged in again it is free."""
+        """A bound device that was unplugged is removed; plugged in again it is free."""
         backend, device = await self.started()
         await self.unplug(await backend.bind(device, DEADLINE))
         await self.until(lambda: backend.inventory.get(device.busId) is None)
@@ -308,7 +304,7 @@ class BackendConformance(Base):
         await self.untilState(backend, device.busId, DeviceState.FREE)
 
     async def test_replug(self) -> None:
-        """Another device at the same place is not taken for the one that was meant."""
+        """A bind of a device that was replaced by another one fails."""
         backend, device = await self.started()
         await self.unplug(device)
         await self.plug(device)
@@ -335,12 +331,11 @@ class BackendConformance(Base):
 
 class NoExportConformance(BackendConformance):
     """
-    The same, for a backend that cannot give a device to a client whose connection it is
-    handed.
+    Further tests of a backend that cannot export devices.
     """
 
     async def test_exportNone(self) -> None:
-        """It says that it cannot export, and nothing changes."""
+        """An export fails, and changes nothing."""
         backend, device = await self.started()
         bound = await backend.bind(device, DEADLINE)
         ours, _ = self.connect()
@@ -350,7 +345,7 @@ class NoExportConformance(BackendConformance):
 
 class ExportConformance(BackendConformance):
     """
-    The same, for a backend that can.
+    Further tests of a backend that can export devices.
     """
 
     async def exported(self) -> tuple[IUsbBackend, UsbDevice, socket.socket]:
@@ -363,7 +358,7 @@ class ExportConformance(BackendConformance):
         return backend, await backend.export(bound, ours, self.holder(), DEADLINE), client
 
     async def untilShutDown(self, client: socket.socket) -> None:
-        """Wait until the client hears that its session has ended."""
+        """Wait until the connection is shut down at the client's end."""
 
         def isShutDown() -> bool:
             try:
@@ -376,7 +371,7 @@ class ExportConformance(BackendConformance):
         await self.until(isShutDown)
 
     async def test_export(self) -> None:
-        """A device that is given to a client is in use by whom we have said."""
+        """After an export the device is in use by the client that was given."""
         backend, device = await self.started()
         bound = await backend.bind(device, DEADLINE)
         (ours, _), holder = self.connect(), self.holder()
@@ -388,7 +383,7 @@ class ExportConformance(BackendConformance):
         await self.failure(DeviceInUse, backend.bind(bound, DEADLINE))
 
     async def test_exportAgain(self) -> None:
-        """One that a client has is not given to another."""
+        """A device in use is not exported to another client."""
         backend, exported, client = await self.exported()
         ours, _ = self.connect()
         await self.failure(DeviceInUse, backend.export(exported, ours, self.holder(8), DEADLINE))
@@ -396,7 +391,7 @@ class ExportConformance(BackendConformance):
         self.assertRaises(BlockingIOError, client.recv, 1)
 
     async def test_exportFree(self) -> None:
-        """A device that is not bound cannot be given to anybody; the connection is let alone."""
+        """A free device cannot be exported; the connection stays as it is."""
         backend, device = await self.started()
         ours, client = self.connect()
         await self.failure(OperationFailed, backend.export(device, ours, self.holder(), DEADLINE))
@@ -406,7 +401,7 @@ class ExportConformance(BackendConformance):
         self.assertEqual(client.recv(3), b"no")
 
     async def test_exportGone(self) -> None:
-        """What is unplugged cannot be exported, nor another device at its place."""
+        """A device that was unplugged, or replaced by another one, cannot be exported."""
         backend, device = await self.started()
         bound = await backend.bind(device, DEADLINE)
         ours, _ = self.connect()
@@ -419,13 +414,13 @@ class ExportConformance(BackendConformance):
         self.assertIsNot(now and now.state, DeviceState.BOUND)
 
     async def test_unbindExported(self) -> None:
-        """A client whose device is unbound hears of it by its connection's being shut down."""
+        """An unbind shuts down the client's connection."""
         backend, exported, client = await self.exported()
         self.assertIs((await backend.unbind(exported, DEADLINE)).state, DeviceState.FREE)
         await self.untilShutDown(client)
 
     async def test_unplugExported(self) -> None:
-        """So does one whose device is unplugged."""
+        """So does unplugging the device."""
         backend, exported, client = await self.exported()
         await self.unplug(exported)
         await self.untilShutDown(client)
@@ -433,7 +428,7 @@ class ExportConformance(BackendConformance):
         await self.until(lambda: backend.inventory.get(exported.busId) is None)
 
     async def test_releaseExported(self) -> None:
-        """So does one whose session is ended. The device can be given to another at once."""
+        """So does a release; the device can be exported to another client at once."""
         backend, exported, client = await self.exported()
         released = await backend.release(exported, DEADLINE)
         self.assertEqual((released.state, released.holder), (DeviceState.BOUND, None))
@@ -446,12 +441,11 @@ class ExportConformance(BackendConformance):
 
 class KernelConformance(BackendConformance):
     """
-    The same, and what is so where the kernel carries the sessions: for backends of this
-    machine's devices.
+    Further tests of a backend of this machine's devices, whose sessions are in the kernel.
     """
 
-    async def test_lookImported(self) -> None:
-        """A look shows what nothing has announced: that a client has come."""
+    async def test_refreshImported(self) -> None:
+        """A refresh shows that a client has imported a device, which no uevent announces."""
         backend, device = await self.held()
         await backend.refresh(device)
         now = backend.inventory.get(device.busId)
@@ -460,11 +454,12 @@ class KernelConformance(BackendConformance):
 
 class KernelExportConformance(ExportConformance, KernelConformance):
     """
-    Both.
+    Further tests of a backend of this machine's devices that can export them.
     """
 
     async def test_exportClosed(self) -> None:
-        """A session goes on though we close the connection: the kernel has it."""
+        """A session continues after the caller has closed the connection: the kernel has a
+        reference."""
         backend, device = await self.started()
         bound = await backend.bind(device, DEADLINE)
         (ours, client), holder = self.connect(), self.holder()
@@ -481,16 +476,15 @@ class KernelExportConformance(ExportConformance, KernelConformance):
 
 class HangingDeviceConformance(BackendConformance):
     """
-    The same, and what has to be done about a device that does not answer, for backends
-    that can be shown one.
+    Further tests of a backend with a device that hangs.
     """
 
     async def hang(self, device: UsbDevice) -> None:
-        """From now on the device does not answer."""
+        """Make a device hang."""
         raise NotImplementedError
 
     async def revive(self, device: UsbDevice) -> None:
-        """It answers again."""
+        """Make it answer again."""
         raise NotImplementedError
 
     async def test_deadline(self) -> None:

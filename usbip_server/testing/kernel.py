@@ -149,7 +149,7 @@ class FakeKernel:
         self._life = 0  # of usbip-host
         self._dead: str | None = None
 
-    # What happens to a machine.
+    # What tests do to the machine
 
     def plug(
         self,
@@ -264,7 +264,7 @@ class FakeKernel:
         self._table.update({name: _Entry() for name in names})
 
     def driver(self, busId: str) -> str | None:
-        """Who has it."""
+        """The driver of a device."""
         return self._devices[busId].driver
 
     def table(self) -> list[str]:
@@ -574,13 +574,13 @@ class FakeKernel:
         raise KernelBug(how)
 
     def _sayConfigured(self, busId: str) -> None:
-        """The driver C{usb} has a device and makes its interface."""
+        """The driver C{usb} takes a device and makes its interface."""
         self._say("add", busId, ":1.0")
         self._say("bind", busId, ":1.0")
         self._say("bind", busId, driver="usb")
 
     def _sayDeconfigured(self, busId: str) -> None:
-        """It gives it up."""
+        """The driver C{usb} releases a device and removes its interface."""
         self._say("unbind", busId, ":1.0")
         self._say("remove", busId, ":1.0")
 
@@ -606,7 +606,7 @@ class FakeKernel:
 
 def referenceTo(descriptor: int, path: str) -> socket.socket:
     """
-    What C{sockfd_lookup} finds (C{net/socket.c}), with a reference of our own.
+    The socket that C{sockfd_lookup} (C{net/socket.c}) finds, with another reference.
     """
     copy = -1
     try:

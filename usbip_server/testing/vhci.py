@@ -1,8 +1,8 @@
 """
-A kernel in memory, with C{vhci_hcd}: what a client plugs the devices of other machines into.
+A fake kernel in memory, with C{vhci_hcd}.
 
-It does what Linux 6.1 was measured to do. Nothing is read from a device's connection nor
-written to it; that it has ended is noticed when somebody looks.
+It behaves as Linux 6.1 was measured to. It neither reads from the connection of a device nor
+writes to it; the end of a connection is noticed at the next call.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SUPER = 5
 FIRST_BUS = 3
 
 Files = Mapping[str, bytes]
-"""What is in a device's folder: contents by paths in it, in which C{*} stands for its bus id."""
+"""The files in a device's folder: contents by path, in which C{*} stands for the bus id."""
 
 SERIAL_PORT: Files = {
     "dev": b"189:1\n",
@@ -61,12 +61,12 @@ DISK: Files = {
 
 class _Port(msgspec.Struct, kw_only=True):
     """
-    @ivar busId: of the device that is there now, or is just being taken away.
-    @ivar enumerating: how often the status is still read until the device is known.
-    @ivar appearing: how often the hub's folder is still looked at until that of a device which
-        is known is there.
-    @ivar probing: how often the device is still looked at until its drivers have it.
-    @ivar lingering: how often a device that is gone is still to be seen.
+    @ivar busId: that of the device at the port, or of the one that is being removed.
+    @ivar enumerating: how many reads of the status are left until the bus id is shown.
+    @ivar appearing: how many reads of the hub's folder are left until the device's appears in it.
+    @ivar probing: how many reads of the device's folder are left until its drivers are bound.
+    @ivar lingering: how many reads of the hub's folder are left until a detached device's
+        disappears from it.
     """
 
     number: int
@@ -86,31 +86,30 @@ class _Port(msgspec.Struct, kw_only=True):
 
     @property
     def isThere(self) -> bool:
-        """Is its device's folder there?"""
+        """Whether the folder of a device exists."""
         return (self.state == USED and not self.appearing) or self.lingering > 0
 
 
 @implementer(ISystem)
 class FakeVhci:
     """
-    @ivar loaded: is C{vhci_hcd} loaded?
-    @ivar loadable: can it be loaded?
-    @ivar refuse: the errno that every write fails with, C{0} for none.
-    @ivar becomes: what is in the folder of the device that is plugged in next.
-    @ivar enumerating: how often the status is read before a new device has its bus id.
-    @ivar appearing: how often the folder of a hub is looked at before a new device, which has its
-        bus id by then, has a folder in it.
-    @ivar probing: how often a new device is looked at before there is anything below its
-        interfaces.
-    @ivar lingering: how often a device that is gone is still seen, and what is plugged in at
-        its port dead-locks.
-    @ivar writes: all that was written, as (name, text).
+    @ivar loaded: whether C{vhci_hcd} is loaded.
+    @ivar loadable: whether it can be loaded.
+    @ivar refuse: the errno that every write fails with; 0: none.
+    @ivar becomes: the files of the device that is attached next.
+    @ivar enumerating: the number of reads of the status until a new device has its bus id.
+    @ivar appearing: the number of reads of a hub's folder, after that, until the folder of a new
+        device appears in it.
+    @ivar probing: the number of reads of a new device's folder until its interfaces have drivers.
+    @ivar lingering: the number of reads of a hub's folder until the folder of a detached device
+        disappears from it. An attach at the port before that dead-locks (D12).
+    @ivar writes: all writes, as (name, text).
     @ivar reads: the files that were read.
     """
 
     def __init__(self, controllers: int = 2, ports: int = 3) -> None:
         """
-        @param ports: that each hub of each controller has.
+        @param ports: the number of ports of each hub.
         """
         self.loaded = True
         self.loadable = True
@@ -136,15 +135,15 @@ class FakeVhci:
             for place in range(ports)
         ]
 
-    # What happens to a machine.
+    # What tests do to the machine
 
     def used(self) -> dict[int, str]:
-        """The ports that have a device, and its bus id."""
+        """The bus ids of the devices, by port."""
         self._notice()
         return {port.number: port.busId for port in self._ports if port.state == USED}
 
     def states(self) -> dict[int, int]:
-        """The ports that are not free, and their states."""
+        """The states of the ports that are not free."""
         self._notice()
         return {port.number: port.state for port in self._ports if port.state != FREE}
 
@@ -155,7 +154,7 @@ class FakeVhci:
         return connection
 
     def lose(self, number: int) -> None:
-        """The kernel gives a device up: what came made no sense."""
+        """Have the kernel give a device up, as after invalid data."""
         self._ports[number].state = ERROR
 
     def close(self) -> None:
@@ -233,7 +232,7 @@ class FakeVhci:
 
     def _attach(self, text: str, path: str) -> None:
         """
-        C{attach_store}: the half of the ports that a number is in does not matter, but the speed.
+        C{attach_store}: the speed selects the hub, not the number of the port.
         """
         found = re.match(r"\s*([0-9]+)\s+([0-9]+)\s+([0-9]+)\s+([0-9]+)", text)
         if found is None:  # sscanf() looks no further
@@ -268,7 +267,7 @@ class FakeVhci:
 
     def _free(self, port: _Port) -> None:
         """
-        C{vhci_shutdown_connection}: the other end is told, whoever else has the connection.
+        C{vhci_shutdown_connection}: shuts the connection down for all duplicates.
         """
         if port.connection is not None:
             with port.connection, contextlib.suppress(OSError):  # its other end is gone
@@ -279,7 +278,7 @@ class FakeVhci:
 
     def _notice(self) -> None:
         """
-        See which connections have ended.
+        Free the ports whose connections have ended.
         """
         poll = select.poll()
         for port in self._ports:
@@ -325,7 +324,7 @@ class FakeVhci:
 
     def _timePasses(self, path: str) -> None:
         """
-        Somebody has looked at what is there.
+        Count a read of a folder.
         """
         for port in self._ports:
             if path == self._hub(port):
@@ -337,7 +336,7 @@ class FakeVhci:
 
     def _tree(self) -> dict[str, bytes]:
         """
-        All files there are.
+        All files by path.
         """
         self._notice()
         if not self.loaded:
@@ -353,7 +352,7 @@ class FakeVhci:
 
     def _filesOf(self, port: _Port) -> Iterator[tuple[str, bytes]]:
         """
-        What is in the folder of its device.
+        The files of the device at a port.
         """
         if not port.isThere:
             return
