@@ -44,12 +44,12 @@ class ReachingTestCase(SynchronousTestCase):
     def silent(self) -> Server:
         """A server that accepts connections, and does not reply."""
         listening = self.stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-        return Server(name="silent", host="127.0.0.1", port=listening.getsockname()[1])
+        return self._at("silent", listening)
 
     def dead(self) -> Server:
         """A machine without a server: the port is closed."""
         with socket.create_server(("127.0.0.1", 0)) as closed:
-            return Server(name="dead", host="127.0.0.1", port=closed.getsockname()[1])
+            return self._at("dead", closed)
 
     def full(self) -> Server:
         """A machine that does not answer at all."""
@@ -58,4 +58,8 @@ class ReachingTestCase(SynchronousTestCase):
             client = self.stack.enter_context(socket.socket())
             client.setblocking(False)
             client.connect_ex(full.getsockname())
-        return Server(name="full", host="127.0.0.1", port=full.getsockname()[1])
+        return self._at("full", full)
+
+    def _at(self, name: str, listening: socket.socket) -> Server:
+        port = listening.getsockname()[1]
+        return Server(name=name, host="127.0.0.1", port=port, exportPort=port)

@@ -335,9 +335,14 @@ class PortTests(GivingTestCase):
 
     def test_kernelGivesUp(self) -> None:
         """A device that the kernel gives up leaves its port free."""
-        self.kernel = Loser(controllers=1, ports=2)
-        self.addCleanup(self.kernel.close)
-        self.attaching = self.made(self.kernel)
+        write = self.kernel.write
+
+        def loses(path: str, data: bytes) -> None:
+            write(path, data)
+            if data and path.endswith("/attach"):
+                self.kernel.lose(int(data.split()[0]))
+
+        self.patch(self.kernel, "write", loses)
         self.assertIn("does not enumerate the device", self.fails())
         self.assertNothing()
 
@@ -471,17 +476,6 @@ class Raced(FakeVhci):
     def close(self) -> None:
         super().close()
         self.pair[1].close()
-
-
-class Loser(FakeVhci):
-    """
-    A kernel that gives up every device.
-    """
-
-    def write(self, path: str, data: bytes) -> None:
-        super().write(path, data)
-        if data and path.endswith("/attach"):
-            self.lose(int(data.split()[0]))
 
 
 class Reluctant(FakeVhci):

@@ -7,10 +7,10 @@ from __future__ import annotations
 import socket
 import ssl
 import struct
-from typing import Any
 
-from twisted.trial.unittest import SkipTest, SynchronousTestCase
+import msgspec
 
+from tests.client.blockingcase import ReachingTestCase
 from tests.support.certificates import LAB, authority, signed
 from tests.support.fixtures import MOUSE, UNO, changed
 from tests.support.scriptedserver import (
@@ -49,23 +49,16 @@ def isSilent(connection: socket.socket) -> None:
         pass
 
 
-class ImportingTestCase(SynchronousTestCase):
+class ImportingTestCase(ReachingTestCase):
     """
-    A server whose replies a test chooses. No connection is left open.
+    A server whose replies a test chooses. No connection is left open. How connections are made
+    is shown by L{tests.client.test_blocking}.
     """
 
     def setUp(self) -> None:
-        self.before = connections()
-        self.addCleanup(lambda: self.assertLessEqual(connections(), self.before))
-
-    def fill(self, full: socket.socket) -> list[socket.socket]:
-        """Fill the queue of a listening socket, so that it does not answer."""
-        crowd = [socket.socket() for _ in range(4)]
-        for client in crowd:
-            self.addCleanup(client.close)
-            client.setblocking(False)
-            client.connect_ex(full.getsockname())
-        return crowd
+        before = connections()
+        self.addCleanup(lambda: self.assertLessEqual(connections(), before))
+        super().setUp()
 
     def unreachable(self, play: Play, reason: str, seconds: float = SECONDS) -> None:
         """An import fails for this reason, in an error that names the server."""
@@ -102,15 +95,6 @@ class ImportTests(ImportingTestCase):
                     self.assertEqual(received(connection, 48), TRAFFIC)
                     self.assertEqual(connection.recv(1), b"")
             self.assertEqual(scripted.heard, [b""])
-
-    def test_ipv6(self) -> None:
-        """The same by IPv6."""
-        try:
-            scripted = ScriptedServer(says(GIVEN), "::1").__enter__()
-        except OSError:
-            raise SkipTest("there is no IPv6 here") from None
-        self.addCleanup(scripted.__exit__, None, None, None)
-        importDevice(scripted.server, "1-1.4", SECONDS).connection.close()
 
     def test_refusal(self) -> None:
         """A refusal is reported with its reason, and is not C{Unreachable}."""
@@ -161,32 +145,9 @@ class UnreachableTests(ImportingTestCase):
 
     def test_closedPort(self) -> None:
         """The error of a closed port names the server and the port."""
-        with socket.create_server(("127.0.0.1", 0)) as closed:
-            port = closed.getsockname()[1]
-        server = Server(name="raspi", host="127.0.0.1", exportPort=port)
+        server = self.dead()
         error = self.assertRaises(Unreachable, importDevice, server, "1-1.4", SECONDS)
-        self.assertEqual(str(error), f"raspi (127.0.0.1:{port}): Connection refused")
-
-    def test_addresses(self) -> None:
-        """The first address that answers is used; one that does not leaves time for the others."""
-        with (
-            socket.create_server(("127.0.0.2", 0), backlog=0) as full,
-            ScriptedServer(says(GIVEN)) as scripted,
-        ):
-            crowd = self.fill(full)
-            infos = [
-                (socket.AF_INET, socket.SOCK_STREAM, 6, "", address)
-                for address in (full.getsockname(), ("127.0.0.1", 1), ("127.0.0.1", scripted.port))
-            ]
-            self.patch(socket, "getaddrinfo", lambda *args, **more: infos)
-            try:
-                imported = importDevice(scripted.server, "1-1.4", 3.0)
-            except Unreachable:  # a busy machine did not get so far within two thirds of that
-                imported = importDevice(scripted.server, "1-1.4", SECONDS)
-            with imported.connection as connection:
-                self.assertEqual(connection.getpeername(), infos[-1][-1])
-            for client in crowd:
-                client.close()
+        self.assertEqual(str(error), f"dead (127.0.0.1:{server.exportPort}): Connection refused")
 
 
 class ListTests(ImportingTestCase):
@@ -206,14 +167,9 @@ class ListTests(ImportingTestCase):
 
         self.patch(imports, "shareOf", lambda seconds: SOON)
         self.patch(socket.socket, "settimeout", waitsFor)
-        with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
-            crowd = self.fill(full)
-            server = Server(name="raspi", host="127.0.0.1", exportPort=full.getsockname()[1])
-            error = self.assertRaises(Unreachable, listDevices, server, 10 * SECONDS)
-            self.assertIn("no answer in time", str(error))
-            self.assertLessEqual(max(waits, default=SOON), SOON)
-            for client in crowd:
-                client.close()
+        error = self.assertRaises(Unreachable, listDevices, self.full(), 10 * SECONDS)
+        self.assertIn("no answer in time", str(error))
+        self.assertLessEqual(max(waits, default=SOON), SOON)
 
     def test_list(self) -> None:
         """All devices are returned, however the reply is split, and the connection is closed; a
@@ -269,29 +225,21 @@ class TlsTests(ImportingTestCase):
 
         return play
 
-    def server(self, scripted: ScriptedServer, **tls: Any) -> Server:
+    def server(self, scripted: ScriptedServer, ca: str) -> Server:
         """The server, with the client's TLS."""
-        return Server(
-            name="raspi",
-            host="127.0.0.1",
-            exportPort=scripted.port,
-            tls=ClientTls(**{"ca": self.ca, **tls}),
-        )
+        return msgspec.structs.replace(scripted.server, tls=ClientTls(ca=ca))
 
     def test_relay(self) -> None:
         """TLS 1.2 is used. Where the kernel does not encrypt, the connection needs a relay, and the
         bytes after the reply are still in it."""
         for segments in ((GIVEN + TRAFFIC,), (GIVEN, TRAFFIC), each(GIVEN + TRAFFIC)):
             with ScriptedServer(self.secured(*segments)) as scripted:
-                imported = importDevice(self.server(scripted), "1-1.4", SECONDS)
+                imported = importDevice(self.server(scripted, self.ca), "1-1.4", SECONDS)
                 with imported.connection as connection:
                     assert isinstance(connection, ssl.SSLSocket)
                     self.assertEqual(connection.version(), "TLSv1.2")
                     self.assertEqual(imported.encryption, Encryption.RELAY)
-                    received = b""
-                    while len(received) < len(TRAFFIC):
-                        received += connection.recv(48)
-                    self.assertEqual(received, TRAFFIC)
+                    self.assertEqual(received(connection, 48), TRAFFIC)
 
     def test_handshakeFails(self) -> None:
         """A server that is not trusted, does not support TLS or does not answer is asked for
@@ -303,18 +251,15 @@ class TlsTests(ImportingTestCase):
             connection.close()
 
         other, _ = authority("Other").write(self.folder, "other")
-        http = says(b"HTTP/1.1 400 Bad Request\r\n\r\n", size=1)
-        cases: tuple[tuple[Play, dict[str, str], float, str], ...] = (
-            (self.secured(), {"ca": other}, SECONDS, "the server's certificate is not trusted: "),
-            (self.secured(), {"serverName": "elsewhere"}, SECONDS, "is for another name"),
-            (http, {}, SECONDS, "the server does not use TLS on this port"),
-            (says(size=1), {}, SECONDS, "it may not support TLS"),
-            (resets, {}, SECONDS, "it may not support TLS"),
-            (isSilent, {}, SOON, "no answer in time"),
+        cases: tuple[tuple[Play, str, float, str], ...] = (
+            (self.secured(), other, SECONDS, "the server's certificate is not trusted: "),
+            (says(size=1), self.ca, SECONDS, "it may not support TLS"),
+            (resets, self.ca, SECONDS, "it may not support TLS"),
+            (isSilent, self.ca, SOON, "no answer in time"),
         )
-        for play, tls, seconds, reason in cases:
+        for play, ca, seconds, reason in cases:
             with ScriptedServer(play) as scripted:
-                server = self.server(scripted, **tls)
+                server = self.server(scripted, ca)
                 error = self.assertRaises(Unreachable, importDevice, server, "1-1.4", seconds)
             self.assertIn(reason, str(error))
 
