@@ -1,4 +1,4 @@
-"""What is installed, and the files that come with it."""
+"""The installed package, its data files, and the example configurations."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FILES = {
     *("usbipshare.service", "usbipclient.service", "60-usbipshare.rules"),
     *("config.example.yaml", "client.example.yaml"),
 }
-"""What comes with the package, besides the documents."""
+"""The data files of the package, besides the documents."""
 
 SUFFIXES = (".py", ".service", ".rules")
 
@@ -54,20 +54,21 @@ class ExampleTests(SynchronousTestCase):
         return [Source("example", text).config().backend for text in blocks]
 
     def test_defaults(self) -> None:
-        """The file says what is so without it."""
+        """Each key that is not commented out has its default."""
         config = Source("example", self.text).config()
         rest = msgspec.structs.replace(config, backend=Config().backend)
         self.assertEqual(rest, Config())
         self.assertEqual(config.backendType, Config().backendType)
 
     def test_complete(self) -> None:
-        """No key is missing."""
+        """Each key is in the file."""
         blocks = (self.text, *self.commented("access"), *self.commented("tls"))
         paths = {path for text in blocks for path in Source("example", text)._lines}
         self.assertLessEqual({*keysOf(Config)}, {".".join(map(str, path)) for path in paths})
 
     def test_long(self) -> None:
-        """What is said at length, and commented out, is right."""
+        """The examples of C{access} and C{tls} that are commented out are valid, and have each
+        key."""
         ((access,), (tls,)) = self.commented("access"), self.commented("tls")
         config = Source("example", access + tls).config()
         self.assertIsInstance(config.access, Policy)
@@ -77,7 +78,7 @@ class ExampleTests(SynchronousTestCase):
                 self.assertRegex(text, rf"[ {{]{field.encode_name}:")
 
     def test_backends(self) -> None:
-        """The same goes for the options of each backend."""
+        """The options of each backend have their defaults, and none is missing."""
         kinds: dict[str, Any] = {
             "sysfs": sysfs.Options,
             "usbip": usbiptool.Options,
@@ -95,11 +96,11 @@ class ExampleTests(SynchronousTestCase):
         self.assertEqual(shown, {field.encode_name for field in fields})
 
     def test_remote(self) -> None:
-        """So are all that can be said of other servers."""
-        (said,) = (each for each in self.backends() if each["type"] == "remote")
-        options = msgspec.convert({"hosts": said["hosts"]}, remotehosts.Options)
+        """Each option of a server of the remote backend is in the file."""
+        (remote,) = (each for each in self.backends() if each["type"] == "remote")
+        options = msgspec.convert({"hosts": remote["hosts"]}, remotehosts.Options)
         self.assertIsInstance(options.hosts[0], str)
-        hosts = [host for host in said["hosts"] if isinstance(host, dict)]
+        hosts = [host for host in remote["hosts"] if isinstance(host, dict)]
         for shown, kind in (
             (hosts, remotehosts.HostOptions),
             ([host["tls"] for host in hosts if "tls" in host], ClientTls),
@@ -108,7 +109,7 @@ class ExampleTests(SynchronousTestCase):
             self.assertEqual({key for each in shown for key in each}, keys)
 
     def test_rules(self) -> None:
-        """The rules and hooks that are commented out are right, and say every key."""
+        """The rules and hooks that are commented out are valid, and have each key."""
         ((rules,), (hooks,)) = self.commented("devices"), self.commented("hooks")
         config = Source("example", rules + hooks).config()
         for kind, text in ((Rule, rules), (Match, rules), (Hook, hooks)):
@@ -118,7 +119,7 @@ class ExampleTests(SynchronousTestCase):
         self.assertEqual(told, {*Occasion})
 
     def test_comments(self) -> None:
-        """Each key is explained where it stands first."""
+        """Each key has a comment where it is first used."""
         seen = set()
         for line in self.text.splitlines():
             found = re.match(r"(?:# )? *(?:- )?([a-z_]+):(?: |$)(.*)", line)
@@ -140,7 +141,7 @@ def keysOf(kind: Any, above: str = "") -> Iterator[str]:
 
 
 class UnitTests(SynchronousTestCase):
-    """The systemd unit."""
+    """The systemd unit of the server."""
 
     name = "usbipshare.service"
 
@@ -162,41 +163,41 @@ class UnitTests(SynchronousTestCase):
         return done.stdout + done.stderr
 
     def test_user(self) -> None:
-        """It is not root's, and has no capabilities."""
+        """The daemon does not run as root, and has no capabilities."""
         service = packaged("usbipshare.service").splitlines()
         for line in ("User=usbipshare", "CapabilityBoundingSet=", "AmbientCapabilities="):
             self.assertIn(line, service)
 
     def test_verify(self) -> None:
-        """systemd understands every line of it."""
-        said = self.analyze("verify", "--man=no")
-        self.assertNotIn("usbipshare", said.replace("Unit file usbipshare", ""))
+        """systemd accepts each line."""
+        output = self.analyze("verify", "--man=no")
+        self.assertNotIn("usbipshare", output.replace("Unit file usbipshare", ""))
 
     def test_security(self) -> None:
-        """systemd thinks that it is exposed below 2.5 of 10."""
+        """The exposure that systemd computes is below 2.5 of 10."""
         self.analyze("security", "--offline=true", "--threshold=25")
 
 
 class ClientUnitTests(UnitTests):
-    """That of the client service."""
+    """The systemd unit of the client service."""
 
     name = "usbipclient.service"
 
     def test_user(self) -> None:
-        """It is root's, and has the one capability that takes the socket to its group."""
+        """It runs as root, with one capability, which sets the group of the socket."""
         self.assertIn("CapabilityBoundingSet=CAP_CHOWN", packaged(self.name).splitlines())
 
     def test_security(self) -> None:
-        """systemd thinks that it is exposed below 3 of 10."""
+        """The exposure that systemd computes is below 3 of 10."""
         self.analyze("security", "--offline=true", "--threshold=30")
 
 
 class PermissionTests(SysfsCase):
-    """What may be written below C{/sys} where the daemon is not root."""
+    """The files below C{/sys} that the daemon may write without being root."""
 
     def test_same(self) -> None:
-        """The unit permits what the daemon writes, and nothing else; the udev rule permits what is
-        made anew while it runs."""
+        """The unit permits the files that the daemon writes and no others; the udev rule permits
+        those that are created while it runs."""
         self.successResultOf(self.bind("1-1"))
         self.kernel.importDevice("1-1")
         self.successResultOf(self.release("1-1"))
@@ -212,14 +213,14 @@ class PermissionTests(SysfsCase):
         self.assertEqual({*unit}, written)
         self.assertLessEqual({bound, "usbip-host/rebind"}, written)
         rules = packaged("60-usbipshare.rules")
-        anew = {name for name in written - {bound} if name.startswith("usbip-host/")}
+        created = {name for name in written - {bound} if name.startswith("usbip-host/")}
         for change in ("chgrp usbipshare", "chmod g+w"):
             (names,) = re.findall(rf"&& {re.escape(change)} ([a-z_ ]+)", rules)
-            self.assertEqual({f"usbip-host/{name}" for name in names.split()}, anew)
+            self.assertEqual({f"usbip-host/{name}" for name in names.split()}, created)
             self.assertIn(f'RUN+="/bin/{change} $sys$devpath/usbip_sockfd"', rules)
 
     def test_rules(self) -> None:
-        """udev understands every line of the rule."""
+        """udev accepts each line of the rule."""
         if shutil.which("udevadm") is None:
             raise SkipTest("udevadm is missing (Debian: udev)")
         rules = Path(self.mktemp()).with_suffix(".rules").absolute()
@@ -237,7 +238,7 @@ class PermissionTests(SysfsCase):
 
 
 def packaged(name: str) -> str:
-    """A file that comes with the package."""
+    """The text of a data file of the package."""
     return resources.files("usbip_server.data").joinpath(name).read_text()
 
 
@@ -247,10 +248,10 @@ def documentsIn(folder: Path) -> set[str]:
 
 
 class DocumentsTests(SynchronousTestCase):
-    """The documents that come with the package."""
+    """The documents in the package."""
 
     def test_messagesReferToDocumentsThatAreThere(self) -> None:
-        """Each path of a document in a message leads to a file of the package."""
+        """Each path of a document in a message exists in the package."""
         text = "".join(path.read_text() for path in (PROJECT / "usbip_server").rglob("*.py"))
         names = set(re.findall(r"\{DOCUMENTS\}/([\w/]+\.md)", text))
         self.assertIn("howto/server_setup.md", names)
@@ -258,7 +259,7 @@ class DocumentsTests(SynchronousTestCase):
             self.assertTrue((Path(DOCUMENTS) / name).is_file(), name)
 
     def test_everyOtherReferenceIsToADocument(self) -> None:
-        """Comments, docstrings and units refer to documents that are there."""
+        """Comments, docstrings and units refer to documents that exist."""
         for path in [
             *(p for p in (PROJECT / "usbip_server").rglob("*") if p.suffix in SUFFIXES),
             *PROJECT.glob("*.example.yaml"),
@@ -304,14 +305,14 @@ class WheelTests(SynchronousTestCase):
             "import usbip_server.data as d, importlib.resources as r;"
             "print(d.__file__, {each.name for each in r.files(d).iterdir()})"
         )
-        said = self.run_(sys.executable, "-c", where, env=environment, cwd="/")
-        self.assertIn(str(target), said)
-        self.assertLessEqual(FILES, {*said.split("'")})
+        output = self.run_(sys.executable, "-c", where, env=environment, cwd="/")
+        self.assertIn(str(target), output)
+        self.assertLessEqual(FILES, {*output.split("'")})
         where = "import usbip_server; print(usbip_server.DOCUMENTS)"
         installed = Path(self.run_(sys.executable, "-c", where, env=environment, cwd="/").strip())
         self.assertTrue(installed.is_relative_to(target.absolute()), installed)
         self.assertEqual(documentsIn(installed), documentsIn(PROJECT / "docs"))
-        said = self.run_(sys.executable, "-m", "twisted", "--help", env=environment, cwd="/")
-        self.assertIn("usbipshare", said)
+        output = self.run_(sys.executable, "-m", "twisted", "--help", env=environment, cwd="/")
+        self.assertIn("usbipshare", output)
         check = ("-m", "twisted", "usbipshare", "--check", "--backend", "virtual")
         self.assertIn(" OK", self.run_(sys.executable, *check, env=environment, cwd="/"))

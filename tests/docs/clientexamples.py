@@ -28,7 +28,7 @@ PLUGGED = {"port", "local_bus_id", "local_devices"}
 """Additional keys of a device that is attached to this machine."""
 
 EVENTS = {"connected": {"devices"}, "disconnected": {"message"}}
-"""What C{watch} prints that servers do not tell, and its keys."""
+"""Lines that C{watch} prints besides the events of servers, and their keys."""
 
 
 def commandCalled(name: str) -> click.Command:

@@ -105,7 +105,8 @@ class DocumentCase(Base):
     def checkKeys(
         self, heading: str, columns: int, *kinds: type[Any], defaults: bool = True
     ) -> None:
-        """Have the tables below a heading a row for each key of these structs, and no other?
+        """Assert that the tables below a heading have a row for each key of these structs, and no
+        others.
 
         @param columns: of the tables.
         @param defaults: the third column shows the default of each key."""
@@ -130,7 +131,7 @@ class DocumentCase(Base):
         """JSON in examples and prose is a valid request, answer or event."""
         for block in self.document.blocks:
             for line in block.text.splitlines() if block.kind != "python" else ():
-                if not line.startswith(">"):  # it is sent: the answer tells what it is
+                if not line.startswith(">"):  # a request; the answer shows whether it is valid
                     for text in re.findall(r'\{"\w+":.*\}', line):
                         self.checkJson(block.where, text)
         for span in self.document.spans():

@@ -1,15 +1,15 @@
 """Reading Markdown: the blocks, tables, links and headings of the documents.
 
-What a block is for is said where it begins:
+The first word behind the fence is the kind of a block:
 
-  - C{sh}, C{python}: run, in their order, against one daemon for each document. A C{json}
-    or C{text} block right behind has the output.
-  - C{json} with lines that begin with C{>} and C{<}: what is sent, and what is answered
-    (L{tests.docs.exchanges}). A second word tells what is going on meanwhile (C{in-use}), or that
-    it is played to something that is no daemon (L{tests.docs.exchanges.REHEARSED},
+  - C{sh}, C{python}: executed, in their order, with one daemon for each document. A C{json}
+    or C{text} block that follows immediately is the output.
+  - C{json} with lines that begin with C{>} and C{<}: requests and answers
+    (L{tests.docs.exchanges}). A second word is the circumstance: C{in-use}, or that the requests
+    are sent to parts of a daemon in memory (L{tests.docs.exchanges.REHEARSED},
     L{tests.docs.exchanges.REHEARSALS}).
-  - C{yaml}: a configuration; with C{wrong} it is refused, with the message in the block
-    right behind; with C{plugin} its backend is not installed here. C{client} and
+  - C{yaml}: a configuration; with C{wrong} it is refused with the message in the block that
+    follows; with C{plugin} its backend is not installed here. C{client} and
     C{client-wrong}: a file of servers for C{usbipshare}. C{service} and C{service-wrong}: a
     configuration of the client service. C{compose}, C{kubernetes}: a manifest that mounts its
     socket. C{other}: a file of another program.
@@ -40,13 +40,13 @@ HAPPENS = re.compile(r"\((.*)\)")
 
 
 class Block(msgspec.Struct, kw_only=True):
-    """What stands between fences.
+    """The text between fences.
 
     @ivar where: file and line, for messages.
     @ivar kind: the first word behind the fence.
-    @ivar circumstance: the second.
-    @ivar output: the text of the block right behind, if that is this one's output.
-    @ivar isOutput: is it itself that of the one before?"""
+    @ivar circumstance: the second word.
+    @ivar output: the text of the next block, if that is the output of this one.
+    @ivar isOutput: is it the output of the block before?"""
 
     where: str
     kind: str
@@ -61,7 +61,8 @@ class Block(msgspec.Struct, kw_only=True):
         return [line[2:] for line in lines if PROMPT.match(line)]
 
     def script(self) -> list[tuple[str, str]]:
-        """What is sent and answered, each with its mark; with none, what happens meanwhile."""
+        """Requests, answers and actions, in order: each text with its mark, which actions do not
+        have."""
         found = []
         for line in self.text.splitlines():
             if spoken := SPOKEN.fullmatch(line):
@@ -71,7 +72,7 @@ class Block(msgspec.Struct, kw_only=True):
         return found
 
     def exchanges(self) -> list[tuple[str, str]]:
-        """What is sent, and what is answered, where each request has one answer."""
+        """Pairs of a request and its answer, where each request has one answer."""
         script = self.script()
         marks = "".join(mark or "?" for mark, _ in script)
         assert re.fullmatch("(><)*", marks), f"{self.where}: each > needs a <"
@@ -98,11 +99,11 @@ class Document:
         return found
 
     def anchors(self) -> set[str]:
-        """What a link into it may name."""
+        """The anchors of its headings."""
         return {anchor(line.lstrip("# ")) for line in self.prose if line.startswith("#")}
 
     def links(self) -> list[str]:
-        """Where it links to."""
+        """The targets of its links."""
         return re.findall(r"\]\(([^)\s]+)\)", "\n".join(self.prose))
 
     def spans(self) -> list[str]:
@@ -110,9 +111,9 @@ class Document:
         return re.findall("`([^`]+)`", "\n".join(self.prose))
 
     def rows(self, heading: str, columns: int) -> dict[str, tuple[str, ...]]:
-        """The tables under a heading, up to the next.
+        """The rows of the tables between a heading and the next.
 
-        @param columns: leave out tables that have more or less.
+        @param columns: tables with another number of columns are left out.
         @return: the cells of each row, by the first without its backticks."""
         levels = [line for line in self.prose if line.lstrip("#").strip() == heading]
         assert levels, f"{self.name} has no heading {heading!r}"
@@ -130,7 +131,7 @@ class Document:
         fence: str | None = None
         inside: list[str] = []
         begin = 0
-        apart = True  # is there anything between this block and the one before?
+        apart = True  # is there text between this block and the one before?
         for number, line in enumerate(text.splitlines(), 1):
             mark = line.strip()
             if fence is None and mark.startswith("```"):
@@ -170,6 +171,6 @@ def documents() -> Iterator[Document]:
 
 
 def anchor(heading: str) -> str:
-    """What GitHub makes of a heading."""
+    """The anchor that GitHub gives to a heading."""
     text = re.sub(r"[^\w\- ]", "", heading.strip().lower())
     return text.replace(" ", "-")

@@ -149,7 +149,7 @@ class Stage:
             with world.inUse("1-2"):
                 play(block, world)
         else:
-            assert not block.circumstance, f"what is {block.circumstance!r}?"
+            assert not block.circumstance, f"an unknown circumstance: {block.circumstance!r}"
             play(block, world)
 
     def _provide(self) -> None:
@@ -170,7 +170,7 @@ class Stage:
         wrong = configurationError(file)
         wrong = wrong and wrong.replace(f"{self._folder}/", CONFIGURED).replace(DOCUMENTS, "docs")
         if block.circumstance == "wrong":
-            assert block.output is not None, "what is the message?"
+            assert block.output is not None, "the message is missing"
             assert wrong == block.output, f"the message is:\n{wrong}"
         elif block.circumstance == "plugin":
             assert wrong is not None and "there is no backend" in wrong, wrong
@@ -187,7 +187,8 @@ READERS: dict[str, Callable[[str, Path], str | None]] = {
     "kubernetes": checkMounts,
     "other": checkYaml,
 }
-"""What reads a file that is not the daemon's configuration, and returns what is wrong with it."""
+"""Functions that read files other than the daemon's configuration, by the circumstance; each
+returns the error, or C{None}."""
 
 
 def configurationError(file: Path) -> str | None:

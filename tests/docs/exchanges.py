@@ -86,7 +86,7 @@ class Numbers:
         pair = self.settled("came", came), self.settled("shown", shown)
         if shown.startswith("{"):
             pair = json.loads(pair[0]), json.loads(pair[1])
-        assert pair[0] == pair[1], f"there comes:\n{came}"
+        assert pair[0] == pair[1], f"received:\n{came}"
 
     def settled(self, side: str, text: str) -> str:
         """Replace the parts of a text that differ each time."""
@@ -128,16 +128,16 @@ class Speaker:
         self._request = ""
 
     def ask(self, request: str) -> None:
-        """Send a request, on the same connection if the last one has left it open."""
+        """Send a request, on the same connection if that is still open."""
         if not self._staysOpen:
             self.leave()
         self._request = request
         self._connection = self._connection or self._world.connect()
         self._connection.send(request.encode() + b"\n")
 
-    def hear(self) -> str:
-        """What comes next."""
-        assert self._connection is not None, "nothing has been asked"
+    def line(self) -> str:
+        """The next line."""
+        assert self._connection is not None, "no request was sent"
         return self._connection.line()
 
     def leave(self) -> None:
@@ -163,7 +163,7 @@ def play(block: Block, world: World) -> None:
         if mark in speakers:
             speakers[mark].ask(numbers.here(text))
         elif mark:
-            numbers.same(speakers[mark.replace("<", ">")].hear(), text)
+            numbers.same(speakers[mark.replace("<", ">")].line(), text)
         elif text == "the connection breaks":
             speakers[">"].leave()
         else:
@@ -206,12 +206,12 @@ class RealWorld:
             self._clients[busId] = contextlib.ExitStack()
             self._clients[busId].enter_context(self.imported(busId))
         else:
-            assert verb == "it gives", f"what is {what!r}?"
+            assert verb == "it gives", f"an unknown action: {what!r}"
             self._clients.pop(busId).close()
 
     @contextlib.contextmanager
     def imported(self, busId: str) -> Iterator[None]:
-        """While a client has imported a device: C{OP_REQ_IMPORT}, as in Documentation/usb/
+        """Import a device until the C{with} ends: C{OP_REQ_IMPORT}, as in Documentation/usb/
         usbip_protocol.rst of Linux."""
         with socket.create_connection((HOST, self._daemon.exportPort), SECONDS) as client:
             client.sendall(struct.pack(">HHI32s", 0x0111, 0x8003, 0, busId.encode()))
@@ -221,7 +221,7 @@ class RealWorld:
 
     @contextlib.contextmanager
     def inUse(self, busId: str) -> Iterator[None]:
-        """While a client has imported a device that was attached for it."""
+        """Attach and import a device until the C{with} ends."""
         assert self._daemon.ask("attach", id=busId)["status"] == "success"
         with self.imported(busId):
             yield
@@ -230,7 +230,7 @@ class RealWorld:
     def _until(self, busId: str, isSo: Callable[[dict[str, Any]], bool]) -> None:
         end = time.monotonic() + SECONDS
         while not isSo(self._daemon.ask("find", id=busId, detail=True)["data"]):
-            assert time.monotonic() < end, f"{busId} is not what it should be"
+            assert time.monotonic() < end, f"{busId} has not got the expected state"
 
 
 def _isImported(device: dict[str, Any]) -> bool:
@@ -283,7 +283,7 @@ class Rehearsal:
             for _ in range(int(later[1])):
                 self._clock.advance(1)
             return
-        assert what == "a client imports 1-2", f"what is {what!r}?"
+        assert what == "a client imports 1-2", f"an unknown action: {what!r}"
         holder = Holder(address=HOST, since=self._now())
         device = changed(DISK, state=DeviceState.IN_USE, holder=holder)
         self._backend.inventory.replace([device], {"1-2"})
@@ -320,7 +320,7 @@ def _nothing(backend: PatientBackend) -> None:
 
 
 class SlowBackend(PatientBackend):
-    """A backend whose operations end when a test ends them, unless there is nothing to do."""
+    """A backend whose operations end when a test ends them, except binds of bound devices."""
 
     async def bind(
         self, device: UsbDevice, deadline: float, allowMounted: bool = False

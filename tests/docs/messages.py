@@ -1,9 +1,8 @@
 """The messages that the code contains, and the rows of docs/reference/messages.md that explain
 them.
 
-A message is a text of several words in a module, outside of docstrings and help: what an error
-says, what is logged as a warning, what C{usbipshare doctor} finds. C{…} stands for the values that
-are put into it."""
+A message is a text of several words in a module, outside of docstrings and help: of an error, of a
+warning in the log, or of C{usbipshare doctor}. C{…} stands for inserted values."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ from tests.docs.documents import Document
 PACKAGE = Path(__file__).parents[2] / "usbip_server"
 
 QUIET = {"info", "debug", "compile"}
-"""Functions whose arguments are no messages about what is wrong."""
+"""Functions whose arguments are not messages about errors."""
 
 HELP = {"help", "short_help", "epilog", "metavar"}
 """Keyword arguments with texts of C{--help}."""
@@ -32,7 +31,7 @@ OTHERS = (
     "Echoing Serial Port",  # the name of a device
     "USB/IP over TLS",  # what is logged of an endpoint
     "… (…) id=…",  # a device in a list
-    "tlsv13 alert …",  # what OpenSSL says, for which there are messages of ours
+    "tlsv13 alert …",  # texts of OpenSSL, which are replaced by messages
     "sslv3 alert …",
     "no shared cipher",
     "peer did not return a certificate",
@@ -48,7 +47,7 @@ OTHERS = (
     "a request of … bytes",  # what is logged of a fault
     "one request at a time",
 )
-"""Patterns of texts that are no messages."""
+"""Patterns of texts that are not messages."""
 
 HEADINGS = {"message", "message on the client"}
 """Of the first column of a table that explains messages."""
@@ -68,7 +67,7 @@ class Text(msgspec.Struct, frozen=True):
     isQuiet: bool
 
     def isMessage(self) -> bool:
-        """Has a user to be told what it means?"""
+        """Is it a message that a user may see?"""
         words = re.findall(r"[A-Za-z]{2,}", self.text)
         isOther = any(matches(other, self.text) for other in OTHERS)
         return len(words) >= 3 and " " in self.text and not (self.isQuiet or isOther)
@@ -85,7 +84,7 @@ def texts() -> list[Text]:
 
 
 def matches(pattern: str, text: str) -> bool:
-    """Is a text, or a part of it, what a pattern with C{…} describes?"""
+    """Does a text contain what a pattern with C{…} matches?"""
     pieces = (re.escape(piece.strip()) for piece in pattern.split("…"))
     return re.search(".*".join(pieces), text) is not None
 

@@ -17,7 +17,7 @@ from usbip_server.client.service.messages import decode
 from usbip_server.model.inventory import ChangeKind
 
 ABOUT = {"server", "local_devices"}
-"""What an answer about one device has besides those of a server, and each device in a list."""
+"""Keys that answers about one device, and devices in lists, have besides those of a server."""
 
 KEYS_OF = {
     "success": {"status", "data", *ABOUT},
@@ -32,7 +32,7 @@ PORT = {"port", "local_bus_id", "server", "bus_id", "local_devices", "kept", "ru
 EVENT = {"event", "seq", "time", "server"}
 
 QUEUED = ({"event", "time", "message"}, {"event", "time", "message", "data", "server", "place"})
-"""What those who wait are told: while there is no device, and when there is one."""
+"""Keys of the events C{queued}: while there is no matching device, and when there is one."""
 
 MORE_OF = {
     "attached": {"data", "local_devices", "rule"},
@@ -46,7 +46,7 @@ MORE_OF = {
     "released": {"data", "local_devices", "holder"},
     "lease": {"data", "local_devices", "lease"},
 }
-"""What each event has besides."""
+"""Further keys of each event."""
 
 assert MORE_OF.keys() == {kind.value for kind in (*ServiceEventKind, *ChangeKind)}
 
@@ -95,7 +95,7 @@ class ServiceStage(Stage):
 
 
 class ServiceWorld:
-    """The socket of a service, and what can happen there."""
+    """The socket of a service, and the actions of its examples."""
 
     def __init__(self, service: ChildService) -> None:
         self._service = service
@@ -104,12 +104,12 @@ class ServiceWorld:
         return UnixConnection(self._service)
 
     def happen(self, what: str) -> None:
-        assert what == "it is detached", f"what is {what!r}?"
+        assert what == "it is detached", f"an unknown action: {what!r}"
         assert self._service.ask("detach", serial="ECHO1")["status"] == "success"
 
 
 class UnixConnection:
-    """A connection to it."""
+    """A connection to the socket of a service."""
 
     def __init__(self, service: ChildService) -> None:
         self._nodes = f"{service.folder}/dev/"

@@ -1,4 +1,4 @@
-"""What is true of all documents, and of those that explain."""
+"""Tests of all documents, and of those that explain."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from usbip_server.model.device import Encryption
 
 
 class ArchitectureTests(DocumentCase, SynchronousTestCase):
-    """How it is built."""
+    """The document about the architecture."""
 
     name = "docs/explanation/architecture.md"
 
     def test_modules(self) -> None:
-        """Each module that it names is there."""
+        """Each module that it names exists."""
         there = {str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py")}
         named = re.findall(r"\b(?:\w+/)+\w+\.py", self.document.path.read_text())
         for name in named:
@@ -32,11 +32,11 @@ class ArchitectureTests(DocumentCase, SynchronousTestCase):
         self.assertGreater(len(named), 40)
 
     def test_length(self) -> None:
-        """It is short enough to be read."""
+        """It has fewer than 2,500 words."""
         self.assertLess(len(self.document.path.read_text().split()), 2500)
 
     def test_dependencies(self) -> None:
-        """Each dependency is there, and why."""
+        """Each dependency is explained."""
         setup = configparser.ConfigParser(interpolation=None)
         setup.read(ROOT / "setup.cfg")
         needed = setup["options"]["install_requires"]
@@ -48,7 +48,7 @@ class ArchitectureTests(DocumentCase, SynchronousTestCase):
 
 
 class ContributingTests(DocumentCase, SynchronousTestCase):
-    """How to contribute."""
+    """CONTRIBUTING.md."""
 
     name = "CONTRIBUTING.md"
 
@@ -60,21 +60,21 @@ class ContributingTests(DocumentCase, SynchronousTestCase):
 
 
 class SecurityTests(DocumentCase, SynchronousTestCase):
-    """What is protected against whom."""
+    """The document about security."""
 
     name = "docs/explanation/security.md"
 
     def test_encryption(self) -> None:
-        """Each way that USB traffic can go is there."""
+        """Each kind of encryption of USB traffic is explained."""
         told = {*self.document.rows("TLS", 4)} | {*self.document.spans()}
         self.assertLessEqual({encryption.value for encryption in Encryption}, told)
 
 
 class AllDocumentsTests(SynchronousTestCase):
-    """What is said of all documents."""
+    """All documents together."""
 
     def test_all(self) -> None:
-        """Each test of a document is of one that there is."""
+        """Each document that has a test exists."""
         fixtures = {"tests/docs/wrong_configurations.md"}
         self.assertEqual({case.name for case in OTHERS} - NAMES, fixtures)
 
@@ -108,7 +108,7 @@ OTHERS: list[type[DocumentCase]] = [
 
 
 def caseOf(name: str) -> type[DocumentCase]:
-    """Make the test case for a document of which nothing more is to be said than of all."""
+    """Make the test case for a document without tests of its own."""
     words = re.findall("[a-z]+", name.lower().removeprefix("docs/").removesuffix(".md"))
     title = "".join(word.title() for word in words) + "Tests"
     members = {"name": name, "__doc__": name, "__module__": __name__}

@@ -1,4 +1,4 @@
-"""What the how-to guides describe works."""
+"""The examples of the how-to guides work."""
 
 from __future__ import annotations
 
@@ -163,13 +163,13 @@ class DevicesTests(DocumentCase, SynchronousTestCase):
 
 
 class TlsTests(DocumentCase, SynchronousTestCase):
-    """How to encrypt."""
+    """TLS."""
 
     name = "docs/howto/tls.md"
 
     def test_authority(self) -> None:
-        """With the certificates that the commands make, the server is what its clients connect to,
-        with the commands that are shown, and it knows them; it does not speak to anybody else."""
+        """The commands make certificates with which the shown commands verify the server, and the
+        server verifies its clients. Clients without a certificate are refused."""
         if missing := [name for name in ("curl", "openssl") if shutil.which(name) is None]:
             raise SkipTest(f"apt-get install {' '.join(missing)}")
         folder = Path(self.mktemp()).absolute()
@@ -213,7 +213,7 @@ class TlsTests(DocumentCase, SynchronousTestCase):
 
 
 class BackendsTests(DocumentCase, SynchronousTestCase):
-    """Write your own backend."""
+    """Backends of other packages."""
 
     name = "docs/howto/backend.md"
 

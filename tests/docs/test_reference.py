@@ -1,4 +1,4 @@
-"""The reference is complete and true."""
+"""The reference is complete and correct."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ class ConfigurationTests(DocumentCase, SynchronousTestCase):
 
 
 class ClientTests(DocumentCase, SynchronousTestCase):
-    """The command for people."""
+    """The command C{usbipshare}."""
 
     name = "docs/reference/command.md"
 

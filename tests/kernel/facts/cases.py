@@ -22,16 +22,15 @@ HOST = f"{DRIVERS}/usbip-host"
 
 class FactCase(Base):
     """A kernel, real or in memory. Mix a class that is derived from this into a
-    C{twisted.trial.unittest.SynchronousTestCase}. The methods that raise C{NotImplementedError} are
-    implemented for each kind of machine.
+    C{twisted.trial.unittest.SynchronousTestCase}, and implement the methods that are declared as
+    attributes, for each kind of machine.
 
-    @ivar system: the kernel."""
+    @ivar system: the kernel.
+    @ivar until: waits until a condition, which the second argument describes, is true; fails if it
+        does not become true."""
 
     system: ISystem
-
-    def until(self, condition: Callable[[], object], what: str) -> None:
-        """Wait until a condition is true; fail if it does not become true."""
-        raise NotImplementedError
+    until: Callable[[Callable[[], object], str], None]
 
     def assertRefused(self, number: int, write: Callable[[str], None], *texts: str) -> None:
         """Assert that each of some writes fails with an errno."""
@@ -43,43 +42,27 @@ class FactCase(Base):
 class HostFactCase(FactCase):
     """A machine with a device. Each test begins with C{usbip-host} loaded and its table empty.
 
-    @ivar busId: of a device with one interface, plugged in and bound to its local drivers."""
+    @ivar busId: of a device with one interface, plugged in and bound to its local drivers.
+    @ivar plug: plugs in the device again, and waits until its drivers are bound.
+    @ivar unplug: unplugs the device, and waits until the kernel has removed it.
+    @ivar importForeign: imports a device of another machine until the end of the test; returns its
+        bus id here.
+    @ivar hub: returns the bus id of a hub without devices, whose driver is bound again at the end
+        of the test.
+    @ivar unload: unloads C{usbip-host}.
+    @ivar load: loads C{usbip-host}.
+    @ivar leave: closes the client's end of a session, so that the kernel notices.
+    @ivar breakSession: makes C{usbip-host} fail in a way that makes the device unusable."""
 
     busId: str
-
-    def plug(self) -> None:
-        """Plug in the device again, and wait until its drivers are bound."""
-        raise NotImplementedError
-
-    def unplug(self) -> None:
-        """Unplug the device, and wait until the kernel has removed it."""
-        raise NotImplementedError
-
-    def importForeign(self) -> str:
-        """Import a device of another machine until the end of the test.
-
-        @return: its bus id here."""
-        raise NotImplementedError
-
-    def hub(self) -> str:
-        """The bus id of a hub without devices. At the end of the test its driver is bound again."""
-        raise NotImplementedError
-
-    def unload(self) -> None:
-        """Unload C{usbip-host}."""
-        raise NotImplementedError
-
-    def load(self) -> None:
-        """Load C{usbip-host}."""
-        raise NotImplementedError
-
-    def leave(self, client: socket.socket) -> None:
-        """Close the client's end of a session, so that the kernel notices."""
-        raise NotImplementedError
-
-    def breakSession(self, client: socket.socket) -> None:
-        """Make C{usbip-host} fail in a way that makes the device unusable."""
-        raise NotImplementedError
+    plug: Callable[[], None]
+    unplug: Callable[[], None]
+    importForeign: Callable[[], str]
+    hub: Callable[[], str]
+    unload: Callable[[], None]
+    load: Callable[[], None]
+    leave: Callable[[socket.socket], None]
+    breakSession: Callable[[socket.socket], None]
 
     def write(self, *steps: str) -> None:
         """Write to attributes of drivers: C{usbip-host/bind=1-1}."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections.abc import Callable
 
 from tests.kernel.facts.cases import DEVICES, HostFactCase
 from usbip_server.kernel.importers import USBIPD_PORT, established
@@ -157,17 +158,14 @@ class SessionFacts(HostFactCase):
 
 
 class ConnectionFacts(HostFactCase):
-    """The kernel's list of TCP connections."""
+    """The kernel's list of TCP connections.
+
+    @ivar importDevice: imports the bound device, as a client at L{address}.
+    @ivar releaseDevice: ends that client's session at the client."""
 
     address = "127.0.0.9"
-
-    def importDevice(self) -> None:
-        """Import the bound device, as a client at L{address}."""
-        raise NotImplementedError
-
-    def releaseDevice(self) -> None:
-        """End that client's session at the client."""
-        raise NotImplementedError
+    importDevice: Callable[[], None]
+    releaseDevice: Callable[[], None]
 
     def clients(self) -> list[str]:
         """The addresses that are connected to the port of USB/IP."""

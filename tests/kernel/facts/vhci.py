@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import re
 import socket
+from collections.abc import Callable
 
 from tests.kernel.facts.cases import FactCase
 
@@ -23,23 +24,17 @@ EMPTY = "000 00000000 000000 0-0"
 
 class VhciFacts(FactCase):
     """Mix this into a test case for each kind of machine. Each test begins with C{vhci_hcd} loaded
-    and all ports free."""
+    and all ports free.
 
-    def serve(self, speed: int) -> tuple[socket.socket, int]:
-        """Begin a session at a server. Called once in a test.
+    @ivar serve: begins a session at a server of a device of a speed, L{HIGH} or L{SUPER}; returns
+        the client's end of the connection, a socket of a pair, and the number of the device. Called
+        once in a test.
+    @ivar endAtServer: ends the session at the server.
+    @ivar hasEndedAtServer: has the server noticed the end of the session?"""
 
-        @param speed: L{HIGH} or L{SUPER}.
-        @return: the client's end of the connection, a socket of a pair, and the number of the
-            device."""
-        raise NotImplementedError
-
-    def endAtServer(self) -> None:
-        """End the session at the server."""
-        raise NotImplementedError
-
-    def hasEndedAtServer(self) -> bool:
-        """Has the server noticed the end of the session?"""
-        raise NotImplementedError
+    serve: Callable[[int], tuple[socket.socket, int]]
+    endAtServer: Callable[[], None]
+    hasEndedAtServer: Callable[[], bool]
 
     def lines(self) -> list[str]:
         """The lines of all ports."""
