@@ -7,9 +7,9 @@ import contextlib
 import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import yaml
 from msgspec import NODEFAULT, convert, structs
@@ -82,9 +82,12 @@ COMMAND_LINE: Any = Options()
 class DocumentCase(Base):
     """Tests that apply to each document.
 
-    @ivar name: the path of the document in the repository."""
+    @cvar name: the path of the document in the repository.
+    @cvar listed: headings, the number of columns of the tables below each, and the names in their
+        first column: in order, or a set. A mapping to text has the cells of the second column, too."""
 
     name: str
+    listed: ClassVar[tuple[tuple[str, int, Collection[str]], ...]] = ()
 
     def setUp(self) -> None:
         self.document = Document(ROOT / self.name)
@@ -120,6 +123,19 @@ class DocumentCase(Base):
                 self.assertEqual(cell, "required", name)
             else:
                 self.assertEqual(yaml.safe_load(cell), plain(defaultOf(field)), name)
+
+    def test_listed(self) -> None:
+        """Tables have a row for each command, key, state or code that exists, and no others."""
+        for heading, columns, names in self.listed:
+            _, *rows = self.document.rows(heading, columns).items()
+            shown = [name for name, _ in rows]
+            if isinstance(names, set):
+                self.assertEqual(({*shown}, len(shown)), (names, len(names)), heading)
+            else:
+                self.assertEqual(shown, [*names], heading)
+            for name, cells in rows if isinstance(names, dict) else ():
+                if isinstance(names[name], str):
+                    self.assertEqual(cells[1], names[name], heading)
 
     def test_kinds(self) -> None:
         """Each block is of a kind that is tested."""
