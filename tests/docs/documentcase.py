@@ -84,7 +84,7 @@ class DocumentCase(Base):
 
     @cvar name: the path of the document in the repository.
     @cvar listed: headings, the number of columns of the tables below each, and the names in their
-        first column: in order, or a set. A mapping to text has the cells of the second column, too."""
+        first column, in order, or a set."""
 
     name: str
     listed: ClassVar[tuple[tuple[str, int, Collection[str]], ...]] = ()
@@ -133,9 +133,6 @@ class DocumentCase(Base):
                 self.assertEqual(({*shown}, len(shown)), (names, len(names)), heading)
             else:
                 self.assertEqual(shown, [*names], heading)
-            for name, cells in rows if isinstance(names, dict) else ():
-                if isinstance(names[name], str):
-                    self.assertEqual(cells[1], names[name], heading)
 
     def test_kinds(self) -> None:
         """Each block is of a kind that is tested."""
