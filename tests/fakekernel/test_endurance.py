@@ -1,5 +1,5 @@
 """
-A thousand plugs and unplugs, with all that a daemon does about each.
+A thousand replugs, with everything that the daemon does at each.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from usbip_server.testing import FakeKernel
 CYCLES = 1000
 WARM_UP = 100
 GROWTH = 256 * 1024
-"""Bytes that may be more after it: caches that grow to their bounds."""
+"""Bytes by which the memory may grow: caches that are not full yet."""
 
 
 class EnduranceTests(TestCase):
@@ -41,8 +41,7 @@ class EnduranceTests(TestCase):
     timeout = 900
 
     async def test_plugs(self) -> None:
-        """Nothing is left of them: no threads, no descriptors, no memory; and each time the
-        device is bound again."""
+        """No threads, descriptors or memory leak, and each time the device is bound again."""
         kernel = FakeKernel()
         for number in range(1, 17):
             kernel.plug(f"1-{number}", serial=f"S{number}")

@@ -1,6 +1,6 @@
 """
-L{FakeKernel} does what C{usbip-host} does in a real kernel: the facts of L{tests.kernel.facts},
-which C{tests.kernel.scenarios.facts} shows on real ones.
+L{FakeKernel} behaves as C{usbip-host} does in a real kernel: it passes the tests of
+L{tests.kernel.facts}, which C{tests.kernel.scenarios.facts} runs on real kernels.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from usbip_server.kernel.system import ISystem
 from usbip_server.testing import FakeKernel, KernelBug
 
 LOOKS = 10
-"""How often to look for something: nothing happens but by somebody's looking."""
+"""How often to poll: time passes in the fake with each read."""
 
 
 class FakeMachine(HostFactCase):
@@ -72,11 +72,11 @@ class UsbipHostTests(FakeMachine, UsbipHostFacts, SynchronousTestCase):
     """
 
     def test_interface(self) -> None:
-        """It provides what the real one does."""
+        """It provides the interface of the real one."""
         self.assertTrue(verifyObject(ISystem, self.kernel))
 
     def test_fillTable(self) -> None:
-        """Names that a test puts into the table are as if they had been written."""
+        """C{fillTable} has the effect of writes to C{match_busid}."""
         names = [f"7-{number}.7" for number in range(PLACES - 1)]
         self.kernel.fillTable(*names)
         self.bind()
@@ -90,7 +90,7 @@ class SessionTests(FakeMachine, SessionFacts, SynchronousTestCase):
     """
 
     def test_resetting(self) -> None:
-        """A test can say how often the status of a device that is being reset is looked at."""
+        """C{resetting} is the number of reads of the status until a reset ends."""
         self.bind()
         self.kernel.importDevice(self.busId)
         self.kernel.resetting = 2
@@ -98,12 +98,12 @@ class SessionTests(FakeMachine, SessionFacts, SynchronousTestCase):
         self.assertEqual([self.status() for _ in range(4)], [2, 2, 1, 1])
 
     def test_largeNumber(self) -> None:
-        """A number that is no descriptor of any process is refused."""
+        """A number too high for a descriptor is refused."""
         self.bind()
         self.refusedSocket(errno.EINVAL, str(1 << 40))
 
     def test_released(self) -> None:
-        """A connection is shut down also when a test says that its client is gone."""
+        """C{releaseDevice} shuts the connection down."""
         self.bind()
         client = self.begin()
         self.kernel.releaseDevice(self.busId)

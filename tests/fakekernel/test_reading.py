@@ -1,21 +1,19 @@
 """
-Reading what the kernel says: uevents, descriptors, strings, names.
+Tests of reading uevents, attributes, strings and C{usb.ids}.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
-from functools import partial
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from usbip_server.kernel.scan import Scanner, Strings
+from usbip_server.kernel.scan import Attributes, Scanner, Strings
 from usbip_server.kernel.system import System
 from usbip_server.kernel.uevents import Uevents, deviceOf
 from usbip_server.kernel.usbids import UsbIds, parse
-from usbip_server.model.device import DeviceState
+from usbip_server.model.device import DeviceState, UsbDevice
 from usbip_server.model.devicerules import Match
 from usbip_server.testing import FakeKernel, FakeReactor
 
@@ -33,48 +31,43 @@ BLOCK = BIND.replace(b"SUBSYSTEM=usb", b"SUBSYSTEM=block")
 
 class UeventTests(SynchronousTestCase):
     """
-    Messages of the kernel.
+    L{usbip_server.kernel.uevents}.
     """
 
     def test_deviceOf(self) -> None:
-        """A message is about a device, also when it is about one of its interfaces."""
+        """A uevent is about a device or an interface of it. Uevents about root hubs and other
+        subsystems, and messages of udev, are about none. A truncated one does no harm."""
         self.assertEqual([deviceOf(m) for m in (BIND, INTERFACE)], ["1-2.4", "1-2.4"])
-
-    def test_others(self) -> None:
-        """Root hubs, other subsystems and udev's own messages are nothing to us."""
         for message in (HUB, BLOCK, b"libudev\0\xfe\xed\xca\xfe", b"", b"\0\0", b"\xff" * 99):
             self.assertIsNone(deviceOf(message))
-
-    def test_truncated(self) -> None:
-        """A message that is cut off anywhere is no device, or that one."""
         for end in range(len(BIND)):
             self.assertIn(deviceOf(BIND[:end]), (None, "1-2", "1-2.4"))
 
     def test_reading(self) -> None:
-        """All that is there is read; what other programs send is dropped."""
+        """All messages of the kernel are read; those of other processes are dropped."""
         kernel = FakeKernel()
-        heard: list[str] = []
+        busIds: list[str] = []
         lost: list[int] = []
         source = kernel.ueventSocket()
-        uevents = Uevents(source, FakeReactor(), heard.append, lambda: lost.append(1))
+        uevents = Uevents(source, FakeReactor(), busIds.append, lambda: lost.append(1))
         uevents.doRead()
         self.assertFalse(uevents.hasReceived)
         for message in (BIND, HUB, INTERFACE):
             source.send(message)
         uevents.doRead()
-        self.assertEqual((heard, lost, uevents.hasReceived), (["1-2.4", "1-2.4"], [], True))
+        self.assertEqual((busIds, lost, uevents.hasReceived), (["1-2.4", "1-2.4"], [], True))
         source.overrun = True
         uevents.doRead()
         self.assertEqual(len(lost), 1)
         receive = source.recvfrom
-        source.recvfrom = lambda size: (receive(size)[0], (4711, 1))  # type: ignore[method-assign]
+        self.patch(source, "recvfrom", lambda size: (receive(size)[0], (4711, 1)))
         source.send(BIND)
         uevents.doRead()
-        self.assertEqual(len(heard), 2)
+        self.assertEqual(len(busIds), 2)
         uevents.stop()
 
     def test_realSocket(self) -> None:
-        """The real kernel lets us listen, also without root."""
+        """The real kernel's socket can be opened without root."""
         made = System().ueventSocket()
         self.assertIsInstance(made, socket.socket)
         self.assertRaises(BlockingIOError, made.recvfrom, 8192)
@@ -83,25 +76,59 @@ class UeventTests(SynchronousTestCase):
 
 class ScannerTests(SynchronousTestCase):
     """
-    What is made of attributes.
+    L{usbip_server.kernel.scan}: the device 1-1 with two interfaces.
     """
 
     def setUp(self) -> None:
         self.kernel = FakeKernel()
-        self.scanner = Scanner(self.kernel, UsbIds([]))
+        self.kernel.plug("1-1", interfaces=((2, 2, 1), (10, 0, 0)))
+        self.descriptors = self.kernel.read("bus/usb/devices/1-1/descriptors")
+
+    def attributes(self, descriptors: bytes | None = None) -> Attributes:
+        """The attributes of the device, with these descriptors."""
+        (attributes,) = self.read(descriptors or self.descriptors)
+        return attributes
+
+    def read(self, descriptors: bytes) -> list[Attributes]:
+        """Read the device with these descriptors."""
+        kernel = FakeKernel()
+        kernel.plug("1-1")
+        read = kernel.read
+        self.patch(
+            kernel,
+            "read",
+            lambda path: descriptors if path.endswith("/descriptors") else read(path),
+        )
+        return Scanner(kernel, UsbIds([])).read(["1-1"])
+
+    def device(self, attributes: Attributes) -> UsbDevice:
+        """The device with these attributes."""
+        return Scanner(self.kernel, UsbIds([])).device(attributes, Strings(), None)
+
+    def test_deviceDescriptor(self) -> None:
+        """Class, subclass, protocol, release and the number of configurations are those of the
+        device descriptor; the path in sysfs is that of the link."""
+        descriptors = bytearray(self.descriptors)
+        descriptors[4:7], descriptors[12:14], descriptors[17] = b"\xef\x02\x01", b"\x34\x12", 3
+        device = self.device(self.attributes(bytes(descriptors)))
+        self.assertEqual((device.deviceClass, device.subclass, device.protocol), ("ef", "02", "01"))
+        self.assertEqual((device.release, device.configurations), (0x1234, 3))
+        self.assertEqual(device.path, "/sys/devices/pci0000:00/0000:00:03.0/usb1/1-1")
 
     def test_interfaces(self) -> None:
-        """The interfaces are those of the descriptors."""
-        self.kernel.plug("1-1", interfaces=((2, 2, 1), (10, 0, 0)))
-        (attributes,) = self.scanner.read(["1-1"])
+        """The interfaces are those of the first configuration in their first setting: the first
+        descriptor of each number, and at most 32 numbers, as in the kernel. The classes are those
+        of all configurations and settings, each once."""
+        self.assertEqual(self.attributes().interfaces, ("02/02/01", "0a/00/00"))
+        second = bytes((9, 2, 45, 0, 2, 2, 0, 0x80, 50))
+        settings = (
+            bytes((9, 4, 0, setting, 0, *triple, 0))
+            for setting, triple in enumerate(((255, 0, 0), (8, 6, 80), (2, 2, 1)))
+        )
+        attributes = self.attributes(self.descriptors + second + b"".join(settings))
         self.assertEqual(attributes.interfaces, ("02/02/01", "0a/00/00"))
-
-    def test_manyInterfaces(self) -> None:
-        """Of 300 interface descriptors there are as many interfaces as the kernel makes of them:
-        the first one of each number, and 32 numbers."""
-        self.kernel.plug("1-1", interfaces=())
-        read = self.kernel.read
-        whole = read("bus/usb/devices/1-1/descriptors")
+        self.assertEqual(attributes.classes, ("02/02/01", "0a/00/00", "ff/00/00", "08/06/50"))
+        self.assertTrue(Match(device_class="storage").meets(self.device(attributes)))
         for numbers, expected in (
             (tuple(range(256)) + tuple(range(44)), 32),
             ((0, 0, 1, 0), 2),
@@ -111,70 +138,13 @@ class ScannerTests(SynchronousTestCase):
                 bytes((9, 4, number, 0, 0, 255, at // 256, at % 256, 0))
                 for at, number in enumerate(numbers)
             )
-            descriptors = whole + b"".join(interfaces)
             first = [f"ff/00/{numbers.index(number):02x}" for number in dict.fromkeys(numbers)]
-            scanner = Scanner(self.kernel, UsbIds([]))
-            self.kernel.read = partial(self.replace, read, descriptors)  # type: ignore[method-assign]
-            (attributes,) = scanner.read(["1-1"])
+            attributes = self.attributes(self.descriptors[:27] + b"".join(interfaces))
             self.assertEqual(attributes.interfaces, tuple(first[:expected]))
 
-    def test_classes(self) -> None:
-        """The classes are those of all configurations and settings, each once; the interfaces
-        are those of the first configuration in their first setting."""
-        self.kernel.plug("1-1", interfaces=((2, 2, 1), (10, 0, 0)))
-        read = self.kernel.read
-        second = bytes((9, 2, 45, 0, 2, 2, 0, 0x80, 50))
-        settings = (
-            bytes((9, 4, 0, setting, 0, *triple, 0))
-            for setting, triple in enumerate(((255, 0, 0), (8, 6, 80), (2, 2, 1)))
-        )
-        whole = read("bus/usb/devices/1-1/descriptors") + second + b"".join(settings)
-        self.kernel.read = partial(self.replace, read, whole)  # type: ignore[method-assign]
-        (attributes,) = self.scanner.read(["1-1"])
-        self.assertEqual(attributes.interfaces, ("02/02/01", "0a/00/00"))
-        self.assertEqual(attributes.classes, ("02/02/01", "0a/00/00", "ff/00/00", "08/06/50"))
-        device = self.scanner.device(attributes, Strings(), None)
-        self.assertTrue(Match(device_class="storage").meets(device))
-
-    def test_deviceDescriptor(self) -> None:
-        """Class, subclass, protocol, release and the number of configurations are those of the
-        device descriptor."""
-        self.kernel.plug("1-1", deviceClass=0xEF)
-        descriptors = bytearray(self.kernel.read("bus/usb/devices/1-1/descriptors"))
-        descriptors[5:7], descriptors[12:14], descriptors[17] = b"\x02\x01", b"\x34\x12", 3
-        read = self.kernel.read
-        self.kernel.read = partial(self.replace, read, bytes(descriptors))  # type: ignore[method-assign]
-        (attributes,) = self.scanner.read(["1-1"])
-        device = self.scanner.device(attributes, Strings(), None)
-        self.assertEqual((device.deviceClass, device.subclass, device.protocol), ("ef", "02", "01"))
-        self.assertEqual((device.release, device.configurations), (0x1234, 3))
-
-    def test_path(self) -> None:
-        """Where a device is in sysfs is found out by following the link to it."""
-        self.kernel.plug("1-1")
-        (attributes,) = self.scanner.read(["1-1"])
-        self.assertEqual(
-            self.scanner.device(attributes, Strings(), None).path,
-            "/sys/devices/pci0000:00/0000:00:03.0/usb1/1-1",
-        )
-
-    def test_endsMeanwhile(self) -> None:
-        """A session that ends while we look is over: it is not shown without a holder."""
-        self.kernel.plug("1-1", driver="usbip-host")
-        read = self.kernel.read
-        statuses = [b"2\n", b"1\n"]
-        self.kernel.read = (  # type: ignore[method-assign]
-            lambda path: statuses.pop(0) if path.endswith("usbip_status") else read(path)
-        )
-        (attributes,) = self.scanner.read(["1-1"])
-        device = self.scanner.device(attributes, Strings(), None)
-        self.assertEqual((device.state, device.holder), (DeviceState.BOUND, None))
-
     def test_damagedDescriptors(self) -> None:
-        """Descriptors that are cut off anywhere, or lie about their length, do no harm."""
-        self.kernel.plug("1-1", interfaces=((2, 2, 1), (10, 0, 0)))
-        whole = self.kernel.read("bus/usb/devices/1-1/descriptors")
-        read = self.kernel.read
+        """Descriptors that are truncated, or have a wrong length, do no harm."""
+        whole = self.descriptors
         damaged = [whole[:end] for end in range(len(whole))]
         damaged += [
             whole[:at] + bytes([value]) + whole[at + 1 :]
@@ -182,28 +152,37 @@ class ScannerTests(SynchronousTestCase):
             for value in (0, 1, 2, 9, 255)
         ]
         for descriptors in damaged:
-            self.kernel.read = partial(self.replace, read, descriptors)  # type: ignore[method-assign]
-            for attributes in self.scanner.read(["1-1"]):
+            for attributes in self.read(descriptors):
                 self.assertLessEqual(len(attributes.interfaces), 2)
 
-    def replace(self, read: Callable[[str], bytes], descriptors: bytes, path: str) -> bytes:
-        """Read, but other descriptors."""
-        return descriptors if path.endswith("descriptors") else read(path)
+    def test_endsDuringRead(self) -> None:
+        """A device whose session ends while it is read is not shown as in use without a holder."""
+        self.kernel.plug("1-1", driver="usbip-host")
+        read = self.kernel.read
+        statuses = [b"2\n", b"1\n"]
+        self.patch(
+            self.kernel,
+            "read",
+            lambda path: statuses.pop(0) if path.endswith("usbip_status") else read(path),
+        )
+        scanner = Scanner(self.kernel, UsbIds([]))
+        (attributes,) = scanner.read(["1-1"])
+        device = scanner.device(attributes, Strings(), None)
+        self.assertEqual((device.state, device.holder), (DeviceState.BOUND, None))
 
     def test_strings(self) -> None:
-        """Strings are cleaned of what no terminal should get to see."""
+        """Control characters are removed from strings."""
         self.kernel.plug("1-1", serial=" \x1b[31mA\x00B\n ", product="Grüße")
-        texts: dict[str, Strings] = {}
-        found = self.scanner.read(["1-1"])
-        self.scanner.readStrings(found, lambda plugId, strings: texts.update(s=strings))
-        self.assertEqual((texts["s"].serial, texts["s"].product), ("[31mAB", "Grüße"))
+        texts: list[Strings] = []
+        scanner = Scanner(self.kernel, UsbIds([]))
+        scanner.readStrings(scanner.read(["1-1"]), lambda plugId, strings: texts.append(strings))
+        self.assertEqual([(each.serial, each.product) for each in texts], [("[31mAB", "Grüße")])
 
     def test_madeTree(self) -> None:
-        """A tree of plain files and directories will do."""
+        """A tree of plain files and directories can be read, but has no uevents and modules."""
         root = self.mktemp()
         device = os.path.join(root, "bus/usb/devices/1-1")
         os.makedirs(device)
-        self.kernel.plug("1-1")
         for name in ("descriptors", "devnum", "speed"):
             with open(os.path.join(device, name), "wb") as file:
                 file.write(self.kernel.read(f"bus/usb/devices/1-1/{name}"))
@@ -220,14 +199,14 @@ class ScannerTests(SynchronousTestCase):
 
 class UsbIdsTests(SynchronousTestCase):
     """
-    Names of vendors and products.
+    L{usbip_server.kernel.usbids}.
     """
 
     TEXT = """\
 #\tcomment
 0403  Future Technology Devices International, Ltd
 \t6001  FT232 Serial (UART) IC
-\t\t01  an interface, which is no product
+\t\t01  an interface
 046D  Upper Case, Inc.
 \tC52B  Receiver
 C 08  Mass Storage
@@ -235,7 +214,7 @@ C 08  Mass Storage
 """
 
     def test_parse(self) -> None:
-        """Vendors and products, and nothing of the lists behind them."""
+        """Vendors and products are parsed, interfaces and the lists of classes are not."""
         names = parse(self.TEXT.splitlines(keepends=True))
         self.assertEqual(
             names,
