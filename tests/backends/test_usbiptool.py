@@ -9,7 +9,7 @@ import errno
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
@@ -267,14 +267,14 @@ class ChildTests(TestCase):
         backend, device = await self.started("touch $LATE; exec sleep 1000")
         binding = Deferred.fromCoroutine(backend.bind(device, OVER))
         while not self.late.exists():
-            await deferLater(self.timed, 0.01)
+            await deferLater(cast(Any, reactor), 0.01)
         self.timed.timeIsOver()
         with self.assertRaises(OperationTimedOut) as caught:
             await binding
         # The time that was left when it was started.
         self.assertRegex(str(caught.exception), r"has not ended within (1000|9\d\d)\.\d s")
         while (shown := backend.inventory.get("1-1")) and shown.state is DeviceState.ERROR:
-            await deferLater(self.timed, 0.01)
+            await deferLater(cast(Any, reactor), 0.01)
         self.assertIs(shown and shown.state, DeviceState.FREE)
 
     async def test_hanging(self) -> None:

@@ -214,12 +214,12 @@ class TrafficTests(ExportCase):
     async def test_disk(self) -> None:
         """A disk keeps its content over sessions; more than a socket buffers is carried both
         ways."""
-        content = os.urandom(512 * 1024)
+        content = os.urandom(1024 * 1024)
         driver = MSCDriver(handle((await self.export(DISK))[1]))
         await deferToThread(driver.write_blocks, 0, content, 512)
         await self.backend.release(self.device(DISK), 5)
         driver = MSCDriver(handle((await self.export(DISK))[1]))
-        self.assertEqual(await deferToThread(driver.read_blocks, 0, 1024, 512), content)
+        self.assertEqual(await deferToThread(driver.read_blocks, 0, 2048, 512), content)
 
 
 class EndTests(ExportCase):
