@@ -16,6 +16,7 @@ from usbip_server.protocols.exporter_tls import SecuredFactory
 from usbip_server.protocols.lines import CommandFactory
 from usbip_server.protocols.multiplexer import FirstByteFactory
 from usbip_server.protocols.web import WebFactory
+from usbip_server.runtime.monotonic import useMonotonicTime
 from usbip_server.runtime.yamlfile import ConfigError
 from usbip_server.server.config import LiveSettings
 from usbip_server.server.core import Core
@@ -92,6 +93,7 @@ class Options(CommandLineOptions):
         """
         from twisted.internet import reactor
 
+        useMonotonicTime(reactor)
         try:
             self["service"] = assemble(self, reactor)
         except ConfigError as error:

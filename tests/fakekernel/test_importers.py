@@ -287,7 +287,9 @@ class InferenceTests(SynchronousTestCase):
         self.inventory.subscribe(self.changes.extend)
         self.monitor = DeviceMonitor(
             self.kernel,
-            Scanner(self.kernel, UsbIds([]), self.reactor.seconds),
+            Scanner(
+                self.kernel, UsbIds([]), self.reactor.seconds, lambda: self.reactor.seconds() - 600
+            ),
             self.inventory,
             BlockingCalls(self.reactor, self.reactor.spawn),
             self.reactor,

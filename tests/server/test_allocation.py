@@ -5,7 +5,7 @@ have a device, and for how long.
 
 from __future__ import annotations
 
-from msgspec.structs import astuple, replace
+from msgspec.structs import astuple
 
 from tests.server.corecase import ALWAYS, BOUND, EPOCH, FREE, Client, CoreTestCase, lease
 from tests.support.fixtures import BOB, STICK, UNO, PatientBackend
@@ -19,7 +19,7 @@ from usbip_server.model.errors import (
     OperationFailed,
     StillWorking,
 )
-from usbip_server.server.devices.desiredstate import RECONNECT, State
+from usbip_server.server.devices.desiredstate import RECONNECT
 
 CI, OTHER, WHILE_CONNECTED = lease("ci"), lease("other"), lease("ci", "connection")
 
@@ -174,13 +174,54 @@ class LeaseTests(StartedTestCase):
         self.assertIs(self.state(), FREE)
 
         self.done("attach", lease=CI)
-        (desired,) = self.file.state.devices
-        assert desired.lease is not None
-        late = replace(desired, lease=replace(desired.lease, until=EPOCH + 10_000_000))
-        self.file.state = State(devices=(late,))
+        self.clockSetBy = -10_000_000.0
         self.restart()
+        lease = self.shown().lease
+        assert lease is not None
+        self.assertEqual(lease.until, self.now() + 600)
         self.sleep(600)
         self.assertIs(self.state(), FREE)
+
+    def test_clockSet(self) -> None:
+        """
+        If the system clock is set, the lease lasts as long as before, and is shown and saved with
+        the time when it ends by the clock as it is now; over a restart too.
+        """
+        for by in (-7200.0, 86400.0):
+            self.done("attach", lease=CI)
+            self.sleep(100)
+            self.clockSetBy += by
+            self.sleep(20)
+            lease, (saved,) = self.shown().lease, self.file.state.devices
+            assert lease is not None and saved.lease is not None
+            self.assertEqual((lease.until, saved.lease.until), (self.now() + 480,) * 2)
+            self.assertEqual(self.heard[-1], ("lease", UNO.busId))
+            self.assertIn("for 480 s more", self.refused(DeviceLeased, "attach"))
+            self.sleep(80)
+            self.restart()
+            self.sleep(399)
+            self.assertIs(self.state(), BOUND)
+            self.sleep(1)
+            self.assertIs(self.state(), FREE)
+
+    def test_clockSetMeanwhile(self) -> None:
+        """If the clock is set while a device is being bound, a failed bind still ends the lease,
+        and of another device the time is right after that."""
+        self.backend = PatientBackend((UNO, STICK))
+        self.start()
+        other = self.ask("attach", id=STICK.busId, lease=CI)
+        self.backend.calls[0].succeed()
+        self.successResultOf(other)
+        result = self.ask("attach", lease=CI)
+        self.clockSetBy = 86400.0
+        self.sleep(10)
+        self.backend.calls[1].fail(OperationFailed(UNO, "no"))
+        self.failureResultOf(result, OperationFailed)
+        self.assertIsNone(self.shown().lease)
+        self.sleep(10)
+        lease = self.shown(STICK.busId).lease
+        assert lease is not None
+        self.assertEqual(lease.until, self.now() + 580)
 
     def test_failed(self) -> None:
         """

@@ -145,12 +145,19 @@ class Importers:
     The devices in use, and the client that has each. L{refresh} blocks: call it in a thread.
     """
 
-    def __init__(self, system: ISystem, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        system: ISystem,
+        now: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         """
         @param now: returns the time, in seconds since the epoch.
+        @param monotonic: returns a time for measuring durations, in seconds.
         """
         self._system = system
         self._now = now
+        self._monotonic = monotonic
         self._sessions: dict[PlugId, _Session] = {}
         self._hasRefreshed = False
         self._atFirst: set[Connection] | None = None  # those at the first refresh
@@ -245,7 +252,7 @@ class Importers:
         if self._atFirst is None:
             self._atFirst = connections
         free = connections - self._taken() - self._ours(connections)
-        now = self._now()
+        now = self._monotonic()
         for plugId, session in self._sessions.items():
             if session.connection is None:
                 continue

@@ -87,14 +87,19 @@ class Scanner:
     _log = Logger()
 
     def __init__(
-        self, system: ISystem, names: UsbIds, now: Callable[[], float] = time.time
+        self,
+        system: ISystem,
+        names: UsbIds,
+        now: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """
         @param now: returns the time, in seconds since the epoch.
+        @param monotonic: returns a time for measuring durations, in seconds.
         """
         self._system = system
         self._names = names
-        self.importers = Importers(system, now)
+        self.importers = Importers(system, now, monotonic)
         self._seen: dict[str, tuple[int, Attributes | None]] = {}
         self._made: dict[str, tuple[_Known, UsbDevice]] = {}
 

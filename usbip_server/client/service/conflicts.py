@@ -5,6 +5,7 @@ its server; and the rollback of a request that has failed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from twisted.internet.defer import Deferred
@@ -81,7 +82,9 @@ class Conflicts:
         lease = found.device.lease
         if lease is None or not isLeasedBy(str(desired.owner), found.device):
             return AttachFailed(f"leased by {desired.owner}: {found.device}")
-        left = None if lease.until is None else max(0.0, lease.until - self._now())
+        left = None
+        if lease.until is not None:  # by the server's clock, which may differ from this one's
+            left = min(lease.ttl or math.inf, max(0.0, lease.until - self._now()))
         return DeviceLeased(found.device, lease, left)
 
 

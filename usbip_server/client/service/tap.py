@@ -20,6 +20,7 @@ from usbip_server.client.service.devices.desiredstate import Requests
 from usbip_server.client.service.service import ClientService
 from usbip_server.kernel.system import System
 from usbip_server.net.resolver import Resolver
+from usbip_server.runtime.monotonic import useMonotonicTime
 from usbip_server.runtime.statefile import StateFile, statePath
 from usbip_server.runtime.yamlfile import ConfigError
 
@@ -64,6 +65,7 @@ class Options(CommandLine):
         from twisted.internet import reactor as installed
 
         reactor: Any = installed
+        useMonotonicTime(reactor)
         if not self["config"]:
             sys.exit("--config FILE is missing: it names the servers and devices")
         try:

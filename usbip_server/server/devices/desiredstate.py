@@ -15,6 +15,7 @@ from twisted.logger import Logger
 from usbip_server.model.device import Lease, UsbDevice
 from usbip_server.model.errors import Settle, ShareError
 from usbip_server.net.caller import Caller
+from usbip_server.runtime.monotonic import SystemClockWatch
 from usbip_server.server.config import LiveSettings
 
 RECONNECT = 30.0
@@ -91,9 +92,12 @@ class State(
 class _LeaseEnd:
     """
     What ends a lease that is in force: a timer, or the end of its owner's connection.
+
+    @ivar at: when, by the reactor's clock; C{None}: with the connection.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, at: float | None) -> None:
+        self.at = at
         self.timer: IDelayedCall | None = None
         self.untie: Callable[[], None] = lambda: None
 
@@ -126,19 +130,30 @@ class DesiredState:
         self._present = present
         self._onChange = onChange
         self._onLeaseEnd = onLeaseEnd
+        self._clockWatch = SystemClockWatch(clock, now, self._clockSet)
         self._isRunning = False
+        self._unsettled = 0
         self._devices: dict[tuple[Identity, str], DesiredDevice] = {}
         self._leases: dict[Lease, _LeaseEnd] = {}
 
     def load(self, state: State) -> None:
-        """Add what an earlier daemon has saved. No lease ends before C{start}."""
+        """
+        Add what an earlier daemon has saved. No lease ends before C{start}, and none lasts longer
+        than its duration from now on, whatever the system clock is.
+        """
+        now = self._now()
         for desired in state.devices:
             lease = desired.lease
             if lease is not None:
-                until = self._now() + RECONNECT if lease.until is None else lease.until
-                lease = msgspec.structs.replace(lease, until=until)
-                self._leases[lease] = _LeaseEnd()
+                longest = RECONNECT if lease.ttl is None else lease.ttl
+                until = now + longest if lease.until is None else lease.until
+                lease = msgspec.structs.replace(lease, until=min(until, now + longest))
             self._put(msgspec.structs.replace(desired, lease=lease))
+        for desired in self:
+            lease = desired.lease
+            if lease is not None and lease.until is not None:
+                left = max(0.0, lease.until - now)
+                self._leases[lease] = _LeaseEnd(self._clock.seconds() + left)
 
     def start(self) -> None:
         """Begin to end leases when their time is over."""
@@ -149,6 +164,7 @@ class DesiredState:
 
     def stop(self) -> None:
         """End no lease any more: leases outlast the daemon, and the connections closed now."""
+        self._clockWatch.stop()
         self._isRunning = False
         for end in self._leases.values():
             if end.timer is not None and end.timer.active():
@@ -210,7 +226,7 @@ class DesiredState:
         until = None if ttl is None else self._now() + ttl
         who = caller.principal
         lease = Lease(owner=owner, address=who.address, proof=who.proof, ttl=ttl, until=until)
-        end = self._leases[lease] = _LeaseEnd()
+        end = self._leases[lease] = _LeaseEnd(None if ttl is None else self._clock.seconds() + ttl)
         if ttl is None:
             expire = partial(self._expire, lease)
             end.untie = partial(caller.forget, expire)
@@ -220,7 +236,10 @@ class DesiredState:
 
     def left(self, lease: Lease) -> float | None:
         """The seconds until a lease ends; C{None}: it ends with its connection."""
-        return None if lease.until is None else max(0.0, lease.until - self._now())
+        end = self._leases.get(lease)
+        if end is None:
+            return 0.0
+        return None if end.at is None else max(0.0, end.at - self._clock.seconds())
 
     def request(self, device: UsbDevice, lease: Lease | None) -> Settle:
         """
@@ -247,8 +266,10 @@ class DesiredState:
     ) -> Settle:
         self._replace(before, after)
         self._onChange(device.busId)
+        self._unsettled += 1
 
         def settle(error: ShareError | None) -> None:
+            self._unsettled -= 1
             if error is None:
                 self._release(before)
                 return
@@ -278,9 +299,36 @@ class DesiredState:
     def _run(self, lease: Lease) -> None:
         left = self.left(lease)
         if self._isRunning and left is not None:
-            if lease.ttl is not None:
-                left = min(left, lease.ttl)  # the system clock may have been set
             self._leases[lease].timer = self._clock.callLater(left, self._expire, lease)
+            self._clockWatch.start()
+
+    def _drop(self, lease: Lease) -> _LeaseEnd | None:
+        end = self._leases.pop(lease, None)
+        if not self._leases:
+            self._clockWatch.stop()
+        return end
+
+    def _clockSet(self) -> bool:
+        """
+        The system clock has been set: leases last as long as before, and end at other times by it.
+
+        @return: C{False}: not now, as leases may still be restored.
+        """
+        if self._unsettled:
+            return False
+        for desired in tuple(self):
+            before = desired.lease
+            if before is None or (left := self.left(before)) is None:
+                continue
+            end = self._leases.pop(before)
+            if end.timer is not None and end.timer.active():
+                end.timer.cancel()
+            lease = msgspec.structs.replace(before, until=self._now() + left)
+            self._leases[lease] = end
+            self._put(msgspec.structs.replace(desired, lease=lease))
+            self._run(lease)
+            self._onChange(desired.busId)
+        return True
 
     def _release(self, desired: DesiredDevice | None) -> None:
         """Cancel the end of a lease that no desired device has any more."""
@@ -288,7 +336,7 @@ class DesiredState:
             return
         if any(desired.lease is other.lease for other in self):
             return
-        end = self._leases.pop(desired.lease, None)
+        end = self._drop(desired.lease)
         if end is not None:
             end.untie()
             if end.timer is not None and end.timer.active():
@@ -299,7 +347,7 @@ class DesiredState:
         if not self._isRunning or lease not in self._leases:
             return
         desired = next((desired for desired in self if desired.lease is lease), None)
-        del self._leases[lease]
+        self._drop(lease)
         if desired is None:
             return  # it is being withdrawn
         self._log.info(
