@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -31,6 +32,17 @@ monotonic.CHECK_SECONDS = 0.05
 runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
 """
 """A Python program with a clock that a file sets."""
+
+TAP = """
+import importlib, time
+from twisted.internet import reactor
+options = importlib.import_module({module!r}).Options()
+try:
+    options.parseOptions(["--config", "/nowhere"])
+except SystemExit:
+    print(reactor.seconds is time.monotonic)
+"""
+"""A Python program that gives a daemon's command line a configuration file that is not there."""
 
 SERVER = (
     "backend: {type: virtual}\n"
@@ -128,6 +140,15 @@ class SystemClockTests(SynchronousTestCase):
                     next(event for event in events if event["event"] == "disconnected")
                     daemon.start()
                     next(event for event in events if event["event"] == "attached")
+
+    def test_commandLines(self) -> None:
+        """Both daemons use the monotonic clock from when their command line is read."""
+        for module in ("usbip_server.tap", "usbip_server.client.service.tap"):
+            program = TAP.format(module=module)
+            done = subprocess.run(
+                (sys.executable, "-c", program), stdout=subprocess.PIPE, timeout=SECONDS, check=True
+            )
+            self.assertEqual(done.stdout, b"True\n", module)
 
 
 def freePort() -> int:
