@@ -99,6 +99,7 @@ class CoreTestCase(LogTestCase):
     A core whose backend carries out everything at once.
 
     @ivar heard: kind and bus id of the events there were.
+    @ivar clockSetBy: by how many seconds the system clock was set.
     """
 
     backendClass: type[PatientBackend] = PromptBackend
@@ -109,6 +110,7 @@ class CoreTestCase(LogTestCase):
         self.file = MemoryStateFile()
         self.backend = self.backendClass(self.devices)
         self.numbers = 100
+        self.clockSetBy = 0.0
 
     def begin(self, *rules: Rule, **settings: Any) -> Deferred[None]:
         """Build the core, and begin to start it."""
@@ -117,7 +119,7 @@ class CoreTestCase(LogTestCase):
             self.clock,
             LiveSettings(self.settings(*rules, **settings)),
             self.file,  # type: ignore[arg-type]
-            now=lambda: EPOCH + self.clock.seconds(),
+            now=self.now,
         )
         return asked(self.core.start())
 
@@ -150,9 +152,13 @@ class CoreTestCase(LogTestCase):
         self.cancelTimers()
         self.start(*rules, **settings)
 
+    def now(self) -> float:
+        """The system clock."""
+        return EPOCH + self.clock.seconds() + self.clockSetBy
+
     def cancelTimers(self) -> None:
         """Stop the clock of the daemon, as when it is killed."""
-        for call in self.clock.getDelayedCalls():
+        for call in tuple(self.clock.getDelayedCalls()):
             call.cancel()
 
     def stop(self) -> None:
