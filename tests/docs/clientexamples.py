@@ -39,13 +39,10 @@ def commandCalled(name: str) -> click.Command:
 
 
 def optionsOf(name: str) -> set[str]:
-    """The options of a command, and of its subcommands: C{--host}."""
-    command = commandCalled(name)
-    below = [*command.commands.values()] if isinstance(command, click.Group) else []
+    """The options of a command: C{--host}."""
     return {
         text
-        for each in (command, *below)
-        for parameter in each.params
+        for parameter in commandCalled(name).params
         if isinstance(parameter, click.Option)
         for text in parameter.opts
     }

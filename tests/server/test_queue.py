@@ -8,19 +8,23 @@ from twisted.internet.defer import Deferred
 
 from tests.server.corecase import BOUND, Client, CoreTestCase, lease
 from tests.support.fixtures import BOB, STICK, UNO, asked
+from usbip_server.model.device import UsbDevice
 from usbip_server.model.errors import (
     BackendUnavailable,
     DeviceAwaited,
     DeviceInUse,
     DeviceLeased,
     DeviceNotFound,
+    NotAllowed,
     NotDone,
     SeveralMatch,
 )
-from usbip_server.model.policy import Principal
+from usbip_server.model.policy import AccessPreset, Principal
 from usbip_server.model.replies import Devices
+from usbip_server.model.requests import AttachDevice
+from usbip_server.server.access.authorizer import Rights
 from usbip_server.server.allocation import BUSY_PAUSE
-from usbip_server.server.queue import TURN_SECONDS
+from usbip_server.server.queue import PLACES_PAUSE, TURN_SECONDS
 
 CAROL = Principal("192.0.2.9")
 
@@ -208,6 +212,55 @@ class QueueTests(CoreTestCase):
         self.sleep(2)
         self.error(DeviceInUse, second)
         self.assertIsNone(self.owner())
+
+    def test_cost(self) -> None:
+        """
+        What a request selects is looked up when the client comes, and again only when a device
+        that it is about has changed: not for each client that comes or goes.
+        """
+        selected: list[str | None] = []
+        real = Rights.select
+
+        def select(rights: Rights, command: AttachDevice, devices: tuple[UsbDevice, ...]) -> object:
+            selected.append(command.id)
+            return real(rights, command, devices)
+
+        self.patch(Rights, "select", select)
+        self.done("attach", lease=lease("a"))
+        selected.clear()
+        clients = [Client(Principal(f"10.0.0.{number}")) for number in range(40)]
+        for client in clients:
+            self.wait("b", client=client).addErrback(lambda _: None)
+        missing = self.ask("attach", id="9-*", wait=60)
+        self.assertEqual(len(selected), 41)
+        self.become(STICK, product="x")
+        self.assertEqual(len(selected), 41)
+        self.become(self.present(), product="x")
+        self.assertEqual(len(selected), 81)
+        for client in clients:
+            client.gone()
+        self.assertEqual(len(selected), 81)
+        self.plug(STICK, busId="9-1")
+        self.device(missing)
+
+    def test_placesOfMany(self) -> None:
+        """If many leave at once, those behind them are notified once a second."""
+        self.done("attach", lease=lease("a"))
+        clients = [Client(Principal(f"10.0.0.{number}")) for number in range(9)]
+        for client in clients:
+            self.wait("b", client=client).addErrback(lambda _: None)
+        for client in clients[:8]:
+            client.gone()
+        self.assertEqual(self.places(clients[8]), [9, 8])
+        self.sleep(PLACES_PAUSE)
+        self.assertEqual(self.places(clients[8]), [9, 8, 1])
+
+    def test_rightsChange(self) -> None:
+        """A reload that takes away the rights of a waiting client ends its wait."""
+        self.done("attach", lease=lease("a"))
+        result = self.wait("b")
+        self.reload(access=AccessPreset.LOCAL.policy)
+        self.error(NotAllowed, result)
 
     def test_stop(self) -> None:
         """When the daemon stops, all waiting clients receive an error."""

@@ -49,6 +49,12 @@ class NotAllowed(ShareError):
         self.device = device
 
 
+class UnknownToken(NotAllowed):
+    """
+    The request contains a token that is not in the configuration.
+    """
+
+
 class BackendUnavailable(ShareError):
     """
     The backend has no devices at present: the machine has no USB, or the daemon is starting or

@@ -22,6 +22,7 @@ from usbip_server.interfaces import IUsbBackend
 from usbip_server.model.inventory import Change
 from usbip_server.runtime.hookrunner import HookRunner
 from usbip_server.runtime.statefile import StateFile
+from usbip_server.server.access.audit import Audit
 from usbip_server.server.access.authorizer import Authorizer
 from usbip_server.server.allocation import Allocator
 from usbip_server.server.config import LiveSettings, OnStop, Settings
@@ -66,6 +67,7 @@ class Core:
         self._stateFile = stateFile
         self._readiness = Readiness(backend.inventory, settings, reactor)
         self._authorizer = Authorizer(settings, reactor.seconds)
+        self._audit = Audit(reactor)
         self._desired = DesiredState(
             reactor, now, settings, backend.inventory.get, self._desiredChanged, self._leaseEnded
         )
@@ -95,8 +97,8 @@ class Core:
         )
         self.dispatcher = Dispatcher(
             self._authorizer,
+            self._audit,
             self._readiness,
-            self._view,
             self._events,
             self._allocator,
             self._exports,
@@ -141,6 +143,7 @@ class Core:
         self._desired.stop()
         self._damper.stop()
         self._exports.stop()
+        self._audit.stop()
         until = self._reactor.seconds() + self.settings.timeouts.stop
         await self._operations.idle(until)
         if self.settings.onStop is OnStop.UNBIND:
@@ -158,6 +161,7 @@ class Core:
         if isOther:
             self._authorizer.logPreset()
         self._view.refresh()
+        self._allocator.queue.updateAll()
         self._reconciler.reconcileAll()
         self._save()
 
@@ -167,7 +171,7 @@ class Core:
 
     def _viewChanged(self, changes: tuple[Change, ...]) -> None:
         self._events.update(changes)
-        self._allocator.queue.update()
+        self._allocator.queue.update(changes)
 
     def _desiredChanged(self, busId: str) -> None:
         self._view.refresh({busId})

@@ -13,9 +13,10 @@ from typing import Any, cast
 
 import msgspec
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 
 from usbip_server.model.device import Traffic, UsbDevice
-from usbip_server.model.errors import BackendUnavailable
+from usbip_server.model.errors import BackendUnavailable, UnknownToken
 from usbip_server.model.inventory import Inventory
 from usbip_server.model.policy import Principal, Right
 from usbip_server.model.replies import Devices, Notice, Reply
@@ -38,7 +39,6 @@ from usbip_server.server.access.authorizer import Authorizer, rightOf
 from usbip_server.server.allocation import Allocator
 from usbip_server.server.config import LiveSettings
 from usbip_server.server.devices.events import DeviceEvents, Event
-from usbip_server.server.devices.view import DeviceView
 from usbip_server.server.exports import Exports
 
 
@@ -108,6 +108,10 @@ class Readiness:
             await self._started.within(self._settings.timeouts.answer)
         self.require()
 
+    async def sleep(self, until: float) -> None:
+        """Wait until a time by the reactor's clock."""
+        await deferLater(self._clock, max(0.0, until - self._clock.seconds()))
+
 
 class Watch(msgspec.Struct, frozen=True):
     """
@@ -135,18 +139,18 @@ class Dispatcher:
     def __init__(
         self,
         authorizer: Authorizer,
+        audit: Audit,
         readiness: Readiness,
-        view: DeviceView,
         events: DeviceEvents,
         allocator: Allocator,
         exports: Exports,
     ) -> None:
         self._authorizer = authorizer
+        self._audit = audit
         self._readiness = readiness
-        self._view = view
+        self._view = events.view
         self._events = events
         self._exports = exports
-        self._audit = Audit()
         self._methods: dict[type[Any], Method] = {
             ListDevices: self.list,
             FindDevice: self.find,
@@ -171,14 +175,20 @@ class Dispatcher:
         @raise ShareError: the command cannot be carried out.
         """
         until = self._readiness.deadline()
-        with self._audited(command, caller, self._rights[type(command)]) as done:
-            await self._readiness.wait()
-            result = self._methods[type(command)](command, caller, until)
-            if type(command) not in self._immediate:
-                device = await cast("Awaitable[UsbDevice]", result)
-                done(device)
-                return device
-            return cast(Result, result)
+        isSlow = command.token is not None and self._authorizer.isSlow(caller.peer)
+        try:
+            with self._audited(command, caller, self._rights[type(command)]) as done:
+                await self._readiness.wait()
+                result = self._methods[type(command)](command, caller, until)
+                if type(command) not in self._immediate:
+                    device = await cast("Awaitable[UsbDevice]", result)
+                    done(device)
+                    return device
+                return cast(Result, result)
+        except UnknownToken:
+            if isSlow:
+                await self._readiness.sleep(until)
+            raise
 
     def atOnce(self, command: Command, caller: Caller) -> Result | None:
         """
@@ -190,6 +200,8 @@ class Dispatcher:
         immediate = self._immediate.get(type(command))
         if immediate is None or self._readiness.phase is STARTING:
             return None
+        if command.token is not None and self._authorizer.isSlow(caller.peer):
+            return None  # a wrong token is refused later
         method, right = immediate
         try:
             self._authorize(command, caller, right)

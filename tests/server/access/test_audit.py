@@ -9,9 +9,10 @@ from io import StringIO
 from typing import Any
 
 import msgspec
-from twisted.logger import LogLevel, capturedLogs, formatEvent, textFileLogObserver
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.internet.task import Clock
+from twisted.logger import LogLevel, formatEvent, textFileLogObserver
 
+from tests.server.corecase import LogTestCase
 from tests.support.fixtures import ALICE, UNO, changed
 from usbip_server.model.device import Lease
 from usbip_server.model.errors import (
@@ -31,6 +32,7 @@ from usbip_server.model.errors import (
     ShareError,
     SnapshotNeeded,
     StillWorking,
+    UnknownToken,
 )
 from usbip_server.model.policy import LOCAL, Principal, Right
 from usbip_server.model.requests import (
@@ -43,7 +45,15 @@ from usbip_server.model.requests import (
     RenewLease,
     WatchDevices,
 )
-from usbip_server.server.access.audit import ASKED, CHANGING, RESULT_OF, Audit
+from usbip_server.server.access.audit import (
+    ASKED,
+    CHANGING,
+    IN_FULL,
+    KINDS,
+    RESULT_OF,
+    WINDOW,
+    Audit,
+)
 
 SECRET = "usbip_secret"
 
@@ -52,6 +62,7 @@ ERRORS: dict[str, tuple[ShareError, ...]] = {
     "refused": (
         NotAllowed("you may not"),
         NotAllowed("you may not have it", UNO),
+        UnknownToken("who?"),
         DeviceInUse(UNO),
         DeviceLeased(UNO, Lease(owner="bob", address="192.0.2.8"), 5),
         DeviceAwaited(UNO, 2),
@@ -69,40 +80,42 @@ ERRORS: dict[str, tuple[ShareError, ...]] = {
         SnapshotNeeded(7),
     ),
 }
-"""Each error, by what it comes to."""
+"""Each error, by the result that is logged."""
+
+ALL = [error for errors in ERRORS.values() for error in errors]
 
 
-class AuditTestCase(SynchronousTestCase):
+class AuditTestCase(LogTestCase):
     """
-    What is written down.
+    An audit log on a fake clock.
     """
 
     def setUp(self) -> None:
-        self.audit = Audit()
-        capture = capturedLogs()
-        self.events: Any = capture.__enter__()
-        self.addCleanup(capture.__exit__, None, None, None)
+        self.clock = Clock()
+        self.audit = Audit(self.clock)
+        self.events = self.captureLogs()
 
     @property
     def lines(self) -> list[str]:
-        """The lines, as they stand in a log file; they are forgotten here then."""
-        lines = [formatEvent(event) for event in self.events]
+        """The lines of the log since the last call."""
+        lines = [str(formatEvent(event)) for event in self.events]
         self.events.clear()
         return lines
 
     @property
     def entries(self) -> list[dict[str, Any]]:
-        """What they say."""
+        """The entries in them."""
         return [json.loads(line.removeprefix("audit ")) for line in self.lines]
 
     def done(self, request: object, right: Right = Right.ATTACH, **more: Any) -> dict[str, Any]:
-        """What is written of a success."""
+        """The entry for a success."""
         self.audit.done(ALICE, right, request, changed(UNO, **more))
         [entry] = self.entries
         return entry
 
     def failed(self, error: Exception, right: Right = Right.ATTACH) -> dict[str, Any]:
-        """What is written of a failure."""
+        """The entry for a failure."""
+        self.clock.advance(WINDOW)
         self.audit.failed(ALICE, right, AttachDevice(bus="1-1.4", token=SECRET), error)
         [entry] = self.entries
         return entry
@@ -110,14 +123,13 @@ class AuditTestCase(SynchronousTestCase):
 
 class ResultTests(AuditTestCase):
     """
-    How it went.
+    The result of a request, and which requests are logged.
     """
 
     def test_done(self) -> None:
-        """Who was given what, and in which words they asked."""
-        entry = self.done(AttachDevice(bus=1, desc="uno", first=True))
+        """The entry for a success contains the client, its criteria and the device."""
         self.assertEqual(
-            entry,
+            self.done(AttachDevice(bus=1, desc="uno", first=True)),
             {
                 "who": {"address": "192.0.2.7"},
                 "command": "attach",
@@ -129,8 +141,7 @@ class ResultTests(AuditTestCase):
         )
 
     def test_failed(self) -> None:
-        """Each error is one of a few results, and tells its reason; of which device, if that
-        is known."""
+        """The entry for an error contains the result, the reason and, if known, the device."""
         for result, errors in ERRORS.items():
             for error in errors:
                 entry = self.failed(error)
@@ -139,10 +150,9 @@ class ResultTests(AuditTestCase):
                 self.assertEqual(entry.get("device"), device and UNO.busId, error)
                 self.assertEqual(entry.get("serial"), device and UNO.serial)
 
-    def test_all(self) -> None:
-        """That is true of every error there is; of those that are not tried each is a
-        failure."""
-        tried = {type(error) for errors in ERRORS.values() for error in errors}
+    def test_allErrors(self) -> None:
+        """Errors that are not in the tests above are logged as failures."""
+        tried = {*map(type, ALL)}
         family = {ShareError}
         while more := {kind for known in family for kind in known.__subclasses__()} - family:
             family |= more
@@ -152,37 +162,39 @@ class ResultTests(AuditTestCase):
         self.assertLessEqual({*RESULT_OF}, tried)
         self.assertEqual({*ERRORS}, {*RESULT_OF.values(), "failed"})
 
-    def test_changing(self) -> None:
-        """What changes something is written down however it ends."""
+    def test_whatIsLogged(self) -> None:
+        """Requests that change something are always logged, queries only if they are refused."""
         for right in CHANGING:
             self.assertEqual(self.done(FindDevice(bus=1), right)["command"], right.value)
-            for errors in ERRORS.values():
-                for error in errors:
-                    self.assertEqual(self.failed(error, right)["command"], right.value)
-
-    def test_looking(self) -> None:
-        """Of the rest only that it was not allowed."""
+            for error in ALL:
+                self.assertEqual(self.failed(error, right)["command"], right.value)
         for right, request in (
             (Right.LIST, ListDevices()),
             (Right.FIND, FindDevice(bus=1)),
             (Right.WATCH, WatchDevices()),
         ):
             self.audit.done(ALICE, right, request, UNO)
-            for errors in ERRORS.values():
-                for error in errors:
-                    self.audit.failed(ALICE, right, request, error)
+            for error in ALL:
+                self.audit.failed(ALICE, right, request, error)
             self.assertEqual({entry["result"] for entry in self.entries}, {"refused"})
             self.audit.failed(ALICE, right, request, DeviceInUse(UNO))
             self.assertEqual(self.entries, [])
 
+    def test_http(self) -> None:
+        """A refused HTTP request is logged with the client's address and the reason."""
+        self.audit.refused(ALICE, NotAllowed("a foreign page"))
+        [entry] = self.entries
+        expected = {"who": {"address": "192.0.2.7"}, "command": "http", "result": "refused"}
+        self.assertEqual(entry, {**expected, "reason": "a foreign page"})
 
-class WordsTests(AuditTestCase):
+
+class FieldTests(AuditTestCase):
     """
-    Who asked, and for what.
+    The client and the request in an entry.
     """
 
     def test_who(self) -> None:
-        """Whatever is known of somebody; a token by the name of its owner."""
+        """All that identifies the client is logged; of a token its owner's name."""
         for principal, expected in (
             (Principal("2001:db8::7"), {"address": "2001:db8::7"}),
             (Principal(LOCAL, uid=0), {"address": "local", "uid": 0}),
@@ -196,19 +208,14 @@ class WordsTests(AuditTestCase):
             self.assertEqual(entry["who"], expected)
 
     def test_asked(self) -> None:
-        """What was not said is left out; zero was said."""
+        """Keys that are not in the request are left out; a zero is not; numbers may be large."""
         lease = LeaseRequest(owner="ci", ttl=60.0)
         for request, expected in (
             (AttachDevice(bus=0, first=None, force=False), {"bus": 0}),
             (AttachDevice(id="uno", wait=0.0), {"id": "uno", "wait": 0.0}),
             (
                 AttachDevice(serial="7*", lease=lease, wait=5.0, force=True),
-                {
-                    "serial": "7*",
-                    "lease": {"owner": "ci", "ttl": 60.0},
-                    "wait": 5.0,
-                    "force": True,
-                },
+                {"serial": "7*", "lease": {"owner": "ci", "ttl": 60.0}, "wait": 5.0, "force": True},
             ),
             (DetachDevice(bus=1, owner="ci"), {"bus": 1, "owner": "ci"}),
             (
@@ -216,31 +223,29 @@ class WordsTests(AuditTestCase):
                 {"bus": 1, "lease": {"owner": "ci", "ttl": None}},
             ),
             (AttachDevice(bus=1, detail=True, keep_alive=True), {"bus": 1}),
+            (AttachDevice(bus=10**200), {"bus": 10**200}),
         ):
             self.assertEqual(self.done(request)["asked"], expected)
 
     def test_everyKey(self) -> None:
-        """All that a request can say of the device, and how, is there; of the rest nothing."""
+        """All keys that select a device or change the operation are logged, and no others."""
         kinds = (AttachDevice, DetachDevice, KickClient, RenewLease)
         keys = {field.name for kind in kinds for field in msgspec.structs.fields(kind)}
         self.assertEqual({*ASKED}, keys - {"token", "detail", "keep_alive"})
 
     def test_noToken(self) -> None:
-        """A token is in no part of the event, whatever was asked and however it ended."""
+        """A token is in no part of the event, whatever the request and its result."""
         for request in (
-            AttachDevice(bus=1, token=SECRET),
-            DetachDevice(bus=1, token=SECRET),
-            KickClient(bus=1, token=SECRET),
+            *(kind(bus=1, token=SECRET) for kind in (AttachDevice, DetachDevice, KickClient)),
             RenewLease(bus=1, lease=LeaseRequest(owner="ci"), token=SECRET),
-            FindDevice(bus=1, token=SECRET),
-            ListDevices(token=SECRET),
+            *(FindDevice(bus=1, token=SECRET), ListDevices(token=SECRET)),
             WatchDevices(token=SECRET),
         ):
             for right in Right:
                 self.audit.done(ALICE, right, request, UNO)
-                for errors in ERRORS.values():
-                    for error in errors:
-                        self.audit.failed(ALICE, right, request, error)
+                for error in ALL:
+                    self.audit.failed(ALICE, right, request, error)
+        self.audit.stop()
         self.assertGreater(len(self.events), 100)
         self.assertNotIn(SECRET, repr(self.events))
         self.assertNotIn(SECRET, "".join(self.lines))
@@ -248,20 +253,20 @@ class WordsTests(AuditTestCase):
 
 class LineTests(AuditTestCase):
     """
-    How it is written.
+    The form of a line.
     """
 
     def test_level(self) -> None:
-        """It is no warning, and the event has the entry itself for those who want it."""
+        """The level is C{info}, and the event of the log contains the entry itself too."""
         self.audit.done(ALICE, Right.ATTACH, AttachDevice(bus=1), UNO)
         [event] = self.events
         self.assertIs(event["log_level"], LogLevel.info)
         self.assertEqual(event["audit"].result, "done")
-        self.assertRegex(formatEvent(event), r"\Aaudit \{.*\}\Z")
+        self.assertRegex(str(formatEvent(event)), r"\Aaudit \{.*\}\Z")
 
     def test_oneLine(self) -> None:
-        """Whatever somebody says, it is one line of ASCII: nobody forges another."""
-        evil = "x\n2026-01-01 audit {}\r\v\f\x1b[2J\x7f\x85\u2028\u2029{who}"
+        """An entry is one line of ASCII whatever it quotes, so that no client can forge one."""
+        evil = "x\n2026-01-01 audit {}\r\v\f\x1b[2J\x7f\x85\u2028\u2029{who}\udcff\ud800"
         self.audit.done(Principal(evil, certificate=evil), Right.ATTACH, AttachDevice(id=evil), UNO)
         self.audit.failed(ALICE, Right.ATTACH, AttachDevice(desc=evil), DeviceNotFound(evil))
         output = StringIO()
@@ -274,19 +279,75 @@ class LineTests(AuditTestCase):
         done, failed = self.entries
         self.assertEqual((done["who"]["certificate"], done["asked"]["id"]), (evil, evil))
         self.assertEqual((failed["asked"]["desc"], failed["reason"]), (evil, evil))
+        self.assertEqual(self.done(AttachDevice(bus=1), serial=evil)["serial"], evil)
 
-    def test_surrogates(self) -> None:
-        """Halves of surrogate pairs stop nothing: a device may have them in its strings."""
-        half = "x\udcff\ud800"
-        entry = self.done(
-            AttachDevice(desc=half, lease=LeaseRequest(owner="x", ttl=1.0)), serial=half
+
+class CountTests(AuditTestCase):
+    """
+    Failed requests that are repeated.
+    """
+
+    def refuse(self, times: int, address: str = "203.0.113.9", right: Right = Right.LIST) -> None:
+        """Requests of a client are refused."""
+        for number in range(times):
+            error = NotAllowed(f"no, {number}")
+            self.audit.failed(Principal(address), right, ListDevices(), error)
+
+    def test_together(self) -> None:
+        """
+        Of many refused requests of a client within a minute the first ones get a line each, and
+        the others one line together, with their number, when the minute is over.
+        """
+        self.refuse(50_000)
+        self.assertEqual(len(self.entries), IN_FULL)
+        self.clock.advance(WINDOW)
+        [entry] = self.entries
+        self.assertEqual(
+            (entry["who"]["address"], entry["command"], entry["result"], entry["more"]),
+            ("203.0.113.9", "list", "refused", 50_000 - IN_FULL),
         )
-        self.assertEqual((entry["asked"]["desc"], entry["serial"]), (half, half))
-        self.assertEqual(self.failed(DeviceNotFound(half))["reason"], half)
-        self.audit.done(Principal("::1", certificate=half), Right.KICK, KickClient(bus=1), UNO)
-        [line] = self.lines
-        self.assertEqual(line.encode("ascii").count(b"\\ud800"), 1)
+        self.assertEqual(entry["reason"], "no, 49999")
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.refuse(1)
+        self.assertEqual(len(self.entries), 1)
 
-    def test_numbers(self) -> None:
-        """Nor do numbers that are larger than a computer likes them."""
-        self.assertEqual(self.done(AttachDevice(bus=10**4000))["asked"], {"bus": 10**4000})
+    def test_apart(self) -> None:
+        """
+        Other clients, commands and results are counted apart; successes and operations in
+        progress always get a line.
+        """
+        self.refuse(IN_FULL + 1)
+        self.refuse(IN_FULL, "203.0.113.10")
+        self.refuse(IN_FULL, right=Right.FIND)
+        self.assertEqual(len(self.entries), 3 * IN_FULL)
+        for error in (DeviceNotFound("there is none"), StillWorking(UNO, "it takes long")):
+            for _ in range(2 * IN_FULL):
+                self.audit.failed(ALICE, Right.ATTACH, AttachDevice(bus=1), error)
+                self.audit.done(ALICE, Right.ATTACH, AttachDevice(bus=1), UNO)
+        self.assertEqual(len(self.entries), (2 + 1 + 2 + 2) * IN_FULL)
+
+    def test_sites(self) -> None:
+        """Addresses of one IPv6 network are one client."""
+        for number in range(1000):
+            self.refuse(1, f"2001:db8::{number:x}")
+        self.assertEqual(len(self.entries), IN_FULL)
+
+    def test_bounded(self) -> None:
+        """
+        Only some kinds of requests are told apart, and the others are counted as one; kinds whose
+        minute is over make room.
+        """
+        for _ in range(2):
+            for number in range(10 * KINDS):
+                self.refuse(2, f"10.0.{number // 256}.{number % 256}")
+            self.assertLessEqual(len(self.entries), 2 * KINDS + IN_FULL)
+            self.clock.advance(WINDOW)
+            [entry] = self.entries
+            self.assertEqual(entry["more"], 18 * KINDS - IN_FULL)
+
+    def test_stop(self) -> None:
+        """When the daemon stops, the counts are written at once."""
+        self.refuse(IN_FULL + 5)
+        self.audit.stop()
+        self.assertEqual(self.entries[-1]["more"], 5)
+        self.assertEqual(self.clock.getDelayedCalls(), [])

@@ -1,5 +1,6 @@
 """
-The audit log: one line for each request that changes something, and for each refusal.
+The audit log: one line for each request that changes something, and for each refusal. Refusals
+that are repeated are counted, and get one line together.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ import json
 from typing import Any
 
 import msgspec
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from usbip_server.model.device import UsbDevice
@@ -25,6 +27,7 @@ from usbip_server.model.errors import (
     StillWorking,
 )
 from usbip_server.model.policy import Principal, Right
+from usbip_server.server.access.ratelimit import siteOf
 
 CHANGING = frozenset({Right.ATTACH, Right.DETACH, Right.KICK, Right.RENEW, Right.IMPORT})
 """Rights whose use is logged whatever the outcome; of the others only refusals are logged."""
@@ -35,9 +38,10 @@ WHO = ("address", "uid", "certificate", "token")
 ASKED = ("id", "bus", "serial", "desc", "first", "force", "wait", "owner", "lease")
 """The keys of a request that are logged. Not its token."""
 
+PENDING = "pending"
 
 RESULT_OF: dict[type[ShareError], str] = {
-    StillWorking: "pending",
+    StillWorking: PENDING,
     NotAllowed: "refused",
     DeviceInUse: "refused",
     DeviceLeased: "refused",
@@ -49,18 +53,36 @@ RESULT_OF: dict[type[ShareError], str] = {
 }
 """The result logged for an error. Any other error: C{"failed"}."""
 
+WINDOW = 60.0
+"""Seconds for which failed requests of one kind are counted together."""
+
+IN_FULL = 10
+"""Failed requests of one kind in L{WINDOW} that get a line each; the others are counted."""
+
+KINDS = 200
+"""Kinds of failed requests that are told apart in L{WINDOW}; the others are counted as one."""
+
+Kind = tuple[str, str, str]
+"""The site of the client, the name of the command, and the result."""
+
+OTHERS: Kind = ("others", "any", "failed")
+"""The kind of a failed request beyond L{KINDS}."""
+
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
     One line of the audit log.
 
     @ivar who: the C{address}, C{uid}, C{certificate} and C{token} (its name) of the client.
-    @ivar command: the name of the command, or C{import}.
+    @ivar command: the name of the command, C{import}, or C{http} for a request that was refused
+        before it was read.
     @ivar asked: the criteria and options of the request.
     @ivar device: the bus id.
     @ivar serial: the serial number.
     @ivar result: C{"done"}, or a value of L{RESULT_OF}.
     @ivar reason: why it was not done.
+    @ivar more: how many further requests of this kind had the same result within L{WINDOW}; the
+        rest of the line is that of the last one.
     """
 
     who: dict[str, Any]
@@ -70,6 +92,35 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     serial: str | None = None
     result: str
     reason: str | None = None
+    more: int | None = None
+
+
+class _Failure(msgspec.Struct, frozen=True):
+    """
+    A failed request, as far as it is logged.
+    """
+
+    principal: Principal
+    command: str
+    request: object
+    error: Exception
+
+    @property
+    def result(self) -> str:
+        kinds = RESULT_OF.items()
+        return next((it for kind, it in kinds if isinstance(self.error, kind)), "failed")
+
+
+class _Window:
+    """
+    The failed requests of one kind within L{WINDOW}.
+    """
+
+    def __init__(self, end: float) -> None:
+        self.end = end
+        self.count = 0
+        self.last: _Failure | None = None
+        self.timer: IDelayedCall | None = None
 
 
 class Audit:
@@ -79,31 +130,89 @@ class Audit:
 
     _log = Logger()
 
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self._windows: dict[Kind, _Window] = {}
+
     def done(self, principal: Principal, right: Right, request: object, device: UsbDevice) -> None:
         """A request was carried out."""
         if right in CHANGING:
-            self._write(principal, right, request, device, "done", None)
+            self._write(principal, right.value, request, device, "done")
 
     def failed(self, principal: Principal, right: Right, request: object, error: Exception) -> None:
         """A request was refused or has failed."""
-        if right not in CHANGING and not isinstance(error, NotAllowed):
+        if right in CHANGING or isinstance(error, NotAllowed):
+            self._failed(_Failure(principal, right.value, request, error))
+
+    def refused(self, principal: Principal, error: NotAllowed) -> None:
+        """An HTTP request was refused before it was read: its C{Host} or C{Origin} is foreign."""
+        self._failed(_Failure(principal, "http", None, error))
+
+    def stop(self) -> None:
+        """Write the counts of the failed requests that have no line yet."""
+        for kind in tuple(self._windows):
+            self._close(kind)
+
+    def _failed(self, failure: _Failure) -> None:
+        result = failure.result
+        if result == PENDING:  # not a refusal: an operation has begun
+            self._writeFailure(failure)
             return
-        result = next((it for kind, it in RESULT_OF.items() if isinstance(error, kind)), "failed")
+        window = self._window((siteOf(failure.principal), failure.command, result))
+        window.count += 1
+        if window.count <= IN_FULL:
+            self._writeFailure(failure)
+        else:
+            window.last = failure
+
+    def _window(self, kind: Kind) -> _Window:
+        """The window of a kind, or of L{OTHERS} if there are too many kinds."""
+        now = self._clock.seconds()
+        if kind not in self._windows and len(self._windows) >= KINDS:
+            for known in [it for it, window in self._windows.items() if window.end <= now]:
+                self._close(known)
+            if len(self._windows) >= KINDS:
+                kind = OTHERS
+        window = self._windows.get(kind)
+        if window is None or window.end <= now:
+            self._close(kind)
+            window = self._windows[kind] = _Window(now + WINDOW)
+        elif window.count == IN_FULL:
+            window.timer = self._clock.callLater(window.end - now, self._close, kind)
+        return window
+
+    def _close(self, kind: Kind) -> None:
+        """Write how many requests of a kind have no line."""
+        window = self._windows.pop(kind, None)
+        if window is None:
+            return
+        if window.timer is not None and window.timer.active():
+            window.timer.cancel()
+        if window.last is not None:
+            self._writeFailure(window.last, window.count - IN_FULL)
+
+    def _writeFailure(self, failure: _Failure, more: int | None = None) -> None:
+        error = failure.error
         device = error.device if isinstance(error, OperationFailed | NotAllowed) else None
-        self._write(principal, right, request, device, result, str(error))
+        self._write(
+            *(failure.principal, failure.command, failure.request, device, failure.result),
+            str(error),
+            more,
+        )
 
     def _write(
         self,
         principal: Principal,
-        right: Right,
+        command: str,
         request: object,
         device: UsbDevice | None,
         result: str,
-        reason: str | None,
+        reason: str | None = None,
+        more: int | None = None,
     ) -> None:
         entry = Entry(
             who={key: it for key in WHO if (it := getattr(principal, key)) is not None},
-            command=right.value,
+            command=command,
             asked={
                 key: msgspec.to_builtins(value)
                 for key in ASKED
@@ -113,6 +222,7 @@ class Audit:
             serial=None if device is None else device.serial,
             result=result,
             reason=reason,
+            more=more,
         )
         # ASCII only: a device's string can contain half a surrogate pair, or a character that
         # some programs take for the end of a line.

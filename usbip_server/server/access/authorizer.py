@@ -11,7 +11,7 @@ from twisted.logger import Logger
 
 from usbip_server import DOCUMENTS
 from usbip_server.model.device import UsbDevice
-from usbip_server.model.errors import DeviceNotFound, NotAllowed
+from usbip_server.model.errors import DeviceNotFound, NotAllowed, UnknownToken
 from usbip_server.model.policy import AccessPreset, Policy, Principal, Right, several
 from usbip_server.model.requests import DeviceRequest, Request
 from usbip_server.model.selector import select
@@ -153,11 +153,10 @@ class Authorizer:
         """
         Add to a client what its token proves.
 
-        @raise NotAllowed: the token is unknown, or the client has sent too many that were.
+        @raise UnknownToken: the token is unknown.
         """
         if token is None:
             return peer
-        self._limiter.require(peer)
         # All hashes are compared even after a match, so that the time taken reveals nothing.
         known = [
             (name, hashed)
@@ -167,10 +166,14 @@ class Authorizer:
         ]
         if not known:
             self._limiter.failed(peer)
-            raise NotAllowed(f"the token that {peer} shows is not known here: {WHERE}")
+            raise UnknownToken(f"the token that {peer} shows is not known here: {WHERE}")
         return msgspec.structs.replace(
             peer, token=known[0][0], hashes=tuple(hashed for _, hashed in known)
         )
+
+    def isSlow(self, peer: Principal) -> bool:
+        """Has a client sent so many wrong tokens that the refusal of the next one is delayed?"""
+        return self._limiter.isSlow(peer)
 
 
 MEANING = {

@@ -1,28 +1,25 @@
 """
-Rate-limits failed token attempts.
+Slows down clients that send wrong tokens.
+
+A token has 256 random bits, so guessing is hopeless however fast it is. What the delay limits is
+the work that such clients cause; a client with a right token is never delayed by them.
 """
 
 from __future__ import annotations
 
 import ipaddress
-import math
 from collections.abc import Callable
 
-from usbip_server.model.errors import NotAllowed
 from usbip_server.model.policy import Principal
-from usbip_server.runtime.backoff import BackoffOptions
 
 FREE = 3
-"""Wrong tokens without a pause: people mistype."""
-
-PAUSES = BackoffOptions(first=1.0, longest=60.0)
-"""Between requests with a token, after each further wrong one."""
+"""Wrong tokens that are refused without a delay: people mistype."""
 
 FORGIVEN = 900.0
 """Seconds after the last wrong token at which the count begins anew."""
 
 REMEMBERED = 4096
-"""Addresses that are counted; beyond that the oldest are dropped."""
+"""Sites that are counted; beyond that the oldest are dropped."""
 
 NETWORK = 64
 """Prefix length of the IPv6 network that one site gets (RFC 6177)."""
@@ -30,9 +27,7 @@ NETWORK = 64
 
 class TokenRateLimiter:
     """
-    Counts the wrong tokens from each address. After some of them, requests with a token from
-    that address are refused for a while: on all its connections, or an attacker would open many.
-    Requests without a token are not affected.
+    Counts the wrong tokens from each site.
     """
 
     def __init__(self, seconds: Callable[[], float]) -> None:
@@ -42,38 +37,29 @@ class TokenRateLimiter:
         self._seconds = seconds
         self._failures: dict[str, tuple[int, float]] = {}
 
-    def require(self, peer: Principal) -> None:
-        """
-        @raise NotAllowed: the address is in a pause.
-        """
-        count, last = self._failures.get(_key(peer), (0, 0.0))
-        passed = abs(self._seconds() - last)  # the clock may have been set back
-        left = _pause(count) - passed
-        if left > 0:
-            raise NotAllowed(
-                f"{count} wrong tokens came from {peer}: requests with a token are answered "
-                f"again in {math.ceil(left)} s"
-            )
-
     def failed(self, peer: Principal) -> None:
         """Count a wrong token."""
-        now = self._seconds()
-        count, last = self._failures.pop(_key(peer), (0, now))
-        if abs(now - last) > FORGIVEN:
-            count = 0
-        self._failures[_key(peer)] = count + 1, now
+        site, now = siteOf(peer), self._seconds()
+        count = self._count(site)
+        self._failures.pop(site, None)
+        self._failures[site] = count + 1, now
         if len(self._failures) > REMEMBERED:
             del self._failures[next(iter(self._failures))]
 
+    def isSlow(self, peer: Principal) -> bool:
+        """Is the refusal of the next wrong token to be delayed?"""
+        return self._count(siteOf(peer)) >= FREE
 
-def _pause(count: int) -> float:
+    def _count(self, site: str) -> int:
+        count, last = self._failures.get(site, (0, 0.0))
+        return count if self._seconds() - last <= FORGIVEN else 0
+
+
+def siteOf(peer: Principal) -> str:
     """
-    The length of the pause after so many wrong tokens, in seconds.
+    What all connections of one client have in common: its address, for IPv6 its network, on a unix
+    socket its user.
     """
-    return PAUSES.after(count - FREE)
-
-
-def _key(peer: Principal) -> str:
     if peer.uid is not None:
         return f"uid {peer.uid}"
     try:

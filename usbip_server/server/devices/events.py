@@ -113,6 +113,8 @@ MayWatch = Callable[[UsbDevice], bool]
 class DeviceEvents(EventLog[Event]):
     """
     The events of the devices that clients see.
+
+    @ivar view: those devices.
     """
 
     _log = Logger()
@@ -121,17 +123,17 @@ class DeviceEvents(EventLog[Event]):
         """
         @param now: the time, in seconds since the epoch.
         """
-        self._view = view
+        self.view = view
         self._now = now
         super().__init__(self.seq, view.settings.limits.history)
 
     @property
     def seq(self) -> int:
         """The number of the last event."""
-        return self._view.inventory.snapshot.seq
+        return self.view.inventory.snapshot.seq
 
     def after(self, seq: int) -> list[Event] | None:
-        self.keep(self._view.settings.limits.history)
+        self.keep(self.view.settings.limits.history)
         return super().after(seq)
 
     def heartbeat(self) -> Notice:
@@ -150,7 +152,7 @@ class DeviceEvents(EventLog[Event]):
                 raise SnapshotNeeded(request.since)
             reply = Reply(status=Status.SUCCESS, seq=request.since)
             return reply, self._subscribe(request, request.since, mayWatch)
-        snapshot = self._view.inventory.snapshot
+        snapshot = self.view.inventory.snapshot
         devices = tuple(d for d in request.selector.among(snapshot.devices) if mayWatch(d))
         data = encodeDevices(devices, bool(request.detail))
         reply = Reply(status=Status.SUCCESS, seq=snapshot.seq, data=data)
@@ -158,7 +160,7 @@ class DeviceEvents(EventLog[Event]):
 
     def update(self, changes: tuple[Change, ...]) -> None:
         """Make events of changes in the inventory."""
-        self.keep(self._view.settings.limits.history)
+        self.keep(self.view.settings.limits.history)
         time = self._now()
         for change in changes:
             event = Event(change, time, self._traffic(change))
@@ -179,9 +181,9 @@ class DeviceEvents(EventLog[Event]):
 
     def _traffic(self, change: Change) -> Traffic | None:
         if change.kind is ChangeKind.IMPORTED:
-            return self._view.traffic(change.device)
+            return self.view.traffic(change.device)
         if change.kind is ChangeKind.RELEASED and change.before is not None:
-            return self._view.traffic(change.before)
+            return self.view.traffic(change.before)
         return None
 
     def _logEvent(self, event: Event) -> None:
