@@ -39,10 +39,13 @@ def commandCalled(name: str) -> click.Command:
 
 
 def optionsOf(name: str) -> set[str]:
-    """The options of a command: C{--host}."""
+    """The options of a command, and of its subcommands: C{--host}."""
+    command = commandCalled(name)
+    below = [*command.commands.values()] if isinstance(command, click.Group) else []
     return {
         text
-        for parameter in commandCalled(name).params
+        for each in (command, *below)
+        for parameter in each.params
         if isinstance(parameter, click.Option)
         for text in parameter.opts
     }

@@ -154,9 +154,17 @@ class Stage:
 
     def _provide(self) -> None:
         """Make the certificates that configurations name, unless an example has made them."""
-        for name, identity in (("ca", authority(LAB)), ("server", signed("server"))):
-            if not (self._folder / f"{name}.pem").exists():
-                identity.write(self._folder, name)
+        for path, identity in (
+            ("ca", authority(LAB)),
+            ("server", signed("server")),
+            ("alice", signed("alice")),
+            ("tls/ca", authority(LAB)),
+            ("tls/raspi", signed("server")),
+            ("trusted/raspi", signed("server")),
+        ):
+            if not (self._folder / f"{path}.pem").exists():
+                folder, _, name = path.rpartition("/")
+                identity.write(self._folder / folder, name)
 
     def _yaml(self, block: Block) -> None:
         self._provide()

@@ -46,6 +46,8 @@ OTHERS = (
     "Result | Awaitable[Result]",  # a type
     "a request of … bytes",  # what is logged of a fault
     "one request at a time",
+    "listen: [tcp…",  # YAML that is printed
+    "…: port: … export_port: …",
 )
 """Patterns of texts that are not messages."""
 

@@ -174,11 +174,22 @@ class TlsTests(DocumentCase, SynchronousTestCase):
             raise SkipTest(f"apt-get install {' '.join(missing)}")
         folder = Path(self.mktemp()).absolute()
         folder.mkdir()
-        script = self.document.block("openssl req", "sh").text
-        bob = script.rpartition("\n\n")[2].replace("alice", "bob")
-        child(["sh", "-e", "-c", f"{script}\n{bob}"], folder)
-        _, _, config = self.document.block("client_ca", "yaml").text.partition("tls:\n")
-        config = f"tls:\n{config.replace(CONFIGURED, f'{folder}/')}\n"
+        init, server, _ = self.document.block("ca init", "console").commands()
+        (alice,) = self.document.block("ca client", "console").commands()
+
+        def issued(command: str) -> str:
+            command = command.removeprefix("sudo ").removesuffix(" --write")
+            return child(["sh", "-c", f"{command} --dir {folder}"], folder)
+
+        issued(init)
+        shown = self.document.block("certificate: /etc", "yaml").text
+        self.assertIn(shown, issued(server).replace(f"{folder}", f"{CONFIGURED}tls"))
+        access = self.document.block("principals:", "yaml").text
+        self.assertIn(access, issued(alice))
+        issued(alice.replace("alice", "bob"))
+        _, _, config = shown.partition("tls:\n")
+        config = config.replace(f"{CONFIGURED}tls", f"{folder}")
+        config = f"tls:\n{config}\n  require_client_certificate: true\n{access}\n"
         config += "http: {hosts: [raspi]}\nbackend: {type: virtual}\n"
         place = "tls:0:interface=127.0.0.1"
         with PatientDaemon(f"{config}export: {{listen: ['{place}']}}\n", listen=[place]) as daemon:

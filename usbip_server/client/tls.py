@@ -4,7 +4,9 @@ TLS with a server: the contexts for requests and for USB/IP, and what its errors
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 import ssl
 import threading
 from pathlib import Path
@@ -60,6 +62,8 @@ def controlContext(tls: ClientTls) -> ssl.SSLContext:
     encoded = b"".join(map(_der, authorities))
     context = ssl.create_default_context(cadata=encoded or None)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # `ca` may also be the certificate of one server, which `usbipshare trust` has stored.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     if tls.certificate is not None:
         keyOf(tls, certificatesIn("certificate", tls.certificate)[0])
         context.load_cert_chain(tls.certificate, tls.key)
@@ -81,7 +85,13 @@ def exportContext(tls: ClientTls) -> ssl.SSLContext:
 
 _CREATING = threading.Lock()
 
-_cachedControlContext = functools.lru_cache(controlContext)
+
+@functools.lru_cache
+def _cachedControlContext(tls: ClientTls, state: object) -> ssl.SSLContext:
+    """
+    @param state: of the files: with another state they are read again.
+    """
+    return controlContext(tls)
 
 
 def contextFor(tls: ClientTls, isExport: bool) -> ssl.SSLContext:
@@ -94,7 +104,15 @@ def contextFor(tls: ClientTls, isExport: bool) -> ssl.SSLContext:
     if isExport:
         return exportContext(tls)
     with _CREATING:
-        return _cachedControlContext(tls)
+        return _cachedControlContext(tls, _stateOf(tls))
+
+
+def _stateOf(tls: ClientTls) -> object:
+    """Changes when one of the files is replaced."""
+    paths = filter(None, (tls.ca, tls.certificate, tls.key))
+    with contextlib.suppress(OSError):  # the one who reads the file has the error
+        return tuple((it.st_ino, it.st_mtime_ns, it.st_size) for it in map(os.stat, paths))
+    return None
 
 
 def nameOf(host: str, tls: ClientTls) -> str:

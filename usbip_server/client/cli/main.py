@@ -29,6 +29,8 @@ COMMANDS = {
     "status": "Show which servers answer, and how fast",
     "doctor": "Diagnose problems and suggest fixes",
     "token": "Create or check an access token",
+    "ca": "Create certificates for servers and clients",
+    "trust": "Trust the certificate of a server, and use TLS with it",
     "completion": "Print the completion script of a shell",
 }
 """The commands, with their summaries. Each is a module of C{commands}, imported when it is used."""

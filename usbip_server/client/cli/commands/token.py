@@ -5,15 +5,9 @@ C{usbipshare token}. It asks no server: users or administrators create tokens.
 from __future__ import annotations
 
 import json
-import re
 import sys
 
 import click
-
-_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*", re.ASCII)
-
-_NO_TEXT = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
-"""Words that YAML 1.1 does not read as text, in upper or lower case."""
 
 _EXAMPLES = """\b
 Examples:
@@ -74,6 +68,7 @@ def command(name: str | None, asJson: bool, kept: str | None) -> None:
     derived from the hash, and is not shown again.
     """
     from usbip_server.model.tokens import hashOf, newToken
+    from usbip_server.runtime.yamledit import textKey
 
     if kept is not None:
         if asJson or name is not None:
@@ -91,7 +86,7 @@ def command(name: str | None, asJson: bool, kept: str | None) -> None:
         "For the server's configuration, where `allow` grants it rights:\n\n"
         "access:\n"
         "  principals:\n"
-        f'    {_key(name)}: {{token: "{hashOf(made)}"}}'
+        f'    {textKey(name)}: {{token: "{hashOf(made)}"}}'
     )
 
 
@@ -108,12 +103,3 @@ def _check(kept: str) -> None:
         click.echo("the hash is of another token", err=True)
         raise SystemExit(1)
     click.echo("the hash is of this token")
-
-
-def _key(name: str) -> str:
-    """
-    A name as a key in YAML, quoted where needed.
-    """
-    if _PLAIN.fullmatch(name) and name.lower() not in _NO_TEXT:
-        return name
-    return json.dumps(name, ensure_ascii=False)
