@@ -90,19 +90,18 @@ class WatchTests(SynchronousTestCase):
                 if text in self.raises:
                     raise self.raises.pop(text)
 
-            def begun(server: Server, answer: ReceivedReply) -> None:
-                hear("goes on" if answer.data is None else f"begun {len(answer.data)}")
+            class Listener:
+                def watchBegun(self, server: Server, reply: ReceivedReply) -> None:
+                    hear("goes on" if reply.data is None else f"begun {len(reply.data)}")
 
-            def told(server: Server, notice: ReceivedNotice) -> None:
-                hear(f"{notice['event']} {notice['seq']}")
+                def watchEvent(self, server: Server, notice: ReceivedNotice) -> None:
+                    hear(f"{notice['event']} {notice['seq']}")
 
-            def lost(server: Server, error: Exception) -> None:
-                hear(f"lost: {str(error).rpartition('): ')[2]}")
+                def watchLost(self, server: Server, error: Exception) -> None:
+                    hear(f"lost: {str(error).rpartition('): ')[2]}")
 
             pauses = Backoff(BackoffOptions(first=0.1, longest=0.1))
-            watch = ServerWatch(
-                scripted.server, reactor, begun, told, lost, pauses, criteria, SECONDS
-            )
+            watch = ServerWatch(scripted.server, reactor, Listener(), pauses, criteria, SECONDS)
             watch.start()
             enough.addTimeout(SECONDS, reactor)
             await enough
@@ -181,12 +180,21 @@ class SteadyTests(SynchronousTestCase):
         network = Network()
         room = network.room(HOST, UNO)
         begun: list[float] = []
+
+        class Listener:
+            def watchBegun(self, server: Server, reply: ReceivedReply) -> None:
+                begun.append(network.seconds())
+
+            def watchEvent(self, server: Server, notice: ReceivedNotice) -> None:
+                pass
+
+            def watchLost(self, server: Server, error: Exception) -> None:
+                pass
+
         watch = ServerWatch(
             Server(name=HOST, host=HOST),
             network,
-            lambda server, answer: begun.append(network.seconds()),
-            lambda server, notice: None,
-            lambda server, error: None,
+            Listener(),
             Backoff(BackoffOptions(first=1, longest=100), lambda: 1.0),
             steady=5.0,
         )

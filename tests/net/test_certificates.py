@@ -288,7 +288,7 @@ class BecomingTests(CertificatesCase):
     Certificates are renewed.
     """
 
-    def test_become(self) -> None:
+    def test_replace(self) -> None:
         """New connections get what holds now; those there are go on."""
         certificates = Certificates(self.credentials())
         verifyObject(IOpenSSLServerConnectionCreator, certificates)
@@ -296,21 +296,21 @@ class BecomingTests(CertificatesCase):
         renewed = signed("localhost", serial=2)
         fresh = self.credentials(shown=renewed)
         context = certificates.context
-        before = certificates.become(fresh)
+        before = certificates.replace(fresh)
         new = TlsWire(Factory.forProtocol(Echo), certificates, trusting(), Clock())
         self.assertEqual((old.certificate, new.certificate), (der(SERVER), der(renewed)))
         for made in (old, new):
             made.send(b"ping")
             self.assertEqual(made.received, b"ping")
         self.assertIs(certificates.context, fresh.context)
-        self.assertIs(certificates.become(before), fresh)
+        self.assertIs(certificates.replace(before), fresh)
         self.assertIs(certificates.context, context)
 
     def test_noMore(self) -> None:
         """When TLS is given up, who connects until the port is closed gets what there was."""
         certificates = Certificates(self.credentials())
         context = certificates.context
-        certificates.become(None)
+        certificates.replace(None)
         self.assertIs(certificates.context, context)
 
 

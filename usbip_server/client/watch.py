@@ -5,8 +5,8 @@ A watch of a server's events that reconnects and resumes after the connection is
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
@@ -22,6 +22,27 @@ BACK_OFF = BackoffOptions(first=1.0, longest=15.0)
 
 SECONDS = 5.0
 """For connecting to the server, and again for its reply."""
+
+
+class WatchListener(Protocol):
+    """
+    What the callers of L{ServerWatch} implement.
+    """
+
+    def watchBegun(self, server: Server, reply: ReceivedReply) -> None:
+        """
+        The watch has begun, with the reply of L{Conversation.watch}. An error that this raises
+        ends the connection, and is passed to C{watchLost}.
+        """
+
+    def watchEvent(self, server: Server, notice: ReceivedNotice) -> None:
+        """An event. May raise C{ShareError}, as C{watchBegun}."""
+
+    def watchLost(self, server: Server, error: Exception) -> None:
+        """
+        The connection is lost, or an attempt to connect has failed. An error that is not a
+        C{ShareError} is a bug.
+        """
 
 
 class ServerWatch:
@@ -41,9 +62,7 @@ class ServerWatch:
         self,
         server: Server,
         reactor: Any,
-        onBegun: Callable[[Server, ReceivedReply], None],
-        onEvent: Callable[[Server, ReceivedNotice], None],
-        onLost: Callable[[Server, Exception], None],
+        listener: WatchListener,
         pauses: Backoff | None = None,
         criteria: Mapping[str, Any] | None = None,
         seconds: float = SECONDS,
@@ -51,11 +70,6 @@ class ServerWatch:
     ) -> None:
         """
         @param reactor: provides C{IReactorTime} and what connections need.
-        @param onBegun: called when the watch has begun, with the reply of L{Conversation.watch}. An
-            error that it raises ends the connection, and is passed to C{onLost}.
-        @param onEvent: called with each event. May raise C{ShareError}, likewise.
-        @param onLost: called when the connection is lost or an attempt fails. An error that is not
-            a C{ShareError} is a bug.
         @param pauses: between attempts; C{None}: as of L{BACK_OFF}.
         @param criteria: of the devices to watch, as in the request C{watch}.
         @param seconds: see C{seconds}.
@@ -66,9 +80,7 @@ class ServerWatch:
         self.since: int | None = None
         self._server = server
         self._reactor = reactor
-        self._onBegun = onBegun
-        self._onEvent = onEvent
-        self._onLost = onLost
+        self._listener = listener
         self._criteria = dict(criteria or {})
         self._steady = steady
         self._attempts: set[Deferred[Any]] = set()
@@ -80,14 +92,14 @@ class ServerWatch:
         self._try()
 
     def stop(self) -> None:
-        """Close the connection. No callback is called any more."""
+        """Close the connection. The listener is not called any more."""
         self._giveUp()
         conversation, self._conversation = self._conversation, None
         if conversation is not None:
             conversation.close()
 
     def renew(self) -> None:
-        """Reconnect at once, without a call of C{onLost}."""
+        """Reconnect at once, without a call of C{watchLost}."""
         self.stop()
         self.pauses.reset()
         self._try()
@@ -118,13 +130,13 @@ class ServerWatch:
             Deferred.fromCoroutine(self._watch(result))
         else:
             assert isinstance(result.value, Exception)
-            self._onLost(self._server, result.value)
+            self._listener.watchLost(self._server, result.value)
 
     async def _watch(self, conversation: Conversation) -> None:
         begin = math.inf
         try:
             reply = await self._subscribe(conversation)
-            self._onBegun(self._server, reply)
+            self._listener.watchBegun(self._server, reply)
             if reply.data is not None:
                 self.since = reply.seq
             begin = self._reactor.seconds()
@@ -138,7 +150,7 @@ class ServerWatch:
         if self._reactor.seconds() - begin >= self._steady:
             self.pauses.reset()
         self._timer = self._reactor.callLater(self.pauses.next(), self._try)
-        self._onLost(self._server, why)
+        self._listener.watchLost(self._server, why)
 
     async def _subscribe(self, conversation: Conversation) -> ReceivedReply:
         if self.since is not None:
@@ -153,4 +165,4 @@ class ServerWatch:
         seq = notice.get("seq")
         self.since = seq if isinstance(seq, int) else self.since
         if notice["event"] != "heartbeat":
-            self._onEvent(self._server, notice)
+            self._listener.watchEvent(self._server, notice)

@@ -102,7 +102,7 @@ class Certificates:
         """
         self._credentials = credentials
 
-    def become(self, credentials: Credentials | None) -> Credentials | None:
+    def replace(self, credentials: Credentials | None) -> Credentials | None:
         """
         Replace the credentials.
 

@@ -94,6 +94,20 @@ class ChangeSignal:
             if latch in self._waiting:
                 self._waiting.remove(latch)
 
+    async def until(self, condition: Callable[[], bool], seconds: float) -> bool:
+        """
+        Wait for a condition that holds after some change.
+
+        @param condition: called now, and after each change.
+        @param seconds: how long at most.
+        @return: whether it holds.
+        """
+        end = self._reactor.seconds() + seconds
+        while not condition():
+            if not await self.wait(end - self._reactor.seconds()):
+                return False
+        return True
+
     async def unless(self, work: Deferred[T], isObsolete: Callable[[], bool]) -> T:
         """
         Wait for an operation, and cancel it when a change makes it obsolete.

@@ -223,7 +223,7 @@ class Daemon(Service):
         self._reloading = ReloadOnHangup(reactor, self._reload)
         self._ports: list[_Port] = []
         self._isListening = False
-        reader.certificates.become(plan.credentials)
+        reader.certificates.replace(plan.credentials)
 
     def privilegedStartService(self) -> None:
         """
@@ -243,11 +243,11 @@ class Daemon(Service):
         certificates = self._reader.certificates
         try:
             plan = self._reader.read()
-            before = certificates.become(plan.credentials)
+            before = certificates.replace(plan.credentials)
             try:
                 await self._listenOn(plan.listeners)
             except CannotListen:
-                certificates.become(before)
+                certificates.replace(before)
                 raise
         except (ConfigError, CannotListen) as error:
             self._log.error(

@@ -84,9 +84,7 @@ class RemoteWatch:
         self._following = ServerWatch(
             server,
             reactor,
-            self._begun,
-            self._told,
-            self._lost,
+            self,
             Backoff(BACK_OFF, chance),
             steady=STEADY_SECONDS,
         )
@@ -125,7 +123,7 @@ class RemoteWatch:
         self._seqs[busId] = seq
         self._report(busId)
 
-    def _begun(self, server: Server, reply: ReceivedReply) -> None:
+    def watchBegun(self, server: Server, reply: ReceivedReply) -> None:
         decoded = [self._decode(data, None) for data in reply.data]
         self.devices = {known.device.busId: known for known in decoded}
         self._snapshotSeq, self._seqs = reply.seq or 0, {}
@@ -135,7 +133,7 @@ class RemoteWatch:
         )
         self._report(None)
 
-    def _told(self, server: Server, notice: ReceivedNotice) -> None:
+    def watchEvent(self, server: Server, notice: ReceivedNotice) -> None:
         if notice["event"] not in EVENTS:
             return
         try:
@@ -161,7 +159,7 @@ class RemoteWatch:
             traffic = before.traffic if isSame and not isNewSession else None
         return KnownDevice(device=device, traffic=traffic)
 
-    def _lost(self, server: Server, error: Exception) -> None:
+    def watchLost(self, server: Server, error: Exception) -> None:
         reason = str(error)
         if not isinstance(error, ShareError):
             self._log.failure("bug while watching {server}", Failure(error), server=str(server))

@@ -47,9 +47,7 @@ class EventPrinter:
             ServerWatch(
                 server,
                 reactor,
-                self._begun,
-                self._event,
-                self._lost,
+                self,
                 criteria=criteria,
                 seconds=self._context.seconds,
             )
@@ -63,12 +61,12 @@ class EventPrinter:
             for each in watches:
                 each.stop()
 
-    def _begun(self, server: Server, answer: ReceivedReply) -> None:
+    def watchBegun(self, server: Server, answer: ReceivedReply) -> None:
         if answer.data is not None:
             text = f"{server}: {len(answer.data)} devices"
             self._say(text, event="connected", server=server.name, devices=answer.data)
 
-    def _event(self, server: Server, notice: ReceivedNotice) -> None:
+    def watchEvent(self, server: Server, notice: ReceivedNotice) -> None:
         try:
             if self._printer.asJson:
                 self._printer.event(**{**notice, "server": server.name})
@@ -77,7 +75,7 @@ class EventPrinter:
         except OSError:
             self._fail(Failure())
 
-    def _lost(self, server: Server, error: Exception) -> None:
+    def watchLost(self, server: Server, error: Exception) -> None:
         text = str(error)
         if isinstance(error, ShareError):
             self._say(text, event="disconnected", server=server.name, message=text)

@@ -11,7 +11,7 @@ server reports about the place in its queue goes to the program::
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -59,6 +59,69 @@ class RequestFailed(ClientError):
         self.found = found
 
 
+class WaitingPrograms:
+    """
+    Repeats the attempts of programs that wait for a device, and sends them notices.
+
+    @ivar changes: signalled after each event; then an attempt is repeated.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        settings: LiveSettings,
+        changes: ChangeSignal,
+        now: Callable[[], float],
+    ) -> None:
+        """
+        @param reactor: provides C{IReactorTime}.
+        @param now: the time, in seconds since the epoch.
+        """
+        self.changes = changes
+        self._reactor = reactor
+        self._settings = settings
+        self._now = now
+
+    async def run(
+        self, caller: Caller, seconds: float, attempt: Callable[[float], Awaitable[RemoteDevice]]
+    ) -> RemoteDevice:
+        """
+        Repeat an attempt until it succeeds or the time is over.
+
+        @param attempt: is given the seconds that are left. It raises C{CancelledError} if the
+            criteria of the program select another device now.
+        @raise NotDone: the program is gone.
+        """
+        heartbeats = LoopingCall(self.tell, caller, "heartbeat")
+        heartbeats.clock = self._reactor
+        heartbeats.start(self._settings.config.timeouts.heartbeat, now=False)
+        caller.whenGone(self.changes.notify)
+        until = self._reactor.seconds() + seconds
+        reason = None
+        try:
+            while not caller.isGone:
+                left = max(0.0, until - self._reactor.seconds())
+                try:
+                    return await attempt(left)
+                except (DeviceNotFound, Unreachable, KeptHere) as error:
+                    if not left or caller.isGone:
+                        raise
+                    if reason != str(error):
+                        reason = str(error)
+                        self.tell(caller, "queued", message=reason)
+                    await self.changes.wait(left)
+                except CancelledError:
+                    pass
+            raise NotDone("the client is gone")
+        finally:
+            caller.forget(self.changes.notify)
+            heartbeats.stop()
+
+    def tell(self, caller: Caller, event: str, **keys: Any) -> None:
+        """Send a notice to a program. The keys are those of L{encodeNotice}."""
+        caller.tell(encodeNotice(event, self._now(), **keys))
+
+
 class Acquisition:
     """
     Carries out C{attach}.
@@ -66,30 +129,19 @@ class Acquisition:
 
     def __init__(
         self,
-        reactor: Any,
-        settings: LiveSettings,
+        waiting: WaitingPrograms,
         view: DeviceView,
         reconciler: Reconciler,
         operations: Operations,
         conflicts: Conflicts,
         rollback: Rollback,
-        changes: ChangeSignal,
-        now: Callable[[], float],
     ) -> None:
-        """
-        @param reactor: provides C{IReactorTime}.
-        @param changes: signalled after each event; then programs that wait select a device again.
-        @param now: the time, in seconds since the epoch.
-        """
-        self._reactor = reactor
-        self._settings = settings
+        self._waiting = waiting
         self._view = view
         self._reconciler = reconciler
         self._operations = operations
         self._conflicts = conflicts
         self._rollback = rollback
-        self._changes = changes
-        self._now = now
 
     async def attach(self, command: LocalAttach, caller: Caller) -> RemoteDevice:
         """
@@ -98,35 +150,10 @@ class Acquisition:
         @raise RequestFailed: the device cannot be attached.
         @raise ShareError: the request selects no device, or several.
         """
-        if not command.wait:
-            return await self._attach(command, caller, 0.0)
-        heartbeats = LoopingCall(self._tell, caller, "heartbeat")
-        heartbeats.clock = self._reactor
-        heartbeats.start(self._settings.config.timeouts.heartbeat, now=False)
-        caller.whenGone(self._changes.notify)
-        try:
-            return await self._wait(command, caller, command.wait)
-        finally:
-            caller.forget(self._changes.notify)
-            heartbeats.stop()
-
-    async def _wait(self, command: LocalAttach, caller: Caller, seconds: float) -> RemoteDevice:
-        until = self._reactor.seconds() + seconds
-        reason = None
-        while not caller.isGone:
-            left = max(0.0, until - self._reactor.seconds())
-            try:
-                return await self._attach(command, caller, left)
-            except (DeviceNotFound, Unreachable, KeptHere) as error:
-                if not left or caller.isGone:
-                    raise
-                if reason != str(error):
-                    reason = str(error)
-                    self._tell(caller, "queued", message=reason)
-                await self._changes.wait(left)
-            except CancelledError:
-                pass  # the criteria select another device now
-        raise NotDone("the client is gone")
+        attempt = partial(self._attach, command, caller)
+        return await (
+            self._waiting.run(caller, command.wait, attempt) if command.wait else attempt(0.0)
+        )
 
     async def _attach(self, command: LocalAttach, caller: Caller, left: float) -> RemoteDevice:
         """
@@ -159,11 +186,9 @@ class Acquisition:
         """
         The selected device, after the rollback of an earlier request for it.
         """
-        while True:
-            found = self._select(command)
-            if not self._rollback.isAt(placeOf(found)):
-                return found
-            await self._changes.wait(LEASE_SECONDS)
+        while self._rollback.isAt(placeOf(found := self._select(command))):
+            await self._waiting.changes.wait(LEASE_SECONDS)
+        return found
 
     def _select(self, command: LocalAttach) -> RemoteDevice:
         return self._view.select(command, command.host, self._view.devices(command.host))
@@ -201,7 +226,7 @@ class Acquisition:
             request["force"] = True  # but not against a lease of another program here
         told = partial(self._passOn, command, found.server, caller)
         binding = Deferred.fromCoroutine(self._operations.bind(found, request, told))
-        bound = await self._changes.unless(
+        bound = await self._waiting.changes.unless(
             binding, lambda: bool(left) and (caller.isGone or self._isOutdated(command, found))
         )
         await self._leaseShown(command, bound)
@@ -216,15 +241,20 @@ class Acquisition:
 
         @raise ShareError: that does not happen.
         """
-        until = self._reactor.seconds() + LEASE_SECONDS
-        while True:
+        error: ShareError | None = None
+
+        def isShown() -> bool:
+            nonlocal error
             now = self._view.now(bound) if command.owner is not None else bound
-            isShown = command.owner is None or isLeasedBy(command.owner, now.device)
-            conflict = self._conflicts.of(command, now) if isShown else None
-            if isShown and conflict is None:
-                return
-            if not await self._changes.wait(until - self._reactor.seconds()):
-                raise conflict or AttachFailed(f"{bound.server} does not report the lease")
+            if command.owner is None or isLeasedBy(command.owner, now.device):
+                error = self._conflicts.of(command, now)
+            else:
+                error = AttachFailed(f"{bound.server} does not report the lease")
+            return error is None
+
+        await self._waiting.changes.until(isShown, LEASE_SECONDS)
+        if error is not None:
+            raise error
 
     async def _attachHere(self, found: RemoteDevice, owner: str | None) -> None:
         before = self._view.desired.requested(found)
@@ -271,12 +301,9 @@ class Acquisition:
             if data is not None and not command.detail:
                 data = encodeDevices(deviceIn(server, data), False)
             place, message = notice.get("place"), notice.get("message")
-            self._tell(
+            self._waiting.tell(
                 caller, "queued", data=data, server=server.name, place=place, message=message
             )
-
-    def _tell(self, caller: Caller, event: str, **keys: Any) -> None:
-        caller.tell(encodeNotice(event, self._now(), **keys))
 
 
 class Release:

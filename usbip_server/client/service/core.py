@@ -32,7 +32,7 @@ from twisted.logger import Logger
 from usbip_server.client.attach import Attaching
 from usbip_server.client.blockingrelay import relay
 from usbip_server.client.config import ClientSettings
-from usbip_server.client.service.acquisition import Acquisition, Release
+from usbip_server.client.service.acquisition import Acquisition, Release, WaitingPrograms
 from usbip_server.client.service.authorization import SocketAuthorizer, peerOf
 from usbip_server.client.service.config import LiveSettings, OnStop, ServiceConfig
 from usbip_server.client.service.conflicts import Conflicts, Rollback
@@ -137,15 +137,12 @@ class Core:
         )
         conflicts = Conflicts(view, self.reconciler, now)
         acquisition = Acquisition(
-            reactor,
-            settings,
+            WaitingPrograms(reactor, settings, self._changes, now),
             view,
             self.reconciler,
             operations,
             conflicts,
             Rollback(view, self.reconciler, operations, self._changes),
-            self._changes,
-            now,
         )
         release = Release(view, self.reconciler, operations, self._adoption, conflicts)
         self.authorizer = SocketAuthorizer(settings)

@@ -56,7 +56,7 @@ class ServerConnection:
             is false if it only confirms what was known before a L{verify}.
         """
         self.server = server
-        self.watch = ServerWatch(server, reactor, self._begun, self._told, self._lost, pauses)
+        self.watch = ServerWatch(server, reactor, self, pauses)
         self.inventory = Inventory()
         self.inventory.subscribe(lambda changes: changed(self, changes))
         self.trouble: str | None = "it has not answered yet"
@@ -85,7 +85,7 @@ class ServerConnection:
             self.trouble = f"{self.server}: reconnecting, as the session of a device has ended"
             self.watch.renew()
 
-    def _begun(self, server: Server, reply: ReceivedReply) -> None:
+    def watchBegun(self, server: Server, reply: ReceivedReply) -> None:
         devices = None if reply.data is None else foundIn(server, reply.data)
         self.trouble = None
         self.isTried = True
@@ -97,7 +97,7 @@ class ServerConnection:
             self._log.info("{server} connected", server=str(server))
         self._turned(self, isNews)
 
-    def _told(self, server: Server, notice: ReceivedNotice) -> None:
+    def watchEvent(self, server: Server, notice: ReceivedNotice) -> None:
         if notice.get("data") is None:
             return
         device = deviceIn(server, notice["data"])
@@ -116,7 +116,7 @@ class ServerConnection:
                 return msgspec.structs.replace(device, lease=before.lease)
         return device
 
-    def _lost(self, server: Server, error: Exception) -> None:
+    def watchLost(self, server: Server, error: Exception) -> None:
         if not isinstance(error, ShareError):
             self._log.failure("bug while watching {server}", Failure(error), server=str(server))
         reason = str(error)
