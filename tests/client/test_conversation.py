@@ -211,6 +211,11 @@ class TroubleTests(AskingTestCase):
                 self.unreachable(asking), "the reply is not that of a usbipshare server"
             )
             self.assertTrue(self.wire.transport.aborted)
+        for line in (b"5", b'"bound","holder":"me"', b'"bound","seq":"1"', b'"bound","data":[]'):
+            self.setUp()
+            asking = self.ask()
+            self.wire.send(b'{"event":' + line + b"}\n" + DONE)
+            self.assertIn("its answer is not understood: Expected", self.unreachable(asking))
 
     def test_closedWithoutReply(self) -> None:
         """A connection that is closed before a complete reply is an error; it may be for TLS."""
@@ -303,10 +308,15 @@ class WatchTests(AskingTestCase):
         self.assertIsNone(self.successResultOf(self.watch(on, {"since": 17})).data)
 
     def test_notAWatch(self) -> None:
-        """A reply without the number of an event is an error."""
-        for line in (DONE, b'{"status":"success","seq":17,"data":{}}\n'):
+        """A reply without the number of an event or without a list is an error."""
+        for line, more in (
+            (DONE, {}),
+            (b'{"status":"success","seq":17,"data":{}}\n', {}),
+            (b'{"status":"success","seq":17,"data":5}\n', {"since": 16}),
+        ):
             self.setUp()
-            self.assertIn("no number of the last event", self.unreachable(self.watch(line)))
+            reason = self.unreachable(self.watch(line, more))
+            self.assertIn("no number of the last event, or no list of devices", reason)
             self.end()
 
     def test_callbackRaises(self) -> None:

@@ -22,6 +22,7 @@ from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
 
 from usbip_server.client.connection import connect, reason
+from usbip_server.client.devices import notUnderstood
 from usbip_server.client.jsonclient import (
     ALERT,
     SPEAKS_TLS,
@@ -127,8 +128,10 @@ class Conversation(LineReceiver):
         reply = await self.ask({"command": "watch", "detail": True, **more}, seconds, onNotice)
         if reply.status is not Status.SUCCESS:
             raise refused(self.server, reply)
-        if reply.seq is None or not ("since" in more or isinstance(reply.data, list)):
-            raise self._trouble("its answer is not understood: it has no number of the last event")
+        isComplete = isinstance(reply.data, list) or ("since" in more and reply.data is None)
+        if reply.seq is None or not isComplete:
+            why = "it has no number of the last event, or no list of devices"
+            raise notUnderstood(self.server, why)
         self._longest = silence
         quiet = f"no line received for {silence:g} s"
         self._silence = self._reactor.callLater(silence, self._fail, quiet)

@@ -1,37 +1,59 @@
 """
-Devices of other machines, as their servers describe them.
+Devices of other machines, as their servers describe them. Each value that a server sends is checked
+here, before any part of this package uses it.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from usbip_server.client.servers import Server
 from usbip_server.model.device import (
+    LONGEST_LEASE,
     DeviceState,
     Encryption,
     Holder,
     Lease,
     UsbDevice,
+    busOrder,
     isBusId,
 )
 from usbip_server.model.errors import Unreachable
 from usbip_server.model.timestamps import moment
 
+Text = Annotated[str, msgspec.Meta(max_length=4096)]
+"""A text to display. The strings of a USB device have 126 UTF-16 units at most (USB 2.0, 9.6.7)."""
+
+Id = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{4}\Z")]
+
+Class = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{2}\Z")]
+
+Interface = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{2}(/[0-9a-f]{2}){2}\Z")]
+
+Node = Annotated[str, msgspec.Meta(pattern=r"\A(/dev/bus/usb/[0-9]{3,9}/[0-9]{3,9})?\Z")]
+
+MOST_INTERFACES = 7281
+"""A configuration has 65,535 bytes at most, and an interface descriptor 9 (USB 2.0, 9.6)."""
+
+LARGEST_NUMBER = 65535
+"""The largest number in a bus id: USB/IP has 16 bits for the bus."""
+
 
 class _Holder(msgspec.Struct, frozen=True, kw_only=True):
-    address: str | None = None
-    since: str | None = None
+    address: Text | None = None
+    since: Text | None = None
     encryption: Encryption | None = None
 
 
 class _Lease(msgspec.Struct, frozen=True, kw_only=True):
-    owner: str
-    address: str
-    ttl: float | str | None = None
-    until: str | None = None
+    owner: Text
+    address: Text
+    ttl: Annotated[float, msgspec.Meta(ge=0, le=LONGEST_LEASE)] | Literal["connection"] | None = (
+        None
+    )
+    until: Text | None = None
 
 
 class _Device(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,22 +62,22 @@ class _Device(msgspec.Struct, frozen=True, kw_only=True):
     device.
     """
 
-    bus_id: str
-    vendor_id: str
-    product_id: str
-    description: str
-    serial: str | None = None
-    device_name: str = ""
-    manufacturer: str | None = None
-    product: str | None = None
-    speed: str | None = None
-    device_class: str = "00"
-    interfaces: tuple[str, ...] = ()
-    driver: str | None = None
+    bus_id: Annotated[str, msgspec.Meta(max_length=31)]
+    vendor_id: Id
+    product_id: Id
+    description: Text
+    serial: Text | None = None
+    device_name: Node = ""
+    manufacturer: Text | None = None
+    product: Text | None = None
+    speed: Annotated[str, msgspec.Meta(max_length=16)] | None = None
+    device_class: Class = "00"
+    interfaces: Annotated[tuple[Interface, ...], msgspec.Meta(max_length=MOST_INTERFACES)] = ()
+    driver: Text | None = None
     state: DeviceState = DeviceState.FREE
     holder: _Holder | None = None
-    trouble: str | None = None
-    name: str | None = None
+    trouble: Text | None = None
+    name: Text | None = None
     lease: _Lease | None = None
 
 
@@ -76,14 +98,30 @@ class RemoteDevice(msgspec.Struct, frozen=True, kw_only=True):
 
 def foundIn(server: Server, data: Any) -> tuple[RemoteDevice, ...]:
     """
-    The devices in the C{data} of a reply.
+    The devices in the C{data} of the reply to a C{list}.
 
     @raise Unreachable: the data is not understood.
     """
-    several = data if isinstance(data, list) else [data]
-    return tuple(
-        RemoteDevice(server=server, device=deviceIn(server, each), raw=each) for each in several
-    )
+    if not isinstance(data, list):
+        raise notUnderstood(server, "its data is not a list")
+    return tuple(remoteIn(server, each) for each in data)
+
+
+def remoteIn(server: Server, data: Any) -> RemoteDevice:
+    """
+    One device in the C{data} of a reply.
+
+    @raise Unreachable: the data is not understood.
+    """
+    return RemoteDevice(server=server, device=deviceIn(server, data), raw=data)
+
+
+def notUnderstood(server: Server, why: str) -> Unreachable:
+    """
+    The error of a server whose reply is not one of this protocol.
+    """
+    called = server.called(server.address)
+    return Unreachable(f"{called}: its answer is not understood: {why}")
 
 
 def deviceIn(server: Server, data: Any) -> UsbDevice:
@@ -94,7 +132,7 @@ def deviceIn(server: Server, data: Any) -> UsbDevice:
     """
     try:
         fields = msgspec.convert(data, _Device)
-        if not isBusId(fields.bus_id):
+        if not isBusId(fields.bus_id) or max(busOrder(fields.bus_id)) > LARGEST_NUMBER:
             raise ValueError(f"{fields.bus_id!r} is not a bus id")
         number = fields.device_name.rpartition("/")[2]
         return UsbDevice(
@@ -103,7 +141,7 @@ def deviceIn(server: Server, data: Any) -> UsbDevice:
             productId=fields.product_id,
             description=fields.description,
             serial=fields.serial,
-            deviceNumber=int(number) if number.isdigit() else 0,
+            deviceNumber=int(number or 0),
             manufacturer=fields.manufacturer,
             product=fields.product,
             speed=fields.speed,
@@ -117,9 +155,7 @@ def deviceIn(server: Server, data: Any) -> UsbDevice:
             lease=_lease(fields.lease),
         )
     except (msgspec.ValidationError, ValueError) as error:
-        raise Unreachable(
-            f"{server.called(server.address)}: its answer is not understood: {error}"
-        ) from error
+        raise notUnderstood(server, str(error)) from error
 
 
 def _holder(fields: _Holder | None) -> Holder | None:

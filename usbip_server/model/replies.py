@@ -280,6 +280,21 @@ class ReceivedReply(msgspec.Struct, frozen=True, kw_only=True):
         return self.code == Code.PENDING.value
 
 
+class _ReceivedNotice(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    The types of the values in a L{ReceivedNotice}, as in L{Notice}.
+    """
+
+    event: str
+    seq: int | None = None
+    time: str | None = None
+    data: dict[str, Any] | None = None
+    holder: dict[str, Any] | None = None
+    lease: dict[str, Any] | None = None
+    place: int | None = None
+    message: str | None = None
+
+
 def decodeReply(line: bytes) -> ReceivedReply | ReceivedNotice:
     """
     Decode a line from a server.
@@ -289,10 +304,18 @@ def decodeReply(line: bytes) -> ReceivedReply | ReceivedNotice:
     try:
         value = msgspec.json.decode(line)
         if isinstance(value, dict) and "event" in value:
-            return value
+            return _notice(value)
         return msgspec.convert(value, ReceivedReply)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise ValueError("the reply is not that of a usbipshare server") from None
+
+
+def _notice(value: dict[str, Any]) -> ReceivedNotice:
+    try:
+        msgspec.convert(value, _ReceivedNotice)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"its answer is not understood: {error}") from None
+    return value
 
 
 class Refused(ClientError):

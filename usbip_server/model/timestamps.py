@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import datetime
 
+from usbip_server.model.device import LATEST_TIME
+
 
 def timestamp(seconds: float) -> str:
     """
@@ -22,6 +24,13 @@ def moment(text: str) -> float:
     Parse what L{timestamp} has formatted.
 
     @return: seconds since the epoch.
-    @raise ValueError: the text has another format.
+    @raise ValueError: the text has another format, or the time is one that L{timestamp} cannot
+        format in UTC, or is before the epoch.
     """
-    return datetime.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+    when = datetime.datetime.fromisoformat(text.replace("Z", "+00:00"))
+    if when.tzinfo is None:
+        raise ValueError(f"{text!r} has no time zone")
+    seconds = when.timestamp()
+    if not 0 <= seconds <= LATEST_TIME:
+        raise ValueError(f"{text!r} is not between the years 1970 and 9999 in UTC")
+    return seconds

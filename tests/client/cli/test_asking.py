@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import threading
+from typing import Any
 
 from tests.client.cli.commandcase import CommandCase
 from tests.support.childdaemon import EXPORT
@@ -167,6 +168,39 @@ class ListTests(CommandCase):
         self.assertIn("\N{REPLACEMENT CHARACTER}[31mred", self.type("list").stdout)
         for arguments in (("list",), ("find", "1-1"), ("list", "--json")):
             self.assertNotIn("\x1b", self.type(*arguments).stdout)
+
+    def test_wrongReplies(self) -> None:
+        """A reply with a wrong value is an error of the server that sends it, for each command,
+        and none of its control characters is printed."""
+        device = {"vendor_id": "2341", "product_id": "0043", "description": "\x1b]0;\u202e\x9b"}
+        wrong = {"bus_id": "1-1\x1b[2J", **device}
+        listed = [{"bus_id": "1-1", **device}]
+        replies: dict[str, Any] = {
+            "list": listed,
+            "kick": [wrong, wrong],
+            "renew": 5,
+            "attach": {},
+            "detach": [],
+        }
+
+        def reply(peer: socket.socket) -> None:
+            for line in peer.makefile("rb"):
+                if not line.startswith(b"{"):
+                    return
+                data = replies[json.loads(line)["command"]]
+                peer.sendall(json.dumps({"status": "success", "data": data}).encode() + b"\n")
+
+        with ScriptedServer(reply) as server:
+            self.known("raspi", host="127.0.0.1", port=server.port, export_port=server.port)
+            for command in ("kick 1-1", "renew 1-1 --lease ci", "attach 1-1"):
+                done = self.type(*command.split(), status=Exit.UNREACHABLE)
+                self.assertIn("its answer is not understood", done.stderr)
+                self.assertTrue(done.output.replace("\n", "").isprintable(), command)
+            for replies["list"] in ([wrong], 5, {"bus_id": "1-1"}):
+                for command in ("list", "status", "doctor"):
+                    done = self.type(command, status=Exit.UNREACHABLE)
+                    self.assertIn("its answer is not understood", done.output)
+                    self.assertTrue(done.output.replace("\n", "").isprintable(), command)
 
     def test_stock(self) -> None:
         """The devices of a stock usbipd are listed with what USB/IP describes."""

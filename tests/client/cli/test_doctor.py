@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from tests.client.cli.commandcase import VIRTUAL, CommandCase
+from tests.client.cli.test_asking import listen
 from tests.support.childdaemon import EXPORT
 from tests.support.scriptedserver import LIST_REQUEST, ScriptedServer, says
 from usbip_server import __version__
@@ -24,15 +25,18 @@ from usbip_server.kernel.vhci.ports import Vhci
 from usbip_server.kernel.vhci.records import Record
 from usbip_server.testing import FakeVhci
 
+ANOTHER = "another program answers on"
+
 
 class DoctorTests(CommandCase):
     """
     Each problem is reported, with what to do.
     """
 
-    def checks(self, status: int = 0) -> dict[str, dict[str, Any]]:
+    def checks(self, status: int = 0, *arguments: str) -> dict[str, dict[str, Any]]:
         """The checks, by their subject."""
-        return {check["what"]: check for check in self.json("doctor", status=status)["checks"]}
+        said = self.json("doctor", *arguments, status=status)
+        return {check["what"]: check for check in said["checks"]}
 
     def assertWrong(self, check: dict[str, Any], found: str, fix: str) -> None:
         """A check has found this problem, and suggests this."""
@@ -86,6 +90,32 @@ class DoctorTests(CommandCase):
         self.assertWrong(found["shut: requests"], "may not list", "`access`")
         self.assertWrong(found["dead: requests"], "refused", "systemctl status usbipshare")
         self.assertFalse(found["dead: USB/IP"]["ok"])
+
+    def test_otherPrograms(self) -> None:
+        """Where another program answers, the advice is to correct the port, and where the name is
+        unknown, the name; the firewall is suspected only where nothing answers."""
+        tls = "if the server requires TLS, set `tls` in client.yaml; or another program answers on"
+        firewall = "is the server on? does a firewall block"
+        for name, play, found, fix in (
+            ("web", says(b"HTTP/1.1 400 Bad Request\r\n\r\n", size=8), "not that of a us", ANOTHER),
+            ("ssh", says(b"SSH-2.0-OpenSSH_9.2p1\r\n", size=8), "not that of a us", ANOTHER),
+            ("closing", says(size=8), "without a reply", tls),
+            ("silent", listen, "no answer within", firewall),
+        ):
+            with ScriptedServer(play) as server:
+                self.servers.clear()
+                self.known(name, host="127.0.0.1", port=server.port, export_port=server.port)
+                check = self.checks(Exit.UNREACHABLE, "--timeout", "0.5")[f"{name}: requests"]
+                self.assertWrong(check, found, fix)
+                self.assertIn(f"{server.port}/tcp", check["fix"])
+        self.servers.clear()
+        self.known("misspelt", host="raspi.invalid")
+        check = self.checks(Exit.UNREACHABLE)["misspelt: requests"]
+        self.assertWrong(check, "no machine of this name", "is 'raspi.invalid' the right name?")
+        with ScriptedServer(says(b"HTTP/1.1 400 Bad Request\r\n\r\n", size=8)) as web:
+            self.daemon("half", "backend: {type: virtual}\nexport: off", export_port=web.port)
+            check = self.checks(Exit.UNREACHABLE)["half: USB/IP"]
+        self.assertWrong(check, "not that of a USB/IP server", "set `export_port` of this server")
 
     def test_oldServers(self) -> None:
         """Servers that are too old are reported, with what to update."""

@@ -8,7 +8,9 @@ import contextlib
 import io
 import json
 import os
+import sys
 import time
+import unicodedata
 from collections.abc import Iterator
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -97,10 +99,13 @@ class PrinterTests(OutputTestCase):
         self.assertEqual(err.getvalue(), "one\ntwo\n")
 
     def test_controlCharacters(self) -> None:
-        """Control characters are replaced."""
+        """Whatever can control a terminal or the direction of its text is replaced."""
         self.assertEqual(plain("Größe 機械"), "Größe 機械")
         for order in ("\x1b", "\x9b", "\n", "\r", "\u202e", "\ud800", "\x7f"):
             self.assertEqual(plain(f"a{order}b"), "a\N{REPLACEMENT CHARACTER}b")
+        for each in map(chr, range(sys.maxunicode + 1)):
+            if unicodedata.category(each) in ("Cc", "Cf", "Cs", "Zl", "Zp"):
+                self.assertNotIn(each, plain(each))
 
 
 class TableTests(OutputTestCase):

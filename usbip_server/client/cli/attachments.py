@@ -17,7 +17,7 @@ from usbip_server.client.cli.context import CommandContext
 from usbip_server.client.cli.discovery import isRefused, waitFor
 from usbip_server.client.cli.relayprocess import RelayProcess
 from usbip_server.client.cli.stockusbipd import remedy
-from usbip_server.client.devices import RemoteDevice, foundIn
+from usbip_server.client.devices import RemoteDevice, remoteIn
 from usbip_server.client.selection import Selector
 from usbip_server.client.servers import Server
 from usbip_server.model.device import DeviceState
@@ -198,8 +198,7 @@ class Attacher:
                 self._context.printer.progress(text, isNews=True)
 
         self._context.printer.progress(f"{found}: binding it at the server")
-        [bound] = foundIn(server, self._context.ask(server, request, show))
-        return bound
+        return remoteIn(server, self._context.ask(server, request, show))
 
     def _import(self, found: RemoteDevice, isStock: bool = False) -> Attached:
         self._context.printer.progress(f"{found}: attaching it to this machine")

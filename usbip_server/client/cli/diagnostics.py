@@ -4,8 +4,10 @@ The checks of C{usbipshare doctor}: this machine's kernel, each server, each att
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import socket
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,6 +21,7 @@ from usbip_server.client.cli.attachments import Attacher
 from usbip_server.client.cli.context import CommandContext
 from usbip_server.client.cli.discovery import askAll
 from usbip_server.client.cli.text import Table, cell
+from usbip_server.client.devices import foundIn
 from usbip_server.client.imports import listDevices
 from usbip_server.client.servers import Server
 from usbip_server.kernel import usbip_host
@@ -27,6 +30,9 @@ from usbip_server.kernel.vhci.ports import PortState, Vhci
 from usbip_server.model.errors import LocalTrouble, Unreachable
 from usbip_server.model.replies import NO_ANSWER, Status
 from usbip_server.model.usbip import NotGiven, OtherVersion
+
+UNREACHABLE = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN)
+"""Errors of a network that does not lead to the server."""
 
 UPDATE = "pip install --upgrade usbipshare"
 
@@ -190,21 +196,44 @@ def _requests(server: Server, seconds: float) -> Check:
     begin = time.monotonic()
     try:
         reply = ask(server, {"command": "list"}, seconds)
+        took = f"answers within {1000 * (time.monotonic() - begin):.0f} ms"
+        if reply.status is not Status.SUCCESS:
+            fix = "set `token` in client.yaml, or change `access` in the server's configuration"
+            return Check(what=what, ok=False, found=f"{took}: {reply.message}", fix=fix)
+        found = foundIn(server, reply.data)
     except Unreachable as error:
-        fix = f"is the server on? does a firewall block {tcp}? on the server: sudo ufw allow {tcp}"
-        if isinstance(error.__cause__, ConnectionRefusedError):
-            fix = (
-                "on the server: systemctl status usbipshare; for a stock usbipd set `stock: true` "
-                "in client.yaml"
-            )
-        elif isTlsError(error.__cause__):
-            fix = TLS_FILES
+        refused = (
+            "on the server: systemctl status usbipshare; for a stock usbipd set `stock: true` in "
+            "client.yaml"
+        )
+        fix = _remedy(server, error, tcp, refused, "`port`")
         return Check(what=what, ok=False, found=str(error), fix=fix)
-    took = f"answers within {1000 * (time.monotonic() - begin):.0f} ms"
-    if reply.status is not Status.SUCCESS:
-        fix = "set `token` in client.yaml, or change `access` in the server's configuration"
-        return Check(what=what, ok=False, found=f"{took}: {reply.message}", fix=fix)
-    return Check(what=what, ok=True, found=f"{took}, {len(reply.data)} devices")
+    return Check(what=what, ok=True, found=f"{took}, {len(found)} devices")
+
+
+def _remedy(server: Server, error: Exception, tcp: str, refused: str, key: str) -> str:
+    """
+    What to do about a port that does not answer as it should.
+
+    @param tcp: the port.
+    @param refused: what to do if nothing listens on it.
+    @param key: the key of the port in client.yaml.
+    """
+    cause = error.__cause__
+    if isTlsError(cause):
+        return TLS_FILES
+    if isinstance(cause, ConnectionRefusedError):
+        return refused
+    if isinstance(cause, socket.gaierror | UnicodeError):
+        return f"is {server.host!r} the right name? its address works, too"
+    if isinstance(cause, OSError) and cause.errno in UNREACHABLE:
+        return f"is the server on, and {server.host} its address? does `ping {server.host}` work?"
+    other = f"another program answers on {tcp}: set {key} of this server in client.yaml"
+    if isinstance(cause, ConnectionError) and server.tls is None:
+        return f"if the server requires TLS, set `tls` in client.yaml; or {other}"
+    if isinstance(cause, OSError):  # TimeoutError is one of these
+        return f"is the server on? does a firewall block {tcp}? on the server: sudo ufw allow {tcp}"
+    return other
 
 
 def _version(server: Server, seconds: float) -> Check:
@@ -246,17 +275,15 @@ def _export(server: Server, seconds: float, isOn: bool, hint: str = "") -> Check
     try:
         listed = listDevices(server, seconds)
     except (Unreachable, NotGiven) as error:
-        found = str(error)
-        fix = f"does a firewall block {tcp}? on the server: sudo ufw allow {tcp}{hint}"
-        if isTlsError(error.__cause__):
-            fix = TLS_FILES
-        elif isinstance(error.__cause__, ConnectionRefusedError):
-            fix = "on the server: set `export` in its configuration, or sudo systemctl start usbipd"
+        refused = "on the server: set `export` in its configuration, or sudo systemctl start usbipd"
+        fix = _remedy(server, error, tcp, refused, "`export_port`")
+        if isinstance(error.__cause__, TimeoutError):
+            fix += hint
         elif isinstance(error.__cause__, OtherVersion):
-            return Check(what=what, ok=False, found=found, fix=TOO_OLD)
-        elif isinstance(error.__cause__, ConnectionError) and server.tls is None:
-            return Check(what=what, ok=False, found=found, fix=CLOSES)
-        return Check(what=what, ok=False, found=found, fix=fix if isOn else None)
+            fix = TOO_OLD
+        elif isinstance(error.__cause__, ConnectionError) and fix.startswith("if"):
+            fix = CLOSES
+        return Check(what=what, ok=False, found=str(error), fix=fix if isOn else None)
     return Check(what=what, ok=True, found=f"answers, {len(listed)} devices can be imported")
 
 

@@ -31,7 +31,7 @@ def command(context: CommandContext, selector: Selector, owner: str | None, forc
     End the session of the client that uses a device. The device stays bound, for the next client.
     """
     from usbip_server.client.cli.output import fieldsOf
-    from usbip_server.client.devices import foundIn
+    from usbip_server.client.devices import remoteIn
 
     result = context.discover()
     found = context.choose(selector, result)
@@ -41,6 +41,6 @@ def command(context: CommandContext, selector: Selector, owner: str | None, forc
         request["owner"] = owner
     if force:
         request["force"] = True
-    [now] = foundIn(found.server, context.ask(found.server, request))
+    now = remoteIn(found.server, context.ask(found.server, request))
     context.printer.line(f"{now}: no client uses it now")
     context.printer.result([fieldsOf(now)])

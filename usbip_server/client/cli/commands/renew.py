@@ -44,13 +44,13 @@ def command(context: CommandContext, selector: Selector, owner: str, ttl: float 
     """
     from usbip_server.client.cli.output import fieldsOf
     from usbip_server.client.cli.tables import userOf
-    from usbip_server.client.devices import foundIn
+    from usbip_server.client.devices import remoteIn
 
     result = context.discover()
     found = context.choose(selector, result)
     result.requireControl(found)
     lease: dict[str, Any] = {"owner": owner} if ttl is None else {"owner": owner, "ttl": ttl}
     request = {"command": "renew", "id": found.device.busId, "lease": lease, "detail": True}
-    [now] = foundIn(found.server, context.ask(found.server, request))
+    now = remoteIn(found.server, context.ask(found.server, request))
     context.printer.line(f"{now}: {userOf(now.device)}")
     context.printer.result([fieldsOf(now)])
