@@ -4,6 +4,7 @@ Tests of L{usbip_server.backends.virtual}: clients that import its devices.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
@@ -34,7 +35,7 @@ if softdevice.installed:
 
 DEVICES = [
     {"bus_id": "1-1", "kind": "serial", "product": "Port", "serial": "P1"},
-    {"bus_id": "1-2.3", "kind": "disk", "size": 1024, "vendor_id": "ABCD"},
+    {"bus_id": "1-2.3", "kind": "disk", "size": 2048, "vendor_id": "ABCD"},
 ]
 PORT, DISK = "1-1", "1-2.3"
 
@@ -79,6 +80,18 @@ def handle(client: socket.socket) -> Any:
     return Handle(Connection(client), None)
 
 
+OUT, IN = 0, 1
+"""C{USBIP_DIR_OUT} and C{USBIP_DIR_IN}."""
+
+
+def submit(
+    number: int, direction: int, data: bytes = b"", length: int = 64, endpoint: int = 1
+) -> bytes:
+    """C{USBIP_CMD_SUBMIT}, by default to the first endpoint."""
+    length = len(data) or length
+    return struct.pack(">6Ii12x8x", 1, number, 0, direction, endpoint, 0, length) + data
+
+
 class ExportCase(TestCase):
     """
     A backend with bound devices.
@@ -121,14 +134,14 @@ class ExportCase(TestCase):
         self.assertEqual((exported.state, exported.holder), (DeviceState.IN_USE, HOLDER))
         return ours, theirs
 
-    async def until(self, state: DeviceState) -> None:
-        """Wait until the serial port is in a state."""
-        if self.device().state is state:
+    async def until(self, state: DeviceState, busId: str = PORT) -> None:
+        """Wait until a device is in a state."""
+        if self.device(busId).state is state:
             return
         done: Deferred[None] = Deferred()
 
         def look(changes: tuple[Change, ...]) -> None:
-            if self.device().state is state and not done.called:
+            if self.device(busId).state is state and not done.called:
                 done.callback(None)
 
         self.backend.inventory.subscribe(look)
@@ -174,16 +187,10 @@ class TrafficTests(ExportCase):
     async def test_writeAcknowledgedFirst(self) -> None:
         """A serial port acknowledges a write before it sends the echo, even if the read was
         requested earlier: some clients wait for the replies in this order."""
-
-        def submit(number: int, direction: int, data: bytes = b"") -> bytes:
-            """C{USBIP_CMD_SUBMIT} to the first endpoint."""
-            length = len(data) or 64
-            return struct.pack(">10I8x", 1, number, 0, direction, 1, 0, length, 0, 0, 0) + data
-
         _, theirs = await self.export()
         for number in range(1, 10, 2):
-            theirs.sendall(submit(number, 1))
-            theirs.sendall(submit(number + 1, 0, b"hello"))
+            theirs.sendall(submit(number, IN))
+            theirs.sendall(submit(number + 1, OUT, b"hello"))
             for expected, data in ((number + 1, b""), (number, b"hello")):
                 answer = await deferToThread(received, theirs, 48 + len(data))
                 self.assertEqual(struct.unpack_from(">II", answer), (3, expected))
@@ -220,6 +227,100 @@ class TrafficTests(ExportCase):
         await self.backend.release(self.device(DISK), 5)
         driver = MSCDriver(handle((await self.export(DISK))[1]))
         self.assertEqual(await deferToThread(driver.read_blocks, 0, 2048, 512), content)
+
+
+class LimitTests(ExportCase):
+    """
+    Clients that send more than they read.
+    """
+
+    async def ends(self, busId: str, *messages: bytes) -> None:
+        """The session of a client that sends these messages ends."""
+        _, theirs = await self.export(busId)
+        theirs.settimeout(SECONDS)
+
+        def play() -> None:
+            with contextlib.suppress(ConnectionError):
+                for message in messages:
+                    theirs.sendall(message)
+            with contextlib.suppress(ConnectionError):
+                while theirs.recv(65536):
+                    pass
+
+        await deferToThread(play)
+        self.assertEqual(await deferToThread(self.restOf, theirs), b"")
+        await self.until(DeviceState.BOUND, busId)
+
+    def restOf(self, client: socket.socket) -> bytes:
+        """What can still be received."""
+        try:
+            return client.recv(1)
+        except ConnectionError:
+            return b""
+
+    async def test_echo(self) -> None:
+        """A serial port loses what its client does not read: it keeps C{LARGEST} bytes."""
+        _, theirs = await self.export()
+        block = bytes(65536)
+
+        def echoed() -> int:
+            for number in range(1, 2 * softdevice.LARGEST // len(block) + 1):
+                theirs.sendall(submit(number, OUT, block))
+                received(theirs, 48)
+            count = 0
+            for number in range(100, 200):
+                theirs.sendall(submit(number, IN, length=len(block)))
+                if count == softdevice.LARGEST:
+                    break
+                (size,) = struct.unpack_from(">I", received(theirs, 48), 24)
+                count += len(received(theirs, size))
+            theirs.sendall(submit(300, OUT, b"again"))
+            received(theirs, 48)
+            received(theirs, 48)
+            self.assertEqual(received(theirs, 5), b"again")
+            return count
+
+        self.assertEqual(await deferToThread(echoed), softdevice.LARGEST)
+
+    async def test_transfers(self) -> None:
+        """A transfer that is too large, or of a negative size, ends the session, as do too many
+        requests that wait, two with one number, and an unknown command."""
+        for messages in (
+            [submit(1, OUT, length=softdevice.LARGEST + 1)],
+            [submit(1, IN, length=-1)],
+            [submit(1, IN), submit(1, IN)],
+            [submit(number, IN) for number in range(softdevice.MOST_URBS + 1)],
+            [b"\0\0\0\7" + bytes(44)],
+        ):
+            await self.ends(PORT, *messages)
+
+    async def test_answeredAndUnlinked(self) -> None:
+        """Requests that were answered or unlinked do not count."""
+        _, theirs = await self.export()
+
+        def play() -> None:
+            for number in range(1, 2 * softdevice.MOST_URBS, 2):
+                theirs.sendall(submit(number, IN))
+                theirs.sendall(struct.pack(">6I24x", 2, number + 1, 0, 0, 1, number))
+                received(theirs, 48)
+
+        await deferToThread(play)
+        await self.echoes(theirs)
+
+    async def test_disk(self) -> None:
+        """A read command that is too large ends the session, as do further commands of a client
+        that does not read."""
+
+        def read(number: int, blocks: int) -> bytes:
+            """C{READ(12)} in a command block wrapper."""
+            command = struct.pack(">BxIIxx", 0xA8, 0, blocks)
+            size = 512 * blocks
+            wrapper = b"USBC" + struct.pack("<IIBBB", number, size, 0x80, 0, 12) + command
+            return submit(number, OUT, wrapper.ljust(31, b"\0"))
+
+        most = softdevice.LARGEST // 512
+        await self.ends(DISK, read(1, most + 1))
+        await self.ends(DISK, *(read(number, most) for number in range(1, 4)))
 
 
 class EndTests(ExportCase):
@@ -316,7 +417,7 @@ class StuckTests(ExportCase):
 
         self.patch(USBDevice, "handle_urb", hang)
         self.ours, theirs = await self.export()
-        theirs.sendall(bytes(48))
+        theirs.sendall(submit(1, IN))
         await deferToThread(hangs.wait)
 
     async def rebind(self) -> None:

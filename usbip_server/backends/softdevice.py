@@ -3,6 +3,10 @@ Emulated USB devices, and the sessions of the clients that have imported them.
 
 The devices are those of the PyPI package C{usbip}. Each session has a thread, as the calls of the
 package block.
+
+A client cannot make a device allocate more than L{LARGEST} bytes at a time, leave more than that
+unread, or have more than L{MOST_URBS} requests unanswered. (A disk also collects the data of one
+write command, which cannot be larger than the disk.)
 """
 
 from __future__ import annotations
@@ -10,10 +14,11 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
+import struct
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from twisted.logger import Logger
@@ -25,6 +30,7 @@ try:
     from usbip import USBDevice, protocol  # type: ignore[import-untyped]
     from usbip.classes.device.cdc_acm import CDCACM  # type: ignore[import-untyped]
     from usbip.classes.device.msc import MSC  # type: ignore[import-untyped]
+    from usbip.core import IN  # type: ignore[import-untyped]
 except ImportError:  # it is an optional extra
     installed = False
 else:
@@ -32,6 +38,55 @@ else:
 
 BLOCK = 512
 """Bytes in a block of a disk."""
+
+LARGEST = 1024 * 1024
+"""Bytes in a transfer and in a read command of a disk: as large as Linux makes them for the fastest
+disks (C{max_sectors}, C{drivers/usb/storage/scsiglue.c})."""
+
+MOST_URBS = 1024
+"""Requests of a client that are not answered yet."""
+
+_HEADER = struct.Struct(">5IIi20x")
+"""C{struct usbip_header} of C{USBIP_CMD_SUBMIT} (C{drivers/usb/usbip/usbip_common.h}): command,
+seqnum, devid, direction, ep, transfer_flags, transfer_buffer_length."""
+
+
+class LimitExceeded(Exception):
+    """
+    A client has exceeded a limit; its session ends. The text states which.
+    """
+
+
+class Unread:
+    """
+    Counts the bytes that an IN endpoint has and its client has not read.
+    """
+
+    def __init__(self, endpoint: Any) -> None:
+        """
+        @param endpoint: that of the package. All writes to it are counted.
+        """
+        self.bytes = 0
+        self.endpoint: int = endpoint.number
+        write = endpoint.write
+
+        def counted(data: bytes) -> None:
+            self.bytes += len(data)
+            write(data)
+
+        endpoint.write = counted
+
+    def read(self, urb: Any) -> None:
+        """Count what a reply carries."""
+        if urb.direction == IN and urb.ep == self.endpoint:
+            self.bytes -= urb.actual
+
+    def requireRoom(self) -> None:
+        """
+        @raise LimitExceeded: the client sends commands, but does not read the replies.
+        """
+        if self.bytes > LARGEST:
+            raise LimitExceeded(f"more than {LARGEST} bytes are waiting to be read")
 
 
 class MemoryStore:
@@ -49,7 +104,13 @@ class MemoryStore:
         self._content = bytearray(self.num_blocks * BLOCK)
 
     def read(self, lba: int, count: int) -> bytes:
-        """Read blocks."""
+        """
+        Read blocks.
+
+        @raise LimitExceeded: too many at once.
+        """
+        if count * BLOCK > LARGEST:
+            raise LimitExceeded(f"a read of {count * BLOCK} bytes, and {LARGEST} are the most")
         return bytes(self._content[lba * BLOCK : (lba + count) * BLOCK])
 
     def write(self, lba: int, count: int, data: bytes) -> None:
@@ -57,15 +118,39 @@ class MemoryStore:
         self._content[lba * BLOCK : lba * BLOCK + len(data)] = data
 
 
-def makeDevice(vendorId: str, productId: str, diskSize: int | None, **strings: str | None) -> Any:
+class SoftUsb(NamedTuple):
     """
-    Make a disk, or a serial port (CDC-ACM) that sends back what it receives.
+    A device of the package.
+
+    @ivar usb: the C{USBDevice}.
+    @ivar unread: what its client has not read.
+    """
+
+    usb: Any
+    unread: Unread
+
+
+def makeDevice(
+    vendorId: str, productId: str, diskSize: int | None, **strings: str | None
+) -> SoftUsb:
+    """
+    Make a disk, or a serial port (CDC-ACM) that sends back what it receives. As one without flow
+    control, the port loses what does not fit into its buffer of L{LARGEST} bytes.
 
     @param diskSize: in bytes; C{None} for a serial port.
     """
     device = USBDevice(int(vendorId, 16), int(productId, 16), **strings)
-    device.add(CDCACM() if diskSize is None else MSC(MemoryStore(diskSize)))
-    return device
+    if diskSize is None:
+
+        def echo(port: Any, data: bytes) -> None:
+            fitting = data[: max(0, LARGEST - unread.bytes)]
+            if fitting:
+                port.write(fitting)
+
+        unread = Unread(device.add(CDCACM(on_rx=echo)).in_ep)
+    else:
+        unread = Unread(device.add(MSC(MemoryStore(diskSize))).in_ep)
+    return SoftUsb(device, unread)
 
 
 class Wire:
@@ -81,6 +166,7 @@ class Wire:
         @raise OSError: it is closed, or there is no descriptor left.
         """
         self.sending = threading.Lock()
+        self._ahead = b""
         self._socket = socket.fromfd(
             connection.fileno(), connection.family, connection.type, connection.proto
         )
@@ -89,11 +175,24 @@ class Wire:
         """
         Receive bytes; empty if the connection is shut down.
         """
+        if self._ahead:
+            received, self._ahead = self._ahead[:most], self._ahead[most:]
+            return received
         while True:
             try:
                 return self._socket.recv(most, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 self._wait(select.POLLIN)
+
+    def peek(self, size: int) -> bytes:
+        """
+        Receive so many bytes, or fewer at the end of the connection, and keep them for C{recv}.
+        """
+        ahead = b""
+        while len(ahead) < size and (more := self.recv(size - len(ahead))):
+            ahead += more
+        self._ahead = ahead
+        return ahead
 
     def sendall(self, data: bytes) -> None:
         """
@@ -147,15 +246,14 @@ class SoftDevice:
 
     _log = Logger()
 
-    def __init__(self, usb: Any, reactor: Any, onEnd: Callable[[], None]) -> None:
+    def __init__(self, device: SoftUsb, reactor: Any, onEnd: Callable[[], None]) -> None:
         """
-        @param usb: the package's device.
         @param reactor: provides C{IReactorFromThreads}.
         @param onEnd: called when a session has ended, unless C{withdraw} has ended it.
         """
         self.session: Session | None = None
         self.former: Session | None = None
-        self._usb = usb
+        self._usb, self._unread = device
         self._reactor = reactor
         self._onEnd = onEnd
 
@@ -191,6 +289,12 @@ class SoftDevice:
             self._carry(session.wire)
         except OSError:
             pass  # the connection has ended
+        except LimitExceeded as error:
+            self._log.warn(
+                "ended the session of {client} with a virtual device: {error}",
+                client=session.holder.address,
+                error=str(error),
+            )
         except Exception:
             self._log.failure(
                 "a virtual device failed on what {client} sent", client=session.holder.address
@@ -214,6 +318,7 @@ class SoftDevice:
         """
         us = threading.get_ident()
         behind: list[Any] = []  # replies during handle_urb
+        unanswered: set[int] = set()
 
         def respond(urb: Any) -> None:  # from any thread
             if threading.get_ident() == us:
@@ -222,16 +327,43 @@ class SoftDevice:
                 send(urb)
 
         def send(urb: Any) -> None:
+            unanswered.discard(urb.seqnum)
+            self._unread.read(urb)
             with wire.sending, contextlib.suppress(OSError):
                 protocol.write_ret(wire, urb)
 
         self._usb.reset_io()
-        while (urb := protocol.read_cmd(wire, self._usb)) is not None:
+        self._unread.bytes = 0
+        while (urb := self._receive(wire)) is not None:
             if urb.command == protocol.CMD_UNLINK:
                 self._usb.cancel_urb(urb.flags)
+                unanswered.discard(urb.flags)
                 with wire.sending:
                     protocol.write_ret_unlink(wire, urb)
-            elif self._usb.handle_urb(urb, respond) is not None:
+                continue
+            if urb.seqnum in unanswered or len(unanswered) == MOST_URBS:
+                raise LimitExceeded(f"more than {MOST_URBS} requests, or two with one number")
+            unanswered.add(urb.seqnum)
+            if self._usb.handle_urb(urb, respond) is not None:
                 send(urb)
             while behind:
                 send(behind.pop(0))
+
+    def _receive(self, wire: Wire) -> Any:
+        """
+        Receive a request of the client; C{None} at the end of the connection.
+
+        @raise LimitExceeded: it is too large, or there is no room for the reply.
+        """
+        header = wire.peek(_HEADER.size)
+        if len(header) < _HEADER.size:
+            return None
+        command, _, _, direction, endpoint, _, length = _HEADER.unpack(header)
+        if command == protocol.CMD_SUBMIT:
+            if not 0 <= length <= LARGEST:
+                raise LimitExceeded(f"a transfer of {length} bytes, and {LARGEST} are the most")
+            if direction != IN and endpoint != 0:
+                self._unread.requireRoom()
+        elif command != protocol.CMD_UNLINK:
+            raise LimitExceeded(f"an unknown command {command:#x}")
+        return protocol.read_cmd(wire, self._usb)

@@ -157,7 +157,7 @@ class VirtualBackend:
             driver="usb",
         )
         if declared.kind != "inert":
-            usb = softdevice.makeDevice(
+            soft = softdevice.makeDevice(
                 declared.vendor_id,
                 declared.product_id,
                 declared.size * 1024 if declared.kind == "disk" else None,
@@ -165,7 +165,7 @@ class VirtualBackend:
                 product=declared.product,
                 serial=declared.serial,
             )
-            descriptor = usb.device_descriptor()
+            descriptor = soft.usb.device_descriptor()
             device = msgspec.structs.replace(
                 device,
                 deviceClass=f"{descriptor.bDeviceClass:02x}",
@@ -173,10 +173,10 @@ class VirtualBackend:
                 protocol=f"{descriptor.bDeviceProtocol:02x}",
                 release=descriptor.bcdDevice,
                 configurations=descriptor.bNumConfigurations,
-                interfaces=tuple(bytes(three).hex("/") for three in usb.interface_triples()),
+                interfaces=tuple(bytes(three).hex("/") for three in soft.usb.interface_triples()),
             )
             self._soft[busId] = softdevice.SoftDevice(
-                usb, self._reactor, lambda: self._follow(busId)
+                soft, self._reactor, lambda: self._follow(busId)
             )
         self._put(device)
 
