@@ -171,12 +171,15 @@ class ScannerTests(SynchronousTestCase):
         self.assertEqual((device.state, device.holder), (DeviceState.BOUND, None))
 
     def test_strings(self) -> None:
-        """Control characters are removed from strings."""
-        self.kernel.plug("1-1", serial=" \x1b[31mA\x00B\n ", product="Grüße")
+        """What cannot be displayed is escaped, so that serial numbers that differ in it differ."""
+        serial = " \x1b[31mA\x00B\\\u2028\r\n "
+        self.kernel.plug("1-1", serial=serial, product="Grüße\xa0\N{RIGHT-TO-LEFT OVERRIDE}")
         texts: list[Strings] = []
         scanner = Scanner(self.kernel, UsbIds([]))
         scanner.readStrings(scanner.read(["1-1"]), lambda plugId, strings: texts.append(strings))
-        self.assertEqual([(each.serial, each.product) for each in texts], [("[31mAB", "Grüße")])
+        [strings] = texts
+        self.assertEqual(strings.serial, r"\x1b[31mA\x00B\x5c\u2028\x0d\x0a")
+        self.assertEqual(strings.product, r"Grüße \u202e")
 
     def test_madeTree(self) -> None:
         """A tree of plain files and directories can be read, but has no uevents and modules."""

@@ -97,6 +97,18 @@ class MatchingTests(SynchronousTestCase):
         found = matching(FindDevice(serial="A?B"), (TWELFTH, other))
         self.assertEqual(found, (TWELFTH,))
 
+    def test_escapes(self) -> None:
+        """Characters that cannot be displayed may be given as they are or escaped, and blanks at
+        the ends do not count."""
+        odd = changed(TWELFTH, serial=r"AB\x05\x5cC", product=r"Odd \u202eone")
+        for criteria in (
+            *({"serial": r"AB\x05\x5cC"}, {"serial": "AB\x05\\C"}, {"serial": r" AB*\x5CC "}),
+            *({"desc": r"odd \u202EONE "}, {"desc": "\u202eo"}, {"desc": r"odd*\u202e*"}),
+        ):
+            found = matching(FindDevice(**criteria), (TWELFTH, odd))
+            self.assertEqual(found, (odd,), criteria)
+        self.assertEqual(matching(FindDevice(serial=r"AB\x06\x5cC"), (odd,)), ())
+
     def test_noSerial(self) -> None:
         """A device without a serial number never matches one."""
         for serial in ("*", "None", "null", "?*", "[!x]*"):

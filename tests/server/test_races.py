@@ -17,7 +17,16 @@ from tests.server.corecase import (
     PatientCoreTestCase,
     lease,
 )
-from tests.support.fixtures import BOB, STICK, UNO, PatientBackend, asked, changed, watching
+from tests.support.fixtures import (
+    BOB,
+    STICK,
+    UNO,
+    PatientBackend,
+    PromptBackend,
+    asked,
+    changed,
+    watching,
+)
 from usbip_server.model.device import Lease
 from usbip_server.model.devicerules import Match, Rule
 from usbip_server.model.errors import (
@@ -315,6 +324,7 @@ class IdentityTests(CoreTestCase):
 
     def test_movedIsSaved(self) -> None:
         """The port where a device was last seen is saved."""
+        self.backend = PromptBackend((UNO,))
         self.start()
         self.done("attach")
         self.unplug()

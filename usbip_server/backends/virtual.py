@@ -20,6 +20,7 @@ from usbip_server.backends import softdevice
 from usbip_server.interfaces import IUsbBackend
 from usbip_server.model.device import DeviceState, Holder, Traffic, UsbDevice, isBusId
 from usbip_server.model.errors import DeviceInUse, OperationFailed, OperationTimedOut
+from usbip_server.model.escapes import escape, readable
 from usbip_server.model.inventory import Inventory
 from usbip_server.model.options import InvalidOption, convert
 from usbip_server.runtime.threads import BlockingCalls, CallPending, CallTimedOut
@@ -148,10 +149,10 @@ class VirtualBackend:
             vendorId=declared.vendor_id.lower(),
             productId=declared.product_id.lower(),
             description=_describe(declared),
-            serial=declared.serial,
+            serial=declared.serial and escape(declared.serial),
             deviceNumber=number,
-            manufacturer=declared.manufacturer,
-            product=declared.product,
+            manufacturer=declared.manufacturer and readable(declared.manufacturer),
+            product=declared.product and readable(declared.product),
             speed="12",
             path=f"virtual/{busId}",
             driver="usb",
@@ -313,4 +314,7 @@ def _heldBy(device: UsbDevice, holder: Holder) -> UsbDevice:
 
 def _describe(declared: VirtualDevice) -> str:
     strings = f"{declared.manufacturer or ''} {declared.product or ''}".strip()
-    return strings or f"USB device {declared.vendor_id.lower()}:{declared.product_id.lower()}"
+    return (
+        readable(strings)
+        or f"USB device {declared.vendor_id.lower()}:{declared.product_id.lower()}"
+    )

@@ -21,6 +21,7 @@ from usbip_server.model.device import (
     isBusId,
 )
 from usbip_server.model.errors import Unreachable
+from usbip_server.model.escapes import normalize
 from usbip_server.model.timestamps import moment
 
 Text = Annotated[str, msgspec.Meta(max_length=4096)]
@@ -139,11 +140,11 @@ def deviceIn(server: Server, data: Any) -> UsbDevice:
             busId=fields.bus_id,
             vendorId=fields.vendor_id,
             productId=fields.product_id,
-            description=fields.description,
-            serial=fields.serial,
+            description=normalize(fields.description),
+            serial=fields.serial and normalize(fields.serial),
             deviceNumber=int(number or 0),
-            manufacturer=fields.manufacturer,
-            product=fields.product,
+            manufacturer=fields.manufacturer and normalize(fields.manufacturer),
+            product=fields.product and normalize(fields.product),
             speed=fields.speed,
             deviceClass=fields.device_class,
             interfaces=fields.interfaces,

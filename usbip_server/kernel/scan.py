@@ -22,6 +22,7 @@ from usbip_server.kernel.system import ISystem
 from usbip_server.kernel.usbdescriptors import DEVICE, interfacesOf
 from usbip_server.kernel.usbids import UsbIds
 from usbip_server.model.device import HUB_CLASS, DeviceState, Holder, PlugId, UsbDevice, isBusId
+from usbip_server.model.escapes import escape, readable
 
 DEVICES = "bus/usb/devices"
 
@@ -37,7 +38,8 @@ GONE = {errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ENOTDIR}
 
 class Strings(msgspec.Struct, frozen=True):
     """
-    The string descriptors of a device; C{None} for one that it does not have.
+    The string descriptors of a device, escaped (L{usbip_server.model.escapes}); C{None} for one
+    that it does not have.
     """
 
     serial: str | None = None
@@ -131,8 +133,13 @@ class Scanner:
         @param onRead: called, in this thread, after each device.
         """
         for device in devices:
-            names = ("serial", "manufacturer", "product")
-            onRead(device.plugId, Strings(*(self._text(device.busId, name) for name in names)))
+            serial, manufacturer, product = (
+                self._text(device.busId, name) for name in ("serial", "manufacturer", "product")
+            )
+            strings = Strings(
+                escape(serial) or None, readable(manufacturer) or None, readable(product) or None
+            )
+            onRead(device.plugId, strings)
 
     def device(self, attributes: Attributes, strings: Strings, trouble: str | None) -> UsbDevice:
         """
@@ -256,13 +263,12 @@ class Scanner:
     def _read(self, busId: str, name: str) -> bytes:
         return self._system.read(f"{DEVICES}/{busId}/{name}")
 
-    def _text(self, busId: str, name: str) -> str | None:
+    def _text(self, busId: str, name: str) -> str:
         try:
             raw = self._read(busId, name)
         except OSError:
-            return None  # the device has no such string, or was unplugged
-        text = raw.decode("utf-8", "replace").strip()
-        return "".join(char for char in text if char.isprintable()) or None
+            return ""  # the device has no such string, or was unplugged
+        return raw.decode("utf-8", "surrogateescape").removesuffix("\n").strip(" ")
 
 
 def isImported(system: ISystem, busId: str) -> bool:

@@ -2,7 +2,8 @@
 Selects the devices that match the criteria of a request.
 
 A device has to match all criteria that are given. A serial number is compared literally first and
-then as a glob (C{fnmatch}: C{*}, C{?}, C{[...]}), as serial numbers may contain a C{[}.
+then as a glob (C{fnmatch}: C{*}, C{?}, C{[...]}), as serial numbers may contain a C{[}. Characters
+that cannot be displayed may be given as they are or as escapes (L{usbip_server.model.escapes}).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 
 from usbip_server.model.device import UsbDevice
 from usbip_server.model.errors import DeviceNotFound, SeveralMatch
+from usbip_server.model.escapes import normalize
 from usbip_server.model.glob import Glob
 
 Devices = tuple[UsbDevice, ...]
@@ -85,7 +87,7 @@ class Selector:
     """
 
     def __init__(self, criteria: Criteria) -> None:
-        self._serial = criteria.serial
+        self._serial = None if criteria.serial is None else normalize(criteria.serial.strip())
         self._tests = [
             test(str(value))
             for test, value in (
@@ -152,6 +154,7 @@ def _byBus(wanted: str) -> Test:
 
 
 def _bySerial(wanted: str) -> Test:
+    wanted = normalize(wanted.strip())
     glob = Glob(wanted)
     return lambda device: (
         device.serial is not None and (device.serial == wanted or glob.matches(device.serial))
@@ -159,7 +162,7 @@ def _bySerial(wanted: str) -> Test:
 
 
 def _byDescription(wanted: str) -> Test:
-    part = wanted.lower()
+    part = normalize(wanted.strip()).lower()
     glob = Glob(part)
     return lambda device: any(part in text or glob.matches(text) for text in _texts(device))
 

@@ -124,8 +124,7 @@ class Core:
         self._readiness.enter(Phase.RUNNING)
         if self._readiness.phase is Phase.STOPPING:
             return
-        for device in self._backend.inventory.snapshot.devices:
-            self._desired.moved(device)
+        self._desired.added(self._backend.inventory.snapshot.devices)
         self._view.refresh()  # shows the leases that were loaded
         self._events.listen(self._hooks.happened)
         self._reconciler.start()

@@ -5,15 +5,17 @@ daemon in the state file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 import msgspec
+from msgspec import UNSET, UnsetType
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from usbip_server.model.device import Lease, UsbDevice
 from usbip_server.model.errors import Settle, ShareError
+from usbip_server.model.identity import Identity, Text, Twins
 from usbip_server.net.caller import Caller
 from usbip_server.runtime.monotonic import SystemClockWatch
 from usbip_server.server.config import LiveSettings
@@ -22,8 +24,9 @@ RECONNECT = 30.0
 """Seconds for the owner of a lease that lasts as long as its connection to reconnect after a
 restart of the daemon."""
 
-Identity = tuple[str, str, str | None]
-"""Vendor id, product id and serial number: identify a device wherever it is plugged in."""
+REMEMBERED = 256
+"""Desired devices that are remembered. Beyond that, those that are not plugged in and not leased
+are removed, the least recently attached first."""
 
 
 class DesiredDevice(
@@ -31,18 +34,25 @@ class DesiredDevice(
     frozen=True,
     kw_only=True,
     forbid_unknown_fields=True,
-    rename={"vendorId": "vendor_id", "productId": "product_id", "busId": "bus_id"},
+    rename={
+        "vendorId": "vendor_id",
+        "productId": "product_id",
+        "busId": "bus_id",
+        "atPort": "at_port",
+    },
 ):
     """
-    A device that is to be bound.
-
-    It is recognized by its ids and its serial number, at whichever port; a device without a
-    serial number only at the same port.
+    A device that is to be bound. See L{usbip_server.model.identity} for how it is recognized. The
+    fields that may be C{UNSET} were added to the file later.
 
     @ivar busId: where it was last seen.
     @ivar description: its description then.
     @ivar kept: it was attached without a lease, and stays bound until it is detached.
     @ivar lease: its lease.
+    @ivar manufacturer: the device's own manufacturer string.
+    @ivar product: the device's own product string.
+    @ivar classes: the classes of the device and of its interfaces.
+    @ivar atPort: it is recognized at its port only, as two devices have its serial number.
     """
 
     vendorId: str
@@ -52,15 +62,36 @@ class DesiredDevice(
     description: str = "a device that is not plugged in"
     kept: bool = False
     lease: Lease | None = None
+    manufacturer: Text = UNSET
+    product: Text = UNSET
+    classes: tuple[str, ...] | UnsetType = UNSET
+    atPort: bool | UnsetType = UNSET
 
     @property
     def identity(self) -> Identity:
         """Recognizes the device."""
-        return self.vendorId, self.productId, self.serial
+        return Identity(
+            vendorId=self.vendorId,
+            productId=self.productId,
+            serial=self.serial,
+            manufacturer=self.manufacturer,
+            product=self.product,
+        )
 
     def isFor(self, device: UsbDevice) -> bool:
-        """Is this the device, at whichever port?"""
-        return self.identity == _identity(device)
+        """Can this be the device, if it is at its port?"""
+        return self.identity.matches(Identity.of(device))
+
+    def asSeen(self, device: UsbDevice) -> DesiredDevice:
+        """The same, with what is known of the device now."""
+        return msgspec.structs.replace(
+            self,
+            busId=device.busId,
+            description=device.description,
+            manufacturer=device.manufacturer,
+            product=device.product,
+            classes=_classes(device),
+        )
 
     def device(self) -> UsbDevice:
         """The device as far as it is remembered."""
@@ -70,6 +101,9 @@ class DesiredDevice(
             serial=self.serial,
             busId=self.busId,
             description=self.description,
+            manufacturer=self.manufacturer or None,
+            product=self.product or None,
+            classes=self.classes or (),
             lease=self.lease,
         )
 
@@ -135,6 +169,7 @@ class DesiredState:
         self._unsettled = 0
         self._devices: dict[tuple[Identity, str], DesiredDevice] = {}
         self._leases: dict[Lease, _LeaseEnd] = {}
+        self._twins = Twins()
 
     def load(self, state: State) -> None:
         """
@@ -186,36 +221,63 @@ class DesiredState:
 
     def of(self, device: UsbDevice) -> DesiredDevice | None:
         """The desired state of a device; C{None} if no client wants it bound."""
-        return self._devices.get((_identity(device), device.busId))
+        identity = Identity.of(device)
+        exactly = self._devices.get((identity, device.busId))
+        return exactly or next(
+            (it for it in self if it.busId == device.busId and it.identity.matches(identity)), None
+        )
 
-    def moved(self, device: UsbDevice) -> None:
+    def added(self, devices: Iterable[UsbDevice]) -> None:
         """
-        A device was plugged in. If it has a serial number, and a desired device with the same
-        identity is not where it was, then this is that device.
+        Devices were plugged in. If a device has a serial number of its own, and a desired device
+        with the same identity is not where it was, then this is that device.
         """
-        if device.serial is None or self.of(device) is not None:
-            return
-        for desired in tuple(self):
-            there = self._present(desired.busId)
-            if desired.isFor(device) and (there is None or not desired.isFor(there)):
-                del self._devices[_key(desired)]
-                self._put(msgspec.structs.replace(desired, busId=device.busId))
+        devices = tuple(devices)
+        for device in devices:
+            if self._twins.added(device):
+                self._foundTwins(device)
+        for device in devices:
+            desired = self.of(device) or self._elsewhere(device)
+            if desired is not None and (seen := desired.asSeen(device)) != desired:
+                self._replace(desired, seen)
                 self._onChange(device.busId)
-                return
+
+    def _elsewhere(self, device: UsbDevice) -> DesiredDevice | None:
+        """The desired device that a device is which was plugged in at another port."""
+        identity = Identity.of(device)
+        if not identity.isUnique or identity in self._twins:
+            return None
+        for desired in self:
+            isMovable = not desired.atPort and not self._isPresent(desired)
+            if isMovable and desired.isFor(device):
+                return desired
+        return None
+
+    def _foundTwins(self, device: UsbDevice) -> None:
+        """Two devices have the same identity: from now on each is recognized at its port only."""
+        if device.serial is None:
+            return
+        self._log.info(
+            "several devices have the ids and the serial number of {device} ({serial}): they are "
+            "recognized at their ports only",
+            device=str(device),
+            serial=device.serial,
+        )
+        for desired in tuple(self):
+            if desired.isFor(device):
+                self._replace(desired, msgspec.structs.replace(desired, atPort=True))
+                self._onChange(desired.busId)
 
     def removed(self, device: UsbDevice) -> None:
         """A device was unplugged: without C{remember} only a lease outlasts that."""
+        self._twins.removed(device)
         desired = self.of(device)
         if desired is not None and desired.lease is None and not self._settings.remember:
             self.withdraw(device)
 
     def away(self) -> list[UsbDevice]:
         """The desired devices that are not plugged in, as far as they are remembered."""
-        return [
-            desired.device()
-            for desired in self
-            if (there := self._present(desired.busId)) is None or not desired.isFor(there)
-        ]
+        return [desired.device() for desired in self if not self._isPresent(desired)]
 
     def grant(self, owner: str, ttl: float | None, caller: Caller) -> Lease:
         """
@@ -249,7 +311,16 @@ class DesiredState:
         """
         before = self.of(device)
         kept = lease is None or (before is not None and before.kept)
-        return self._change(device, before, _desired(device, kept, lease))
+        desired = DesiredDevice(
+            vendorId=device.vendorId,
+            productId=device.productId,
+            serial=device.serial,
+            busId=device.busId,
+            kept=kept,
+            lease=lease,
+            atPort=Identity.of(device) in self._twins or UNSET,
+        ).asSeen(device)
+        return self._change(device, before, desired)
 
     def withdraw(self, device: UsbDevice) -> None:
         """Remove a device, and end its lease."""
@@ -289,6 +360,25 @@ class DesiredState:
 
     def _put(self, desired: DesiredDevice) -> None:
         self._devices[_key(desired)] = desired
+        if len(self._devices) > REMEMBERED:
+            self._forgetOldest()
+
+    def _forgetOldest(self) -> None:
+        away = (it for it in self if it.lease is None and not self._isPresent(it))
+        oldest = next(away, None)
+        if oldest is not None:
+            del self._devices[_key(oldest)]
+            self._log.warn(
+                "{busId} ({description}) is forgotten: more than {count} devices are attached, and "
+                "it is not plugged in",
+                busId=oldest.busId,
+                description=oldest.description,
+                count=REMEMBERED,
+            )
+
+    def _isPresent(self, desired: DesiredDevice) -> bool:
+        there = self._present(desired.busId)
+        return there is not None and desired.isFor(there)
 
     def _unexpired(self, desired: DesiredDevice) -> DesiredDevice | None:
         """What is left of a desired device if its lease has expired by now."""
@@ -358,16 +448,9 @@ class DesiredState:
         self._onChange(desired.busId)
 
 
-def _desired(device: UsbDevice, kept: bool, lease: Lease | None) -> DesiredDevice:
-    return DesiredDevice(
-        vendorId=device.vendorId,
-        productId=device.productId,
-        serial=device.serial,
-        busId=device.busId,
-        description=device.description,
-        kept=kept,
-        lease=lease,
-    )
+def _classes(device: UsbDevice) -> tuple[str, ...]:
+    codes = (device.deviceClass, *device.interfaces, *device.classes)
+    return tuple(dict.fromkeys(codes))
 
 
 def _isSame(desired: DesiredDevice, other: DesiredDevice | None) -> bool:
@@ -375,10 +458,6 @@ def _isSame(desired: DesiredDevice, other: DesiredDevice | None) -> bool:
     if other is None or desired is other:
         return desired is other
     return desired.lease is not None and desired.lease is other.lease
-
-
-def _identity(device: UsbDevice) -> Identity:
-    return device.vendorId, device.productId, device.serial
 
 
 def _key(desired: DesiredDevice) -> tuple[Identity, str]:

@@ -86,10 +86,10 @@ class DeviceView:
 
     def update(self, changes: tuple[Change, ...]) -> None:
         """Apply changes of the backend's devices."""
-        for change in changes:
-            if change.kind is ChangeKind.ADDED:
-                self.damper.plugged(change.device.busId)
-                self.desired.moved(change.device)
+        added = [change.device for change in changes if change.kind is ChangeKind.ADDED]
+        for device in added:
+            self.damper.plugged(device.busId)
+        self.desired.added(added)
         self.refresh({change.device.busId for change in changes})
 
     def _shown(self, busId: str) -> UsbDevice | None:

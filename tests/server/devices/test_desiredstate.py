@@ -1,0 +1,129 @@
+"""
+Tests of L{usbip_server.server.devices.desiredstate}: how attached devices are recognized when they
+are plugged in again, and how many are remembered.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import UNSET
+from msgspec.structs import replace
+from twisted.logger import LogLevel, formatEvent
+
+from tests.server.corecase import BOUND, FREE, CoreTestCase, lease
+from tests.support.fixtures import UNO, PromptBackend, changed
+from usbip_server.server.devices import desiredstate
+
+TWIN = changed(UNO, busId="2-3", deviceNumber=7)
+
+
+class RecognitionTests(CoreTestCase):
+    """
+    A device that was attached, and others with the same serial number.
+    """
+
+    def attached(self, *others: Any, **fields: Any) -> None:
+        """Start with a device that a client has attached and leased, and with others."""
+        self.backend = PromptBackend((changed(UNO, **fields), *others))
+        self.start()
+        self.done("attach", id=UNO.busId, lease=lease("a"))
+        self.unplug()
+
+    def assertRecognized(self, busId: str, expected: bool) -> None:
+        """Whether the device at a bus id is bound and leased."""
+        self.assertIs(self.state(busId), BOUND if expected else FREE)
+        self.assertEqual(self.owner(busId), "a" if expected else None)
+
+    def test_otherPort(self) -> None:
+        """A serial number of its own identifies a device at any port. A filler does not, nor does
+        one of a device with another manufacturer or product string, nor its absence."""
+        for fields, others, expected in (
+            ({}, {}, True),
+            ({"serial": r"AB\x05C"}, {}, True),
+            ({"serial": r"AB\x05C"}, {"serial": r"AB\x06C"}, False),
+            ({"serial": "0001"}, {}, False),
+            ({"serial": None}, {}, False),
+            ({}, {"manufacturer": "other"}, False),
+            ({}, {"product": "other"}, False),
+            ({}, {"product": None}, False),
+        ):
+            self.attached(**fields)
+            self.plug(busId="2-3", **(fields | others))
+            self.assertRecognized("2-3", expected)
+            if not expected:
+                self.plug(**fields)
+                self.assertRecognized(UNO.busId, True)
+
+    def test_twins(self) -> None:
+        """Two devices with the same serial number are recognized at their ports only, from when
+        they were plugged in together: after both were unplugged, and after a restart. The log
+        contains that once."""
+        events = self.captureLogs()
+        self.attached(TWIN)
+        for _ in range(2):
+            self.unplug(TWIN.busId)
+            self.plug(TWIN)
+            self.assertRecognized(TWIN.busId, False)
+            self.plug()
+            self.assertRecognized(UNO.busId, True)
+            self.unplug()
+        texts = [formatEvent(event) for event in events]
+        [text] = [text for text in texts if "recognized at their ports only" in text]
+        self.assertIn(str(UNO.serial), text)
+        self.unplug(TWIN.busId)
+        self.plug(busId="3-1")
+        self.assertRecognized("3-1", False)
+        self.restart()
+        self.assertRecognized("3-1", False)
+        self.assertTrue(self.file.state.devices[0].atPort)
+
+    def test_twinLater(self) -> None:
+        """A device that is attached while another one has its serial number is recognized at its
+        port only."""
+        self.attached(TWIN)
+        self.done("detach", id=UNO.busId, owner="a")
+        self.done("attach", id=TWIN.busId, lease=lease("a"))
+        self.unplug(TWIN.busId)
+        self.plug()
+        self.assertRecognized(UNO.busId, False)
+
+    def test_earlierFile(self) -> None:
+        """A device of a state file without manufacturer and product is recognized by its ids and
+        serial number, and what is known of it now is saved."""
+        for busId in (UNO.busId, "2-3"):
+            self.attached()
+            [desired] = self.file.state.devices
+            whole, unset = desired, UNSET
+            earlier = replace(desired, manufacturer=unset, product=unset, classes=unset)
+            self.file.state = desiredstate.State(devices=(earlier,))
+            self.restart()
+            self.plug(busId=busId)
+            self.assertRecognized(busId, True)
+            [desired] = self.file.state.devices
+            self.assertEqual(replace(desired, lease=None), replace(whole, lease=None, busId=busId))
+
+
+class NumberTests(CoreTestCase):
+    """
+    The number of devices that are remembered.
+    """
+
+    def test_bounded(self) -> None:
+        """Of more devices than are remembered, those that are away and not leased are forgotten,
+        the one that was attached first before the others, with a warning."""
+        self.patch(desiredstate, "REMEMBERED", 3)
+        events = self.captureLogs()
+        self.start()
+        self.done("attach", lease=lease("a"))
+        self.unplug()
+        for number in (1, 2, 1, 3, 4):
+            self.plug(serial=f"S{number}")
+            self.done("attach", serial=f"S{number}")
+            if number < 4:
+                self.unplug()
+        serials = [desired.serial for desired in self.file.state.devices]
+        self.assertEqual(serials, [UNO.serial, "S3", "S4"])
+        warnings = [formatEvent(e) for e in events if e["log_level"] is LogLevel.warn]
+        self.assertEqual(len(warnings), 2)
+        self.assertIn("is forgotten: more than 3 devices are attached", warnings[0])
