@@ -101,10 +101,11 @@ class MatchingTests(SynchronousTestCase):
         """Characters that cannot be displayed may be given as they are or escaped, and blanks at
         the ends do not count."""
         odd = changed(TWELFTH, serial=r"AB\x05\x5cC", product=r"Odd \u202eone")
-        for criteria in (
+        cases: tuple[dict[str, Any], ...] = (
             *({"serial": r"AB\x05\x5cC"}, {"serial": "AB\x05\\C"}, {"serial": r" AB*\x5CC "}),
             *({"desc": r"odd \u202EONE "}, {"desc": "\u202eo"}, {"desc": r"odd*\u202e*"}),
-        ):
+        )
+        for criteria in cases:
             found = matching(FindDevice(**criteria), (TWELFTH, odd))
             self.assertEqual(found, (odd,), criteria)
         self.assertEqual(matching(FindDevice(serial=r"AB\x06\x5cC"), (odd,)), ())
