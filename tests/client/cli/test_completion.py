@@ -91,7 +91,7 @@ class CompletingTests(CommandCase):
         self.daemon("bench", EVIL)
         self.assertEqual([*self.offered("find", "--serial", "")], ["good"])
         told = self.offered("find", "1-3")["1-3"]
-        self.assertEqual(told, "two\N{REPLACEMENT CHARACTER}lines at bench")
+        self.assertEqual(told, r"two\x0alines at bench")
 
     def test_attachedDevices(self) -> None:
         """For C{detach} attached devices are offered, and other devices if none matches."""
