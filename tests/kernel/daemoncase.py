@@ -96,6 +96,13 @@ class DaemonCase(GuestCase):
         stopSharedDaemons(self.listen)
         return self.enter(self.makeDaemon(config or self.config()))
 
+    def sharing(self, *busIds: str, config: str | None = None) -> ChildDaemon:
+        """Run a daemon that has bound some devices, until the end of the test."""
+        daemon = self.daemon(config)
+        for busId in busIds:
+            self.succeeds(daemon.ask("attach", id=busId))
+        return daemon
+
     def sharedDaemon(self) -> ChildDaemon:
         """A daemon that is kept for the next tests, as starting one takes seconds. At the end of
         the test all devices are detached."""

@@ -16,7 +16,13 @@ from tests.kernel.inside.elsewhere import Elsewhere
 from tests.kernel.inside.emulated import EmulatedTestbed
 from tests.kernel.inside.gadgetline import checkEcho
 from tests.kernel.inside.gadgets import GadgetTestbed
-from tests.kernel.inside.stocktools import isListening, stockAttach, stockDetach, stockUsbipd
+from tests.kernel.inside.stocktools import (
+    attachDisk,
+    isListening,
+    stockAttach,
+    stockDetach,
+    stockUsbipd,
+)
 from tests.kernel.inside.usb import (
     DEVICES_FOLDER,
     DRIVERS_FOLDER,
@@ -41,7 +47,7 @@ from tests.kernel.inside.usb import (
 __all__ = [
     "CARD_READER", "DEADLINE", "DEVICES", "DEVICES_FOLDER", "DISK", "DRIVERS_FOLDER",
     "FAST_DISK", "KEYBOARD", "MACHINE", "SERIAL", "SERIAL_NODES", "TABLET", "Device",
-    "Elsewhere", "PlugError", "attribute", "awaitDevices", "check", "checkDiskBytes",
+    "Elsewhere", "PlugError", "attachDisk", "attribute", "awaitDevices", "check", "checkDiskBytes",
     "checkEcho", "diskBytes", "diskReader", "dmesg", "driverOf", "forget", "imports",
     "isListening", "matchBusIds", "modprobe", "plug", "readBlockDevice", "reset", "resetUsb",
     "rmmod", "run", "stockAttach", "stockDetach", "stockUsbipd", "ttyDevice", "unplug",

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.kernel.inside.command import check, stop, waitUntil
-from tests.kernel.inside.usb import waitGone, waitImport
+from tests.kernel.inside.usb import waitBlockDevice, waitGone, waitImport
 
 HOST = "127.0.0.1"
 
@@ -58,6 +58,15 @@ def stockAttach(busId: str, host: str = HOST, port: int = STOCK_PORT) -> tuple[i
     @return: the vhci port, and the bus id of the imported device."""
     check("usbip", "--tcp-port", str(port), "attach", "-r", host, "-b", busId)
     return waitImport()
+
+
+def attachDisk(busId: str, host: str = HOST, port: int = STOCK_PORT) -> tuple[int, str, str]:
+    """Import a disk with Debian's C{usbip}, while nothing else is imported, and wait until it can
+    be read.
+
+    @return: the vhci port, and the bus id and the node of the imported disk."""
+    vhciPort, imported = stockAttach(busId, host, port)
+    return vhciPort, imported, waitBlockDevice(imported)
 
 
 def stockDetach(port: int, busId: str) -> None:

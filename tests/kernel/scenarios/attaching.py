@@ -73,13 +73,6 @@ class AttachingCase(DaemonCase):
         self.server = Server(name="here", host=HOST)
         self.addCleanup(lambda: self.assertEqual(self.vhci.unsafe, []))
 
-    def sharing(self, *busIds: str) -> ChildDaemon:
-        """Run a daemon that has bound some devices."""
-        daemon = self.daemon()
-        for busId in busIds:
-            self.succeeds(daemon.ask("attach", id=busId))
-        return daemon
-
     def attach(self, busId: str, server: Server | None = None) -> tuple[Attached, socket.socket]:
         """Attach a device; the kept connection is closed at the end of the test."""
         attached, kept = self.attaching.attach(server or self.server, busId, guest.DEADLINE)

@@ -112,9 +112,7 @@ class DesiredTests(DaemonCase):
     def test_reload(self) -> None:
         """SIGHUP disturbs neither a session nor a watcher. With C{on_stop: unbind}, which is read
         then, all devices are unbound when the daemon stops."""
-        daemon = self.daemon()
-        for busId in (DISK, SERIAL):
-            self.succeeds(daemon.ask("attach", id=busId))
+        daemon = self.sharing(DISK, SERIAL)
         _, imported = self.importDisk()
         node = guest.waitBlockDevice(imported)
         rule = {"match": {"id": TABLET}, "share": "never"}

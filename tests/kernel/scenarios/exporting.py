@@ -176,8 +176,7 @@ class ExportingTests(DaemonCase):
     def kick(self, daemon: ChildDaemon) -> None:
         """A kick ends the session; the device stays bound."""
         self.succeeds(daemon.ask("attach", id=DISK))
-        _, imported = guest.stockAttach(DISK)
-        guest.waitBlockDevice(imported)
+        _, imported, _ = guest.attachDisk(DISK)
         with daemon.watch(id=DISK) as watcher:
             self.succeeds(daemon.ask("kick", id=DISK))
             watcher.told("released", DISK)
@@ -187,8 +186,7 @@ class ExportingTests(DaemonCase):
     def unbind(self, daemon: ChildDaemon) -> None:
         """C{usbip unbind} and detach end the session; after the former it is bound again."""
         for isStock in (True, False):
-            _, imported = guest.stockAttach(DISK)
-            guest.waitBlockDevice(imported)
+            _, imported, _ = guest.attachDisk(DISK)
             with daemon.watch(id=DISK) as watcher:
                 if isStock:
                     guest.check("usbip", "unbind", "-b", DISK)
@@ -205,8 +203,7 @@ class ExportingTests(DaemonCase):
     def unplug(self, daemon: ChildDaemon) -> None:
         """Unplugging ends the session."""
         self.succeeds(daemon.ask("attach", id=DISK))
-        _, imported = guest.stockAttach(DISK)
-        guest.waitBlockDevice(imported)
+        _, imported, _ = guest.attachDisk(DISK)
         with daemon.watch(id=DISK) as watcher:
             guest.unplug(guest.DISK)
             watcher.told("removed", DISK)
@@ -233,8 +230,8 @@ class ExportingTests(DaemonCase):
         session = ["imported", "released"]
         for _ in range(2):
             with daemon.watch() as watcher:
-                port, imported = guest.stockAttach(DISK)
-                guest.checkDiskBytes(guest.waitBlockDevice(imported))
+                port, imported, node = guest.attachDisk(DISK)
+                guest.checkDiskBytes(node)
                 guest.stockDetach(port, imported)
                 watcher.told("unbound", DISK)
                 self.assertEqual(watcher.kinds(DISK), ["bound", *session, "unbound"])
@@ -249,22 +246,19 @@ class ExportingTests(DaemonCase):
     def test_killed(self) -> None:
         """A session goes on when the daemon is killed or stopped. The started daemon refuses other
         clients and can end the session."""
-        daemon = self.daemon()
-        self.succeeds(daemon.ask("attach", id=DISK))
+        daemon = self.sharing(DISK)
         _, imported = guest.stockAttach(DISK)
         self.assertSessionSurvives(daemon, guest.waitBlockDevice(imported))
         self.refused(DISK, BUSY_TEXT)
         self.succeeds(daemon.ask("kick", id=DISK))
         guest.waitGone(imported)
-        port, imported = guest.stockAttach(DISK)
-        guest.waitBlockDevice(imported)
+        port, imported, _ = guest.attachDisk(DISK)
         guest.stockDetach(port, imported)
         self.awaitState(daemon, "bound")
 
     def test_vanished(self) -> None:
         """The device of a client that has vanished from the network, reading or not, is freed."""
-        daemon = self.daemon()
-        self.succeeds(daemon.ask("attach", id=DISK))
+        daemon = self.sharing(DISK)
         for isReading in (False, True):
             with guest.Elsewhere() as client, daemon.watch(id=DISK) as watcher:
                 client.check("usbip", "attach", "-r", client.server, "-b", DISK)

@@ -108,8 +108,7 @@ class ChangingTests(GadgetCase):
         guest.waitPresent(fast.busId, "usbip-host")
         self.awaitState(daemon, "bound", fast.busId)
         with guest.stockUsbipd():
-            port, imported = guest.stockAttach(fast.busId)
-            node = guest.waitBlockDevice(imported)
+            port, imported, node = guest.attachDisk(fast.busId)
             self.assertEqual(guest.attribute(imported, "speed"), "5000")
             guest.checkDiskBytes(node)
             guest.stockDetach(port, imported)

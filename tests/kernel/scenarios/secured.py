@@ -48,12 +48,6 @@ class SecuredCase(DaemonCase):
         export = f"export: {{listen: [tcp:3240, tls:{PORT}]{more}}}\n"
         return self.config(more=f"tls: {json.dumps(tls)}\n{export}")
 
-    def sharing(self, config: str) -> ChildDaemon:
-        """Run a daemon that has bound the disk."""
-        daemon = self.daemon(config)
-        self.succeeds(daemon.ask("attach", id=DISK))
-        return daemon
-
     def client(self, ktls: bool, name: str | None = None) -> ssl.SSLContext:
         """A client's context.
 
@@ -147,12 +141,12 @@ class KtlsTests(SecuredCase):
 
     def test_ktls(self) -> None:
         """The kernel encrypts, whether or not the client's kernel does."""
-        daemon = self.sharing(self.secured(", require_ktls: true"))
+        daemon = self.sharing(DISK, config=self.secured(", require_ktls: true"))
         self.assertSessions(daemon, "ktls", (True, False))
 
     def test_killed(self) -> None:
         """A session goes on when the daemon is killed or stopped, and can be ended after that."""
-        daemon = self.sharing(self.secured())
+        daemon = self.sharing(DISK, config=self.secured())
         busId, node = self.importDiskBy(daemon, True, "ktls")
         self.assertSessionSurvives(daemon, node, None)
         self.assertIsNone(self.holder(daemon)["encryption"])
@@ -170,11 +164,11 @@ class RelayTests(SecuredCase):
     def test_relay(self) -> None:
         """The daemon encrypts, whether or not the client's kernel does."""
         guest.modprobe("tls")
-        self.assertSessions(self.sharing(self.secured()), "relay", (False, True))
+        self.assertSessions(self.sharing(DISK, config=self.secured()), "relay", (False, True))
 
     def test_endsWithDaemon(self) -> None:
         """A session ends when the daemon is killed or stopped; the disk can be imported again."""
-        daemon = self.sharing(self.secured())
+        daemon = self.sharing(DISK, config=self.secured())
         for number in (signal.SIGKILL, signal.SIGTERM):
             busId, _ = self.importDiskBy(daemon, False, "relay")
             daemon.child.send_signal(number)
@@ -193,7 +187,7 @@ class RefusalTests(SecuredCase):
     def test_certificates(self) -> None:
         """Debian's C{usbip}, which has no TLS, is refused with a line in the log. A client with a
         certificate of the CA is not."""
-        daemon = self.sharing(self.secured(isMutual=True))
+        daemon = self.sharing(DISK, config=self.secured(isMutual=True))
         for command in (("list", "-r", HOST), ("attach", "-r", HOST, "-b", DISK)):
             result = guest.run("usbip", "--tcp-port", str(PORT), *command)
             self.assertNotEqual(result.rc, 0, result)
@@ -210,7 +204,7 @@ class RefusalTests(SecuredCase):
         NO_TLS_MODULE.write_text("install tls /bin/false\n")
         self.addCleanup(NO_TLS_MODULE.unlink)
         guest.rmmod("tls")
-        daemon = self.sharing(self.secured(", require_ktls: true"))
+        daemon = self.sharing(DISK, config=self.secured(", require_ktls: true"))
         refused = TlsImport(PORT, DISK, self.client(False))
         self.addCleanup(refused.close)
         self.assertEqual(refused.status, FAILED)

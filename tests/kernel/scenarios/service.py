@@ -207,8 +207,7 @@ class ServiceTests(SystemdCase):
         self.ask(command="attach", id=DISK)
         self.assertEqual(guest.driverOf(DISK), "usbip-host")
 
-        _, imported = guest.stockAttach(DISK)
-        guest.waitBlockDevice(imported)
+        _, imported, _ = guest.attachDisk(DISK)
         self.ask(command="kick", id=DISK)
         guest.waitGone(imported)
         self.assertEqual(guest.usbipStatus(DISK), 1)

@@ -29,8 +29,7 @@ class SharingCase(DaemonCase):
             self.assertEqual(guest.driverOf(DISK), "usbip-host")
         with guest.stockUsbipd():
             self.assertIn(DISK, guest.check("usbip", "list", "-r", "127.0.0.1"))
-            port, imported = guest.stockAttach(DISK)
-            node = guest.waitBlockDevice(imported)
+            port, imported, node = guest.attachDisk(DISK)
             self.fails(daemon.ask("attach", id=DISK), "in use")
             guest.checkDiskBytes(node)
             self.assertEqual(self.state(daemon), "in_use")
@@ -109,8 +108,7 @@ class Scenarios(SharingCase):
 
     def test_killed(self) -> None:
         """A session of C{usbipd} goes on when the daemon is killed or stopped."""
-        daemon = self.daemon()
-        self.succeeds(daemon.ask("attach", id=DISK))
+        daemon = self.sharing(DISK)
         _, imported = self.importDisk()
         self.assertSessionSurvives(daemon, guest.waitBlockDevice(imported))
         self.fails(daemon.ask("attach", id=DISK), "in use by 127.0.0.1")
