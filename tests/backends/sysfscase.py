@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from usbip_server.backends.sysfs import SysfsBackend
-from usbip_server.kernel import usbip_sockfd
+from usbip_server.kernel import usbip_host, usbip_sockfd
 from usbip_server.kernel.usbids import UsbIds
 from usbip_server.model.device import UsbDevice
 from usbip_server.model.errors import OperationFailed, ShareError
@@ -25,6 +25,7 @@ class SysfsCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.patch(usbip_sockfd, "PERMISSION_SECONDS", 0)
+        self.patch(usbip_host, "SETTLE_SECONDS", 0)
         self.kernel = FakeKernel()
         for busId in ("1-1", "1-2", "1-10"):
             self.kernel.plug(busId, serial=f"S{busId}")

@@ -16,6 +16,7 @@ from twisted.trial.unittest import TestCase
 from tests.backends.sysfscase import SysfsCase
 from usbip_server.backends.sysfs import SysfsBackend, makeBackend
 from usbip_server.interfaces import IUsbBackend
+from usbip_server.kernel import usbip_host
 from usbip_server.kernel.usbids import UsbIds
 from usbip_server.model.device import DeviceState, UsbDevice
 from usbip_server.model.errors import DeviceInUse, DeviceMounted, OperationFailed, OperationTimedOut
@@ -102,6 +103,31 @@ class BindTests(SysfsCase):
         self.fails(self.bind("1-2"), "modprobe -r usbip-host")
         self.assertEqual(self.kernel.driver("1-2"), "usb")
         self.assertIs(self.device("1-2").state, DeviceState.FREE)
+
+    def test_unboundByOthers(self) -> None:
+        """A device that another program is unbinding is bound when that has ended. A bind that
+        the kernel refuses with ENODEV meanwhile is tried again."""
+        self.patch(usbip_host, "SETTLE_SECONDS", 10)
+        self.successResultOf(self.bind())
+        self.kernel.write(f"{HOST}/unbind", b"1-1")
+        self.reactor.deliver()
+        read, reads, refusals = self.kernel.read, [0], [1]
+
+        def readOrRebind(path: str) -> bytes:
+            reads[0] += path.endswith("match_busid")
+            if reads[0] == 3 and self.kernel.driver("1-1") is None:
+                self.kernel.write(f"{HOST}/rebind", b"1-1")
+            return read(path)
+
+        def refuseOnce() -> None:
+            if refusals:
+                refusals.pop()
+                raise OSError(errno.ENODEV, "No such device")
+
+        self.patch(self.kernel, "read", readOrRebind)
+        self.onWrite("usbip-host/bind", before=refuseOnce)
+        self.assertIs(self.successResultOf(self.bind()).state, DeviceState.BOUND)
+        self.assertEqual((refusals, self.kernel.table()), ([], ["1-1"]))
 
     def test_driverless(self) -> None:
         """An unbind gives a device that has no driver back to its driver."""

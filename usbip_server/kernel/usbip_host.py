@@ -9,6 +9,9 @@ here must not be changed:
  - C{rebind} follows a pointer to a device that may have been freed. It is written only for an entry
    that this process has made, while the device that it was made for is held by an open descriptor
    and bound to the generic C{usb} driver.
+ - A device without a driver whose bus id is in the table is being unbound by another program
+   (C{usbip unbind} writes C{unbind}, C{del} and C{rebind}): it is not bound before that has ended,
+   as C{rebind} of a bound device loses its entry, and the next C{unbind} then crashes the kernel.
  - C{del} is never written: an entry that is deleted while its device is bound is unusable.
 """
 
@@ -48,6 +51,11 @@ def taken(system: ISystem) -> int | None:
     except OSError:
         return None
 
+
+SETTLE_SECONDS = 1.0
+"""Time for another program that unbinds a device to come to its end (C{usbip unbind})."""
+
+_PAUSE = 0.02
 
 DRIVERS = "bus/usb/drivers"
 TABLE = f"{DRIVERS}/{USBIP_HOST}/match_busid"
@@ -154,17 +162,27 @@ class UsbipHost:
                 if self.check(device, allowMounted):
                     return
                 self._ours.pop(busId, None)
-                listed = self.ensureSlot(device)
+                self.ensureSlot(device)
+                self._settle(device, abandoned)
             try:
                 with explained(self._system, "attach", device):
-                    self._take(device, listed, abandoned)
+                    self._take(device, abandoned)
                     self._ours[busId] = _Slot(busId, device.deviceNumber, self._identity())
                     self.fresh.add(busId)
             except OperationFailed:
                 self.giveBack(busId)
                 raise
 
-    def _take(self, device: UsbDevice, listed: bool, abandoned: threading.Event) -> None:
+    def _settle(self, device: UsbDevice, abandoned: threading.Event) -> None:
+        """
+        Wait until no other program is unbinding the device, for L{SETTLE_SECONDS} at most.
+        """
+        for _ in range(int(SETTLE_SECONDS / _PAUSE)):
+            hasDriver = driverOf(self._system, device.busId) is not None
+            if hasDriver or device.busId not in self._names() or abandoned.wait(_PAUSE):
+                return
+
+    def _take(self, device: UsbDevice, abandoned: threading.Event) -> None:
         busId = device.busId
         givenUp = OperationFailed(device, f"the attach of {device} was given up")
         driver = driverOf(self._system, busId)
@@ -172,14 +190,28 @@ class UsbipHost:
             self._write(f"{DRIVERS}/{driver}/unbind", busId)
         if abandoned.is_set():
             raise givenUp
-        if not listed:
-            self._add(device)
-        self._write(f"{DRIVERS}/{USBIP_HOST}/bind", busId)
+        self._bindListed(device, abandoned)
         if abandoned.is_set():
             self._write(f"{DRIVERS}/{USBIP_HOST}/unbind", busId)
             raise givenUp
         if driverOf(self._system, busId) != USBIP_HOST:
             raise OperationFailed(device, f"usbip-host did not take {device}")
+
+    def _bindListed(self, device: UsbDevice, abandoned: threading.Event) -> None:
+        """
+        Write C{bind}, with the device's entry in the table. The C{rebind} of another program makes
+        the entry unusable and removes it, even when it has bound the device's driver already: then
+        an entry is made again.
+        """
+        for left in range(int(SETTLE_SECONDS / _PAUSE), -1, -1):
+            if device.busId not in self._names():
+                self._add(device)
+            try:
+                self._write(f"{DRIVERS}/{USBIP_HOST}/bind", device.busId)
+                return
+            except OSError as error:
+                if error.errno != errno.ENODEV or not left or abandoned.wait(_PAUSE):
+                    raise
 
     def _add(self, device: UsbDevice) -> None:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -94,7 +95,7 @@ class Scenarios(SharingCase):
 
     def test_boundByStockUsbip(self) -> None:
         """A device that Debian's C{usbip} binds is shown as bound, and as free when it is unbound.
-        One that was attached is bound again after C{usbip unbind}."""
+        One that was attached is bound again after each C{usbip unbind}."""
         daemon = self.sharedDaemon()
         guest.check("usbip", "bind", "-b", DISK)
         self.awaitState(daemon, "bound")
@@ -102,9 +103,24 @@ class Scenarios(SharingCase):
         self.awaitState(daemon, "free")
         guest.waitBlockDevice(DISK)
         self.succeeds(daemon.ask("attach", id=DISK))
-        guest.check("usbip", "unbind", "-b", DISK)
-        guest.waitPresent(DISK, "usbip-host")
-        self.awaitState(daemon, "bound")
+        for _ in range(5):
+            guest.check("usbip", "unbind", "-b", DISK)
+            guest.waitPresent(DISK, "usbip-host")
+            self.awaitState(daemon, "bound")
+
+    def test_unboundSlowlyByOthers(self) -> None:
+        """Between the writes of another program that unbinds a device as C{usbip unbind} does, the
+        daemon does not bind it, however often that happens: C{rebind} of a bound device loses its
+        entry, and the kernel crashes at the next unbind (D1)."""
+        daemon = self.sharing(DISK)
+        for _ in range(3):
+            for write in ("unbind={}", "match_busid=del {}", "rebind={}"):
+                name, _, text = write.format(DISK).partition("=")
+                (guest.DRIVERS_FOLDER / "usbip-host" / name).write_text(text)
+                time.sleep(0.3)
+            guest.waitPresent(DISK, "usbip-host")
+            self.awaitState(daemon, "bound")
+            self.assertEqual(guest.matchBusIds(), [DISK])
 
     def test_killed(self) -> None:
         """A session of C{usbipd} goes on when the daemon is killed or stopped."""

@@ -80,6 +80,17 @@ class AlwaysTests(TwoDevicesTestCase):
             self.assertIs(self.state("1-3"), BOUND)
             self.unplug("1-3")
 
+    def test_unboundByOthers(self) -> None:
+        """A device that another program unbinds is bound when its own driver has it, or after a
+        second, each time."""
+        self.start(ALWAYS)
+        for _ in range(3):
+            self.become(state=FREE, driver=None)
+            self.sleep(DRIVER_SECONDS / 2)
+            self.assertIs(self.state(), FREE)
+            self.become(state=FREE, driver="usb")
+            self.assertIs(self.state(), BOUND)
+
     def test_adopts(self) -> None:
         """A device that is bound or in use already is left as it is."""
         self.become(state=IN_USE)

@@ -23,7 +23,11 @@ DAEMON = Principal("usbipshare")
 """On whose behalf the reconciler acts."""
 
 DRIVER_SECONDS = 1.0
-"""Time for this machine's own driver to take a new device: interrupting that does no good."""
+"""
+Time for this machine's own driver to take a device that has none, as it is new or another program
+is unbinding it. C{usbip unbind} gives the driver back by C{rebind}, and a device that is bound
+before that crashes the kernel when it is unbound.
+"""
 
 RETRY = BackoffOptions(first=1.0, longest=60.0)
 """The pauses after a bind that has failed."""
@@ -72,6 +76,8 @@ class Reconciler:
         if self._operations.isBusy(busId) or self._isPausing(device):
             return  # called again when that has ended
         action = self._missing(device)
+        if device.driver is not None:
+            self._driverless.discard(device.plugId)
         isNew = device.driver is None and device.plugId not in self._driverless
         if action is Action.ATTACH and isNew:
             self._driverless.add(device.plugId)
