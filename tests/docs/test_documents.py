@@ -84,7 +84,7 @@ class AllDocumentsTests(SynchronousTestCase):
         draft = child(command, ROOT)
         self.assertIn("## 9.9 (", draft)
         for fragment in (ROOT / "newsfragments").glob("*.md"):
-            kind = fragment.name.split(".")[1]
+            kind = fragment.name.split(".")[-2]
             self.assertIn(kind, ("feature", "bugfix", "doc", "removal", "misc"), fragment.name)
             if kind != "misc":
                 self.assertIn(fragment.read_text()[:40], draft)
