@@ -23,6 +23,8 @@ from usbip_server.model.inventory import ChangeKind
 
 KEYBOARD = changed(MOUSE, busId="1-9", interfaces=("03/01/01", "03/00/00"))
 
+LAB = "https://lab.example:8080"
+
 
 class MatchTests(SynchronousTestCase):
     """
@@ -155,9 +157,21 @@ class HookTests(SynchronousTestCase):
             self.assertRaises(msgspec.ValidationError, msgspec.convert, wrong, Hook)
 
     def test_str(self) -> None:
-        """In messages it is what is called."""
-        self.assertEqual(str(Hook(events=(Occasion.BOUND,), command=("a", "b"))), "a b")
-        self.assertEqual(str(Hook(events=(Occasion.BOUND,), url="http://x/")), "http://x/")
+        """
+        In the log it is its name, or the program without arguments, or the host of the URL: the
+        rest may be secret.
+        """
+        for keys, expected in (
+            ({"name": "gate", "command": ("a", "b")}, "gate"),
+            ({"command": ("/bin/a", "--api-key", "s3cr3t")}, "/bin/a"),
+            ({"url": "http://x/"}, "http://x"),
+            ({"url": "https://svc:hunter2@lab.example:8080/hook?key=s3cr3t"}, LAB),
+            ({"url": "http://[::1]:80/s3cr3t"}, "http://[::1]:80"),
+            ({"url": "http://svc:hun/ter2@x/"}, "a URL"),
+            ({"url": "http://[:x"}, "a URL"),
+        ):
+            self.assertEqual(str(Hook(events=(Occasion.BOUND,), **keys)), expected)
+        self.assertRaises(ValueError, Hook, events=(), name="a b", command=("a",))
 
     def test_occasions(self) -> None:
         """There is an occasion for each event."""

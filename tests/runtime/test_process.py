@@ -36,6 +36,13 @@ def openPipes() -> int:
     return found
 
 
+def finishedWith(
+    status: int | None, output: str, signal: int | None = None, timedOut: bool = False
+) -> Finished:
+    """The result of a program that writes to its standard output only."""
+    return Finished(status, output, signal, timedOut, answer=output)
+
+
 class FullReactor:
     """
     The real reactor, on a system that has no room for more processes.
@@ -108,7 +115,7 @@ class RunTests(ChildTestCase):
         finished = await self.run_("echo one; echo two >&2; exit 3")
         self.assertEqual(sorted(finished.output.splitlines()), ["one", "two"])
         self.assertEqual((finished.status, finished.signal, finished.timedOut), (3, None, False))
-        self.assertEqual(await self.run_("exit 0"), Finished(0, ""))
+        self.assertEqual(await self.run_("exit 0"), finishedWith(0, ""))
 
     async def test_input(self) -> None:
         """It gets all of the input, however much it is, and then its end."""
@@ -118,8 +125,8 @@ class RunTests(ChildTestCase):
 
     async def test_inputUnread(self) -> None:
         """It need not read its input, and may close it."""
-        self.assertEqual(await self.run_("echo ok", MUCH), Finished(0, "ok"))
-        self.assertEqual(await self.run_("exec 0<&-; echo ok; exit 2", MUCH), Finished(2, "ok"))
+        self.assertEqual(await self.run_("echo ok", MUCH), finishedWith(0, "ok"))
+        self.assertEqual(await self.run_("exec 0<&-; echo ok; exit 2", MUCH), finishedWith(2, "ok"))
 
     async def test_environment(self) -> None:
         """It is in the root directory and knows nothing of our environment."""
@@ -179,7 +186,7 @@ class RunTests(ChildTestCase):
     async def test_flood(self) -> None:
         """Of one that prints without end the beginning is kept."""
         finished = await self.run_("head -c 3000000 /dev/zero | tr '\\0' x; exit 4")
-        self.assertEqual(finished, Finished(4, "x" * OUTPUT))
+        self.assertEqual(finished, finishedWith(4, "x" * OUTPUT))
         finished = await self.late("yes | head -c 3000000; touch $D/ready; exec yes")
         self.assertEqual(len(finished.output), OUTPUT - 1)  # without the last line feed
         self.assertTrue(finished.timedOut)
@@ -192,12 +199,12 @@ class RunTests(ChildTestCase):
     async def test_signalled(self) -> None:
         """One that a signal ends has no status."""
         finished = await self.run_("echo ouch; kill -SEGV $$")
-        self.assertEqual(finished, Finished(None, "ouch", signal.SIGSEGV))
+        self.assertEqual(finished, finishedWith(None, "ouch", signal.SIGSEGV))
 
     async def test_hanging(self) -> None:
         """One that hangs is told to end when its time is over; its input is not read."""
         finished = await self.late("echo here; touch $D/ready; exec sleep 1000", MUCH)
-        self.assertEqual(finished, Finished(None, "here", signal.SIGTERM, timedOut=True))
+        self.assertEqual(finished, finishedWith(None, "here", signal.SIGTERM, timedOut=True))
 
     async def test_soon(self) -> None:
         """That is so when as much time has passed as it was given."""
@@ -217,14 +224,14 @@ class RunTests(ChildTestCase):
         finished = await self.late(
             "sleep 1000 & trap 'kill $!; echo bye; exit 4' TERM; echo here; touch $D/ready; wait"
         )
-        self.assertEqual(finished, Finished(4, "here\nbye", timedOut=True))
+        self.assertEqual(finished, finishedWith(4, "here\nbye", timedOut=True))
 
     async def test_notHeeding(self) -> None:
         """One that does not want to end is killed."""
         self.patch(process, "GRACE", 0.1)
         self.patch(process, "LINGER", SECONDS)
         finished = await self.late("trap '' TERM; echo here; touch $D/ready; exec sleep 1000")
-        self.assertEqual(finished, Finished(None, "here", signal.SIGKILL, timedOut=True))
+        self.assertEqual(finished, finishedWith(None, "here", signal.SIGKILL, timedOut=True))
 
     def leaving(self, end: str) -> str:
         """A script that leaves a process behind that has all pipes open."""

@@ -45,6 +45,17 @@ UNSET: Any = None
 mistake, and must not mean "all"."""
 
 
+def requireName(name: str) -> None:
+    """
+    @raise ValueError: a text is not a name.
+    """
+    if len(name) > LONGEST_NAME or not NAME.fullmatch(name):
+        raise ValueError(
+            f"{name!r} is not a name: letters, digits, '-', '_' and '.', {LONGEST_NAME} characters "
+            "at the most"
+        )
+
+
 class Share(enum.Enum):
     """
     When a device is bound.
@@ -83,27 +94,46 @@ class Occasion(enum.Enum):
     """A device is about to be bound; the hook may veto it."""
 
 
+_ORIGIN = re.compile(
+    r"(https?)://(?:[^/?#@]*@)?([\w.-]+(?::\d+)?|\[[\da-f:.]+\](?::\d+)?)(?=[/?#]|\Z)", re.I
+)
+"""The scheme and the host of a URL, without a user and a password."""
+
+
 class Recipient(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
     A program to run or a URL to post to.
 
+    @ivar name: what clients and the log call it.
     @ivar command: a program and its arguments. It receives the event on its standard input.
     @ivar url: the URL that the event is posted to.
     @ivar timeout: the time limit, in seconds.
     """
 
+    name: str | None = None
     command: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] | None = None
     url: str | None = None
     timeout: Seconds = 10.0
 
     def __post_init__(self) -> None:
+        if self.name is not None:
+            requireName(self.name)
         if (self.command is None) == (self.url is None):
             raise ValueError("a hook requires either `command` or `url`")
         if self.url is not None and not re.match(r"https?://[!-~]+\Z", self.url):
             raise ValueError(f"{self.url!r} is not a URL such as http://localhost:8080/usb")
 
     def __str__(self) -> str:
-        return self.url or " ".join(self.command or ())
+        """
+        The name, for the log. Without a name, the program or the host: arguments, passwords and
+        paths of URLs may be secret.
+        """
+        if self.name is not None:
+            return self.name
+        if self.command is not None:
+            return self.command[0]
+        found = _ORIGIN.match(self.url or "")
+        return f"{found[1]}://{found[2]}" if found else "a URL"
 
 
 class Hook(Recipient, frozen=True, kw_only=True):
@@ -178,11 +208,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     def __post_init__(self) -> None:
         if self.name is not None:
-            if len(self.name) > LONGEST_NAME or not NAME.fullmatch(self.name):
-                raise ValueError(
-                    f"{self.name!r} is not a name: letters, digits, '-', '_' and '.', "
-                    f"{LONGEST_NAME} characters at the most"
-                )
+            requireName(self.name)
             if isBusId(self.name):
                 raise ValueError(f"{self.name!r} is not a name: it looks like a bus id")
         if self.allow_mounted and self.name is None:

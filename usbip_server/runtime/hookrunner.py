@@ -8,7 +8,7 @@ that run at a time is bounded, and so are their time and their output.
 from __future__ import annotations
 
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from signal import Signals
 from typing import Any
@@ -41,12 +41,17 @@ class Outcome(msgspec.Struct, frozen=True):
 
     @ivar problem: the error, in one line; C{None}: it has succeeded.
     @ivar output: its output.
+    @ivar answer: the part of the output that is meant for the client: not standard error.
     @ivar answered: whether it has ended by itself.
+    @ivar isSecret: whether C{problem} may contain what is not for clients, such as a path or an
+        address.
     """
 
     problem: str | None = None
     output: str = ""
+    answer: str = ""
     answered: bool = True
+    isSecret: bool = False
 
 
 _KILLED = Outcome("the daemon has stopped before it had ended", answered=False)
@@ -56,7 +61,8 @@ _CROWDED = Outcome("too many others are being asked", answered=False)
 
 class HookRunner:
     """
-    Runs hooks: a bounded number at a time, and those of the same hook and device in order.
+    Runs hooks: a bounded number at a time, and those of the same hook and device in order. If too
+    many wait, calls of the device that has most of them are dropped.
     """
 
     _log = Logger()
@@ -69,7 +75,7 @@ class HookRunner:
             need.
         @param most: returns how many may run at a time. As many again may run for C{ask}; that
             number is the one at the start.
-        @param waiting: how many calls may wait; any more are dropped.
+        @param waiting: how many calls may wait.
         """
         self._reactor = reactor
         self._most = most
@@ -99,8 +105,9 @@ class HookRunner:
         key = (hook, busId)
         mustWait = key in self._bodies or self._callers >= self._most()
         if mustWait and self._waiting >= self._room:
-            self._drop()
-            return
+            self._logDrop()
+            if not self._makeRoomFor(busId):
+                return
         if key not in self._bodies:
             self._bodies[key] = deque()
             self._ready.append(key)
@@ -115,18 +122,19 @@ class HookRunner:
         for a program that has to be killed). It does not wait for calls of C{call}.
 
         @param body: the event: a JSON object without line breaks.
-        @return: C{None} if it has succeeded; else the reason of its veto, in one line. A hook that
-            cannot be run is a veto.
+        @return: C{None} if it has succeeded; else the reason of its veto for the client, in one
+            line. A hook that cannot be run is a veto.
         """
         outcome = await self._askWithin(hook, busId, body)
         if outcome.problem is None:
             self._logOutcome(hook, busId, outcome)
             return None
         if outcome.answered:
-            reason = next(iter(lines(outcome.output)), outcome.problem)
+            reason = next(iter(lines(outcome.answer)), outcome.problem)
         else:
             self._logOutcome(hook, busId, outcome)
-            reason = f"it could not be asked: {outcome.problem}"
+            problem = "see the daemon's log" if outcome.isSecret else outcome.problem
+            reason = f"it could not be asked: {problem}"
         self._log.info(
             "{hook} has refused {device}: {reason}", hook=str(hook), device=busId, reason=reason
         )
@@ -214,22 +222,24 @@ class HookRunner:
         try:
             finished = await run(self._reactor, command, data, variables, seconds=seconds)
         except CannotStart as error:
-            return Outcome(oneLine(str(error)), answered=False)
+            return Outcome(oneLine(str(error)), answered=False, isSecret=True)
         if finished.timedOut:
-            problem = f"it has not ended within {hook.timeout:g} s"
-            return Outcome(problem, finished.output, answered=False)
+            late = f"it has not ended within {hook.timeout:g} s"
+            return Outcome(late, finished.output, answered=False)
         if finished.status is None:
             return Outcome(f"{ending(finished)} has ended it", finished.output, answered=False)
         isGood = finished.status == 0
-        return Outcome(None if isGood else f"exit status {finished.status}", finished.output)
+        problem = None if isGood else f"exit status {finished.status}"
+        return Outcome(problem, finished.output, finished.answer)
 
     async def _send(self, hook: Recipient, busId: str, body: bytes, seconds: float) -> Outcome:
         try:
             answer = await self._post.send(hook.url or "", body, seconds)
         except NoAnswer as error:
-            return Outcome(oneLine(str(error)), answered=False)
+            return Outcome(oneLine(str(error)), answered=False, isSecret=True)
         isGood = 200 <= answer.status < 300
-        return Outcome(None if isGood else f"HTTP status {answer.status}", answer.text)
+        problem = None if isGood else f"HTTP status {answer.status}"
+        return Outcome(problem, answer.text, answer.text)
 
     def _logOutcome(self, hook: Recipient, busId: str, outcome: Outcome) -> None:
         """
@@ -252,10 +262,28 @@ class HookRunner:
             more = len(said) - LOGGED_LINES
             self._log.emit(level, "{hook} on {device}: {more} lines more", more=more, **fields)
 
-    def _drop(self) -> None:
+    def _makeRoomFor(self, busId: str) -> bool:
+        """Drop the last call for the device with most calls, unless that is the given one."""
+        waiting = Counter[str]()
+        for (_, other), bodies in self._bodies.items():
+            waiting[other] += len(bodies)
+        greedy, most = waiting.most_common(1)[0]
+        if most <= waiting[busId]:
+            return False
+        keys = (key for key in self._bodies if key[1] == greedy)
+        longest = max(keys, key=lambda key: len(self._bodies[key]))
+        self._bodies[longest].pop()
+        self._waiting -= 1
+        if not self._bodies[longest] and longest in self._ready:
+            self._ready.remove(longest)
+            del self._bodies[longest]
+        return True
+
+    def _logDrop(self) -> None:
         if not self._dropped:
             self._log.warn(
-                "hooks do not keep up: {waiting} calls are waiting, new ones are dropped",
+                "hooks do not keep up: {waiting} calls are waiting; of the device with most of "
+                "them calls are dropped",
                 waiting=self._waiting,
             )
         self._dropped += 1

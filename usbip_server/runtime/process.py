@@ -59,6 +59,7 @@ class Finished(msgspec.Struct, frozen=True):
 
     @ivar status: the exit status; C{None}: a signal has ended it, or it could not be ended.
     @ivar output: its standard output and error, up to L{OUTPUT} bytes.
+    @ivar answer: its standard output, up to L{OUTPUT} bytes.
     @ivar signal: the number of the signal that has ended it.
     @ivar timedOut: whether it was ended because of the deadline.
     """
@@ -67,6 +68,7 @@ class Finished(msgspec.Struct, frozen=True):
     output: str
     signal: int | None = None
     timedOut: bool = False
+    answer: str = ""
 
 
 class ChildProcess(ProcessProtocol):
@@ -84,6 +86,7 @@ class ChildProcess(ProcessProtocol):
         self._ended = ended
         self._data = data
         self._output = b""
+        self._answer = b""
         self._reason: BaseException | None = None
         self._linger: IDelayedCall | None = None
 
@@ -113,6 +116,7 @@ class ChildProcess(ProcessProtocol):
             self._output.decode("utf-8", "replace").strip(),
             getattr(self._reason, "signal", None),
             timedOut,
+            self._answer.decode("utf-8", "replace").strip(),
         )
 
     def signal(self, name: str) -> None:
@@ -130,10 +134,13 @@ class ChildProcess(ProcessProtocol):
         self.transport.closeStdin()  # type: ignore[union-attr]
 
     def outReceived(self, data: bytes) -> None:
+        if len(self._answer) < OUTPUT:
+            self._answer = (self._answer + data)[:OUTPUT]
+        self.errReceived(data)
+
+    def errReceived(self, data: bytes) -> None:
         if len(self._output) < OUTPUT:
             self._output = (self._output + data)[:OUTPUT]
-
-    errReceived = outReceived
 
     def processExited(self, reason: Failure) -> None:
         self._reason = reason.value

@@ -19,7 +19,7 @@ EVERYTHING = Hook(
     events=tuple(occasion for occasion in Occasion if occasion is not Occasion.BEFORE_BIND),
     command=("everything",),
 )
-GATE = Hook(events=(Occasion.BEFORE_BIND,), command=("gate",))
+GATE = Hook(events=(Occasion.BEFORE_BIND,), name="gate", command=("gate", "--api-key", "s3cr3t"))
 
 
 class HookDispatcherTests(CoreTestCase):
@@ -121,13 +121,16 @@ class HookDispatcherTests(CoreTestCase):
         self.assertEqual(len(self.asked), 1)
 
     def test_no(self) -> None:
-        """It is not bound if the hook fails, and the client receives the reason."""
-        self.start(hooks=(GATE,))
+        """
+        It is not bound if the hook fails, and the client receives the reason and the name of the
+        hook, but neither its command nor its URL.
+        """
         self.answer.callback("the bench is locked")
-        message = self.refused(OperationFailed, "attach")
-        self.assertEqual(
-            message, f"{UNO} is not bound: the hook `gate` refuses: the bench is locked"
-        )
+        url = Hook(events=(Occasion.BEFORE_BIND,), url="http://svc:hunter2@192.0.2.1/s3cr3t")
+        for hook, which in ((GATE, "the hook `gate`"), (url, "a hook")):
+            self.startAnew(hooks=(hook,))
+            message = self.refused(OperationFailed, "attach")
+            self.assertEqual(message, f"{UNO} is not bound: {which} refuses: the bench is locked")
         self.assertEqual(self.backend.calls, [])
         self.assertIs(self.state(), FREE)
 

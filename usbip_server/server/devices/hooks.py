@@ -46,13 +46,16 @@ class HookDispatcher:
         Run the C{before_bind} hooks of a device.
 
         @param principal: for whom it is to be bound.
-        @return: why a hook refuses; C{None} if none does.
+        @return: why a hook refuses, for the client: of the hook it contains the name and the
+            reason that the hook gives, and nothing that may be secret. C{None} if none refuses.
         """
         for hook in self._settings.rules.hooks(device, Occasion.BEFORE_BIND):
             body = self._notice(Occasion.BEFORE_BIND, device, f"asked for by {principal}")
             reason = await self._runner.ask(hook, device.busId, body)
             if reason is not None:
-                return f"the hook `{hook}` refuses: {reason}"
+                if hook.name is None:
+                    return f"a hook refuses: {reason}"
+                return f"the hook `{hook.name}` refuses: {reason}"
         return None
 
     def _notice(self, occasion: Occasion, device: UsbDevice, message: str) -> bytes:
