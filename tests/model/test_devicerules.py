@@ -4,10 +4,13 @@ Tests of L{usbip_server.model.devicerules}.
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.fixtures import MOUSE, STICK, UNO, changed
+from usbip_server.model.device import UsbDevice
 from usbip_server.model.devicerules import (
     CLASSES,
     LONGEST_NAME,
@@ -122,6 +125,74 @@ class RuleTests(SynchronousTestCase):
         error = self.assertRaises(msgspec.ValidationError, msgspec.convert, rule, Rule)
         self.assertIn("requires a `name`", str(error))
         msgspec.convert({**rule, "name": "boot"}, Rule)
+
+
+class UnknownTests(SynchronousTestCase):
+    """
+    Devices of which something is not known.
+    """
+
+    SILENT = changed(
+        UNO,
+        serial=None,
+        manufacturer=None,
+        product=None,
+        unknown=("serial", "manufacturer", "product"),
+    )
+    AWAY = changed(UNO, interfaces=(), classes=(), deviceClass="00", unknown=("classes",))
+
+    def test_match(self) -> None:
+        """What is not known never matches, but may match; everything else is compared."""
+        cases: tuple[tuple[dict[str, Any], UsbDevice, bool], ...] = (
+            ({"serial": "SECRET*"}, self.SILENT, True),
+            ({"serial": "SECRET*"}, UNO, False),
+            ({"serial": "SECRET*", "bus": 1}, self.SILENT, True),
+            ({"serial": "SECRET*", "bus": 2}, self.SILENT, False),
+            ({"serial": "SECRET*", "id": "2341:*"}, self.SILENT, True),
+            ({"serial": "SECRET*", "id": "dead:*"}, self.SILENT, False),
+            ({"desc": "secret"}, self.SILENT, True),
+            ({"desc": "secret"}, self.AWAY, False),
+            ({"device_class": "storage"}, self.AWAY, True),
+            ({"device_class": "storage"}, UNO, False),
+            ({"device_class": "storage", "serial": "x"}, self.AWAY, False),
+        )
+        for criteria, device, may in cases:
+            match = Match(**criteria)
+            self.assertFalse(match.meets(device), criteria)
+            self.assertEqual(match.mayMeet(device), may, criteria)
+        for device in (UNO, self.SILENT, self.AWAY):
+            self.assertTrue(Match(bus=1).mayMeet(device))
+
+    def test_rules(self) -> None:
+        """
+        A device is shared as the strictest of the rules says that may apply to it: one before the
+        rule that does, but not one behind it.
+        """
+        secret = Match(serial="SECRET")
+        every = Rule(match=Match(bus="*"), name="every", share=Share.ALWAYS, allow_mounted=True)
+        for share, expected in (
+            (Share.NEVER, ("secret", Share.NEVER, False)),
+            (Share.ON_REQUEST, ("every", Share.ON_REQUEST, False)),
+            (Share.ALWAYS, ("every", Share.ALWAYS, True)),
+        ):
+            named = Rule(match=secret, name="secret", share=share)
+            rules = Rules([named, every])
+            rule = rules.of(self.SILENT)
+            self.assertEqual((rule.name, rule.share, rule.allow_mounted), expected)
+            self.assertIs(rules.of(UNO), every)
+            self.assertEqual(rules.of(changed(UNO, serial="SECRET")).share, share)
+            self.assertIs(Rules([every, named]).of(self.SILENT), every)
+        never = Rules([Rule(match=secret, share=Share.NEVER)])
+        self.assertIs(never.of(self.SILENT).share, Share.NEVER)
+        self.assertIs(never.of(UNO).share, Share.ON_REQUEST)
+
+    def test_hooks(self) -> None:
+        """Hooks that may veto are run if their rule may apply, other hooks are not."""
+        both = (Occasion.BEFORE_BIND, Occasion.BOUND)
+        hook = Hook(events=both, command=("gate",))
+        rules = Rules([Rule(match=Match(serial="SECRET"), hooks=(hook,)), Rule(match=Match(bus=1))])
+        self.assertEqual([rules.hooks(self.SILENT, it) for it in both], [[hook], []])
+        self.assertEqual([rules.hooks(UNO, it) for it in both], [[], []])
 
 
 class HookTests(SynchronousTestCase):

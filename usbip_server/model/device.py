@@ -144,6 +144,9 @@ class UsbDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     @ivar trouble: the reason, if C{state} is L{DeviceState.ERROR}.
     @ivar name: the name in the configuration. Not set by backends.
     @ivar lease: the lease on the device. Not set by backends.
+    @ivar unknown: the names of fields whose value is not known: the device has not answered yet,
+        or it is away and they were not remembered. C{"classes"} stands for all that has to do with
+        classes. What is not known counts as a match where a match forbids something.
     @ivar numbers: the bus and device number in the device's USB traffic, if they differ from
         those here because the device is plugged into another server.
     """
@@ -171,6 +174,7 @@ class UsbDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     trouble: str | None = None
     name: str | None = None
     lease: Lease | None = None
+    unknown: tuple[str, ...] = ()
     numbers: tuple[int, int] | None = None
 
     @property

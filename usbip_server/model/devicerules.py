@@ -174,12 +174,19 @@ class Match(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return Selector(self)
 
     def meets(self, device: UsbDevice) -> bool:
-        """Whether a device matches."""
-        if self.device_class is not None:
-            codes = (device.deviceClass, *device.interfaces, *device.classes)
-            if not any(f"{code}/".startswith(f"{self._code}/") for code in codes):
-                return False
-        return self.selector.matches(device)
+        """Whether a device matches. What is not known of it does not match."""
+        return self._hasClass(device) and self.selector.matches(device)
+
+    def mayMeet(self, device: UsbDevice) -> bool:
+        """Whether a device matches, or may do so: fields of it are not known."""
+        isClassKnown = "classes" not in device.unknown
+        return (self._hasClass(device) or not isClassKnown) and self.selector.mayMatch(device)
+
+    def _hasClass(self, device: UsbDevice) -> bool:
+        if self.device_class is None:
+            return True
+        codes = (device.deviceClass, *device.interfaces, *device.classes)
+        return any(f"{code}/".startswith(f"{self._code}/") for code in codes)
 
     @property
     def _code(self) -> str:
@@ -215,6 +222,9 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             raise ValueError("`allow_mounted` requires a `name` for the disk")
 
 
+STRICTER = (Share.ALWAYS, Share.ON_IMPORT, Share.ON_REQUEST, Share.NEVER)
+"""From the most to the least permissive."""
+
 NO_RULE = Rule(match=Match(bus="*"))
 """The rule for a device that no other matches."""
 
@@ -232,11 +242,31 @@ class Rules:
         self._hooks = tuple(hooks)
 
     def of(self, device: UsbDevice) -> Rule:
-        """The rule that applies to a device."""
+        """
+        The rule that applies to a device. If something of the device is not known, rules before
+        it may apply as well: then the device is shared as the strictest of them says.
+        """
         nameless = msgspec.structs.replace(device, name=None)
-        return next((rule for rule in self._rules if rule.match.meets(nameless)), NO_RULE)
+        rule, possible = self._match(nameless)
+        strictest = max((rule, *possible), key=lambda it: STRICTER.index(it.share))
+        if strictest.share is Share.NEVER or strictest is rule:
+            return strictest
+        return msgspec.structs.replace(rule, share=strictest.share, allow_mounted=False)
 
     def hooks(self, device: UsbDevice, occasion: Occasion) -> list[Hook]:
         """The hooks to run on an event of a device."""
-        both = (*self._hooks, *self.of(device).hooks)
-        return [hook for hook in both if occasion in hook.events]
+        nameless = msgspec.structs.replace(device, name=None)
+        rule, possible = self._match(nameless)
+        rules = (rule, *possible) if occasion is Occasion.BEFORE_BIND else (rule,)
+        hooks = (*self._hooks, *(hook for each in rules for hook in each.hooks))
+        return [hook for hook in hooks if occasion in hook.events]
+
+    def _match(self, device: UsbDevice) -> tuple[Rule, list[Rule]]:
+        """The first rule that matches, and those before it that may match."""
+        possible: list[Rule] = []
+        for rule in self._rules:
+            if rule.match.meets(device):
+                return rule, possible
+            if device.unknown and rule.match.mayMeet(device):
+                possible.append(rule)
+        return NO_RULE, possible

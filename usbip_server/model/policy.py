@@ -149,9 +149,15 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return self.commands is None or right in several(self.commands)
 
     def covers(self, right: Right, device: UsbDevice) -> bool:
-        """Whether the entry contains a right to a device."""
+        """Whether the entry contains a right to a device. What is not known does not match."""
         return self.isAbout(right) and (
             self.devices is None or any(match.meets(device) for match in several(self.devices))
+        )
+
+    def mayCover(self, right: Right, device: UsbDevice) -> bool:
+        """Whether it does, or may do so: something of the device is not known."""
+        return self.isAbout(right) and (
+            self.devices is None or any(match.mayMeet(device) for match in several(self.devices))
         )
 
 

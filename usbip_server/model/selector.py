@@ -21,6 +21,10 @@ Test = Callable[[UsbDevice], bool]
 
 CRITERIA = ("id", "bus", "serial", "desc")
 
+SERIAL = frozenset({"serial"})
+STRINGS = frozenset({"description", "manufacturer", "product"})
+"""The fields of a device that C{serial} and C{desc} are about."""
+
 LONGEST_CRITERION = 256
 """Characters of a criterion: a USB string has at most 126 (USB 2.0, 9.6.7), a glob a few more."""
 
@@ -89,19 +93,25 @@ class Selector:
     def __init__(self, criteria: Criteria) -> None:
         self._serial = None if criteria.serial is None else normalize(criteria.serial.strip())
         self._tests = [
-            test(str(value))
-            for test, value in (
-                (_byId, criteria.id),
-                (_byBus, criteria.bus),
-                (_bySerial, criteria.serial),
-                (_byDescription, criteria.desc),
+            (test(str(value)), fields)
+            for test, fields, value in (
+                (_byId, frozenset(), criteria.id),
+                (_byBus, frozenset(), criteria.bus),
+                (_bySerial, SERIAL, criteria.serial),
+                (_byDescription, STRINGS, criteria.desc),
             )
             if value is not None
         ]
 
     def matches(self, device: UsbDevice) -> bool:
         """Whether a device matches all criteria."""
-        return all(test(device) for test in self._tests)
+        return all(test(device) for test, _ in self._tests)
+
+    def mayMatch(self, device: UsbDevice) -> bool:
+        """Whether a device matches all criteria, or may do so: fields of it are not known."""
+        return all(
+            test(device) or not fields.isdisjoint(device.unknown) for test, fields in self._tests
+        )
 
     def among(self, devices: Iterable[UsbDevice]) -> Devices:
         """

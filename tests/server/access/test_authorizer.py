@@ -8,6 +8,8 @@ import json
 import socket
 from typing import Any
 
+import msgspec
+from msgspec.structs import replace
 from twisted.logger import formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -40,6 +42,7 @@ from usbip_server.net.handover import SessionSocket
 from usbip_server.server.access.authorizer import SEEING, Authorizer, Rights, rightOf, rightsOf
 from usbip_server.server.access.ratelimit import FREE
 from usbip_server.server.config import LiveSettings, Settings
+from usbip_server.server.devices.desiredstate import State
 
 OURS = Principal("192.168.1.5")
 STRANGER = Principal("203.0.113.9")
@@ -88,6 +91,19 @@ class RightsTests(SynchronousTestCase):
                 shown = (device,) if right in expected else ()
                 self.assertEqual(mine.among(right, (device,)), shown)
         self.assertRaises(NotAllowed, rights(OURS).require, Right.LIST)
+
+    def test_unknown(self) -> None:
+        """What is not known of a device counts as a match for C{deny}, and as none for C{allow}."""
+        storage = Grant(who="lab", devices=Match(device_class="storage"))
+        away = changed(STICK, unknown=("classes",))
+        everything = Grant(who="lab")
+        for allow, deny, device, expected in (
+            ((everything,), (storage,), STICK, True),
+            ((everything,), (storage,), away, False),
+            ((storage,), (), away, False),
+            ((storage,), (), changed(STICK, classes=("08/06/50",)), True),
+        ):
+            self.assertEqual(rights(OURS, *allow, deny=deny).may(Right.DETACH, device), expected)
 
     def test_sameTuple(self) -> None:
         """
@@ -510,6 +526,30 @@ class ChangeTests(AccessTestCase):
         self.unplug(UNO.busId)
         self.refused(NotAllowed, "detach", self.client())
         self.done("detach", token=TOKEN)
+
+    def test_awayOfUnknownClass(self) -> None:
+        """
+        A client whom C{deny} keeps from disks can neither detach nor learn of one that is not
+        plugged in, also if its class was not remembered.
+        """
+        disk = changed(STICK, deviceClass="08", classes=("08/06/50",))
+        deny = (Grant(who="private", devices=Match(device_class="storage")),)
+        policy = Policy(allow=(Grant(who="anyone"),), deny=deny)
+        self.restart(access=policy)
+        self.become(disk)
+        self.done("attach", self.client(STRANGER), id=STICK.busId)
+        for classes in (("08", "08/06/50"), msgspec.UNSET):
+            self.file.state = State(
+                devices=tuple(replace(it, classes=classes) for it in self.file.state.devices)
+            )
+            self.backend.inventory.replace([])
+            self.restart(access=policy)
+            for keys in ({"serial": "?*"}, {"id": STICK.busId}, {"desc": "sandisk"}):
+                message = self.refused(DeviceNotFound, "detach", self.client(), **keys)
+                self.assertNotIn(str(STICK.serial), message)
+            self.assertEqual(len(self.file.state.devices), 1)
+        self.done("detach", self.client(STRANGER), serial="?*")
+        self.assertEqual(self.file.state.devices, ())
 
     def test_awayByName(self) -> None:
         """A rule that names a device applies while it is not plugged in."""

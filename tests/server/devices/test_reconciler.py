@@ -17,7 +17,7 @@ from tests.server.corecase import (
     CoreTestCase,
     PatientCoreTestCase,
 )
-from tests.support.fixtures import STICK, UNO, PatientBackend
+from tests.support.fixtures import STICK, UNO, PatientBackend, changed
 from usbip_server.model.devicerules import Match, Rule, Share
 from usbip_server.model.errors import DeviceMounted, DeviceNotFound, OperationFailed
 from usbip_server.server.config import OnStop
@@ -145,6 +145,20 @@ class NeverTests(TwoDevicesTestCase):
         self.unplug()
         self.plug()
         self.assertEqual((self.heard, self.verbs), ([], []))
+
+    def test_unknownSerial(self) -> None:
+        """
+        A device whose serial number is not known yet is neither bound nor shown if a rule with
+        C{never} has a serial number; it is when its serial number is another one.
+        """
+        secret = Rule(match=Match(serial="SECRET"), share=Share.NEVER)
+        for serial, isShared in (("SECRET", False), (UNO.serial, True)):
+            self.startAnew()
+            self.backend.inventory.replace([changed(UNO, serial=None, unknown=("serial",))])
+            self.restart(secret, ALWAYS)
+            self.assertEqual((self.listed(), self.verbs), ((), []))
+            self.become(serial=serial)
+            self.assertEqual((len(self.listed()), len(self.verbs)), (isShared, isShared))
 
     def test_boundByOthers(self) -> None:
         """If another program has bound it, it is left as it is."""

@@ -56,9 +56,12 @@ class Rights:
         self._dependent = frozenset(filter(self._depends, Right))
 
     def may(self, right: Right, device: UsbDevice) -> bool:
-        """Is it allowed for a device? Some rule allows it, and none denies it."""
+        """
+        Is it allowed for a device? Some rule allows it, and none denies it or would deny it if
+        all of the device were known.
+        """
         return any(grant.covers(right, device) for grant in self._allow) and not any(
-            grant.covers(right, device) for grant in self._deny
+            grant.mayCover(right, device) for grant in self._deny
         )
 
     def among(self, right: Right, devices: Devices) -> Devices:

@@ -105,6 +105,11 @@ class DesiredDevice(
             product=self.product or None,
             classes=self.classes or (),
             lease=self.lease,
+            unknown=tuple(
+                name
+                for name in ("manufacturer", "product", "classes")
+                if getattr(self, name) is UNSET
+            ),
         )
 
 
