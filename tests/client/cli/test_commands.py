@@ -32,7 +32,7 @@ TOKEN = "usbip_0123456789abcdef"
 
 
 HEAVY = {
-    *("OpenSSL", "asyncio", "cryptography", "importlib.metadata", "rich", "ssl", "subprocess"),
+    *("OpenSSL", "asyncio", "cryptography", "importlib.metadata", "ssl", "subprocess"),
     *("twisted", "usbip_server.client.attach", "usbip_server.kernel", "yaml", "zope.interface"),
 }
 """What is loaded only by commands that use it."""

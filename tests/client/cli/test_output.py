@@ -13,12 +13,13 @@ import time
 import unicodedata
 from collections.abc import Iterator
 
+import click
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.fixtures import UNO, changed
 from usbip_server.client.cli.output import Printer
 from usbip_server.client.cli.tables import devicesTable, deviceTable, userOf
-from usbip_server.client.cli.text import plain
+from usbip_server.client.cli.text import Cell, plain
 from usbip_server.client.devices import RemoteDevice
 from usbip_server.client.servers import serverAt
 from usbip_server.model.device import DeviceState, Holder, Lease, UsbDevice
@@ -101,6 +102,7 @@ class PrinterTests(OutputTestCase):
     def test_controlCharacters(self) -> None:
         """Whatever can control a terminal or the direction of its text is replaced."""
         self.assertEqual(plain("Größe 機械"), "Größe 機械")
+        self.assertEqual(plain("no\xa0break\u2007space"), "no break space")
         for order in ("\x1b", "\x9b", "\n", "\r", "\u202e", "\ud800", "\x7f"):
             self.assertEqual(plain(f"a{order}b"), "a\N{REPLACEMENT CHARACTER}b")
         for each in map(chr, range(sys.maxunicode + 1)):
@@ -114,24 +116,66 @@ class TableTests(OutputTestCase):
     """
 
     def test_longTexts(self) -> None:
-        """Where there is no terminal, texts are not cut off, and rich's markup is not
-        interpreted."""
-        for text in ("x" * 500, "[red]:smile: x[/]"):
-            with self.said() as (out, _):
-                Printer().table(devicesTable([found(changed(UNO, description=text))]))
-            self.assertEqual(len(out.getvalue().splitlines()), 2)
-            self.assertIn(text, out.getvalue())
+        """Where there is no terminal, texts are not cut off."""
+        with self.said() as (out, _):
+            Printer().table(devicesTable([found(changed(UNO, description="x" * 500))]))
+        self.assertEqual(len(out.getvalue().splitlines()), 2)
+        self.assertIn("x" * 500, out.getvalue())
 
-    def test_sameOnTerminal(self) -> None:
-        """On a wide terminal a table has the same text, also with wide characters."""
-        terminal = {"COLUMNS": "300", "TERM": "dumb"}
-        self.patch(os, "environ", terminal)
-        devices = [
-            found(changed(UNO, description=text))
-            for text in ("Gro\u0308\u00dfe", "\u6a5f\u68b0", "x")
-        ]
+    def test_widths(self) -> None:
+        """On a wide terminal a table has the same text as elsewhere, also with wide characters. On
+        a narrower one descriptions are wrapped between words, and no id is broken; on one that is
+        too narrow for columns the cells follow one another."""
+        texts = ("Gro\u0308\u00dfe", "\u6a5f\u68b0", "Arduino SA Uno R3 (CDC ACM)")
+        devices = [found(changed(UNO, description=text, name="uno")) for text in texts]
+        words = {UNO.busId, "2341:0043", str(UNO.serial), "uno", "raspi", "free", *texts[:2]}
         for table in (devicesTable(devices), deviceTable(devices[1]), devicesTable([])):
-            self.assertEqual(table.lines(io.StringIO()), table.lines(Terminal()))
+            for width in (300, 120, 90, 72, 60, 40, 20):
+                self.patch(os, "environ", {"COLUMNS": str(width), "TERM": "dumb"})
+                lines = table.lines(Terminal())
+                if width == 300:
+                    self.assertEqual(lines, table.lines(io.StringIO()))
+                if table.titles and table.rows:
+                    self.assertLessEqual(words, {*" ".join(lines).split()}, width)
+                for line in lines:
+                    isWord = len(line.split()) == 1
+                    self.assertTrue(isWord or Cell(line).width <= width, (width, line))
+        self.patch(os, "environ", {"COLUMNS": "67", "TERM": "dumb"})
+        self.assertEqual(
+            devicesTable([found(changed(UNO, serial=None))]).lines(Terminal()),
+            [
+                "SERVER  BUS ID  NAME  ID         SERIAL  DESCRIPTION     STATE  WHO",
+                "raspi   1-1.4   -     2341:0043  -       Arduino SA Uno  free   -",
+                "                                         R3 (CDC ACM)",
+            ],
+        )
+        self.patch(os, "environ", {"COLUMNS": "60", "TERM": "dumb"})
+        self.assertEqual(
+            devicesTable(devices[2:]).lines(Terminal())[-2:],
+            [
+                "raspi  1-1.4  uno  2341:0043  75330303035351F0A1C1",
+                "    Arduino SA Uno R3 (CDC ACM)  free  -",
+            ],
+        )
+
+    def test_colours(self) -> None:
+        """Colours are for terminals that have them, unless C{NO_COLOR} is set; C{FORCE_COLOR} takes
+        precedence over C{TERM}, and changes no width."""
+        table = devicesTable([found(changed(UNO, state=DeviceState.BOUND))])
+        for more, isColoured in (
+            ({"TERM": "xterm-256color"}, True),
+            ({}, True),
+            ({"TERM": "xterm-256color", "NO_COLOR": "1"}, False),
+            ({"TERM": "dumb"}, False),
+            ({"TERM": "dumb", "FORCE_COLOR": "0"}, False),
+            ({"TERM": "dumb", "FORCE_COLOR": "1"}, True),
+            ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False),
+        ):
+            self.patch(os, "environ", {"COLUMNS": "150", **more})
+            printed = "\n".join(table.lines(Terminal()))
+            self.assertEqual("\x1b[32mbound" in printed, isColoured, more)
+            self.assertEqual(click.unstyle(printed).splitlines(), table.lines(io.StringIO()))
+            self.assertNotIn("\x1b", "".join(table.lines(io.StringIO())))
 
     def test_numbered(self) -> None:
         """Rows can be numbered."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from usbip_server.client.cli.text import Table, plain
+from usbip_server.client.cli.text import Table, plain, widthOf
 
 if TYPE_CHECKING:  # not loaded by commands that do without
     from usbip_server.client.attach import Attached
@@ -52,11 +52,9 @@ class Printer:
         @param isNews: print it also where standard error is not a terminal.
         """
         if sys.stderr.isatty():
-            import shutil
-
             self._wipe()
             self._progress = text
-            width = shutil.get_terminal_size().columns - 1  # a longer line could not be erased
+            width = widthOf(sys.stderr) - 1  # a longer line could not be erased
             click.echo(plain(text)[:width], err=True, nl=False)
         elif isNews and text != self._progress:
             self._progress = text
