@@ -21,7 +21,8 @@ from typing import IO, Any
 from tests.client.cli.commandcase import CommandCase
 from tests.client.cli.test_asking import listen
 from tests.support.scriptedserver import ScriptedServer
-from usbip_server.client.cli.exitcodes import INTERRUPTED, Exit
+from usbip_server.client.cli import INTERRUPTED
+from usbip_server.client.cli.exitcodes import Exit
 from usbip_server.client.cli.output import FAILED
 
 SECONDS = 60.0

@@ -14,7 +14,8 @@ from typing import Any
 from tests.client.cli.commandcase import CommandCase
 from tests.support.childdaemon import EXPORT
 from tests.support.scriptedserver import SECONDS, ScriptedServer
-from usbip_server.client.cli.exitcodes import INTERRUPTED, Exit
+from usbip_server.client.cli import INTERRUPTED
+from usbip_server.client.cli.exitcodes import Exit
 from usbip_server.model.device import UsbDevice
 from usbip_server.model.usbip import encodeList
 

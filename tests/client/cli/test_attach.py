@@ -20,7 +20,8 @@ from tests.client.cli.test_asking import listen
 from tests.support.certificates import LAB, authority, signed
 from tests.support.childdaemon import ChildDaemon, PatientDaemon
 from tests.support.scriptedserver import ScriptedServer, received
-from usbip_server.client.cli.exitcodes import INTERRUPTED, Exit
+from usbip_server.client.cli import INTERRUPTED
+from usbip_server.client.cli.exitcodes import Exit
 from usbip_server.kernel.vhci.records import Record, Records
 from usbip_server.model.device import UsbDevice
 from usbip_server.model.usbip import OpStatus, encodeList, encodeRefusal

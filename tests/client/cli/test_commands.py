@@ -8,6 +8,7 @@ import json
 import pkgutil
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from importlib import resources
@@ -18,8 +19,8 @@ from click.testing import CliRunner
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from tests.docs.clientexamples import commandCalled, optionsOf
-from usbip_server.client.cli import commands
-from usbip_server.client.cli.exitcodes import INTERRUPTED, Exit
+from usbip_server.client.cli import INTERRUPTED, commands
+from usbip_server.client.cli.exitcodes import Exit
 from usbip_server.client.cli.main import COMMANDS, main
 from usbip_server.model.devicerules import LONGEST_NAME
 from usbip_server.model.policy import BUILT_IN, Policy, several
@@ -96,6 +97,46 @@ class LoadingTests(SynchronousTestCase):
             loaded = set(done.stderr.partition("modules:")[2].split())
             self.assertIn("usbip_server.client.cli.main", loaded, done.stderr)
             self.assertEqual(loaded & unused, set(), (words, completed))
+
+
+class SignalTests(SynchronousTestCase):
+    """
+    Signals while the command is being loaded.
+    """
+
+    def test_whileLoading(self) -> None:
+        """SIGINT and SIGTERM end the command as they do later, whatever it imports at that time;
+        a signal that its parent process has ignored is ignored."""
+        code = (
+            "import os, signal, sys\n"
+            "_, module, number, isIgnored = sys.argv\n"
+            "class Finder:\n"
+            "    def find_spec(self, name, path=None, target=None):\n"
+            "        if name == module: os.kill(os.getpid(), int(number))\n"
+            "sys.meta_path.insert(0, Finder())\n"
+            "if isIgnored: signal.signal(int(number), signal.SIG_IGN)\n"
+            "from usbip_server.client.cli import run\n"
+            "sys.argv[1:] = ['list', '--host', '127.0.0.1:1']\n"
+            "run()"
+        )
+        for number, module, isIgnored, status in (
+            (signal.SIGINT, "click", "", INTERRUPTED),
+            (signal.SIGTERM, "usbip_server.client.cli.commands.list", "", INTERRUPTED),
+            (signal.SIGINT, "msgspec", "", INTERRUPTED),
+            (signal.SIGINT, "usbip_server.client.cli.tables", "", INTERRUPTED),
+            (signal.SIGINT, "msgspec", "ignored", Exit.UNREACHABLE),
+        ):
+            done = subprocess.run(
+                [sys.executable, "-c", code, module, str(int(number)), isIgnored],
+                check=False,
+                capture_output=True,
+                text=True,
+                timeout=SECONDS,
+                env={"XDG_CONFIG_HOME": self.mktemp()},
+            )
+            self.assertEqual(done.returncode, status, (module, done.stderr))
+            if status == INTERRUPTED:
+                self.assertEqual(done.stderr, "interrupted\n")
 
 
 class CommandLineTestCase(SynchronousTestCase):

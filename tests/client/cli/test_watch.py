@@ -11,7 +11,8 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from usbip_server.client.cli.eventprinter import SIGNALS, Interrupted, run
+from usbip_server.client.cli import SIGNALS
+from usbip_server.client.cli.eventprinter import Interrupted, run
 from usbip_server.net.resolver import Resolver
 
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from usbip_server.client.cli import SIGNALS
 from usbip_server.client.cli.context import CommandContext
 from usbip_server.client.cli.discovery import allowManyConnections
 from usbip_server.client.servers import Server
@@ -22,8 +23,6 @@ from usbip_server.model.timestamps import moment
 from usbip_server.net.resolver import Resolver
 
 T = TypeVar("T")
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class EventPrinter:

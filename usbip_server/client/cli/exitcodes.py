@@ -59,9 +59,6 @@ WORD_OF = {
     Exit.TROUBLE: "local_trouble",
 }
 
-INTERRUPTED = 130
-"""Exit code after ctrl-C or C{SIGTERM}: as shells have it, 128 and the number of SIGINT."""
-
 EXIT_OF: dict[type[ShareError], Exit] = {
     ShareError: Exit.REFUSED,
     DeviceNotFound: Exit.NOT_FOUND,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
+from usbip_server.client.cli import INTERRUPTED, SIGNALS
 from usbip_server.client.cli.completion import devices, serialNumbers, servers
 
 if TYPE_CHECKING:  # loaded when a command runs
@@ -149,7 +150,7 @@ def ending(printer: Printer) -> Iterator[None]:
     """
     Report the error of a command, and exit with its code.
     """
-    from usbip_server.client.cli.exitcodes import INTERRUPTED, Exit, exitFor
+    from usbip_server.client.cli.exitcodes import Exit, exitFor
     from usbip_server.client.selection import SeveralFound
     from usbip_server.model.errors import ShareError
     from usbip_server.model.usbip import NotGiven
@@ -183,15 +184,18 @@ def ending(printer: Printer) -> Iterator[None]:
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
     """
-    Have C{SIGTERM} raise C{KeyboardInterrupt}, as C{SIGINT} does, and either of them at the latest
-    after L{INTERRUPTION} seconds, whatever this thread waits for.
+    Have C{SIGINT} and C{SIGTERM} raise C{KeyboardInterrupt}, at the latest after L{INTERRUPTION}
+    seconds, whatever this thread waits for. A signal that the parent process has ignored stays so.
 
     CPython checks for signals before a system call that blocks, and again when the call has been
     interrupted or has returned. A signal that arrives after the first check and before the call,
     or in another thread, does not interrupt the call, and would not be noticed before it returns.
     So a timer interrupts all calls that take long; Python resumes them.
     """
-    terminate = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
     alarm = signal.signal(signal.SIGALRM, lambda number, frame: None)
     signal.setitimer(signal.ITIMER_REAL, INTERRUPTION, INTERRUPTION)
     try:
@@ -199,4 +203,5 @@ def interruptible() -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, alarm)
-        signal.signal(signal.SIGTERM, terminate)
+        for number, handler in before.items():
+            signal.signal(number, handler)

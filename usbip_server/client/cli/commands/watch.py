@@ -50,10 +50,10 @@ def command(context: CommandContext, **criteria: str | None) -> None:
 
     After a server was unreachable, the events that were missed are printed first.
     """
-    from usbip_server.client.cli.eventprinter import EventPrinter, Interrupted, run
+    from usbip_server.client.cli.eventprinter import EventPrinter, run
 
     wanted = {name: value for name, value in criteria.items() if value is not None}
     try:
         run(lambda reactor: EventPrinter(context).watch(reactor, wanted))
-    except Interrupted:
+    except KeyboardInterrupt:
         return  # the usual end
