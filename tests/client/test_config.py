@@ -118,6 +118,11 @@ servers:
             ),
             ("servers:\n  a: {range: 10.0.0.0/8}", f"more than {MOST}"),
             ("servers:\n  a: {host: b, range: 192.0.2.9}", "2: servers.a: `host` and `range`"),
+            (
+                "servers:\n  a: {range: 192.0.2.1-3, token: x}",
+                "2: servers.a: a token for a `range`",
+            ),
+            ("servers:\n  a: {range: 192.0.2.1-3, token_file: x}", "for a `range` requires `tls`"),
             ("servers:\n  a: {token: x, token_file: y}", "2: servers.a: `token` and `token_file`"),
             ("servers:\n  a: {token_file: none}", "none cannot be read: No such file or directory"),
             ("servers:\n  a: {token_file: empty.token}", "empty.token holds no token"),

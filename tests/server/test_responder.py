@@ -7,8 +7,8 @@ from __future__ import annotations
 import json
 
 from twisted.internet.task import Clock
-from twisted.trial.unittest import SynchronousTestCase
 
+from tests.server.corecase import LogTestCase
 from tests.support.fixtures import (
     ALICE,
     DEVICES,
@@ -18,7 +18,7 @@ from tests.support.fixtures import (
     PromptBackend,
     asked,
 )
-from usbip_server.model.errors import DeviceInUse
+from usbip_server.model.errors import DeviceInUse, NotAllowed
 from usbip_server.model.replies import Devices, Measure, Status, encodeDevices
 from usbip_server.net.caller import Caller
 from usbip_server.protocols.interfaces import Response, refusal
@@ -32,16 +32,16 @@ ATTACH = b'{"command":"attach","id":"1-1.4"%s}'
 LIST = b'{"command":"list"}'
 
 
-class AnswersTests(SynchronousTestCase):
+class ResponderTests(LogTestCase):
     """
-    From the bytes of a request to those of the answer.
+    L{Responder}, from the bytes of a request to those of its reply.
     """
 
     def setUp(self) -> None:
         self.use(PromptBackend())
 
     def use(self, backend: PatientBackend) -> None:
-        """Ask this backend."""
+        """Use this backend."""
         self.backend = backend
         core = Core(backend, Clock(), LiveSettings(Settings(access=EVERYBODY)))
         asked(core.start())
@@ -113,6 +113,16 @@ class AnswersTests(SynchronousTestCase):
         self.assertEqual(len(json.loads(self.to(LIST).encoded)["data"]), 1)
         self.assertEqual(len(json.loads(self.to(detail).encoded)["data"]), 1)
         self.assertEqual(made, [False, True, False, True])
+
+    def test_refuse(self) -> None:
+        """A request that a protocol has refused before it was read is in the audit log."""
+        logged = self.captureLogs()
+        answer = self.answers.refuse(NotAllowed("a foreign page"), Caller(ALICE))
+        self.assertEqual((answer.status, answer.forbidden), (Status.ERROR, True))
+        self.assertEqual(json.loads(answer.encoded)["message"], "a foreign page")
+        [entry] = [event["audit"] for event in logged if "audit" in event]
+        self.assertEqual((entry.command, entry.result), ("http", "refused"))
+        self.assertEqual(entry.who, {"address": ALICE.address})
 
     def test_refusal(self) -> None:
         """Input that is no request is answered with an error."""

@@ -137,6 +137,12 @@ class Entry(ServerOptions, frozen=True, kw_only=True):
         super().__post_init__()
         if self.host is not None and self.range is not None:
             raise ValueError("`host` and `range` exclude each other")
+        hasToken = self.token is not None or self.tokenFile is not None
+        if self.range is not None and hasToken and self.tls is None:
+            raise ValueError(
+                "a token for a `range` requires `tls`: otherwise each machine that takes one of the "
+                "addresses receives the token"
+            )
 
 
 class ClientFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

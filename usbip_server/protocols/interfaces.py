@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import msgspec
 
 from usbip_server.model.device import UsbDevice
+from usbip_server.model.errors import NotAllowed
 from usbip_server.model.options import Limits, Timeouts
 from usbip_server.model.policy import Principal
 from usbip_server.model.replies import Reply, Status
@@ -100,6 +101,12 @@ class IResponder(Protocol):
 
     async def watch(self, command: WatchDevices, caller: Caller) -> Response:
         """Answer a request to watch that did not come as JSON, such as C{GET /events}."""
+
+    def refuse(self, error: NotAllowed, caller: Caller) -> Response:
+        """
+        Answer a request that the protocol has refused before it was read: a foreign web page may
+        have sent it.
+        """
 
     def heartbeat(self) -> bytes:
         """The line to send to a client that waits or watches, with the number of the last event."""

@@ -89,7 +89,7 @@ class WebRequest(Request):
         try:
             self._admit()
         except NotAllowed as error:
-            self._send(403, refusal(str(error)))
+            self._send(403, self._factory.responder.refuse(error, self.channel.caller))
             return
         except InvalidRequest as error:
             self._send(400, refusal(str(error)))

@@ -16,7 +16,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
 from usbip_server.model.device import Traffic, UsbDevice
-from usbip_server.model.errors import BackendUnavailable, UnknownToken
+from usbip_server.model.errors import BackendUnavailable, NotAllowed, UnknownToken
 from usbip_server.model.inventory import Inventory
 from usbip_server.model.policy import Principal, Right
 from usbip_server.model.replies import Devices, Notice, Reply
@@ -258,6 +258,10 @@ class Dispatcher:
             return self._authorizer.of(principal).may(Right.WATCH, device)
 
         return Watch(*self._events.watch(command, mayWatch))
+
+    def refused(self, error: NotAllowed, caller: Caller) -> None:
+        """A request was refused before it was read: write that to the audit log."""
+        self._audit.refused(caller.peer, error)
 
     def heartbeat(self) -> Notice:
         """The line that shows that the daemon is alive, with the number of the last event."""

@@ -71,6 +71,11 @@ class Responder:
         except Exception as error:
             return self._failure(error, command, b"watch", caller)
 
+    def refuse(self, error: NotAllowed, caller: Caller) -> Response:
+        """Reply to a request that was refused before it was read."""
+        self._dispatcher.refused(error, caller)
+        return self._failure(error, None, b"", caller)
+
     def heartbeat(self) -> bytes:
         """The line for a client that waits or watches, with the number of the last event."""
         return self._dispatcher.heartbeat().encode()

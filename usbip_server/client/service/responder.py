@@ -121,6 +121,9 @@ class LocalResponder:
         except Exception as error:
             return self._failure(error, None)
 
+    def refuse(self, error: NotAllowed, caller: Caller) -> Response:
+        return self._failure(error, None)
+
     def heartbeat(self) -> bytes:
         return self._events.heartbeat()
 
