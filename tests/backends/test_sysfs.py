@@ -176,6 +176,25 @@ class BindTests(SysfsCase):
         self.kernel.unmount("1-1")
         self.successResultOf(self.bind())
 
+    def test_notAuthorized(self) -> None:
+        """A device that the kernel has not authorized is shown as C{error} and is not bound, until
+        it is authorized."""
+        text = "USBGuard or another program blocks it. To allow it: usbguard allow-device"
+        self.kernel.authorize("1-1", False)
+        self.reactor.deliver()
+        self.assertIs(self.device().state, DeviceState.ERROR)
+        self.assertIn(text, self.device().trouble or "")
+        self.fails(self.bind(), text)
+        self.assertEqual(self.kernel.writes, [])
+        self.kernel.authorize("1-1", True)
+        self.reactor.deliver()
+        self.assertIs(self.device().state, DeviceState.FREE)
+        self.successResultOf(self.bind())
+        self.kernel.authorize("1-1", False)
+        self.reactor.advance(2)  # no uevent announces it for a bound device
+        self.assertIs(self.device().state, DeviceState.ERROR)
+        self.fails(self.bind(), "echo 1 > /sys/bus/usb/devices/1-1/authorized")
+
     def test_imported(self) -> None:
         """A device that was imported from another server is neither listed nor bound."""
         self.kernel.plug("4-1", imported=True)

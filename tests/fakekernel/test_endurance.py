@@ -29,7 +29,7 @@ from usbip_server.testing import FakeKernel
 
 CYCLES = 1000
 WARM_UP = 100
-GROWTH = 256 * 1024
+GROWTH = 384 * 1024
 """Bytes by which the memory may grow: caches that are not full yet."""
 
 

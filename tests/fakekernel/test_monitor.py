@@ -4,10 +4,12 @@ Tests of L{usbip_server.kernel.monitor}: the inventory follows the kernel.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Hashable
 from typing import Any, NoReturn
 
 from twisted.internet.defer import Deferred
+from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from usbip_server.kernel.monitor import DeviceMonitor
@@ -15,9 +17,12 @@ from usbip_server.kernel.scan import Scanner
 from usbip_server.kernel.strings import SECONDS
 from usbip_server.kernel.usbids import UsbIds
 from usbip_server.model.device import DeviceState, UsbDevice
-from usbip_server.model.inventory import Inventory
+from usbip_server.model.inventory import Change, ChangeKind, Inventory
 from usbip_server.runtime.threads import BlockingCalls
 from usbip_server.testing import FakeKernel, FakeReactor
+
+LOCK_FREE = {"authorized", "descriptors", "devnum", "speed", "uevent_seqnum"}
+"""The attributes that are read of each device, besides its strings."""
 
 
 class MonitorCase(SynchronousTestCase):
@@ -76,7 +81,7 @@ class UeventTests(MonitorCase):
         self.assertEqual((self.device().serial, self.device("1-10").serial), ("ONE", None))
         names = {path.rpartition("/")[2] for path in self.kernel.reads}
         strings = {"serial", "manufacturer", "product"}
-        self.assertEqual(names - strings, {"descriptors", "devnum", "speed", "uevent_seqnum"})
+        self.assertEqual(names - strings, LOCK_FREE)
 
     def test_plugs(self) -> None:
         """A uevent updates the inventory: plugged in, unplugged, and replaced by another device."""
@@ -227,12 +232,75 @@ class TroubleTests(MonitorCase):
         slow = self.reactor.threads.pop(0)  # the strings
         self.reactor.runThreads()
         self.reactor.advance(SECONDS)
-        self.assertIsNone(self.device("1-2").serial)
+        shown = self.device("1-2")
+        self.assertEqual((shown.serial, shown.hasUnreadStrings), (None, True))
         self.kernel.plug("1-3", serial="QUICK")
         self.reactor.deliver()
         self.assertEqual(self.device("1-3").serial, "QUICK")
         slow()
-        self.assertEqual(self.device("1-2").serial, "SLOW")
+        shown = self.device("1-2")
+        self.assertEqual((shown.serial, shown.hasUnreadStrings), ("SLOW", False))
+
+    def test_unreadableStrings(self) -> None:
+        """A device whose strings cannot be read has unknown strings until a scan succeeds in
+        reading them; a device without a string has none."""
+        self.start()
+        self.assertFalse(self.device("1-10").hasUnreadStrings)
+        read = self.kernel.read
+        errors = [OSError(errno.EINTR, "Interrupted system call")]
+
+        def fail(path: str) -> bytes:
+            if path.endswith("1-2/serial") and errors:
+                raise errors[0]
+            return read(path)
+
+        self.patch(self.kernel, "read", fail)
+        self.kernel.plug("1-2", serial="TWO")
+        self.reactor.deliver()
+        for _ in range(2):
+            shown = self.device("1-2")
+            self.assertEqual((shown.serial, shown.hasUnreadStrings), (None, True))
+            self.advance(31)
+        changes: list[Change] = []
+        self.inventory.subscribe(changes.extend)
+        errors.clear()
+        self.advance(31)
+        shown = self.device("1-2")
+        self.assertEqual((shown.serial, shown.hasUnreadStrings), ("TWO", False))
+        self.assertEqual([change.kind for change in changes], [ChangeKind.CHANGED])
+
+    def test_loggedOnce(self) -> None:
+        """A device that cannot be read is logged once, and again after it could be read; a read
+        that hangs is logged once."""
+        self.start()
+        read = self.kernel.read
+
+        def fail(path: str) -> bytes:
+            if path.endswith("1-2/descriptors"):
+                raise OSError(errno.EIO, "Input/output error")
+            return read(path)
+
+        self.patch(self.kernel, "read", fail)
+        self.kernel.plug("1-2")
+        with capturedLogs() as events:
+            for _ in range(2):
+                for _ in range(10):
+                    self.refresh()
+                self.kernel.unplug("1-2")
+                self.refresh()
+                self.kernel.plug("1-2")
+            self.reactor.hold = True
+            self.kernel.plug("1-3")
+            self.reactor.deliver()
+            self.advance(100)
+        texts = [event["log_format"].partition(" device")[0] for event in events]
+        self.assertEqual(texts.count("cannot read"), 2)
+        self.assertEqual(
+            sorted(set(texts)),
+            ["cannot read", "cannot read uevent_seqnum: {error!r}", "reading the"],
+        )
+        self.assertEqual(len(texts), 4)
+        self.reactor.runThreads()
 
     def test_manySlowStrings(self) -> None:
         """Several such devices do not delay each other."""

@@ -142,6 +142,25 @@ class ScannerTests(SynchronousTestCase):
             attributes = self.attributes(self.descriptors[:27] + b"".join(interfaces))
             self.assertEqual(attributes.interfaces, tuple(first[:expected]))
 
+    def test_activeConfiguration(self) -> None:
+        """The interfaces are those of the active configuration, as long as it is known; a rule for
+        a class matches any configuration."""
+        second = bytes((9, 2, 18, 0, 1, 2, 0, 0x80, 50)) + bytes((9, 4, 0, 0, 0, 8, 6, 80, 0))
+        whole, read = self.descriptors + second, self.kernel.read
+        self.patch(
+            self.kernel, "read", lambda path: whole if path.endswith("/descriptors") else read(path)
+        )
+        scanner = Scanner(self.kernel, UsbIds([]))
+        first, other = ("02/02/01", "0a/00/00"), ("08/06/50",)
+        for value, expected in ((1, first), (2, other), (1, first), (7, first), (2, other)):
+            self.kernel.configure("1-1", value)
+            (attributes,) = scanner.read(["1-1"])
+            self.assertEqual(attributes.interfaces, expected)
+            self.assertTrue(Match(device_class="storage").meets(self.device(attributes)))
+        self.kernel.write("bus/usb/drivers/usb/unbind", b"1-1")  # it has no configuration then
+        (attributes,) = scanner.read(["1-1"])
+        self.assertEqual(attributes.interfaces, other)
+
     def test_damagedDescriptors(self) -> None:
         """Descriptors that are truncated, or have a wrong length, do no harm."""
         whole = self.descriptors

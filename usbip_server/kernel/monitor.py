@@ -83,6 +83,7 @@ class DeviceMonitor:
         self._scanCost = 0.0  # seconds of CPU time
         self._sequence: bytes | None = None  # uevent_seqnum before the last scan
         self._hasLoggedPolling = False
+        self._logged: set[str] = set()  # the warnings since a read has succeeded
 
     async def start(self) -> None:
         """Subscribe to uevents and read all devices. Returns when the inventory is complete."""
@@ -159,16 +160,28 @@ class DeviceMonitor:
             self._wanted.clear()
             try:
                 await self._read(busIds)
+                self._logged.clear()
             except OSError as error:
                 self._noUsb(error)
             except (CallTimedOut, CallPending):
-                if self._tick.running:  # else the monitor is being stopped
+                if self._isFirst("hangs"):
                     self._log.warn("reading the devices hangs; the list may be out of date")
-            except Exception:
-                self._log.failure("cannot read the devices")
+            except Exception as error:
+                if self._isFirst(repr(error)):
+                    self._log.failure("cannot read the devices")
             for done in waiting:
                 done.callback(None)
         self._isRefreshing = False
+
+    def _isFirst(self, warning: str) -> bool:
+        """
+        Whether to log a warning: not if the same was logged and no read has succeeded since, nor
+        while the monitor is being stopped.
+        """
+        if warning in self._logged or not self._tick.running:
+            return False
+        self._logged.add(warning)
+        return True
 
     def _noUsb(self, error: OSError) -> None:
         if self._inventory.trouble is None:
@@ -195,6 +208,7 @@ class DeviceMonitor:
         if isScan:
             self._inventory.trouble = None
             self._strings.keepOnly({each.plugId for each in found})
+            self._strings.retry(found)
         known = [(each, s) for each in found if (s := self._strings.of(each)) is not None]
         if len(known) < len(found):
             self._strings.read(each for each in found if self._strings.of(each) is None)
@@ -236,7 +250,8 @@ class DeviceMonitor:
         try:
             sequence = await self._calls.call("tick", READ_SECONDS, self._readSequence)
         except Exception as error:
-            self._log.warn("cannot read uevent_seqnum: {error!r}", error=error)
+            if self._isFirst("uevent_seqnum"):
+                self._log.warn("cannot read uevent_seqnum: {error!r}", error=error)
             return
         hasChanged = sequence is None or sequence != self._sequence
         isPolling = hasChanged and not (self._uevents is not None and self._uevents.hasReceived)

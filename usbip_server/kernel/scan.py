@@ -13,13 +13,14 @@ import errno
 import posixpath
 import time
 from collections.abc import Callable, Iterable, Set
+from typing import NamedTuple
 
 import msgspec
 from twisted.logger import Logger
 
 from usbip_server.kernel.importers import Importers
 from usbip_server.kernel.system import ISystem
-from usbip_server.kernel.usbdescriptors import DEVICE, interfacesOf
+from usbip_server.kernel.usbdescriptors import DEVICE, Interfaces, interfacesOf
 from usbip_server.kernel.usbids import UsbIds
 from usbip_server.model.device import HUB_CLASS, DeviceState, Holder, PlugId, UsbDevice, isBusId
 from usbip_server.model.escapes import escape, readable
@@ -35,22 +36,36 @@ STATE_OF = {1: DeviceState.BOUND, 2: DeviceState.IN_USE, 3: DeviceState.ERROR}
 GONE = {errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ENOTDIR}
 """The errno values of reading an attribute of a device that was unplugged."""
 
+NOT_AUTHORIZED = (
+    "the kernel has not authorized it: USBGuard or another program blocks it. To allow it: "
+    "usbguard allow-device, or as root: echo 1 > /sys/bus/usb/devices/{busId}/authorized"
+)
+
 
 class Strings(msgspec.Struct, frozen=True):
     """
     The string descriptors of a device, escaped (L{usbip_server.model.escapes}); C{None} for one
     that it does not have.
+
+    @ivar areRead: C{False}: they could not be read, and may have any value.
     """
 
     serial: str | None = None
     manufacturer: str | None = None
     product: str | None = None
+    areRead: bool = True
+
+
+UNREAD = Strings(areRead=False)
 
 
 class Attributes(msgspec.Struct, frozen=True, kw_only=True):
     """
     The attributes of a device that can be read without its lock. The fields are those of
-    L{UsbDevice}, and C{status}: C{usbip_status}, C{None} unless the device is bound.
+    L{UsbDevice}, and these:
+
+    @ivar status: C{usbip_status}; C{None} unless the device is bound.
+    @ivar isAuthorized: whether the kernel lets drivers and programs use the device.
     """
 
     busId: str
@@ -66,13 +81,26 @@ class Attributes(msgspec.Struct, frozen=True, kw_only=True):
     interfaces: tuple[str, ...]
     classes: tuple[str, ...]
     speed: str
-    driver: str | None
-    status: int | None
+    driver: str | None = None
+    status: int | None = None
+    isAuthorized: bool = True
 
     @property
     def plugId(self) -> PlugId:
         """Identifies the device until it is unplugged."""
         return PlugId(self.busId, self.deviceNumber)
+
+
+class _Seen(NamedTuple):
+    """
+    A device, as it was read last.
+
+    @ivar attributes: C{None} for a hub and for a device imported from another server.
+    """
+
+    number: int
+    attributes: Attributes | None
+    interfaces: Interfaces | None
 
 
 _Known = tuple[Attributes, Strings, str | None, Holder | None]
@@ -102,7 +130,8 @@ class Scanner:
         self._system = system
         self._names = names
         self.importers = Importers(system, now, monotonic)
-        self._seen: dict[str, tuple[int, Attributes | None]] = {}
+        self._seen: dict[str, _Seen] = {}
+        self._unreadable: dict[str, str] = {}  # the errors that were logged
         self._made: dict[str, tuple[_Known, UsbDevice]] = {}
 
     def busIds(self) -> list[str]:
@@ -111,7 +140,10 @@ class Scanner:
 
         @raise OSError: the kernel has no USB.
         """
-        return [name for name in self._system.list(DEVICES) if isBusId(name)]
+        busIds = [name for name in self._system.list(DEVICES) if isBusId(name)]
+        for busId in self._unreadable.keys() - set(busIds):
+            del self._unreadable[busId]
+        return busIds
 
     def read(self, busIds: Iterable[str]) -> list[Attributes]:
         """
@@ -133,9 +165,13 @@ class Scanner:
         @param onRead: called, in this thread, after each device.
         """
         for device in devices:
-            serial, manufacturer, product = (
-                self._text(device.busId, name) for name in ("serial", "manufacturer", "product")
-            )
+            try:
+                serial, manufacturer, product = (
+                    self._text(device.busId, name) for name in ("serial", "manufacturer", "product")
+                )
+            except OSError:
+                onRead(device.plugId, UNREAD)
+                continue
             strings = Strings(
                 escape(serial) or None, readable(manufacturer) or None, readable(product) or None
             )
@@ -164,6 +200,8 @@ class Scanner:
             state = DeviceState.BOUND  # the session has ended in the meantime
         if state is DeviceState.ERROR and trouble is None:
             trouble = "usbip-host could not reset the device: attach it again"
+        if not attributes.isAuthorized and trouble is None:
+            trouble = NOT_AUTHORIZED.format(busId=attributes.busId)
         if trouble is not None:
             state = DeviceState.ERROR
         return UsbDevice(
@@ -175,6 +213,7 @@ class Scanner:
             ),
             serial=strings.serial,
             deviceNumber=attributes.deviceNumber,
+            hasUnreadStrings=not strings.areRead,
             manufacturer=strings.manufacturer,
             product=strings.product,
             speed=attributes.speed or None,
@@ -198,7 +237,7 @@ class Scanner:
         """
         return {
             attributes.plugId
-            for _, attributes in self._seen.values()
+            for _, attributes, _ in self._seen.values()
             if attributes is not None
             and attributes.driver == USBIP_HOST
             and STATE_OF.get(statusOf(self._system, attributes.busId) or 0) is DeviceState.IN_USE
@@ -206,43 +245,72 @@ class Scanner:
 
     def _attributesOf(self, busId: str) -> Attributes | None:
         """
-        Only the device number, the driver and the status are read each time: everything else
-        changes only with the device number. While a device is being reset, as at the end of a
-        session, its number is 0 (C{hub_port_reset}, C{drivers/usb/core/hub.c}).
+        Only the device number, the driver, the status, the authorization and, if there are
+        several, the active configuration are read each time: everything else changes only with
+        the device number. While a device is being reset, as at the end of a session, its number
+        is 0 (C{hub_port_reset}, C{drivers/usb/core/hub.c}).
         """
         try:
             number = int(self._read(busId, "devnum"))
             if number == 0 and busId in self._seen:
-                number = self._seen[busId][0]
-            if busId not in self._seen or self._seen[busId][0] != number:
-                self._seen[busId] = number, self._firstAttributes(busId, number)
-            attributes = self._seen[busId][1]
-            if attributes is None:
+                number = self._seen[busId].number
+            if busId not in self._seen or self._seen[busId].number != number:
+                self._seen[busId] = self._first(busId, number)
+            seen = self._seen[busId]
+            if seen.attributes is None or seen.interfaces is None:
                 return None
             driver = driverOf(self._system, busId)
-            status = statusOf(self._system, busId) if driver == USBIP_HOST else None
-            if (driver, status) != (attributes.driver, attributes.status):
-                attributes = msgspec.structs.replace(attributes, driver=driver, status=status)
-                self._seen[busId] = number, attributes
-            return attributes
+            attributes = msgspec.structs.replace(
+                seen.attributes,
+                interfaces=self._active(busId, seen.attributes.interfaces, seen.interfaces),
+                driver=driver,
+                status=statusOf(self._system, busId) if driver == USBIP_HOST else None,
+                isAuthorized=isAuthorized(self._system, busId),
+            )
+            if attributes != seen.attributes:
+                self._seen[busId] = seen._replace(attributes=attributes)
+            self._unreadable.pop(busId, None)
+            return self._seen[busId].attributes
         except (OSError, ValueError) as error:
             self._seen.pop(busId, None)
-            if getattr(error, "errno", None) not in GONE:
-                self._log.warn("cannot read device {busId}: {error}", busId=busId, error=error)
+            if getattr(error, "errno", None) in GONE:
+                self._unreadable.pop(busId, None)
+            elif self._unreadable.get(busId) != str(error):
+                self._unreadable[busId] = str(error)
+                self._log.warn(
+                    "cannot read device {busId}, which is not shared: {error}",
+                    busId=busId,
+                    error=str(error),
+                )
             return None
 
-    def _firstAttributes(self, busId: str, number: int) -> Attributes | None:
+    def _active(
+        self, busId: str, before: tuple[str, ...], interfaces: Interfaces
+    ) -> tuple[str, ...]:
         """
-        @return: C{None} for a hub and for a device imported from another server.
+        The interfaces of the active configuration, which is in the names of their directories:
+        C{1-1:2.0} (C{bConfigurationValue} needs the device's lock).
+
+        @param before: as they were read last. Returned if no configuration is active, as while the
+            device is bound and no client has imported it.
         """
+        if len(interfaces.of) < 2:
+            return before
+        for name in self._system.list(f"{DEVICES}/{busId}"):
+            value = name.removeprefix(f"{busId}:").partition(".")[0]
+            if value != name and value.isdecimal():
+                return interfaces.of.get(int(value), before)
+        return before
+
+    def _first(self, busId: str, number: int) -> _Seen:
         descriptors = self._read(busId, "descriptors")
         if len(descriptors) < 18 or descriptors[1] != DEVICE:
-            return None
+            return _Seen(number, None, None)
         deviceClass, subclass, protocol = (f"{byte:02x}" for byte in descriptors[4:7])
         if deviceClass == HUB_CLASS or isImported(self._system, busId):
-            return None
+            return _Seen(number, None, None)
         interfaces = interfacesOf(descriptors)
-        return Attributes(
+        attributes = Attributes(
             busId=busId,
             deviceNumber=number,
             vendorId=f"{int.from_bytes(descriptors[8:10], 'little'):04x}",
@@ -253,12 +321,11 @@ class Scanner:
             release=int.from_bytes(descriptors[12:14], "little"),
             configurations=descriptors[17],
             path=pathOf(self._system, busId),
-            interfaces=interfaces.first,
+            interfaces=next(iter(interfaces.of.values()), ()),
             classes=interfaces.classes,
             speed=self._read(busId, "speed").decode("ascii", "replace").strip(),
-            driver=None,
-            status=None,
         )
+        return _Seen(number, attributes, interfaces)
 
     def _read(self, busId: str, name: str) -> bytes:
         return self._system.read(f"{DEVICES}/{busId}/{name}")
@@ -266,7 +333,9 @@ class Scanner:
     def _text(self, busId: str, name: str) -> str:
         try:
             raw = self._read(busId, name)
-        except OSError:
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
             return ""  # the device has no such string, or was unplugged
         return raw.decode("utf-8", "surrogateescape").removesuffix("\n").strip(" ")
 
@@ -277,6 +346,17 @@ def isImported(system: ISystem, busId: str) -> bool:
     prevents such a device from being exported again.
     """
     return "vhci_hcd" in pathOf(system, busId)
+
+
+def isAuthorized(system: ISystem, busId: str) -> bool:
+    """
+    Whether the kernel has authorized a device (C{Documentation/usb/authorization.rst}): any other
+    can be bound and imported, but has no interfaces.
+    """
+    try:
+        return system.read(f"{DEVICES}/{busId}/authorized").strip() != b"0"
+    except OSError:
+        return True
 
 
 def pathOf(system: ISystem, busId: str) -> str:

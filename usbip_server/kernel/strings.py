@@ -3,7 +3,8 @@ Reads the strings of devices (C{serial}, C{manufacturer}, C{product}) in threads
 time a device is plugged in.
 
 Reading a string takes the device's lock in the kernel, so the read blocks while the device hangs
-in a driver. After L{SECONDS} the device is shown without strings until the read returns.
+in a driver. After L{SECONDS} the strings are unknown (C{UsbDevice.hasUnreadStrings}) until the read
+returns. They are unknown, too, if the read fails; then it is repeated.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from functools import partial
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 
-from usbip_server.kernel.scan import Attributes, Scanner, Strings
+from usbip_server.kernel.scan import UNREAD, Attributes, Scanner, Strings
 from usbip_server.model.device import PlugId
 from usbip_server.runtime.threads import BlockingCalls, CallTimedOut
 
@@ -44,17 +45,18 @@ class StringReader:
         self._calls = calls
         self._onRead = onRead
         self._known: dict[PlugId, Strings] = {}
-        self._silent: set[PlugId] = set()
+        self._silent: set[PlugId] = set()  # those that have not answered
+        self._failed: set[PlugId] = set()
         self._reading: set[PlugId] = set()
         self._idle: list[Deferred[None]] = []
 
     def of(self, attributes: Attributes) -> Strings | None:
         """
-        The strings of a device: empty for a device that does not answer, C{None} if they have
-        not been read yet.
+        The strings of a device: C{UNREAD} for a device that does not answer, C{None} if they are
+        being read or are to be read.
         """
-        if attributes.plugId in self._silent:
-            return Strings()
+        if attributes.plugId in self._silent | self._failed:
+            return UNREAD
         return None if attributes.plugId in self._reading else self._known.get(attributes.plugId)
 
     def read(self, devices: Iterable[Attributes]) -> None:
@@ -68,6 +70,12 @@ class StringReader:
         lanes = [lane for start in range(LANES) if (lane := unread[start::LANES])]
         reading = [Deferred.fromCoroutine(self._readLane(lane)) for lane in lanes]
         gatherResults(reading).addCallback(self._rest)
+
+    def retry(self, devices: Iterable[Attributes]) -> None:
+        """
+        Read the strings of those of the devices again whose read has failed.
+        """
+        self.read([device for device in devices if device.plugId in self._failed])
 
     async def idle(self) -> bool:
         """
@@ -87,6 +95,7 @@ class StringReader:
         for plugId in self._known.keys() - plugIds:
             del self._known[plugId]
         self._silent &= plugIds
+        self._failed &= plugIds
 
     async def _readLane(self, devices: list[Attributes]) -> None:
         """
@@ -95,26 +104,38 @@ class StringReader:
         """
         rest = devices
         while rest:
-            read = partial(self._scanner.readStrings, rest, self._known.__setitem__)
+            read = partial(self._scanner.readStrings, rest, self._store)
             try:
                 await self._calls.call(object(), SECONDS, read, late=partial(self._readLate, rest))
                 break
             except CallTimedOut:
-                unread = [device for device in rest if device.plugId not in self._known]
+                done = self._known.keys() | self._failed
+                unread = [device for device in rest if device.plugId not in done]
                 self._silent.update(device.plugId for device in unread[:1])
                 rest = unread[1:]
             except Exception:
                 self._log.failure("cannot read strings")
-                self._silent.update(device.plugId for device in rest)
+                self._failed.update(device.plugId for device in rest)
                 break
+        self._failed -= self._known.keys()
         self._reading.difference_update(device.plugId for device in devices)
         self._onRead([device.busId for device in devices])
+
+    def _store(self, plugId: PlugId, strings: Strings) -> None:
+        """
+        Called in a thread.
+        """
+        if strings.areRead:
+            self._known[plugId] = strings
+        else:
+            self._failed.add(plugId)
 
     def _readLate(self, devices: list[Attributes]) -> None:
         """
         A thread that is not waited for any longer has read its devices.
         """
-        late = {device.plugId for device in devices} & self._silent & self._known.keys()
+        done = self._known.keys() | self._failed
+        late = {device.plugId for device in devices} & self._silent & done
         self._silent -= late
         self._onRead([plugId.busId for plugId in late])
 

@@ -21,14 +21,15 @@ class Interfaces(NamedTuple):
     """
     Class, subclass and protocol of interfaces, C{"08/06/50"}.
 
-    @ivar first: those that the kernel makes of the first configuration, in their first setting.
-        Of descriptors with the same number it takes the first, and no more than
-        L{INTERFACES_AT_MOST} numbers (C{usb_parse_configuration}, C{drivers/usb/core/config.c}).
+    @ivar of: by C{bConfigurationValue}, in the order of the descriptors: the interfaces that the
+        kernel makes of the configuration, in their first setting. Of descriptors with the same
+        number it takes the first, and no more than L{INTERFACES_AT_MOST} numbers
+        (C{usb_parse_configuration}, C{drivers/usb/core/config.c}).
     @ivar classes: those of all configurations and settings, each once: a client that
         imports the device can choose another configuration.
     """
 
-    first: tuple[str, ...]
+    of: dict[int, tuple[str, ...]]
     classes: tuple[str, ...]
 
 
@@ -37,19 +38,23 @@ def interfacesOf(descriptors: bytes) -> Interfaces:
     The interfaces of a device. Descriptors that are truncated or have a wrong length are read as
     far as possible.
     """
-    configurations = 0
-    first: dict[int, str] = {}
+    configurations: dict[int, dict[int, str]] = {}
+    interfaces: dict[int, str] = {}
     classes: dict[str, None] = {}
     for kind, body in _walk(descriptors):
-        configurations += kind == CONFIGURATION
+        if kind == CONFIGURATION and len(body) >= 9:
+            interfaces = {}
+            configurations.setdefault(body[5], interfaces)
         if kind != INTERFACE or len(body) < 9:
             continue
         triple = "/".join(f"{byte:02x}" for byte in body[5:8])
         classes[triple] = None
         number, setting = body[2:4]
-        if configurations < 2 and setting == 0 and len(first) < INTERFACES_AT_MOST:
-            first.setdefault(number, triple)
-    return Interfaces(tuple(first.values()), tuple(classes))
+        if setting == 0 and len(interfaces) < INTERFACES_AT_MOST:
+            interfaces.setdefault(number, triple)
+    return Interfaces(
+        {value: tuple(each.values()) for value, each in configurations.items()}, tuple(classes)
+    )
 
 
 def _walk(descriptors: bytes) -> Iterator[tuple[int, bytes]]:

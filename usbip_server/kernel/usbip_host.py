@@ -31,9 +31,11 @@ from usbip_server.kernel.mounts import usesOf
 from usbip_server.kernel.scan import (
     DEVICES,
     GONE,
+    NOT_AUTHORIZED,
     STATE_OF,
     USBIP_HOST,
     driverOf,
+    isAuthorized,
     isImported,
     statusOf,
 )
@@ -124,6 +126,9 @@ class UsbipHost:
             )
         if device.deviceClass == HUB_CLASS:
             raise OperationFailed(device, f"{device} is a hub; hubs are not shared")
+        if not isAuthorized(self._system, device.busId):
+            reason = NOT_AUTHORIZED.format(busId=device.busId)
+            raise OperationFailed(device, f"cannot attach {device}: {reason}")
         if not allowMounted and (uses := usesOf(self._system, device.busId)):
             raise DeviceMounted(device, uses)
         self._requireDriver(device)

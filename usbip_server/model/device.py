@@ -125,6 +125,8 @@ class UsbDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     @ivar description: the name that C{lsusb} prints; never empty.
     @ivar serial: the serial number; C{None}: the device has none.
     @ivar deviceNumber: the kernel's C{devnum}, a new one each time a device is plugged in.
+    @ivar hasUnreadStrings: the device has not answered yet: C{serial}, C{manufacturer} and
+        C{product} are C{None} because they are unknown. It may have any.
     @ivar manufacturer: the device's own manufacturer string.
     @ivar product: the device's own product string.
     @ivar speed: in Mbit/s, in the spelling of sysfs: C{"1.5"}, C{"12"}, C{"480"}, C{"5000"}, ...
@@ -134,8 +136,9 @@ class UsbDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     @ivar release: C{bcdDevice}.
     @ivar configurations: C{bNumConfigurations}.
     @ivar path: the path in sysfs, for display.
-    @ivar interfaces: class, subclass and protocol of each interface of the first
-        configuration, C{"08/06/50"}.
+    @ivar interfaces: class, subclass and protocol of each interface of the active
+        configuration, C{"08/06/50"}; of the one that was active last if there is none, as while
+        the device is bound; of the first if none is known.
     @ivar classes: the same of all configurations and alternate settings, without duplicates, as
         far as known: a client can select another configuration.
     @ivar driver: the kernel driver of the device as a whole: C{"usb"}, C{"usbip-host"}, or
@@ -157,6 +160,7 @@ class UsbDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     description: str
     serial: str | None = None
     deviceNumber: int = 0
+    hasUnreadStrings: bool = False
     manufacturer: str | None = None
     product: str | None = None
     speed: str | None = None

@@ -57,6 +57,8 @@ class _Device(msgspec.Struct, kw_only=True):
     resetting: int = 0
     forbidding: int = 0
     holds: int = 0
+    isAuthorized: bool = True
+    configuration: int = 1
 
     @property
     def isHub(self) -> bool:
@@ -200,6 +202,19 @@ class FakeKernel:
         self._say("remove", busId)
         self.revive(busId)
 
+    def authorize(self, busId: str, isAuthorized: bool) -> None:
+        """Authorize a device, or not, as USBGuard does (C{authorized})."""
+        device = self._devices[busId]
+        device.isAuthorized = isAuthorized
+        if device.driver == "usb":
+            self._say("add" if isAuthorized else "remove", busId, ":1.0")
+
+    def configure(self, busId: str, value: int) -> None:
+        """Make another configuration active (C{bConfigurationValue})."""
+        self._say("remove", busId, f":{self._devices[busId].configuration}.0")
+        self._devices[busId].configuration = value
+        self._say("add", busId, f":{value}.0")
+
     def hang(self, busId: str) -> None:
         """Have the driver of a device wait for it without limit."""
         self._stuck[busId] = threading.Event()
@@ -325,6 +340,8 @@ class FakeKernel:
             return b"%d\n" % (device.number if name == "devnum" else busOrder(busId)[0])
         elif name == "speed":
             return device.speed.encode() + b"\n"
+        elif name == "authorized":
+            return b"%d\n" % device.isAuthorized
         raise _error(errno.ENOENT, path)
 
     def write(self, path: str, data: bytes) -> None:
@@ -370,11 +387,17 @@ class FakeKernel:
             return ["bind", "match_busid", "rebind", "unbind"]
         if not path.startswith(DEVICES.rstrip("/")):
             raise _error(errno.ENOENT, path)
-        assert path == DEVICES.rstrip("/"), path
-        interfaces = [
-            f"{busId}:1.0" for busId, d in tuple(self._devices.items()) if d.driver == "usb"
-        ]
-        return ["usb1", "1-0:1.0", *self._devices, *interfaces]
+        devices = tuple(self._devices.items())
+        interfaces = {
+            busId: f"{busId}:{each.configuration}.0"
+            for busId, each in devices
+            if each.driver == "usb" and each.isAuthorized
+        }
+        busId = path.removeprefix(DEVICES)
+        if busId != path:
+            self._device(busId, errno.ENOENT)
+            return [*([interfaces[busId]] if busId in interfaces else []), "devnum"]
+        return ["usb1", "1-0:1.0", *(busId for busId, _ in devices), *interfaces.values()]
 
     def readlink(self, path: str) -> str:
         self._alive()
