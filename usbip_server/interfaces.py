@@ -128,6 +128,19 @@ class IUsbBackend(Interface):
         """
 
 
+class IHasSlots(Interface):
+    """
+    A backend that can bind only so many devices. Optional.
+    """
+
+    slots = Attribute("How many (C{int}).")
+
+    async def usedSlots() -> int | None:
+        """
+        The number of places that are taken now; C{None}: not known.
+        """
+
+
 class IUsbBackendMaker(Interface):
     """
     A Twisted plugin that makes backends of one type. An installed package provides one in a module

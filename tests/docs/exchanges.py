@@ -269,7 +269,7 @@ class Rehearsal:
         settings = Settings(access=access, devices=rules)
         self._settings = LiveSettings(settings)
         core = Core(self._backend, self._clock, self._settings, now=self._now)
-        self._answers = Responder(core.dispatcher)
+        self._answers = Responder(core.dispatcher, core.requests)
         asked(core.start())
 
     def connect(self) -> MemoryConnection:
@@ -339,7 +339,7 @@ def rehearse(circumstance: str, requests: Sequence[bytes]) -> Iterator[Response]
     clock: Any = Clock()
     backend = SlowBackend([DISK], started=circumstance != "starting")
     core = Core(backend, clock, LiveSettings(Settings(access=EVERYBODY)))
-    answers = Responder(core.dispatcher)
+    answers = Responder(core.dispatcher, core.requests)
     asked(core.start())
     for number, request in enumerate(requests):
         answered: list[Response] = []

@@ -17,7 +17,7 @@ from tests.docs.documents import Document
 
 PACKAGE = Path(__file__).parents[2] / "usbip_server"
 
-QUIET = {"info", "debug", "compile"}
+QUIET = {"info", "debug", "compile", "EventCounter", "Histogram", "Metric", "_gauge", "_value"}
 """Functions whose arguments are not messages about errors."""
 
 HELP = {"help", "short_help", "epilog", "metavar"}
@@ -46,6 +46,7 @@ OTHERS = (
     "Result | Awaitable[Result]",  # a type
     "a request of … bytes",  # what is logged of a fault
     "one request at a time",
+    "/, /events, /metrics and /health",
     "listen: [tcp…",  # YAML that is printed
     "…: port: … export_port: …",
 )

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import json
 import re
 import shutil
 import socket
 import ssl
+import subprocess
 import sys
 import threading
+import time
+import urllib.request
 from importlib import resources
 from importlib.util import find_spec
 from itertools import islice
@@ -221,6 +226,82 @@ class TlsTests(DocumentCase, SynchronousTestCase):
             ):
                 connection.sendall(b'{"command":"list"}\n')
                 self.assertIn(b'"status":"success"', connection.recv(4096))
+
+
+class MonitoringTests(DocumentCase, SynchronousTestCase):
+    """Monitor with Prometheus."""
+
+    name = "docs/howto/monitoring.md"
+
+    def setUp(self) -> None:
+        super().setUp()
+        if shutil.which("prometheus") is None:
+            raise SkipTest("apt-get install prometheus")
+        self.folder = Path(self.mktemp()).absolute()
+        self.folder.mkdir()
+        rules = self.document.block("groups:", "yaml").text
+        (self.folder / "usbipshare_rules.yml").write_text(rules)
+        self.scrape = self.document.block("scrape_configs:", "yaml").text
+
+    def write(self, config: str) -> str:
+        """Write prometheus.yml: its path."""
+        path = self.folder / "prometheus.yml"
+        path.write_text(config)
+        return str(path)
+
+    def test_accepted(self) -> None:
+        """Prometheus accepts the configuration with its rules, and every expression."""
+        child(["promtool", "check", "config", self.write(self.scrape)], self.folder)
+        for _, cells in self.document.rows("Show", 2).items():
+            for expression in re.findall("`(.+?)`", cells[1]):
+                rule = {"record": "x", "expr": expression}
+                file = self.folder / "expression.yml"
+                file.write_text(json.dumps({"groups": [{"name": "x", "rules": [rule]}]}))
+                child(["promtool", "check", "rules", str(file)], self.folder)
+
+    def test_scraped(self) -> None:
+        """Prometheus scrapes a daemon, and no alert is pending."""
+        with PatientDaemon("backend: {type: virtual}\nexport: off\n") as daemon:
+            target = f"127.0.0.1:{daemon.port}"
+            config = f"global: {{scrape_interval: 1s, evaluation_interval: 1s}}\n{self.scrape}"
+            own = freePort()
+            prometheus = subprocess.Popen(
+                [
+                    "prometheus",
+                    f"--config.file={self.write(config.replace('raspi:5055', target))}",
+                    f"--storage.tsdb.path={self.folder}/data",
+                    f"--web.listen-address=127.0.0.1:{own}",
+                ],
+                stderr=subprocess.DEVNULL,
+            )
+            self.addCleanup(prometheus.wait)
+            self.addCleanup(prometheus.kill)
+            found = self.queried(own, "query?query=usbipshare_devices", "result")
+            states = {each["metric"]["state"]: each["value"][1] for each in found}
+            self.assertEqual(states, {"free": "2", "bound": "0", "in_use": "0", "error": "0"})
+            rules = self.queried(own, "rules", "groups")[0]["rules"]
+            self.assertEqual({rule["state"] for rule in rules}, {"inactive"})
+            self.assertEqual([rule.get("lastError") for rule in rules], [None] * len(rules))
+
+    def queried(self, port: int, path: str, key: str) -> list[dict[str, Any]]:
+        """The answer of Prometheus' API, once it is not empty."""
+        end = time.monotonic() + SECONDS
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError):
+                url = f"http://127.0.0.1:{port}/api/v1/{path}"
+                with urllib.request.urlopen(url, timeout=SECONDS) as answer:
+                    found: list[dict[str, Any]] = json.load(answer)["data"][key]
+                if found:
+                    return found
+            time.sleep(0.1)
+        raise AssertionError(f"Prometheus has nothing for {path}")
+
+
+def freePort() -> int:
+    """A TCP port that nothing listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
 
 
 class BackendsTests(DocumentCase, SynchronousTestCase):

@@ -31,7 +31,7 @@ from tests.docs.documentcase import (
 from tests.docs.documents import ROOT, Document, documents
 from tests.docs.examples import Stage
 from tests.docs.exchanges import DISK, ECHO
-from tests.docs.messages import matches, patternsOf, texts
+from tests.docs.messages import PACKAGE, matches, patternsOf, texts
 from tests.docs.serviceexamples import KEYS_OF as LOCAL_KEYS
 from tests.docs.serviceexamples import MORE_OF as LOCAL_MORE
 from tests.docs.serviceexamples import PORT, ServiceStage, checkLocal, serviceOf
@@ -319,6 +319,25 @@ class MessagesTests(DocumentCase, SynchronousTestCase):
         patterns = [each for document in documents() for each in patternsOf(document)]
         stale = [each for each in patterns if not any(matches(each, text) for text in there)]
         self.assertEqual(stale, [])
+
+
+class MetricsTests(DocumentCase, SynchronousTestCase):
+    """The metrics."""
+
+    name = "docs/reference/metrics.md"
+
+    def test_metrics(self) -> None:
+        """Each metric is documented, with its type and its labels."""
+        documented = {
+            name: cells
+            for names, cells in self.document.rows("Metrics", 4).items()
+            for name in re.findall(r"usbipshare_\w+", f"{names} {cells[0]}")
+        }
+        pattern = re.compile(r'"(usbipshare_\w+)"')
+        modules = (path.read_text() for path in PACKAGE.rglob("*.py"))
+        self.assertEqual(
+            {*documented}, {name for text in modules for name in pattern.findall(text)}
+        )
 
 
 class AuditTrailTests(DocumentCase, SynchronousTestCase):

@@ -62,9 +62,9 @@ class ConnectionTestCase(SynchronousTestCase):
             self.backend, self.clock, self.settings, now=lambda: EPOCH + self.clock.seconds()
         )
         asked(self.core.start())
-        responder = Responder(self.core.dispatcher)
+        responder = Responder(self.core.dispatcher, self.core.requests)
         self.lines = CommandFactory(responder, self.settings, self.clock)
-        self.web = WebFactory(responder, self.settings, self.clock)
+        self.web = WebFactory(responder, self.settings, self.clock, monitor=self.core.monitor)
 
     def become(self, device: UsbDevice, **fields: object) -> None:
         """Change fields of a device."""

@@ -279,7 +279,9 @@ class ClosingTests(LinesTestCase):
         the backend carry them out, and sends the replies.
         """
         self.connect()
-        factory = CommandFactory(Responder(self.core.dispatcher), self.settings, self.clock)
+        factory = CommandFactory(
+            Responder(self.core.dispatcher, self.core.requests), self.settings, self.clock
+        )
         protocol = factory.buildProtocol(IPv4Address("TCP", "192.0.2.7", 40000))
         self.assertIsInstance(protocol, LineReceiver)
         transport = MemoryTransport()

@@ -8,6 +8,7 @@ from tests.protocols.webcase import ATTACH, LIST, WebTestCase, get, post, respon
 from tests.support.fixtures import UNO, PatientBackend
 from usbip_server import PRODUCT
 from usbip_server.model.errors import DeviceInUse
+from usbip_server.model.policy import Policy
 from usbip_server.model.replies import Status
 from usbip_server.protocols.web import CODE_OF
 from usbip_server.server.dispatcher import Dispatcher
@@ -210,3 +211,35 @@ class LengthTests(WebTestCase):
         for _ in range(1000):
             wire.send(b"X: " + b"x" * 1000 + b"\r\n")
         self.assertTrue(wire.closed)
+
+
+class MonitorTests(WebTestCase):
+    """
+    What operators read.
+    """
+
+    def test_metrics(self) -> None:
+        """C{GET /metrics} is a page in Prometheus' text format."""
+        response = self.ask(get(path=b"/metrics"))
+        self.assertEqual(response.code, 200)
+        self.assertEqual(
+            response.headers["content-type"], "text/plain; version=0.0.4; charset=utf-8"
+        )
+        self.assertIn(b'\nusbipshare_devices{state="free"} 3\n', response.body)
+
+    def test_health(self) -> None:
+        """C{GET /health} is 200, or 503 with the reason."""
+        self.assertEqual(self.ask(get(path=b"/health")).json, {"status": "success"})
+        wire = self.connect()
+        self.backend.inventory.trouble = "no /sys"
+        wire.send(get(path=b"/health"))
+        [response] = responses(wire.received)
+        self.assertEqual((response.code, response.json["status"]), (503, "error"))
+        self.assertIn("no /sys", response.json["message"])
+
+    def test_refused(self) -> None:
+        """Other methods, and clients without the right, are refused."""
+        self.assertEqual(self.ask(post(LIST, path=b"/metrics")).code, 405)
+        self.access = Policy()
+        for path in (b"/metrics", b"/health"):
+            self.assertEqual(self.ask(get(path=path)).code, 403)

@@ -45,7 +45,7 @@ class ResponderTests(LogTestCase):
         self.backend = backend
         core = Core(backend, Clock(), LiveSettings(Settings(access=EVERYBODY)))
         asked(core.start())
-        self.answers = Responder(core.dispatcher)
+        self.answers = Responder(core.dispatcher, core.requests)
 
     def to(self, raw: bytes) -> Response:
         """The answer to a request."""

@@ -101,7 +101,7 @@ class Room:
         settings = LiveSettings(Settings(access=EVERYBODY))
         self._core = Core(self.backend, self._network, settings, now=self._network.now)
         self._settings = settings
-        self.answers = Responder(self._core.dispatcher)
+        self.answers = Responder(self._core.dispatcher, self._core.requests)
         asked(self._core.start())
 
     @property

@@ -62,7 +62,7 @@ class FarServer:
         self._reactor = reactor = Lent(reactor)
         live = LiveSettings(msgspec.structs.replace(settings, limits=Limits(connections=MOST)))
         self._core = Core(backend, reactor, live)
-        responder = Responder(self._core.dispatcher)
+        responder = Responder(self._core.dispatcher, self._core.requests)
         self._factory = FirstByteFactory(
             CommandFactory(responder, live, reactor),
             WebFactory(responder, live, reactor),

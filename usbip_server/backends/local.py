@@ -12,13 +12,15 @@ from functools import partial
 from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
+from zope.interface import implementer
 
+from usbip_server.interfaces import IHasSlots
 from usbip_server.kernel.importers import connectionOf
 from usbip_server.kernel.monitor import DeviceMonitor
 from usbip_server.kernel.scan import Scanner
 from usbip_server.kernel.system import ISystem
 from usbip_server.kernel.usbids import UsbIds
-from usbip_server.kernel.usbip_host import UsbipHost
+from usbip_server.kernel.usbip_host import SLOTS, UsbipHost, taken
 from usbip_server.kernel.usbip_sockfd import UsbipSockfd
 from usbip_server.model.device import Holder, Traffic, UsbDevice
 from usbip_server.model.errors import OperationFailed, OperationTimedOut
@@ -37,6 +39,11 @@ RECLAIM_SECONDS = 2.0
 """How long to wait for a device whose entry in usbip-host's table may be removed."""
 
 
+SLOTS_SECONDS = 2.0
+"""How long to wait for the number of devices in usbip-host's table."""
+
+
+@implementer(IHasSlots)
 class LocalBackend:
     """
     Everything of L{usbip_server.interfaces.IUsbBackend} but C{bind} and C{unbind}, for the
@@ -60,6 +67,7 @@ class LocalBackend:
         @param rescan: seconds between scans of all devices.
         """
         self.inventory = Inventory()
+        self._system = system
         self.host = UsbipHost(system)
         self._sockfd = UsbipSockfd(system, self.host)
         self._calls = BlockingCalls(reactor, spawn)
@@ -74,6 +82,18 @@ class LocalBackend:
     async def stop(self) -> None:
         self.monitor.stop()
         self._calls.stop()
+
+    @property
+    def slots(self) -> int:
+        """See L{usbip_server.interfaces.IHasSlots}."""
+        return SLOTS
+
+    async def usedSlots(self) -> int | None:
+        """See L{usbip_server.interfaces.IHasSlots}."""
+        try:
+            return await self._calls.call("slots", SLOTS_SECONDS, partial(taken, self._system))
+        except (CallTimedOut, CallPending):
+            return None
 
     async def release(self, device: UsbDevice, deadline: float) -> UsbDevice:
         abandoned = threading.Event()

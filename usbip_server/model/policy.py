@@ -87,6 +87,9 @@ class Right(enum.Enum):
 
     IMPORT = "import"
 
+    METRICS = "metrics"
+    """To read C{GET /metrics} and C{GET /health}."""
+
     __hash__ = object.__hash__  # C{Enum} computes the hash of the name for each look-up
 
 

@@ -68,6 +68,8 @@ class Status(enum.Enum):
     NOT_FOUND = "not_found"
     MULTIPLE_MATCHES = "multiple_matches"
 
+    __hash__ = object.__hash__  # C{Enum} computes the hash of the name for each look-up
+
 
 STATUS_OF: dict[type[ShareError], Status] = {
     InvalidRequest: Status.ERROR,

@@ -8,6 +8,7 @@ a process that has dropped its privileges may not be able to read them.
 from __future__ import annotations
 
 import ssl
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,10 +85,12 @@ class Credentials(NamedTuple):
 
     @ivar options: for requests, whose TLS is Twisted's.
     @ivar context: for USB/IP, whose TLS is that of C{ssl}, which supports kernel TLS.
+    @ivar expiries: when a certificate in each file expires first, in seconds since the epoch.
     """
 
     options: CertificateOptions
     context: ssl.SSLContext
+    expiries: Mapping[str, float]
 
 
 @implementer(IOpenSSLServerConnectionCreator)
@@ -119,6 +122,13 @@ class Certificates:
         assert self._credentials is not None, "an endpoint with TLS has no certificate"
         made: SSL.Connection = self._credentials.options.serverConnectionForTLS(tlsProtocol)
         return made
+
+    @property
+    def expiries(self) -> Mapping[str, float]:
+        """
+        When a certificate in each file expires first, in seconds since the epoch.
+        """
+        return {} if self._credentials is None else self._credentials.expiries
 
     @property
     def context(self) -> ssl.SSLContext:
@@ -153,7 +163,12 @@ def read(tls: Tls) -> Credentials:
     for path, certificates in ((tls.certificate, chain), (tls.clientCa, authorities)):
         for certificate in certificates:
             _warn(str(path), certificate)
-    return Credentials(options, context)
+    expiries = {
+        path: min(it.not_valid_after_utc.timestamp() for it in certificates)
+        for path, certificates in ((tls.certificate, chain), (tls.clientCa, authorities))
+        if path is not None
+    }
+    return Credentials(options, context, expiries)
 
 
 def _options(

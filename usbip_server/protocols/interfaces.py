@@ -112,6 +112,27 @@ class IResponder(Protocol):
         """The line to send to a client that waits or watches, with the number of the last event."""
 
 
+class IMonitor(Protocol):
+    """
+    What operators read over HTTP.
+    """
+
+    async def metrics(self, caller: Caller, token: str | None) -> bytes:
+        """
+        A page of metrics in Prometheus' text format.
+
+        @param token: authenticates the client.
+        @raise NotAllowed: the client may not read it.
+        """
+
+    def health(self, caller: Caller, token: str | None) -> None:
+        """
+        @param token: as above.
+        @raise NotAllowed: the client may not ask.
+        @raise BackendUnavailable: commands cannot be carried out at present; why.
+        """
+
+
 class IImportHandler(Protocol):
     """
     Decides which devices a USB/IP client can import, and hands its connection to one.

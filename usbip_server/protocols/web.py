@@ -25,7 +25,7 @@ from twisted.web.http import HTTPChannel, HTTPFactory, Request
 from zope.interface import implementer
 
 from usbip_server import PRODUCT
-from usbip_server.model.errors import InvalidRequest, NotAllowed
+from usbip_server.model.errors import BackendUnavailable, InvalidRequest, NotAllowed
 from usbip_server.model.policy import Principal
 from usbip_server.model.replies import Status
 from usbip_server.model.requests import WatchDevices
@@ -33,9 +33,16 @@ from usbip_server.net.caller import Caller
 from usbip_server.net.halfclose import LINGER, closeOurSide
 from usbip_server.net.liveness import watchOver
 from usbip_server.protocols import sse
-from usbip_server.protocols.interfaces import IResponder, RequestSettings, Response, refusal
+from usbip_server.protocols.interfaces import (
+    IMonitor,
+    IResponder,
+    RequestSettings,
+    Response,
+    refusal,
+)
 from usbip_server.protocols.origins import Admission
 from usbip_server.protocols.watcher import EventFormat, Watcher
+from usbip_server.runtime import exposition
 from usbip_server.runtime.eventlog import Subscription
 
 HINT = b"""\
@@ -99,8 +106,10 @@ class WebRequest(Request):
         elif self.path == b"/events":
             self.setHeader(b"allow", b"GET")
             self._send(405, refusal("events are read with GET"))
+        elif self.path in (b"/metrics", b"/health") and self._factory.monitor is not None:
+            await self._monitor(self._factory.monitor)
         elif self.path != b"/":
-            self._send(404, refusal("no such path: the paths are / and /events"))
+            self._send(404, refusal(f"no such path: the paths are {self._factory.paths}"))
         elif self.method in (b"GET", b"HEAD"):
             self._sendBytes(200, b"text/plain; charset=utf-8", self._factory.hint)
         elif self.method != b"POST":
@@ -113,6 +122,26 @@ class WebRequest(Request):
                 answer = refusal("over HTTP, watch with GET /events")
             if not gone.called:
                 self._send(codeOf(answer), answer)
+
+    async def _monitor(self, monitor: IMonitor) -> None:
+        """
+        Answer C{GET /metrics} and C{GET /health}.
+        """
+        if self.method not in (b"GET", b"HEAD"):
+            self.setHeader(b"allow", b"GET, HEAD")
+            self._send(405, refusal("read this with GET"))
+            return
+        try:
+            if self.path == b"/metrics":
+                page = await monitor.metrics(self.channel.caller, self._token())
+                self._sendBytes(200, exposition.CONTENT_TYPE, page)
+            else:
+                monitor.health(self.channel.caller, self._token())
+                self._sendBytes(200, b"application/json", b'{"status":"success"}\n')
+        except NotAllowed as error:
+            self._send(403, refusal(str(error)))
+        except BackendUnavailable as error:
+            self._send(503, refusal(str(error)))
 
     async def _events(self, gone: Deferred[None]) -> None:
         """
@@ -280,16 +309,20 @@ class WebFactory(HTTPFactory):
         reactor: IReactorTime,
         hint: bytes = HINT,
         watches: type[WatchDevices] = WatchDevices,
+        monitor: IMonitor | None = None,
     ) -> None:
         """
         @param hint: the reply to C{GET /}.
         @param watches: the command that C{GET /events} stands for.
+        @param monitor: answers C{GET /metrics} and C{GET /health}; C{None}: there are no such.
         """
         super().__init__(timeout=settings.timeouts.request, reactor=reactor)
         self.responder = responder
         self.settings = settings
         self.hint = hint
         self.watches = watches
+        self.monitor = monitor
+        self.paths = "/ and /events" if monitor is None else "/, /events, /metrics and /health"
         self.clock = reactor
         self.admission = Admission(lambda: settings.hosts)
 

@@ -53,6 +53,11 @@ class EventLog(Generic[T]):
         """The number of the last event."""
         raise NotImplementedError
 
+    @property
+    def listeners(self) -> int:
+        """The number of listeners."""
+        return len(self._listeners)
+
     def listen(self, listener: Callable[[T], None]) -> None:
         """Call C{listener} for each event from now on."""
         self._listeners[listener] = None

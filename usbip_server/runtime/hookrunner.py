@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from signal import Signals
 from typing import Any
 
@@ -18,6 +18,7 @@ from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, 
 from twisted.logger import Logger, LogLevel
 
 from usbip_server.model.devicerules import Recipient
+from usbip_server.runtime.exposition import EventCounter, Kind, Metric, Sample
 from usbip_server.runtime.latch import Latch
 from usbip_server.runtime.process import CannotStart, Finished, run
 from usbip_server.runtime.webhook import HttpPost, NoAnswer
@@ -93,6 +94,11 @@ class HookRunner:
         self._idle = Latch(reactor)
         self._stopping = False
         self._killed = False
+        self._outcomes = EventCounter(
+            "usbipshare_hook_calls_total",
+            "Calls of hooks by result: ok, failed, or dropped because too many waited.",
+            ("result",),
+        )
 
     def call(self, hook: Recipient, busId: str, body: bytes) -> None:
         """
@@ -139,6 +145,13 @@ class HookRunner:
             "{hook} has refused {device}: {reason}", hook=str(hook), device=busId, reason=reason
         )
         return reason
+
+    def metrics(self) -> Iterator[Metric]:
+        """The number of calls so far, and of those that wait or run now."""
+        yield self._outcomes.metric()
+        waiting, running = Sample(self._waiting), Sample(len(self._running))
+        yield Metric("usbipshare_hooks_waiting", Kind.GAUGE, "Calls that wait.", [waiting])
+        yield Metric("usbipshare_hooks_running", Kind.GAUGE, "Calls that run.", [running])
 
     async def stop(self, seconds: float) -> None:
         """
@@ -215,6 +228,7 @@ class HookRunner:
             self._running.discard(work)
             if self._stopping and not self._running:
                 self._idle.fire()
+        self._outcomes.add("ok" if outcome.problem is None else "failed")
         return _KILLED if self._killed else outcome
 
     async def _execute(self, hook: Recipient, busId: str, body: bytes, seconds: float) -> Outcome:
@@ -287,6 +301,7 @@ class HookRunner:
                 waiting=self._waiting,
             )
         self._dropped += 1
+        self._outcomes.add("dropped")
 
     def _relax(self) -> None:
         """

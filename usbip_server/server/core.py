@@ -15,7 +15,7 @@ A change's way::
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from usbip_server.interfaces import IUsbBackend
@@ -34,6 +34,7 @@ from usbip_server.server.devices.reconciler import Reconciler
 from usbip_server.server.devices.view import DeviceView, FlapDamper
 from usbip_server.server.dispatcher import Dispatcher, Phase, Readiness
 from usbip_server.server.exports import Exports
+from usbip_server.server.metrics import DaemonMetrics, Measure, Monitor, RequestMetrics
 from usbip_server.server.sessions import SessionTable
 
 LAST_WRITE = 1.0
@@ -46,6 +47,8 @@ class Core:
 
     @ivar dispatcher: carries out commands and imports.
     @ivar settings: the settings in force.
+    @ivar requests: counts requests.
+    @ivar monitor: shows operators the metrics of all parts.
     """
 
     def __init__(
@@ -54,11 +57,13 @@ class Core:
         reactor: Any,
         settings: LiveSettings,
         stateFile: StateFile[State] | None = None,
+        measures: Iterable[Measure] = (),
         now: Callable[[], float] = time.time,
     ) -> None:
         """
         @param reactor: provides C{IReactorTime}, C{IReactorFDSet}, and what hooks need.
         @param stateFile: where the desired state is saved; C{None}: nowhere.
+        @param measures: return the metrics of the other parts of the daemon.
         @param now: the time, in seconds since the epoch.
         """
         self.settings = settings
@@ -103,6 +108,15 @@ class Core:
             self._allocator,
             self._exports,
         )
+        self.requests = RequestMetrics(reactor.seconds)
+        metrics = DaemonMetrics(
+            backend,
+            self._view,
+            self._events,
+            self._allocator.queue,
+            (self.requests.metrics, self._hookRunner.metrics, *measures),
+        )
+        self.monitor = Monitor(self._authorizer, self._readiness, self._audit, metrics)
         backend.inventory.subscribe(self._backendChanged)
         self._view.inventory.subscribe(self._viewChanged)
 

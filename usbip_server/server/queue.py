@@ -109,6 +109,10 @@ class WaitQueue:
         self._first = self._last = 0
         self._isStopped = False
 
+    def __len__(self) -> int:
+        """The number of clients that wait."""
+        return len(self._tickets)
+
     def waitingFor(self, device: UsbDevice) -> int:
         """The number of clients that wait for a device."""
         return len(self._lines.get(device.busId, ()))

@@ -14,6 +14,7 @@ from usbip_server.model.requests import Command, WatchDevices, decode
 from usbip_server.net.caller import Caller
 from usbip_server.protocols.interfaces import Response, refusal
 from usbip_server.server.dispatcher import Dispatcher, Result, Watch
+from usbip_server.server.metrics import RequestMetrics
 
 
 class Responder:
@@ -24,8 +25,9 @@ class Responder:
 
     _log = Logger()
 
-    def __init__(self, dispatcher: Dispatcher) -> None:
+    def __init__(self, dispatcher: Dispatcher, metrics: RequestMetrics) -> None:
         self._dispatcher = dispatcher
+        self._metrics = metrics
         self._lists: dict[object, tuple[tuple[UsbDevice, ...], Response]] = {}
 
     async def to(self, raw: bytes, caller: Caller, token: str | None = None) -> Response:
@@ -34,6 +36,7 @@ class Responder:
 
         @param token: the token, if there is none in the request.
         """
+        begin = self._metrics.seconds()
         command: Command | None = None
         try:
             command = decode(raw)
@@ -42,6 +45,9 @@ class Responder:
             return self._success(await self._dispatcher.perform(command, caller), command)
         except Exception as error:
             return self._failure(error, command, raw, caller)
+        finally:
+            kind = None if command is None else type(command)
+            self._metrics.took(kind, self._metrics.seconds() - begin)
 
     def atOnce(self, raw: bytes, caller: Caller) -> Response | None:
         """
@@ -81,6 +87,7 @@ class Responder:
         return self._dispatcher.heartbeat().encode()
 
     def _success(self, result: Result, command: Command) -> Response:
+        self._metrics.answered(type(command), Status.SUCCESS, False)
         if isinstance(result, tuple):
             return self._list(result, command)
         if isinstance(result, Watch):
@@ -121,6 +128,8 @@ class Responder:
             )
             return refusal("the daemon failed on this request: its log says more", broken=True)
         reply = failed(error, command is not None and bool(command.detail))
+        kind = None if command is None else type(command)
+        self._metrics.answered(kind, reply.status, isinstance(error, NotAllowed))
         return Response(
             status=reply.status,
             encoded=reply.encode(),

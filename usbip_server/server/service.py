@@ -5,7 +5,7 @@ The Twisted service of C{twistd usbipshare}: reads the configuration, listens, r
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -32,6 +32,7 @@ from usbip_server.net.endpoints import (
 from usbip_server.protocols.exporter import ExporterFactory
 from usbip_server.protocols.exporter_tls import SecuredFactory
 from usbip_server.protocols.multiplexer import FirstByteFactory
+from usbip_server.runtime.exposition import EventCounter, Kind, Metric, Sample
 from usbip_server.runtime.service import ReloadOnHangup, allowConnections, notify
 from usbip_server.runtime.statefile import StateFile, statePath
 from usbip_server.runtime.yamlfile import ConfigError
@@ -136,10 +137,14 @@ class ConfigReader:
     Reads the configuration, at the start and for each reload.
 
     @ivar certificates: for the listeners with TLS; a reload replaces what is in it.
+    @ivar reloads: counts reloads.
     """
 
     def __init__(self, commandLine: CommandLine, reactor: Any) -> None:
         self.certificates = Certificates()
+        self.reloads = EventCounter(
+            "usbipshare_reloads_total", "Reloads of the configuration by result.", ("result",)
+        )
         self._commandLine = commandLine
         self._reactor = reactor
 
@@ -154,6 +159,17 @@ class ConfigReader:
         config = source.config()
         credentials = _credentials(source, config)
         return Plan(self._commandLine, source, config, credentials, self._listeners(source, config))
+
+    def metrics(self) -> Iterator[Metric]:
+        """The number of reloads, and when the certificates expire."""
+        yield self.reloads.metric()
+        yield Metric(
+            "usbipshare_certificate_expiry_timestamp_seconds",
+            Kind.GAUGE,
+            "When the first certificate in a file expires.",
+            [Sample(until, (path,)) for path, until in self.certificates.expiries.items()],
+            ("file",),
+        )
 
     def _listeners(self, source: Source, config: Config) -> list[Listener]:
         listeners = Listeners(self._reactor, None if config.tls is None else self.certificates)
@@ -250,6 +266,7 @@ class Daemon(Service):
                 certificates.replace(before)
                 raise
         except (ConfigError, CannotListen) as error:
+            self._reader.reloads.add("failed")
             self._log.error(
                 "reload failed, keeping the old configuration: {error}", error=str(error)
             )
@@ -257,6 +274,7 @@ class Daemon(Service):
         for key in NEED_RESTART:
             if attrgetter(key)(plan.config) != attrgetter(key)(self._plan.config):
                 self._log.warn("changing `{key}` needs a restart", key=key)
+        self._reader.reloads.add("ok")
         self._core.reload(plan.settings())
         self._log.info("configuration reloaded")
 
