@@ -218,6 +218,41 @@ class SavingTests(StateFileCase):
         self.reactor.threads.pop()()
         self.assertEqual((self.reactor.threads, self.next()), ([], stateOf(9)))
 
+    def written(self) -> Deferred[None]:
+        """The result of a wait for the last state, of five seconds at most."""
+        return Deferred.fromCoroutine(self.file.written(5))
+
+    def test_written(self) -> None:
+        """
+        A wait for the last state ends when this state or a later one is on the disk, or could not
+        be written, or at its time limit; without a state it ends at once.
+        """
+        self.file.open()
+        self.successResultOf(self.written())
+        self.reactor.hold = True
+        waits = []
+        for number in (1, 2, 3):
+            self.file.save(stateOf(number))
+            waits.append(self.written())
+        self.reactor.threads.pop()()
+        self.successResultOf(waits[0])
+        self.assertNoResult(waits[1])
+        self.reactor.threads.pop()()
+        for wait in waits[1:]:
+            self.successResultOf(wait)
+        self.assertEqual(self.next(), stateOf(3))
+        self.file.save(stateOf(4))
+        late = self.written()
+        self.reactor.advance(5)
+        self.successResultOf(late)
+        failing = self.written()
+        self.patch(tempfile, "mkstemp", refuse(errno.ENOSPC))
+        self.reactor.threads.pop()()
+        self.successResultOf(failing)
+        self.successResultOf(self.written())
+        self.warning("No space left")
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
 
 class CloseTests(StateFileCase):
     """

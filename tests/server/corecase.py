@@ -31,6 +31,7 @@ from usbip_server.model.policy import LOCAL, Principal
 from usbip_server.model.replies import Devices
 from usbip_server.model.requests import Command, WatchDevices, decode
 from usbip_server.net.caller import Caller
+from usbip_server.runtime.latch import Latch
 from usbip_server.server.config import LiveSettings, Settings
 from usbip_server.server.core import Core
 from usbip_server.server.devices.desiredstate import State
@@ -54,16 +55,23 @@ def lease(owner: str, ttl: float | str = 600) -> dict[str, object]:
 class MemoryStateFile:
     """
     A state file in memory.
+
+    @ivar onDisk: if set, states are on the disk when it fires.
     """
 
     def __init__(self) -> None:
         self.state = State()
+        self.onDisk: Latch | None = None
 
     def open(self) -> State:
         return self.state
 
     def save(self, state: State) -> None:
         self.state = state
+
+    async def written(self, seconds: float) -> None:
+        if self.onDisk is not None:
+            await self.onDisk.within(seconds)
 
     async def close(self, seconds: float) -> None:
         pass

@@ -19,6 +19,7 @@ from usbip_server.model.errors import (
     OperationFailed,
     StillWorking,
 )
+from usbip_server.runtime.latch import Latch
 from usbip_server.server.devices.desiredstate import RECONNECT
 
 CI, OTHER, WHILE_CONNECTED = lease("ci"), lease("other"), lease("ci", "connection")
@@ -252,6 +253,39 @@ class LeaseTests(StartedTestCase):
             self.sleep(2)
             self.failureResultOf(result, error)
         self.assertEqual(len(self.file.state.devices), 1)
+
+
+class SavedTests(StartedTestCase):
+    """
+    What is answered with success is on the disk.
+    """
+
+    def test_waits(self) -> None:
+        """
+        The reply to a request that changes the desired state waits until the change is in the
+        state file; queries do not.
+        """
+        for command, keys in (
+            *(("attach", {"lease": CI}), ("renew", {"lease": CI}), ("detach", {"owner": "ci"})),
+            *(("attach", {}), ("detach", {}), ("attach", {"wait": 5})),
+        ):
+            self.file.onDisk = latch = Latch(self.clock)
+            result = self.ask(command, **keys)
+            self.assertNoResult(result)
+            self.clock.advance(1)
+            self.done("find")
+            latch.fire()
+            self.device(result)
+
+    def test_waitsNotLong(self) -> None:
+        """If the disk is too slow the reply comes within C{timeouts.answer} nevertheless."""
+        self.file.onDisk = Latch(self.clock)
+        for wait in (0, 60):
+            result = self.ask("attach", wait=wait)
+            self.clock.advance(1.7)
+            self.assertNoResult(result)
+            self.clock.advance(0.1)
+            self.device(result)
 
 
 class ConnectionTests(StartedTestCase):

@@ -140,8 +140,8 @@ class Entry(ServerOptions, frozen=True, kw_only=True):
         hasToken = self.token is not None or self.tokenFile is not None
         if self.range is not None and hasToken and self.tls is None:
             raise ValueError(
-                "a token for a `range` requires `tls`: otherwise each machine that takes one of the "
-                "addresses receives the token"
+                "a token for a `range` requires `tls`: otherwise each machine that takes one of "
+                "the addresses receives the token"
             )
 
 

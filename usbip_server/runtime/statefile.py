@@ -24,6 +24,7 @@ from twisted.internet.defer import Deferred, TimeoutError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from usbip_server.runtime.latch import Latch
 from usbip_server.runtime.threads import Spawn, startThread
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -81,6 +82,8 @@ class StateFile(Generic[S]):
         self._isWriting = False
         self._complaints: set[str] = set()
         self._idle: list[Deferred[None]] = []
+        self._saved = self._writing = 0  # counts calls of C{save}
+        self._awaited: list[tuple[int, Latch]] = []
 
     def open(self) -> S:
         """
@@ -120,9 +123,22 @@ class StateFile(Generic[S]):
         """
         if self._isOff:
             return
+        self._saved += 1
         self._unsaved = state
         if not self._isWriting:
             self._write()
+
+    async def written(self, seconds: float) -> None:
+        """
+        Wait until the state that was saved last is on the disk, or could not be written, which is
+        logged.
+
+        @param seconds: how long at most.
+        """
+        if self._isWriting:
+            latch = Latch(self._reactor)
+            self._awaited.append((self._saved, latch))
+            await latch.within(seconds)
 
     async def close(self, seconds: float) -> None:
         """
@@ -154,6 +170,7 @@ class StateFile(Generic[S]):
     def _write(self) -> None:
         assert self._unsaved is not None
         self._isWriting = True
+        self._writing = self._saved
         try:
             self._spawn(partial(self._inThread, self._unsaved))
         except RuntimeError as error:  # no more threads
@@ -185,14 +202,18 @@ class StateFile(Generic[S]):
             self._complain(failure.value)
         else:
             self._log.failure("cannot write the state", failure)
+        written = [latch for number, latch in self._awaited if number <= self._writing]
+        self._awaited = [it for it in self._awaited if it[0] > self._writing]
         if self._unsaved is not state and self._unsaved is not None:
             self._write()
-            return
-        if failure is None:
-            self._unsaved = None
-        idle, self._idle = self._idle, []
-        for done in idle:
-            done.callback(None)
+        else:
+            if failure is None:
+                self._unsaved = None
+            idle, self._idle = self._idle, []
+            for done in idle:
+                done.callback(None)
+        for latch in written:
+            latch.fire()
 
     def _claim(self) -> None:
         """

@@ -69,12 +69,12 @@ class Core:
         self.settings = settings
         self._backend = backend
         self._reactor = reactor
-        self._stateFile = stateFile
         self._readiness = Readiness(backend.inventory, settings, reactor)
         self._authorizer = Authorizer(settings, reactor.seconds)
         self._audit = Audit(reactor)
         self._desired = DesiredState(
-            reactor, now, settings, backend.inventory.get, self._desiredChanged, self._leaseEnded
+            *(reactor, now, settings, backend.inventory.get),
+            *(self._desiredChanged, self._leaseEnded, stateFile),
         )
         self._damper = FlapDamper(reactor, self._resumed)
         # Event numbers begin at the time in microseconds, so that no number of an earlier
@@ -128,8 +128,7 @@ class Core:
         @raise Exception: the backend does not start, which is a bug in it.
         """
         self._authorizer.logPreset()
-        if self._stateFile is not None:
-            self._desired.load(self._stateFile.open())
+        self._desired.load()
         try:
             await self._backend.start()
         except Exception:
@@ -163,8 +162,7 @@ class Core:
             self._reconciler.unbindAll()
             await self._operations.idle(until)
         await self._hookRunner.stop(max(0.0, until - self._reactor.seconds()))
-        if self._stateFile is not None:
-            await self._stateFile.close(max(LAST_WRITE, until - self._reactor.seconds()))
+        await self._desired.close(max(LAST_WRITE, until - self._reactor.seconds()))
         await self._backend.stop()
 
     def reload(self, settings: Settings) -> None:
@@ -176,7 +174,7 @@ class Core:
         self._view.refresh()
         self._allocator.queue.updateAll()
         self._reconciler.reconcileAll()
-        self._save()
+        self._desired.save()
 
     def _backendChanged(self, changes: tuple[Change, ...]) -> None:
         self._view.update(changes)
@@ -188,7 +186,6 @@ class Core:
 
     def _desiredChanged(self, busId: str) -> None:
         self._view.refresh({busId})
-        self._save()
 
     def _leaseEnded(self, desired: DesiredDevice) -> None:
         self._reconciler.leaseEnded(desired)
@@ -200,7 +197,3 @@ class Core:
         """The pause of a bus id that was flapping is over."""
         self._view.refresh({busId})
         self._reconciler.reconcile(busId)
-
-    def _save(self) -> None:
-        if self._stateFile is not None:
-            self._stateFile.save(self._desired.state())

@@ -182,6 +182,8 @@ class Dispatcher:
                 result = self._methods[type(command)](command, caller, until)
                 if type(command) not in self._immediate:
                     device = await cast("Awaitable[UsbDevice]", result)
+                    isLate = bool(getattr(command, "wait", None))
+                    await self._view.desired.saved(self._readiness.deadline() if isLate else until)
                     done(device)
                     return device
                 return cast(Result, result)

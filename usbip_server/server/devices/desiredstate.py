@@ -18,6 +18,7 @@ from usbip_server.model.errors import Settle, ShareError
 from usbip_server.model.identity import Identity, Text, Twins
 from usbip_server.net.caller import Caller
 from usbip_server.runtime.monotonic import SystemClockWatch
+from usbip_server.runtime.statefile import StateFile
 from usbip_server.server.config import LiveSettings
 
 RECONNECT = 30.0
@@ -156,18 +157,21 @@ class DesiredState:
         present: Callable[[str], UsbDevice | None],
         onChange: Callable[[str], None],
         onLeaseEnd: Callable[[DesiredDevice], None],
+        stateFile: StateFile[State] | None = None,
     ) -> None:
         """
         @param now: the time, in seconds since the epoch.
         @param present: returns the device at a bus id.
         @param onChange: called with the bus id of a device whose desired state has changed.
         @param onLeaseEnd: called with a desired device, as it was, when its lease has expired.
+        @param stateFile: where it is saved; C{None}: nowhere.
         """
         self._clock = clock
         self._now = now
         self._settings = settings
         self._present = present
-        self._onChange = onChange
+        self._stateFile = stateFile
+        self._notify = onChange
         self._onLeaseEnd = onLeaseEnd
         self._clockWatch = SystemClockWatch(clock, now, self._clockSet)
         self._isRunning = False
@@ -176,13 +180,13 @@ class DesiredState:
         self._leases: dict[Lease, _LeaseEnd] = {}
         self._twins = Twins()
 
-    def load(self, state: State) -> None:
+    def load(self) -> None:
         """
         Add what an earlier daemon has saved. No lease ends before C{start}, and none lasts longer
         than its duration from now on, whatever the system clock is.
         """
         now = self._now()
-        for desired in state.devices:
+        for desired in () if self._stateFile is None else self._stateFile.open().devices:
             lease = desired.lease
             if lease is not None:
                 longest = RECONNECT if lease.ttl is None else lease.ttl
@@ -210,7 +214,30 @@ class DesiredState:
             if end.timer is not None and end.timer.active():
                 end.timer.cancel()
 
-    def state(self) -> State:
+    def save(self) -> None:
+        """Write the state file, in a thread."""
+        if self._stateFile is not None:
+            self._stateFile.save(self._state())
+
+    async def saved(self, until: float) -> None:
+        """
+        Wait until the last change is on the disk, or cannot be saved.
+
+        @param until: for how long, by the reactor's clock.
+        """
+        if self._stateFile is not None:
+            await self._stateFile.written(until - self._clock.seconds())
+
+    async def close(self, seconds: float) -> None:
+        """Close the state file; see L{StateFile.close}."""
+        if self._stateFile is not None:
+            await self._stateFile.close(seconds)
+
+    def _onChange(self, busId: str) -> None:
+        self._notify(busId)
+        self.save()
+
+    def _state(self) -> State:
         """The content for the state file."""
         remember = self._settings.remember
         return State(
