@@ -69,7 +69,9 @@ class VirtualTests(SynchronousTestCase):
         )
         one, other = backend.inventory.snapshot.devices
         self.assertEqual((one.product, one.serial), ("Gerät \U0001f50c", "№1"))
-        self.assertEqual((one.description, one.path), ("Gerät \U0001f50c", "virtual/1-1"))
+        self.assertEqual(
+            (one.description, one.path), ("Gerät \U0001f50c", "platform-virtual.1-usb-0:1")
+        )
         self.assertEqual((other.description, other.serial), ("USB device abcd:0001", None))
         backend.plug("1-4.1")
         self.assertIsNotNone(backend.inventory.get("1-4.1"))

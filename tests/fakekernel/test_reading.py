@@ -113,7 +113,8 @@ class ScannerTests(SynchronousTestCase):
         device = self.device(self.attributes(bytes(descriptors)))
         self.assertEqual((device.deviceClass, device.subclass, device.protocol), ("ef", "02", "01"))
         self.assertEqual((device.release, device.configurations), (0x1234, 3))
-        self.assertEqual(device.path, "/sys/devices/pci0000:00/0000:00:03.0/usb1/1-1")
+        self.assertEqual(device.sysfsPath, "/sys/devices/pci0000:00/0000:00:03.0/usb1/1-1")
+        self.assertEqual(device.path, "pci-0000:00:03.0-usb-0:1")
 
     def test_interfaces(self) -> None:
         """The interfaces are those of the first configuration in their first setting: the first
@@ -214,7 +215,9 @@ class ScannerTests(SynchronousTestCase):
         self.assertEqual(
             (attributes.busId, attributes.vendorId, attributes.driver), ("1-1", "46f4", None)
         )
-        self.assertEqual(attributes.path, "/sys/bus/usb/devices/1-1")
+        self.assertEqual(
+            (attributes.sysfsPath, attributes.path), ("/sys/bus/usb/devices/1-1", None)
+        )
         self.assertRaises(OSError, system.ueventSocket)
         self.assertRaises(OSError, system.loadModule, "usbip-host")
 

@@ -48,6 +48,7 @@ PLAIN = {"bus_id", "device_id", "description", "vendor_id", "product_id", "seria
 DETAIL = PLAIN | {
     "bus",
     "port_numbers",
+    "path",
     "device_name",
     "manufacturer",
     "product",

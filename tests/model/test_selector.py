@@ -132,6 +132,21 @@ class MatchingTests(SynchronousTestCase):
         self.assertMatches({"desc": "(www.arduino.cc) board"}, UNO)
         self.assertMatches({"desc": "board WITH a U2"}, UNO)
 
+    def test_path(self) -> None:
+        """A path is matched exactly or as a glob; what udev adds for interfaces, device nodes and
+        revisions of USB is ignored. A device whose path is not known matches none."""
+        path = "pci-0000:00:14.0-usb-0:2.1"
+        plugged = changed(UNO, path=path)
+        for text, expected in (
+            *((path, True), ("*-usb-0:2.1", True), ("pci-0000:00:14.0-*", True), ("*", True)),
+            *((f" {path}:1.0 ", True), (f"{path}:1.2-port0", True)),
+            ("pci-0000:00:14.0-usbv2-0:2.1", True),
+            *((f"{path}.1", False), ("2.1", False), ("pci-0000:00:14.0-usb-0:2", False)),
+            *(("1-1.4", False), (path.upper(), False)),
+        ):
+            found = matching(FindDevice(path=text), (plugged, STICK))
+            self.assertEqual(found, (plugged,) if expected else (), text)
+
     def test_descNone(self) -> None:
         """What a device does not have is not matched as a word."""
         self.assertMatches({"desc": "None"})

@@ -55,7 +55,7 @@ BOARD = changed(
     subclass="03",
     protocol="04",
     configurations=5,
-    path="/sys/devices/pci0000:00/usb3/3-7/3-7.2",
+    sysfsPath="/sys/devices/pci0000:00/usb3/3-7/3-7.2",
 )
 """A device whose numbers are all different."""
 
@@ -234,10 +234,10 @@ class EncodingTests(SynchronousTestCase):
             ("/" + 254 * "x", b"/" + 254 * b"x" + b"\0"),
             *((None, b"3-7.2\0"), ("/\udcff", b"/?\0")),
         ):
-            encoded = encodeImport(changed(BOARD, path=path))
+            encoded = encodeImport(changed(BOARD, sysfsPath=path))
             self.assertEqual(len(encoded), 320)
             self.assertTrue(encoded[8:].startswith(expected), path)
-        little = changed(UNO, speed=None, path=None, interfaces=(), deviceNumber=0)
+        little = changed(UNO, speed=None, sysfsPath=None, interfaces=(), deviceNumber=0)
         self.assertEqual(len(encodeList([little])), 12 + 312)
 
 

@@ -154,7 +154,8 @@ class VirtualBackend:
             manufacturer=declared.manufacturer and readable(declared.manufacturer),
             product=declared.product and readable(declared.product),
             speed="12",
-            path=f"virtual/{busId}",
+            path=f"platform-virtual.{busId.replace('-', '-usb-0:', 1)}",
+            sysfsPath=f"virtual/{busId}",
             driver="usb",
         )
         if declared.kind != "inert":

@@ -71,6 +71,7 @@ class _Device(msgspec.Struct, frozen=True, kw_only=True):
     device_name: Node = ""
     manufacturer: Text | None = None
     product: Text | None = None
+    path: Text | None = None
     speed: Annotated[str, msgspec.Meta(max_length=16)] | None = None
     device_class: Class = "00"
     interfaces: Annotated[tuple[Interface, ...], msgspec.Meta(max_length=MOST_INTERFACES)] = ()
@@ -143,6 +144,7 @@ def deviceIn(server: Server, data: Any) -> UsbDevice:
             description=normalize(fields.description),
             serial=fields.serial and normalize(fields.serial),
             deviceNumber=int(number or 0),
+            path=fields.path and normalize(fields.path),
             manufacturer=fields.manufacturer and normalize(fields.manufacturer),
             product=fields.product and normalize(fields.product),
             speed=fields.speed,

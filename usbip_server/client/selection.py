@@ -28,6 +28,7 @@ class Selector(msgspec.Struct, frozen=True, kw_only=True):
     bus: str | int | None = None
     serial: str | None = None
     desc: str | None = None
+    path: str | None = None
     word: str | None = None
     first: bool = False
 

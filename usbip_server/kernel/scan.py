@@ -19,6 +19,7 @@ import msgspec
 from twisted.logger import Logger
 
 from usbip_server.kernel.importers import Importers
+from usbip_server.kernel.portpath import portPath
 from usbip_server.kernel.system import ISystem
 from usbip_server.kernel.usbdescriptors import DEVICE, Interfaces, interfacesOf
 from usbip_server.kernel.usbids import UsbIds
@@ -77,7 +78,8 @@ class Attributes(msgspec.Struct, frozen=True, kw_only=True):
     protocol: str
     release: int
     configurations: int
-    path: str
+    path: str | None
+    sysfsPath: str
     interfaces: tuple[str, ...]
     classes: tuple[str, ...]
     speed: str
@@ -223,6 +225,7 @@ class Scanner:
             release=attributes.release,
             configurations=attributes.configurations,
             path=attributes.path,
+            sysfsPath=attributes.sysfsPath,
             interfaces=attributes.interfaces,
             classes=attributes.classes,
             driver=attributes.driver,
@@ -310,6 +313,8 @@ class Scanner:
         if deviceClass == HUB_CLASS or isImported(self._system, busId):
             return _Seen(number, None, None)
         interfaces = interfacesOf(descriptors)
+        speed = self._read(busId, "speed").decode("ascii", "replace").strip()
+        sysfsPath = pathOf(self._system, busId)
         attributes = Attributes(
             busId=busId,
             deviceNumber=number,
@@ -320,10 +325,11 @@ class Scanner:
             protocol=protocol,
             release=int.from_bytes(descriptors[12:14], "little"),
             configurations=descriptors[17],
-            path=pathOf(self._system, busId),
+            path=portPath(self._system, busId, sysfsPath, speed),
+            sysfsPath=sysfsPath,
             interfaces=next(iter(interfaces.of.values()), ()),
             classes=interfaces.classes,
-            speed=self._read(busId, "speed").decode("ascii", "replace").strip(),
+            speed=speed,
         )
         return _Seen(number, attributes, interfaces)
 

@@ -135,7 +135,10 @@ class UsbDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     @ivar protocol: C{bDeviceProtocol}, two hexadecimal digits.
     @ivar release: C{bcdDevice}.
     @ivar configurations: C{bNumConfigurations}.
-    @ivar path: the path in sysfs, for display.
+    @ivar path: the physical port, in the form of udev's C{ID_PATH}:
+        C{"pci-0000:00:14.0-usb-0:1.4"}. It is the same for all speeds of a port, and, unlike
+        C{busId}, after a reboot. C{None}: not known.
+    @ivar sysfsPath: the path in sysfs, for display.
     @ivar interfaces: class, subclass and protocol of each interface of the active
         configuration, C{"08/06/50"}; of the one that was active last if there is none, as while
         the device is bound; of the first if none is known.
@@ -170,6 +173,7 @@ class UsbDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     release: int = 0
     configurations: int = 1
     path: str | None = None
+    sysfsPath: str | None = None
     interfaces: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     driver: str | None = None
@@ -185,6 +189,11 @@ class UsbDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     def plugId(self) -> PlugId:
         """Identifies the device until it is unplugged."""
         return PlugId(self.busId, self.deviceNumber)
+
+    @property
+    def place(self) -> str:
+        """The physical port, as far as known: its path, or else the bus id."""
+        return self.path or self.busId
 
     @property
     def busNumber(self) -> int:

@@ -157,11 +157,14 @@ class Match(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     bus: str | int = UNSET
     serial: str = UNSET
     desc: str = UNSET
+    path: str = UNSET
     device_class: str = UNSET
 
     def __post_init__(self) -> None:
         if not given(self, (*CRITERIA, "device_class")):
-            raise ValueError("no criterion: `id`, `bus`, `serial`, `desc` or `device_class`")
+            raise ValueError(
+                "no criterion: `id`, `bus`, `serial`, `desc`, `path` or `device_class`"
+            )
         if self.device_class is not None and not _CLASS.fullmatch(self._code):
             raise ValueError(
                 f"{self.device_class!r} is not a class: two hexadecimal digits, or one of "

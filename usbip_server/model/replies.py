@@ -222,6 +222,7 @@ def _fields(device: UsbDevice, detail: bool, traffic: Measure) -> dict[str, Any]
         fields |= {
             "bus": bus,
             "port_numbers": ports,
+            "path": device.path,
             "device_name": f"/dev/bus/usb/{bus:03d}/{device.deviceNumber:03d}",
             "manufacturer": device.manufacturer,
             "product": device.product,

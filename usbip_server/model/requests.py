@@ -58,6 +58,8 @@ class DeviceRequest(Request, frozen=True, kw_only=True, dict=True):
     @ivar bus: a bus number; anything else is a bus id or a glob of one.
     @ivar serial: the serial number, or a glob of it.
     @ivar desc: a part of the description, ignoring case, or a glob.
+    @ivar path: the path of a physical port (L{UsbDevice<usbip_server.model.device.UsbDevice>}), or
+        a glob of it.
     @ivar first: if several devices match, select the first in bus order.
     """
 
@@ -65,6 +67,7 @@ class DeviceRequest(Request, frozen=True, kw_only=True, dict=True):
     bus: str | int | None = None
     serial: str | None = None
     desc: str | None = None
+    path: str | None = None
     first: bool | None = False
 
     def __post_init__(self) -> None:
@@ -165,6 +168,7 @@ class WatchDevices(Request, frozen=True, kw_only=True, tag="watch", dict=True):
     bus: str | int | None = None
     serial: str | None = None
     desc: str | None = None
+    path: str | None = None
     since: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ that cannot be displayed may be given as they are or as escapes (L{usbip_server.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
@@ -19,14 +20,23 @@ from usbip_server.model.glob import Glob
 Devices = tuple[UsbDevice, ...]
 Test = Callable[[UsbDevice], bool]
 
-CRITERIA = ("id", "bus", "serial", "desc")
+CRITERIA = ("id", "bus", "serial", "desc", "path")
 
 SERIAL = frozenset({"serial"})
 STRINGS = frozenset({"description", "manufacturer", "product"})
-"""The fields of a device that C{serial} and C{desc} are about."""
+PATH = frozenset({"path"})
+"""The fields of a device that C{serial}, C{desc} and C{path} are about."""
 
 LONGEST_CRITERION = 256
 """Characters of a criterion: a USB string has at most 126 (USB 2.0, 9.6.7), a glob a few more."""
+
+
+_REVISION = re.compile(r"\busbv[0-9]+-0:", re.ASCII)
+"""The form of C{ID_PATH_WITH_USB_REVISION}, for C{usb-0:}."""
+
+_UDEV = re.compile(r"(?<=usb-0:)([^:]+):[0-9]+\.[0-9]+(-port[0-9]+)?\Z", re.ASCII)
+"""What the C{ID_PATH} of an interface, and the name of its device node in C{by-path}, have in
+addition: C{":1.0-port0"}."""
 
 
 class Criteria(Protocol):
@@ -49,6 +59,10 @@ class Criteria(Protocol):
     @property
     def desc(self) -> str | None:
         """A part of the description, ignoring case, or a glob."""
+
+    @property
+    def path(self) -> str | None:
+        """The path of a physical port, or a glob of it."""
 
 
 class Request(Criteria, Protocol):
@@ -99,6 +113,7 @@ class Selector:
                 (_byBus, frozenset(), criteria.bus),
                 (_bySerial, SERIAL, criteria.serial),
                 (_byDescription, STRINGS, criteria.desc),
+                (_byPath, PATH, criteria.path),
             )
             if value is not None
         ]
@@ -175,6 +190,11 @@ def _byDescription(wanted: str) -> Test:
     part = normalize(wanted.strip()).lower()
     glob = Glob(part)
     return lambda device: any(part in text or glob.matches(text) for text in _texts(device))
+
+
+def _byPath(wanted: str) -> Test:
+    glob = Glob(_UDEV.sub(r"\1", _REVISION.sub("usb-0:", normalize(wanted.strip()))))
+    return lambda device: device.path is not None and glob.matches(device.path)
 
 
 def _texts(device: UsbDevice) -> tuple[str, str]:

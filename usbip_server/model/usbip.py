@@ -202,7 +202,7 @@ def _described(device: UsbDevice) -> bytes:
     device number are the C{devid} in each C{usbip_header_basic}, which C{usbip-host} compares
     with its own (C{valid_request}, C{drivers/usb/usbip/stub_rx.c}).
     """
-    path = (device.path or device.busId).encode("utf-8", "replace")
+    path = (device.sysfsPath or device.busId).encode("utf-8", "replace")
     bus, number = device.numbers or (device.busNumber, device.deviceNumber)
     return _DEVICE.pack(
         path[:_PATH_AT_MOST],

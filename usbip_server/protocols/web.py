@@ -52,7 +52,7 @@ usbipshare shares the USB devices of this machine. Send a command with POST:
     curl -N http://HOST:5055/events
 
 Commands: list, find, attach, detach, kick, renew. All but the first select a device with
-"id", "bus", "serial" or "desc". /events is a stream of what happens to devices.
+"id", "bus", "serial", "desc" or "path". /events is a stream of what happens to devices.
 """
 
 

@@ -49,6 +49,7 @@ class _Device(msgspec.Struct, kw_only=True):
     texts: dict[str, str]
     speed: str
     path: str
+    peer: str | None = None
     driver: str | None = "usb"
     status: int = 0
     client: tuple[str, int] | None = None
@@ -163,16 +164,21 @@ class FakeKernel:
         speed: str = "480",
         driver: str | None = "usb",
         imported: bool = False,
+        controller: str = "pci0000:00/0000:00:03.0",
+        peer: str | None = None,
         **texts: str,
     ) -> None:
         """
         Plug a device in.
 
         @param imported: whether it is imported from another server.
+        @param controller: the directory of its USB controller, below C{/sys/devices}.
+        @param peer: the same port on the bus of the other speed, such as C{"usb4-port2"}.
         @param texts: C{serial}, C{manufacturer}, C{product}.
         """
         self._numbers += 1
-        path = "platform/vhci_hcd.0/usb4" if imported else "pci0000:00/0000:00:03.0/usb1"
+        bus = busOrder(busId)[0]
+        path = "platform/vhci_hcd.0/usb4" if imported else f"{controller}/usb{bus}"
         self._devices[busId] = _Device(
             number=self._numbers,
             descriptors=_descriptors(
@@ -181,6 +187,7 @@ class FakeKernel:
             texts=texts,
             speed=speed,
             path=f"../../../devices/{path}/{busId}",
+            peer=peer,
             driver=driver,
         )
         self._say("add", busId)
@@ -401,10 +408,14 @@ class FakeKernel:
 
     def readlink(self, path: str) -> str:
         self._alive()
+        if path.startswith("devices/"):
+            return _subsystem(path)
         busId, _, name = path.removeprefix(DEVICES).partition("/")
         device = self._device(busId, errno.ENOENT)
         if not name:
             return device.path
+        if name == "port/peer" and device.peer is not None:
+            return f"../../../../{device.peer}"
         if name == "driver" and device.driver is not None:
             return f"../../../../bus/usb/drivers/{device.driver}"
         raise _error(errno.ENOENT, path)
@@ -643,6 +654,16 @@ def referenceTo(descriptor: int, path: str) -> socket.socket:
         found.close()
         raise _error(errno.EINVAL, path)
     return found
+
+
+def _subsystem(path: str) -> str:
+    """The target of C{subsystem} in the directory of a controller, or of a bridge above it."""
+    *above, name, link = path.split("/")
+    if link == "subsystem" and re.fullmatch(r"[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]", name):
+        return "../../../bus/pci"
+    if link == "subsystem" and above[1:2] == ["platform"] and not name.startswith("pci"):
+        return "../../../bus/platform"
+    raise _error(errno.ENOENT, path)
 
 
 def _error(number: int, path: str) -> OSError:

@@ -154,7 +154,7 @@ class DevicesTests(RemoteTestCase):
             await self.plug(self.shown[1])
             await self.until(lambda: self.shown[1].deviceNumber > 5)
         self.assertEqual(
-            [(device.busId, device.description, device.path) for device in self.shown],
+            [(device.busId, device.description, device.sysfsPath) for device in self.shown],
             [("101-1", "Port at far", "far:1-1"), ("101-2.3", "Disk at far", "far:1-2.3")],
         )
         there_, here = self.deviceThere(), self.shown[0]

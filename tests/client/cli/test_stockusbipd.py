@@ -33,13 +33,13 @@ class RemedyTests(SynchronousTestCase):
     def test_refused(self) -> None:
         """There is advice only for refusals whose cause is known."""
         for path in (LINUX, None, WINDOWS):
-            device = changed(UNO, path=path)
+            device = changed(UNO, sysfsPath=path)
             for status in (*range(1, 6), 255):
                 said = remedy(NotGiven(status), device)
                 isKnown = path == WINDOWS or status == OpStatus.NODEV
                 self.assertEqual(said.startswith("; "), isKnown, (path, status))
         self.assertEqual(
-            remedy(NotGiven(OpStatus.NODEV), changed(UNO, path=LINUX)),
+            remedy(NotGiven(OpStatus.NODEV), changed(UNO, sysfsPath=LINUX)),
             "; on the server: sudo usbip bind -b 1-1.4",
         )
 

@@ -55,6 +55,30 @@ class RecognitionTests(CoreTestCase):
                 self.plug(**fields)
                 self.assertRecognized(UNO.busId, True)
 
+    def test_renumbered(self) -> None:
+        """A device that is recognized at its port is so also if the port has another bus id after
+        a restart, and another device at the bus id is not taken for it."""
+        path, other = "pci-0000:00:14.0-usb-0:2", "pci-0000:00:1a.0-usb-0:2"
+        self.attached(serial=None, path=path)
+        self.restart()
+        self.plug(serial=None, path=other)
+        self.plug(serial=None, path=path, busId="2-3")
+        self.assertRecognized(UNO.busId, False)
+        self.assertRecognized("2-3", True)
+
+    def test_swapped(self) -> None:
+        """Two devices with the same serial number keep their desired states when their bus ids
+        are exchanged at a restart."""
+        path, other = "pci-0000:00:14.0-usb-0:2", "pci-0000:00:1a.0-usb-0:2"
+        self.attached(changed(TWIN, path=other), path=path)
+        self.done("attach", id=TWIN.busId, lease=lease("b"))
+        self.unplug(TWIN.busId)
+        self.restart()
+        self.plug(path=other)
+        self.plug(TWIN, path=path)
+        self.assertEqual((self.owner(), self.owner(TWIN.busId)), ("b", "a"))
+        self.assertEqual(len(self.file.state.devices), 2)
+
     def test_twins(self) -> None:
         """Two devices with the same serial number are recognized at their ports only, from when
         they were plugged in together: after both were unplugged, and after a restart. The log

@@ -78,7 +78,8 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
             device,
             busId=busId,
             description=f"{device.description} at {self.server}",
-            path=f"{self.server}:{device.busId}",
+            path=device.path and f"{self.server}/{device.path}",
+            sysfsPath=f"{self.server}:{device.busId}",
             name=None,
             lease=None,
         )

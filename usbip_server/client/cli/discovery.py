@@ -213,7 +213,7 @@ def exported(server: Server, listed: Exported) -> RemoteDevice:
         productId=listed.productId,
         description=f"USB device {ids}",
         deviceNumber=listed.deviceNumber,
-        path=listed.path,
+        sysfsPath=listed.path,
         speed=_SPEEDS.get(listed.speed),
         deviceClass=listed.deviceClass,
         interfaces=listed.interfaces,

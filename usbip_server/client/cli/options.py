@@ -96,24 +96,32 @@ def withSelector(required: bool = True, offers: Offers = devices) -> Callable[[C
             bus: str | None,
             serial: str | None,
             desc: str | None,
+            path: str | None,
             first: bool,
             **rest: Any,
         ) -> None:
             from usbip_server.client.selection import selectorOf
 
             try:
-                selector = selectorOf(word, first, id=id, bus=bus, serial=serial, desc=desc)
+                selector = selectorOf(
+                    word, first, id=id, bus=bus, serial=serial, desc=desc, path=path
+                )
             except ValueError as error:
                 raise click.UsageError(str(error)) from error
             if selector is None and required:
                 raise click.UsageError(
                     "name the device: by a WORD (a name, a bus id, vid:pid, a serial number or a "
-                    "part of the description), or by --id, --bus, --serial or --desc"
+                    "part of the description), or by --id, --bus, --serial, --desc or --path"
                 )
             command(*args, selector=selector, **rest)
 
         for parameter in (
             click.option("--first", is_flag=True, help="If several devices match, use the first."),
+            click.option(
+                "--path",
+                metavar="PATH",
+                help="Select by the path of the physical port, or a glob.",
+            ),
             click.option(
                 "--desc",
                 metavar="TEXT",

@@ -27,7 +27,7 @@ def remedy(error: NotGiven, device: UsbDevice) -> str:
 
     @param device: as it was listed.
     """
-    path = device.path or ""
+    path = device.sysfsPath or ""
     if error.status == OpStatus.NODEV:
         return f"; on the server: {binding(device.busId, path)}"
     if not path.startswith(WINDOWS):

@@ -58,6 +58,7 @@ def deviceTable(found: RemoteDevice) -> Table:
     fields = (
         ("server", found.server.called(found.server.address)),
         ("bus id", device.busId),
+        ("path", device.path),
         ("name", device.name),
         ("id", f"{device.vendorId}:{device.productId}"),
         ("serial", device.serial),

@@ -77,6 +77,7 @@ class DeviceRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     bus: str | int = UNSET
     serial: str = UNSET
     desc: str = UNSET
+    path: str = UNSET
     servers: tuple[str, ...] = ()
     symlink: bool = True
     hooks: tuple[ClientHook, ...] = ()

@@ -47,7 +47,7 @@ usbipshare's client service attaches USB devices of other machines to this one. 
     curl -N --unix-socket /run/usbipshare/client.sock http://localhost/events
 
 Commands: list, find, attach, detach, ports. "find", "attach" and "detach" select a device by "id",
-"bus", "serial" or "desc". /events sends the events of devices.
+"bus", "serial", "desc" or "path". /events sends the events of devices.
 """
 
 FIRST_SECONDS = 1.8

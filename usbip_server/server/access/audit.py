@@ -35,7 +35,7 @@ CHANGING = frozenset({Right.ATTACH, Right.DETACH, Right.KICK, Right.RENEW, Right
 WHO = ("address", "uid", "certificate", "token")
 """What identifies the client. Of a token its name, not its value."""
 
-ASKED = ("id", "bus", "serial", "desc", "first", "force", "wait", "owner", "lease")
+ASKED = ("id", "bus", "serial", "desc", "path", "first", "force", "wait", "owner", "lease")
 """The keys of a request that are logged. Not its token."""
 
 PENDING = "pending"

@@ -47,6 +47,7 @@ class DesiredDevice(
     fields that may be C{UNSET} were added to the file later.
 
     @ivar busId: where it was last seen.
+    @ivar path: the path of that port, if known.
     @ivar description: its description then.
     @ivar kept: it was attached without a lease, and stays bound until it is detached.
     @ivar lease: its lease.
@@ -63,6 +64,7 @@ class DesiredDevice(
     description: str = "a device that is not plugged in"
     kept: bool = False
     lease: Lease | None = None
+    path: str | UnsetType = UNSET
     manufacturer: Text = UNSET
     product: Text = UNSET
     classes: tuple[str, ...] | UnsetType = UNSET
@@ -79,15 +81,27 @@ class DesiredDevice(
             product=self.product,
         )
 
+    @property
+    def place(self) -> str:
+        """Its port, as far as known: the path, or else the bus id."""
+        return self.path or self.busId
+
     def isFor(self, device: UsbDevice) -> bool:
         """Can this be the device, if it is at its port?"""
         return self.identity.matches(Identity.of(device))
+
+    def isAt(self, device: UsbDevice) -> bool:
+        """Is the device at the port where this one was last seen?"""
+        if self.path is UNSET or device.path is None:
+            return self.busId == device.busId
+        return self.path == device.path
 
     def asSeen(self, device: UsbDevice) -> DesiredDevice:
         """The same, with what is known of the device now."""
         return msgspec.structs.replace(
             self,
             busId=device.busId,
+            path=device.path or UNSET,
             description=device.description,
             manufacturer=device.manufacturer,
             product=device.product,
@@ -101,6 +115,7 @@ class DesiredDevice(
             productId=self.productId,
             serial=self.serial,
             busId=self.busId,
+            path=self.path or None,
             description=self.description,
             manufacturer=self.manufacturer or None,
             product=self.product or None,
@@ -108,7 +123,7 @@ class DesiredDevice(
             lease=self.lease,
             unknown=tuple(
                 name
-                for name in ("manufacturer", "product", "classes")
+                for name in ("path", "manufacturer", "product", "classes")
                 if getattr(self, name) is UNSET
             ),
         )
@@ -254,10 +269,8 @@ class DesiredState:
     def of(self, device: UsbDevice) -> DesiredDevice | None:
         """The desired state of a device; C{None} if no client wants it bound."""
         identity = Identity.of(device)
-        exactly = self._devices.get((identity, device.busId))
-        return exactly or next(
-            (it for it in self if it.busId == device.busId and it.identity.matches(identity)), None
-        )
+        exactly = self._devices.get((identity, device.place))
+        return exactly or next((it for it in self if it.isAt(device) and it.isFor(device)), None)
 
     def added(self, devices: Iterable[UsbDevice]) -> None:
         """
@@ -410,7 +423,7 @@ class DesiredState:
 
     def _isPresent(self, desired: DesiredDevice) -> bool:
         there = self._present(desired.busId)
-        return there is not None and desired.isFor(there)
+        return there is not None and desired.isAt(there) and desired.isFor(there)
 
     def _unexpired(self, desired: DesiredDevice) -> DesiredDevice | None:
         """What is left of a desired device if its lease has expired by now."""
@@ -493,4 +506,4 @@ def _isSame(desired: DesiredDevice, other: DesiredDevice | None) -> bool:
 
 
 def _key(desired: DesiredDevice) -> tuple[Identity, str]:
-    return desired.identity, desired.busId
+    return desired.identity, desired.place

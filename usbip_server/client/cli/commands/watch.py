@@ -43,6 +43,9 @@ Examples:
 @click.option(
     "--desc", metavar="TEXT", help="Only devices with this in their description, or a glob."
 )
+@click.option(
+    "--path", metavar="PATH", help="Only devices at this path of a physical port, or a glob."
+)
 @withServers
 def command(context: CommandContext, **criteria: str | None) -> None:
     """
