@@ -121,15 +121,17 @@ class HostTests(SynchronousTestCase):
             self.assertIsNone(self.host.busIdThere(here))
 
     def test_here(self) -> None:
-        """A device has its server's name in the description, and not its name and lease there."""
+        """A device has the name of its server in its description and path, and not its name and lease
+        there."""
         lease = Lease(owner="ci", address="192.0.2.8")
-        there = changed(UNO, name="uno", lease=lease)
+        there = changed(UNO, name="uno", lease=lease, path="pci-0000:00:14.0-usb-0:1.4")
         self.assertEqual(
             self.host.here(there, "301-1.4"),
             changed(
                 UNO,
                 busId="301-1.4",
                 description="Arduino SA Uno R3 (CDC ACM) at raspi3",
-                path="raspi3:1-1.4",
+                path="raspi3/pci-0000:00:14.0-usb-0:1.4",
+                sysfsPath="raspi3:1-1.4",
             ),
         )
