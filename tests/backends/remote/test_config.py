@@ -121,8 +121,8 @@ class HostTests(SynchronousTestCase):
             self.assertIsNone(self.host.busIdThere(here))
 
     def test_here(self) -> None:
-        """A device has the name of its server in its description and path, and not its name and lease
-        there."""
+        """A device has the name of its server in its description and path, and not its name and
+        lease there."""
         lease = Lease(owner="ci", address="192.0.2.8")
         there = changed(UNO, name="uno", lease=lease, path="pci-0000:00:14.0-usb-0:1.4")
         self.assertEqual(
