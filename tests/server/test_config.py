@@ -195,12 +195,17 @@ class WrongTests(SynchronousTestCase):
             self.assertWrong(f"http: {{}}\nlisten:\n  - {value}\n", "3: ")
 
     def test_notUtf8(self) -> None:
-        """A file that is not UTF-8 is refused."""
+        """A file that is not UTF-8 is refused, with the line."""
         path = self.mktemp()
-        Path(path).write_bytes(b"listen: [\xff\xfe]")
-        with self.assertRaises(ConfigError) as caught:
-            load(path)
-        self.assertEqual(str(caught.exception), f"{path}:1: it is not UTF-8")
+        for data, line in (
+            (b"listen: [\xff\xfe]", 1),
+            (b"backend: {type: virtual}\n# Gr\xfc\xdfe\n", 2),
+            (b"# \xc3\xbc\r\n\r\nlisten: [tcp:0]\rhttp: \xc3", 4),
+        ):
+            Path(path).write_bytes(data)
+            with self.assertRaises(ConfigError) as caught:
+                load(path)
+            self.assertEqual(str(caught.exception), f"{path}:{line}: it is not UTF-8")
 
     def test_missing(self) -> None:
         """A file that does not exist is an error, and does not mean the defaults."""

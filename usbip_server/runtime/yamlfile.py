@@ -147,12 +147,16 @@ def textOf(path: str) -> str:
     @raise ConfigError: it cannot be read.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            return file.read()
+        with open(path, "rb") as file:
+            data = file.read()
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}:1: it is not UTF-8") from None
+    data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}:{line}: it is not UTF-8") from None
 
 
 def _choices(wrong: InvalidOption, choices: Choices) -> str:
