@@ -328,7 +328,8 @@ class OthersTests(CommandCase):
         self.assertIn("raspi: leased by ci (127.0.0.1) for", done.stderr)
         self.type("kick", "DISK1", status=Exit.REFUSED)
         self.assertIn("--lease", self.type("renew", "x", status=Exit.USAGE).stderr)
-        self.assertIn("no client uses it now", self.type("kick", "1-2", "--lease", "ci").stdout)
+        said = self.type("kick", "1-2", "--lease", "ci").stdout
+        self.assertIn("no client was using it, so no session has ended", said)
         self.type("kick", "DISK1", "--force")
         told = self.json("renew", "ECHO1", "--lease", "ci", status=Exit.REFUSED)
         self.assertEqual(told["status"], "failure")

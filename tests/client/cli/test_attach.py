@@ -325,10 +325,15 @@ class DetachTests(AttachingTestCase):
         daemon.ask("attach", id="1-1")
         self.assertEqual(self.json("detach", "echo")["devices"][0]["bus_id"], "1-1")
         self.assertEqual(self.shown(daemon)["state"], "free")
+        self.assertEqual(self.type("detach", "echo").stderr, "1-1 at raspi: was not bound\n")
         self.type("attach", "echo")
         self.records.remove(0)  # as if another machine had attached it
         done = self.type("detach", "echo", status=Exit.REFUSED)
         self.assertIn("not attached to this machine; it is in use by 127.0.0.1 since", done.stderr)
+        said = self.type("kick", "echo").stdout
+        self.assertIn("at raspi: the session of 127.0.0.1 has ended\n", said)
+        self.type("attach", "echo")
+        self.records.remove(0)
         self.type("detach", "echo", "--force")
         self.assertEqual(self.shown(daemon)["state"], "free")
 

@@ -177,6 +177,25 @@ class TableTests(OutputTestCase):
             self.assertEqual(click.unstyle(printed).splitlines(), table.lines(io.StringIO()))
             self.assertNotIn("\x1b", "".join(table.lines(io.StringIO())))
 
+    def test_sameDescription(self) -> None:
+        """Devices with the same description are told apart by their own product, or manufacturer,
+        where the description does not contain it."""
+        devices = [
+            found(changed(UNO, description=text, product=product, manufacturer=maker, serial=None))
+            for text, product, maker in (
+                ("CP210x Bridge", "Zigbee stick", "ITEAD"),
+                ("CP210x Bridge", None, "Heltec"),
+                ("CP210x Bridge", "CP210x Bridge", None),
+                ("CH340 converter", "USB Serial", None),
+            )
+        ]
+        descriptions = [
+            *('CP210x Bridge "Zigbee stick"', 'CP210x Bridge "Heltec"', "CP210x Bridge"),
+            "CH340 converter",
+        ]
+        shown = [row[5].text for row in devicesTable(devices).rows]
+        self.assertEqual(shown, descriptions)
+
     def test_numbered(self) -> None:
         """Rows can be numbered."""
         with self.said() as (_, err):

@@ -5,6 +5,7 @@ Tables of devices and servers for people.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,7 @@ def devicesTable(found: Sequence[RemoteDevice], numbered: bool = False) -> Table
     """
     columns = ("server", "bus id", "name", "id", "serial", "description", "state", "who")
     rows = []
-    for number, each in enumerate(found, 1):
+    for number, (each, description) in enumerate(zip(found, _descriptions(found), strict=True), 1):
         device = each.device
         cells = [
             cell(each.server.name),
@@ -42,12 +43,26 @@ def devicesTable(found: Sequence[RemoteDevice], numbered: bool = False) -> Table
             cell(device.name),
             cell(f"{device.vendorId}:{device.productId}"),
             cell(device.serial),
-            cell(device.description),
+            cell(description),
             cell(device.state.value, STYLES[device.state]),
             cell(userOf(device)),
         ]
         rows.append([cell(str(number)), *cells] if numbered else cells)
     return _titled(("", *columns) if numbered else columns, rows)
+
+
+def _descriptions(found: Sequence[RemoteDevice]) -> list[str]:
+    """
+    The descriptions of devices. Where several are alike, as of devices with the same chip, each is
+    followed by the device's own product or manufacturer, if it does not contain that already.
+    """
+    times = Counter(each.device.description for each in found)
+    texts = []
+    for device in (each.device for each in found):
+        text = device.description
+        own = [name for name in (device.product, device.manufacturer) if name and name not in text]
+        texts.append(f'{text} "{own[0]}"' if own and times[text] > 1 else text)
+    return texts
 
 
 def deviceTable(found: RemoteDevice) -> Table:

@@ -63,6 +63,7 @@ def command(
     if (selector is None) == (port is None):
         raise click.UsageError("name the device: by a WORD, by criteria, or by --port")
     attacher, printer = Attacher(context), context.printer
+    isBound = True
     here = attacher.local(selector, port)
     if here is not None:
         server = attacher.serverOf(here)
@@ -74,6 +75,7 @@ def command(
         here = attacher.attachedAs(found)
         server, busId = found.server, found.device.busId
         fields = fieldsOf(found, here)
+        isBound = found.device.state is not DeviceState.FREE
         if here is None and found.device.state is DeviceState.IN_USE and not force:
             raise Refused(
                 Status.FAILURE,
@@ -87,5 +89,6 @@ def command(
         printer.note("its server is not known: the device stays bound there")
     elif not keepBound and busId is not None:
         why = attacher.unbind(server, busId, owner, force)
-        printer.note(why or f"{busId} at {server}: unbound, its own drivers have it again")
+        done = "unbound, its own drivers have it again" if isBound else "was not bound"
+        printer.note(why or f"{busId} at {server}: {done}")
     printer.result([fields])

@@ -42,5 +42,9 @@ def command(context: CommandContext, selector: Selector, owner: str | None, forc
     if force:
         request["force"] = True
     now = remoteIn(found.server, context.ask(found.server, request))
-    context.printer.line(f"{now}: no client uses it now")
-    context.printer.result([fieldsOf(now)])
+    message = f"{now}: no client was using it, so no session has ended"
+    if found.device.holder is not None:
+        client = found.device.holder.address or "an unknown client"
+        message = f"{now}: the session of {client} has ended"
+    context.printer.line(message)
+    context.printer.result([fieldsOf(now)], message=message)
