@@ -25,7 +25,7 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
 
 from usbip_server.model.device import Lease
 from usbip_server.runtime.statefile import StateFile
-from usbip_server.server.devices.desiredstate import DesiredDevice, State
+from usbip_server.server.devices.desireddevice import DesiredDevice, State
 from usbip_server.testing import FakeReactor
 
 KILLS = 50
@@ -34,7 +34,7 @@ SAVING = """
 import os, sys
 from tests.runtime.test_statefile import stateOf
 from usbip_server.runtime.statefile import StateFile
-from usbip_server.server.devices.desiredstate import State
+from usbip_server.server.devices.desireddevice import State
 from usbip_server.testing import FakeReactor
 
 while sys.stdin.readline():
@@ -57,7 +57,7 @@ prints its pid and the number of each saved state."""
 HOLDING = """
 import sys
 from usbip_server.runtime.statefile import StateFile
-from usbip_server.server.devices.desiredstate import State
+from usbip_server.server.devices.desireddevice import State
 from usbip_server.testing import FakeReactor
 
 file = StateFile(sys.argv[1], State, FakeReactor())

@@ -14,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from usbip_server.client.service.devices.desiredstate import Requested, Requests
 from usbip_server.model.device import Lease
 from usbip_server.runtime.statefile import StateFile
-from usbip_server.server.devices.desiredstate import DesiredDevice, State
+from usbip_server.server.devices.desireddevice import DesiredDevice, State
 from usbip_server.testing import FakeReactor
 
 SERVER = """{

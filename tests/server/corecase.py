@@ -34,7 +34,7 @@ from usbip_server.net.caller import Caller
 from usbip_server.runtime.latch import Latch
 from usbip_server.server.config import LiveSettings, Settings
 from usbip_server.server.core import Core
-from usbip_server.server.devices.desiredstate import State
+from usbip_server.server.devices.desireddevice import State
 from usbip_server.testing.reactor import FakeReactor
 
 EPOCH = 1_700_000_000.0

@@ -39,7 +39,7 @@ from usbip_server.model.errors import (
 )
 from usbip_server.model.requests import WatchDevices
 from usbip_server.server.config import OnStop
-from usbip_server.server.devices.desiredstate import DesiredDevice, State
+from usbip_server.server.devices.desireddevice import DesiredDevice, State
 from usbip_server.server.devices.hooks import HookDispatcher
 
 TWIN = changed(UNO, busId="1-3", deviceNumber=9)

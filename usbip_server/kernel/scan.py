@@ -23,7 +23,15 @@ from usbip_server.kernel.portpath import portPath
 from usbip_server.kernel.system import ISystem
 from usbip_server.kernel.usbdescriptors import DEVICE, Interfaces, interfacesOf
 from usbip_server.kernel.usbids import UsbIds
-from usbip_server.model.device import HUB_CLASS, DeviceState, Holder, PlugId, UsbDevice, isBusId
+from usbip_server.model.device import (
+    HUB_CLASS,
+    OWN_STRINGS,
+    DeviceState,
+    Holder,
+    PlugId,
+    UsbDevice,
+    isBusId,
+)
 from usbip_server.model.escapes import escape, readable
 
 DEVICES = "bus/usb/devices"
@@ -215,7 +223,7 @@ class Scanner:
             ),
             serial=strings.serial,
             deviceNumber=attributes.deviceNumber,
-            hasUnreadStrings=not strings.areRead,
+            unknown=() if strings.areRead else OWN_STRINGS,
             manufacturer=strings.manufacturer,
             product=strings.product,
             speed=attributes.speed or None,

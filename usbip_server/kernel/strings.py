@@ -3,7 +3,7 @@ Reads the strings of devices (C{serial}, C{manufacturer}, C{product}) in threads
 time a device is plugged in.
 
 Reading a string takes the device's lock in the kernel, so the read blocks while the device hangs
-in a driver. After L{SECONDS} the strings are unknown (C{UsbDevice.hasUnreadStrings}) until the read
+in a driver. After L{SECONDS} the strings are unknown (C{UsbDevice.unknown}) until the read
 returns. They are unknown, too, if the read fails; then it is repeated.
 """
 

@@ -18,6 +18,9 @@ LONGEST_LEASE = 30 * 86400
 LATEST_TIME = 253402300799
 """The last second of the year 9999, in seconds since the epoch: RFC 3339 has no later time."""
 
+OWN_STRINGS = ("serial", "manufacturer", "product")
+"""The fields of an L{UsbDevice} that are unknown until the device has answered."""
+
 HUB_CLASS = "09"
 """C{bDeviceClass} of a hub (USB 2.0, 11.23.1)."""
 
@@ -125,8 +128,6 @@ class UsbDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     @ivar description: the name that C{lsusb} prints; never empty.
     @ivar serial: the serial number; C{None}: the device has none.
     @ivar deviceNumber: the kernel's C{devnum}, a new one each time a device is plugged in.
-    @ivar hasUnreadStrings: the device has not answered yet: C{serial}, C{manufacturer} and
-        C{product} are C{None} because they are unknown. It may have any.
     @ivar manufacturer: the device's own manufacturer string.
     @ivar product: the device's own product string.
     @ivar speed: in Mbit/s, in the spelling of sysfs: C{"1.5"}, C{"12"}, C{"480"}, C{"5000"}, ...
@@ -163,7 +164,6 @@ class UsbDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     description: str
     serial: str | None = None
     deviceNumber: int = 0
-    hasUnreadStrings: bool = False
     manufacturer: str | None = None
     product: str | None = None
     speed: str | None = None

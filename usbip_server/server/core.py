@@ -26,7 +26,8 @@ from usbip_server.server.access.audit import Audit
 from usbip_server.server.access.authorizer import Authorizer
 from usbip_server.server.allocation import Allocator
 from usbip_server.server.config import LiveSettings, OnStop, Settings
-from usbip_server.server.devices.desiredstate import DesiredDevice, DesiredState, State
+from usbip_server.server.devices.desireddevice import DesiredDevice, State
+from usbip_server.server.devices.desiredstate import DesiredState
 from usbip_server.server.devices.events import DeviceEvents
 from usbip_server.server.devices.hooks import HookDispatcher
 from usbip_server.server.devices.operations import Operations

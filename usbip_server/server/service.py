@@ -38,7 +38,7 @@ from usbip_server.runtime.statefile import StateFile, statePath
 from usbip_server.runtime.yamlfile import ConfigError
 from usbip_server.server.config import Config, Export, Settings, Source, load
 from usbip_server.server.core import Core
-from usbip_server.server.devices.desiredstate import State
+from usbip_server.server.devices.desireddevice import State
 
 CLOSING_SECONDS = 2.0
 """Time for clients to read their last replies when the daemon stops."""

@@ -42,7 +42,7 @@ from usbip_server.net.handover import SessionSocket
 from usbip_server.server.access.authorizer import SEEING, Authorizer, Rights, rightOf, rightsOf
 from usbip_server.server.access.ratelimit import FREE
 from usbip_server.server.config import LiveSettings, Settings
-from usbip_server.server.devices.desiredstate import State
+from usbip_server.server.devices.desireddevice import State
 
 OURS = Principal("192.168.1.5")
 STRANGER = Principal("203.0.113.9")

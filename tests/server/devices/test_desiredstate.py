@@ -13,7 +13,9 @@ from twisted.logger import LogLevel, formatEvent
 
 from tests.server.corecase import BOUND, FREE, CoreTestCase, lease
 from tests.support.fixtures import UNO, PromptBackend, changed
+from usbip_server.model.device import OWN_STRINGS
 from usbip_server.server.devices import desiredstate
+from usbip_server.server.devices.desireddevice import State
 
 TWIN = changed(UNO, busId="2-3", deviceNumber=7)
 
@@ -79,6 +81,19 @@ class RecognitionTests(CoreTestCase):
         self.assertEqual((self.owner(), self.owner(TWIN.busId)), ("b", "a"))
         self.assertEqual(len(self.file.state.devices), 2)
 
+    def test_answersLate(self) -> None:
+        """A device whose strings are not known yet is not recognized, at no port; as soon as it
+        has answered, it is."""
+        for fields in ({}, {"serial": None}):
+            busId = UNO.busId if fields else "2-3"
+            self.attached(**fields)
+            unread: dict[str, Any] = dict.fromkeys(OWN_STRINGS)
+            plugged = self.plug(busId=busId, **unread, unknown=OWN_STRINGS)
+            self.assertRecognized(busId, False)
+            known = {name: getattr(UNO, name) for name in OWN_STRINGS}
+            self.become(plugged, **(known | fields), unknown=())
+            self.assertRecognized(busId, True)
+
     def test_twins(self) -> None:
         """Two devices with the same serial number are recognized at their ports only, from when
         they were plugged in together: after both were unplugged, and after a restart. The log
@@ -120,7 +135,7 @@ class RecognitionTests(CoreTestCase):
             [desired] = self.file.state.devices
             whole, unset = desired, UNSET
             earlier = replace(desired, manufacturer=unset, product=unset, classes=unset)
-            self.file.state = desiredstate.State(devices=(earlier,))
+            self.file.state = State(devices=(earlier,))
             self.restart()
             self.plug(busId=busId)
             self.assertRecognized(busId, True)

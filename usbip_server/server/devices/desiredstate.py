@@ -9,17 +9,18 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from usbip_server.model.device import Lease, UsbDevice
 from usbip_server.model.errors import Settle, ShareError
-from usbip_server.model.identity import Identity, Text, Twins
+from usbip_server.model.identity import Identity, Twins
 from usbip_server.net.caller import Caller
 from usbip_server.runtime.monotonic import SystemClockWatch
 from usbip_server.runtime.statefile import StateFile
 from usbip_server.server.config import LiveSettings
+from usbip_server.server.devices.desireddevice import DesiredDevice, State
 
 RECONNECT = 30.0
 """Seconds for the owner of a lease that lasts as long as its connection to reconnect after a
@@ -28,120 +29,6 @@ restart of the daemon."""
 REMEMBERED = 256
 """Desired devices that are remembered. Beyond that, those that are not plugged in and not leased
 are removed, the least recently attached first."""
-
-
-class DesiredDevice(
-    msgspec.Struct,
-    frozen=True,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    rename={
-        "vendorId": "vendor_id",
-        "productId": "product_id",
-        "busId": "bus_id",
-        "atPort": "at_port",
-    },
-):
-    """
-    A device that is to be bound. See L{usbip_server.model.identity} for how it is recognized. The
-    fields that may be C{UNSET} were added to the file later.
-
-    @ivar busId: where it was last seen.
-    @ivar path: the path of that port, if known.
-    @ivar description: its description then.
-    @ivar kept: it was attached without a lease, and stays bound until it is detached.
-    @ivar lease: its lease.
-    @ivar manufacturer: the device's own manufacturer string.
-    @ivar product: the device's own product string.
-    @ivar classes: the classes of the device and of its interfaces.
-    @ivar atPort: it is recognized at its port only, as two devices have its serial number.
-    """
-
-    vendorId: str
-    productId: str
-    serial: str | None
-    busId: str
-    description: str = "a device that is not plugged in"
-    kept: bool = False
-    lease: Lease | None = None
-    path: str | UnsetType = UNSET
-    manufacturer: Text = UNSET
-    product: Text = UNSET
-    classes: tuple[str, ...] | UnsetType = UNSET
-    atPort: bool | UnsetType = UNSET
-
-    @property
-    def identity(self) -> Identity:
-        """Recognizes the device."""
-        return Identity(
-            vendorId=self.vendorId,
-            productId=self.productId,
-            serial=self.serial,
-            manufacturer=self.manufacturer,
-            product=self.product,
-        )
-
-    @property
-    def place(self) -> str:
-        """Its port, as far as known: the path, or else the bus id."""
-        return self.path or self.busId
-
-    def isFor(self, device: UsbDevice) -> bool:
-        """Can this be the device, if it is at its port?"""
-        return self.identity.matches(Identity.of(device))
-
-    def isAt(self, device: UsbDevice) -> bool:
-        """Is the device at the port where this one was last seen?"""
-        if self.path is UNSET or device.path is None:
-            return self.busId == device.busId
-        return self.path == device.path
-
-    def asSeen(self, device: UsbDevice) -> DesiredDevice:
-        """The same, with what is known of the device now."""
-        return msgspec.structs.replace(
-            self,
-            busId=device.busId,
-            path=device.path or UNSET,
-            description=device.description,
-            manufacturer=device.manufacturer,
-            product=device.product,
-            classes=_classes(device),
-        )
-
-    def device(self) -> UsbDevice:
-        """The device as far as it is remembered."""
-        return UsbDevice(
-            vendorId=self.vendorId,
-            productId=self.productId,
-            serial=self.serial,
-            busId=self.busId,
-            path=self.path or None,
-            description=self.description,
-            manufacturer=self.manufacturer or None,
-            product=self.product or None,
-            classes=self.classes or (),
-            lease=self.lease,
-            unknown=tuple(
-                name
-                for name in ("path", "manufacturer", "product", "classes")
-                if getattr(self, name) is UNSET
-            ),
-        )
-
-
-class State(
-    msgspec.Struct,
-    frozen=True,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    rename={"devices": "wishes"},
-):
-    """
-    The content of the state file.
-    """
-
-    version: int = 1
-    devices: tuple[DesiredDevice, ...] = ()
 
 
 class _LeaseEnd:
@@ -270,14 +157,16 @@ class DesiredState:
         """The desired state of a device; C{None} if no client wants it bound."""
         identity = Identity.of(device)
         exactly = self._devices.get((identity, device.place))
-        return exactly or next((it for it in self if it.isAt(device) and it.isFor(device)), None)
+        if exactly is not None and exactly.isFor(device):
+            return exactly
+        return next((it for it in self if it.isAt(device) and it.isFor(device)), None)
 
     def added(self, devices: Iterable[UsbDevice]) -> None:
         """
         Devices were plugged in. If a device has a serial number of its own, and a desired device
         with the same identity is not where it was, then this is that device.
         """
-        devices = tuple(devices)
+        devices = tuple(device for device in devices if "serial" not in device.unknown)
         for device in devices:
             if self._twins.added(device):
                 self._foundTwins(device)
@@ -491,11 +380,6 @@ class DesiredState:
         self._replace(desired, self._unexpired(desired))
         self._onLeaseEnd(desired)  # before the next one in the queue can attach the device
         self._onChange(desired.busId)
-
-
-def _classes(device: UsbDevice) -> tuple[str, ...]:
-    codes = (device.deviceClass, *device.interfaces, *device.classes)
-    return tuple(dict.fromkeys(codes))
 
 
 def _isSame(desired: DesiredDevice, other: DesiredDevice | None) -> bool:

@@ -15,7 +15,7 @@ from usbip_server.model.errors import ShareError
 from usbip_server.model.inventory import Change, ChangeKind
 from usbip_server.model.policy import Principal
 from usbip_server.runtime.backoff import BackoffOptions
-from usbip_server.server.devices.desiredstate import DesiredDevice
+from usbip_server.server.devices.desireddevice import DesiredDevice
 from usbip_server.server.devices.operations import Action, Operations
 from usbip_server.server.devices.view import DeviceView
 

@@ -86,10 +86,10 @@ class DeviceView:
 
     def update(self, changes: tuple[Change, ...]) -> None:
         """Apply changes of the backend's devices."""
-        added = [change.device for change in changes if change.kind is ChangeKind.ADDED]
-        for device in added:
-            self.damper.plugged(device.busId)
-        self.desired.added(added)
+        for change in changes:
+            if change.kind is ChangeKind.ADDED:
+                self.damper.plugged(change.device.busId)
+        self.desired.added(change.device for change in changes if _isNew(change))
         self.refresh({change.device.busId for change in changes})
 
     def _shown(self, busId: str) -> UsbDevice | None:
@@ -110,6 +110,12 @@ class DeviceView:
         if (device.name, device.lease) == (rule.name, lease):
             return device
         return msgspec.structs.replace(device, name=rule.name, lease=lease)
+
+
+def _isNew(change: Change) -> bool:
+    """Has a device been plugged in, or has it answered only now who it is?"""
+    hasAnswered = change.before is not None and change.before.unknown and not change.device.unknown
+    return change.kind is ChangeKind.ADDED or bool(hasAnswered)
 
 
 OFTEN = 6
