@@ -31,7 +31,7 @@ def check(data: bytes) -> None:
 def answersTo(pieces: list[bytes]) -> bytes:
     """The answers to a client that sends segments, closes its side, and then the connection."""
     with daemon() as memory:
-        responder = Responder(memory.core.dispatcher)
+        responder = Responder(memory.core.dispatcher, memory.core.requests)
         lines = CommandFactory(responder, memory.settings, memory.reactor).make(ALICE)
         wire = Wire(lines)
         wire.send(*pieces)
