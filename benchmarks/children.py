@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,20 +74,28 @@ class RunningDaemon:
     """A daemon that is ready.
 
     @ivar pid: its process.
-    @ivar port: its port for requests, on 127.0.0.1.
+    @ivar ports: its ports for requests, on 127.0.0.1.
     @ivar listening: seconds from the start of the process until it listened.
     @ivar ready: seconds from the start of the process until it had read all devices."""
 
-    def __init__(self, child: Child) -> None:
+    def __init__(self, child: Child, count: int = 1) -> None:
+        """@param count: the number of ports."""
         self.pid = child.pid
-        logged, self.listening = child.wait("listening")
-        self.port = int(logged["port"])
+        self.ports: list[int] = []
+        for _ in range(count):
+            logged, self.listening = child.wait("listening")
+            self.ports.append(int(logged["port"]))
         self.ready = child.wait("ready")[1]
+
+    @property
+    def port(self) -> int:
+        """The first of its ports."""
+        return self.ports[0]
 
 
 @contextlib.contextmanager
 def runDaemon(
-    directory: Path, backend: Mapping[str, Any], **more: Mapping[str, Any]
+    directory: Path, backend: Mapping[str, Any], **more: Mapping[str, Any] | Sequence[str]
 ) -> Iterator[RunningDaemon]:
     """Run the daemon as users do.
 
@@ -107,7 +115,7 @@ def runDaemon(
     )
     child = Child("-m", "twisted", "--log-format=json", "usbipshare", "--config", str(config))
     try:
-        daemon = RunningDaemon(child)
+        daemon = RunningDaemon(child, len(more.get("listen", " ")))
         child.ignore()
         yield daemon
     finally:

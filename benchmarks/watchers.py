@@ -77,7 +77,7 @@ def oneEvent(port: int) -> bytes:
 
 def measureDelays(directory: Path, plan: Plan) -> str:
     """Measure how soon all watchers have received an event."""
-    limits = {"connections": plan.watchers + 10}
+    limits = {"connections": 2 * plan.watchers + 20}  # half of them for one client
     with runDaemon(directory, virtualBackend(), limits=limits) as daemon:
         event = oneEvent(daemon.port)
         with runBare(directory, event) as (pid, _, _, events):

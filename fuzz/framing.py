@@ -6,38 +6,34 @@ import json
 
 from fuzz import commands
 from fuzz.cutting import cut
-from usbip_server.protocols.framing import ObjectEnds, someLines
+from usbip_server.protocols.framing import BYTE_ORDER_MARK, ObjectSplitter, someLines
 
 SEEDS = tuple(bytes([3, 1, 9, 20]) + seed * 2 for seed in commands.SEEDS)
 
-WORDS = (b"{", b"}", b'"', b"\\", b'\\"', b"\\\\", b"\n", b"{}{}", b'{"}":"{"}')
+WORDS = (b"{", b"}", b'"', b"\\", b'\\"', b"\\\\", b"\n", b"{}{}", b'{"}":"{"}', BYTE_ORDER_MARK)
 
 
 def check(data: bytes) -> None:
     """The objects are the same in any segmentation and the same that a JSON parser finds; no byte
-    is lost."""
+    is lost before anything else than an object."""
     pieces = cut(data)
     whole = b"".join(pieces)
-    objects, rest = ObjectEnds().take(whole)
-    found, left = inPieces(pieces)
-    assert (found, left.lstrip()) == (objects, rest.lstrip())
-    assert squeezed(b"".join(objects) + rest) == squeezed(whole)
+    splitter = ObjectSplitter()
+    objects = splitter.feed(whole)
+    inPieces, found = ObjectSplitter(), []
+    for piece in pieces:
+        found += inPieces.feed(piece)
+    assert found == objects
+    assert inPieces.isBroken == splitter.isBroken
+    assert inPieces.size == splitter.size and inPieces.isPending == splitter.isPending
+    plain = squeezed(whole.replace(BYTE_ORDER_MARK, b""))
+    together = squeezed(b"".join(objects).replace(BYTE_ORDER_MARK, b""))
+    assert plain.startswith(together)
     for one in objects:
-        assert one.endswith(b"}")
-        assert ObjectEnds().take(one) == ([one], b"")
+        assert one.startswith(b"{") and one.endswith(b"}")
+        assert ObjectSplitter().feed(one) == [one]
     checkReading(whole, objects)
     checkLines(whole)
-
-
-def inPieces(pieces: list[bytes]) -> tuple[list[bytes], bytes]:
-    """The objects in segments, and the rest behind them."""
-    ends = ObjectEnds()
-    found: list[bytes] = []
-    rest = b""
-    for piece in pieces:
-        objects, rest = ends.take(rest + piece)
-        found += objects
-    return found, rest
 
 
 def squeezed(data: bytes) -> bytes:

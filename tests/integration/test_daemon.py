@@ -88,7 +88,7 @@ class LimitTests(DaemonTestCase):
 
     async def test_connections(self) -> None:
         """Beyond the limit a client is told so; when another has gone there is room again."""
-        _, [port] = await self.daemon(INERT + "limits: {connections: 3}\n")
+        _, [port] = await self.daemon(INERT + "limits: {connections: 6}\n")
 
         def crowd() -> tuple[bytes, bytes]:
             crowd = [connect(port) for _ in range(3)]
@@ -107,7 +107,7 @@ class LimitTests(DaemonTestCase):
 
         refused, answer = await deferToThread(crowd)
         self.assertEqual(json.loads(refused)["status"], "error")
-        self.assertIn("3 connections", json.loads(refused)["message"])
+        self.assertIn("3 connections of one client", json.loads(refused)["message"])
         self.assertEqual(json.loads(answer)["status"], "success")
 
     async def test_aThousand(self) -> None:

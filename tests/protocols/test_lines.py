@@ -12,12 +12,16 @@ from twisted.internet.testing import StringTransport
 from twisted.protocols.basic import LineReceiver
 
 from tests.protocols.linescase import ATTACH, FIND, KEEP, LIST, TRICKY, LinesTestCase
-from tests.support.fixtures import DEVICES, UNO, MemoryTransport, threeWays
+from tests.support.fixtures import DEVICES, UNO, MemoryTransport, PatientBackend, threeWays
+from usbip_server.model.policy import Grant, Policy, Right
 from usbip_server.net.halfclose import LINGER
-from usbip_server.protocols.framing import ObjectEnds
-from usbip_server.protocols.lines import CommandFactory
+from usbip_server.protocols.framing import BYTE_ORDER_MARK, ObjectSplitter
+from usbip_server.protocols.lines import CONTINUATION, CommandFactory
 from usbip_server.server.dispatcher import Dispatcher
 from usbip_server.server.responder import Responder
+
+PRETTY = b'{\n  "command": "find",\n  "id": "1-1.4",\n\n  "keep_alive": true\n}'
+DETACH = b'{"command":"detach","id":"1-1.4","keep_alive":true}'
 
 
 class FramingTests(LinesTestCase):
@@ -27,9 +31,9 @@ class FramingTests(LinesTestCase):
 
     def test_requests(self) -> None:
         """
-        A request ends with a line feed or where its object is complete, however it is delivered
-        and separated from the next one; blank lines and white space around it are ignored, and
-        braces and quotes within strings do not end it.
+        A request ends where its object is complete, however it is delivered, written over lines
+        and separated from the next one; blank lines, white space and a byte order mark before it
+        are ignored, and braces and quotes within strings do not end it.
         """
         for messages, statuses in (
             ([LIST + b"\n"], ["success"]),
@@ -38,7 +42,9 @@ class FramingTests(LinesTestCase):
             ([KEEP + b"\r\n", LIST + b"\r\n"], ["success"] * 2),
             ([b"\n\r\n  \n", KEEP, b"\n\n", LIST, b"\n"], ["success"] * 2),
             ([TRICKY, KEEP], ["not_found", "success"]),
-            ([b"list\n"], ["error"]),
+            ([PRETTY, KEEP, PRETTY + b"\n", LIST], ["success"] * 4),
+            ([PRETTY.replace(b"\n", b"\r\n") + b"\r\n", LIST], ["success"] * 2),
+            ([BYTE_ORDER_MARK + KEEP + b"\r\n" + BYTE_ORDER_MARK, LIST], ["success"] * 2),
             *(
                 ([KEEP + separator, FIND + separator, LIST], ["success"] * 3)
                 for separator in (b"", b"\n", b"\r\n", b" ", b"\n\n")
@@ -82,27 +88,105 @@ class FramingTests(LinesTestCase):
             compact = json.dumps(answer, separators=(",", ":"), ensure_ascii=False) + "\n"
             self.assertEqual(written, compact.encode())
 
-    def test_objectEnds(self) -> None:
+    def test_splitter(self) -> None:
         """
         The end of an object is found when its last byte arrives, and not before. Wherever the
-        bytes are split, the same objects and the same rest are found.
+        bytes are split, the same objects are found, and none behind anything else.
         """
-        ends = ObjectEnds()
+        splitter = ObjectSplitter()
         body = b'{"a":"' + b"x" * 2000 + rb"\"}" + b'"}'
-        for length in range(len(body)):
-            self.assertEqual(ends.take(body[:length]), ([], body[:length]))
-        self.assertEqual(ends.take(body), ([body], b""))
-        stream = TRICKY + b"  {} \r{" + TRICKY + b'} x{"\\\\"}  ' + KEEP[:5]
-        objects = [TRICKY, b"{}", b"{" + TRICKY + b"}", b'x{"\\\\"}']
-        for first in range(len(stream) + 1):
-            for second in range(first, len(stream) + 1):
-                ends, found, rest = ObjectEnds(), [], b""
-                for part in (stream[:first], stream[first:second], stream[second:]):
-                    more, rest = ends.take(rest + part)
-                    found += more
-                found = [one.lstrip() for one in found]
-                self.assertEqual(found, objects, f"{first}, {second}")
-                self.assertEqual(rest.lstrip(), KEEP[:5], f"{first}, {second}")
+        for length in range(1, len(body)):
+            self.assertEqual(splitter.feed(body[length - 1 : length]), [])
+            self.assertEqual((splitter.size, splitter.isPending), (length, True))
+        self.assertEqual(splitter.feed(b"}"), [body])
+        self.assertEqual((splitter.size, splitter.isPending), (0, False))
+        stream = TRICKY + b"  {} \r{" + TRICKY + b'}\n \xef\xbb\xbf{"\\\\":\n{}}  '
+        objects = [TRICKY, b"{}", b"{" + TRICKY + b"}", b'{"\\\\":\n{}}']
+        for end, isBroken in ((KEEP[:5], False), (b"x" + KEEP, True), (b"\xef\xbbx" + KEEP, True)):
+            whole = stream + end
+            for first in range(len(whole) + 1):
+                for second in range(first, len(whole) + 1):
+                    splitter, found = ObjectSplitter(), []
+                    for part in (whole[:first], whole[first:second], whole[second:]):
+                        found += splitter.feed(part)
+                    self.assertEqual(found, objects, f"{first}, {second}")
+                    self.assertEqual(splitter.isBroken, isBroken)
+                    self.assertEqual(splitter.size, 0 if isBroken else 5)
+
+
+class RefusalTests(LinesTestCase):
+    """
+    Nothing behind an invalid or forbidden request is looked at.
+    """
+
+    access = Policy(allow=(Grant(who="anyone", commands=(Right.LIST, Right.DETACH)),))
+
+    def test_behind(self) -> None:
+        """
+        The requests before it are answered, and so is it; then the connection is closed.
+        """
+        for wrong in (
+            b"patch / HTTP/1.1\r\nX-Usb: {} ",
+            b"\x16\x03\x01\x02\x00",
+            b"[] ",
+            b"} ",
+            b'"list" ',
+            b"NaN\n",
+            b"\xef\xbb{} ",
+            b'{"command":"lsit","keep_alive":true}',
+            b"{]}",
+            FIND,
+        ):
+            self.backend = PatientBackend()
+            for way, segments in threeWays([KEEP, wrong + DETACH + b"\n", DETACH]):
+                wire = self.connect()
+                wire.send(*segments)
+                self.assertEqual(wire.statuses, ["success", "error"], (wrong, way))
+                self.assertTrue(wire.closed)
+                self.assertEqual(self.backend.calls, [])
+                self.assertAllEnds(wire)
+            wire = self.patiently()
+            wire.send(DETACH + wrong + DETACH)
+            self.backend.calls[0].succeed()
+            self.assertEqual(wire.statuses, ["success", "error"], wrong)
+            self.assertEqual(len(self.backend.calls), 1)
+            self.assertAllEnds(wire)
+
+    def test_notFound(self) -> None:
+        """A request that is valid and allowed, and fails, does not end the connection."""
+        wire = self.connect()
+        wire.send(DETACH.replace(b"1-1.4", b"9-9") + KEEP)
+        self.assertEqual(wire.statuses, ["not_found", "success"])
+        self.assertFalse(wire.closed)
+
+    def test_truncated(self) -> None:
+        """
+        An object that is not complete at a line feed has two seconds until the next line; the
+        requests before it are answered first.
+        """
+        wire = self.connect()
+        for line in (b"{\n", b'"command":\n', b'"list",\n', b'"keep_alive":true}\n'):
+            wire.send(line)
+            self.clock.advance(CONTINUATION - 0.1)
+        self.assertEqual(wire.statuses, ["success"])
+        self.clock.advance(CONTINUATION)
+        self.assertFalse(wire.closed)
+        wire.send(b'{"command":\n', b'"list"')
+        self.clock.advance(CONTINUATION)
+        self.assertEqual(wire.statuses, ["success", "error"])
+        self.assertIn("truncated", wire.answers[1]["message"])
+        self.assertAllEnds(wire)
+        wire = self.patiently()
+        wire.send(DETACH + b"{\n")
+        self.clock.advance(1)
+        self.backend.calls[0].succeed()
+        self.clock.advance(CONTINUATION)
+        self.assertEqual(wire.statuses, ["success", "error"])
+        self.assertAllEnds(wire)
+        wire = self.connect()
+        wire.send(b"{\n")
+        wire.drop()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
 
 class OrderTests(LinesTestCase):
@@ -197,13 +281,6 @@ class ClosingTests(LinesTestCase):
             wire.turn()
             self.assertTrue(wire.lost)
             self.assertEqual(self.clock.getDelayedCalls(), [])
-
-    def test_errorCloses(self) -> None:
-        """The connection closes after an invalid request, whose C{keep_alive} is not known."""
-        wire = self.connect()
-        wire.send(b'{"command":"lsit","keep_alive":true}')
-        self.assertEqual(wire.statuses, ["error"])
-        self.assertTrue(wire.closed)
 
     def test_halfClose(self) -> None:
         """A client that has closed its side receives the replies to what it has requested."""

@@ -11,7 +11,7 @@ from tests.protocols.linescase import ATTACH, KEEP, LIST, LinesTestCase
 from tests.support.fixtures import Wire
 from usbip_server.model.options import Timeouts
 from usbip_server.net.halfclose import LINGER
-from usbip_server.protocols.framing import LINES_AT_ONCE, ObjectEnds
+from usbip_server.protocols.framing import LINES_AT_ONCE, ObjectSplitter
 
 
 class LengthTests(LinesTestCase):
@@ -40,7 +40,7 @@ class LengthTests(LinesTestCase):
     def test_tooLong(self) -> None:
         """
         A request that is one byte longer is refused, with or without line feed, in one segment or
-        many; so are bytes that never become a request.
+        many; so is an object that does not end.
         """
         request = self.requestOf(self.limits.requestBytes + 1)
         for segments in (
@@ -49,9 +49,8 @@ class LengthTests(LinesTestCase):
             [request[:500], request[500:]],
             [bytes([byte]) for byte in request],
             [b"{" * 2000],
-            [b"x" * 200_000],
-            [b" " * 100] * 20,
             [b'{"' + b"x" * 100_000 + b"\n"],
+            [b"{\n"] * 1000,
         ):
             wire = self.connect()
             wire.send(*segments)
@@ -114,9 +113,9 @@ class WorkTests(LinesTestCase):
             return time.process_time() - began
 
         def objects(size: int) -> float:
-            ends = ObjectEnds()
+            splitter = ObjectSplitter()
             began = time.process_time()
-            self.assertEqual(len(ends.take(b"{}" * (size // 2))[0]), size // 2)
+            self.assertEqual(len(splitter.feed(b"{}" * (size // 2))), size // 2)
             return time.process_time() - began
 
         measures: tuple[Callable[[int], float], ...] = (
@@ -228,9 +227,10 @@ class CongestionTests(LinesTestCase):
             wire.transport.read()
             wire.turn()
             self.assertEqual(len(wire.answers), many + more + bool(last))
-            self.assertEqual(wire.transport.producerState, "producing")
             self.assertEqual(wire.closed, bool(last) or halfClosed)
             self.assertEqual(wire.lost, halfClosed)
+            if not wire.lost:
+                self.assertEqual(wire.transport.producerState, "producing")
 
     def test_cutOff(self) -> None:
         """A client that does not read for long is disconnected."""

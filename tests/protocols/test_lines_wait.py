@@ -103,6 +103,7 @@ class WaitTests(WaitTestCase):
             if halfClosed:
                 wire.closeWrite()
             wire.drop()
+            self.clock.advance(2)
             self.assertEqual(len(self.clock.getDelayedCalls()), before)
         written = len(wire.transport.writes)
         holder.send(DETACH)
@@ -225,6 +226,7 @@ class WaitTests(WaitTestCase):
                 self.assertEqual(wire.received, b"")
             self.assertEqual(self.backend.calls, [])
             self.assertIsNone(self.owner())
+            self.clock.advance(2)
             self.assertEqual(self.clock.getDelayedCalls(), [])
 
 

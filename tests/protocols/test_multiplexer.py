@@ -8,7 +8,7 @@ import json
 
 from twisted.internet.address import HostnameAddress, IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IHalfCloseableProtocol, ISSLTransport
-from twisted.logger import capturedLogs
+from twisted.logger import capturedLogs, formatEvent
 from zope.interface import directlyProvides
 from zope.interface.verify import verifyObject
 
@@ -25,12 +25,20 @@ from usbip_server.model.options import Limits
 from usbip_server.model.policy import Principal
 from usbip_server.net.caller import principalAt
 from usbip_server.net.halfclose import LINGER
-from usbip_server.protocols.multiplexer import OVERFLOW, FirstByteFactory
+from usbip_server.protocols.multiplexer import (
+    FIRST_READ,
+    LONGEST_METHOD,
+    OVERFLOW,
+    QUIET,
+    FirstByteFactory,
+)
 
 LIST = b'{"command":"list"}'
 KEEP = b'{"command":"list","keep_alive":true}'
 ATTACH = b'{"command":"attach","id":"1-1.4"}'
 ADDRESS = IPv4Address("TCP", "192.0.2.7", 40000)
+MOST = 3
+"""Connections of one client."""
 
 
 def post(body: bytes) -> bytes:
@@ -44,7 +52,7 @@ class FirstByteTestCase(ConnectionTestCase):
     The control port.
     """
 
-    limits = Limits(connections=3)
+    limits = Limits(connections=2 * MOST)
 
     def setUp(self) -> None:
         super().setUp()
@@ -70,13 +78,15 @@ class SwitchingTests(FirstByteTestCase):
 
     def test_json(self) -> None:
         """
-        A connection that begins with a brace or white space is JSON, and any byte that is not a
-        capital letter is answered in JSON; so is silence.
+        A connection that does not begin with a token and a space, behind empty lines or not, is
+        JSON, and anything but an object is refused.
         """
         others = (
-            bytes([byte]) + b"ELLO\n"
-            for byte in range(256)
-            if not (bytes([byte]).isupper() or bytes([byte]).isspace())
+            *(bytes([byte]) + b"ELLO\n" for byte in range(256) if bytes([byte]) not in b"{ \t\r\n"),
+            *(b"A" * LONGEST_METHOD + end for end in (b"", b" / HTTP/1.1")),
+            b"\n" * LONGEST_METHOD + b"GET / HTTP/1.1",
+            b"\n /",
+            b"\x16\x03\x01\x02\x00" + ATTACH,
         )
         for request, status in (
             *((space + LIST, "success") for space in (b"", b" ", b"\r\n", b"\t")),
@@ -88,21 +98,41 @@ class SwitchingTests(FirstByteTestCase):
                 self.assertEqual(set(wire.statuses), {status}, f"{request!r} {way}")
                 wire.closeWrite()
                 self.assertTrue(wire.lost)
-        wire = self.connect()
-        self.clock.advance(31)
-        self.assertEqual(wire.statuses, ["error"])
+        for beginning in (b"", b"\r\n", b"lis"):
+            for end in ("silence", "closeWrite"):
+                wire = self.connect()
+                wire.send(beginning)
+                self.assertEqual(wire.received, b"")
+                if end == "silence":
+                    self.clock.advance(31)
+                else:
+                    wire.closeWrite()
+                hasError = end == "silence" or beginning == b"lis"
+                self.assertEqual(wire.statuses, ["error"] * hasError, beginning)
+                if not wire.lost:
+                    wire.drop()
 
     def test_http(self) -> None:
-        """A connection that begins with a capital letter is HTTP, be that a method or not."""
+        """
+        A connection that begins with a token and a space is HTTP, be that a method or not, and in
+        whichever case: a web page may send C{patch}, with JSON in a header.
+        """
+        header = b"X: " + ATTACH + b"\r\n"
+        rest = b" / HTTP/1.1\r\nHost: localhost\r\n" + header + b"\r\n"
         for request, code in (
             (post(LIST), b"200"),
-            *((bytes([letter]) + b"\r\n\r\n", b"400") for letter in b"ABCDEFGHIJKLMNOPQRSTUVWXYZ"),
+            (b"\n" + post(LIST), b"200"),
+            (b"\r\n\r\n" + post(LIST), b"200"),
+            *((method + rest, b"405") for method in (b"patch", b"usb", b"PATCH", b"~!1")),
+            (b"\nusb" + rest, b"405"),
+            (b"GET nothing\r\n\r\n", b"400"),
         ):
             for way, segments in threeWays([request]):
                 wire = self.connect()
                 wire.send(*segments)
                 self.assertTrue(wire.received.startswith(b"HTTP/1.1 " + code), (request, way))
                 self.assertEqual(b'"success"' in wire.received, code == b"200")
+                self.assertEqual(self.backend.calls, [])
                 wire.closeWrite()
                 self.assertTrue(wire.lost)
         self.assertEqual(self.clock.getDelayedCalls(), [])
@@ -142,12 +172,12 @@ class LimitTests(FirstByteTestCase):
         A connection beyond the limit gets an error, and is closed, or disconnected if the client
         does not close its side; when another connection ends, the next one is accepted.
         """
-        wires = [self.connect() for _ in range(self.limits.connections)]
+        wires = [self.connect() for _ in range(MOST)]
         for end in ("close", "linger"):
             wire = self.connect()
             [answer] = wire.answers
             self.assertEqual(answer["status"], "error")
-            self.assertIn("3 connections", answer["message"])
+            self.assertIn("limit of 3 connections of one client", answer["message"])
             self.assertTrue(wire.transport.writeClosed)
             wire.send(LIST)
             self.assertEqual(len(wire.answers), 1)
@@ -169,7 +199,7 @@ class LimitTests(FirstByteTestCase):
         A number of them have time to read the error; any more get it too, and are closed at once.
         With TLS those are aborted, because an error could be sent only after a handshake.
         """
-        for _ in range(self.limits.connections):
+        for _ in range(MOST):
             self.connect()
         refused = [self.connect() for _ in range(OVERFLOW)]
         for _ in range(5):
@@ -178,8 +208,9 @@ class LimitTests(FirstByteTestCase):
             self.assertTrue(wire.ended)
             self.assertFalse(wire.transport.aborted)
             self.assertEqual(len(self.factory.overflow), OVERFLOW)
-        transport = MemoryTransport()
+        transport = MemoryTransport(ADDRESS)
         directlyProvides(transport, ISSLTransport)
+        self.factory.identify = lambda transport: principalAt(ADDRESS)
         wire = Wire(self.factory.buildProtocol(ADDRESS), transport)
         self.assertTrue(transport.aborted)
         wire.turn()
@@ -193,17 +224,33 @@ class LimitTests(FirstByteTestCase):
             wire.turn()
         self.assertEqual(len(self.factory.overflow), 1)
 
-    def test_loggedOnce(self) -> None:
-        """Any number of refusals is one line in the log, until a connection was accepted again."""
+    def test_logged(self) -> None:
+        """Any number of refusals is one line in the log in a while."""
         with capturedLogs() as events:
-            wires = [self.connect() for _ in range(self.limits.connections)]
-            for _ in range(10):
-                self.factory.buildProtocol(ADDRESS)
-            self.assertEqual([event["most"] for event in events], [self.limits.connections])
-            wires.pop().drop()
-            self.connect()
-            self.connect()
+            for _ in range(MOST + 10):
+                self.connect()
+            [event] = events
+            self.assertIn("limit of 3 connections", formatEvent(event))
+            self.assertEqual(event["principal"], "192.0.2.7")
+            self.clock.advance(QUIET)
+            for _ in range(MOST + 10):
+                self.connect()
             self.assertEqual(len(events), 2)
+
+    def test_flood(self) -> None:
+        """
+        What a client sends behind its last request, or while it watches, is read at a bounded rate.
+        """
+        for request in (b"garbage\n", b'{"command":"watch"}\n', post(LIST)):
+            wire = self.connect()
+            wire.send(request)
+            wire.send(*[b"x" * FIRST_READ] * 5)
+            self.assertEqual(wire.transport.producerState, "paused")
+            self.clock.advance(1)
+            self.assertEqual(wire.transport.producerState, "producing")
+            wire.send(*[b"x" * FIRST_READ] * 5)
+            wire.drop()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
 
 class ClosingTests(FirstByteTestCase):

@@ -7,6 +7,7 @@ from __future__ import annotations
 import enum
 import ipaddress
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Annotated, TypeVar, Union
 
 import msgspec
@@ -283,8 +284,12 @@ def sameHost(one: str, other: str) -> bool:
     """
     Whether two addresses are known to belong to the same machine.
     """
-    return one == other or (_isHere(one) and _isHere(other))
+    return one == other or (isHere(one) and isHere(other))
 
 
-def _isHere(address: str) -> bool:
+@lru_cache(1024)
+def isHere(address: str) -> bool:
+    """
+    Whether it is an address of this machine's loopback, or a unix socket.
+    """
     return address == LOCAL or within(address, _LOOPBACK)

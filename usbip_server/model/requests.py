@@ -215,8 +215,7 @@ def decodeAs(decoder: msgspec.json.Decoder[T], names: Sequence[str], raw: bytes)
         raise InvalidRequest("invalid request: nested too deeply") from None
     except msgspec.DecodeError as error:
         raise InvalidRequest(
-            f"invalid request: {error}. A request is one JSON object on one line, such as "
-            '{"command":"list"}'
+            f'invalid request: {error}. A request is one JSON object, such as {{"command":"list"}}'
         ) from None
 
 

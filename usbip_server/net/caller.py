@@ -8,6 +8,8 @@ import contextlib
 import socket
 import struct
 from collections.abc import Callable
+from functools import lru_cache
+from ipaddress import IPv6Network
 from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
@@ -92,6 +94,23 @@ def principalAt(address: IAddress | None) -> Principal:
     if isinstance(address, IPv4Address | IPv6Address):
         return Principal(address.host.removeprefix("::ffff:"))
     return Principal(LOCAL if isinstance(address, UNIXAddress) else UNKNOWN)
+
+
+@lru_cache(1024)
+def networkOf(principal: Principal) -> str:
+    """
+    Whom a principal shares its part of the daemon's resources with: the clients of its address, or
+    of its IPv6 network (/64), in which one machine can have any number of addresses; on a unix
+    socket those of its user.
+    """
+    if principal.uid is not None:
+        return f"uid {principal.uid}"
+    if ":" not in principal.address:
+        return principal.address
+    try:
+        return str(IPv6Network((principal.address.partition("%")[0], 64), strict=False))
+    except ValueError:
+        return principal.address
 
 
 def principalOf(transport: Any) -> Principal:

@@ -30,7 +30,9 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     @ivar encoded: the JSON, with a line feed.
     @ivar keepAlive: may the next request follow on this connection?
     @ivar forbidden: the client is not allowed to do what it asks for.
-    @ivar broken: the request has met a bug in the daemon; the connection is to be closed.
+    @ivar last: no further request of this connection is answered, because this one is invalid or
+        refused.
+    @ivar broken: the request has met a bug in the daemon.
     @ivar stream: the events that follow the reply until the connection ends.
     """
 
@@ -38,6 +40,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     encoded: bytes
     keepAlive: bool = False
     forbidden: bool = False
+    last: bool = False
     broken: bool = False
     stream: Subscription[Any] | None = None
 
@@ -108,8 +111,15 @@ class IResponder(Protocol):
         have sent it.
         """
 
-    def heartbeat(self) -> bytes:
-        """The line to send to a client that waits or watches, with the number of the last event."""
+    def hasRights(self, principal: Principal) -> bool:
+        """Whether a client has any rights, without a token."""
+
+    def heartbeat(self, isNumbered: bool = True) -> bytes:
+        """
+        The line to send to a client that watches or waits.
+
+        @param isNumbered: with the number of the last event, for a client that watches?
+        """
 
 
 class IMonitor(Protocol):
@@ -138,6 +148,9 @@ class IImportHandler(Protocol):
     Decides which devices a USB/IP client can import, and hands its connection to one.
     """
 
+    def mayImport(self, principal: Principal) -> bool:
+        """Whether a client may import any device."""
+
     async def importable(self, principal: Principal) -> tuple[UsbDevice, ...]:
         """
         The devices that a principal may import, including those in use by other clients.
@@ -162,4 +175,4 @@ def refusal(message: str, broken: bool = False) -> Response:
     The C{error} reply to something that is not a request.
     """
     reply = Reply(status=Status.ERROR, message=message)
-    return Response(status=reply.status, encoded=reply.encode(), broken=broken)
+    return Response(status=reply.status, encoded=reply.encode(), last=True, broken=broken)

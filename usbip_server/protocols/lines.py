@@ -27,8 +27,9 @@ A watch, after which no more requests are read::
     client <- server   {"event":"bound","seq":42,...}\\n
     client <- server   {"event":"heartbeat","seq":42,...}\\n
 
-A request ends with a line feed, or as soon as its JSON object is complete: the most used client
-sends no line feed, and does not close its side either.
+A request ends as soon as its JSON object is complete: the most used client sends no line feed, and
+does not close its side either. Anything else than an object is refused, and so is an invalid or
+forbidden request; nothing behind it is looked at.
 """
 
 from __future__ import annotations
@@ -55,13 +56,25 @@ from usbip_server.model.policy import Principal
 from usbip_server.net.caller import Caller, principalAt
 from usbip_server.net.halfclose import LINGER, closeOurSide
 from usbip_server.net.liveness import LivenessProbe, watchOver
-from usbip_server.protocols.framing import ObjectEnds, someLines
+from usbip_server.protocols.framing import ObjectSplitter, someLines
 from usbip_server.protocols.interfaces import IResponder, RequestSettings, Response, refusal
+from usbip_server.protocols.turns import Account, Turns
 from usbip_server.protocols.watcher import EventFormat, Watcher
 from usbip_server.runtime.eventlog import Subscription
 
 READ_AHEAD = 2**16
 """Bytes that may arrive behind a complete request before it is taken from the buffer."""
+
+CONTINUATION = 2.0
+"""Seconds from a line feed within an object until the next line."""
+
+NOT_AN_OBJECT = (
+    "invalid request: it does not begin with a brace. A request is one JSON object, such as "
+    '{"command":"list"}'
+)
+TRUNCATED = (
+    'invalid request: it is truncated. A request is one JSON object, such as {"command":"list"}'
+)
 
 
 class Phase(enum.Enum):
@@ -85,6 +98,7 @@ class Activity(enum.Enum):
 
         READING -> ANSWERING -> READING              replied at once
         READING -> ANSWERING -> WAITING -> READING   replied later
+        READING -> QUEUED -> READING                 other clients are served first
         READING or WAITING -> WATCHING               until the connection ends
     """
 
@@ -97,13 +111,16 @@ class Activity(enum.Enum):
     WAITING = 3
     """The reply comes later; no request is read until then."""
 
-    WATCHING = 4
+    QUEUED = 4
+    """There are more requests than this turn of the reactor has time for."""
+
+    WATCHING = 5
     """Events are sent; what comes is ignored."""
 
 
 # CPython 3.11 takes 50 ns to get a member as an attribute of its class, and a request needs ten.
 OPEN, DRAINING, CLOSING = Phase
-READING, ANSWERING, WAITING, WATCHING = Activity
+READING, ANSWERING, WAITING, QUEUED, WATCHING = Activity
 
 
 @implementer(IHalfCloseableProtocol)
@@ -115,21 +132,31 @@ class CommandProtocol(LineReceiver, TimeoutMixin):
     delimiter = b"\n"
     factory: CommandFactory
     transport: Any
+    _account: Account
 
-    def __init__(self, factory: CommandFactory, principal: Principal) -> None:
+    def __init__(
+        self,
+        factory: CommandFactory,
+        principal: Principal,
+        whenAllowed: Callable[[], None] = lambda: None,
+    ) -> None:
         """
         @param principal: the client.
+        @param whenAllowed: called when a request was not refused, and the connection goes on.
         """
         self.factory = factory
         limits = factory.settings.limits
         self.MAX_LENGTH = limits.requestBytes + READ_AHEAD
         self._longest = limits.requestBytes
         self._responder = factory.responder
+        self._whenAllowed = whenAllowed
         self._caller = Caller(principal, self._tell, lasts=True, hold=self._hold)
-        self._liveness = LivenessProbe(self._heartbeat, factory.clock)
+        self._liveness = LivenessProbe(self._probe, factory.clock)
         self._watcher: Watcher | None = None
-        self._ends = ObjectEnds()
+        self._objects = ObjectSplitter()
+        self._truncation: IDelayedCall | None = None
         self._requests: deque[bytes] = deque()
+        self._fault = ""  # why what follows them is not looked at
         self._unsplit = b""  # has arrived, and is not split into lines before the next reply
         self._replies = 0  # sent so far
         self._phase = OPEN
@@ -142,51 +169,58 @@ class CommandProtocol(LineReceiver, TimeoutMixin):
         return self.factory.clock.callLater(period, func)
 
     def connectionMade(self) -> None:
+        self._account = self.factory.turns.join(self._caller.peer)
         self.transport.registerProducer(self, True)
         self.setTimeout(self.factory.settings.timeouts.request)
 
     def connectionLost(self, reason: Failure | None = None) -> None:
         self._phase = CLOSING
+        self.factory.turns.leave(self._caller.peer)
         self.setTimeout(None)
+        self._cancelTruncation()
         if self._watcher is not None:
             self._watcher.end()
         self._liveness.stop()
         self._caller.gone()
 
     def dataReceived(self, data: bytes) -> None:
-        if self._isClosing or self._isWatching:
+        if self.isDeaf:
             return
         before = self._replies
+        self._account.begin()
+        if self._requests or self._fault:
+            self._answerNext()
         if self._unsplit:
             data, self._unsplit = self._unsplit + data, b""
         self._splitLines(data)
-        if self._isWatching:
+        if not (data.endswith(b"\n") or self.paused or self._isClosing):
+            self._takeUnterminated()
+        self._account.end()
+        if self.isDeaf:
             self._unsplit = b""
             return
         if len(self._unsplit) > self.MAX_LENGTH:
             self.transport.pauseProducing()
-        if not (data.endswith(b"\n") or self.paused or self._isClosing):
-            self._takeUnterminated()
         if self._replies != before and self._phase is OPEN and not self.paused:
             self._restartTimeout()
         self._closeIfDone()
 
     def lineReceived(self, line: bytes) -> None:
-        if line.find(b"}") == len(line) - 1:  # no object ends before the line does
-            if line:
-                self._requests.append(line)
-        else:
-            self._ends.restart()
-            objects, rest = self._ends.take(line)
-            self._requests += objects
-            if rest.strip():
-                self._requests.append(rest)
-        self._ends.restart()
-        if self._requests:
+        if (
+            line.find(b"}") == len(line) - 1  # no object ends before the line does
+            and line.rfind(b"{") == 0  # and none begins behind its beginning
+            and not self._objects.isPending
+        ):
+            self._requests.append(line)
             self._answerNext()
+        elif line:
+            self._take(line + b"\n")
+            self._cancelTruncation()
+            if self._objects.isPending and not self._fault:
+                self._truncation = self.factory.clock.callLater(CONTINUATION, self._truncated)
 
     def lineLengthExceeded(self, line: bytes) -> None:
-        self._refuse(f"the request is longer than {self._longest} bytes")
+        self._refuseBehind(f"the request is longer than {self._longest} bytes")
 
     def timeoutConnection(self) -> None:
         if self._isClosing or self._isCongested:
@@ -194,7 +228,7 @@ class CommandProtocol(LineReceiver, TimeoutMixin):
         else:
             self._refuse(
                 f"no complete request within {self.factory.settings.timeouts.request:g} s: "
-                "a request is one JSON object and a line feed"
+                'a request is one JSON object, such as {"command":"list"}'
             )
 
     def readConnectionLost(self) -> None:
@@ -204,7 +238,7 @@ class CommandProtocol(LineReceiver, TimeoutMixin):
             self.transport.loseConnection()
             return
         self._phase = DRAINING
-        self.dataReceived(b"\n")  # the end of the stream ends a request too
+        self.dataReceived(b"")
         if self._activity is WAITING:
             self._wait()
         elif self._watcher is not None:
@@ -212,6 +246,7 @@ class CommandProtocol(LineReceiver, TimeoutMixin):
 
     def writeConnectionLost(self) -> None:
         """Everything is sent: give the client time to close its side."""
+        self.setTimeout(None)  # to reset it to an earlier time, the reactor searches all timers
         self.setTimeout(LINGER)
 
     def pauseProducing(self) -> None:
@@ -245,8 +280,9 @@ class CommandProtocol(LineReceiver, TimeoutMixin):
         if not self._isClosing:
             self.transport.write(line)
 
-    def _heartbeat(self) -> None:
-        self._tell(self._responder.heartbeat())
+    def _probe(self) -> None:
+        """Find out whether a client that has closed its side still waits."""
+        self._tell(self._responder.heartbeat(isNumbered=False))
 
     def _hold(self) -> None:
         """Something lasts as long as the connection does, which may therefore be idle."""
@@ -283,24 +319,50 @@ class CommandProtocol(LineReceiver, TimeoutMixin):
 
     def _takeUnterminated(self) -> None:
         """Take the objects that are complete though no line feed has come."""
-        objects, rest = self._ends.take(self.clearLineBuffer())
-        self._requests += objects
-        if self._requests:
-            self._answerNext()
-        if len(rest) > self._longest and not self.paused:
-            self.lineLengthExceeded(rest)
-        if not (self._isClosing or self._isWatching):
-            super().dataReceived(rest)  # back into the buffer; it contains no line feed
+        rest = self.clearLineBuffer()
+        if rest:
+            self._take(rest)
+
+    def _take(self, data: bytes) -> None:
+        """Find the objects in bytes that may contain several, or a part of one, and answer them."""
+        self._requests += self._objects.feed(data)
+        if self._objects.isBroken:
+            self._fault = NOT_AN_OBJECT
+        elif self._objects.size > self._longest:
+            self.lineLengthExceeded(data)
+        self._answerNext()
+
+    def _truncated(self) -> None:
+        self._truncation = None
+        self._refuseBehind(TRUNCATED)
+
+    def _cancelTruncation(self) -> None:
+        if self._truncation is not None:
+            self._truncation.cancel()
+            self._truncation = None
+
+    def _refuseBehind(self, fault: str) -> None:
+        """Refuse what has come behind the requests that have arrived, when those are answered."""
+        self._fault = self._fault or fault
+        self._answerNext()
 
     def _answerNext(self) -> None:
-        """Answer the requests that have arrived, up to the first whose reply comes later."""
+        """
+        Answer the requests that have arrived, up to the first whose reply comes later, for as long
+        as it is the client's turn.
+        """
         requests, longest, caller = self._requests, self._longest, self._caller
-        answerAtOnce = self._responder.atOnce
+        answerAtOnce, account = self._responder.atOnce, self._account
+        seconds = self.factory.turns.seconds
         while requests and self._isFree:
+            if seconds() >= account.until:
+                self._queue()
+                return
             request = requests.popleft()
             if len(request) > longest:
-                self.lineLengthExceeded(request)
-                return
+                requests.clear()
+                self._fault = f"the request is longer than {longest} bytes"
+                break
             response = answerAtOnce(request, caller)
             if response is not None:
                 self._send(response)
@@ -311,6 +373,25 @@ class CommandProtocol(LineReceiver, TimeoutMixin):
             if self._activity is ANSWERING:
                 self._wait()
                 replying.addCallback(lambda _: self._goOn())
+        if self._fault and self._isFree and not requests:
+            self._refuse(self._fault)
+
+    def _queue(self) -> None:
+        """Serve other clients first; see L{usbip_server.protocols.turns}."""
+        self._activity = QUEUED
+        self.setTimeout(None)
+        super().pauseProducing()
+        self._account.wait(self)
+
+    def takeTurn(self) -> None:
+        """Go on with the requests that have arrived."""
+        self._activity = READING
+        self._goOn()
+
+    @property
+    def isDeaf(self) -> bool:
+        """Is what comes dropped?"""
+        return self._phase is CLOSING or self._activity is WATCHING
 
     @property
     def _isClosing(self) -> bool:
@@ -336,7 +417,7 @@ class CommandProtocol(LineReceiver, TimeoutMixin):
         self._replies += 1
         if response.stream is not None:
             self._watch(response.stream)
-        elif response.broken:
+        elif response.last:
             self._closeOurSide()
         elif not (response.keepAlive or self._caller.isHeld):
             self._phase = DRAINING
@@ -345,18 +426,21 @@ class CommandProtocol(LineReceiver, TimeoutMixin):
         """Answer what has arrived meanwhile, and read on."""
         if not self._isFree:
             return
-        self._answerNext()
-        if self._isFree:
+        self.paused = False
+        self.dataReceived(b"")
+        if self._isFree and not self.paused:
             self._restartTimeout()
-            super().resumeProducing()
+            self.transport.resumeProducing()
 
     def _restartTimeout(self) -> None:
+        self._whenAllowed()
         isHeld = self._caller.isHeld
         self.setTimeout(None if isHeld else self.factory.settings.timeouts.request)
 
     def _watch(self, stream: Subscription[Any]) -> None:
         """Send events from now on."""
         self._activity = WATCHING
+        self._whenAllowed()
         self._requests.clear()
         self._unsplit = b""
         self.clearLineBuffer()
@@ -377,7 +461,11 @@ class CommandProtocol(LineReceiver, TimeoutMixin):
         self.transport.resumeProducing()  # ... but read, to see the client disconnect
 
     def _closeIfDone(self) -> None:
-        if self._phase is DRAINING and self._isFree and not self._requests:
+        if self._phase is not DRAINING or not self._isFree or self._requests:
+            return
+        if self._isHalfClosed and self._objects.isPending:
+            self._refuse(TRUNCATED)
+        else:
             self._closeOurSide()
 
     def _refuse(self, message: str) -> None:
@@ -386,7 +474,9 @@ class CommandProtocol(LineReceiver, TimeoutMixin):
 
     def _closeOurSide(self) -> None:
         self._phase = CLOSING
+        self.paused = True
         self._requests.clear()
+        self._cancelTruncation()
         self.setTimeout(self.factory.settings.timeouts.request)  # to send what was written
         if self._watcher is None:
             self.transport.unregisterProducer()
@@ -408,10 +498,17 @@ class CommandFactory(Factory):
         self.responder = responder
         self.settings = settings
         self.clock = clock
+        self.turns = Turns(clock)
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol:
         return self.make(principalAt(addr))
 
-    def make(self, principal: Principal) -> CommandProtocol:
-        """Make the protocol for a client that is known already."""
-        return CommandProtocol(self, principal)
+    def make(
+        self, principal: Principal, whenAllowed: Callable[[], None] = lambda: None
+    ) -> CommandProtocol:
+        """
+        Make the protocol for a client that is known already.
+
+        @param whenAllowed: as L{CommandProtocol}.
+        """
+        return CommandProtocol(self, principal, whenAllowed)

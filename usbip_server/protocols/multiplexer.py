@@ -1,14 +1,17 @@
 """
-JSON and HTTP on one port, distinguished by the first byte, and with TLS after the handshake::
+JSON and HTTP on one port, distinguished by the first bytes, and with TLS after the handshake::
 
-    client -> server   {"command":"list"}\n     anything but a capital letter: CommandProtocol
-    client -> server   POST / HTTP/1.1\r\n     a capital letter: WebChannel (RFC 9110, 9.1)
+    client -> server   {"command":"list"}\n     CommandProtocol
+    client -> server   POST / HTTP/1.1\r\n     a token (RFC 9110, 5.6.2) and a space: WebChannel
 
-Connections beyond the limit get an error and are closed.
+A method may be in lower case: browsers do not change those they do not know (C{patch}), and nothing
+that a web page has sent may be taken for JSON. Connections beyond the limits get an error and are
+closed.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 from typing import Protocol as Shape
@@ -32,21 +35,41 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from usbip_server.model.policy import Principal
-from usbip_server.net.caller import principalAt, principalOf
+from usbip_server.net.caller import principalOf
 from usbip_server.net.halfclose import LINGER, closeOurSide
 from usbip_server.net.tlserrors import reasonOf
 from usbip_server.protocols.interfaces import RequestSettings, refusal
-from usbip_server.protocols.lines import CommandFactory
+from usbip_server.protocols.lines import CommandFactory, CommandProtocol
+from usbip_server.protocols.slots import NoPlace, Slot, Slots
 from usbip_server.protocols.web import WebFactory
 
 OVERFLOW = 32
-"""How many connections beyond the limit may linger at a time; any more are closed at once."""
+"""How many connections beyond the limits may linger at a time; any more are closed at once."""
+
+DROPPED = 2**13
+"""Bytes a second that are dropped of a client that watches, or after its last request. Those of one
+that sends more are left to its kernel."""
+
+FIRST_READ, LATER_READ = 2**12, 2**16
+"""Bytes to receive at a time: few, until it is clear that they are requests."""
+
+QUIET = 60.0
+"""Seconds between log lines about connections beyond the limits."""
+
+LONGEST_METHOD = 64
+"""Bytes of a method of HTTP and the empty lines before it."""
+
+_TOKEN = re.compile(rb"[\r\n]*([!#$%&'*+.^_`|~0-9A-Za-z-]*)")
 
 
 class Conversation(Shape):
     """
     A protocol that a connection can turn out to have.
     """
+
+    @property
+    def isDeaf(self) -> bool:
+        """Is what comes dropped?"""
 
     def makeConnection(self, transport: ITransport) -> None: ...
     def dataReceived(self, data: bytes) -> None: ...
@@ -61,39 +84,76 @@ class Conversation(Shape):
 @implementer(IHalfCloseableProtocol, IHandshakeListener)
 class FirstByte(Protocol):
     """
-    A connection: JSON unless its first byte is a capital letter.
+    A connection: JSON unless it begins as HTTP does.
     """
 
     factory: FirstByteFactory
     transport: Any
-    _undecided = True
+    _slot: Slot | None = None
+    _isUndecided = True
+    _beginning = b""  # has arrived while it is undecided
+    _dropped = 0  # bytes
+    _pause: IDelayedCall | None = None
 
     def connectionMade(self) -> None:
-        self.factory.connections.add(self)
         self._principal = self.factory.identify(self.transport)
+        self.transport.bufferSize = FIRST_READ
+        try:
+            self._slot = self.factory.take(self)
+        except NoPlace as error:
+            self._isUndecided = False
+            self._converse(Overflow(self.factory, str(error)))
+            return
         if ISSLTransport.providedBy(self.transport):
             self._converse(self.factory.makeHandshake(self._principal))
         else:
             # JSON until the first byte: its time-out tells a silent client what is expected.
-            self._converse(self.factory.commands.make(self._principal))
+            self._converse(self._makeCommands())
+
+    @property
+    def principal(self) -> Principal:
+        """The client."""
+        return self._principal
 
     def handshakeCompleted(self) -> None:
         """The client's certificate is known from now on."""
+        if self._slot is None:
+            return
         self._principal = self.factory.identify(self.transport)
-        self._become(self.factory.commands.make(self._principal))
+        if self.factory.hasRights(self._principal):
+            self._slot.allow()
+        self._become(self._makeCommands())
 
     def dataReceived(self, data: bytes) -> None:
-        if self._undecided:
-            self._undecided = False
-            if data[:1].isupper():
-                self._become(self.factory.web.makeChannel(self._principal))
+        if self._isUndecided:
+            if self._beginning:
+                data, self._beginning = self._beginning + data, b""
+            if data[:1] != b"{":
+                isHttp = beginsAsHttp(data)
+                if isHttp is None:
+                    self._beginning = data
+                    return
+                if isHttp:
+                    data = data.lstrip(b"\r\n")
+                    self._become(self.factory.web.makeChannel(self._principal, self._allow))
+            self._isUndecided = False
+        if self._conversation.isDeaf:
+            self._drop(data)
+            return
         self._conversation.dataReceived(data)
+        self.transport.bufferSize = FIRST_READ if self._conversation.isDeaf else LATER_READ
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self.factory.lost(self)
+        if self._pause is not None:
+            self._pause.cancel()
+        if self._slot is not None:
+            self._slot.free()
+            self.factory.lost(self)
         self._conversation.connectionLost(reason)
 
     def readConnectionLost(self) -> None:
+        if self._beginning:
+            self._conversation.dataReceived(self._beginning)
         self._conversation.readConnectionLost()
 
     def writeConnectionLost(self) -> None:
@@ -102,6 +162,25 @@ class FirstByte(Protocol):
     def close(self) -> None:
         """Close our side once the requests that have arrived are answered."""
         self._conversation.close()
+
+    def _drop(self, data: bytes) -> None:
+        """Drop bytes, L{DROPPED} in a second: to read them takes time, too."""
+        self._dropped += len(data)
+        if self._dropped > DROPPED and self._pause is None:
+            self._pause = self.factory.clock.callLater(1, self._readOn)
+            self.transport.pauseProducing()
+
+    def _readOn(self) -> None:
+        self._pause = None
+        self._dropped = 0
+        self.transport.resumeProducing()
+
+    def _makeCommands(self) -> CommandProtocol:
+        return self.factory.commands.make(self._principal, self._allow)
+
+    def _allow(self) -> None:
+        assert self._slot is not None
+        self._slot.allow()
 
     def _become(self, conversation: Conversation) -> None:
         self._conversation.connectionLost(connectionDone)
@@ -113,26 +192,26 @@ class FirstByte(Protocol):
         conversation.makeConnection(self.transport)
 
 
-@implementer(IHalfCloseableProtocol)
-class OverflowProtocol(Protocol, TimeoutMixin):
+class Overflow(Protocol, TimeoutMixin):
     """
-    A connection beyond the limit: it gets an error, and is closed.
+    A connection beyond the limits: it gets an error, and is closed.
     """
 
-    factory: FirstByteFactory
     transport: Any
+
+    def __init__(self, factory: FirstByteFactory, message: str) -> None:
+        self._factory = factory
+        self._message = message
 
     def callLater(self, period: float, func: Callable[[], None]) -> IDelayedCall:
         """The clock of C{TimeoutMixin}."""
-        return self.factory.clock.callLater(period, func)
+        return self._factory.clock.callLater(period, func)
 
     def connectionMade(self) -> None:
-        most = self.factory.settings.limits.connections
-        response = refusal(f"the limit of {most} connections is reached: try later")
-        self.transport.write(response.encoded)
+        self.transport.write(refusal(self._message).encoded)
         self.setTimeout(LINGER)
-        if len(self.factory.overflow) < OVERFLOW:
-            self.factory.overflow.add(self)
+        if len(self._factory.overflow) < OVERFLOW:
+            self._factory.overflow.add(self)
             closeOurSide(self.transport)
         elif ISSLTransport.providedBy(self.transport):
             self.transport.abortConnection()  # it would wait for the client's handshake
@@ -148,9 +227,31 @@ class OverflowProtocol(Protocol, TimeoutMixin):
     def writeConnectionLost(self) -> None:
         """Our side is closed, as intended."""
 
+    @property
+    def isDeaf(self) -> bool:
+        """Is what comes dropped?"""
+        return True
+
+    def close(self) -> None:
+        """It is closed already."""
+
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.setTimeout(None)
-        self.factory.overflow.discard(self)
+        self._factory.overflow.discard(self)
+
+
+def beginsAsHttp(data: bytes) -> bool | None:
+    """
+    Does a connection begin as HTTP does, with a method and a space, perhaps behind empty lines?
+
+    @return: C{None} if more bytes are needed.
+    """
+    beginning = _TOKEN.match(data)
+    assert beginning is not None  # it matches the empty string, too
+    end = beginning.end()
+    if end == len(data) and end < LONGEST_METHOD:
+        return None
+    return data[end : end + 1] == b" " and bool(beginning[1]) and end < LONGEST_METHOD
 
 
 @implementer(IProtocolNegotiationFactory)
@@ -159,7 +260,7 @@ class FirstByteFactory(Factory):
     Makes the connections of the control port, and counts them.
 
     @ivar connections: the connections within the limit.
-    @ivar overflow: connections beyond the limit that have time to read the error.
+    @ivar overflow: connections beyond the limits that have time to read the error.
     """
 
     noisy = False
@@ -183,28 +284,39 @@ class FirstByteFactory(Factory):
         self.settings = settings
         self.clock = clock
         self.identify = identify
+        self.hasRights = commands.responder.hasRights
         self.connections: set[FirstByte] = set()
-        self.overflow: set[OverflowProtocol] = set()
-        self._isFull = False
+        self.overflow: set[Overflow] = set()
+        self._slots = Slots(lambda: settings.limits.connections, self.hasRights)
+        self._warnAgain = 0.0
         self._empty: list[Deferred[None]] = []
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol:
-        protocol: FirstByte | OverflowProtocol
-        most = self.settings.limits.connections
-        if len(self.connections) < most:
-            self._isFull = False
-            protocol = FirstByte()
-        else:
-            if not self._isFull:
-                self._isFull = True
+        connection = FirstByte()
+        connection.factory = self
+        return connection
+
+    def take(self, connection: FirstByte) -> Slot:
+        """
+        Take a place for a new connection.
+
+        @raise NoPlace: there is none.
+        """
+        try:
+            slot = self._slots.take(connection.principal)
+        except NoPlace as error:
+            if self.clock.seconds() >= self._warnAgain:
+                self._warnAgain = self.clock.seconds() + QUIET
                 self._log.warn(
-                    "{most} connections: refusing {principal} and others until one ends",
-                    most=most,
-                    principal=principalAt(addr),
+                    "connection from {principal} refused: {reason}; others are not logged for "
+                    "{seconds:g} s",
+                    principal=str(connection.principal),
+                    reason=str(error),
+                    seconds=QUIET,
                 )
-            protocol = OverflowProtocol()
-        protocol.factory = self
-        return protocol
+            raise
+        self.connections.add(connection)
+        return slot
 
     def acceptableProtocols(self) -> list[bytes]:
         """
@@ -269,6 +381,11 @@ class Handshake(Protocol, TimeoutMixin):
 
     def connectionMade(self) -> None:
         self.setTimeout(self._seconds)
+
+    @property
+    def isDeaf(self) -> bool:
+        """Is what comes dropped?"""
+        return False
 
     def timeoutConnection(self) -> None:
         self._failed(f"no handshake within {self._seconds:g} s")

@@ -13,6 +13,7 @@ its replies does not fill the memory with them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, BinaryIO, cast
 
 import msgspec
@@ -207,15 +208,22 @@ class WebChannel(HTTPChannel):
     factory: WebFactory
     transport: Any
     caller: Caller
+    whenAllowed: Callable[[], None]
     _watcher: Watcher | None = None
     _watched: WebRequest | None = None
     _closing = False  # our side is closed
     _halfClosed = False  # the client's side is closed
 
+    @property
+    def isDeaf(self) -> bool:
+        """Is what comes dropped?"""
+        return bool(self.paused)
+
     def watch(self, request: WebRequest, stream: Subscription[Any]) -> None:
         """
         Send events until the client disconnects.
         """
+        self.whenAllowed()
         self._watched = request
         self._watcher = Watcher(
             request,
@@ -274,6 +282,7 @@ class WebChannel(HTTPChannel):
 
     def writeConnectionLost(self) -> None:
         """Everything is sent: give the client time to close its side."""
+        self.setTimeout(None)  # to reset it to an earlier time, the reactor searches all timers
         self.setTimeout(LINGER)
 
     def readConnectionLost(self) -> None:
@@ -330,9 +339,16 @@ class WebFactory(HTTPFactory):
         self.timeOut = self.settings.timeouts.request
         return super().buildProtocol(addr)
 
-    def makeChannel(self, principal: Principal) -> WebChannel:
-        """Make the protocol for a client that is known already."""
+    def makeChannel(
+        self, principal: Principal, whenAllowed: Callable[[], None] = lambda: None
+    ) -> WebChannel:
+        """
+        Make the protocol for a client that is known already.
+
+        @param whenAllowed: called when a request to watch was not refused.
+        """
         channel = cast(WebChannel, self.buildProtocol(None))
+        channel.whenAllowed = whenAllowed
         channel.caller = Caller(principal, hold=channel.hold)
         return channel
 

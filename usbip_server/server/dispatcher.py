@@ -227,6 +227,14 @@ class Dispatcher:
             done(device)
             return device
 
+    def hasRights(self, principal: Principal) -> bool:
+        """Whether a client has any rights, without a token."""
+        return self._authorizer.of(principal).hasAny
+
+    def mayImport(self, principal: Principal) -> bool:
+        """Whether a client may import any device."""
+        return self._authorizer.of(principal).mayAny(Right.IMPORT)
+
     async def importable(self, principal: Principal) -> tuple[UsbDevice, ...]:
         """
         The devices that a client may import, including those that are in use.

@@ -8,7 +8,8 @@ import msgspec
 from twisted.logger import Logger
 
 from usbip_server.model.device import UsbDevice
-from usbip_server.model.errors import NotAllowed, ShareError, SnapshotNeeded
+from usbip_server.model.errors import InvalidRequest, NotAllowed, ShareError, SnapshotNeeded
+from usbip_server.model.policy import Principal
 from usbip_server.model.replies import Devices, Reply, Status, encodeDevices, failed
 from usbip_server.model.requests import Command, WatchDevices, decode
 from usbip_server.net.caller import Caller
@@ -82,9 +83,18 @@ class Responder:
         self._dispatcher.refused(error, caller)
         return self._failure(error, None, b"", caller)
 
-    def heartbeat(self) -> bytes:
-        """The line for a client that waits or watches, with the number of the last event."""
-        return self._dispatcher.heartbeat().encode()
+    def hasRights(self, principal: Principal) -> bool:
+        """Whether a client has any rights, without a token."""
+        return self._dispatcher.hasRights(principal)
+
+    def heartbeat(self, isNumbered: bool = True) -> bytes:
+        """
+        The line for a client that watches or waits.
+
+        @param isNumbered: with the number of the last event?
+        """
+        notice = self._dispatcher.heartbeat()
+        return (notice if isNumbered else msgspec.structs.replace(notice, seq=None)).encode()
 
     def _success(self, result: Result, command: Command) -> Response:
         self._metrics.answered(type(command), Status.SUCCESS, False)
@@ -135,6 +145,7 @@ class Responder:
             encoded=reply.encode(),
             keepAlive=command is not None and bool(command.keep_alive),
             forbidden=isinstance(error, NotAllowed),
+            last=isinstance(error, NotAllowed | InvalidRequest),
         )
 
 

@@ -32,7 +32,8 @@ from usbip_server.client.service.messages import (
     errorReply,
     listItem,
 )
-from usbip_server.model.errors import NotAllowed, ShareError, SnapshotNeeded
+from usbip_server.model.errors import InvalidRequest, NotAllowed, ShareError, SnapshotNeeded
+from usbip_server.model.policy import Principal
 from usbip_server.model.replies import Status
 from usbip_server.model.requests import DeviceRequest, WatchDevices
 from usbip_server.model.selector import describe, given
@@ -124,8 +125,15 @@ class LocalResponder:
     def refuse(self, error: NotAllowed, caller: Caller) -> Response:
         return self._failure(error, None)
 
-    def heartbeat(self) -> bytes:
-        return self._events.heartbeat()
+    def hasRights(self, principal: Principal) -> bool:
+        try:
+            self._authorizer.check(principal)
+        except NotAllowed:
+            return False
+        return True
+
+    def heartbeat(self, isNumbered: bool = True) -> bytes:
+        return self._events.heartbeat(isNumbered)
 
     async def _list(self, command: LocalList, caller: Caller) -> LocalReply:
         return self._listReply(self._view.devices(command.host), bool(command.detail))
@@ -210,7 +218,9 @@ class LocalResponder:
             return refusal("the service failed on this request: see its log", broken=True)
         keepAlive = command is not None and bool(command.keep_alive)
         response = _response(errorReply(error), keepAlive)
-        return msgspec.structs.replace(response, forbidden=isinstance(error, NotAllowed))
+        forbidden = isinstance(error, NotAllowed)
+        last = forbidden or isinstance(error, InvalidRequest)
+        return msgspec.structs.replace(response, forbidden=forbidden, last=last)
 
 
 def _response(

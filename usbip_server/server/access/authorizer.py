@@ -64,6 +64,15 @@ class Rights:
             grant.mayCover(right, device) for grant in self._deny
         )
 
+    @property
+    def hasAny(self) -> bool:
+        """Is anything allowed?"""
+        return bool(self._allowed)
+
+    def mayAny(self, right: Right) -> bool:
+        """Is it allowed for any device?"""
+        return right in self._allowed
+
     def among(self, right: Right, devices: Devices) -> Devices:
         """The devices for which it is allowed: the same tuple if it is allowed for all."""
         if right not in self._dependent:

@@ -140,9 +140,9 @@ class ServiceEvents(EventLog[ServiceEvent]):
         self._add(event)
         return event
 
-    def heartbeat(self) -> bytes:
-        """A line with the number of the last event, which is no event itself."""
-        return encodeNotice("heartbeat", self.now(), self.seq)
+    def heartbeat(self, isNumbered: bool = True) -> bytes:
+        """A line that is no event; with the number of the last one if it C{isNumbered}."""
+        return encodeNotice("heartbeat", self.now(), self.seq if isNumbered else None)
 
     def subscribe(
         self, request: LocalWatch, servers: tuple[Server, ...] | None
