@@ -61,8 +61,10 @@ Now try it by hand: start the daemon in this terminal,
 
     make run BACKEND=virtual
 
-and send requests from another one:
+and use the command or send requests from another one:
 
+    .venv/bin/usbipshare list
+    .venv/bin/usbipshare watch
     echo '{"command":"list"}' | nc localhost 5055
     curl -X POST http://localhost:5055 -d '{"command":"attach","desc":"serial"}'
 

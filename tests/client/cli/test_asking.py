@@ -326,7 +326,8 @@ class OthersTests(CommandCase):
         self.assertEqual(device["lease"]["ttl"], 5000)
         done = self.type("renew", "DISK1", "--lease", "others", status=Exit.REFUSED)
         self.assertIn("raspi: leased by ci (127.0.0.1) for", done.stderr)
-        self.type("kick", "DISK1", status=Exit.REFUSED)
+        done = self.type("kick", "DISK1", status=Exit.REFUSED)
+        self.assertIn("(give --lease OWNER if the lease is yours; --force ends it)\n", done.stderr)
         self.assertIn("--lease", self.type("renew", "x", status=Exit.USAGE).stderr)
         said = self.type("kick", "1-2", "--lease", "ci").stdout
         self.assertIn("no client was using it, so no session has ended", said)

@@ -176,6 +176,7 @@ class AttachTests(AttachingTestCase):
         daemon.ask("attach", id="1-2", lease={"owner": "others", "ttl": 600})
         done = self.type("attach", "disk", status=Exit.REFUSED)
         self.assertIn("raspi: leased by others", done.stderr)
+        self.assertIn("(--wait SECONDS waits for it, --force ends that lease)\n", done.stderr)
         self.type("attach", "disk", "--force")
         self.assertEqual(self.shown(daemon, "1-2")["state"], "in_use")
 

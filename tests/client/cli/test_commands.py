@@ -188,6 +188,12 @@ class HelpTests(CommandLineTestCase):
             (("--verbose",), "No such option"),
             (("token", "a", "b"), "unexpected extra argument"),
             (("token", "--hash"), "No such option"),
+            (
+                ("list", "--timeout", "3s"),
+                "'3s' is not a number of seconds > 0 and <= 86400",
+            ),
+            (("attach", "--wait", "-1"), "'-1' is not a number of seconds >= 0 and <= 86400"),
+            (("renew", "--ttl", "nan"), "'nan' is not a number of seconds > 0"),
         ):
             self.assertIn(said, self.type(*arguments, status=2))
 

@@ -65,6 +65,13 @@ class DoctorTests(CommandCase):
         self.assertFalse(self.checks(Exit.TROUBLE)["permission"]["ok"])
         self.kernel.loaded = self.kernel.loadable = False
         self.assertWrong(self.checks(Exit.TROUBLE)["vhci-hcd"], "not loaded", "modprobe vhci-hcd")
+        missing = "modprobe: FATAL: Module vhci-hcd not found in directory /lib/modules/6.1.0"
+
+        def load(module: str) -> None:
+            raise OSError(missing)
+
+        self.patch(self.kernel, "loadModule", load)
+        self.assertWrong(self.checks(Exit.TROUBLE)["vhci-hcd"], missing, "linux-modules-extra")
 
     def test_privileges(self) -> None:
         """The advice for missing permission depends on whether sudo can work."""
@@ -90,6 +97,19 @@ class DoctorTests(CommandCase):
         self.assertWrong(found["shut: requests"], "may not list", "`access`")
         self.assertWrong(found["dead: requests"], "refused", "systemctl status usbipshare")
         self.assertFalse(found["dead: USB/IP"]["ok"])
+
+    def test_range(self) -> None:
+        """For a range one line has the number of addresses that do not answer, which is a problem
+        only if none does."""
+        closed = self.nobody()
+        for port, ok, status in ((self.daemon("raspi").port, True, 0), (closed, False, 6)):
+            usbip = self.servers["raspi"]["export_port"] if ok else closed
+            self.known("lab", range="127.0.0.1-127.0.0.3", port=port, export_port=usbip)
+            found = self.checks(status)
+            self.assertEqual(found["lab"]["ok"], ok)
+            self.assertIn(f"{2 if ok else 3} of its 3 addresses do not", found["lab"]["found"])
+            self.assertEqual("127.0.0.1: requests" in found, ok)
+            self.assertNotIn("127.0.0.2: requests", found)
 
     def test_otherPrograms(self) -> None:
         """Where another program answers, the advice is to correct the port, and where the name is

@@ -154,7 +154,7 @@ class TableTests(OutputTestCase):
             devicesTable(devices[2:]).lines(Terminal())[-2:],
             [
                 "raspi  1-1.4  uno  2341:0043  75330303035351F0A1C1",
-                "    Arduino SA Uno R3 (CDC ACM)  free  -",
+                "    Arduino SA Uno R3 (CDC ACM)  free",
             ],
         )
 

@@ -4,6 +4,8 @@ Tests of L{usbip_server.client.cli.eventprinter}.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import signal
 from typing import Any
@@ -12,8 +14,48 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from usbip_server.client.cli import SIGNALS
-from usbip_server.client.cli.eventprinter import Interrupted, run
+from usbip_server.client.cli.context import CommandContext, Machine
+from usbip_server.client.cli.eventprinter import EventPrinter, Interrupted, run
+from usbip_server.client.cli.output import Printer
+from usbip_server.client.config import ClientSettings
+from usbip_server.client.servers import Server
+from usbip_server.model.errors import Unreachable
+from usbip_server.model.replies import ReceivedReply, Status
 from usbip_server.net.resolver import Resolver
+
+
+class PrinterTests(SynchronousTestCase):
+    """
+    Servers that do not answer.
+    """
+
+    def test_troubles(self) -> None:
+        """A server that does not answer is reported once, until that changes; for the addresses of
+        a range that have never answered, their number is."""
+        alone, *lab = (Server(name=name, host=name) for name in ("raspi", "10.0.0.1", "10.0.0.2"))
+        settings = ClientSettings()
+        settings.known = {"raspi": (alone,), "lab": tuple(lab)}
+        context = CommandContext(Machine(), Printer(), settings, (alone, *lab), 1.0)
+        begun = ReceivedReply(status=Status.SUCCESS, data=[], seq=1)
+        printer = EventPrinter(context)
+        for server, said in (
+            (alone, "raspi: refused"),
+            (alone, None),
+            (lab[0], None),
+            (lab[1], "lab: 2 of its 2 addresses do not answer"),
+            (lab[0], None),
+            (alone, "raspi: no route"),
+        ):
+            text = said or ("raspi: refused" if server is alone else f"{server}: refused")
+            with contextlib.redirect_stderr(io.StringIO()) as err:
+                printer.watchLost(server, Unreachable(text))
+            self.assertEqual(err.getvalue(), f"{said}\n" if said else "")
+        for server in (alone, lab[0]):
+            with contextlib.redirect_stderr(io.StringIO()) as err:
+                printer.watchBegun(server, begun)
+                for _ in range(2):
+                    printer.watchLost(server, Unreachable(f"{server}: lost"))
+            self.assertEqual(err.getvalue(), f"{server}: 0 devices\n{server}: lost\n")
 
 
 class RunTests(SynchronousTestCase):

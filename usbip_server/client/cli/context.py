@@ -23,7 +23,7 @@ from usbip_server.client.selection import Selector, SeveralFound, choose
 from usbip_server.client.servers import Server
 from usbip_server.model.errors import DeviceNotFound, ShareError, Unreachable
 from usbip_server.model.options import nearest
-from usbip_server.model.replies import ReceivedNotice, Refused, Status
+from usbip_server.model.replies import Code, ReceivedNotice, Refused, Status
 
 if TYPE_CHECKING:  # loaded by commands that attach and detach
     import ssl
@@ -33,6 +33,20 @@ if TYPE_CHECKING:  # loaded by commands that attach and detach
     from usbip_server.kernel.vhci.ports import Vhci
 
 Request = dict[str, Any]
+
+_WAIT = "--wait SECONDS waits for it, "
+
+_OWNER = "give --lease OWNER if the lease is yours; --force ends it"
+
+ADVICE = {
+    ("attach", Code.IN_USE.value): "--force ends that session",
+    ("attach", Code.LEASED.value): "--force ends that lease",
+    ("attach", Code.AWAITED.value): "--force goes first",
+    ("detach", Code.IN_USE.value): "--force ends that session",
+    ("detach", Code.LEASED.value): _OWNER,
+    ("kick", Code.LEASED.value): _OWNER,
+}
+"""The options that help after a refusal, by command and code of the reply."""
 
 
 class CommandContext:
@@ -158,7 +172,12 @@ class CommandContext:
             lambda reply: self.printer.progress(f"{server}: {reply.message}", isNews=True),
         )
         if reply.status is not Status.SUCCESS:
-            raise Refused(reply.status, f"{server}: {reply.message}")
+            command = request["command"]
+            advice = ADVICE.get((command, reply.code or ""), "")
+            if advice and command == "attach" and "wait" not in request:
+                advice = _WAIT + advice
+            message = f"{server}: {reply.message}{advice and f' ({advice})'}"
+            raise Refused(reply.status, message)
         return reply.data
 
     def report(self, troubles: Iterable[tuple[Server, ShareError]]) -> None:

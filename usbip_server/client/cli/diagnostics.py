@@ -21,6 +21,7 @@ from usbip_server.client.cli.attachments import Attacher
 from usbip_server.client.cli.context import CommandContext
 from usbip_server.client.cli.discovery import askAll
 from usbip_server.client.cli.text import Table, cell
+from usbip_server.client.config import ClientSettings
 from usbip_server.client.devices import foundIn
 from usbip_server.client.imports import listDevices
 from usbip_server.client.servers import Server
@@ -35,6 +36,18 @@ UNREACHABLE = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN)
 """Errors of a network that does not lead to the server."""
 
 UPDATE = "pip install --upgrade usbipshare"
+
+LOAD_MODULE = (
+    "sudo modprobe vhci-hcd; for every boot: "
+    "echo vhci-hcd | sudo tee /etc/modules-load.d/vhci-hcd.conf"
+)
+
+NO_MODULE = (
+    "install the modules of the running kernel (Ubuntu: sudo apt install "
+    "linux-modules-extra-$(uname -r)), or restart if the kernel was updated; in a container: on "
+    "its host"
+)
+"""After modprobe's C{Module vhci-hcd not found in directory /lib/modules/...}"""
 
 TLS_FILES = "check `tls` of this server in client.yaml: `ca`, and `certificate` and `key`"
 
@@ -89,7 +102,8 @@ def diagnose(context: CommandContext) -> tuple[list[Check], list[Check]]:
         [*context.servers, *others],
         lambda server: checkServer(server, context.seconds, server in stock),
     )
-    remote = [check for server, found in replies.answers if server not in others for check in found]
+    asked = [(server, found) for server, found in replies.answers if server not in others]
+    remote = [*_summarized(asked, context.settings)]
     answering = {
         (server.host, str(server.exportPort)): found[-1].ok for server, found in replies.answers
     }
@@ -97,6 +111,31 @@ def diagnose(context: CommandContext) -> tuple[list[Check], list[Check]]:
         source = ("", "") if each.record is None else (each.record.host, each.record.service)
         remote.append(attachment(each, answering.get(source, True)))
     return local, remote
+
+
+def _summarized(
+    results: Iterable[tuple[Server, list[Check]]], settings: ClientSettings
+) -> Iterator[Check]:
+    """
+    The checks of all servers, with one for all addresses of a range that do not answer: most
+    addresses of a range may be unused.
+    """
+    silent: dict[str, int] = {}
+    for server, checks in results:
+        name = settings.rangeOf(server)
+        if name is None or any(check.ok for check in checks):
+            yield from checks
+        else:
+            silent[name] = silent.get(name, 0) + 1
+    for name, count in silent.items():
+        addresses = len(settings.known[name])
+        ok = count < addresses
+        yield Check(
+            what=name,
+            ok=ok,
+            found=f"{count} of its {addresses} addresses do not answer",
+            fix=None if ok else f"is `range` of {name} right in client.yaml?",
+        )
 
 
 def _otherServers(context: CommandContext, attached: Iterable[Attached]) -> list[Server]:
@@ -127,8 +166,7 @@ def thisMachine(vhci: Vhci, system: ISystem, isRoot: bool, status: str) -> Itera
             what="vhci-hcd",
             ok=False,
             found=str(error),
-            fix="sudo modprobe vhci-hcd; for every boot: "
-            "echo vhci-hcd | sudo tee /etc/modules-load.d/vhci-hcd.conf",
+            fix=NO_MODULE if "not found in directory" in str(error) else LOAD_MODULE,
         )
     else:
         yield Check(what="vhci-hcd", ok=True, found=f"loaded, with {len(ports)} ports")

@@ -4,9 +4,10 @@ C{usbipshare watch}: prints the events of all servers. The only command that run
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -34,6 +35,9 @@ class EventPrinter:
         self._context = context
         self._printer = context.printer
         self._over: Deferred[None] = Deferred()
+        self._troubles: dict[Server, str] = {}
+        self._silent: dict[Server, ShareError] = {}
+        self._isReported = False
 
     async def watch(self, reactor: Any, criteria: dict[str, Any]) -> None:
         """
@@ -61,32 +65,55 @@ class EventPrinter:
                 each.stop()
 
     def watchBegun(self, server: Server, answer: ReceivedReply) -> None:
+        self._troubles[server] = ""
+        self._silent.pop(server, None)
         if answer.data is not None:
             text = f"{server}: {len(answer.data)} devices"
             self._say(text, event="connected", server=server.name, devices=answer.data)
+        self._reportSilent()
 
     def watchEvent(self, server: Server, notice: ReceivedNotice) -> None:
-        try:
+        with self._writing():
             if self._printer.asJson:
                 self._printer.event(**{**notice, "server": server.name})
             else:
                 self._printer.line(_line(server, notice))
-        except OSError:
-            self._fail(Failure())
 
     def watchLost(self, server: Server, error: Exception) -> None:
         text = str(error)
-        if isinstance(error, ShareError):
-            self._say(text, event="disconnected", server=server.name, message=text)
-        else:
+        if not isinstance(error, ShareError):
             self._fail(Failure(error))
+            return
+        before = self._troubles.get(server)
+        self._troubles[server] = text
+        if before is None and self._context.settings.rangeOf(server) is not None:
+            self._silent[server] = error
+            self._reportSilent()
+        elif text != before and server not in self._silent:
+            self._say(text, event="disconnected", server=server.name, message=text)
+
+    def _reportSilent(self) -> None:
+        """
+        Once all servers have been tried, report how many addresses of ranges do not answer. Most
+        addresses of a range may be unused, so that there is no message for each.
+        """
+        if len(self._troubles) == len(self._context.servers) and not self._isReported:
+            self._isReported = True
+            with self._writing():
+                self._context.report(self._silent.items())
 
     def _say(self, note: str, **fields: Any) -> None:
-        try:
+        with self._writing():
             if self._printer.asJson:
                 self._printer.event(**fields)
             else:
                 self._printer.note(note)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """End the watch if the output cannot be written."""
+        try:
+            yield
         except OSError:
             self._fail(Failure())
 

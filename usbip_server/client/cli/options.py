@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import signal
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,37 @@ LONGEST = 86400.0
 
 INTERRUPTION = 0.5
 """Seconds after which a signal is noticed that did not interrupt a system call."""
+
+
+class Duration(click.FloatRange):
+    """
+    A number of seconds.
+    """
+
+    name = "seconds"
+
+    def __init__(self, most: float, isZeroValid: bool = False) -> None:
+        """
+        @param most: the largest valid number.
+        """
+        super().__init__(0, most, min_open=not isZeroValid)
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> Any:
+        """See C{click.ParamType}."""
+        try:
+            if math.isfinite(seconds := super().convert(value, parameter, context)):
+                return seconds
+        except click.BadParameter:
+            pass
+        least = ">" if self.min_open else ">="
+        why = f"{value!r} is not a number of seconds {least} 0 and <= {self.max:.0f}"
+        self.fail(why, parameter, context)
+
+    def _describe_range(self) -> str:
+        return ""  # the help is short enough without
+
 
 Command = Callable[..., None]
 
@@ -53,7 +85,7 @@ def withServers(command: Command) -> Command:
         click.option("--json", "asJson", is_flag=True, help="Print the result as JSON."),
         click.option(
             "--timeout",
-            type=click.FloatRange(0, LONGEST, min_open=True),
+            type=Duration(LONGEST),
             metavar="SECONDS",
             help="Time limit for each server's reply.  [default: `timeout` in client.yaml, or 3]",
         ),

@@ -166,7 +166,10 @@ def _flowing(row: Row, room: int, isColoured: bool) -> Iterator[str]:
     The lines of a row whose cells follow one another, on a terminal that is too narrow for columns.
     """
     line, end = "", 0
-    for each in row:
+    cells = [*row]
+    while len(cells) > 1 and cells[-1].text == "-":
+        cells.pop()
+    for each in cells:
         for piece in each.wrapped(room - len(INDENT)):
             if line and end + len(GAP) + piece.width > room:
                 yield line

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from usbip_server.client.cli.options import LONGEST, withSelector, withServers
+from usbip_server.client.cli.options import LONGEST, Duration, withSelector, withServers
 from usbip_server.model.device import LONGEST_LEASE
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ Examples:
 @click.command("attach", epilog=_EXAMPLES)
 @click.option(
     "--wait",
-    type=click.FloatRange(0, LONGEST),
+    type=Duration(LONGEST, isZeroValid=True),
     default=0.0,
     metavar="SECONDS",
     help="Wait up to SECONDS for a device that is absent or in use.",
@@ -39,7 +39,7 @@ Examples:
 )
 @click.option(
     "--ttl",
-    type=click.FloatRange(0, LONGEST_LEASE, min_open=True),
+    type=Duration(LONGEST_LEASE),
     metavar="SECONDS",
     help="Duration of the lease; at its end the server takes the device back.",
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from usbip_server.client.cli.options import withSelector, withServers
+from usbip_server.client.cli.options import Duration, withSelector, withServers
 from usbip_server.model.device import LONGEST_LEASE
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ Examples:
 )
 @click.option(
     "--ttl",
-    type=click.FloatRange(0, LONGEST_LEASE, min_open=True),
+    type=Duration(LONGEST_LEASE),
     metavar="SECONDS",
     help="New duration of the lease, from now.  [default: the same duration as before]",
 )
