@@ -38,6 +38,9 @@ Node = Annotated[str, msgspec.Meta(pattern=r"\A(/dev/bus/usb/[0-9]{3,9}/[0-9]{3,
 MOST_INTERFACES = 7281
 """A configuration has 65,535 bytes at most, and an interface descriptor 9 (USB 2.0, 9.6)."""
 
+LONGEST_MESSAGE = 1000
+"""Characters of a server's message that are shown."""
+
 LARGEST_NUMBER = 65535
 """The largest number in a bus id: USB/IP has 16 bits for the bus."""
 
@@ -123,7 +126,16 @@ def notUnderstood(server: Server, why: str) -> Unreachable:
     The error of a server whose reply is not one of this protocol.
     """
     called = server.called(server.address)
-    return Unreachable(f"{called}: its answer is not understood: {why}")
+    return Unreachable(f"{called}: its answer is not understood: {messageIn(why)}")
+
+
+def messageIn(text: str) -> str:
+    """
+    A message of a server as it may be logged and passed on: with escapes
+    (L{usbip_server.model.escapes}), and truncated.
+    """
+    shown = normalize(text[: LONGEST_MESSAGE + 1])
+    return shown if len(shown) <= LONGEST_MESSAGE else f"{shown[:LONGEST_MESSAGE]}..."
 
 
 def deviceIn(server: Server, data: Any) -> UsbDevice:
@@ -150,11 +162,11 @@ def deviceIn(server: Server, data: Any) -> UsbDevice:
             speed=fields.speed,
             deviceClass=fields.device_class,
             interfaces=fields.interfaces,
-            driver=fields.driver,
+            driver=fields.driver and normalize(fields.driver),
             state=fields.state,
             holder=_holder(fields.holder),
-            trouble=fields.trouble,
-            name=fields.name,
+            trouble=fields.trouble and normalize(fields.trouble),
+            name=fields.name and normalize(fields.name),
             lease=_lease(fields.lease),
         )
     except (msgspec.ValidationError, ValueError) as error:
@@ -164,15 +176,19 @@ def deviceIn(server: Server, data: Any) -> UsbDevice:
 def _holder(fields: _Holder | None) -> Holder | None:
     if fields is None:
         return None
-    return Holder(address=fields.address, since=_moment(fields.since), encryption=fields.encryption)
+    return Holder(
+        address=fields.address and normalize(fields.address),
+        since=_moment(fields.since),
+        encryption=fields.encryption,
+    )
 
 
 def _lease(fields: _Lease | None) -> Lease | None:
     if fields is None:
         return None
     return Lease(
-        owner=fields.owner,
-        address=fields.address,
+        owner=normalize(fields.owner),
+        address=normalize(fields.address),
         ttl=fields.ttl if isinstance(fields.ttl, float) else None,  # or the word "connection"
         until=_moment(fields.until),
     )

@@ -13,6 +13,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
 from usbip_server.client.conversation import Conversation, converse
+from usbip_server.client.jsonclient import unreachable
 from usbip_server.client.servers import Server
 from usbip_server.model.replies import ReceivedNotice, ReceivedReply, Refused
 from usbip_server.runtime.backoff import Backoff, BackoffOptions
@@ -22,6 +23,13 @@ BACK_OFF = BackoffOptions(first=1.0, longest=15.0)
 
 SECONDS = 5.0
 """For connecting to the server, and again for its reply."""
+
+
+MOST_EVENTS = 2000
+"""Events in L{PERIOD} seconds. A server that sends more is disconnected, and connected to again
+after a pause."""
+
+PERIOD = 10.0
 
 
 class WatchListener(Protocol):
@@ -86,6 +94,7 @@ class ServerWatch:
         self._attempts: set[Deferred[Any]] = set()
         self._timer: IDelayedCall | None = None
         self._conversation: Conversation | None = None
+        self._events, self._periodBegan = 0, 0.0
 
     def start(self) -> None:
         """Start the watch."""
@@ -162,6 +171,14 @@ class ServerWatch:
         return await conversation.watch(self._criteria, self.seconds, self._onNotice)
 
     def _onNotice(self, notice: ReceivedNotice) -> None:
+        now = self._reactor.seconds()
+        if now - self._periodBegan > PERIOD:
+            self._events, self._periodBegan = 0, now
+        self._events += 1
+        if self._events > MOST_EVENTS:
+            raise unreachable(
+                self._server, f"it has sent more than {MOST_EVENTS} events in {PERIOD:g} s"
+            )
         seq = notice.get("seq")
         self.since = seq if isinstance(seq, int) else self.since
         if notice["event"] != "heartbeat":

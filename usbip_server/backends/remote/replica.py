@@ -58,7 +58,7 @@ class RemoteReplica:
         self.sessions = RemoteSessions()
         self.stuck: dict[str, tuple[int, str]] = {}
         self.servers = tuple(self._server(host, reactor, chance) for host in hosts)
-        self._warned: set[tuple[str, str]] = set()
+        self._warned: set[str] = set()
 
     def at(self, device: UsbDevice) -> tuple[RemoteServer, UsbDevice]:
         """
@@ -158,13 +158,13 @@ class RemoteReplica:
         return self.sessions.shown(device)
 
     def _warnOfBus(self, server: RemoteServer, there: str) -> None:
-        key = server.host.server.name, there.partition("-")[0]
-        if key not in self._warned:
-            self._warned.add(key)
+        name = server.host.server.name
+        if name not in self._warned:
+            self._warned.add(name)
             self._log.warn(
                 "bus {bus} of {server} is left out: a gateway shows buses below {most} only. A "
                 "gateway cannot be a server of another gateway",
-                bus=key[1],
-                server=key[0],
+                bus=there.partition("-")[0],
+                server=name,
                 most=BUSES,
             )

@@ -10,14 +10,23 @@ from __future__ import annotations
 
 from typing import Any
 
+from twisted.internet.task import deferLater
+
 from usbip_server.backends.remote.watch import RemoteWatch
 from usbip_server.client.conversation import Conversation, converse
-from usbip_server.client.devices import deviceIn
+from usbip_server.client.devices import deviceIn, messageIn
+from usbip_server.client.jsonclient import unreachable
 from usbip_server.client.servers import Server
 from usbip_server.client.watch import SECONDS
 from usbip_server.model.device import UsbDevice
 from usbip_server.model.errors import ClientError, Unreachable
 from usbip_server.model.replies import ReceivedReply, Status
+
+PAUSE_SECONDS = 0.2
+"""The least time between two requests for an operation that has not ended."""
+
+LONGEST_SECONDS = 600.0
+"""For an operation: then its outcome is not waited for any longer."""
 
 
 class DeviceGone(ClientError):
@@ -78,18 +87,24 @@ class RemoteRequests:
         @raise Unreachable: the server does not answer, and may have carried it out.
         """
         conversation = await self._converse()
+        end = self._reactor.seconds() + LONGEST_SECONDS
         try:
             await self._check(conversation, device)
             while True:
+                soonest = self._reactor.seconds() + PAUSE_SECONDS
                 request = {"command": command, "bus": device.busId, "detail": True}
                 reply = await conversation.ask(request, max(seconds, SECONDS))
                 if not reply.isPending:
                     break
+                if self._reactor.seconds() > end:
+                    why = f"it has not ended the {command} within {LONGEST_SECONDS:g} s"
+                    raise unreachable(self._server, why)
+                await deferLater(self._reactor, max(0.0, soonest - self._reactor.seconds()))
             now = await self._look(conversation, device.busId)
         finally:
             conversation.close()
         if reply.status is not Status.SUCCESS:
-            raise RefusedThere(reply.message)
+            raise RefusedThere(messageIn(reply.message))
         return self._same(device, now)
 
     async def _converse(self) -> Conversation:
@@ -101,7 +116,7 @@ class RemoteRequests:
         if reply.status is Status.NOT_FOUND:
             raise self._gone(device)
         if reply.status is not Status.SUCCESS:
-            raise RefusedThere(reply.message)
+            raise RefusedThere(messageIn(reply.message))
         self._same(device, deviceIn(self._server, reply.data))
 
     async def _look(self, conversation: Conversation, busId: str) -> UsbDevice | None:
@@ -124,5 +139,4 @@ class RemoteRequests:
         return DeviceGone(f"{device.busId} is gone at {self._server}: it was unplugged")
 
     def _invalid(self, reply: ReceivedReply) -> Unreachable:
-        why = reply.message or "its answer is not understood"
-        return Unreachable(f"{self._server.called(self._server.address)}: {why}")
+        return unreachable(self._server, messageIn(reply.message) or "its answer is not understood")
