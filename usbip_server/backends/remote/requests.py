@@ -8,6 +8,7 @@ Requests to one server about one device. Each uses a connection of its own::
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from twisted.internet.task import deferLater
@@ -19,7 +20,7 @@ from usbip_server.client.jsonclient import unreachable
 from usbip_server.client.servers import Server
 from usbip_server.client.watch import SECONDS
 from usbip_server.model.device import UsbDevice
-from usbip_server.model.errors import ClientError, Unreachable
+from usbip_server.model.errors import ClientError, ShareError, Unreachable
 from usbip_server.model.replies import ReceivedReply, Status
 
 PAUSE_SECONDS = 0.2
@@ -100,12 +101,13 @@ class RemoteRequests:
                     why = f"it has not ended the {command} within {LONGEST_SECONDS:g} s"
                     raise unreachable(self._server, why)
                 await deferLater(self._reactor, max(0.0, soonest - self._reactor.seconds()))
-            now = await self._look(conversation, device.busId)
+            if reply.status is Status.SUCCESS:
+                return self._same(device, await self._look(conversation, device.busId))
         finally:
             conversation.close()
-        if reply.status is not Status.SUCCESS:
-            raise RefusedThere(messageIn(reply.message))
-        return self._same(device, now)
+        with contextlib.suppress(ShareError):
+            await self.look(device.busId)  # the server may have closed the connection
+        raise RefusedThere(messageIn(reply.message))
 
     async def _converse(self) -> Conversation:
         return await converse(self._reactor, self._server, SECONDS)
