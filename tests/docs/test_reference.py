@@ -49,6 +49,7 @@ from usbip_server.client.servers import ClientTls
 from usbip_server.client.service.config import ClientHook, DeviceRule, ServiceConfig, SocketConfig
 from usbip_server.client.service.devices.events import ServiceEventKind
 from usbip_server.client.service.messages import COMMANDS as LOCAL_COMMANDS
+from usbip_server.model.criteria import CRITERIA
 from usbip_server.model.device import DeviceState
 from usbip_server.model.devicerules import CLASSES, Hook, Match, Occasion, Rule, Share
 from usbip_server.model.errors import ShareError
@@ -56,7 +57,6 @@ from usbip_server.model.inventory import ChangeKind
 from usbip_server.model.policy import AccessPreset, Grant, Policy, Principal, Right, Who, several
 from usbip_server.model.replies import CODE_OF, STATUS_OF, Code, Status
 from usbip_server.model.requests import COMMANDS, Command, LeaseRequest, decode
-from usbip_server.model.selector import CRITERIA
 from usbip_server.model.usbip import OpStatus
 from usbip_server.net.caller import Caller
 from usbip_server.net.certificates import Tls

@@ -86,7 +86,7 @@ class MatchTests(SynchronousTestCase):
     def test_nameIsNoCriterion(self) -> None:
         """What a rule has named is not matched by that name."""
         self.assertFalse(Match(id="uno").meets(changed(UNO, name="other")))
-        rules = Rules([Rule(match=Match(id="uno"))])
+        rules = Rules([Rule(match=Match(id="u*"))])
         self.assertIs(rules.of(changed(UNO, name="uno")), NO_RULE)
 
 

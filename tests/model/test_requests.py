@@ -9,6 +9,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from usbip_server.model.criteria import CRITERIA, LONGEST_CRITERION, describe, given
 from usbip_server.model.errors import InvalidRequest
 from usbip_server.model.requests import (
     COMMANDS,
@@ -20,7 +21,6 @@ from usbip_server.model.requests import (
     Request,
     decode,
 )
-from usbip_server.model.selector import CRITERIA, LONGEST_CRITERION, describe, given
 
 
 def subclasses(kind: type[Any]) -> set[type[Any]]:

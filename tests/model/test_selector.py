@@ -13,7 +13,7 @@ from usbip_server.model.device import UsbDevice
 from usbip_server.model.devicerules import Match
 from usbip_server.model.errors import DeviceNotFound, SeveralMatch
 from usbip_server.model.requests import FindDevice, WatchDevices
-from usbip_server.model.selector import matching, select
+from usbip_server.model.selector import select
 
 TWELFTH = UsbDevice(
     busId="12-1",
@@ -32,7 +32,7 @@ class MatchingTests(SynchronousTestCase):
 
     def assertMatches(self, criteria: dict[str, Any], *expected: UsbDevice) -> None:
         """These devices, and no other, meet the criteria."""
-        found = matching(FindDevice(**criteria), ALL)
+        found = FindDevice(**criteria).selector.among(ALL)
         self.assertEqual([d.busId for d in found], [d.busId for d in expected], criteria)
 
     def test_idIsBusId(self) -> None:
@@ -92,9 +92,9 @@ class MatchingTests(SynchronousTestCase):
         self.assertMatches({"serial": "4C530001[23]"}, STICK)
         self.assertMatches({"serial": "A*B"}, TWELFTH)
         other = changed(TWELFTH, busId="12-2", serial="AxxB")
-        found = matching(FindDevice(serial="A*B"), (TWELFTH, other))
+        found = FindDevice(serial="A*B").selector.among((TWELFTH, other))
         self.assertEqual(found, (TWELFTH,))
-        found = matching(FindDevice(serial="A?B"), (TWELFTH, other))
+        found = FindDevice(serial="A?B").selector.among((TWELFTH, other))
         self.assertEqual(found, (TWELFTH,))
 
     def test_escapes(self) -> None:
@@ -106,14 +106,14 @@ class MatchingTests(SynchronousTestCase):
             *({"desc": r"odd \u202EONE "}, {"desc": "\u202eo"}, {"desc": r"odd*\u202e*"}),
         )
         for criteria in cases:
-            found = matching(FindDevice(**criteria), (TWELFTH, odd))
+            found = FindDevice(**criteria).selector.among((TWELFTH, odd))
             self.assertEqual(found, (odd,), criteria)
-        self.assertEqual(matching(FindDevice(serial=r"AB\x06\x5cC"), (odd,)), ())
+        self.assertEqual(FindDevice(serial=r"AB\x06\x5cC").selector.among((odd,)), ())
 
     def test_noSerial(self) -> None:
         """A device without a serial number never matches one."""
         for serial in ("*", "None", "null", "?*", "[!x]*"):
-            self.assertEqual(matching(FindDevice(serial=serial), (MOUSE,)), ())
+            self.assertEqual(FindDevice(serial=serial).selector.among((MOUSE,)), ())
 
     def test_desc(self) -> None:
         """A description is matched in part, in any case, or as a glob."""
@@ -144,7 +144,7 @@ class MatchingTests(SynchronousTestCase):
             *((f"{path}.1", False), ("2.1", False), ("pci-0000:00:14.0-usb-0:2", False)),
             *(("1-1.4", False), (path.upper(), False)),
         ):
-            found = matching(FindDevice(path=text), (plugged, STICK))
+            found = FindDevice(path=text).selector.among((plugged, STICK))
             self.assertEqual(found, (plugged,) if expected else (), text)
 
     def test_descNone(self) -> None:

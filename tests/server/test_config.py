@@ -78,6 +78,11 @@ WRONG: tuple[tuple[str, ...], ...] = (
     ("devices:\n  - {name: x}\n", "2: devices.0.match: is missing"),
     ("devices:\n  - match: {}\n", "2: devices.0.match: no criterion"),
     ("devices:\n  - match: {desc: x}\n    name: 1-1\n", "2: devices.0: '1-1' is not a"),
+    # numbers that are not what they look like
+    *(
+        (f"devices:\n  - match: {{bus: {text}}}\n", f"2: devices.0.match.bus: {text} is the number")
+        for text in ("010", "0x8", "1:30", "1_0", "0b11")
+    ),
     # not a mapping of words
     *((text, "1: ") for text in ("- a\n- b\n", "tcp:5055", "5", "null: 5\n", "[a]: 5\n", "5: 6\n")),
     ("hooks:\n  - on: [bound]\n", "2: a key has to be a word (YAML takes on, off"),

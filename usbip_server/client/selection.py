@@ -4,23 +4,25 @@ Which device a user means, among the devices of all servers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
 
 from usbip_server.client.devices import RemoteDevice
+from usbip_server.model.criteria import CRITERIA, describe, given
 from usbip_server.model.device import isBusId
 from usbip_server.model.errors import ClientError, DeviceNotFound
-from usbip_server.model.selector import CRITERIA, describe, given, matching
+from usbip_server.model.selector import Selector as Compiled
 
 
 class Selector(msgspec.Struct, frozen=True, kw_only=True):
     """
     Criteria, a word, or both. A device has to match all that is given.
 
-    @ivar word: a name, a bus id, C{vid:pid} or a glob of these, a serial number or a part of
-        the description: the first of these that matches any device.
+    @ivar word: a name, a bus id, C{vid:pid} or a glob of these, a serial number, a part of
+        the description or the path of a port: the first of these that matches any device.
     @ivar first: of several devices take the first.
     """
 
@@ -35,6 +37,7 @@ class Selector(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not given(self, (*CRITERIA, "word")):
             raise ValueError("say which device")
+        Compiled(self, isStrict=True)  # raises ValueError if a criterion is malformed
 
     def __str__(self) -> str:
         word = [] if self.word is None else [repr(self.word)]
@@ -98,15 +101,19 @@ def among(selector: Selector, found: Sequence[RemoteDevice]) -> tuple[RemoteDevi
     if word is None:
         return tuple(found)
     named = tuple(each for each in found if each.device.name == word)
-    ways = [Selector(id=word), Selector(serial=word), Selector(desc=word)]
-    if isBusId(word):
-        ways.insert(0, Selector(bus=word))
-    return next(filter(None, (named, *(_matching(way, found) for way in ways))), ())
+    return next(filter(None, (named, *(_matching(way, found) for way in _waysOf(word)))), ())
+
+
+def _waysOf(word: str) -> Iterator[Selector]:
+    """The criteria that a word can be."""
+    for key in (*(("bus",) if isBusId(word) else ()), "id", "serial", "desc", "path"):
+        with contextlib.suppress(ValueError):  # it has another form
+            yield msgspec.convert({key: word}, Selector)
 
 
 def _matching(selector: Selector, found: Sequence[RemoteDevice]) -> tuple[RemoteDevice, ...]:
     """
     The devices that match the criteria, as if one server had them all.
     """
-    devices = [id(device) for device in matching(selector, [each.device for each in found])]
+    devices = [id(device) for device in Compiled(selector).among([each.device for each in found])]
     return tuple(each for each in found if id(each.device) in devices)

@@ -12,12 +12,10 @@ from typing import Annotated, Any
 
 import msgspec
 
+from usbip_server.model.criteria import CRITERIA, NAME, given, isName
 from usbip_server.model.device import UsbDevice, isBusId
 from usbip_server.model.options import Seconds
-from usbip_server.model.selector import CRITERIA, Selector, given
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*", re.ASCII)
-"""The form of a name: no character is special in a glob, in C{vid:pid} or in a path."""
+from usbip_server.model.selector import Selector
 
 LONGEST_NAME = 64
 
@@ -165,6 +163,7 @@ class Match(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             raise ValueError(
                 "no criterion: `id`, `bus`, `serial`, `desc`, `path` or `device_class`"
             )
+        self.selector  # noqa: B018 - raises ValueError if a criterion is malformed
         if self.device_class is not None and not _CLASS.fullmatch(self._code):
             raise ValueError(
                 f"{self.device_class!r} is not a class: two hexadecimal digits, or one of "
@@ -174,7 +173,7 @@ class Match(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     @cached_property
     def selector(self) -> Selector:
         """The criteria other than C{device_class}, compiled."""
-        return Selector(self)
+        return Selector(self, isStrict=True)
 
     def meets(self, device: UsbDevice) -> bool:
         """Whether a device matches. What is not known of it does not match."""
@@ -217,6 +216,11 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     hooks: tuple[Hook, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.match.id is not None and isName(self.match.id):
+            raise ValueError(
+                f"`match.id`: {self.match.id!r} is not a bus id such as 1-1.4, `vid:pid` or a "
+                "glob; a rule gives names, and cannot select by one"
+            )
         if self.name is not None:
             requireName(self.name)
             if isBusId(self.name):

@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
+from usbip_server.model.criteria import CRITERIA, given
 from usbip_server.model.device import LONGEST_LEASE
 from usbip_server.model.errors import InvalidRequest
-from usbip_server.model.selector import CRITERIA, Selector, given
+from usbip_server.model.selector import Selector
 
 LONGEST_WAIT = 86400
 """The longest C{wait}, in seconds."""
@@ -74,6 +75,7 @@ class DeviceRequest(Request, frozen=True, kw_only=True, dict=True):
         if not given(self):
             names = ", ".join(f"`{name}`" for name in CRITERIA)
             raise ValueError(f"no criterion: select a device with at least one of {names}")
+        self.selector  # noqa: B018 - raises ValueError if a criterion is malformed
 
     @cached_property
     def selector(self) -> Selector:
@@ -173,6 +175,7 @@ class WatchDevices(Request, frozen=True, kw_only=True, tag="watch", dict=True):
 
     def __post_init__(self) -> None:
         given(self)
+        self.selector  # noqa: B018 - raises ValueError if a criterion is malformed
 
     @cached_property
     def selector(self) -> Selector:

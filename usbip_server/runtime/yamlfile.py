@@ -5,6 +5,7 @@ Reads YAML files, with errors that contain the line and the key.
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:  # loaded when there is a file to read: a command without one 
 T = TypeVar("T")
 
 Path = tuple[str | int, ...]
+
+_DECIMAL = re.compile("[-+]?(0|[1-9][0-9]*)", re.ASCII)
+"""YAML 1.1 also has octal numbers (C{010} is 8) and numbers to the base of 60 (C{1:30} is 90)."""
 
 Choices = Mapping[str, type[enum.Enum]]
 """The enumerations of keys that have one of several values."""
@@ -121,7 +125,14 @@ class YamlFile:
         if isinstance(node, yaml.SequenceNode):
             return [self._take(part, (*path, index)) for index, part in enumerate(node.value)]
         if not isinstance(node, yaml.MappingNode):
-            return _scalar(node)
+            value = _scalar(node)
+            if type(value) is int and not _DECIMAL.fullmatch(node.value):
+                raise self.error(
+                    path,
+                    f"{node.value} is the number {value} in YAML: put it in quotes if it is text, "
+                    f"or write {value}",
+                )
+            return value
         mapping: dict[str, Any] = {}
         for keyNode, valueNode in node.value:
             key = _scalar(keyNode) if isinstance(keyNode, yaml.ScalarNode) else None

@@ -223,7 +223,6 @@ class FieldTests(AuditTestCase):
                 {"bus": 1, "lease": {"owner": "ci", "ttl": None}},
             ),
             (AttachDevice(bus=1, detail=True, keep_alive=True), {"bus": 1}),
-            (AttachDevice(bus=10**200), {"bus": 10**200}),
         ):
             self.assertEqual(self.done(request)["asked"], expected)
 

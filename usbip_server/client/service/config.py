@@ -15,10 +15,10 @@ import msgspec
 from usbip_server.client.config import ClientSettings, Entry, ServersFile
 from usbip_server.client.selection import Selector
 from usbip_server.client.servers import Server
+from usbip_server.model.criteria import CRITERIA, NAME, given
 from usbip_server.model.device import isBusId
-from usbip_server.model.devicerules import LONGEST_NAME, NAME, UNSET, Recipient
+from usbip_server.model.devicerules import LONGEST_NAME, UNSET, Recipient
 from usbip_server.model.options import Limits, Seconds, Timeouts
-from usbip_server.model.selector import CRITERIA, given
 from usbip_server.net.endpoints import UNIX_PATH
 from usbip_server.net.keepalive import KeepAlive
 from usbip_server.runtime.backoff import BackoffOptions

@@ -32,11 +32,11 @@ from usbip_server.client.service.messages import (
     errorReply,
     listItem,
 )
+from usbip_server.model.criteria import describe, given
 from usbip_server.model.errors import InvalidRequest, NotAllowed, ShareError, SnapshotNeeded
 from usbip_server.model.policy import Principal
 from usbip_server.model.replies import Status
 from usbip_server.model.requests import DeviceRequest, WatchDevices
-from usbip_server.model.selector import describe, given
 from usbip_server.net.caller import Caller
 from usbip_server.protocols.interfaces import Response, refusal
 from usbip_server.runtime.eventlog import Subscription

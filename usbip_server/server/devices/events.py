@@ -9,6 +9,7 @@ from typing import Any
 
 from twisted.logger import Logger
 
+from usbip_server.model.criteria import given
 from usbip_server.model.device import Holder, Traffic, UsbDevice
 from usbip_server.model.errors import SnapshotNeeded
 from usbip_server.model.inventory import Change, ChangeKind
@@ -21,7 +22,6 @@ from usbip_server.model.replies import (
     leaseFields,
 )
 from usbip_server.model.requests import WatchDevices
-from usbip_server.model.selector import given
 from usbip_server.model.timestamps import timestamp
 from usbip_server.runtime.eventlog import EventLog, Subscription
 from usbip_server.server.devices.view import DeviceView

@@ -13,11 +13,11 @@ import msgspec
 from usbip_server.client.servers import Server
 from usbip_server.client.service.config import LiveSettings
 from usbip_server.client.service.messages import LocalWatch, encodeNotice
+from usbip_server.model.criteria import given
 from usbip_server.model.device import Holder, UsbDevice
 from usbip_server.model.errors import SnapshotNeeded
 from usbip_server.model.inventory import ChangeKind
 from usbip_server.model.replies import encodeDevices, holderFields, leaseFields
-from usbip_server.model.selector import given
 from usbip_server.runtime.eventlog import EventLog, Subscription
 
 

@@ -14,10 +14,10 @@ from usbip_server.client.servers import Server
 from usbip_server.client.service.devices.attachments import Attachments, placeOf
 from usbip_server.client.service.devices.desiredstate import DesiredAttachment, DesiredAttachments
 from usbip_server.client.service.devices.servers import ServerConnection, ServerPool
+from usbip_server.model.criteria import given
 from usbip_server.model.device import UsbDevice
 from usbip_server.model.errors import DeviceNotFound, InvalidRequest, Unreachable
 from usbip_server.model.requests import DeviceRequest
-from usbip_server.model.selector import given
 
 
 class DeviceView:
