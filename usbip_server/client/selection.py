@@ -45,6 +45,15 @@ class Selector(msgspec.Struct, frozen=True, kw_only=True):
         return ", ".join([*word, describe(criteria)] if criteria else word)
 
     @property
+    def requests(self) -> list[dict[str, Any]]:
+        """The criteria of requests that a server can be sent, one for each meaning of the word."""
+        criteria = given(self)
+        if self.word is None:
+            return [criteria]
+        ways = ["bus"] if isBusId(self.word) else ["id", "serial", "desc"]
+        return [{**criteria, way: self.word} for way in ways if way not in criteria]
+
+    @property
     def busId(self) -> str | None:
         """The bus id in it; C{None} if there is none."""
         values = map(str, (self.word, self.bus, self.id))

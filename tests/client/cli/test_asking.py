@@ -17,6 +17,7 @@ from tests.support.scriptedserver import SECONDS, ScriptedServer
 from usbip_server.client.cli import INTERRUPTED
 from usbip_server.client.cli.exitcodes import Exit
 from usbip_server.model.device import UsbDevice
+from usbip_server.model.selector import CRITERIA
 from usbip_server.model.usbip import encodeList
 
 LAMP = "export: off\nbackend: {type: virtual, devices: [{bus_id: 1-1, product: Blinking Lamp}]}\n"
@@ -27,6 +28,9 @@ NAMED = (
     f"{EXPORT}backend: {{type: virtual}}\n"
     "devices: [{match: {serial: DISK1}, name: scratch-disk}]\n"
 )
+
+
+SERIAL_OR_DESC = ("serial", "desc")
 
 
 def listen(connection: socket.socket) -> None:
@@ -272,6 +276,33 @@ class FindTests(CommandCase):
         self.assertIn("DISK1", done.stderr)
         [device] = self.json("find", "usbipshare", "--first")["devices"]
         self.assertEqual(device["bus_id"], "1-1")
+
+    def test_reasons(self) -> None:
+        """If none matches, the reason why a server does not list the device is shown."""
+        asked: list[dict[str, Any]] = []
+        hub = "1-1 is a hub, and hubs are not shared"
+
+        def reply(peer: socket.socket) -> None:
+            for line in peer.makefile("rb"):
+                request = json.loads(line)
+                answer = {"status": "success", "data": []}
+                if request["command"] == "find":
+                    asked.append({key: request[key] for key in CRITERIA if key in request})
+                    answer = {"status": "not_found", "message": hub}
+                peer.sendall(json.dumps(answer).encode() + b"\n")
+
+        self.daemon("bench")
+        with ScriptedServer(reply) as server:
+            self.known("raspi", host="127.0.0.1", port=server.port)
+            for arguments, shown, criteria in (
+                (("1-9",), "'1-9'", [{"bus": "1-9"}]),
+                (("--id", "9:*"), "id='9:*'", [{"id": "9:*"}]),
+                (("h", "--id", "u"), "'h', id='u'", [{"id": "u", w: "h"} for w in SERIAL_OR_DESC]),
+            ):
+                asked.clear()
+                done = self.type("find", *arguments, status=Exit.NOT_FOUND)
+                self.assertEqual(done.stderr, f"no device matches {shown}; raspi: {hub}\n")
+                self.assertEqual(asked, criteria)
 
     def test_question(self) -> None:
         """If several devices match, the user is asked on a terminal; end of input interrupts the

@@ -8,12 +8,13 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from usbip_server.client.blocking import askToTheEnd
-from usbip_server.client.cli.discovery import DiscoveryResult, discover
+from usbip_server.client.blocking import ask, askToTheEnd
+from usbip_server.client.cli.discovery import DiscoveryResult, askAll, discover
 from usbip_server.client.cli.output import Printer
 from usbip_server.client.cli.stockusbipd import unlisted
 from usbip_server.client.cli.tables import devicesTable
@@ -24,6 +25,7 @@ from usbip_server.client.servers import Server
 from usbip_server.model.errors import DeviceNotFound, ShareError, Unreachable
 from usbip_server.model.options import nearest
 from usbip_server.model.replies import Code, ReceivedNotice, Refused, Status
+from usbip_server.model.selector import describe
 
 if TYPE_CHECKING:  # loaded by commands that attach and detach
     import ssl
@@ -140,7 +142,8 @@ class CommandContext:
             return choose(selector, result.found)
         except DeviceNotFound as error:
             hint = unlisted(result.stock, selector.busId)
-            raise DeviceNotFound(f"{error}{hint}") from error
+            reasons = "".join(f"; {reason}" for reason in self._reasons(selector, result))
+            raise DeviceNotFound(f"{error}{reasons}{hint}") from error
         except SeveralFound as several:
             if self.printer.asJson or not self.machine.isTerminal:
                 raise
@@ -198,6 +201,22 @@ class CommandContext:
             addresses = len(self.settings.known[name])
             message = f"{name}: {count} of its {addresses} addresses do not answer"
             self.printer.trouble(name, message)
+
+    def _reasons(self, selector: Selector, result: DiscoveryResult) -> list[str]:
+        """
+        Why servers do not list a device that matches: it may be a hub, imported from elsewhere, or
+        unplugged. A server that has nothing to add to that none matches is left out.
+        """
+        servers = [server for server in result.answered if not result.isStock(server)]
+        reasons: dict[Server, str] = {}
+        for criteria in selector.requests:
+            request = {"command": "find", **criteria}
+            replies = askAll(servers, partial(ask, request=request, seconds=self.seconds))
+            for server, reply in replies.answers:
+                isNews = reply.message != f"no device matches {describe(criteria)}"
+                if reply.status is Status.NOT_FOUND and isNews:
+                    reasons.setdefault(server, f"{server}: {reply.message}")
+        return [*reasons.values()]
 
     def _none(self, several: str, alone: str) -> str:
         """
