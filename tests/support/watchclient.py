@@ -68,6 +68,12 @@ class WatchClient:
         self._until(lambda event: event["seq"] == seq, f"number {seq}")
         return self.events
 
+    def awaitHeartbeat(self) -> dict[str, Any]:
+        """Wait for the next heartbeat."""
+        while (event := self._next())["event"] != "heartbeat":
+            self.events.append(event)
+        return event
+
     def kinds(self, busId: str) -> list[str]:
         """What it was told of a device, less what can come at any time: C{changed}."""
         kinds = [event["event"] for event in self.events if event["data"]["bus_id"] == busId]

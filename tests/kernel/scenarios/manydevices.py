@@ -1,10 +1,11 @@
-"""More devices than entries in C{usbip-host}'s table, and devices that are replugged as something
-else."""
+"""More devices than entries in C{usbip-host}'s table, devices that are replugged as something else,
+and devices that look the same."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tests.kernel import guest
 from tests.kernel.daemoncase import BUS_IDS, DISK, SERIAL, DaemonCase
@@ -27,10 +28,10 @@ class GadgetCase(DaemonCase):
         """Run a daemon with a state file: what was attached is attached again after a replug."""
         return self.daemon(self.config(f"{{file: {Path(self.mktemp()).absolute()}}}"))
 
-    def plugged(self, controller: int) -> guest.Device:
-        """Plug in a card reader until the end of the test."""
+    def plugged(self, controller: int, **more: Any) -> guest.Device:
+        """Plug in a card reader, or something similar, until the end of the test."""
         name, busId = f"more{controller}", gadgetBusId(controller)
-        device = replace(guest.CARD_READER, name=name, busId=busId)
+        device = replace(guest.CARD_READER, name=name, busId=busId, **more)
         guest.plug(device)
         self.addCleanup(self.unplug, device)
         guest.waitPresent(device.busId)
@@ -131,6 +132,57 @@ class ChangingTests(GadgetCase):
         _, imported = self.importDisk()
         guest.checkDiskBytes(guest.waitBlockDevice(imported))
         self.assertEqual(self.state(daemon), "in_use")
+
+
+class TwinTests(GadgetCase):
+    """Two devices with the same ids, strings and serial number."""
+
+    def test_fillerSerial(self) -> None:
+        """C{0001}, the serial number of many CP210x bridges, does not identify a device."""
+        self.twins("0001")
+
+    def test_sameSerial(self) -> None:
+        """A serial number that two devices have at the same time does not identify a device."""
+        self.twins("B3D1A7")
+
+    def twins(self, serial: str) -> None:
+        """Attach one of two devices: only a device at its port is bound after a replug, also when
+        both are replugged in the opposite order, and only it has the lease."""
+        daemon = self.rememberingDaemon()
+        strings = {"vidPid": "10c4:ea60", "serial": serial, "product": "CP2102 USB to UART Bridge"}
+        one, other = (self.plugged(controller, **strings) for controller in (6, 7))
+        self.awaitListedToo(daemon, one, other)
+        lease = {"owner": "ci", "ttl": 3600}
+        self.succeeds(daemon.ask("attach", id=one.busId, lease=lease))
+        for order in ((one,), (other, one), (one, other)):
+            with daemon.watch() as watcher:
+                for device in order:
+                    guest.unplug(device)
+                    watcher.told("removed", device.busId)
+                    guest.waitGone(device.busId)
+                    self.assertOtherIsFree(daemon, other)
+                for device in order:
+                    guest.plug(device)
+                    watcher.told("added", device.busId)
+                guest.waitPresent(one.busId, "usbip-host")
+                self.awaitState(daemon, "bound", one.busId)
+            self.awaitListedToo(daemon, one, other)
+            self.assertOtherIsFree(daemon, other)
+            self.assertEqual(self.detail(daemon, one.busId)["lease"]["owner"], "ci")
+        found = daemon.ask("find", serial=serial)
+        self.assertEqual(found["status"], "multiple_matches", found)
+
+    def assertOtherIsFree(self, daemon: ChildDaemon, other: guest.Device) -> None:
+        """The device that was not attached, if it is plugged in, is free and not leased."""
+        if guest.vidPid(other.busId) is not None:
+            found = self.detail(daemon, other.busId)
+            self.assertEqual((found["state"], found["lease"]), ("free", None))
+            self.assertEqual(guest.driverOf(other.busId), "usb")
+
+    def awaitListedToo(self, daemon: ChildDaemon, *devices: guest.Device) -> None:
+        """Wait until some devices are listed."""
+        wanted = {device.busId for device in devices}
+        guest.waitUntil(lambda: wanted <= {*self.listed(daemon)}, f"{wanted} are listed")
 
 
 del DaemonCase, GadgetCase  # base classes are not run

@@ -215,7 +215,7 @@ class DescriptorTests(BesideCase):
         self.assertEqual(answer["status"], "not_found", answer)
 
     def test_serialNumbers(self) -> None:
-        """Characters of a serial number that cannot be printed are not shown. It may look like
+        """Characters of a serial number that cannot be displayed are escaped. It may look like
         markup, be empty, or be of maximum length. The client's kernel has the serial number that
         the server's has."""
         plugged = self.attached(models.plain("\x1b[2J\x07A\tB\nC\x7f\x9b"))
@@ -224,11 +224,13 @@ class DescriptorTests(BesideCase):
             self.assertEqual(paths[0].read_bytes(), paths[1].read_bytes())
         plugged.unplug()
         for serial, shown in (
-            ("\x1b[2J\x07A\tB\nC\x7f\x9b", "[2JABC"),
-            ("\u202eABC\u2028D\u00e9\U0001f600", "ABCD\u00e9\U0001f600"),
+            ("\x1b[2J\x07A\tB\nC\x7f\x9b", r"\x1b[2J\x07A\x09B\x0aC\x7f\x9b"),
+            ("AB\x05C", r"AB\x05C"),
+            ("AB\x06C", r"AB\x06C"),
+            ("\u202eABC\u2028D\u00e9\U0001f600", "\\u202eABC\\u2028D\u00e9\U0001f600"),
             ("E\ud800F", "EF"),
-            ("\x01\x02\x1b", None),
-            ("<b onclick='x'>\"&amp;\\", "<b onclick='x'>\"&amp;\\"),
+            ("\x01\x02\x1b", r"\x01\x02\x1b"),
+            ("<b onclick='x'>\"&amp;\\", r"""<b onclick='x'>"&amp;\x5c"""),
             ("", None),
             ("X" * 126, "X" * 126),
         ):
