@@ -43,7 +43,7 @@ def check(data: bytes) -> None:
         finally:
             transport.close()
         assert len(memory.warnings()) <= 1
-        assert factory.connections == set()
+        assert factory.connections == {}
 
 
 def leave(memory: Memory, wire: Wire, transport: SocketTransport) -> None:

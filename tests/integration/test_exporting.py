@@ -283,6 +283,7 @@ class IdleTests(ExportingTestCase):
     """
 
     command = withConstant("usbip_server.protocols.exporter", "REQUEST_SECONDS", 600.0)
+    config = VIRTUAL + f"limits: {{connections: {4 * IDLE}}}\n"  # half of them for one client
 
     def test_idle(self) -> None:
         """A thousand idle connections are in nobody's way, and nothing is left of them."""

@@ -88,7 +88,8 @@ class TcpTransport(MemoryTransport):
     """
 
     def __init__(self, connection: socket.socket) -> None:
-        super().__init__()
+        super().__init__(ADDRESS)
+        self.hostAddr = ADDRESS
         self._connection = connection
 
     def getHandle(self) -> socket.socket:
@@ -234,7 +235,7 @@ class SecuredTestCase(SynchronousTestCase):
 
     def serve(self, *rules: Rule, access: Policy = EVERYBODY) -> None:
         """Another daemon, with these rules."""
-        settings = Settings(access=access, devices=rules, limits=Limits(connections=self.most))
+        settings = Settings(access=access, devices=rules, limits=Limits(connections=2 * self.most))
         self.settings = LiveSettings(settings)
         self.core = Core(self.backend, self.reactor, self.settings, now=lambda: 1000.0)
         asked(self.core.start())
@@ -360,7 +361,7 @@ class SecuredTestCase(SynchronousTestCase):
 
     def assertNothingLeft(self) -> None:
         """No connection, and nothing that would happen."""
-        self.assertEqual(self.exporter.connections, set())
+        self.assertEqual(self.exporter.connections, {})
         self.assertEqual(self.factory.relayed, set())
         self.assertEqual(self.reactor.getDelayedCalls(), [])
         readers = [reader for reader in self.reactor.readers if reader.logPrefix() != "sessions"]

@@ -113,7 +113,9 @@ class ExporterTestCase(SynchronousTestCase):
 
     def serve(self, *rules: Rule) -> None:
         """Start another daemon, with these rules."""
-        settings = Settings(access=EVERYBODY, devices=rules, limits=Limits(connections=self.most))
+        settings = Settings(
+            access=EVERYBODY, devices=rules, limits=Limits(connections=2 * self.most)
+        )
         self.settings = LiveSettings(settings)
         self.core = Core(
             self.backend,
@@ -152,13 +154,16 @@ class ExporterTestCase(SynchronousTestCase):
             and event["log_namespace"].endswith((".exporter.Exporter", ".audit.Audit"))
         ]
 
-    def assertAnswered(self, wire: Wire, answer: bytes) -> None:
+    def assertAnswered(self, wire: Wire, answer: bytes, left: int = 0) -> None:
         """The client got the reply and nothing else, and the connection is closed."""
         wire.turn()
         self.assertEqual(wire.received, answer)
         self.assertTrue(wire.lost)
         self.assertFalse(wire.transport.aborted)
-        self.assertNothingLeft()
+        if left:
+            self.assertEqual(len(self.factory.connections), left)
+        else:
+            self.assertNothingLeft()
 
     def assertCutOff(self, wire: Wire, because: str) -> None:
         """The client got nothing, the connection was aborted, and that is logged once."""
@@ -173,7 +178,7 @@ class ExporterTestCase(SynchronousTestCase):
 
     def assertNothingLeft(self) -> None:
         """No connection and no timer is left."""
-        self.assertEqual(self.factory.connections, set())
+        self.assertEqual(self.factory.connections, {})
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
 
@@ -382,7 +387,7 @@ class HandedOverTests(ExporterTestCase):
             wire = self.connect()
             wire.send(IMPORT[:8] + device.busId.encode().ljust(32, b"\0"))
             self.assertEqual(len(wire.received), 320)
-        self.assertEqual(self.factory.connections, set())
+        self.assertEqual(self.factory.connections, {})
 
     def test_options(self) -> None:
         """The keepalive options in force are set on the connection before it is handed over."""
@@ -496,14 +501,19 @@ class BadTests(ExporterTestCase):
 
     def test_tooMany(self) -> None:
         """
-        Connections beyond the limit are refused, which is logged once; when one ends,
-        another is accepted.
+        Connections beyond the limit of a client are refused, which is logged once; others and, when
+        one has ended, the same client are accepted.
         """
         wires = [self.connect() for _ in range(self.most)]
         for _ in range(5):
-            self.assertIsNone(self.factory.buildProtocol(ADDRESS))
-        self.assertEqual(len(self.logged), 1)
-        self.assertIn(f"{self.most} USB/IP connections", formatEvent(self.logged[0]))
+            wire = self.connect()
+            self.assertTrue(wire.transport.aborted)
+            wire.turn()
+        [line] = [formatEvent(event) for event in self.logged]
+        self.assertIn("192.0.2.8 refused: the limit of 3 connections of one client", line)
+        local = self.connectLocally()
+        local.send(LIST)
+        self.assertAnswered(local, encodeList([BOUND]), left=self.most)
         wires[0].drop()
         wire = self.connect()
         wire.send(LIST)

@@ -244,21 +244,20 @@ class HandshakeTests(SecuredTestCase):
         """
         self.connect()
         self.open()
-        plain = self.exporter.buildProtocol(ADDRESS)
-        assert plain is not None
         client, server = connected()
         transport = TcpTransport(server)
         self.addCleanup(transport.close)
         self.addCleanup(client.close)
-        self.wires.append(Wire(plain, transport))
+        self.wires.append(Wire(self.exporter.buildProtocol(ADDRESS), transport))
         for _ in range(3):
-            self.assertIsNone(self.factory.buildProtocol(ADDRESS))
-            self.assertIsNone(self.exporter.buildProtocol(ADDRESS))
+            refused = self.open()
+            self.quiet()
+            self.assertEqual(refused.recv(1), b"")
         [line] = self.told()
-        self.assertIn("3 USB/IP connections without a request", line)
+        self.assertIn("192.0.2.8 refused: the limit of 3 connections of one client", line)
         self.clients[0].close()
         self.quiet()
-        self.assertIsNotNone(self.factory.buildProtocol(ADDRESS))
+        self.assertIsNone(self.connect().error)
 
     def test_daemonStops(self) -> None:
         """When the daemon stops, handshakes end without a line in the log."""

@@ -29,9 +29,9 @@ from usbip_server.protocols.multiplexer import (
     FIRST_READ,
     LONGEST_METHOD,
     OVERFLOW,
-    QUIET,
     FirstByteFactory,
 )
+from usbip_server.protocols.slots import QUIET
 
 LIST = b'{"command":"list"}'
 KEEP = b'{"command":"list","keep_alive":true}'

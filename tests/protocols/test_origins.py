@@ -73,6 +73,8 @@ class AdmissionTests(WebTestCase):
         self.assertRefused(post(LIST, host=b"evil.example"), b"evil.example")
         self.assertRefused(post(LIST, host=b"evil.example"), b"hosts")
         self.assertRefused(b"GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n")
+        absolute = post(ATTACH, path=b"http://evil.example/", host=b"localhost")
+        self.assertRefused(absolute, b"evil.example")
         request = b"POST / HTTP/1.0\r\nContent-Length: %d\r\n\r\n%s" % (len(LIST), LIST)
         self.assertEqual(self.ask(request).code, 200)
 

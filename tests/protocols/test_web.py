@@ -10,6 +10,7 @@ from usbip_server import PRODUCT
 from usbip_server.model.errors import DeviceInUse
 from usbip_server.model.policy import Policy
 from usbip_server.model.replies import Status
+from usbip_server.protocols.framing import BYTE_ORDER_MARK
 from usbip_server.protocols.web import CODE_OF
 from usbip_server.server.dispatcher import Dispatcher
 
@@ -30,11 +31,17 @@ class CommandTests(WebTestCase):
         """
         A POST with a JSON request gets the reply that a plain connection gets, whatever the
         content type (curl sends that of a form), the query string, and the client's C{Connection}
-        header are, and also if the body is in chunks.
+        header are, and also if the body is in chunks, and the target in absolute form.
         """
         for request in (
             post(LIST),
             post(LIST, path=b"/?a=b"),
+            post(BYTE_ORDER_MARK + LIST),
+            *(
+                post(LIST, path=scheme + b"localhost:5055" + path, host=b"evil.example")
+                for scheme in (b"http://", b"HTTPS://")
+                for path in (b"", b"/", b"/?a=b")
+            ),
             CHUNKED + chunks(LIST[:5], LIST[5:]),
             post(LIST, b"Connection: close"),
             post(LIST, b"Connection: keep-alive"),
@@ -143,7 +150,14 @@ class OtherRequestTests(WebTestCase):
 
     def test_elsewhere(self) -> None:
         """Any other path is 404."""
-        for path in (b"/favicon.ico", b"/list", b"//", b"*", b"http://evil.example/"):
+        for path in (
+            b"/favicon.ico",
+            b"/list",
+            b"//",
+            b"*",
+            b"http://localhost/list",
+            b"ftp://localhost/",
+        ):
             self.assertEqual(self.ask(get(path=path)).code, 404)
             self.assertEqual(self.ask(post(ATTACH, path=path)).code, 404)
         self.assertEqual(self.backend.calls, [])

@@ -202,8 +202,9 @@ class EventsTests(EventsTestCase):
 
     def test_ownPage(self) -> None:
         """A page of this server may read events."""
-        wire = self.listen(EVENTS, b"Origin: http://localhost")
-        self.assertEqual(self.told(wire).kinds, ["snapshot"])
+        for target in (EVENTS, b"http://localhost" + EVENTS):
+            wire = self.listen(target, b"Origin: http://localhost")
+            self.assertEqual(self.told(wire).kinds, ["snapshot"])
 
     def test_starting(self) -> None:
         """

@@ -58,6 +58,7 @@ from usbip_server.model.usbip import (
 from usbip_server.net.caller import Caller, principalAt, principalOf
 from usbip_server.net.handover import NotEncrypted, SessionSocket, requireSilence
 from usbip_server.protocols.interfaces import ExportSettings, IImportHandler
+from usbip_server.protocols.slots import QUIET, NoPlace, Slot, Slots
 
 REQUEST_SECONDS = 10.0
 """Time for a client to send its request."""
@@ -130,12 +131,15 @@ class Exporter(Protocol, TimeoutMixin):
         if self._carry is None:
             self._carry = self._plain
             self._caller = Caller(principalOf(self.transport))
-        self.factory.connections.add(self)
+        if not self.factory.add(self, self._caller.principal):
+            self._state = ExporterState.CLOSING
+            self.transport.abortConnection()
+            return
         self.setTimeout(REQUEST_SECONDS)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.setTimeout(None)
-        self.factory.connections.discard(self)
+        self.factory.remove(self)
         if self._received and self._state is ExporterState.READING:
             self._log.warn(
                 "{principal} is not a USB/IP client: it disconnected in the middle of a request",
@@ -213,7 +217,7 @@ class Exporter(Protocol, TimeoutMixin):
             # The transport stays open without reading: closing it would shut down the
             # connection that the device uses.
             self._state = ExporterState.HANDED_OVER
-            self.factory.connections.discard(self)
+            self.factory.remove(self)
             self.transport.write(encodeImport(device))
             carrier.begin()
 
@@ -275,28 +279,40 @@ class ExporterFactory(Factory):
         self.handler = handler
         self.settings = settings
         self.clock = clock
-        self.connections: set[Any] = set()
-        self._isFull = False
+        self.connections: dict[Any, Slot] = {}
+        self._slots = Slots(lambda: settings.limits.connections, handler.mayImport)
+        self._warnAgain = 0.0
 
-    def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
-        principal = principalAt(addr)
-        return self.make(principal) if self.admits(principal) else None
+    def buildProtocol(self, addr: IAddress | None) -> Protocol:
+        return self.make(principalAt(addr))
 
-    def admits(self, principal: Principal) -> bool:
-        """Is the number of connections below the limit?"""
-        most = self.settings.limits.connections
-        if len(self.connections) >= most:
-            if not self._isFull:
-                self._isFull = True
+    def add(self, connection: Any, principal: Principal) -> bool:
+        """
+        Take a place for a connection.
+
+        @return: whether there is one; otherwise the connection is to be aborted.
+        """
+        try:
+            self.connections[connection] = self._slots.take(principal)
+        except NoPlace as error:
+            now = self.clock.seconds()
+            if now >= self._warnAgain:
+                self._warnAgain = now + QUIET
                 self._log.warn(
-                    "{most} USB/IP connections without a request: refusing {principal} and "
-                    "others until one ends",
-                    most=most,
+                    "USB/IP connection from {principal} refused: {reason}; others are not logged "
+                    "for {seconds:g} s",
                     principal=str(principal),
+                    reason=str(error),
+                    seconds=QUIET,
                 )
             return False
-        self._isFull = False
         return True
+
+    def remove(self, connection: Any) -> None:
+        """Free the place of a connection, if it has one."""
+        slot = self.connections.pop(connection, None)
+        if slot is not None:
+            slot.free()
 
     def make(
         self, principal: Principal, carry: Callable[[], SessionSocket] | None = None

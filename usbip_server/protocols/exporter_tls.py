@@ -61,7 +61,9 @@ class Secured(Protocol):
 
     def connectionMade(self) -> None:
         self.transport.pauseProducing()  # TlsSocket reads
-        self.factory.exporter.connections.add(self)
+        if not self.factory.exporter.add(self, self._principal):
+            self.transport.abortConnection()
+            return
         self._deadline = self.factory.reactor.callLater(HANDSHAKE_SECONDS, self._tooSlow)
         try:
             # The handshake would wait for delayed acknowledgements, of 40 ms each.
@@ -102,7 +104,7 @@ class Secured(Protocol):
             self._tls.loseConnection()
 
     def _handshakeOver(self) -> None:
-        self.factory.exporter.connections.discard(self)
+        self.factory.exporter.remove(self)
         if self._deadline is not None and self._deadline.active():
             self._deadline.cancel()
 
@@ -233,11 +235,8 @@ class SecuredFactory(Factory):
         self.relayed: set[Secured] = set()
         self.hangups = HangupWatcher(reactor)
 
-    def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
-        principal = principalAt(addr)
-        if not self.exporter.admits(principal):
-            return None
-        secured = Secured(principal)
+    def buildProtocol(self, addr: IAddress | None) -> Protocol:
+        secured = Secured(principalAt(addr))
         secured.factory = self
         return secured
 

@@ -40,7 +40,7 @@ from usbip_server.net.halfclose import LINGER, closeOurSide
 from usbip_server.net.tlserrors import reasonOf
 from usbip_server.protocols.interfaces import RequestSettings, refusal
 from usbip_server.protocols.lines import CommandFactory, CommandProtocol
-from usbip_server.protocols.slots import NoPlace, Slot, Slots
+from usbip_server.protocols.slots import QUIET, NoPlace, Slot, Slots
 from usbip_server.protocols.web import WebFactory
 
 OVERFLOW = 32
@@ -52,9 +52,6 @@ that sends more are left to its kernel."""
 
 FIRST_READ, LATER_READ = 2**12, 2**16
 """Bytes to receive at a time: few, until it is clear that they are requests."""
-
-QUIET = 60.0
-"""Seconds between log lines about connections beyond the limits."""
 
 LONGEST_METHOD = 64
 """Bytes of a method of HTTP and the empty lines before it."""

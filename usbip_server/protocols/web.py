@@ -13,6 +13,7 @@ its replies does not fill the memory with them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, BinaryIO, cast
 
@@ -34,6 +35,7 @@ from usbip_server.net.caller import Caller
 from usbip_server.net.halfclose import LINGER, closeOurSide
 from usbip_server.net.liveness import watchOver
 from usbip_server.protocols import sse
+from usbip_server.protocols.framing import BYTE_ORDER_MARK
 from usbip_server.protocols.interfaces import (
     IMonitor,
     IResponder,
@@ -57,6 +59,11 @@ Commands: list, find, attach, detach, kick, renew. All but the first select a de
 """
 
 
+ABSOLUTE = re.compile(rb"https?://([^/]*)(/.*)?", re.IGNORECASE | re.DOTALL)
+"""A request target in absolute form, as to a proxy (RFC 9112, 3.2.2): its host is used instead of
+that in the header."""
+
+
 class WebRequest(Request):
     """
     One HTTP request.
@@ -66,6 +73,7 @@ class WebRequest(Request):
     content: BinaryIO
     _log = Logger()
     _received = 0
+    _host: bytes | None = None
 
     @property
     def _factory(self) -> WebFactory:
@@ -86,6 +94,10 @@ class WebRequest(Request):
         Answer the request. Called when all of it has arrived.
         """
         self.channel.paused = True
+        self._host = self.getHeader(b"host")
+        absolute = ABSOLUTE.fullmatch(self.path)
+        if absolute is not None:
+            self._host, self.path = absolute[1], absolute[2] or b"/"
         self.setHeader(b"server", PRODUCT.encode())
         Deferred.fromCoroutine(self._process()).addErrback(
             lambda failure: self._log.failure("a bug in answering over HTTP", failure)
@@ -117,7 +129,8 @@ class WebRequest(Request):
             self.setHeader(b"allow", b"GET, HEAD, POST")
             self._send(405, refusal("send the request with POST"))
         else:
-            body, token = self.content.read(), self._token()
+            body = self.content.read().removeprefix(BYTE_ORDER_MARK)
+            token = self._token()
             answer = await self._factory.responder.to(body, self.channel.caller, token)
             if answer.stream is not None:
                 answer = refusal("over HTTP, watch with GET /events")
@@ -178,7 +191,7 @@ class WebRequest(Request):
             raise InvalidRequest(
                 f"the request is longer than {self._factory.settings.limits.requestBytes} bytes"
             )
-        self._factory.admission.check(self.getHeader(b"host"), self.getHeader(b"origin"))
+        self._factory.admission.check(self._host, self.getHeader(b"origin"))
 
     def _token(self) -> str | None:
         return bearerToken(self.getHeader(b"authorization"))
