@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -23,6 +25,7 @@ from usbip_server.client.servers import ClientTls
 from usbip_server.model.devicerules import Hook, Match, Occasion, Rule
 from usbip_server.model.policy import Grant, Policy, Who
 from usbip_server.net.certificates import Tls
+from usbip_server.runtime.service import WRONG_CONFIGURATION
 from usbip_server.server.config import Config, Source
 
 PROJECT = Path(__file__).parent.parent
@@ -190,6 +193,62 @@ class ClientUnitTests(UnitTests):
     def test_security(self) -> None:
         """The exposure that systemd computes is below 3 of 10."""
         self.analyze("security", "--offline=true", "--threshold=30")
+
+
+class BothUnitsTests(SynchronousTestCase):
+    """
+    What the units of the server and of the client service have in common, and what not.
+    """
+
+    units = ("usbipshare.service", "usbipclient.service")
+
+    def values(self, name: str, key: str) -> list[str]:
+        """The values of a key of a unit."""
+        text = packaged(name).replace("\\\n", "")
+        return re.findall(rf"^{key}=(.*)$", text, re.MULTILINE)
+
+    def test_noCommonFolder(self) -> None:
+        """
+        They share no state nor runtime directory: systemd changes the owner of what is in one to
+        the user of the unit that it starts, and removes a runtime directory with its unit.
+        """
+        for key in ("StateDirectory", "RuntimeDirectory"):
+            first, second = (self.values(name, key) for name in self.units)
+            self.assertTrue(first and second)
+            self.assertFalse({*first} & {*second})
+
+    def test_wrongConfiguration(self) -> None:
+        """It ends the daemon for good, and makes a reload fail before the daemon gets a signal."""
+        for name in self.units:
+            self.assertEqual(self.values(name, "RestartPreventExitStatus"), ["78"])
+            self.assertEqual(WRONG_CONFIGURATION, 78)
+            (start,) = self.values(name, "ExecStart")
+            check, signal = self.values(name, "ExecReload")
+            self.assertEqual(
+                check,
+                start.replace("--nodaemon --pidfile= ", "").replace(
+                    " --config", " --check --config"
+                ),
+            )
+            self.assertEqual(signal, "/bin/kill -HUP $MAINPID")
+
+    def test_clientStateMoves(self) -> None:
+        """The unit of the client service fetches its state from the server's folder, once."""
+        if os.geteuid() != 0:
+            raise SkipTest("needs root, for chown")
+        (line,) = (each for each in self.values(self.units[1], "ExecStartPre") if "mv" in each)
+        lib = Path(self.mktemp()).absolute()
+        old, new = lib / "usbipshare" / "client.json", lib / "usbipclient" / "client.json"
+        for path in (old, new):
+            path.parent.mkdir(parents=True)
+        script = shlex.split(line.removeprefix("+-").replace("/var/lib", str(lib)))
+        for before, after in (("", ""), ("first", "first"), ("second", "first")):
+            if before:
+                old.write_text(before)
+                os.chown(old, 1, 1)
+            subprocess.run(script, check=True, timeout=SECONDS)
+            self.assertEqual(new.read_text() if new.exists() else "", after)
+        self.assertEqual((new.stat().st_uid, old.read_text()), (0, "second"))
 
 
 class PermissionTests(SysfsCase):

@@ -32,6 +32,7 @@ from usbip_server.net.endpoints import CannotListen, serverEndpoint
 from usbip_server.protocols.exporter import ExporterFactory
 from usbip_server.protocols.exporter_tls import SecuredFactory
 from usbip_server.protocols.multiplexer import FirstByteFactory
+from usbip_server.runtime.service import WRONG_CONFIGURATION
 from usbip_server.server import service as daemonservice
 from usbip_server.tap import Options, assemble, makeService
 
@@ -78,12 +79,18 @@ class CommandLineCase(SynchronousTestCase):
     """
 
     def exit(self, *arguments: str) -> tuple[Any, str]:
-        """A command line that ends the program: with which status or text, and what it says."""
-        output = io.StringIO()
+        """
+        A command line that ends the program: with which status, or which text on standard error
+        if the configuration is wrong, and what it prints.
+        """
+        output, errors = io.StringIO(), io.StringIO()
         self.patch(sys, "stdout", output)
+        self.patch(sys, "stderr", errors)
         with self.assertRaises(SystemExit) as caught:
             parsed(*arguments)
-        return caught.exception.code, output.getvalue()
+        wrong = errors.getvalue().rstrip("\n")
+        self.assertEqual(caught.exception.code == WRONG_CONFIGURATION, bool(wrong))
+        return wrong or caught.exception.code, output.getvalue()
 
     def places(self, *arguments: str) -> list[str]:
         """Where it would listen with such a command line."""
@@ -149,6 +156,15 @@ class OptionsTests(CommandLineCase):
         self.assertIn(path, output)
         self.assertIn(" OK", output)
         self.assertEqual(self.exit("-b", "virtual", "--check")[0], 0)
+
+    def test_checkFormerPlace(self) -> None:
+        """--check names the file that is read in place of usbipshare/server.yaml."""
+        folder = Path(self.mktemp()).absolute()
+        (folder / "usbipshare").mkdir(parents=True)
+        (folder / "usbipshare" / "server.yaml").write_text("# nothing yet\n")
+        (folder / "usbipshare.yaml").write_text(VIRTUAL)
+        status, output = self.exit("--config", f"{folder}/usbipshare/server.yaml", "--check")
+        self.assertEqual((status, output), (0, f"{folder}/usbipshare.yaml: configuration OK\n"))
 
     def test_checkWrong(self) -> None:
         """An invalid one is reported with file and line."""

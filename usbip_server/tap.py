@@ -17,8 +17,9 @@ from usbip_server.protocols.lines import CommandFactory
 from usbip_server.protocols.multiplexer import FirstByteFactory
 from usbip_server.protocols.web import WebFactory
 from usbip_server.runtime.monotonic import useMonotonicTime
+from usbip_server.runtime.service import exitWrongConfiguration
 from usbip_server.runtime.yamlfile import ConfigError
-from usbip_server.server.config import LiveSettings
+from usbip_server.server.config import LiveSettings, fileOf
 from usbip_server.server.core import Core
 from usbip_server.server.responder import Responder
 from usbip_server.server.service import CommandLine, ConfigReader, Daemon
@@ -97,9 +98,9 @@ class Options(CommandLineOptions):
         try:
             self["service"] = assemble(self, reactor)
         except ConfigError as error:
-            sys.exit(str(error))
+            exitWrongConfiguration(error)
         if self["check"]:
-            path = self["config"]
+            path = self["config"] and fileOf(self["config"])
             print(
                 f"{path}: configuration OK"
                 if path

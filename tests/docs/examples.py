@@ -131,7 +131,7 @@ class Stage:
             ("3240", str(self._daemon.exportPort)),
             ("localhost", "127.0.0.1"),
             ("/opt/usbipshare/bin", BIN),
-            ("/etc/usbipshare.yaml", str(self._folder / "usbipshare.yaml")),
+            ("/etc/usbipshare/server.yaml", str(self._folder / "usbipshare.yaml")),
         ):
             text = text.replace(shown, here)
         return text
@@ -202,11 +202,12 @@ returns the error, or C{None}."""
 def configurationError(file: Path) -> str | None:
     """Return the error that C{twistd usbipshare --check} reports for a file, or C{None}."""
     options: Any = Options()
-    with contextlib.redirect_stdout(io.StringIO()):
+    errors = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
         try:
             options.parseOptions(["--check", "--config", str(file)])
-        except SystemExit as ended:
-            return str(ended.code).replace(str(file), file.name) if ended.code else None
+        except SystemExit:
+            return errors.getvalue().rstrip("\n").replace(str(file), file.name) or None
     raise AssertionError("--check does not exit")
 
 

@@ -254,6 +254,48 @@ class SavingTests(StateFileCase):
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
 
+class FormerPathTests(StateFileCase):
+    """
+    The state that an older version has saved elsewhere.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.former = os.path.join(self.mktemp(), "old.json")
+        os.mkdir(os.path.dirname(self.former))
+        older = self.fileAt(self.former)
+        older.open()
+        older.save(stateOf(1))
+        self.successResultOf(self.close(older))
+
+    def open(self) -> State:
+        """The state that is read where a former path is given."""
+        self.file = StateFile(
+            self.path, State, self.reactor, self.reactor.spawn, former=self.former
+        )
+        return self.file.open()
+
+    def test_moved(self) -> None:
+        """It is read and moved; the next start needs no former path."""
+        self.assertEqual(self.open(), stateOf(1))
+        self.assertFalse(os.path.exists(self.former))
+        self.assertEqual(self.next(), stateOf(1))
+
+    def test_newer(self) -> None:
+        """A file at the present path is used, and the old one is left alone."""
+        self.file.open()
+        self.file.save(stateOf(2))
+        self.successResultOf(self.close())
+        self.assertEqual(self.open(), stateOf(2))
+        self.assertTrue(os.path.exists(self.former))
+
+    def test_none(self) -> None:
+        """Without an old file the state is empty, and nothing is logged."""
+        os.unlink(self.former)
+        self.assertEqual(self.open(), State())
+        self.assertEqual(self.warnings(), [])
+
+
 class CloseTests(StateFileCase):
     """
     Closing, at the end of the daemon.

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from usbip_server.backends.virtual import Options
@@ -154,6 +155,34 @@ timeouts: {request: 1, answer: 0.5, bind: 2, stop: 3}
         path = self.mktemp()
         Path(path).write_bytes("listen: ['unix:/run/bücher']".encode())
         self.assertEqual(load(path).config().listen, ("unix:/run/bücher",))
+
+    def test_formerPlace(self) -> None:
+        """
+        /etc/usbipshare.yaml is read, with a warning, while /etc/usbipshare/server.yaml is missing
+        or has no keys. No other file has such a former place.
+        """
+        etc = Path(self.mktemp()).absolute()
+        new, old = etc / "usbipshare" / "server.yaml", etc / "usbipshare.yaml"
+        other, besideOther = etc / "other" / "server.yaml", etc / "other.yaml"
+        for path in (new, other):
+            path.parent.mkdir(parents=True)
+        besideOther.write_text("listen: [tcp:9]")
+        with self.assertRaises(ConfigError):
+            load(str(other))
+        with self.assertRaises(ConfigError):
+            load(str(new))
+        old.write_text("listen: [tcp:1]")
+        for text, port in ((None, 1), ("# no keys\n", 1), ("{}", 1), ("listen: [tcp:2]", 2)):
+            if text is not None:
+                new.write_text(text)
+            with capturedLogs() as events:
+                self.assertEqual(load(str(new)).config().listen, (f"tcp:{port}",))
+            warned = [formatEvent(event) for event in events]
+            expected = [f"reading {old}: its place is now {new}"] if port == 1 else []
+            self.assertEqual(warned, expected)
+        new.write_text("listen: [")
+        with self.assertRaises(ConfigError):
+            load(str(new))
 
     def test_hosts(self) -> None:
         """Names as they can stand in a Host header are accepted."""
@@ -330,3 +359,4 @@ timeouts: {heartbeat: 5}
             ("auto", {"HOME": "/h", "XDG_STATE_HOME": "/s"}, False, "/s/usbipshare/state.json"),
         ):
             self.assertEqual(statePath(file, environment, isRoot), path)
+        self.assertEqual(statePath("auto", {}, True, "a", "b"), "/var/lib/b/a")

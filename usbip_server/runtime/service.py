@@ -10,8 +10,9 @@ import os
 import resource
 import signal
 import socket
+import sys
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorFromThreads
@@ -21,7 +22,20 @@ SPARE_FILES = 96
 """Descriptors for anything but connections: listening sockets, sysfs, the log, child processes
 (hooks have three pipes each), and connections that are being refused."""
 
+WRONG_CONFIGURATION = os.EX_CONFIG
+"""The exit status of a daemon whose configuration is wrong: the packaged units have it in
+C{RestartPreventExitStatus=}, as a restart would not help."""
+
 _log = Logger()
+
+
+def exitWrongConfiguration(reason: object) -> NoReturn:
+    """
+    Write what is wrong with the configuration to standard error, and end the process with
+    L{WRONG_CONFIGURATION}.
+    """
+    print(reason, file=sys.stderr)
+    sys.exit(WRONG_CONFIGURATION)
 
 
 class ReloadOnHangup:

@@ -12,6 +12,7 @@ import errno
 import fcntl
 import os
 import re
+import shutil
 import stat
 import tempfile
 import time
@@ -66,9 +67,18 @@ class StateFile(Generic[S]):
 
     _log = Logger()
 
-    def __init__(self, path: str, kind: type[S], reactor: Any, spawn: Spawn = startThread) -> None:
+    def __init__(
+        self,
+        path: str,
+        kind: type[S],
+        reactor: Any,
+        spawn: Spawn = startThread,
+        former: str | None = None,
+    ) -> None:
         """
         @param path: the path. The directory is created if necessary.
+        @param former: the path in an older version: a file there is moved to C{path}, unless
+            there is one.
         @param kind: the type of the state: has a C{version}, and defaults for all fields.
         @param reactor: provides C{IReactorTime} and C{IReactorFromThreads}.
         """
@@ -76,6 +86,7 @@ class StateFile(Generic[S]):
         self._kind = kind
         self._reactor = reactor
         self._spawn = spawn
+        self._former = former
         self._lock: int | None = None  # a descriptor
         self._isOff = False  # nothing is written any more
         self._unsaved: S | None = None
@@ -97,6 +108,7 @@ class StateFile(Generic[S]):
                 self._path
             )  # a symbolic link is kept, its target is replaced
             self._claim()
+            self._moveFormer()
         except _NotOurs as error:
             self._isOff = True
             self._log.warn("{error}: {so}", error=error, so=FORGETFUL)
@@ -246,6 +258,19 @@ class StateFile(Generic[S]):
                 if re.fullmatch(rf"{re.escape(name)}\.[a-z0-9_]{{8}}\.new", other):
                     os.unlink(os.path.join(directory, other))
 
+    def _moveFormer(self) -> None:
+        """
+        Move the file of an older version here. Does nothing if that is not permitted: the packaged
+        unit has moved it then.
+
+        @raise OSError: it cannot be moved.
+        """
+        if self._former is None or os.path.lexists(self._path):
+            return
+        with contextlib.suppress(FileNotFoundError, PermissionError):
+            shutil.move(self._former, self._path)
+            self._log.info("{former} is now {path}", former=self._former, path=self._path)
+
     def _setAside(self, reason: object) -> None:
         """
         Rename a file that cannot be read, so that it is not overwritten.
@@ -327,7 +352,11 @@ def _replace(path: str, data: bytes) -> None:
 
 
 def statePath(
-    file: str | None, environment: Mapping[str, str], isRoot: bool, name: str = "state.json"
+    file: str | None,
+    environment: Mapping[str, str],
+    isRoot: bool,
+    name: str = "state.json",
+    program: str = "usbipshare",
 ) -> str | None:
     """
     The path of the state file.
@@ -336,12 +365,13 @@ def statePath(
         (systemd.exec(5)), else in C{/var/lib} for root (file-hierarchy(7)), else in the user's
         state directory (XDG Base Directory).
     @param name: the name of the file in that directory.
+    @param program: the name of the directory in C{/var/lib}.
     """
     if file != "auto":
         return file
     folder = environment.get("STATE_DIRECTORY", "").partition(":")[0]
     if not folder and isRoot:
-        folder = "/var/lib/usbipshare"
+        folder = f"/var/lib/{program}"
     if not folder:
         home = environment.get("HOME") or "/"
         folder = f"{environment.get('XDG_STATE_HOME') or f'{home}/.local/state'}/usbipshare"

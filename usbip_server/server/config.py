@@ -5,11 +5,13 @@ The configuration file of C{twistd usbipshare}: its schema, and the settings in 
 from __future__ import annotations
 
 import enum
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+from twisted.logger import Logger
 
 from usbip_server.model.devicerules import Hook, Occasion, Rule, Rules, Share
 from usbip_server.model.options import Limits, Timeouts
@@ -17,6 +19,8 @@ from usbip_server.model.policy import AccessPreset, Policy, Right, Who
 from usbip_server.net.certificates import Tls
 from usbip_server.net.keepalive import KeepAlive
 from usbip_server.runtime.yamlfile import YamlFile, textOf
+
+_log = Logger()
 
 
 class OnStop(enum.Enum):
@@ -272,10 +276,35 @@ class Source(YamlFile):
         return config
 
 
-def load(path: str) -> Source:
+FILE = "usbipshare/server.yaml"
+"""The name of the file in C{/etc}."""
+
+FORMER_FILE = "usbipshare.yaml"
+"""The name in version 0.1. This file is read as long as the other one is missing or without keys,
+as it is when it has just been installed."""
+
+
+def fileOf(path: str) -> str:
     """
-    Read a configuration file.
+    The configuration file that is read for this one: see L{FORMER_FILE}.
 
     @raise ConfigError: it cannot be read.
     """
-    return Source(path, textOf(path))
+    if not path.endswith(f"/{FILE}"):
+        return path
+    former = path.removesuffix(FILE) + FORMER_FILE
+    if not os.path.exists(former):
+        return path
+    return path if os.path.exists(path) and YamlFile(path, textOf(path)).data != {} else former
+
+
+def load(path: str) -> Source:
+    """
+    Read a configuration file: see L{fileOf}.
+
+    @raise ConfigError: it cannot be read.
+    """
+    file = fileOf(path)
+    if file != path:
+        _log.warn("reading {file}: its place is now {path}", file=file, path=path)
+    return Source(file, textOf(file))

@@ -16,19 +16,20 @@ from typing import Any
 
 from tests.kernel import guest
 from tests.kernel.daemoncase import DISK, SERIAL, GuestCase
-from tests.kernel.inside.command import DeadlineMissed
+from tests.kernel.inside.command import CommandResult, DeadlineMissed
 from tests.kernel.inside.tlsimport import OK, OP_ENABLE_KTLS, TlsImport
 from tests.kernel.needs import Need, needs
 from tests.kernel.scenarios.sharing import unloadHost
 from tests.support.certificates import LAB, authority, signed, trusting
+from usbip_server.runtime.service import WRONG_CONFIGURATION
 
 UNIT = "usbipshare.service"
 UNITS = Path("/etc/systemd/system")
 RULES = "60-usbipshare.rules"
 USER = "usbipshare"
 BECOME = ("setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "--no-new-privs")
-CONFIG = Path("/etc/usbipshare.yaml")
-FOLDER = Path("/etc/usbipshare")
+CONFIG = Path("/etc/usbipshare/server.yaml")
+FOLDER = CONFIG.parent
 AS_ROOT = "[Service]\nUser=root\nGroup=root\n"
 LISTEN = "listen: ['tcp:5056']\ntimeouts: {answer: 60}\n"
 
@@ -118,8 +119,17 @@ class SystemdCase(GuestCase):
 
     def systemctl(self, *arguments: str) -> str:
         """Run C{systemctl}; returns its output, whatever its exit status."""
+        return self._run("systemctl", *arguments).out.strip()
+
+    def failing(self, *arguments: str) -> str:
+        """Run C{systemctl}, which has to fail; returns what it writes to standard error."""
+        done = self._run("systemctl", *arguments)
+        self.assertNotEqual(done.rc, 0, done.out)
+        return done.err
+
+    def _run(self, *command: str) -> CommandResult:
         inside = ("nsenter", f"--target={self.process}", "--pid", "--mount")
-        return guest.run(*inside, "systemctl", *arguments, seconds=120).out.strip()
+        return guest.run(*inside, *command, seconds=120)
 
     def show(self, name: str) -> str:
         """A property of the unit."""
@@ -196,7 +206,8 @@ class ServiceTests(SystemdCase):
     def test_service(self) -> None:
         """In its sandbox the daemon loads the module, notifies systemd, binds devices, exports them
         and ends sessions; it does not bind a mounted disk. It is restarted after a kill, reloads,
-        stops cleanly, and remembers attached devices."""
+        stops cleanly, and remembers attached devices. With a wrong configuration a reload fails and
+        changes nothing, and the daemon ends and is not restarted."""
         self.awaitActive()
         self.assertEqual(self.show("Type"), "notify")
         self.assertTrue(Path("/sys/bus/usb/drivers/usbip-host").exists())
@@ -219,6 +230,17 @@ class ServiceTests(SystemdCase):
         self.assertEqual(self.ask(command="find", id=DISK, detail=True)["state"], "bound")
 
         self.reload(DISK)
+
+        good = CONFIG.read_text()
+        CONFIG.write_text("listen: tcp\n")
+        self.assertIn("failed", self.failing("reload", UNIT))
+        self.assertEqual(self.answer(command="find", id="it")["status"], "success")
+        self.failing("restart", UNIT)
+        self.assertEqual((self.show("ActiveState"), self.show("NRestarts")), ("failed", "0"))
+        self.assertEqual(self.show("ExecMainStatus"), str(WRONG_CONFIGURATION))
+        CONFIG.write_text(good)
+        self.systemctl("start", UNIT)
+        self.awaitActive()
 
         self.systemctl("stop", UNIT)
         self.assertEqual((self.show("ActiveState"), self.show("Result")), ("inactive", "success"))

@@ -21,11 +21,19 @@ from usbip_server.client.service.service import ClientService
 from usbip_server.kernel.system import System
 from usbip_server.net.resolver import Resolver
 from usbip_server.runtime.monotonic import useMonotonicTime
+from usbip_server.runtime.service import exitWrongConfiguration
 from usbip_server.runtime.statefile import StateFile, statePath
 from usbip_server.runtime.yamlfile import ConfigError
 
 STATE = "client.json"
 """The name of the state file."""
+
+FOLDER = "usbipclient"
+"""The name of root's folder for it, which is not that of the server's state: systemd changes the
+owner of a state directory to the user of the unit that it starts."""
+
+FORMER = "/var/lib/usbipshare/client.json"
+"""Where version 0.1 has it for root."""
 
 
 class Options(CommandLine):
@@ -67,11 +75,11 @@ class Options(CommandLine):
         reactor: Any = installed
         useMonotonicTime(reactor)
         if not self["config"]:
-            sys.exit("--config FILE is missing: it names the servers and devices")
+            exitWrongConfiguration("--config FILE is missing: it names the servers and devices")
         try:
             self["service"] = assemble(self["config"], reactor, Kernel(System()))
         except ConfigError as error:
-            sys.exit(str(error))
+            exitWrongConfiguration(error)
         if self["check"]:
             print(f"{self['config']}: configuration OK")
             sys.exit(0)
@@ -93,6 +101,8 @@ def assemble(path: str, reactor: Any, kernel: Kernel) -> ClientService:
     @raise ConfigError: the file cannot be read, or is invalid.
     """
     settings = LiveSettings.read(path)
-    state = statePath(settings.config.state.file, os.environ, os.geteuid() == 0, STATE)
-    stateFile = None if state is None else StateFile(state, Requests, reactor)
+    file, isRoot = settings.config.state.file, os.geteuid() == 0
+    state = statePath(file, os.environ, isRoot, STATE, FOLDER)
+    former = FORMER if file == "auto" and isRoot else None
+    stateFile = None if state is None else StateFile(state, Requests, reactor, former=former)
     return ClientService(path, Core(reactor, kernel, settings, stateFile), reactor)
