@@ -34,6 +34,7 @@ SECONDS = 120
 FILES = {
     *("usbipshare.service", "usbipclient.service", "60-usbipshare.rules"),
     *("config.example.yaml", "client.example.yaml"),
+    *("server.yaml", "client.yaml", "service.yaml"),
 }
 """The data files of the package, besides the documents."""
 

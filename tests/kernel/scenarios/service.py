@@ -119,15 +119,15 @@ class SystemdCase(GuestCase):
 
     def systemctl(self, *arguments: str) -> str:
         """Run C{systemctl}; returns its output, whatever its exit status."""
-        return self._run("systemctl", *arguments).out.strip()
+        return self._execute("systemctl", *arguments).out.strip()
 
     def failing(self, *arguments: str) -> str:
         """Run C{systemctl}, which has to fail; returns what it writes to standard error."""
-        done = self._run("systemctl", *arguments)
+        done = self._execute("systemctl", *arguments)
         self.assertNotEqual(done.rc, 0, done.out)
         return done.err
 
-    def _run(self, *command: str) -> CommandResult:
+    def _execute(self, *command: str) -> CommandResult:
         inside = ("nsenter", f"--target={self.process}", "--pid", "--mount")
         return guest.run(*inside, *command, seconds=120)
 

@@ -28,6 +28,7 @@ COMMANDS = {
     "renew": "Extend the lease of a device",
     "status": "Show which servers answer, and how fast",
     "doctor": "Diagnose problems and suggest fixes",
+    "setup": "Set up this machine as a server or as a client",
     "token": "Create or check an access token",
     "ca": "Create certificates for servers and clients",
     "trust": "Trust the certificate of a server, and use TLS with it",

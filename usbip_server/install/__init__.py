@@ -1,0 +1,3 @@
+"""
+Installs what a server or a client needs besides the Python package: C{usbipshare setup}.
+"""
