@@ -8,6 +8,8 @@
 # make fuzz         what reads bytes from the network, for ten minutes (FUZZ_SECONDS=60)
 # make benchmark, make benchmark-kernel    see benchmarks/README.md
 # make docs         the documents as a site, in site/
+# make deb          a Debian package for this machine, in dist/
+# make dist         wheel and source distribution, in dist/
 # make clean
 
 PYTHON ?= python3
@@ -21,7 +23,8 @@ KERNEL ?=
 SCENARIO ?=
 KERNELS := $(addprefix --kernel ,$(KERNEL))
 
-.PHONY: demo run test lint types unit apidocs docs test-kernel test-stock kernels fuzz benchmark benchmark-kernel clean
+.PHONY: demo run test lint types unit apidocs docs test-kernel test-stock kernels fuzz benchmark benchmark-kernel \
+    deb dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python docs/demo.py
@@ -39,7 +42,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check
 
 types: $(VENV)/.installed-dev
-	$(BIN)/mypy usbip_server twisted tests fuzz benchmarks docs/demo.py docs/conf.py
+	$(BIN)/mypy usbip_server twisted tests fuzz benchmarks distribution docs/demo.py docs/conf.py
 	cd docs/example_backend && MYPYPATH=. ../../$(BIN)/mypy \
 	    --config-file ../../pyproject.toml jsonfile_backend
 
@@ -76,6 +79,15 @@ benchmark: $(VENV)/.installed-dev
 benchmark-kernel: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.kernel --jobs 1 --verbose $(KERNELS) benchmarks.rivals benchmarks.secured
 
+dist: $(VENV)/.installed-dist
+	rm -f dist/*.whl dist/*.tar.gz
+	$(BIN)/python -m build --no-isolation --outdir dist
+	$(BIN)/twine check --strict dist/*.whl dist/*.tar.gz
+
+deb: dist
+	rm -f dist/*.deb
+	$(BIN)/python distribution/deb.py
+
 clean:
 	rm -rf $(VENV) build dist apidocs site _trial_temp* .mypy_cache .ruff_cache *.egg-info
 
@@ -90,6 +102,10 @@ $(VENV)/.installed: $(VENV)/bin/python setup.cfg pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+$(VENV)/.installed-dist: $(VENV)/.installed-dev
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dist]'
 	touch $@
 
 $(VENV)/.installed-fuzz: $(VENV)/.installed-dev

@@ -347,19 +347,26 @@ class WheelTests(SynchronousTestCase):
 
     def test_wheel(self) -> None:
         """An installed wheel has the plugin, the backends, the unit, the udev rule and the
-        documents."""
+        documents. Installing leaves nothing in the folder with the sources, and takes nothing from
+        a folder C{build} that an older version has left there."""
         source, target = Path(self.mktemp()), Path(self.mktemp())
         source.mkdir()
-        for path in (PROJECT / name for name in ("setup.cfg", "pyproject.toml", "LICENSE")):
+        for path in (PROJECT / name for name in ("setup.cfg", "pyproject.toml", "MANIFEST.in")):
             shutil.copy(path, source)
-        for path in (PROJECT / "README.md", *PROJECT.glob("*.example.yaml")):
+        for path in (PROJECT / "README.md", PROJECT / "LICENSE", *PROJECT.glob("*.example.yaml")):
             shutil.copy(path, source)
-        for name in ("usbip_server", "twisted", "docs"):
+        for name in ("usbip_server", "twisted", "docs", "distribution"):
             ignored = shutil.ignore_patterns("__pycache__", "dropin.cache")
             shutil.copytree(PROJECT / name, source / name, symlinks=True, ignore=ignored)
+        stale = source / "build" / "lib" / "usbip_server" / "stale.py"
+        stale.parent.mkdir(parents=True)
+        stale.write_text("")
+        before = {*source.rglob("*")}
         pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "install")
         options = ("--no-deps", "--no-build-isolation", "--no-index", "--target", target)
         self.run_(*pip, *options, source)
+        self.assertEqual({*source.rglob("*")}, before)
+        self.assertFalse((target / "usbip_server" / "stale.py").exists())
         environment = {"PYTHONPATH": str(target.absolute()), "PATH": "/usr/bin:/bin"}
         where = (
             "import usbip_server.data as d, importlib.resources as r;"

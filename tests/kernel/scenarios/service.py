@@ -43,7 +43,7 @@ WRITABLE = {
 # The interpreter, or this checkout, may lie where the sandbox shows nothing.
 HIDDEN = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")
 PLACES = {sys.prefix, sys.base_prefix, str(Path(__file__).resolve().parents[3])}
-OVERRIDE = "[Service]\nProtectHome=tmpfs\n" + "".join(
+OVERRIDE = "[Service]\nProtectHome=tmpfs\nTimeoutStartSec=infinity\n" + "".join(
     f"BindReadOnlyPaths={place}\n" for place in PLACES if place.startswith(HIDDEN)
 )
 
