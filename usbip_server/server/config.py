@@ -295,7 +295,10 @@ def fileOf(path: str) -> str:
     former = path.removesuffix(FILE) + FORMER_FILE
     if not os.path.exists(former):
         return path
-    return path if os.path.exists(path) and YamlFile(path, textOf(path)).data != {} else former
+    if not os.path.exists(path) or YamlFile(path, textOf(path)).data == {}:
+        return former
+    _log.warn("{former} is not read: {path} has keys", former=former, path=path)
+    return path
 
 
 def load(path: str) -> Source:
