@@ -29,7 +29,7 @@ from usbip_server.client.blockingrelay import relay
 from usbip_server.client.servers import ClientTls, Server
 from usbip_server.kernel.vhci.devnodes import Nodes
 from usbip_server.kernel.vhci.ports import Vhci
-from usbip_server.kernel.vhci.records import Record, Records
+from usbip_server.kernel.vhci.records import GIVEN_UP_SECONDS, Record, Records
 from usbip_server.model.device import Encryption
 from usbip_server.model.errors import LocalTrouble, Unreachable
 from usbip_server.model.usbip import NotGiven, encodeImport
@@ -78,8 +78,8 @@ class AttachingTestCase(SynchronousTestCase):
         self.kernel = FakeVhci(controllers=1, ports=2)
         self.addCleanup(self.kernel.close)
         self.folder = os.path.abspath(self.mktemp())
-        self.records = Records(self.folder)
         self.clock = SleepClock()
+        self.records = Records(self.folder, self.clock.now)
         self.relays: list[threading.Thread] = []
         self.addCleanup(self.join)
         self.attaching = self.made(self.kernel)
@@ -332,6 +332,31 @@ class PortTests(GivingTestCase):
         self.assertEqual(self.take(), 0)
         self.kernel.enumerating = 10**6
         self.assertIn("does not enumerate the device in time", self.fails())
+
+    def test_givenUpPort(self) -> None:
+        """A port that was given up before its device appeared is not used again at once: neither
+        after the deadline, nor if the server or a program has ended the session meanwhile."""
+        self.kernel.enumerating = 10**6
+        self.assertIn("does not enumerate the device in time", self.fails())
+        self.kernel.enumerating = 0
+        self.assertEqual(self.take(), 1)
+        self.attaching.detach(1)
+        self.assertEqual(self.take(), 1)
+        self.attaching.detach(1)
+        self.clock.sleep(GIVEN_UP_SECONDS)
+        self.assertEqual(self.take(), 0)
+        self.attaching.detach(0)
+        with ScriptedServer(says(GIVEN)) as self.scripted:
+            self.kernel.enumerating = 10**6
+            server, self.server = self.server, self.scripted.server
+            self.assertIn("the device went away at once", self.fails())
+            self.server = server
+        self.plug(1, 2)
+        self.attaching.detach(1)
+        self.kernel.enumerating = 0
+        before = self.clock.seconds
+        self.take()  # waits for a port
+        self.assertGreater(self.clock.seconds, before + GIVEN_UP_SECONDS)
 
     def test_kernelGivesUp(self) -> None:
         """A device that the kernel gives up leaves its port free."""

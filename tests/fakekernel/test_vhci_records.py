@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import stat
 
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from usbip_server.kernel.vhci.records import Record, Records
@@ -45,6 +46,25 @@ class RecordsTests(SynchronousTestCase):
         self.records.remove(10)
         self.assertFalse(os.path.exists(self.folder))
         self.records.remove(10)
+
+    def test_givenUp(self) -> None:
+        """A port that was given up is noted for some time, for other processes, too; not if the
+        note is in the future, as after the clock was set. The folder of records does not change."""
+        clock = Clock()
+        records, other = (Records(self.folder, clock.seconds) for _ in range(2))
+        clock.rightNow = 1e9
+        records.giveUp(3)
+        clock.rightNow -= 1
+        self.assertFalse(other.isGivenUp(3))
+        records.giveUp(3)
+        for seconds, isGivenUp in ((0, True), (11, True), (1, False), (-12, False)):
+            clock.rightNow += seconds
+            self.assertEqual((other.isGivenUp(3), other.isGivenUp(4)), (isGivenUp, False))
+        self.assertFalse(os.path.exists(self.folder))
+        self.assertFalse(os.path.exists(f"{self.folder}-given-up"))
+        with open(f"{self.folder}-given-up", "w"):
+            records.giveUp(3)  # not possible
+        self.assertFalse(records.isGivenUp(3))
 
     def test_invalid(self) -> None:
         """A file in another format is not a record. If the folder cannot be made, a write is an

@@ -140,8 +140,12 @@ class Attaching:
         @return: was there one?
         @raise LocalTrouble: the kernel refuses.
         """
+        before = self._vhci.port(port)
+        hasAppeared = before is not None and self._vhci.folderOf(before) is not None
         there = self._vhci.detach(port)
         self._records.remove(port)
+        if there and not hasAppeared:
+            self._records.giveUp(port)
         until = self._now() + FREED
         while there and not self._isFree(port) and self._now() < until:
             self._sleep(LOOK_AGAIN)
@@ -186,6 +190,8 @@ class Attaching:
         """
         while True:
             for port in self._vhci.candidates(device.speed):
+                if self._records.isGivenUp(port.number):
+                    continue
                 if self._vhci.attach(port, connection.fileno(), device.deviceId, device.speed):
                     return port
             if self._now() > until or not self._isAnyFree(device):
@@ -210,6 +216,13 @@ class Attaching:
         """
         The port, once its device has a bus id on this machine.
         """
+        try:
+            return self._untilEnumerated(port, until)
+        except BaseException:
+            self._records.giveUp(port.number)
+            raise
+
+    def _untilEnumerated(self, port: Port, until: float) -> Port:
         while True:
             now = self._vhci.port(port.number)
             if now is None or now.state is PortState.FREE:

@@ -3,12 +3,18 @@ The records of the origin of attached devices that C{usbip attach} writes, as th
 information: C{/var/run/vhci_hcd/port3} contains C{raspi 3240 1-1.4}
 (C{tools/usb/usbip/libsrc/vhci_driver.c}, C{usbip_attach.c}). They are not removed when a connection
 to a server ends, so they may be out of date.
+
+In a folder beside it there are notes of the ports that were given up before the device there
+appeared. The kernel may be busy with such a device for ten seconds more, which no program can see,
+and a device that is attached at the port meanwhile can dead-lock it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import time
+from collections.abc import Callable
 
 import msgspec
 
@@ -16,6 +22,9 @@ FOLDER = "/var/run/vhci_hcd"
 
 LONGEST = 4096
 """Bytes of a record; the stock tool reads 255 of them."""
+
+GIVEN_UP_SECONDS = 12.0
+"""How long a port is not used after it was given up."""
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,8 +46,12 @@ class Records:
     The records of all ports.
     """
 
-    def __init__(self, folder: str = FOLDER) -> None:
+    def __init__(self, folder: str = FOLDER, now: Callable[[], float] = time.time) -> None:
+        """
+        @param now: returns the time, in seconds since the epoch, as that of files is.
+        """
         self._folder = folder
+        self._now = now
 
     def of(self, port: int) -> Record | None:
         """
@@ -73,6 +86,37 @@ class Records:
             os.unlink(self._path(port))
         with contextlib.suppress(OSError):
             os.rmdir(self._folder)
+
+    def giveUp(self, port: int) -> None:
+        """
+        Note that a port was given up before the device there appeared. Errors are ignored.
+        """
+        with contextlib.suppress(OSError):
+            os.makedirs(self._givenUp, 0o700, exist_ok=True)
+            path = f"{self._givenUp}/{port}"
+            with open(path, "w"):
+                os.utime(path, (self._now(), self._now()))
+
+    def isGivenUp(self, port: int) -> bool:
+        """
+        Whether a port was given up so recently that it must not be used. A note in the future is
+        ignored: the clock was set.
+        """
+        path = f"{self._givenUp}/{port}"
+        try:
+            age = self._now() - os.stat(path).st_mtime
+        except OSError:
+            return False
+        if 0 <= age < GIVEN_UP_SECONDS:
+            return True
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+            os.rmdir(self._givenUp)
+        return False
+
+    @property
+    def _givenUp(self) -> str:
+        return f"{self._folder}-given-up"
 
     def _path(self, port: int) -> str:
         return f"{self._folder}/port{port}"
