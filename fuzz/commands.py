@@ -8,9 +8,9 @@ import re
 import msgspec
 
 from tests.docs.documents import documents
+from usbip_server.model.criteria import CRITERIA, describe, given
 from usbip_server.model.errors import InvalidRequest
 from usbip_server.model.requests import COMMANDS, Request, decode
-from usbip_server.model.criteria import CRITERIA, describe, given
 from usbip_server.protocols.interfaces import refusal
 
 LONGEST_MESSAGE = 1000

@@ -16,8 +16,8 @@ from tests.support.childdaemon import EXPORT
 from tests.support.scriptedserver import SECONDS, ScriptedServer
 from usbip_server.client.cli import INTERRUPTED
 from usbip_server.client.cli.exitcodes import Exit
+from usbip_server.model.criteria import CRITERIA
 from usbip_server.model.device import UsbDevice
-from usbip_server.model.selector import CRITERIA
 from usbip_server.model.usbip import encodeList
 
 LAMP = "export: off\nbackend: {type: virtual, devices: [{bus_id: 1-1, product: Blinking Lamp}]}\n"

@@ -22,10 +22,10 @@ from usbip_server.client.config import DEFAULT, ClientSettings, find, load
 from usbip_server.client.devices import RemoteDevice
 from usbip_server.client.selection import Selector, SeveralFound, choose
 from usbip_server.client.servers import Server
+from usbip_server.model.criteria import describe
 from usbip_server.model.errors import DeviceNotFound, ShareError, Unreachable
 from usbip_server.model.options import nearest
 from usbip_server.model.replies import Code, ReceivedNotice, Refused, Status
-from usbip_server.model.selector import describe
 
 if TYPE_CHECKING:  # loaded by commands that attach and detach
     import ssl
