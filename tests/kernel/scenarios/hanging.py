@@ -3,6 +3,7 @@ devices are not delayed."""
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import tempfile
@@ -113,6 +114,31 @@ class HangingTests(HangingCase):
         self.assertEqual((found["vendor_id"], found["serial"]), ("0525", None))
         self.assertOtherWorks(daemon)
         self.assertReplaced(daemon)
+
+    def test_neverHoldsWithoutStrings(self) -> None:
+        """C{share: never} for a serial number holds for a device whose strings cannot be read, as
+        it hangs: it is neither listed nor bound by a further rule, then nor when it answers. A rule
+        C{share: always} for its serial number binds it when it answers."""
+        self.hang()
+        rules = [
+            {"match": {"serial": "HANG1"}, "share": "never"},
+            {"match": {"id": "*"}, "share": "always"},
+        ]
+        daemon = self.daemon(self.config(more=f"devices: {json.dumps(rules)}\n"))
+        guest.waitPresent(self.other.busId, "usbip-host")
+        for isAwake in (False, True):
+            if isAwake:
+                self.bad.wake()
+                guest.check("cat", f"{guest.DEVICES_FOLDER}/{self.bad.busId}/serial")
+            self.awaitRawListed(daemon, self.other.busId)
+            for command in ("find", "attach"):
+                answer = self.promptly(daemon, command, id=self.bad.busId)
+                self.assertEqual(answer["status"], "not_found", answer)
+            self.assertEqual(guest.driverOf(self.bad.busId), "usb")
+            self.assertNotIn(f"{self.bad.busId}:", self.importable(daemon))
+        rules[0]["share"] = "always"
+        daemon.reload(self.config(more=f"devices: {json.dumps(rules[:1])}\n"))
+        guest.waitPresent(self.bad.busId, "usbip-host")
 
     def test_stoppedWithStuckThread(self) -> None:
         """A daemon with a thread that is stuck in the kernel stops on SIGTERM. Another one can use

@@ -122,6 +122,21 @@ class Scenarios(SharingCase):
             self.awaitState(daemon, "bound")
             self.assertEqual(guest.matchBusIds(), [DISK])
 
+    def test_notAuthorized(self) -> None:
+        """A device that is not authorized, as USBGuard leaves those that it does not know, is shown
+        as C{error} with the reason, and cannot be attached until it is authorized."""
+        daemon = self.sharedDaemon()
+        authorized = guest.DEVICES_FOLDER / DISK / "authorized"
+        self.addCleanup(authorized.write_text, "1")
+        authorized.write_text("0")
+        self.awaitState(daemon, "error")
+        self.assertIn("authorized", self.detail(daemon)["trouble"])
+        self.fails(daemon.ask("attach", id=DISK), "authorized")
+        self.assertNotEqual(guest.driverOf(DISK), "usbip-host")
+        authorized.write_text("1")
+        self.awaitState(daemon, "free")
+        self.succeeds(daemon.ask("attach", id=DISK))
+
     def test_killed(self) -> None:
         """A session of C{usbipd} goes on when the daemon is killed or stopped."""
         daemon = self.sharing(DISK)
