@@ -1,5 +1,5 @@
 """
-What clients see of the daemon.
+Requests to the daemon, from one client and from too many.
 """
 
 from __future__ import annotations
@@ -8,138 +8,117 @@ import json
 import random
 import socket
 import struct
-import time
 
-from twisted.internet.threads import deferToThread
-
-from tests.integration.daemon import (
-    INERT,
-    PATIENCE,
-    Child,
-    DaemonTestCase,
-    ask,
+from tests.integration.case import (
+    LAMP,
+    DaemonCase,
     connect,
     descriptors,
     readAll,
+    readLines,
     talk,
 )
+from tests.support.childdaemon import ChildDaemon
+from usbip_server.runtime.service import SPARE_FILES
 
 LIST = b'{"command":"list"}'
-KEEP = b'{"command":"list","keep_alive":true}'
-EVERY_INTERFACE = INERT.replace("tcp:0:interface=127.0.0.1", "tcp:0")
+KEEP = b'{"command":"list","keep_alive":true}\n'
 
 
-class CommandTests(DaemonTestCase):
+class CommandTests(DaemonCase):
     """
-    What clients see.
+    One client.
     """
 
-    async def test_commands(self) -> None:
-        """A device is listed, found, attached and detached."""
-        _, [port] = await self.daemon()
-        listed = await ask(port, command="list")
-        self.assertEqual([device["bus_id"] for device in listed["data"]], ["1-1", "1-2"])
-        found = await ask(port, command="find", desc="lamp")
-        self.assertEqual(found, {"status": "success", "data": listed["data"][0]})
-        self.assertEqual((await ask(port, command="attach", serial="L1"))["status"], "success")
-        state = await ask(port, command="find", id="1-1", detail=True)
-        self.assertEqual(state["data"]["state"], "bound")
-        self.assertEqual((await ask(port, command="attach", serial="L1"))["status"], "success")
-        self.assertEqual((await ask(port, command="detach", serial="L1"))["status"], "success")
-        state = await ask(port, command="find", id="1-1", detail=True)
-        self.assertEqual(state["data"]["state"], "free")
-        self.assertEqual((await ask(port, command="find", id="9-9"))["status"], "not_found")
-        several = await ask(port, command="find", id="*")
-        self.assertEqual(several["status"], "multiple_matches")
-        self.assertEqual((await ask(port, command="lsit"))["status"], "error")
+    def test_commands(self) -> None:
+        """A device is listed, found, attached and detached; it listens on IPv4 and IPv6, and on
+        each of its endpoints."""
+        daemon = self.daemon(listen=["tcp:0", "tcp:0:interface=127.0.0.1"])
+        ports = daemon.ports
+        for port, host in ((ports[0], "127.0.0.1"), (ports[0], "::1"), (ports[1], "127.0.0.1")):
+            reply = json.loads(talk(port, LIST, host))
+            self.assertEqual([device["bus_id"] for device in reply["data"]], ["1-1", "1-2"])
+        for command, keys, status, state in (
+            ("find", {"desc": "lamp"}, "success", "free"),
+            ("attach", {"serial": "L1"}, "success", "bound"),
+            ("attach", {"serial": "L1"}, "success", "bound"),
+            ("detach", {"serial": "L1"}, "success", "free"),
+            ("find", {"id": "9-9"}, "not_found", "free"),
+            ("find", {"id": "*"}, "multiple_matches", "free"),
+            ("lsit", {}, "error", "free"),
+        ):
+            self.assertEqual(daemon.ask(command, **keys)["status"], status)
+            self.assertEqual(self.shown(daemon)["state"], state)
 
-    async def test_bothFamilies(self) -> None:
-        """Without an interface it listens on IPv4 and IPv6 alike."""
-        _, [port] = await self.daemon(EVERY_INTERFACE)
-        for host in ("127.0.0.1", "::1", "localhost"):
-            self.assertEqual((await ask(port, host, command="list"))["status"], "success")
-
-    async def test_severalEndpoints(self) -> None:
-        """It listens on each of several endpoints."""
-        two = INERT.replace("]", ', "tcp:0:interface=127.0.0.1"]', 1)
-        _, ports = await self.daemon(two)
-        self.assertEqual(len(ports), 2)
-        for port in ports:
-            self.assertEqual((await ask(port, command="list"))["status"], "success")
-
-    async def test_netcat(self) -> None:
-        """A client that closes its side first, and one that does not, both see the end."""
-        _, [port] = await self.daemon()
-        for halfClose in (False, True):
-            received = await deferToThread(talk, port, LIST + b"\n", halfClose=halfClose)
-            self.assertEqual(received.count(b"\n"), 1)
-
-    async def test_pipelined(self) -> None:
-        """Many requests on one connection have all their answers, to the last."""
-        _, [port] = await self.daemon()
-        received = await deferToThread(talk, port, (KEEP + b"\n") * 5000 + LIST)
-        self.assertEqual(received.count(b"\n"), 5001)
+    def test_end(self) -> None:
+        """All requests on one connection are answered, to the last, and then it ends, also for a
+        client that closes its side first."""
+        daemon = self.daemon()
+        for request, halfClose, count in ((LIST, True, 1), (KEEP * 5000 + LIST, False, 5001)):
+            received = talk(daemon.port, request, halfClose=halfClose)
+            self.assertEqual(received.count(b"\n"), count)
 
 
-class LimitTests(DaemonTestCase):
+class LimitTests(DaemonCase):
     """
     Many clients, and bad ones.
     """
 
-    async def test_connections(self) -> None:
-        """Beyond the limit a client is told so; when another has gone there is room again."""
-        _, [port] = await self.daemon(INERT + "limits: {connections: 6}\n")
+    def answers(self, daemon: ChildDaemon) -> bool:
+        """Does the daemon answer? There may be no room yet, not even for a refusal."""
+        try:
+            return b"success" in talk(daemon.port, LIST)
+        except ConnectionError:
+            return False
 
-        def crowd() -> tuple[bytes, bytes]:
-            crowd = [connect(port) for _ in range(3)]
-            for connection in crowd:
-                connection.sendall(KEEP)
-                connection.recv(65536)
-            with connect(port) as connection:
-                refused = readAll(connection)
-            crowd.pop().close()
-            end = time.monotonic() + PATIENCE
-            while b"success" not in (answer := self.talkSafely(port)):
-                self.assertLess(time.monotonic(), end, "there is still no room")
-            for connection in crowd:
-                connection.close()
-            return refused, answer
+    def assertRecovers(self, daemon: ChildDaemon, before: int) -> None:
+        """It answers, and has no more files open than before."""
+        self.until(lambda: self.answers(daemon))
+        self.until(lambda: descriptors(daemon) <= before)
+        self.answers(daemon)
 
-        refused, answer = await deferToThread(crowd)
-        self.assertEqual(json.loads(refused)["status"], "error")
-        self.assertIn("3 connections of one client", json.loads(refused)["message"])
-        self.assertEqual(json.loads(answer)["status"], "success")
+    def test_connections(self) -> None:
+        """Beyond its part of the limit a client is refused with a message; when one has gone there is
+        room again."""
+        daemon = self.daemon(LAMP + "limits: {connections: 6}\n")
+        crowd = [connect(daemon.port) for _ in range(3)]
+        for connection in crowd:
+            self.addCleanup(connection.close)
+            connection.sendall(KEEP)
+            readLines(connection)
+        with connect(daemon.port) as connection:
+            refused = json.loads(readAll(connection))
+        self.assertEqual(refused["status"], "error")
+        self.assertIn("3 connections of one client", refused["message"])
+        crowd.pop().close()
+        self.until(lambda: self.answers(daemon))
 
-    async def test_aThousand(self) -> None:
-        """Far more clients than there is room for do not keep it from answering afterwards."""
-        child, [port] = await self.daemon(INERT + "limits: {connections: 100}\n")
-        await ask(port, command="list")  # what it opens to begin with is open now
-        before = descriptors(child)
+    def test_crowd(self) -> None:
+        """Many more clients than the limit allows, or than it has descriptors for, do not keep it
+        from answering afterwards; a limit that the descriptors do not allow is logged."""
+        prefix = ("prlimit", "--nofile=150:150")
+        for config, more, rooms in (
+            ("limits: {connections: 100}\n", {}, []),
+            ("", {"prefix": prefix}, [150 - SPARE_FILES]),
+        ):
+            daemon = self.daemon(LAMP + config, **more)
+            self.assertEqual([event["room"] for event in daemon.events if "room" in event], rooms)
+            daemon.ask("list")  # what it opens at first is open now
+            before = descriptors(daemon)
+            for _ in range(3):
+                crowd = [connect(daemon.port) for _ in range(400)]
+                for connection in crowd:
+                    connection.close()
+            self.assertRecovers(daemon, before)
 
-        def crowd() -> None:
-            crowd = [connect(port) for _ in range(400)]
-            for connection in crowd:
-                connection.close()
-
-        for _ in range(3):
-            await deferToThread(crowd)
-        await self.assertRecovers(child, port, before)
-
-    async def test_garbage(self) -> None:
-        """A flood of garbage leaves it alive, and no open file behind."""
-        child, [port] = await self.daemon()
-        await ask(port, command="list")  # what it opens to begin with is open now
-        before = descriptors(child)
-        await deferToThread(self.flood, port)
-        await self.assertRecovers(child, port, before)
-        levels = {event["log_level"]["name"] for event in child.events}
-        self.assertEqual(levels & {"error", "critical"}, set())
-
-    def flood(self, port: int) -> None:
-        """Send random bytes in many ways."""
+    def test_garbage(self) -> None:
+        """A flood of garbage leaves no error in the log, and no file open."""
+        daemon = self.daemon()
+        daemon.ask("list")
+        before = descriptors(daemon)
         chance = random.Random(7)
         for number in range(600):
-            with connect(port) as connection:
+            with connect(daemon.port) as connection:
                 noise = chance.randbytes(chance.randrange(1, 4000))
                 prefix = chance.choice([b"", b"{", b"GET / ", b"POST / HTTP/1.1\r\n", KEEP])
                 try:
@@ -147,22 +126,13 @@ class LimitTests(DaemonTestCase):
                     if number % 3 == 0:
                         connection.shutdown(socket.SHUT_WR)
                         readAll(connection)
-                    elif number % 3 == 1:  # go with a reset
-                        no = struct.pack("ii", 1, 0)
-                        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no)
+                    elif number % 3 == 1:  # the client resets the connection
+                        reset = struct.pack("ii", 1, 0)
+                        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
                 except ConnectionError:
                     continue
-
-    def talkSafely(self, port: int) -> bytes:
-        """Ask for the list; there may be no room yet, not even to be told so."""
-        try:
-            return talk(port, LIST)
-        except ConnectionError:
-            return b""
-
-    async def assertRecovers(self, child: Child, port: int, before: int) -> None:
-        """It answers, and has as many open files as it had before."""
-        while b"success" not in await deferToThread(self.talkSafely, port):
-            pass
-        while descriptors(child) > before:
-            await deferToThread(self.talkSafely, port)
+        self.assertRecovers(daemon, before)
+        self.assertStops(daemon)
+        daemon.logged("stopped")
+        levels = {event["log_level"]["name"] for event in daemon.events}
+        self.assertEqual(levels & {"error", "critical"}, set())

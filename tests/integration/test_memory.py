@@ -1,104 +1,69 @@
 """
-What a daemon remembers when it is killed and started anew.
+What a daemon remembers when it is killed and started again.
 """
 
 from __future__ import annotations
 
 import json
-import signal
 from pathlib import Path
 from typing import Any
 
-from twisted.internet import reactor
-from twisted.internet.task import deferLater
+from tests.integration.case import LAMP, DaemonCase
 
-from tests.integration.daemon import INERT, Child, DaemonTestCase, ask
+LEASE = {"owner": "ci-job-81", "ttl": 600}
 
 
-class MemoryTests(DaemonTestCase):
+class MemoryTests(DaemonCase):
     """
     The state file, and two daemons one after the other.
     """
 
     def setUp(self) -> None:
         self.state = Path(self.mktemp()).absolute() / "deep" / "state.json"
-        self.config = INERT.replace("null", str(self.state))
-
-    async def kill(self, child: Child) -> None:
-        """As a crash would."""
-        child.signal(signal.SIGKILL)
-        await child.ended
-
-    async def detail(self, port: int, busId: str = "1-1") -> dict[str, Any]:
-        """All that is known of a device."""
-        found = await ask(port, command="find", id=busId, detail=True)
-        data: dict[str, Any] = found["data"]
-        return data
+        self.config = f"{LAMP}state: {{file: {self.state}}}\n"
 
     def saved(self) -> list[dict[str, Any]]:
-        """What stands in the file."""
-        wishes: list[dict[str, Any]] = json.loads(self.state.read_text())["wishes"]
-        return wishes
+        """What the file contains."""
+        devices: list[dict[str, Any]] = json.loads(self.state.read_text())["wishes"]
+        return devices
 
-    async def untilSaved(self, count: int) -> None:
-        """Wait until the file holds so many wishes."""
-        while not self.state.exists() or len(self.saved()) != count:
-            await deferLater(reactor, 0.01)
+    def test_killed(self) -> None:
+        """An attached device and a lease outlast kill -9; a detached device stays free."""
+        daemon = self.daemon(self.config)
+        self.assertSucceeds(daemon, "attach", id="1-1", lease=LEASE)
+        lease = self.shown(daemon)["lease"]
+        self.until(lambda: self.state.exists() and len(self.saved()) == 1)
+        daemon.kill()
+        daemon.start()
+        shown = self.shown(daemon)
+        self.assertEqual((shown["state"], shown["lease"]), ("bound", lease))
+        self.assertEqual(self.shown(daemon, "1-2")["state"], "free")
+        message = daemon.ask("attach", id="1-1")["message"]
+        self.assertIn("leased by ci-job-81 (127.0.0.1) for ", message)
+        self.assertSucceeds(daemon, "detach", id="1-1", owner="ci-job-81")
+        self.until(lambda: self.saved() == [])
+        daemon.kill()
+        daemon.start()
+        self.assertEqual(self.shown(daemon)["state"], "free")
 
-    async def test_attached(self) -> None:
-        """What was attached is bound again after kill -9, until it is detached."""
-        child, [port] = await self.daemon(self.config)
-        await ask(port, command="attach", id="1-1")
-        await self.untilSaved(1)
-        await self.kill(child)
-        child, [port] = await self.daemon(self.config)
-        self.assertEqual((await self.detail(port))["state"], "bound")
-        self.assertEqual((await self.detail(port, "1-2"))["state"], "free")
-        await ask(port, command="detach", id="1-1")
-        await self.untilSaved(0)
-        await self.kill(child)
-        child, [port] = await self.daemon(self.config)
-        self.assertEqual((await self.detail(port))["state"], "free")
+    def test_stopped(self) -> None:
+        """A stop saves what is attached; with C{on_stop: unbind} that is unbound, and bound again
+        at the start."""
+        daemon = self.daemon(f"{self.config}on_stop: unbind\n")
+        self.assertSucceeds(daemon, "attach", id="1-1")
+        self.assertStops(daemon)
+        while daemon.logged("{device} {kind}")["kind"] != "unbound":
+            pass
+        self.assertEqual([device["bus_id"] for device in self.saved()], ["1-1"])
+        daemon.start()
+        self.assertEqual(self.shown(daemon)["state"], "bound")
 
-    async def test_leased(self) -> None:
-        """So is whose it is."""
-        lease = {"owner": "ci-job-81", "ttl": 600}
-        child, [port] = await self.daemon(self.config)
-        await ask(port, command="attach", id="1-1", lease=lease)
-        before = (await self.detail(port))["lease"]
-        await self.untilSaved(1)
-        await self.kill(child)
-        _, [port] = await self.daemon(self.config)
-        self.assertEqual((await self.detail(port))["lease"], before)
-        refused = await ask(port, command="attach", id="1-1")
-        self.assertIn("leased by ci-job-81 (127.0.0.1) for ", refused["message"])
-        freed = await ask(port, command="detach", id="1-1", owner="ci-job-81")
-        self.assertEqual(freed["status"], "success")
-
-    async def test_cleanStop(self) -> None:
-        """A clean stop writes what there is to be written."""
-        child, [port] = await self.daemon(self.config)
-        await ask(port, command="attach", id="1-1")
-        await self.terminate(child)
-        self.assertEqual([wish["bus_id"] for wish in self.saved()], ["1-1"])
-
-    async def test_damaged(self) -> None:
-        """A damaged file is set aside with a warning."""
+    def test_damaged(self) -> None:
+        """A damaged file is renamed, with a warning."""
         self.state.parent.mkdir(parents=True)
         self.state.write_text('{"version": 1, "wishes": [{"vendor_id"')
-        child, [port] = await self.daemon(self.config)
-        self.assertEqual((await self.detail(port))["state"], "free")
-        levels = [event["log_level"]["name"] for event in child.events]
-        self.assertEqual(levels.count("warn"), 1)
+        daemon = self.daemon(self.config)
+        self.assertEqual(self.shown(daemon)["state"], "free")
+        self.assertEqual(len(self.unusual(daemon)), 1)
         names = [path.name for path in self.state.parent.iterdir()]
         self.assertEqual(len([name for name in names if ".damaged-" in name]), 1)
-
-    async def test_unbindOnStop(self) -> None:
-        """What is to be given back when the daemon stops is bound again when it starts."""
-        config = self.config + "on_stop: unbind\n"
-        child, [port] = await self.daemon(config)
-        await ask(port, command="attach", id="1-1")
-        await self.terminate(child)
-        self.assertIn('"unbound"', child.stdout)
-        _, [port] = await self.daemon(config)
-        self.assertEqual((await self.detail(port))["state"], "bound")

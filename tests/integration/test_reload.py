@@ -5,134 +5,99 @@ SIGHUP: the configuration is reloaded.
 from __future__ import annotations
 
 import json
+import os
 import signal
+import sys
 from pathlib import Path
-from typing import Any
 
-from twisted.internet.threads import deferToThread
+from tests.integration.case import LAMP, DaemonCase, connect, readLines, talk
+from tests.support.childdaemon import ChildDaemon
 
-from tests.integration.daemon import INERT, TWISTD, TWISTED, Child, DaemonTestCase, ask, connect
+NAMED = LAMP + "devices: [{match: {serial: L1}, name: lamp}]\n"
 
-READ = "configuration reloaded"
-REFUSED = "reload failed"
-LAMP = "devices: [{match: {serial: L1}, name: lamp}]\n"
+KEEP = b'{"command":"list","keep_alive":true}'
 
 
-class ReloadTests(DaemonTestCase):
+class ReloadTests(DaemonCase):
     """
-    A good file is applied, a bad one changes nothing, and nobody is disturbed by either.
+    A valid file is applied, an invalid one changes nothing, and no connection is affected.
     """
 
-    async def start(self, config: str = INERT, how: tuple[str, ...] = TWISTED) -> tuple[Child, int]:
-        """A daemon on a file that can be written anew, and its first port."""
-        self.path = self.write(config)
-        child = self.run_(*how, "usbipshare", "--config", self.path)
-        await child.says("ready")
-        port = int(child.stdout.partition("port=")[2].partition(")")[0].partition(",")[0])
-        return child, port
+    def assertReloads(self, daemon: ChildDaemon, config: str) -> None:
+        """A configuration is accepted."""
+        event = daemon.reload(config)
+        self.assertEqual(event["log_format"], "configuration reloaded", event)
 
-    async def reload(self, child: Child, config: str, outcome: str = READ) -> None:
-        """Write another configuration, and have it read."""
-        times = child.stdout.count(outcome)
-        Path(self.path).write_text(config)
-        child.signal(signal.SIGHUP)
-        await child.says(outcome, times + 1)
+    def assertRefuses(self, daemon: ChildDaemon, config: str, message: str) -> None:
+        """A configuration is refused with a message."""
+        event = daemon.reload(config)
+        self.assertIn("reload failed", event["log_format"])
+        self.assertEqual(event["log_level"]["name"], "error")
+        self.assertRegex(event["error"], message)
 
-    def logged(self, child: Child, beginning: str) -> list[dict[str, Any]]:
-        """What was logged that begins so."""
-        return [e for e in child.events if str(e["log_format"]).startswith(beginning)]
-
-    async def test_good(self) -> None:
-        """Rules, limits and names are true from then on; a connection stays, and a watcher on it
-        is told what has changed."""
-        child, port = await self.start()
-        with connect(port) as watcher, watcher.makefile() as lines:
-            watcher.sendall(b'{"command":"watch"}')
-            await deferToThread(lines.readline)
-            await self.reload(child, INERT + LAMP + "limits: {request_bytes: 1024}\n")
-            event = json.loads(await deferToThread(lines.readline))
-        self.assertEqual((event["event"], event["data"]["bus_id"]), ("changed", "1-1"))
-        found = await ask(port, command="find", id="lamp", detail=True)
-        self.assertEqual(found["data"]["name"], "lamp")
-        long = await ask(port, command="find", desc="x" * 200, serial="y" * 200, id="z" * 200)
-        self.assertEqual(long["status"], "not_found")
-        self.assertIn("longer than 1024", (await ask(port, command="x" * 1100))["message"])
-
-    async def test_always(self) -> None:
-        """What is to be shared always from then on is bound."""
-        child, port = await self.start()
-        await self.reload(child, INERT + "devices: [{match: {bus: '*'}, share: always}]\n")
-        for busId in ("1-1", "1-2"):
-            found = await ask(port, command="find", id=busId, detail=True)
-            self.assertEqual(found["data"]["state"], "bound")
-
-    async def test_bad(self) -> None:
-        """A bad file is reported with the line, and everything stays as it is."""
-        child, port = await self.start(INERT + LAMP)
-        for bad, line in (("colour: red\n", 10), ("devices: [{name: x}]\n", 10), ("a: [", 10)):
-            await self.reload(child, INERT + bad, REFUSED)
-            error = self.logged(child, REFUSED)[-1]
-            self.assertEqual(error["log_level"]["name"], "error")
-            self.assertRegex(str(error["error"]), rf"config.yaml:[{line - 1}{line}]")
-        self.assertEqual((await ask(port, command="find", id="lamp"))["status"], "success")
-        Path(self.path).unlink()
-        child.signal(signal.SIGHUP)
-        await child.says(REFUSED, 4)
-        self.assertIn("cannot be read", self.logged(child, REFUSED)[-1]["error"])
-        self.assertEqual((await ask(port, command="find", id="lamp"))["status"], "success")
-
-    async def test_listen(self) -> None:
-        """It listens where the file says, and no more where it does not; connections to the old
-        place stay."""
-        child, port = await self.start()
-        with connect(port) as old:
-            old.sendall(b'{"command":"list","keep_alive":true}')
-            await deferToThread(old.recv, 65536)  # it is accepted
-            await self.reload(child, INERT.replace("127.0.0.1", "127.0.0.2"))
-            fresh = self.logged(child, "listening on")[-1]["port"]
-            answer = await ask(fresh, "127.0.0.2", command="list")
-            self.assertEqual(answer["status"], "success")
-            self.assertRaises(ConnectionRefusedError, connect, port)
-            old.sendall(b'{"command":"list"}')
-            self.assertIn(b"success", await deferToThread(old.recv, 65536))
-
-    async def test_narrower(self) -> None:
-        """From every interface to one, and back, on the same port."""
-        child, port = await self.start(INERT.replace(":interface=127.0.0.1", ""))
-        one = INERT.replace("tcp:0", f"tcp:{port}")
-        every = one.replace(":interface=127.0.0.1", "")
-        await self.reload(child, every)
-        for config, host in ((one, "127.0.0.1"), (every, "::1"), (one, "127.0.0.1")):
-            await self.reload(child, config)
-            self.assertEqual((await ask(port, host, command="list"))["status"], "success")
-        self.assertRaises(ConnectionRefusedError, connect, port, "::1")
-
-    async def test_listenInVain(self) -> None:
-        """Where it cannot listen, nothing of the file is applied."""
-        child, port = await self.start()
-        with connect(port) as taken:
-            here = taken.getsockname()[1]
-            other = INERT.replace('["', f'["tcp:{here}:interface=127.0.0.1", "') + LAMP
-            await self.reload(child, other, REFUSED)
-        self.assertIn("cannot listen on", self.logged(child, REFUSED)[-1]["error"])
-        self.assertEqual((await ask(port, command="find", id="lamp"))["status"], "not_found")
-
-    async def test_notAtOnce(self) -> None:
-        """What takes a new start is said to."""
-        child, _ = await self.start()
-        await self.reload(child, INERT.replace("Blinking", "Dark").replace("null", "/x"))
-        keys = [event["key"] for event in self.logged(child, "changing")]
+    def test_valid(self) -> None:
+        """Rules and limits apply from then on; a connection stays, and a watcher on it receives
+        what has changed."""
+        daemon = self.daemon()
+        with daemon.watch() as watching:
+            self.assertReloads(daemon, NAMED + "limits: {request_bytes: 1024}\n")
+            watching.told("changed", "1-1")
+        self.assertEqual(self.shown(daemon, "lamp")["name"], "lamp")
+        self.assertIn("longer than 1024", daemon.ask("x" * 1100)["message"])
+        always = LAMP + "devices: [{match: {bus: '*'}, share: always}]\n"
+        self.assertReloads(daemon, always)
+        self.assertEqual([self.shown(daemon, it)["state"] for it in ("1-1", "1-2")], ["bound"] * 2)
+        daemon.reload(always.replace("Lamp", "Torch") + "state: {file: /x}\n")
+        keys = [event["key"] for event in daemon.events if "needs a restart" in event["log_format"]]
         self.assertEqual(keys, ["backend", "state.file"])
 
-    async def test_twistd(self) -> None:
-        """It works under twistd, too."""
-        child, port = await self.start(how=TWISTD)
-        await self.reload(child, INERT + LAMP)
-        self.assertEqual((await ask(port, command="find", id="lamp"))["status"], "success")
+    def test_invalid(self) -> None:
+        """An invalid or missing file is reported with its line, and nothing changes."""
+        daemon = self.daemon(NAMED)
+        for bad in ("colour: red\n", "http: {hosts: 5}\n", "a: ["):
+            self.assertRefuses(daemon, NAMED + bad, r"\.yaml:\d+")
+        Path(daemon._file).unlink()
+        daemon.child.send_signal(signal.SIGHUP)
+        self.assertIn("cannot be read", daemon.logged("reload failed")["error"])
+        self.assertEqual(self.shown(daemon, "lamp")["bus_id"], "1-1")
 
-    async def test_noFile(self) -> None:
-        """A daemon without a file survives it."""
-        child = self.run_(*TWISTED, "usbipshare", "-b", "virtual", "-l", "tcp:0", "-e", "off")
-        await child.says("ready")
-        child.signal(signal.SIGHUP)
-        await child.says(READ)
+    def test_listen(self) -> None:
+        """It listens where the file says, and only there; connections to the old address stay. If
+        it cannot listen, nothing of the file is applied."""
+        daemon = self.daemon()
+        with connect(daemon.port) as old:
+            old.sendall(KEEP)
+            readLines(old)
+            self.assertReloads(daemon, f"{LAMP}listen: ['tcp:0:interface=127.0.0.2']\n")
+            fresh = daemon.ports[-1]
+            self.assertIn(b"success", talk(fresh, b'{"command":"list"}', "127.0.0.2"))
+            self.assertRaises(ConnectionRefusedError, connect, daemon.port)
+            taken = f"tcp:{old.getsockname()[1]}:interface=127.0.0.1"
+            more = f"listen: ['tcp:{fresh}:interface=127.0.0.2', '{taken}']\n"
+            self.assertRefuses(daemon, NAMED + more, "cannot listen on")
+            old.sendall(b'{"command":"find","id":"lamp"}')
+            self.assertIn(b"not_found", readLines(old))
+
+    def test_otherInterface(self) -> None:
+        """It goes from every interface to one, and back, on the same port."""
+        daemon = self.daemon(listen=["tcp:0"])
+        every = f"{LAMP}listen: ['tcp:{daemon.port}']\n"
+        one = every.replace("']", ":interface=127.0.0.1']")
+        for config, host in (
+            (every, "::1"),
+            (one, "127.0.0.1"),
+            (every, "::1"),
+            (one, "127.0.0.1"),
+        ):
+            self.assertReloads(daemon, config)
+            self.assertIn(b"success", talk(daemon.port, b'{"command":"list"}', host))
+        self.assertRaises(ConnectionRefusedError, connect, daemon.port, "::1")
+
+    def test_withoutFile(self) -> None:
+        """A daemon without a configuration file reloads the defaults."""
+        command = ("-m", "twisted", "--log-format=json", "usbipshare", "-b", "virtual")
+        child = self.process(sys.executable, *command, "-l", "tcp:0", "-e", "off")
+        self.lines(child, '"log_format": "ready"')
+        os.kill(child.pid, signal.SIGHUP)
+        event = json.loads(self.lines(child, "reloaded").strip("\x1e"))
+        self.assertEqual(event["log_format"], "configuration reloaded")

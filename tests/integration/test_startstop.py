@@ -1,28 +1,22 @@
 """
-How the daemon starts and ends.
+How the daemon starts and stops.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
 import socket
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
-from twisted.internet.threads import deferToThread
+from tests.integration.case import ENDED_WELL, LAMP, DaemonCase, connect, readAll, readLines, talk
 
-from tests.integration.daemon import (
-    ENDED_WELL,
-    INERT,
-    PATIENCE,
-    TWISTD,
-    TWISTED,
-    DaemonTestCase,
-    ask,
-    connect,
-    readAll,
-    talk,
-)
-
-KEEP = b'{"command":"list","keep_alive":true}'
+TWISTED = (sys.executable, "-m", "twisted")
+TWISTD = (sys.executable, "-c", "from twisted.scripts.twistd import run; run()")
 
 SLOW_BACKEND = """
 import os
@@ -31,7 +25,6 @@ from twisted.logger import Logger
 from twisted.plugin import IPlugin
 from zope.interface import implementer
 from usbip_server.model.device import UsbDevice
-from usbip_server.model.errors import OperationFailed
 from usbip_server.model.options import InvalidOption
 from usbip_server.interfaces import IUsbBackend, IUsbBackendMaker
 from usbip_server.model.inventory import Inventory
@@ -56,20 +49,9 @@ class Slow:
             await deferLater(self.reactor, 0.02)
         return device
 
-    async def unbind(self, device, deadline):
-        return device
-
-    async def release(self, device, deadline):
-        return device
-
-    async def export(self, device, connection, holder, deadline):
-        raise OperationFailed(device, "no")
-
-    async def refresh(self, device):
-        pass
-
-    def traffic(self, device):
-        return None
+    unbind = release = lambda self, device, deadline: None
+    export = lambda self, device, connection, holder, deadline: None
+    refresh = traffic = lambda self, device: None
 
 @implementer(IPlugin, IUsbBackendMaker)
 class SlowMaker:
@@ -77,112 +59,90 @@ class SlowMaker:
     description = "takes its time"
 
     def makeBackend(self, options, reactor):
-        if set(options) != {"go"}:
-            raise InvalidOption(["go"], "is missing")
         return Slow(options["go"], reactor)
 
 slow = SlowMaker()
 """
 
 
-class StoppingTests(DaemonTestCase):
+class StoppingTests(DaemonCase):
     """
-    How it ends.
+    SIGTERM.
     """
 
-    async def test_clean(self) -> None:
-        """Told to end, it ends at once, with nothing to complain of in its log."""
-        child, [port] = await self.daemon()
-        idle = connect(port)
-        idle.sendall(KEEP)
-        self.assertIn(b"success", await deferToThread(idle.recv, 65536))
+    def test_idleConnection(self) -> None:
+        """It stops at once, ends idle connections, and logs nothing unusual."""
+        daemon = self.daemon()
+        with connect(daemon.port) as idle:
+            idle.sendall(b'{"command":"list","keep_alive":true}')
+            readLines(idle)
+            self.assertStops(daemon)
+            self.assertEqual(readAll(idle), b"")
+        daemon.logged("stopped")
+        self.assertEqual(self.unusual(daemon), [])
 
-        def untilTheEnd() -> bytes:
-            with idle:
-                return readAll(idle)
-
-        rest = deferToThread(untilTheEnd)
-        await self.terminate(child)
-        self.assertEqual(await rest, b"")
-        levels = {event["log_level"]["name"] for event in child.events}
-        self.assertEqual(levels, {"info"})
-        self.assertEqual(child.stderr, "")
-        self.assertIn("stopped", [event["log_format"] for event in child.events])
-
-    async def test_answersFirst(self) -> None:
-        """What is in progress is answered before it ends, and the end waits for that. The
-        backend is somebody else's, found as a Twisted plugin."""
-        path = self.write(SLOW_BACKEND, "twisted/plugins/slow_backend.py")
-        go = self.write("") + ".go"
-        config = (
-            'listen: ["tcp:0:interface=127.0.0.1"]\ntimeouts: {answer: 20, stop: 20}\n'
-            f"backend: {{type: slow, go: {go}}}\n"
+    def test_operationInProgress(self) -> None:
+        """It answers requests in progress before it stops. The backend is a third party's, found
+        as a Twisted plugin."""
+        plugin = self.write(SLOW_BACKEND, "twisted/plugins/slow_backend.py")
+        go = Path(self.mktemp()).absolute()
+        daemon = self.daemon(
+            f"timeouts: {{answer: 20, stop: 20}}\nbackend: {{type: slow, go: {go}}}\n",
+            env={**os.environ, "PYTHONPATH": f"{plugin.parents[2]}:{Path(__file__).parents[2]}"},
         )
-        plugins = path.removesuffix("/twisted/plugins/slow_backend.py")
-        child, [port] = await self.daemon(config, path=plugins)
-        attached = deferToThread(talk, port, b'{"command":"attach","id":"1-1","keep_alive":true}')
-        await child.says('"log_format": "bind has begun"')
-        child.signal(15)
-        await child.says("Received SIGTERM")
-        self.assertFalse(attached.called)
-        open(go, "w").close()
-        self.assertEqual(json.loads(await attached)["status"], "success")
-        self.assertIn(await child.ended, ENDED_WELL)
-        self.assertIn("backend has stopped", [event["log_format"] for event in child.events])
-        levels = {event["log_level"]["name"] for event in child.events}
-        self.assertEqual(levels, {"info"})
+        with ThreadPoolExecutor() as pool:
+            attached = pool.submit(talk, daemon.port, b'{"command":"attach","id":"1-1"}')
+            daemon.logged("bind has begun")
+            daemon.child.send_signal(signal.SIGTERM)
+            daemon.logged("Received SIGTERM")
+            self.assertFalse(attached.done())
+            go.touch()
+            self.assertEqual(json.loads(attached.result())["status"], "success")
+        daemon.logged("backend has stopped")
+        self.assertIn(daemon.child.wait(), ENDED_WELL)
+        self.assertEqual(self.unusual(daemon), [])
 
 
-class StartingTests(DaemonTestCase):
+class StartingTests(DaemonCase):
     """
-    How it starts, or does not.
+    C{twistd} and C{python -m twisted}.
     """
 
-    async def test_twistd(self) -> None:
-        """It runs under twistd as well as under python -m twisted."""
-        child, [port] = await self.daemon(how=TWISTD)
-        self.assertEqual((await ask(port, command="list"))["status"], "success")
-        await self.terminate(child)
-        self.assertIn("stopped", child.stdout)
+    def test_twistd(self) -> None:
+        """It runs under twistd, reloads on SIGHUP and stops, as under C{python -m twisted}."""
+        listen = 'listen: ["tcp:0:interface=127.0.0.1"]\nexport: off\nstate: {file: null}\n'
+        config = self.write(LAMP + listen)
+        options = ("--nodaemon", "--pidfile=", "usbipshare", "--config", str(config))
+        child = self.process(*TWISTD, *options)
+        address = self.lines(child, "listening on")
+        found = re.search(r"port=(\d+)", address)
+        assert found is not None, address
+        self.lines(child, "ready")
+        config.write_text(LAMP + listen + "devices: [{match: {serial: L1}, name: lamp}]\n")
+        child.send_signal(signal.SIGHUP)
+        self.lines(child, "configuration reloaded")
+        self.assertIn(b"success", talk(int(found[1]), b'{"command":"find","id":"lamp"}'))
+        child.send_signal(signal.SIGTERM)
+        self.lines(child, "stopped")
+        self.assertIn(child.wait(), ENDED_WELL)
 
-    async def test_help(self) -> None:
+    def test_help(self) -> None:
         """Both programs list it among their plugins."""
-        for how in (TWISTED[:2], TWISTD[:2]):
-            child = self.run_(*how, "--help")
-            self.assertEqual(await child.ended, 0)
-            self.assertIn("usbipshare", child.stdout)
-            self.assertIn("USB/IP", child.stdout)
+        for program in (TWISTED, TWISTD):
+            self.assertRegex(self.output(*program, "--help"), r"usbipshare\s+Share .*\s.*USB/IP")
 
-    async def test_portTakenAsDaemon(self) -> None:
-        """That is so when it is to go into the background, and whoever starts it hears of it."""
+    def test_cannotListen(self) -> None:
+        """As a daemon in the background it reports a port in use to the program that starts it."""
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
-            child = self.run_(
-                *TWISTD[:2], "--pidfile=", "--logfile=log", "usbipshare", "-b", "virtual",
-                "-l", f"tcp:{port}",
-            )  # fmt: skip
-            self.assertEqual(await child.ended, 1)
-            self.assertIn(f"cannot listen on tcp:{port}", child.stderr)
+            options = ("--pidfile=", "--logfile=/dev/null", "usbipshare", "-b", "virtual")
+            output = self.output(*TWISTD, *options, "-l", f"tcp:{port}", status=1)
+            self.assertIn(f"cannot listen on tcp:{port}", output)
 
-    async def test_badConfig(self) -> None:
-        """A mistake in the configuration is said with file and line, before it listens."""
-        for text, line, reason in (
-            (INERT + "colour: red\n", 10, "colour: unknown key"),
-            ("listen:\n  - tcp:5055\n  - tcp:70000\n", 3, "listen.1: "),
-            ("backend: {type: virtual}\nbackend: {type: sysfs}\n", 2, "occurs twice"),
-            ("backend:\n  type: virtual\n  devcies: []\n", 3, "backend.devcies: unknown key"),
-        ):
-            config = self.write(text)
-            for how in (TWISTED, TWISTD):
-                child = self.run_(*how, "usbipshare", "--config", config)
-                self.assertEqual(await child.ended, 1)
-                self.assertIn(f"{config}:{line}: ", child.stderr)
-                self.assertIn(reason, child.stderr)
-                self.assertNotIn("Traceback", child.stderr)
-                self.assertNotIn("listening on", child.stdout)
-
-    async def test_patience(self) -> None:
-        """The daemon is ready within the time that a client waits."""
-        child, _ = await self.daemon()
-        times = [event["log_time"] for event in child.events]
-        self.assertLess(times[-1] - times[0], PATIENCE)
+    def test_invalidConfig(self) -> None:
+        """An error in the configuration is reported with file and line, without a traceback."""
+        config = self.write("backend:\n  type: virtual\n  devcies: []\n")
+        for program in (TWISTED, (*TWISTD, "--nodaemon")):
+            output = self.output(*program, "usbipshare", "--config", str(config), status=1)
+            self.assertIn(f"{config}:3: backend.devcies: unknown key", output)
+            self.assertNotIn("Traceback", output)

@@ -1,22 +1,26 @@
 """
-Watching and waiting, with real sockets and with clients that are killed.
+Clients that watch, wait or hold a device on real sockets, and are killed or do not read.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import select
-import signal
 import socket
 import ssl
+import subprocess
 from typing import Any
 
-from twisted.internet.threads import deferToThread
-
-from tests.integration.daemon import INERT, PATIENCE, Child, DaemonTestCase, ask, connect, readAll
-from tests.net.test_endpoints import certificate
-from tests.support.watchclient import WatchClient
+from tests.integration.case import (
+    LAMP,
+    DaemonCase,
+    connect,
+    descriptors,
+    isReset,
+    readAll,
+    readLines,
+)
+from tests.support.certificates import signed, trusting
+from tests.support.childdaemon import SECONDS, ChildDaemon
 
 TOGGLE = (
     b'{"command":"attach","id":"1-1","keep_alive":true}\n'
@@ -24,301 +28,183 @@ TOGGLE = (
 )
 """Two events."""
 
-FIRST = {"owner": "first", "ttl": 600}
-"""A lease."""
-
-CLIENT = """
-import socket, sys
-connection = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
-connection.sendall(sys.argv[2].encode())
-for line in connection.makefile("r"):
-    print(line, end="", flush=True)
-"""
-"""A client that asks for something, tells what it hears, and goes when it is killed."""
+HOLD = b'{"command":"attach","id":"1-1","lease":{"owner":"a","ttl":"connection"}}\n'
 
 
-class WatchingTestCase(DaemonTestCase):
-    """
-    A daemon, and clients of all kinds.
-    """
-
-    def client(self, port: int, **request: Any) -> Child:
-        """A client in a process of its own."""
-        return self.run_("-c", CLIENT, str(port), json.dumps(request))
-
-    def warnings(self, child: Child) -> list[str]:
-        """What a daemon has logged that is worth a look."""
-        return [
-            event["log_format"] for event in child.events if event["log_level"]["name"] != "info"
-        ]
-
-    async def state(self, port: int, busId: str = "1-1") -> tuple[str, Any]:
-        """A device's state, and who has leased it."""
-        answer = await ask(port, command="find", id=busId, detail=True)
-        lease = answer["data"]["lease"]
-        return answer["data"]["state"], lease and lease["owner"]
-
-    async def untilAwaited(self, port: int) -> None:
-        """Wait until somebody waits for the device: its first owner is told so when it asks for
-        it again, without waiting."""
-        message = ""
-        while "other clients wait" not in message:
-            answer = await ask(port, command="attach", id="1-1", lease=FIRST)
-            message = answer.get("message", "")
-
-
-class SlowTests(WatchingTestCase):
+class SlowTests(DaemonCase):
     """
     A client that watches and does not read.
     """
 
-    async def test_doesNotRead(self) -> None:
-        """It is cut off, with one warning, and another one hears everything."""
-        child, [port] = await self.daemon(INERT + "limits: {watch_bytes: 16384}\n")
-        with WatchClient(port, detail=True) as reader, lazy(port) as slow:
-            begin = reader.answer["seq"]
-            told = 0
-            while not isCutOff(slow):
-                told += 200
-                self.assertLess(told, 50_000)
-                await deferToThread(toggle, port, 200)
-                await deferToThread(reader.upTo, begin + told)
-            await deferToThread(toggle, port, 200)
-            events = await deferToThread(reader.upTo, begin + told + 200)
-            self.assertEqual([e["seq"] - begin for e in events], list(range(1, told + 201)))
-        self.assertEqual((await ask(port, command="list"))["status"], "success")
-        self.assertEqual(
-            self.warnings(child),
-            ["{principal}: slow watcher disconnected ({unread} bytes unsent)"],
-        )
+    def toggle(self, daemon: ChildDaemon, events: int) -> None:
+        """Cause events."""
+        with connect(daemon.port) as busy:
+            for _ in range(events // 200):
+                busy.sendall(TOGGLE * 100)
+                readLines(busy, 200)
 
-    async def test_catchesUp(self) -> None:
-        """However much more than may wait it has missed, a client that comes back and reads has
-        all of it."""
-        child, [port] = await self.daemon(INERT + "limits: {watch_bytes: 1024}\n")
-        many = 3000
+    def test_doesNotRead(self) -> None:
+        """It is disconnected, with one warning, and another watcher receives each event."""
+        daemon = self.daemon(LAMP + "limits: {watch_bytes: 16384}\n")
+        with daemon.watch(detail=True) as reader, socket.socket() as slow:
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+            slow.settimeout(SECONDS)
+            slow.connect(("127.0.0.1", daemon.port))
+            slow.sendall(b'{"command":"watch","detail":true}')
+            slow.recv(1, socket.MSG_PEEK)
+            begin, count = reader.answer["seq"], 0
+            while not isReset(slow):
+                count += 200
+                self.assertLess(count, 50_000)
+                self.toggle(daemon, 200)
+                reader.upTo(begin + count)
+            self.toggle(daemon, 200)
+            events = reader.upTo(begin + count + 200)
+            self.assertEqual([e["seq"] - begin for e in events], list(range(1, count + 201)))
+        self.assertStops(daemon)
+        daemon.logged("stopped")
+        message = "{principal}: slow watcher disconnected ({unread} bytes unsent)"
+        self.assertEqual(self.unusual(daemon), [message])
 
-        def comeBack() -> list[int]:
-            with WatchClient(port) as first:
-                toggle(port, many)
-                seq = first.answer["seq"]
-            with WatchClient(port, since=seq, detail=True) as again:
-                return [event["seq"] - seq for event in again.upTo(seq + many)]
+    def test_resumes(self) -> None:
+        """A client that resumes receives all events that it has missed, however many more than
+        the limit of unsent bytes."""
+        daemon = self.daemon(LAMP + "limits: {watch_bytes: 1024}\n")
+        with daemon.watch() as first:
+            self.toggle(daemon, 3000)
+            seq = first.answer["seq"]
+        with daemon.watch(since=seq, detail=True) as again:
+            events = again.upTo(seq + 3000)
+            self.assertEqual([event["seq"] - seq for event in events], list(range(1, 3001)))
 
-        self.assertEqual(await deferToThread(comeBack), list(range(1, many + 1)))
-        self.assertEqual(self.warnings(child), [])
 
-
-class KilledTests(WatchingTestCase):
+class KilledTests(DaemonCase):
     """
-    Clients that are killed: nobody is left to say that they are gone but their kernel.
-    """
-
-    async def test_waiting(self) -> None:
-        """One that waits for its turn leaves the queue, and the next has its turn when there is
-        one."""
-        _, [port] = await self.daemon()
-        await ask(port, command="attach", id="1-1", lease=FIRST)
-        second = self.client(
-            port, command="attach", id="1-1", wait=600, lease={"owner": "second", "ttl": 600}
-        )
-        await second.says('"place":1')
-        third = self.client(
-            port, command="attach", id="1-1", wait=600, lease={"owner": "third", "ttl": 600}
-        )
-        await third.says('"place":2')
-        second.signal(signal.SIGKILL)
-        await third.says('"place":1')  # with no heartbeat to find out by: they are 15 s apart
-        await ask(port, command="detach", id="1-1", owner="first")
-        await third.says('"status":"success"')
-        self.assertEqual(await self.state(port), ("bound", "third"))
-
-    async def test_waitingOverHttp(self) -> None:
-        """So it is with one that asks over HTTP."""
-        _, [port] = await self.daemon()
-        await ask(port, command="attach", id="1-1", lease=FIRST)
-        lease = {"owner": "second", "ttl": 600}
-        body = json.dumps({"command": "attach", "id": "1-1", "wait": 600, "lease": lease})
-        head = f"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
-        second = self.run_("-c", CLIENT, str(port), head + body)
-        await self.untilAwaited(port)
-        third = self.client(
-            port, command="attach", id="1-1", wait=600, lease={"owner": "third", "ttl": 600}
-        )
-        await third.says('"place":2')
-        second.signal(signal.SIGKILL)
-        await third.says('"place":1')
-        await ask(port, command="detach", id="1-1", owner="first")
-        await third.says('"status":"success"')
-        self.assertEqual(await self.state(port), ("bound", "third"))
-
-    async def test_holding(self) -> None:
-        """A lease for as long as a connection lasts ends with the client's process, and the
-        device is this machine's own again."""
-        child, [port] = await self.daemon()
-        lease = {"owner": "job", "ttl": "connection"}
-        client = self.client(port, command="attach", id="1-1", lease=lease)
-        await client.says('"status":"success"')
-        self.assertEqual(await self.state(port), ("bound", "job"))
-
-        def listen() -> list[str]:
-            with WatchClient(port) as watching:
-                client.signal(signal.SIGKILL)
-                watching.told("lease", "1-1")
-                return watching.kinds("1-1")
-
-        self.assertEqual(await deferToThread(listen), ["unbound", "lease"])
-        self.assertEqual(await self.state(port), ("free", None))
-        self.assertEqual(self.warnings(child), [])
-
-    async def test_watching(self) -> None:
-        """One that watches is forgotten: the daemon has no more files open than before."""
-        child, [port] = await self.daemon()
-        client = self.client(port, command="watch")
-        await client.says('"status":"success"')
-        client.signal(signal.SIGKILL)
-        await client.ended
-        with connect(port) as other:
-            pid = child.transport.pid
-            while await deferToThread(connections, pid) > 1:
-                await ask(port, command="list")
-            self.assertEqual(await deferToThread(connections, pid), 1)
-            other.sendall(b'{"command":"list"}')
-            self.assertIn(b"success", await deferToThread(readAll, other))
-
-
-class StopTests(WatchingTestCase):
-    """
-    What clients see of the daemon's end.
+    Clients that are killed: only their kernel can end the connection.
     """
 
-    async def test_stops(self) -> None:
-        """Watchers, those who wait and those who hold a device are told what there is to tell
-        and see the end; there is nothing to complain of."""
-        child, [port] = await self.daemon()
-        holder = connect(port)
-        holder.sendall(b'{"command":"attach","id":"1-1","lease":{"owner":"a","ttl":"connection"}}')
-        await deferToThread(readLines, holder, 1)
-        clients = [connect(port) for _ in range(3)]
-        for client, request in zip(
-            clients,
-            (
-                b'{"command":"watch"}',
-                b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n",
-                b'{"command":"attach","id":"1-1","wait":60}',
-            ),
-            strict=True,
+    def kill(self, client: subprocess.Popen[str]) -> None:
+        """Kill a client."""
+        client.kill()
+        client.wait()
+
+    def leasing(self, owner: str, ttl: object = 600) -> dict[str, Any]:
+        """The keys of a request for a lease."""
+        return {"command": "attach", "id": "1-1", "lease": {"owner": owner, "ttl": ttl}}
+
+    def test_waiting(self) -> None:
+        """A client that waits, over the line protocol or over HTTP, leaves the queue at once, and
+        the next one has its turn."""
+        for isHttp in (False, True):
+            daemon = self.daemon()
+            daemon.ask(**self.leasing("first"))
+            wait = {**self.leasing("second"), "wait": 600}
+            body = json.dumps(wait)
+            if isHttp:
+                length = f"Content-Length: {len(body)}\r\n\r\n"
+                body = f"POST / HTTP/1.1\r\nHost: localhost\r\n{length}{body}"
+            second = self.client(daemon, body)
+            if isHttp:  # the place in the queue is not sent over HTTP
+                self.until(
+                    lambda: (
+                        "other clients wait"
+                        in daemon.ask(**self.leasing("first")).get("message", "")
+                    )  # noqa: B023
+                )
+            else:
+                self.lines(second, '"place":1')
+            third = self.client(daemon, **self.leasing("third"), wait=600)
+            self.lines(third, '"place":2')
+            self.kill(second)
+            self.lines(third, '"place":1')  # long before the next heartbeat
+            self.assertSucceeds(daemon, "detach", id="1-1", owner="first")
+            self.lines(third, '"status":"success"')
+            shown = self.shown(daemon)
+            self.assertEqual((shown["state"], shown["lease"]["owner"]), ("bound", "third"))
+
+    def test_holding(self) -> None:
+        """A lease that lasts as long as a connection ends with the client's process, and the
+        device is unbound."""
+        daemon = self.daemon()
+        client = self.client(daemon, **self.leasing("job", "connection"))
+        self.lines(client, '"status":"success"')
+        self.assertEqual(self.shown(daemon)["lease"]["owner"], "job")
+        with daemon.watch() as watching:
+            self.kill(client)
+            watching.told("lease", "1-1")
+            self.assertEqual(watching.kinds("1-1"), ["unbound", "lease"])
+        shown = self.shown(daemon)
+        self.assertEqual((shown["state"], shown["lease"]), ("free", None))
+        self.assertEqual(self.unusual(daemon), [])
+
+    def test_watching(self) -> None:
+        """A client that watches is forgotten: no file of it stays open."""
+        daemon = self.daemon()
+        with connect(daemon.port) as first:
+            first.sendall(b'{"command":"list","keep_alive":true}\n')
+            readLines(first)
+            before = descriptors(daemon) - 1
+        self.until(lambda: descriptors(daemon) <= before)
+        client = self.client(daemon, command="watch")
+        self.lines(client, '"status":"success"')
+        self.assertGreater(descriptors(daemon), before)
+        self.kill(client)
+        self.until(lambda: descriptors(daemon) <= before)
+
+
+class StopTests(DaemonCase):
+    """
+    The stop of the daemon.
+    """
+
+    def test_stops(self) -> None:
+        """Clients that watch, wait or hold a device receive all their messages and a proper end;
+        nothing unusual is logged."""
+        daemon = self.daemon()
+        clients = []
+        for request in (
+            HOLD,
+            b'{"command":"watch"}\n',
+            b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            b'{"command":"attach","id":"1-1","wait":60}\n',
         ):
+            clients.append(client := connect(daemon.port))
+            self.addCleanup(client.close)
             client.sendall(request)
-            await deferToThread(client.recv, 1, socket.MSG_PEEK)
-        received = [deferToThread(readAndClose, client) for client in (*clients, holder)]
-        await self.terminate(child)
-        lines, events, waiting, held = [await each for each in received]
-        self.assertTrue(lines.endswith(b"}\n"))
-        self.assertTrue(events.endswith(b"\r\n0\r\n\r\n"))
-        self.assertIn("stopping", json.loads(waiting.splitlines()[-1])["message"])
+            readLines(client)
+        self.assertStops(daemon)
+        held, lines, events, waiting = map(readAll, clients)
         self.assertEqual(held, b"")
-        self.assertEqual(self.warnings(child), [])
+        self.assertIn(lines[-2:], (b"", b"}\n"))
+        self.assertTrue(events.endswith(b"0\r\n\r\n"))
+        self.assertIn("stopping", json.loads(waiting.splitlines()[-1])["message"])
+        daemon.logged("stopped")
+        self.assertEqual(self.unusual(daemon), [])
 
-
-class TlsTests(WatchingTestCase):
-    """
-    The same over TLS.
-    """
-
-    async def test_tls(self) -> None:
-        """A client that watches over TLS is told, and sees a proper end; one that holds a device
-        has it until it goes."""
-        pem = self.write(certificate(), "key.pem")
-        config = INERT.replace(
-            "tcp:0:interface=127.0.0.1", f"ssl:0:interface=127.0.0.1:privateKey={pem}:certKey={pem}"
-        )
-        child, [port] = await self.daemon(config)
-        context = ssl.create_default_context()
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
+    def test_tls(self) -> None:
+        """Over Twisted's own TLS a watcher receives events and a proper end, and a client holds a
+        device until it leaves."""
+        certificate, key = signed("localhost").write(self.mktemp(), "server")
+        listen = f"ssl:0:interface=127.0.0.1:privateKey={key}:certKey={certificate}"
+        daemon = self.daemon(listen=[listen])
 
         def secure() -> ssl.SSLSocket:
-            return context.wrap_socket(connect(port), suppress_ragged_eofs=False)
+            return trusting().wrap_socket(
+                connect(daemon.port), server_hostname="localhost", suppress_ragged_eofs=False
+            )
 
-        def listen() -> list[str]:
-            with secure() as watching, secure() as holding:
-                watching.sendall(b'{"command":"watch"}')
-                lines = watching.makefile("r")
-                told = [json.loads(lines.readline())]
-                holding.sendall(
-                    b'{"command":"attach","id":"1-1","lease":{"owner":"a","ttl":"connection"}}'
-                )
-                told += [json.loads(lines.readline()) for _ in range(2)]
-                holding.recv(65536)
-                holding.unwrap()
-                told += [json.loads(lines.readline()) for _ in range(2)]
-                child.signal(signal.SIGTERM)
-                self.assertEqual(lines.readline(), "")
-                return sorted(each["event"] for each in told[1:])
-
-        self.assertEqual(await deferToThread(listen), ["bound", "lease", "lease", "unbound"])
-        await child.ended
-        self.assertEqual(self.warnings(child), [])
-
-
-def lazy(port: int) -> socket.socket:
-    """A client that watches, with as little room as its kernel allows, and does not read."""
-    client = socket.socket()
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
-    client.settimeout(PATIENCE)
-    client.connect(("127.0.0.1", port))
-    client.sendall(b'{"command":"watch","detail":true}')
-    client.recv(1, socket.MSG_PEEK)
-    return client
-
-
-def toggle(port: int, events: int) -> None:
-    """Have so many events happen."""
-    with connect(port) as busy:
-        for _ in range(events // 200):
-            busy.sendall(TOGGLE * 100)
-            readLines(busy, 200)
-
-
-def readLines(connection: socket.socket, count: int) -> bytes:
-    """Read so many lines."""
-    received = b""
-    while received.count(b"\n") < count:
-        part = connection.recv(65536)
-        assert part, received
-        received += part
-    return received
-
-
-def readAndClose(connection: socket.socket) -> bytes:
-    """Read until the server closes, and close then."""
-    with connection:
-        return readAll(connection)
-
-
-def isCutOff(connection: socket.socket) -> bool:
-    """Has the other end reset it? Says so without reading."""
-    poll = select.poll()
-    poll.register(connection, 0)
-    return bool(poll.poll(0))
-
-
-def connections(pid: int) -> int:
-    """How many TCP connections a process has."""
-    with open(f"/proc/{pid}/net/tcp") as table:
-        established = {line.split()[9] for line in table if line.split()[3] in ("01", "08")}
-    return sum(inode in established for inode in inodes(pid))
-
-
-def inodes(pid: int) -> list[str]:
-    """The sockets of a process."""
-    found = []
-    for name in os.listdir(f"/proc/{pid}/fd"):
-        try:
-            target = os.readlink(f"/proc/{pid}/fd/{name}")
-        except FileNotFoundError:
-            continue
-        if target.startswith("socket:["):
-            found.append(target[8:-1])
-    return found
+        with secure() as watching, secure() as holding:
+            watching.sendall(b'{"command":"watch"}\n')
+            lines = watching.makefile("r")
+            json.loads(lines.readline())
+            holding.sendall(HOLD)
+            kinds = [json.loads(lines.readline())["event"] for _ in range(2)]
+            readLines(holding)
+            holding.unwrap()
+            kinds += [json.loads(lines.readline())["event"] for _ in range(2)]
+            self.assertEqual(sorted(kinds), ["bound", "lease", "lease", "unbound"])
+            daemon.child.terminate()
+            self.assertEqual(lines.readline(), "")
+        daemon.child.wait(SECONDS)
+        daemon.logged("stopped")
+        self.assertEqual(self.unusual(daemon), [])

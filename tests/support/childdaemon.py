@@ -78,15 +78,18 @@ class ChildDaemon:
         command: Sequence[str] = TWISTED,
         prefix: Sequence[str] = (),
         listen: Sequence[str] = ("tcp:0:interface=127.0.0.1",),
+        env: Mapping[str, str] | None = None,
     ) -> None:
         """
         @param config: YAML, without C{listen}. What it says nothing of is not remembered.
         @param prefix: what comes before the command, such as C{sudo}.
+        @param env: its environment; C{None}: that of this process.
         """
         self.host = "127.0.0.1"
         self.port = 0
         self.events: list[dict[str, Any]] = []
         self._listen = listen
+        self._env = env
         self._config = config
         self._command = [*prefix, *command, "--log-format=json", "usbipshare"]
 
@@ -125,6 +128,7 @@ class ChildDaemon:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            env=self._env,
         )
         threading.Thread(target=readLines, args=(self.child, self._lines), daemon=True).start()
         try:
@@ -160,6 +164,15 @@ class ChildDaemon:
         self._write(config)
         self.child.send_signal(signal.SIGHUP)
         return self.logged("configuration reloaded", "reload failed")
+
+    @property
+    def ports(self) -> list[int]:
+        """Where it listens, or has listened, for requests."""
+        return [
+            event["port"]
+            for event in self.events
+            if str(event.get("log_format")).startswith("listening on")
+        ]
 
     @property
     def exportPort(self) -> int:
@@ -241,8 +254,9 @@ class PatientDaemon(ChildDaemon):
         command: Sequence[str] = PATIENT,
         prefix: Sequence[str] = (),
         listen: Sequence[str] = ("tcp:0:interface=127.0.0.1",),
+        env: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(config, command, prefix, listen)
+        super().__init__(config, command, prefix, listen, env)
 
 
 def withKeys(config: str, keys: Mapping[str, str]) -> str:
