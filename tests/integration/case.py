@@ -97,7 +97,9 @@ class DaemonCase(SynchronousTestCase):
         assert child.stdout is not None
         return next(line for line in child.stdout if text in line)
 
-    def client(self, daemon: ChildDaemon, request: str = "", **keys: Any) -> subprocess.Popen[str]:
+    def spawnClient(
+        self, daemon: ChildDaemon, request: str = "", **keys: Any
+    ) -> subprocess.Popen[str]:
         """A client in a process of its own, with a JSON request or with another one."""
         request = request or json.dumps(keys)
         return self.process(sys.executable, "-c", CLIENT, str(daemon.port), request)

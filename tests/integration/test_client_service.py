@@ -12,14 +12,13 @@ import stat
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-from twisted.trial.unittest import SkipTest, SynchronousTestCase
+from twisted.trial.unittest import SkipTest
 
+from tests.integration.case import DaemonCase
 from tests.support.certificates import LAB, authority, signed
-from tests.support.childdaemon import EXPORT, SECONDS, ChildDaemon, PatientDaemon
+from tests.support.childdaemon import EXPORT, SECONDS
 from tests.support.childservice import ChildService, serversOf
 
 VIRTUAL = "backend: {type: virtual}\n"
@@ -32,20 +31,13 @@ HOOK = 'line=$(cat); printf "%s\\n" "$line" >> {file}'
 """A shell command that appends each event to a file."""
 
 
-class ServiceTestCase(SynchronousTestCase):
+class ServiceTestCase(DaemonCase):
     """
     A daemon, and a service that knows it as C{here}.
     """
 
     def setUp(self) -> None:
-        self.server = self.daemon()
-
-    def daemon(self, config: str = VIRTUAL + EXPORT, **more: object) -> ChildDaemon:
-        """Start a daemon, until the end of the test."""
-        daemon = PatientDaemon(config, **more)  # type: ignore[arg-type]
-        daemon.__enter__()
-        self.addCleanup(daemon.__exit__, None, None, None)
-        return daemon
+        self.server = self.daemon(VIRTUAL + EXPORT)
 
     def service(self, config: str = DISK, servers: str | None = None) -> ChildService:
         """Start a service, until the end of the test."""
@@ -53,13 +45,6 @@ class ServiceTestCase(SynchronousTestCase):
         service.__enter__()
         self.addCleanup(service.__exit__, None, None, None)
         return service
-
-    def until(self, condition: Callable[[], object]) -> None:
-        """Poll a condition until it holds."""
-        end = time.monotonic() + SECONDS
-        while not condition():
-            self.assertLess(time.monotonic(), end)
-            time.sleep(0.01)
 
     def ports(self, service: ChildService) -> list[str]:
         """The bus ids of the attached devices."""

@@ -1,26 +1,22 @@
 """
-A daemon that serves USB/IP, and clients that others wrote.
+A daemon that serves USB/IP, and USB/IP clients of third parties.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import socket
 from typing import Any
 
-from twisted.trial.unittest import SynchronousTestCase
-
+from tests.integration.case import DaemonCase, connect, descriptors, readAll
 from tests.support import serialclient
 from tests.support.childdaemon import (
     EXPORT,
     PATIENT,
-    PatientDaemon,
     withConstant,
 )
 from tests.support.serialclient import SerialClient
-from tests.support.watchclient import WatchClient
 from usbip_server.backends import softdevice
 
 if softdevice.installed:
@@ -58,7 +54,7 @@ def importOf(busId: str) -> bytes:
     return bytes.fromhex("0111 8003 00000000") + busId.encode().ljust(32, b"\0")
 
 
-class ExportingTestCase(SynchronousTestCase):
+class ExportingTestCase(DaemonCase):
     """
     A daemon with serial ports that send back what they receive.
     """
@@ -70,15 +66,15 @@ class ExportingTestCase(SynchronousTestCase):
     command: tuple[str, ...] = PATIENT
 
     def setUp(self) -> None:
-        stack = contextlib.ExitStack()
-        self.addCleanup(stack.close)
-        self.daemon = stack.enter_context(PatientDaemon(self.config, self.command))
-        self.watching: WatchClient = stack.enter_context(self.daemon.watch(detail=True))
+        self.server = self.daemon(self.config, command=self.command)
+        self.watching = self.server.watch(detail=True)
+        self.watching.__enter__()
+        self.addCleanup(self.watching.__exit__, None, None, None)
 
     @property
     def port(self) -> int:
-        """Where clients come to."""
-        return self.daemon.exportPort
+        """The port for USB/IP."""
+        return self.server.exportPort
 
     def open(self, busId: str = "1-1") -> Any:
         """Import a port."""
@@ -87,47 +83,31 @@ class ExportingTestCase(SynchronousTestCase):
         return CDCDriver(handle)
 
     def assertWorks(self, port: Any) -> None:
-        """The port does what it is for."""
+        """The serial port sends back what it receives."""
         port.write(b"ping")
         self.assertEqual(port.read(), b"ping")
 
     def assertOver(self, port: Any) -> None:
-        """The port has been taken from its client."""
+        """The session has ended."""
         with self.assertRaises((USBError, OSError)):
             self.assertWorks(port)
 
     def said(self, data: bytes) -> bytes:
-        """What is answered on the export port, until the end."""
+        """The reply on the export port, until the end."""
         with self.connect() as connection:
             connection.sendall(data)
-            received = b""
-            with contextlib.suppress(ConnectionResetError):
-                while more := connection.recv(65536):
-                    received += more
-            return received
+            return readAll(connection)
 
     def connect(self) -> socket.socket:
         """A connection to the export port."""
-        return socket.create_connection(("127.0.0.1", self.port), SECONDS)
-
-    def descriptors(self) -> int:
-        """How many files the daemon has open."""
-        return len(os.listdir(f"/proc/{self.daemon.child.pid}/fd"))
-
-    def shown(self, busId: str = "1-1") -> Any:
-        """A device as it is shown."""
-        return self.daemon.ask("find", id=busId, detail=True)["data"]
+        return connect(self.port)
 
     def warnings(self) -> list[str]:
-        """What the daemon has logged that is worth a look, until it does what is asked now."""
-        self.daemon.ask("kick", id="1-3")
-        while self.daemon.logged("{verb} of {device} for {principal} is done")["verb"] != "kick":
+        """The warnings and errors in the log, up to a request that is made now."""
+        self.server.ask("kick", id="1-3")
+        while self.server.logged("{verb} of {device} for {principal} is done")["verb"] != "kick":
             pass
-        return [
-            event["log_format"]
-            for event in self.daemon.events
-            if event["log_level"]["name"] not in ("debug", "info")
-        ]
+        return self.unusual(self.server)
 
 
 class SessionTests(ExportingTestCase):
@@ -136,13 +116,13 @@ class SessionTests(ExportingTestCase):
     """
 
     def test_session(self) -> None:
-        """A client imports a port and uses it; it is shown who has it, and how much has moved;
-        and that it has given it back."""
+        """While a client uses a device, its address and traffic are shown, and after that the
+        device is free again."""
         port = self.open()
         self.watching.told("imported", "1-1")
         for _ in range(100):
             self.assertWorks(port)
-        shown = self.shown()
+        shown = self.shown(self.server)
         self.assertEqual(shown["state"], "in_use")
         self.assertEqual(shown["holder"]["address"], "127.0.0.1")
         self.assertIsInstance(shown["holder"]["since"], str)
@@ -151,11 +131,13 @@ class SessionTests(ExportingTestCase):
         port.close()
         released = self.watching.told("released", "1-1")
         self.assertGreaterEqual(released["holder"]["bytes_in"], shown["holder"]["bytes_in"])
-        self.assertEqual((self.shown()["state"], self.shown()["holder"]), ("bound", None))
+        self.assertEqual(
+            (self.shown(self.server)["state"], self.shown(self.server)["holder"]), ("bound", None)
+        )
         self.assertEqual(self.warnings(), [])
 
     def test_list(self) -> None:
-        """Those that can be imported are listed, also those that somebody has."""
+        """The list has the devices that can be imported, and those in use."""
         transport = UsbTransport(self.port)
         before = host.list_devices(transport)
         self.assertEqual([device["busid"] for device in before], ["1-1", "1-2"])
@@ -164,7 +146,7 @@ class SessionTests(ExportingTestCase):
         self.assertEqual(host.list_devices(transport), before)
 
     def test_again(self) -> None:
-        """Whoever gives a port back and wants it again at once gets it, each time."""
+        """A client that ends its session can import the device again at once."""
         for _ in range(50):
             port = self.open()
             self.assertWorks(port)
@@ -172,25 +154,25 @@ class SessionTests(ExportingTestCase):
         self.assertEqual(self.warnings(), [])
 
     def test_kick(self) -> None:
-        """To kick a client ends its session, and the next one gets the port at once."""
+        """C{kick} ends the session, and the next client can import the device at once."""
         for _ in range(20):
             port = self.open()
-            self.assertEqual(self.daemon.ask("kick", id="1-1")["status"], "success")
+            self.assertEqual(self.server.ask("kick", id="1-1")["status"], "success")
             self.assertOver(port)
         self.assertWorks(self.open())
 
     def test_detach(self) -> None:
-        """To detach a port takes it from its client."""
-        self.daemon.ask("attach", id="1-3")
+        """C{detach} ends the session, and the device cannot be imported any more."""
+        self.server.ask("attach", id="1-3")
         port = self.open("1-3")
-        self.assertEqual(self.daemon.ask("detach", id="1-3")["status"], "success")
+        self.assertEqual(self.server.ask("detach", id="1-3")["status"], "success")
         self.assertOver(port)
         self.assertRaises(NotFound, self.open, "1-3")
 
 
 class SerialClientTests(ExportingTestCase):
     """
-    A client that drives serial ports, and waits for nothing that it has not asked for.
+    A client that uses serial ports, and sends no request without need.
     """
 
     if not serialclient.installed:
@@ -212,7 +194,7 @@ backend:
 
     def client(self, productId: int) -> SerialClient:
         """A client of one of the ports."""
-        return SerialClient(self.daemon.exportPort, 0x1209, productId)
+        return SerialClient(self.server.exportPort, 0x1209, productId)
 
     def use(self, client: SerialClient) -> None:
         """Import a port, use it, and give it back."""
@@ -224,26 +206,26 @@ backend:
         client.close()
 
     def test_session(self) -> None:
-        """A port is found, imported, used, and free after it, time and again."""
-        self.daemon.ask("attach", id="1-1")
+        """A device is found, imported, used, and free after that, several times."""
+        self.server.ask("attach", id="1-1")
         for _ in range(3):
             client = self.client(1)
             self.assertEqual(client.busIds(), ["1-1", "1-2"])
             self.use(client)
             self.watching.told("imported", "1-1")
             self.watching.told("released", "1-1")
-        self.assertEqual(self.shown()["state"], "bound")
+        self.assertEqual(self.shown(self.server)["state"], "bound")
         self.assertEqual(self.warnings(), [])
 
     def test_onImport(self) -> None:
-        """So is one that is bound for it."""
+        """A device that is bound on import is unbound after the session."""
         self.use(self.client(2))
         self.watching.told("unbound", "1-2")
-        self.assertEqual(self.shown("1-2")["state"], "free")
+        self.assertEqual(self.shown(self.server, "1-2")["state"], "free")
 
     def test_refused(self) -> None:
-        """It is not given one that another client has, nor one that is not bound."""
-        self.daemon.ask("attach", id="1-1")
+        """The import of a device that is in use, or not bound, is refused."""
+        self.server.ask("attach", id="1-1")
         first = self.client(1)
         first.attach()
         self.assertRaises(serialclient.USBAttachError, self.client(1).attach)
@@ -253,40 +235,40 @@ backend:
         self.assertRaises(serialclient.USBIPValueError, self.client(3).attach)
 
 
-class CrowdTests(ExportingTestCase):
+class InvalidClientTests(ExportingTestCase):
     """
-    Clients that are none.
+    Connections that do not speak USB/IP.
     """
 
     def test_garbage(self) -> None:
-        """Garbage, half a request and a request with something behind it are told of once
-        each; nothing is left of them, and nobody is disturbed."""
+        """Garbage, an incomplete request and a request with data behind it are logged once each;
+        no file stays open, and a session is not affected."""
         port = self.open()
         self.said(LIST)
-        before = self.descriptors()
+        before = descriptors(self.server)
         bad = (b"GET / HTTP/1.1\r\n\r\n", importOf("1-2") + b"\0", LIST + LIST, 1000 * b"\xff")
         for data in bad:
             self.assertEqual(self.said(data), b"")
         with self.connect() as connection:
             connection.sendall(importOf("1-2")[:20])
         self.connect().close()
-        while self.descriptors() > before:
+        while descriptors(self.server) > before:
             self.said(LIST)
         self.assertWorks(port)
-        self.assertEqual(self.shown("1-2")["state"], "free")
+        self.assertEqual(self.shown(self.server, "1-2")["state"], "free")
         self.assertEqual(len(self.warnings()), len(bad) + 1)
 
 
 class IdleTests(ExportingTestCase):
     """
-    Clients that say nothing, and have time for that.
+    Idle connections, without the time limit for requests.
     """
 
     command = withConstant("usbip_server.protocols.exporter", "REQUEST_SECONDS", 600.0)
     config = VIRTUAL + f"limits: {{connections: {4 * IDLE}}}\n"  # half of them for one client
 
     def test_idle(self) -> None:
-        """A thousand idle connections are in nobody's way, and nothing is left of them."""
+        """A thousand idle connections affect no other client, and no file of them stays open."""
         port = self.open()
         with contextlib.ExitStack() as crowd:
             for _ in range(IDLE):
@@ -294,9 +276,9 @@ class IdleTests(ExportingTestCase):
             self.assertEqual(self.said(LIST)[:8], bytes.fromhex("0111 0005 00000000"))
             self.assertWorks(self.open("1-2"))
             self.assertWorks(port)
-            self.assertEqual(self.daemon.ask("list")["status"], "success")
-            self.assertGreater(self.descriptors(), IDLE)
-        while self.descriptors() > IDLE / 2:
+            self.assertEqual(self.server.ask("list")["status"], "success")
+            self.assertGreater(descriptors(self.server), IDLE)
+        while descriptors(self.server) > IDLE / 2:
             self.said(LIST)
         self.assertWorks(port)
         self.assertEqual(self.warnings(), [])
@@ -304,27 +286,27 @@ class IdleTests(ExportingTestCase):
 
 class EndTests(ExportingTestCase):
     """
-    The daemon's end. The devices are its own here: sessions end with it.
+    The end of the daemon. Its devices are virtual: sessions end with it.
     """
 
     command = withConstant("usbip_server.server.service", "CLOSING_SECONDS", 0.5)
 
     def end(self, number: int) -> None:
-        """End the daemon while clients have devices, ask for some, or say nothing."""
+        """End the daemon while there are sessions and an idle connection."""
         ports = [self.open("1-1"), self.open("1-2")]
         idle = self.connect()
         self.addCleanup(idle.close)
-        self.daemon.child.send_signal(number)
-        self.assertIn(self.daemon.child.wait(SECONDS), (0, -number))
+        self.server.child.send_signal(number)
+        self.assertIn(self.server.child.wait(SECONDS), (0, -number))
         for port in ports:
             self.assertOver(port)
         with contextlib.suppress(ConnectionResetError):
             self.assertEqual(idle.recv(1), b"")
 
     def test_terminated(self) -> None:
-        """It is told to end."""
+        """SIGTERM ends the sessions."""
         self.end(signal.SIGTERM)
 
     def test_killed(self) -> None:
-        """It is killed."""
+        """SIGKILL ends the sessions."""
         self.end(signal.SIGKILL)

@@ -6,18 +6,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import struct
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from twisted.trial.unittest import SynchronousTestCase
-
+from tests.integration.case import DaemonCase, connect
 from tests.support.certificates import LAB, authority, signed, trusting
-from tests.support.childdaemon import EXPORT, ChildDaemon, PatientDaemon
+from tests.support.childdaemon import EXPORT, PatientDaemon
 from tests.support.watchclient import WatchClient
 from usbip_server.backends import softdevice
 from usbip_server.model.tokens import hashOf, newToken
@@ -35,8 +31,6 @@ if softdevice.installed:
     from usbip.core import USBError  # type: ignore[import-untyped]
 
     from tests.support.usbclient import UsbTransport
-
-SECONDS = 60.0
 
 VIRTUAL = """
 backend:
@@ -58,7 +52,7 @@ def descriptorOf(device: Exported) -> bytes:
     return head + struct.pack(">Iiiii", 0, 18, 0, 0, 0) + bytes.fromhex("8006000100001200")
 
 
-class GatewayTestCase(SynchronousTestCase):
+class GatewayTestCase(DaemonCase):
     """
     Two servers, each with two serial ports that send back what they receive; and a gateway.
     """
@@ -114,20 +108,6 @@ class GatewayTestCase(SynchronousTestCase):
         with self.assertRaises((USBError, OSError)):
             self.assertWorks(port)
 
-    def attach(self, busId: str) -> None:
-        """Bind a device through the gateway."""
-        self.assertEqual(self.gateway.ask("attach", bus=busId)["status"], "success")
-
-    def shown(self, busId: str, at: ChildDaemon | None = None) -> Any:
-        """A device as the gateway, or another daemon, shows it."""
-        return (at or self.gateway).ask("find", id=busId, detail=True)["data"]
-
-    def until(self, condition: Callable[[], object]) -> None:
-        """Poll a condition until it holds."""
-        end = time.monotonic() + SECONDS
-        while not condition():
-            self.assertLess(time.monotonic(), end)
-
 
 class GatewayTests(GatewayTestCase):
     """
@@ -147,30 +127,30 @@ class GatewayTests(GatewayTestCase):
             ],
         )
         watching = self.watching()
-        self.attach("101-1")
-        self.assertEqual(self.shown("1-1", self.kitchen)["state"], "bound")
+        self.assertSucceeds(self.gateway, "attach", bus="101-1")
+        self.assertEqual(self.shown(self.kitchen, "1-1")["state"], "bound")
         port = self.open("101-1")
         for _ in range(10):
             self.assertWorks(port)
         imported = watching.told("imported", "101-1")
-        shown = self.shown("101-1")
+        shown = self.shown(self.gateway, "101-1")
         self.assertEqual(shown["state"], "in_use")
         self.assertEqual(shown["holder"]["address"], "127.0.0.1")
         self.assertEqual(shown["holder"]["since"], imported["holder"]["since"])
         self.assertGreater(shown["holder"]["bytes_in"], 10 * (48 + 4 + 48))
         self.assertGreater(shown["holder"]["bytes_out"], 10 * (48 + 48 + 4))
-        self.assertEqual(self.shown("1-1", self.kitchen)["state"], "in_use")
+        self.assertEqual(self.shown(self.kitchen, "1-1")["state"], "in_use")
         port.close()
         released = watching.told("released", "101-1")
         self.assertGreaterEqual(released["holder"]["bytes_in"], shown["holder"]["bytes_in"])
         self.assertEqual(watching.kinds("101-1"), ["bound", "imported", "released"])
-        self.assertEqual(self.shown("1-1", self.kitchen)["state"], "bound")
+        self.assertEqual(self.shown(self.kitchen, "1-1")["state"], "bound")
 
     def test_serverKilled(self) -> None:
         """When a server is killed its devices are removed, with a warning, and those of other
         servers stay; when it is back they are added."""
         watching = self.watching()
-        self.attach("101-1")
+        self.assertSucceeds(self.gateway, "attach", bus="101-1")
         port = self.open("101-1")
         place = [f"tcp:{self.kitchen.port}:interface=127.0.0.1"]
         export = EXPORT.replace("tcp:0", f"tcp:{self.kitchen.exportPort}")
@@ -234,11 +214,11 @@ class SecuredGatewayTests(GatewayTestCase):
 
     def test_tlsOnBothSides(self) -> None:
         """A client with TLS to the gateway uses a device of a server with TLS."""
-        self.attach("702-1.4")
+        self.assertSucceeds(self.gateway, "attach", bus="702-1.4")
         exporting = "exporting on {description}: {address}"
         ports = [e["port"] for e in self.gateway.events if e.get("log_format") == exporting]
         with (
-            socket.create_connection(("127.0.0.1", ports[1]), SECONDS) as plain,
+            connect(ports[1]) as plain,
             trusting().wrap_socket(plain, server_hostname="localhost") as client,
             client.makefile("rb") as answers,
         ):
@@ -248,6 +228,6 @@ class SecuredGatewayTests(GatewayTestCase):
             client.sendall(descriptorOf(device))
             self.assertEqual(answers.read(48)[:8].hex(), "0000000300000001")
             self.assertEqual(answers.read(18)[:2].hex(), "1201")
-            shown = self.shown("702-1.4")
+            shown = self.shown(self.gateway, "702-1.4")
             self.assertIn(shown["holder"]["encryption"], ("ktls", "relay"))
-        self.until(lambda: self.shown("702-1.4")["state"] == "bound")
+        self.until(lambda: self.shown(self.gateway, "702-1.4")["state"] == "bound")

@@ -1,5 +1,5 @@
 """
-A daemon that serves USB/IP over TLS, and clients that come to it over real sockets.
+A daemon that serves USB/IP over TLS.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import struct
 from typing import Any
 
 from tests.integration import test_exporting
+from tests.integration.case import connect, descriptors
 from tests.integration.test_exporting import LIST, SECONDS, VIRTUAL, importOf
 from tests.protocols.securedcase import hasKtls
 from tests.support.certificates import LAB, authority, signed, trusting
@@ -24,7 +25,7 @@ NO_TLS = "{principal}: no TLS: {reason}"
 
 class SecuredTestCase(test_exporting.ExportingTestCase):
     """
-    The same daemon, with a certificate; clients that know no TLS come through a tunnel.
+    The same daemon, with a certificate; clients without TLS use a tunnel.
     """
 
     isMutual = False
@@ -34,7 +35,7 @@ class SecuredTestCase(test_exporting.ExportingTestCase):
         self.ca, _ = authority(LAB).write(self.mktemp(), "ca")
         self.config = self.configuration()
         super().setUp()
-        tunnel = TlsTunnel(self.daemon.exportPort, self.context())
+        tunnel = TlsTunnel(self.server.exportPort, self.context())
         tunnel.__enter__()
         self.addCleanup(tunnel.__exit__, None, None, None)
         self.tunnel = tunnel
@@ -48,7 +49,7 @@ class SecuredTestCase(test_exporting.ExportingTestCase):
         return VIRTUAL.replace(EXPORT, f"{listen}tls: {{{tls}}}\n")
 
     def context(self) -> ssl.SSLContext:
-        """What clients speak TLS with."""
+        """The TLS context of clients."""
         return trusting()
 
     @property
@@ -57,7 +58,7 @@ class SecuredTestCase(test_exporting.ExportingTestCase):
 
     def over(self, context: ssl.SSLContext | None = None) -> ssl.SSLSocket:
         """A connection with TLS."""
-        below = socket.create_connection(("127.0.0.1", self.daemon.exportPort), SECONDS)
+        below = connect(self.server.exportPort)
         try:
             return (context or trusting()).wrap_socket(below, server_hostname="localhost")
         except BaseException:
@@ -67,33 +68,33 @@ class SecuredTestCase(test_exporting.ExportingTestCase):
 
 class SessionTests(SecuredTestCase, test_exporting.SessionTests):
     """
-    What is true without TLS is true with it.
+    The tests without TLS, with it.
     """
 
     def test_shown(self) -> None:
-        """How a session is encrypted is shown, in the device and in events."""
+        """The encryption of a session is shown, in the device and in events."""
         self.assertWorks(self.open())
         way = "ktls" if hasKtls() else "relay"
         self.assertEqual(self.watching.told("imported", "1-1")["holder"]["encryption"], way)
-        self.assertEqual(self.shown()["holder"]["encryption"], way)
+        self.assertEqual(self.shown(self.server)["holder"]["encryption"], way)
 
     def test_renewed(self) -> None:
-        """A new certificate disturbs no session, and is what the next client sees."""
+        """A new certificate does not affect sessions, and is sent to the next client."""
         port = self.open()
         self.assertWorks(port)
         renewed = signed("server", "Others", 2)
         for path, data in ((self.certificate, renewed.pem), (self.key, renewed.keyPem)):
             with open(path, "wb") as file:
                 file.write(data)
-        self.daemon.reload(self.config)
+        self.server.reload(self.config)
         self.assertWorks(port)
         self.assertRaises(ssl.SSLCertVerificationError, self.over)
         self.over(trusting("Others")).close()
         self.assertWorks(port)
 
     def test_again(self) -> None:
-        """Whoever leaves and wants the port again at once gets it, each time, and however they
-        leave. (Not through the tunnel: that takes its time to leave.)"""
+        """A client that ends its session, in any way, can import the device again at once. (Not
+        through the tunnel, which takes time to close.)"""
         for end in (self.takesLeave, ssl.SSLSocket.close, self.cutsOff):
             for _ in range(20):
                 connection = self.over()
@@ -114,21 +115,21 @@ class SessionTests(SecuredTestCase, test_exporting.SessionTests):
         connection.close()
 
 
-class CrowdTests(SecuredTestCase):
+class InvalidClientTests(SecuredTestCase):
     """
-    Clients that are none.
+    Connections without a TLS handshake.
     """
 
     def test_none(self) -> None:
-        """Those that do not get through the handshake are told of once each, nothing is left of
-        them, and nobody is disturbed."""
+        """Each failed handshake is logged once, no file of it stays open, and a session is not
+        affected."""
         port = self.open()
         self.assertWorks(port)
-        before = self.descriptors()
+        before = descriptors(self.server)
         said = (LIST, importOf("1-2"), b"GET / HTTP/1.1\r\n\r\n", 1000 * b"\xff", b"\x16\x03\x01")
         for data in said:
             with socket.create_connection(
-                ("127.0.0.1", self.daemon.exportPort), SECONDS
+                ("127.0.0.1", self.server.exportPort), SECONDS
             ) as connection:
                 connection.sendall(data)
                 with contextlib.suppress(OSError):  # it may be reset at any time from now on
@@ -136,10 +137,10 @@ class CrowdTests(SecuredTestCase):
                     while connection.recv(4096):
                         pass
         self.assertRaises(ssl.SSLError, self.over, ssl.create_default_context())
-        socket.create_connection(("127.0.0.1", self.daemon.exportPort), SECONDS).close()
+        connect(self.server.exportPort).close()
         for _ in range(len(said) + 1):
-            self.daemon.logged(NO_TLS)
-        while self.descriptors() > before:
+            self.server.logged(NO_TLS)
+        while descriptors(self.server) > before:
             self.over().close()
         self.assertWorks(port)
         self.assertEqual(self.warnings(), (len(said) + 1) * [NO_TLS])
@@ -147,7 +148,7 @@ class CrowdTests(SecuredTestCase):
 
 class MutualTests(SecuredTestCase):
     """
-    Clients that have to show a certificate.
+    Client certificates are required.
     """
 
     isMutual = True
@@ -156,7 +157,7 @@ class MutualTests(SecuredTestCase):
         return trusting(client=signed("alice").write(self.mktemp(), "alice"))
 
     def test_shown(self) -> None:
-        """Whoever shows one of the right CA has the port; others have not."""
+        """A client with a certificate of the CA can import the device; others cannot."""
         self.assertWorks(self.open())
         others = trusting(client=signed("alice", "Others").write(self.mktemp(), "alice"))
         for context in (trusting(), others):
@@ -167,52 +168,52 @@ class MutualTests(SecuredTestCase):
 
 class KtlsTests(SecuredTestCase):
     """
-    Only the kernel may encrypt.
+    C{require_ktls}.
     """
 
     def configuration(self, export: str = ", require_ktls: true") -> str:
         return super().configuration(export)
 
     def test_required(self) -> None:
-        """Where it cannot the client is refused, which is told with what is to be done."""
+        """If the kernel cannot encrypt, the import is refused, and the log contains advice."""
         if hasKtls():
             self.assertWorks(self.open())
             return
         self.assertEqual(self.said(importOf("1-1")), encodeRefusal(OpStatus.NA))
-        told = self.daemon.logged("{principal}: import refused")
+        told = self.server.logged("{principal}: import refused")
         self.assertIn("modprobe tls", told["reason"])
-        self.assertEqual(self.shown()["state"], "bound")
+        self.assertEqual(self.shown(self.server)["state"], "bound")
 
 
 class EndTests(SecuredTestCase):
     """
-    The daemon's end.
+    The end of the daemon.
     """
 
     command = withConstant("usbip_server.server.service", "CLOSING_SECONDS", 0.5)
 
     def end(self, number: int) -> list[Any]:
-        """End the daemon while clients have devices, ask for some, or say nothing."""
+        """End the daemon while there are sessions and idle connections."""
         ports = [self.open("1-1"), self.open("1-2")]
         for port in ports:
             self.assertWorks(port)
         idle = self.over()
-        begun = socket.create_connection(("127.0.0.1", self.daemon.exportPort), SECONDS)
+        begun = connect(self.server.exportPort)
         for connection in (idle, begun):
             self.addCleanup(connection.close)
-        self.daemon.child.send_signal(number)
-        self.assertIn(self.daemon.child.wait(SECONDS), (0, -number))
+        self.server.child.send_signal(number)
+        self.assertIn(self.server.child.wait(SECONDS), (0, -number))
         for port in ports:
             self.assertOver(port)
         return [idle, begun]
 
     def test_terminated(self) -> None:
-        """It is told to end, and ends what it encrypts, properly."""
+        """SIGTERM ends the sessions, and TLS properly."""
         for connection in self.end(signal.SIGTERM):
             self.assertEqual(connection.recv(1), b"")
         if not hasKtls():
-            self.daemon.logged("{principal}: the session is relayed")
+            self.server.logged("{principal}: the session is relayed")
 
     def test_killed(self) -> None:
-        """It is killed."""
+        """SIGKILL ends the sessions."""
         self.end(signal.SIGKILL)

@@ -1,29 +1,23 @@
 """
-A daemon that speaks TLS, and clients that do or do not.
+Requests over TLS.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import shutil
-import socket
 import ssl
 import subprocess
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.serialization import Encoding
-from twisted.trial.unittest import SkipTest, SynchronousTestCase
+from twisted.trial.unittest import SkipTest
 
+from tests.integration.case import DaemonCase, connect, descriptors, readAll
 from tests.support.certificates import LAB, Identity, authority, signed, trusting
-from tests.support.childdaemon import PatientDaemon
+from tests.support.childdaemon import SECONDS
 from usbip_server.model.usbip import encodeList
-
-SECONDS = 60.0
 
 ALICE_ONLY = """
 access:
@@ -34,11 +28,12 @@ access:
 """
 
 KEEP = b'{"command":"list","keep_alive":true}\n'
+LIST = '{"command":"list"}'
 DEVICES = bytes.fromhex("0111 8005 00000000")
 REFUSED = "{principal}: TLS handshake failed: {reason}"
 
 
-class TlsTestCase(SynchronousTestCase):
+class TlsTestCase(DaemonCase):
     """
     A daemon with a certificate, and a folder for those of clients.
     """
@@ -50,11 +45,7 @@ class TlsTestCase(SynchronousTestCase):
         self.folder = Path(self.mktemp()).absolute()
         authority(LAB).write(self.folder, "ca")
         self.show(signed("localhost"))
-        stack = contextlib.ExitStack()
-        self.addCleanup(stack.close)
-        self.daemon = stack.enter_context(
-            PatientDaemon(self.text(), listen=["tls:0:interface=127.0.0.1"])
-        )
+        self.server = self.daemon(self.text(), listen=["tls:0:interface=127.0.0.1"])
 
     def text(self) -> str:
         """The configuration."""
@@ -63,7 +54,7 @@ class TlsTestCase(SynchronousTestCase):
         return f"backend: {{type: virtual}}\ntls: {{{block}}}\n{self.config}"
 
     def show(self, identity: Identity) -> None:
-        """What the daemon is to show, when it has read that."""
+        """Write the certificate that the daemon reads at the next reload."""
         identity.write(self.folder, "server")
 
     def client(self, name: str | None = None, by: str = LAB) -> ssl.SSLContext:
@@ -74,24 +65,24 @@ class TlsTestCase(SynchronousTestCase):
 
     def connect(self, context: ssl.SSLContext, port: int | None = None) -> ssl.SSLSocket:
         """A connection, until the test is over."""
-        plain = socket.create_connection(("127.0.0.1", port or self.daemon.port), SECONDS)
+        plain = connect(port or self.server.port)
         self.addCleanup(plain.close)
         made = context.wrap_socket(plain, server_hostname="localhost", suppress_ragged_eofs=False)
         self.addCleanup(made.close)
         return made
 
     def ask(self, context: ssl.SSLContext, **request: object) -> dict[str, Any]:
-        """Ask something, and read until the proper end."""
+        """Send a request, and read until the proper end of TLS."""
         with self.connect(context) as made:
             made.sendall(json.dumps(request).encode())
-            answer: dict[str, Any] = json.loads(b"".join(parts(made)))
+            answer: dict[str, Any] = json.loads(readAll(made))
         return answer
 
     def curl(self, *arguments: str) -> str:
         """What curl prints, in the folder with the certificates."""
         if shutil.which("curl") is None:
             raise SkipTest("curl is missing (Debian: curl)")
-        url = f"https://127.0.0.1:{self.daemon.port}/"
+        url = f"https://127.0.0.1:{self.server.port}/"
         done = subprocess.run(
             ["curl", "-sS", "--noproxy", "*", "--cacert", "ca.pem", url, *arguments],
             cwd=self.folder,
@@ -103,26 +94,9 @@ class TlsTestCase(SynchronousTestCase):
         return done.stdout or done.stderr
 
     def served(self, port: int | None = None) -> bytes:
-        """The certificate that a new client sees."""
+        """The certificate that a new client receives."""
         with self.connect(trusting(), port) as made:
             return made.getpeercert(True) or b""
-
-    @property
-    def files(self) -> int:
-        """How many the daemon has open."""
-        return len(os.listdir(f"/proc/{self.daemon.child.pid}/fd"))
-
-    def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until something is so: the daemon sees a client go a moment later than that."""
-        end = time.monotonic() + SECONDS
-        while not condition():
-            self.assertLess(time.monotonic(), end, "it is still not so")
-
-
-def parts(connection: socket.socket) -> Iterator[bytes]:
-    """What is said, until the end."""
-    while part := connection.recv(65536):
-        yield part
 
 
 def der(identity: Identity) -> bytes:
@@ -132,17 +106,17 @@ def der(identity: Identity) -> bytes:
 
 class CertificateTests(TlsTestCase):
     """
-    Who somebody is, by certificate.
+    Access by client certificate.
     """
 
     config = ALICE_ONLY
 
     def test_json(self) -> None:
-        """A certificate lets in whom the access rules name, and nobody else; the log says who
-        it was."""
+        """A client is allowed by the name in its certificate, which is in the audit log; others
+        are refused."""
         answer = self.ask(self.client("alice"), command="attach", id="1-1")
         self.assertEqual(answer["status"], "success")
-        entry = self.daemon.logged("audit")["entry"]
+        entry = self.server.logged("audit")["entry"]
         who = json.loads(entry)["who"]
         self.assertEqual(who, {"address": "127.0.0.1", "certificate": "alice"})
         for context in (self.client("bob"), self.client()):
@@ -152,10 +126,10 @@ class CertificateTests(TlsTestCase):
         self.assertRaises(ssl.SSLError, self.ask, self.client("alice", "Other"), command="list")
 
     def test_curl(self) -> None:
-        """So it is over HTTP, with curl."""
+        """The same over HTTP with curl, with TLS 1.2 and 1.3 and not 1.1."""
         for name in ("alice", "bob"):
             signed(name).write(self.folder, name)
-        data = ("-d", '{"command":"list"}')
+        data = ("-d", LIST)
         alice = ("--cert", "alice.pem", "--key", "alice.key")
         self.assertEqual(json.loads(self.curl(*alice, *data))["status"], "success")
         for who in (("--cert", "bob.pem", "--key", "bob.key"), ()):
@@ -168,22 +142,22 @@ class CertificateTests(TlsTestCase):
 
 class RefusalTests(TlsTestCase):
     """
-    Those who are not let in.
+    Connections that are refused.
     """
 
     block = "client_ca: {folder}/ca.pem, require_client_certificate: true"
 
     def test_refused(self) -> None:
-        """Whoever speaks no TLS, shows no certificate or a wrong one is closed. The log has a line
-        for each, and nothing is left of it."""
+        """Connections without TLS, without a certificate or with a wrong one are closed. The log
+        has a line for each, and no file stays open."""
         self.ask(self.client("alice"), command="list")  # it has opened all it needs
-        before = self.files
+        before = descriptors(self.server)
         for request in (KEEP, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", b"\0" * 100):
-            with socket.create_connection(("127.0.0.1", self.daemon.port), SECONDS) as plain:
+            with connect(self.server.port) as plain:
                 plain.sendall(request)
-                said = b"".join(parts(plain))
+                said = readAll(plain)
             self.assertIn(said[:1], (b"", b"\x15"), "an alert, if anything")
-            told = self.daemon.logged("{principal}")
+            told = self.server.logged("{principal}")
             self.assertEqual((told["log_format"], told["principal"]), (REFUSED, "127.0.0.1"))
             self.assertRegex(told["reason"], "speaks HTTP|does not speak TLS")
         for context, reason in (
@@ -192,50 +166,50 @@ class RefusalTests(TlsTestCase):
             (trusting("Other"), "unknown CA"),
         ):
             self.assertRaises(ssl.SSLError, self.ask, context, command="list")
-            self.assertIn(reason, self.daemon.logged("{principal}")["reason"])
+            self.assertIn(reason, self.server.logged("{principal}")["reason"])
         self.assertEqual(self.ask(self.client("alice"), command="list")["status"], "success")
-        self.until(lambda: self.files <= before)
-        kinds = {event["log_level"]["name"] for event in self.daemon.events}
+        self.until(lambda: descriptors(self.server) <= before)
+        kinds = {event["log_level"]["name"] for event in self.server.events}
         self.assertEqual(kinds, {"info", "warn"})
 
     def test_probe(self) -> None:
-        """One that connects and leaves is not worth a line."""
+        """A connection that is closed without data is not logged."""
         for _ in range(3):
-            socket.create_connection(("127.0.0.1", self.daemon.port), SECONDS).close()
+            connect(self.server.port).close()
         self.assertEqual(
             self.ask(self.client("alice"), command="attach", id="1-1")["data"]["bus_id"], "1-1"
         )
-        self.daemon.logged("audit")
-        kinds = {event["log_level"]["name"] for event in self.daemon.events}
+        self.server.logged("audit")
+        kinds = {event["log_level"]["name"] for event in self.server.events}
         self.assertEqual(kinds, {"info"})
 
 
 class SlowTests(TlsTestCase):
     """
-    Clients that take longer for a handshake than they may.
+    The time limit of a handshake.
     """
 
     config = "timeouts: {request: 1.5}\n"
 
     def test_slow(self) -> None:
-        """One that does not come to an end with its handshake is closed in time."""
-        with socket.create_connection(("127.0.0.1", self.daemon.port), SECONDS) as slow:
+        """A handshake that takes longer than C{timeouts.request} ends the connection."""
+        with connect(self.server.port) as slow:
             slow.sendall(b"\x16\x03\x01")
             self.assertRaises(ConnectionResetError, slow.recv, 1)
-        self.assertEqual(self.daemon.logged("{principal}")["reason"], "no handshake within 1.5 s")
+        self.assertEqual(self.server.logged("{principal}")["reason"], "no handshake within 1.5 s")
 
 
 class RenewalTests(TlsTestCase):
     """
-    Certificates are renewed, and taken away.
+    Certificates are replaced, or removed.
     """
 
     config = "export: {listen: ['tls:0:interface=127.0.0.1']}\n"
 
     def test_renewed(self) -> None:
-        """On SIGHUP files that were written anew are read, for both ports. Connections from before
-        are not disturbed."""
-        old, port = signed("localhost"), self.daemon.exportPort
+        """A reload reads new certificate files, for both ports. Open connections are not
+        affected."""
+        old, port = signed("localhost"), self.server.exportPort
         self.assertEqual((self.served(), self.served(port)), (der(old), der(old)))
         before = self.connect(trusting())
         before.sendall(KEEP)
@@ -243,29 +217,29 @@ class RenewalTests(TlsTestCase):
         renewed = signed("localhost", serial=2)
         self.show(renewed)
         self.assertEqual(self.served(), der(old))
-        self.assertIn("configuration reloaded", self.daemon.reload(self.text())["log_format"])
+        self.assertIn("configuration reloaded", self.server.reload(self.text())["log_format"])
         self.assertEqual((self.served(), self.served(port)), (der(renewed), der(renewed)))
         before.sendall(KEEP)
         self.assertIn(b"success", before.recv(65536))
 
     def test_bad(self) -> None:
-        """Where they are of no use nothing is changed, and the log says what is wrong."""
+        """If they are invalid, nothing changes, and the log has the reason."""
         old = signed("localhost")
         (self.folder / "server.key").write_bytes(signed("localhost", serial=2).keyPem)
-        said = self.daemon.reload(self.text())
+        said = self.server.reload(self.text())
         self.assertIn("reload failed", said["log_format"])
         self.assertRegex(said["error"], r"yaml:\d+: tls.key: the key in .* does not belong to")
         (self.folder / "server.pem").unlink()
-        said = self.daemon.reload(self.text() + "limits: {connections: 1}\n")
+        said = self.server.reload(self.text() + "limits: {connections: 1}\n")
         self.assertRegex(said["error"], r"yaml:\d+: tls.certificate: .*server.pem cannot be read")
         with self.connect(trusting()):
             self.assertEqual(self.served(), der(old))
 
     def test_clients(self) -> None:
-        """Whose certificates are taken from clients can change, too."""
+        """A reload reads a new CA of client certificates."""
         self.assertEqual(self.ask(self.client("alice"), command="list")["status"], "success")
         authority("Other").write(self.folder, "ca")
-        self.daemon.reload(self.text())
+        self.server.reload(self.text())
         self.assertRaises(ssl.SSLError, self.ask, self.client("alice"), command="list")
         other = self.client("alice", "Other")
         self.assertEqual(self.ask(other, command="list")["status"], "success")
@@ -284,64 +258,43 @@ class ExportTests(TlsTestCase):
 
     @property
     def port(self) -> int:
-        """Where it serves USB/IP over TLS."""
+        """The port for USB/IP over TLS."""
         port: int = next(
             event["port"]
-            for event in self.daemon.events
+            for event in self.server.events
             if str(event.get("description")).startswith("tls:")
             and str(event["log_format"]).startswith("exporting on")
         )
         return port
 
     def test_list(self) -> None:
-        """A client with a certificate is told which devices there are."""
+        """A client with a certificate receives the list of devices."""
         with self.connect(self.client("alice"), self.port) as made:
             made.sendall(DEVICES)
-            self.assertIn(b"1-1\0", b"".join(parts(made)))
+            self.assertIn(b"1-1\0", readAll(made))
 
     def test_refused(self) -> None:
-        """One without, or without TLS, is told nothing; the port without TLS is another."""
-        with socket.create_connection(("127.0.0.1", self.port), SECONDS) as plain:
+        """A client without a certificate, or without TLS, receives nothing; the port without TLS
+        is another one."""
+        with connect(self.port) as plain:
             plain.sendall(DEVICES)
-            said = b"".join(parts(plain))
+            said = readAll(plain)
             self.assertIn(said[:1], (b"", b"\x15"), "an alert, if anything")
         with self.assertRaises(ssl.SSLError), self.connect(self.client(), self.port) as made:
             made.sendall(DEVICES)
             made.recv(1)
-        address = ("127.0.0.1", self.daemon.exportPort)
-        with socket.create_connection(address, SECONDS) as plain:
+        with connect(self.server.exportPort) as plain:
             plain.sendall(DEVICES)
-            self.assertTrue(b"".join(parts(plain)).startswith(encodeList(())[:8]))
+            self.assertTrue(readAll(plain).startswith(encodeList(())[:8]))
 
 
-class OwnDescriptionTests(SynchronousTestCase):
+class OwnDescriptionTests(TlsTestCase):
     """
     Twisted's own description of TLS.
     """
 
     def test_curl(self) -> None:
-        """It takes HTTP from curl, which offers protocols by name, as well."""
-        if shutil.which("curl") is None:
-            raise SkipTest("curl is missing (Debian: curl)")
-        folder = Path(self.mktemp()).absolute()
-        certificate, key = signed("localhost").write(folder, "server")
-        authority(LAB).write(folder, "ca")
-        listen = f"ssl:0:interface=127.0.0.1:privateKey={key}:certKey={certificate}"
-        with PatientDaemon("backend: {type: virtual}\n", listen=[listen]) as daemon:
-            url = f"https://127.0.0.1:{daemon.port}/"
-            said = subprocess.check_output(
-                [
-                    "curl",
-                    "-sS",
-                    "--noproxy",
-                    "*",
-                    "--cacert",
-                    "ca.pem",
-                    url,
-                    "-d",
-                    '{"command":"list"}',
-                ],
-                cwd=folder,
-                timeout=SECONDS,
-            )
-        self.assertEqual(json.loads(said)["status"], "success")
+        """It accepts HTTP from curl, which offers protocols by ALPN."""
+        files = f"privateKey={self.folder}/server.key:certKey={self.folder}/server.pem"
+        self.server = self.daemon(listen=[f"ssl:0:interface=127.0.0.1:{files}"])
+        self.assertEqual(json.loads(self.curl("-d", LIST))["status"], "success")

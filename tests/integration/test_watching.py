@@ -103,17 +103,15 @@ class KilledTests(DaemonCase):
             if isHttp:
                 length = f"Content-Length: {len(body)}\r\n\r\n"
                 body = f"POST / HTTP/1.1\r\nHost: localhost\r\n{length}{body}"
-            second = self.client(daemon, body)
+            second = self.spawnClient(daemon, body)
             if isHttp:  # the place in the queue is not sent over HTTP
-                self.until(
-                    lambda: (
-                        "other clients wait"
-                        in daemon.ask(**self.leasing("first")).get("message", "")
-                    )  # noqa: B023
-                )
+                while "other clients wait" not in daemon.ask(**self.leasing("first")).get(
+                    "message", ""
+                ):
+                    pass
             else:
                 self.lines(second, '"place":1')
-            third = self.client(daemon, **self.leasing("third"), wait=600)
+            third = self.spawnClient(daemon, **self.leasing("third"), wait=600)
             self.lines(third, '"place":2')
             self.kill(second)
             self.lines(third, '"place":1')  # long before the next heartbeat
@@ -126,7 +124,7 @@ class KilledTests(DaemonCase):
         """A lease that lasts as long as a connection ends with the client's process, and the
         device is unbound."""
         daemon = self.daemon()
-        client = self.client(daemon, **self.leasing("job", "connection"))
+        client = self.spawnClient(daemon, **self.leasing("job", "connection"))
         self.lines(client, '"status":"success"')
         self.assertEqual(self.shown(daemon)["lease"]["owner"], "job")
         with daemon.watch() as watching:
@@ -145,7 +143,7 @@ class KilledTests(DaemonCase):
             readLines(first)
             before = descriptors(daemon) - 1
         self.until(lambda: descriptors(daemon) <= before)
-        client = self.client(daemon, command="watch")
+        client = self.spawnClient(daemon, command="watch")
         self.lines(client, '"status":"success"')
         self.assertGreater(descriptors(daemon), before)
         self.kill(client)
