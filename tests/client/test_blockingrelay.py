@@ -105,19 +105,13 @@ class RelayTests(SynchronousTestCase):
     def test_largeMessages(self) -> None:
         """Much data in both directions at the same time arrives complete and in order."""
         self.start()
-        sending = [
-            threading.Thread(target=end.sendall, args=(MUCH,), daemon=True)
-            for end in (self.kernel, self.server)
-        ]
-        for thread in sending:
-            thread.start()
         arrived: list[bytes] = []
-        reading = threading.Thread(
-            target=lambda: arrived.append(received(self.server, len(MUCH))), daemon=True
+        server = threading.Thread(
+            target=lambda: arrived.append(exchange(self.server, MUCH)), daemon=True
         )
-        reading.start()
-        self.assertTrue(received(self.kernel, len(MUCH)) == MUCH)
-        reading.join(SECONDS)
+        server.start()
+        self.assertTrue(exchange(self.kernel, MUCH) == MUCH)
+        server.join(SECONDS)
         self.assertTrue(arrived == [MUCH])
 
     def test_backpressure(self) -> None:
@@ -193,6 +187,29 @@ class RelayTests(SynchronousTestCase):
         self.start()
         self.kernel.sendall(b"ping")
         self.assertEqual(received(self.server, 4), b"ping")
+
+
+def exchange(end: socket.socket, data: bytes) -> bytes:
+    """
+    Send bytes, and receive as many at the same time; in one thread, as OpenSSL
+    does not allow two threads to use a connection at the same time (openssl-threads(7)).
+    """
+    end.setblocking(False)
+    unsent, arrived = memoryview(data), bytearray()
+    poll = POLL()
+    while unsent or len(arrived) < len(data):
+        with contextlib.suppress(BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            while unsent:
+                unsent = unsent[end.send(unsent[:16384]) :]
+        with contextlib.suppress(BlockingIOError, ssl.SSLWantReadError):
+            while len(arrived) < len(data):
+                part = end.recv(65536)
+                assert part, "the connection has ended"
+                arrived += part
+            continue
+        poll.register(end, select.POLLIN | (select.POLLOUT if unsent else 0))
+        poll.poll(1000 * SECONDS)
+    return bytes(arrived)
 
 
 def connected() -> tuple[socket.socket, socket.socket]:
