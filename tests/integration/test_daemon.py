@@ -78,8 +78,8 @@ class LimitTests(DaemonCase):
         self.answers(daemon)
 
     def test_connections(self) -> None:
-        """Beyond its part of the limit a client is refused with a message; when one has gone there is
-        room again."""
+        """Beyond its part of the limit a client is refused with a message; when one has gone there
+        is room again."""
         daemon = self.daemon(LAMP + "limits: {connections: 6}\n")
         crowd = [connect(daemon.port) for _ in range(3)]
         for connection in crowd:

@@ -143,6 +143,8 @@ class StartingTests(DaemonCase):
         """An error in the configuration is reported with file and line, without a traceback."""
         config = self.write("backend:\n  type: virtual\n  devcies: []\n")
         for program in (TWISTED, (*TWISTD, "--nodaemon")):
-            output = self.output(*program, "usbipshare", "--config", str(config), status=1)
+            output = self.output(
+                *program, "usbipshare", "--config", str(config), status=os.EX_CONFIG
+            )
             self.assertIn(f"{config}:3: backend.devcies: unknown key", output)
             self.assertNotIn("Traceback", output)
