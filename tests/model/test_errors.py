@@ -40,6 +40,15 @@ class SeveralMatchTests(SynchronousTestCase):
         ):
             self.assertIn(part, message)
 
+    def test_sameName(self) -> None:
+        """Devices with the same name in C{usb.ids} are told apart by their own product strings. A
+        product string that is part of the description is not repeated."""
+        chip = changed(STICK, description="Silicon Labs CP210x UART Bridge")
+        first, second = (changed(chip, product=it) for it in ("Zigbee Stick", "CP210X uart bridge"))
+        message = str(SeveralMatch("desc='cp210x'", [first, second]))
+        self.assertIn("1-2 (Silicon Labs CP210x UART Bridge, Zigbee Stick) id=0781:5581", message)
+        self.assertIn("1-2 (Silicon Labs CP210x UART Bridge) id=0781:5581", message)
+
     def test_many(self) -> None:
         """Of many it names some and counts the others; it has all."""
         devices = manyDevices(25)

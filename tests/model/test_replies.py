@@ -235,7 +235,11 @@ class LengthTests(SynchronousTestCase):
         """However many devices match, the message fits, and be their names as long as USB
         lets them be."""
         devices = manyDevices(1000)
-        talkative = [changed(device, description="D" * 126, serial="S" * 126) for device in devices]
+        talkative = [
+            changed(it, description=char * 126, product="P" + char * 125, serial=char * 126)
+            for it in devices
+            for char in ("D", "機", "😀", r"\x5c")
+        ]
         for several in (devices, talkative):
             with self.assertRaises(SeveralMatch) as caught:
                 select(FindDevice(desc="*", serial="*" * 256), several)

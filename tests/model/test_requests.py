@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 from twisted.trial.unittest import SynchronousTestCase
 
 from usbip_server.model.criteria import CRITERIA, LONGEST_CRITERION, describe, given
@@ -69,6 +70,21 @@ class GoodTests(SynchronousTestCase):
             decoded = decode(b'{%s,"detail":true,"keep_alive":true}' % rest.encode())
             self.assertTrue(decoded.detail and decoded.keep_alive)
 
+    def test_durations(self) -> None:
+        """A duration is a number of seconds, or a text with units."""
+        for text, expected in (
+            *(("600", 600.0), ("0.5", 0.5), ('"10m"', 600.0), ('"1h 30m"', 5400.0)),
+            *(('"90 s"', 90.0), ('"250ms"', 0.25), ('"0.5h"', 1800.0), ('" 1d "', 86400.0)),
+        ):
+            request = '{"command":"attach","id":"1-1","wait":%s,"lease":{"owner":"a","ttl":%s}}'
+            command = decode((request % (text, text)).encode())
+            assert isinstance(command, AttachDevice) and command.lease is not None
+            self.assertEqual((command.waitSeconds, command.lease.ttl), (expected, expected))
+            self.assertEqual(decode(msgspec.json.encode(command)), command)
+        forever = decode(b'{"command":"attach","id":"1","lease":{"owner":"a","ttl":"connection"}}')
+        assert isinstance(forever, AttachDevice) and forever.lease is not None
+        self.assertEqual((forever.lease.ttl, forever.waitSeconds), ("connection", 0.0))
+
     def test_space(self) -> None:
         """White space round it and in it does not matter."""
         self.assertEqual(decode(b' {"command" : "list"}\r'), ListDevices())
@@ -130,6 +146,28 @@ class BadTests(SynchronousTestCase):
             (b'{"command":"find","desc":"  "}', "desc"),
         ):
             self.assertIn(f"`{key}`", self.refused(raw), raw)
+
+    def test_wrongDurations(self) -> None:
+        """A text that is no duration, or one out of range, is refused with the key."""
+        for text in ("", "10", "10x", "m", "-5m", "0s", "40d", "1e3s", "10 minutes", "9" * 5000):
+            for key, rest in (
+                ("ttl", '"lease":{"owner":"a","ttl":"%s"}'),
+                ("wait", '"wait":"%s"'),
+            ):
+                request = '{"command":"attach","id":"1-1",%s}' % (rest % text)
+                self.assertIn(f"`{key}`", self.refused(request.encode()))
+
+    def test_suggestions(self) -> None:
+        """An unknown key is refused with the most similar key there is, if one is similar."""
+        for raw, suggestion in (
+            ('{"command":"find","serail":"1"}', ". Did you mean 'serial'?"),
+            ('{"command":"find","ID":"1-1"}', ". Did you mean 'id'?"),
+            ('{"command":"attach","id":"1","lease":{"ownr":"a"}}', ". Did you mean 'owner'?"),
+            ('{"command":"list","keepalive":true}', ". Did you mean 'keep_alive'?"),
+            ('{"command":"list","first":true}', "`first`"),
+            ('{"command":"list","%s":true}' % ("frobnicate" * 1000), "…"),
+        ):
+            self.assertTrue(self.refused(raw.encode()).endswith(suggestion), raw)
 
     def test_null(self) -> None:
         """A key that is null is as good as one that is not there."""

@@ -196,6 +196,17 @@ class UsbDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return self.path or self.busId
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """
+        The description, and the device's own product string if the description does not contain
+        it: boards of different makers have the name of the same chip in C{usb.ids}.
+        """
+        own = self.product
+        if own is None or own.lower() in self.description.lower():
+            return (self.description,)
+        return self.description, own
+
+    @property
     def busNumber(self) -> int:
         """The bus number: 1 for C{"1-1.4"}."""
         return busOrder(self.busId)[0]

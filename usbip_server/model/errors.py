@@ -14,8 +14,8 @@ from usbip_server.model.timestamps import timestamp
 NAMED_AT_MOST = 10
 """The number of devices that a message lists: an old client reads at most 4096 bytes."""
 
-NAME_AT_MOST = 50
-"""Characters of a description or serial number in such a list; each takes up to four bytes."""
+NAME_BYTES = 80
+"""Bytes of a description, product string or serial number in such a list, in UTF-8."""
 
 
 class ShareError(Exception):
@@ -88,12 +88,7 @@ class SeveralMatch(ShareError):
     """
 
     def __init__(self, criteria: str, devices: Sequence[UsbDevice]) -> None:
-        named = [
-            f"{device.busId} ({device.description[:NAME_AT_MOST]})"
-            f" id={device.vendorId}:{device.productId}"
-            f" serial={(device.serial or '-')[:NAME_AT_MOST]}"
-            for device in devices[:NAMED_AT_MOST]
-        ]
+        named = [distinct(device) for device in devices[:NAMED_AT_MOST]]
         if len(devices) > NAMED_AT_MOST:
             named.append(f"and {len(devices) - NAMED_AT_MOST} more")
         super().__init__(
@@ -101,6 +96,20 @@ class SeveralMatch(ShareError):
             'Narrow the criteria, or add "first": true.'
         )
         self.devices = tuple(devices)
+
+
+def distinct(device: UsbDevice) -> str:
+    """
+    Format a device for a list of devices that a request selects, with what distinguishes them.
+    """
+    return (
+        f"{device.busId} ({', '.join(map(_cut, device.names))})"
+        f" id={device.vendorId}:{device.productId} serial={_cut(device.serial or '-')}"
+    )
+
+
+def _cut(text: str) -> str:
+    return text.encode("utf-8", "replace")[:NAME_BYTES].decode("utf-8", "ignore")
 
 
 class SnapshotNeeded(ShareError):

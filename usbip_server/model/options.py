@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -50,6 +51,10 @@ WORDS = {
 _NAMES = re.compile(rf"`((?:{'|'.join(WORDS)})(?: \| (?:{'|'.join(WORDS)}))*)`")
 
 
+LONGEST_WORD = 100
+"""Characters of a word that are compared with known words."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """
     The end of a message about an unknown word: C{". Did you mean 'token'?"} with the most similar
@@ -57,8 +62,9 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """
     import difflib
 
-    found = difflib.get_close_matches(word, [*known], 1)
-    return f". Did you mean {found[0]!r}?" if found else ""
+    spelled = {each.lower(): each for each in known}
+    found = difflib.get_close_matches(word[:LONGEST_WORD].lower(), spelled, 1)
+    return f". Did you mean {spelled[found[0]]!r}?" if found else ""
 
 
 def invalid(error: msgspec.ValidationError, kind: Any = None) -> InvalidOption:
@@ -75,13 +81,16 @@ def invalid(error: msgspec.ValidationError, kind: Any = None) -> InvalidOption:
             key = reason.removeprefix(told).rstrip("`")
             if "missing" in told:
                 return InvalidOption([*path, key], "is missing")
-            return InvalidOption([*path, key], "unknown key" + nearest(key, _keysAt(kind, path)))
+            return InvalidOption(
+                [*path, key], "unknown key" + nearest(key, keysAt(kind, tuple(path)))
+            )
     if reason.startswith("Expected `"):
         reason = _NAMES.sub(_worded, reason)
     return InvalidOption(path, reason[:1].lower() + reason[1:])
 
 
-def _keysAt(kind: Any, path: Sequence[str | int]) -> list[str]:
+@lru_cache(maxsize=256)
+def keysAt(kind: Any, path: tuple[str | int, ...]) -> list[str]:
     """
     The keys that a mapping can have.
 

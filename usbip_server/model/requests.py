@@ -6,13 +6,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
 from usbip_server.model.criteria import CRITERIA, given
 from usbip_server.model.device import LONGEST_LEASE
+from usbip_server.model.durations import seconds
 from usbip_server.model.errors import InvalidRequest
+from usbip_server.model.options import keysAt, nearest
 from usbip_server.model.selector import Selector
 
 LONGEST_WAIT = 86400
@@ -23,6 +25,8 @@ LONGEST_TOKEN = 1024
 
 LONGEST_SHOWN = 200
 """Characters of a request that a message quotes."""
+
+UNKNOWN_FIELD = "Object contains unknown field `"
 
 T = TypeVar("T")
 
@@ -94,17 +98,31 @@ class LeaseRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     Reserves a device for one owner.
 
     @ivar owner: the name of the owner.
-    @ivar ttl: the duration in seconds, or C{"connection"}: until this connection ends.
+    @ivar ttl: the duration in seconds, or C{"connection"}: until this connection ends. A text with
+        units, C{"10m"}, is converted.
     """
 
     owner: Owner
-    ttl: Annotated[float, msgspec.Meta(gt=0, le=LONGEST_LEASE)] | Literal["connection"] | None = (
-        None
-    )
+    ttl: Annotated[float, msgspec.Meta(gt=0, le=LONGEST_LEASE)] | str | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.ttl, str) and self.ttl != "connection":
+            msgspec.structs.force_setattr(self, "ttl", _duration("ttl", self.ttl, LONGEST_LEASE))
         if not self.owner.isprintable():  # it is displayed and logged
             raise ValueError("`owner` contains characters that are not printable")
+
+
+def _duration(key: str, text: str, longest: float) -> float:
+    """
+    @raise ValueError: it is not a duration, or out of range.
+    """
+    try:
+        duration = seconds(text.strip())
+    except ValueError as error:
+        raise ValueError(f"`{key}`: {error}") from None
+    if not 0 < duration <= longest:
+        raise ValueError(f"`{key}`: {text!r} is not between 0 and {longest} seconds")
+    return duration
 
 
 class AttachDevice(DeviceRequest, frozen=True, kw_only=True, tag="attach"):
@@ -112,18 +130,26 @@ class AttachDevice(DeviceRequest, frozen=True, kw_only=True, tag="attach"):
     Binds a device to C{usbip-host}, so that a client can import it.
 
     @ivar lease: a lease to grant on the device.
-    @ivar wait: seconds to wait for a device that is not plugged in, or that another client has.
+    @ivar wait: seconds to wait for a device that is not plugged in, or that another client has. A
+        text with units, C{"5m"}, is converted.
     @ivar force: end the session and the lease of another client.
     """
 
     lease: LeaseRequest | None = None
-    wait: Annotated[float, msgspec.Meta(ge=0, le=LONGEST_WAIT)] | None = None
+    wait: Annotated[float, msgspec.Meta(ge=0, le=LONGEST_WAIT)] | str | None = None
     force: bool | None = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if isinstance(self.wait, str):
+            msgspec.structs.force_setattr(self, "wait", _duration("wait", self.wait, LONGEST_WAIT))
         if self.lease is not None and self.lease.ttl is None:
             raise ValueError('`lease` requires "ttl": a number of seconds, or "connection"')
+
+    @property
+    def waitSeconds(self) -> float:
+        """C{wait}; 0: do not wait."""
+        return self.wait if isinstance(self.wait, float) else 0.0
 
 
 class DetachDevice(DeviceRequest, frozen=True, kw_only=True, tag="detach"):
@@ -211,7 +237,8 @@ def decodeAs(decoder: msgspec.json.Decoder[T], names: Sequence[str], raw: bytes)
     try:
         return decoder.decode(raw)
     except msgspec.ValidationError as error:
-        raise InvalidRequest(f"invalid request: {_explain(str(error), names)}") from None
+        explained = _explain(str(error), names, decoder.type)
+        raise InvalidRequest(f"invalid request: {explained}") from None
     except UnicodeDecodeError:
         raise InvalidRequest("invalid request: not UTF-8") from None
     except RecursionError:
@@ -233,18 +260,26 @@ def watching(query: dict[str, Any], kind: type[WatchDevices] = WatchDevices) -> 
     try:
         return msgspec.convert(query, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise InvalidRequest(f"invalid request: {_explain(str(error))}") from None
+        raise InvalidRequest(f"invalid request: {_explain(str(error), COMMANDS, kind)}") from None
 
 
-def _explain(problem: str, names: Sequence[str] = COMMANDS) -> str:
+def _explain(problem: str, names: Sequence[str], kind: Any) -> str:
     """
-    Reword an error of msgspec: begin with the key, and list the commands if C{command} is wrong.
+    Reword an error of msgspec: begin with the key, list the commands if C{command} is wrong, and
+    suggest a key for one that is unknown.
+
+    @param kind: the type of the request.
     """
     what, _, where = problem.partition(" - at `$.")
     key = where.rstrip("`")
     if key == "command" or what.endswith("required field `command`"):
         return f"{shown(what)}: `command` is one of {', '.join(names)}"
-    return f"`{key}`: {shown(what)}" if key else shown(what)
+    suggestion = ""
+    if what.startswith(UNKNOWN_FIELD):
+        field = what.removeprefix(UNKNOWN_FIELD)[:-1]
+        known = keysAt(kind, tuple(key.split(".") if key else ()))
+        suggestion = "" if field in known else nearest(field, known)
+    return (f"`{key}`: {shown(what)}" if key else shown(what)) + suggestion
 
 
 def shown(text: str) -> str:

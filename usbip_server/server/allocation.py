@@ -80,13 +80,13 @@ class Allocator:
         """
         if command.lease is not None and command.lease.ttl == "connection":
             _requireLasting(caller)
-        end = self._clock.seconds() + (command.wait or 0)
+        end = self._clock.seconds() + command.waitSeconds
         again = False
         while True:
             device = await self._turn(command, caller, end, again)
             answer = self._clock.seconds() + self._view.settings.timeouts.answer
             try:
-                until = max(end, answer) if command.wait else until
+                until = max(end, answer) if command.waitSeconds else until
                 return await self._attach(command, device, caller, until)
             except DeviceInUse:  # the inventory does not show it yet
                 if self._clock.seconds() + BUSY_PAUSE >= end:

@@ -151,9 +151,8 @@ class Acquisition:
         @raise ShareError: the request selects no device, or several.
         """
         attempt = partial(self._attach, command, caller)
-        return await (
-            self._waiting.run(caller, command.wait, attempt) if command.wait else attempt(0.0)
-        )
+        wait = command.waitSeconds
+        return await (self._waiting.run(caller, wait, attempt) if wait else attempt(0.0))
 
     async def _attach(self, command: LocalAttach, caller: Caller, left: float) -> RemoteDevice:
         """

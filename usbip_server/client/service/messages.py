@@ -13,7 +13,7 @@ import msgspec
 
 from usbip_server.client.selection import SeveralFound
 from usbip_server.model.device import UsbDevice
-from usbip_server.model.errors import NAME_AT_MOST, NAMED_AT_MOST, InvalidRequest, ShareError
+from usbip_server.model.errors import NAMED_AT_MOST, InvalidRequest, ShareError, distinct
 from usbip_server.model.replies import Status, encodeDevices, failed
 from usbip_server.model.requests import (
     AttachDevice,
@@ -183,12 +183,7 @@ def errorReply(error: ShareError) -> LocalReply:
     if not isinstance(error, SeveralFound):
         reply = failed(error)
         return LocalReply(status=reply.status, message=reply.message)
-    named = [
-        f"{found.device.busId} ({found.device.description[:NAME_AT_MOST]})"
-        f" id={found.device.vendorId}:{found.device.productId}"
-        f" serial={(found.device.serial or '-')[:NAME_AT_MOST]} at {found.server}"
-        for found in error.found[:NAMED_AT_MOST]
-    ]
+    named = [f"{distinct(found.device)} at {found.server}" for found in error.found[:NAMED_AT_MOST]]
     if len(error.found) > NAMED_AT_MOST:
         named.append(f"and {len(error.found) - NAMED_AT_MOST} more")
     message = _clean(f"{error}: {'; '.join(named)}. {NARROW}")
