@@ -46,6 +46,7 @@ OTHERS = (
     "Result | Awaitable[Result]",  # a type
     "a request of … bytes",  # what is logged of a fault
     "one request at a time",
+    "usb/ip tls",  # a column of a table
     "/, /events, /metrics and /health",
     "listen: [tcp…",  # YAML that is printed
     "…: port: … export_port: …",

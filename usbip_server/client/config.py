@@ -173,6 +173,10 @@ class ClientSettings:
         self.known: dict[str, tuple[Server, ...]] = {}
         self.stock: set[Server] = set()
 
+    def isNone(self, named: Iterable[str], environment: Mapping[str, str]) -> bool:
+        """Is no server named anywhere?"""
+        return not ([*named] or self.known or environment.get(HOSTS, "").strip(" \t\n,"))
+
     def servers(self, named: Iterable[str], environment: Mapping[str, str]) -> tuple[Server, ...]:
         """
         The servers to ask: those named, or else those in the environment variable, or else all in

@@ -8,7 +8,7 @@ import enum
 import os
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from twisted.logger import Logger
@@ -158,6 +158,22 @@ class Export(
     requireKtls: bool = False
 
 
+class Advertise(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """
+    The C{advertise} block: how the daemon announces itself in the local network.
+
+    @ivar name: the name of the server; C{None}: that of this machine.
+    @ivar interfaces: the names of the interfaces; empty: all.
+    """
+
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=63)] | None = None
+    interfaces: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.name is not None and not self.name.isprintable():
+            raise ValueError("`name` contains characters that are not printable")
+
+
 class Memory(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
     The C{state} block.
@@ -183,6 +199,7 @@ class Config(
     @ivar listen: Twisted endpoint descriptions for requests.
     @ivar backend: C{type}, and the options of that backend.
     @ivar export: how USB/IP is served; C{False}: by a stock C{usbipd}.
+    @ivar advertise: how the daemon announces itself in the local network; C{False}: not.
     @ivar access: who may do what.
     @ivar tls: certificates for endpoints with TLS.
     @ivar devices: rules for devices; the first one that matches a device applies to it.
@@ -194,6 +211,7 @@ class Config(
     listen: tuple[str, ...] = ("tcp:5055",)
     backend: dict[str, Any] = msgspec.field(default_factory=lambda: {"type": "sysfs"})
     export: Export | bool = Export()
+    advertise: Advertise | bool = Advertise()
     access: Policy | AccessPreset = AccessPreset.PRIVATE
     tls: Tls | None = None
     devices: tuple[Rule, ...] = ()

@@ -13,6 +13,7 @@ import msgspec
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IListeningPort
+from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -36,6 +37,7 @@ from usbip_server.runtime.exposition import EventCounter, Kind, Metric, Sample
 from usbip_server.runtime.service import ReloadOnHangup, allowConnections, notify
 from usbip_server.runtime.statefile import StateFile, statePath
 from usbip_server.runtime.yamlfile import ConfigError
+from usbip_server.server.announcing import Advertiser
 from usbip_server.server.config import Config, Export, Settings, Source, load
 from usbip_server.server.core import Core
 from usbip_server.server.devices.desireddevice import State
@@ -238,6 +240,7 @@ class Daemon(Service):
         self._plan = plan
         self._reloading = ReloadOnHangup(reactor, self._reload)
         self._ports: list[_Port] = []
+        self._advertiser = Advertiser()
         self._isListening = False
         reader.certificates.replace(plan.credentials)
 
@@ -276,6 +279,7 @@ class Daemon(Service):
                 self._log.warn("changing `{key}` needs a restart", key=key)
         self._reader.reloads.add("ok")
         self._core.reload(plan.settings())
+        self._advertiser.update(plan.config.advertise, self._ports)
         self._log.info("configuration reloaded")
 
     async def _listenOn(self, listeners: Sequence[Listener]) -> None:
@@ -351,16 +355,20 @@ class Daemon(Service):
 
     async def _start(self) -> None:
         await self._core.start()
+        self._advertiser.update(self._plan.config.advertise, self._ports)
         self._log.info("ready")
         notify("READY=1")
 
     async def _stop(self) -> None:
         notify("STOPPING=1")
+        announcer = self._advertiser.stop()
         await self._close(tuple(self._ports))
         await self._core.stop()
         for exporter in self._exporters:
             exporter.close()
         await self._requests.close(CLOSING_SECONDS)
+        if announcer is not None:
+            await deferToThread(announcer.join, CLOSING_SECONDS)
         self._log.info("stopped")
 
     def _listen(self, listener: Listener) -> None:

@@ -28,7 +28,10 @@ class CommandCase(SynchronousTestCase):
     @ivar folder: for files of the test.
     @ivar environment: the environment variables of commands.
     @ivar kernel: the kernel that they attach devices to.
+    @ivar addresses: of this machine, where servers are looked for.
     """
+
+    addresses: tuple[str, ...] = ()
 
     def setUp(self) -> None:
         self.folder = Path(self.mktemp()).absolute()
@@ -76,6 +79,7 @@ class CommandCase(SynchronousTestCase):
             nodes=str(self.folder / "dev"),
             records=str(self.folder / "records"),
             isTerminal=isTerminal,
+            addresses=self.addresses,
         )
 
     def type(

@@ -22,6 +22,9 @@ if TYPE_CHECKING:  # loaded when something is completed that servers or the kern
 SECONDS = 0.5
 """For a server's reply: the user waits at a prompt."""
 
+BROWSE_SECONDS = 0.3
+"""For servers in the local network to answer."""
+
 _HARMLESS = re.compile(r"[A-Za-z0-9_./@%+-]+", re.ASCII)
 """Words that are literals in every shell. Others are not offered, as devices choose them."""
 
@@ -33,7 +36,11 @@ def servers(
     Names of servers.
     """
     known = _settings(context).known
-    return _offered([(name, f"{len(found)} servers") for name, found in known.items()], incomplete)
+    named = [(name, f"{len(found)} servers") for name, found in known.items()]
+    if not known:
+        nearby = _machine(context).browse(BROWSE_SECONDS)
+        named = [(each.addresses[0], each.name) for each in nearby]
+    return _offered(named, incomplete)
 
 
 def devices(

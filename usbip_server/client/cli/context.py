@@ -4,6 +4,7 @@ The context of a command: its servers, how to ask them, and this machine.
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import sys
@@ -33,6 +34,7 @@ if TYPE_CHECKING:  # loaded by commands that attach and detach
     from usbip_server.client.attach import Attaching
     from usbip_server.kernel.system import ISystem
     from usbip_server.kernel.vhci.ports import Vhci
+    from usbip_server.net.mdns import FoundServer
 
 Request = dict[str, Any]
 
@@ -58,7 +60,6 @@ class CommandContext:
     @ivar machine: this machine.
     @ivar printer: prints what the command reports.
     @ivar settings: the configured servers.
-    @ivar servers: those that the command asks.
     @ivar seconds: for each server's reply.
     """
 
@@ -67,14 +68,24 @@ class CommandContext:
         machine: Machine,
         printer: Printer,
         settings: ClientSettings,
-        servers: tuple[Server, ...],
+        named: tuple[Server, ...] | None,
         seconds: float,
     ) -> None:
+        """
+        @param named: the servers that are named; C{None}: none is.
+        """
         self.machine = machine
         self.printer = printer
         self.settings = settings
-        self.servers = servers
+        self._named = named
         self.seconds = seconds
+
+    @functools.cached_property
+    def servers(self) -> tuple[Server, ...]:
+        """The servers to ask: if none is named, those in the local network, or this machine."""
+        if self._named is not None:
+            return self._named
+        return self.machine.nearby() or self.settings.servers((), {})
 
     @classmethod
     def of(
@@ -101,7 +112,9 @@ class CommandContext:
             servers = settings.servers(hosts, machine.environment)
         except ValueError as error:
             raise click.UsageError(str(error)) from error
-        return cls(machine, printer, settings, servers, timeout or settings.timeout)
+        isNone = settings.isNone(hosts, machine.environment)
+        named = None if isNone else servers
+        return cls(machine, printer, settings, named, timeout or settings.timeout)
 
     def discover(self) -> DiscoveryResult:
         """
@@ -229,7 +242,10 @@ class CommandContext:
         if len(self.servers) == 1:
             message = f"{self.servers[0]} {alone}"
         if not self.settings.known and [server.name for server in self.servers] == [DEFAULT]:
-            message += ": name a server with --host, USBIPSHARE_HOSTS or client.yaml"
+            message += (
+                ", and no server announces itself in the local network: name a server with "
+                "--host, USBIPSHARE_HOSTS or client.yaml"
+            )
         if self.machine.environment.get("SUDO_USER") and not self.settings.known:
             message += (
                 ": sudo hides USBIPSHARE_HOSTS and the client.yaml of your own account, so give "
@@ -254,12 +270,14 @@ class Machine:
         nodes: str = "/dev",
         records: str | None = None,
         isTerminal: bool | None = None,
+        addresses: Sequence[str] | None = None,
     ) -> None:
         """
         @param system: the kernel; C{None}: the real one.
         @param nodes: the folder of device nodes.
         @param records: the folder of the records of attached devices; C{None}: that of C{usbip}.
         @param isTerminal: can the user be asked? C{None}: find out.
+        @param addresses: of this machine, where servers are looked for; C{None}: find out.
         """
         self.environment = environment
         self.etc = etc
@@ -267,6 +285,7 @@ class Machine:
         self._nodes = nodes
         self._records = records
         self._isTerminal = isTerminal
+        self._addresses = addresses
 
     @property
     def isTerminal(self) -> bool:
@@ -283,6 +302,18 @@ class Machine:
 
             self._system = System()
         return self._system
+
+    def browse(self, seconds: float) -> list[FoundServer]:
+        """The servers that announce themselves in the local network."""
+        from usbip_server.net.mdns import browse
+
+        return browse(seconds, self._addresses)
+
+    def nearby(self) -> tuple[Server, ...]:
+        """The servers to ask if none is named."""
+        from usbip_server.client.nearby import serversNearby
+
+        return serversNearby(self.browse)
 
     def vhci(self) -> Vhci:
         """The ports that devices are attached at."""

@@ -26,6 +26,7 @@ COMMANDS = {
     "watch": "Print events of all servers as they happen",
     "kick": "End the session of the client that uses a device",
     "renew": "Extend the lease of a device",
+    "servers": "List the servers in the local network",
     "status": "Show which servers answer, and how fast",
     "doctor": "Diagnose problems and suggest fixes",
     "setup": "Set up this machine as a server or as a client",
@@ -88,5 +89,6 @@ def main() -> None:
     Find the USB devices that other machines share, and attach them to this machine.
 
     The servers run "twistd usbipshare" or a stock usbipd. Name them with --host, in
-    USBIPSHARE_HOSTS or in ~/.config/usbipshare/client.yaml.
+    USBIPSHARE_HOSTS or in ~/.config/usbipshare/client.yaml. If you name none, all servers that
+    announce themselves in the local network are asked.
     """

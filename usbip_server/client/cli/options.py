@@ -102,7 +102,8 @@ def withServers(command: Command) -> Command:
             multiple=True,
             shell_complete=servers,
             help="Ask this server: NAME, NAME:PORT, or a name in client.yaml. Repeat it for "
-            "several.  [default: USBIPSHARE_HOSTS, or all servers in client.yaml, or localhost]",
+            "several.  [default: USBIPSHARE_HOSTS, or all servers in client.yaml, or those in the "
+            "local network]",
         ),
     ):
         wrapped = option(wrapped)

@@ -14,6 +14,7 @@ from usbip_server.model.device import DeviceState, UsbDevice
 
 if TYPE_CHECKING:
     from usbip_server.client.attach import Attached
+    from usbip_server.net.mdns import FoundServer
 from usbip_server.client.cli.text import Cell, Table, cell
 
 STYLES = {
@@ -121,6 +122,20 @@ def serversTable(rows: Iterable[Sequence[str]]) -> Table:
     """
     columns = ("server", "address", "answers", "devices", "in use", "time")
     return _titled(columns, [[*map(cell, row)] for row in rows])
+
+
+def foundTable(found: Iterable[FoundServer]) -> Table:
+    """
+    Servers that have announced themselves, a row for each.
+    """
+    rows = []
+    for each in found:
+        ports = each.ports
+        shown = [ports.requests, ports.secureRequests, ports.export, ports.secureExport]
+        cells = [each.name, each.addresses[0], *(str(port) if port else None for port in shown)]
+        rows.append([*map(cell, cells), cell(each.version)])
+    columns = ("name", "address", "port", "tls port", "usb/ip", "usb/ip tls", "version")
+    return _titled(columns, rows)
 
 
 def userOf(device: UsbDevice) -> str:

@@ -1,0 +1,81 @@
+"""
+C{usbipshare servers}, and commands for which no server is named.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+
+from tests.client.cli.commandcase import CommandCase
+from tests.net.test_mdns import HERE, SECONDS, loopback
+from usbip_server.client import nearby
+from usbip_server.net.announcer import Announcer
+from usbip_server.net.mdns import Announcement, Ports
+
+
+class NearbyTests(CommandCase):
+    """
+    Servers in the local network.
+    """
+
+    addresses = HERE
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.patch(nearby, "CONTROL_PORT", self.nobody())
+        self.patch(nearby, "privateAddresses", tuple)
+        self.name = f"test-{uuid.uuid4().hex[:12]}"
+
+    def announce(self, ports: Ports) -> None:
+        """Announce a server, and wait until it is found."""
+        announcer = Announcer(Announcement(self.name, "1.2", ports), loopback)
+        announcer.start()
+        self.addCleanup(announcer.join)
+        self.addCleanup(announcer.stop)
+        until = time.monotonic() + SECONDS
+        while not any(each["name"] == self.name for each in self.found()):
+            self.assertLess(time.monotonic(), until)
+
+    def found(self) -> list[dict[str, object]]:
+        """The servers that the command lists."""
+        listed: list[dict[str, object]] = json.loads(self.type("servers", "--json").stdout)
+        return listed
+
+    def test_asked(self) -> None:
+        """If no server is named, those in the network are asked."""
+        daemon = self.daemon()
+        (self.folder / "usbipshare" / "client.yaml").unlink()
+        self.announce(Ports(requests=daemon.port, export=daemon.exportPort))
+        listed = [each for each in self.json("list")["devices"] if each["server"] == self.name]
+        self.assertEqual([each["bus_id"] for each in listed], ["1-1", "1-2"])
+        shown = self.type("servers").stdout
+        self.assertRegex(shown, rf"{self.name} +127.0.0.1 +{daemon.port} +- +{daemon.exportPort}")
+        [mine] = [each for each in self.found() if each["name"] == self.name]
+        self.assertEqual((mine["port"], mine["version"]), (daemon.port, "1.2"))
+
+    def test_notTrusted(self) -> None:
+        """A server in the network that has TLS only is not trusted because it is found."""
+        self.announce(Ports(secureRequests=self.nobody()))
+        said = self.json("list", status=6)
+        self.assertEqual([each["server"] for each in said["errors"]], [self.name])
+
+    def test_named(self) -> None:
+        """If servers are named, no other is looked for."""
+        self.announce(Ports(requests=self.nobody()))
+        self.daemon()
+        servers = {each["server"] for each in self.json("list")["devices"]}
+        self.assertEqual(servers, {"raspi"})
+
+
+class AloneTests(CommandCase):
+    """
+    A machine without a network.
+    """
+
+    def test_none(self) -> None:
+        """It is said that no server has answered, and how to name one."""
+        self.patch(nearby, "CONTROL_PORT", self.nobody())
+        self.assertEqual(json.loads(self.type("servers", "--json").stdout), [])
+        self.assertIn("no server has answered within 1 s", self.type("servers").stderr)
