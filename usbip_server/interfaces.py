@@ -62,10 +62,11 @@ class IUsbBackend(Interface):
         @param device: the device as found in the inventory. If another device is at its bus id
             now, the call fails.
         @param deadline: in seconds.
-        @param allowMounted: bind the device even if it is a disk that this machine uses itself.
+        @param allowMounted: bind the device even if it is a disk or network adapter that this
+            machine uses itself.
         @return: the device afterwards.
         @raise usbip_server.model.errors.DeviceMounted: the device is a disk that this machine uses
-            itself.
+            itself; C{NetworkInUse}: a network adapter, which may be bound if the client insists.
         @raise usbip_server.model.errors.DeviceInUse: a client has imported the device.
         @raise usbip_server.model.errors.OperationTimedOut: the deadline has passed.
         @raise usbip_server.model.errors.OperationFailed: any other failure; the message states

@@ -19,7 +19,13 @@ from usbip_server.interfaces import IUsbBackend
 from usbip_server.kernel import usbip_host
 from usbip_server.kernel.usbids import UsbIds
 from usbip_server.model.device import DeviceState, UsbDevice
-from usbip_server.model.errors import DeviceInUse, DeviceMounted, OperationFailed, OperationTimedOut
+from usbip_server.model.errors import (
+    DeviceInUse,
+    DeviceMounted,
+    NetworkInUse,
+    OperationFailed,
+    OperationTimedOut,
+)
 from usbip_server.model.options import InvalidOption
 from usbip_server.testing import FakeKernel, HangingDeviceConformance, KernelExportConformance
 
@@ -175,6 +181,14 @@ class BindTests(SysfsCase):
         self.fails(self.bind(), "mounted", DeviceMounted)
         self.kernel.unmount("1-1")
         self.successResultOf(self.bind())
+
+    def test_network(self) -> None:
+        """A bind of a network adapter that this machine is reached through fails, unless
+        C{allowMounted} is set."""
+        self.kernel.route("1-1", "eth0")
+        self.fails(self.bind(), "uses: eth0 has the default route", NetworkInUse)
+        self.assertEqual(self.kernel.writes, [])
+        self.assertIs(self.successResultOf(self.bind(allowMounted=True)).state, DeviceState.BOUND)
 
     def test_notAuthorized(self) -> None:
         """A device that the kernel has not authorized is shown as C{error} and is not bound, until

@@ -13,7 +13,9 @@ from usbip_server.model.device import Lease, Traffic
 from usbip_server.model.errors import (
     DeviceInUse,
     DeviceLeased,
+    DeviceMounted,
     InvalidRequest,
+    NetworkInUse,
     NotDone,
     NotLeased,
     OperationFailed,
@@ -381,6 +383,27 @@ class ForceTests(StartedTestCase):
         self.assertIsNone(self.done("attach", force=True).lease)
         self.sleep(1000)
         self.assertIs(self.state(), BOUND)
+
+    def test_network(self) -> None:
+        """An attach of a network adapter that the server needs fails without C{force}; a mounted
+        disk fails with it, too."""
+        self.backend = PatientBackend(self.devices)
+        self.start()
+        uses = ["eth0 has the default route"]
+        result = self.ask("attach")
+        self.fail_(-1, NetworkInUse(UNO, uses))
+        error = self.failureResultOf(result, NetworkInUse).value
+        self.assertIn("attach it with `force`", str(error))
+        for kind, isBound in ((NetworkInUse, True), (DeviceMounted, False)):
+            result = self.ask("attach", force=True)
+            self.succeed()  # the release
+            self.fail_(-1, kind(UNO, uses))
+            if isBound:
+                self.succeed()
+                self.assertIs(self.successResultOf(result).state, BOUND)
+                self.backend.inventory.replace([UNO], {UNO.busId})
+            else:
+                self.failureResultOf(result, DeviceMounted)
 
     def test_detach(self) -> None:
         """A detach with C{force} unbinds such a device."""

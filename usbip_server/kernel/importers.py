@@ -49,9 +49,9 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
     remotePort: int
 
 
-def established(table: bytes, port: int = USBIPD_PORT) -> Iterator[Connection]:
+def established(table: bytes, port: int | None = USBIPD_PORT) -> Iterator[Connection]:
     """
-    The established connections to a local port.
+    The established connections to a local port, or (C{None}) all.
 
     @param table: the content of C{/proc/net/tcp}, C{/proc/net/tcp6} or both, as
         C{get_tcp4_sock} (C{net/ipv4/tcp_ipv4.c}) and C{get_tcp6_sock}
@@ -66,7 +66,7 @@ def established(table: bytes, port: int = USBIPD_PORT) -> Iterator[Connection]:
             remote, remotePort = _endpoint(fields[2])
         except ValueError:
             continue
-        if localPort == port:
+        if port is None or localPort == port:
             yield Connection(local=local, localPort=localPort, remote=remote, remotePort=remotePort)
 
 

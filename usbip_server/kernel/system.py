@@ -95,6 +95,11 @@ class ISystem(Interface):
         read.
         """
 
+    def routes() -> tuple[bytes, bytes]:
+        """
+        The content of C{/proc/net/route} and C{/proc/net/ipv6_route}; empty if it cannot be read.
+        """
+
     def swaps() -> bytes:
         """The swap areas, in the format of proc_swaps(5); empty if it cannot be read."""
 
@@ -200,6 +205,9 @@ class System:
         # ProtectHome= in a unit removes mounts on /home from the mount namespace of this process,
         # but not from that of the first process.
         return self._proc("1/mountinfo") or self._proc("self/mountinfo")
+
+    def routes(self) -> tuple[bytes, bytes]:
+        return self._proc("self/net/route"), self._proc("self/net/ipv6_route")
 
     def swaps(self) -> bytes:
         return self._proc("swaps")

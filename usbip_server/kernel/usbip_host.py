@@ -28,6 +28,7 @@ from twisted.logger import Logger
 from usbip_server.kernel.errors import SLOTS as SLOTS
 from usbip_server.kernel.errors import TableFull, explained, requireSame
 from usbip_server.kernel.mounts import usesOf
+from usbip_server.kernel.networks import networkUsesOf
 from usbip_server.kernel.scan import (
     DEVICES,
     GONE,
@@ -41,7 +42,7 @@ from usbip_server.kernel.scan import (
 )
 from usbip_server.kernel.system import ISystem
 from usbip_server.model.device import HUB_CLASS, DeviceState, UsbDevice, busOrder
-from usbip_server.model.errors import DeviceInUse, DeviceMounted, OperationFailed
+from usbip_server.model.errors import DeviceInUse, DeviceMounted, NetworkInUse, OperationFailed
 
 
 def taken(system: ISystem) -> int | None:
@@ -113,10 +114,12 @@ class UsbipHost:
         """
         Check whether a device can be bound, without touching it.
 
-        @param allowMounted: whether a disk that this machine uses itself may be bound.
+        @param allowMounted: whether a disk or network adapter that this machine uses itself may be
+            bound.
         @return: whether the device is bound already.
         @raise DeviceInUse: a client has imported it.
-        @raise DeviceMounted: this machine uses it itself.
+        @raise DeviceMounted: this machine uses it itself; L{NetworkInUse} if it is a network
+            adapter, and no disk of it is in use.
         @raise OperationFailed: it cannot be bound for another reason.
         """
         requireSame(self._system, device)
@@ -131,6 +134,8 @@ class UsbipHost:
             raise OperationFailed(device, f"cannot attach {device}: {reason}")
         if not allowMounted and (uses := usesOf(self._system, device.busId)):
             raise DeviceMounted(device, uses)
+        if not allowMounted and (uses := networkUsesOf(self._system, device.busId)):
+            raise NetworkInUse(device, uses)
         self._requireDriver(device)
         if driverOf(self._system, device.busId) != USBIP_HOST:
             return False

@@ -208,6 +208,24 @@ class DeviceMounted(OperationFailed):
         )
 
 
+class NetworkInUse(DeviceMounted):
+    """
+    The device is a network adapter that the server is reached through.
+    """
+
+    def __init__(self, device: UsbDevice, uses: Sequence[str]) -> None:
+        """
+        @param uses: each use, such as C{"eth0 has the default route"}.
+        """
+        OperationFailed.__init__(
+            self,
+            device,
+            f"{device} is a network adapter that the server itself uses: {', '.join(uses)}. To "
+            "share it nevertheless, which may cut the server off, attach it with `force`, or give "
+            "it a rule with a `name` and `allow_mounted: true`",
+        )
+
+
 class StillWorking(OperationFailed):
     """
     The operation continues beyond the time limit of an answer. The same request, sent again,

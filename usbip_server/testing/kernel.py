@@ -60,6 +60,7 @@ class _Device(msgspec.Struct, kw_only=True):
     holds: int = 0
     isAuthorized: bool = True
     configuration: int = 1
+    network: str | None = None
 
     @property
     def isHub(self) -> bool:
@@ -222,6 +223,10 @@ class FakeKernel:
         self._devices[busId].configuration = value
         self._say("add", busId, f":{value}.0")
 
+    def route(self, busId: str, interface: str | None) -> None:
+        """Make a device a network adapter whose interface has the default route."""
+        self._devices[busId].network = interface
+
     def hang(self, busId: str) -> None:
         """Have the driver of a device wait for it without limit."""
         self._stuck[busId] = threading.Event()
@@ -376,16 +381,22 @@ class FakeKernel:
 
     def directories(self, path: str) -> list[str]:
         self._alive()
-        below = {
-            whole.removeprefix(f"{path}/").partition("/")[0]
+        paths = [
+            path
             for device in self._mounted()
-            for whole in (
+            for path in (
                 f"{DEVICES}{device.path.rpartition('/')[2]}/1.0/host0/target0/block/{device.disk}",
                 f"{BLOCK}{device.disk}/{device.disk}1",
             )
-            if whole.startswith(f"{path}/")
-        }
-        return sorted(below)
+        ]
+        paths += [
+            f"{DEVICES}{busId}/1.0/net/{device.network}"
+            for busId, device in tuple(self._devices.items())
+            if device.network and device.driver == "usb"
+        ]
+        begin = f"{path}/"
+        below = {each.removeprefix(begin) for each in paths if each.startswith(begin)}
+        return sorted({each.partition("/")[0] for each in below})
 
     def list(self, path: str) -> list[str]:
         self._alive()
@@ -455,6 +466,12 @@ class FakeKernel:
             for device, place in mounts
         )
         return "".join(lines).encode()
+
+    def routes(self) -> tuple[bytes, bytes]:
+        lines = ["Iface Destination Gateway Flags RefCnt Use Metric Mask MTU Window IRTT"]
+        devices = tuple(self._devices.values())
+        lines += [f"{d.network} 00000000 0 0003 0 0 0 00000000 0 0 0" for d in devices if d.network]
+        return "".join(f"{line}\n" for line in lines).encode(), b""
 
     def swaps(self) -> bytes:
         return b""

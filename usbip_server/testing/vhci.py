@@ -219,6 +219,9 @@ class FakeVhci:
     def mountInfo(self) -> bytes:
         return b""
 
+    def routes(self) -> tuple[bytes, bytes]:
+        return b"", b""
+
     def swaps(self) -> bytes:
         return b""
 

@@ -18,6 +18,7 @@ from usbip_server.model.device import DeviceState, Holder, PlugId, UsbDevice
 from usbip_server.model.errors import (
     BackendUnavailable,
     DeviceInUse,
+    NetworkInUse,
     NotDone,
     OperationFailed,
     Settle,
@@ -244,7 +245,12 @@ class Operations:
                 raise OperationFailed(device, f"{device} is not bound: {objection}")
         allowMounted = self._view.rule(device).allow_mounted
         wasFree = device.state is DeviceState.FREE
-        bound = await self._backend.bind(device, self._seconds, allowMounted)
+        try:
+            bound = await self._backend.bind(device, self._seconds, allowMounted)
+        except NetworkInUse:
+            if operation.action is not Action.FORCED_ATTACH:
+                raise
+            bound = await self._backend.bind(device, self._seconds, allowMounted=True)
         if wasFree and self._backend.inventory.same(bound) is not None:
             self._bound.add(bound.plugId)
         return bound
