@@ -400,7 +400,8 @@ class ForceTests(StartedTestCase):
             self.fail_(-1, kind(UNO, uses))
             if isBound:
                 self.succeed()
-                self.assertIs(self.successResultOf(result).state, BOUND)
+                self.successResultOf(result)
+                self.assertIs(self.state(), BOUND)
                 self.backend.inventory.replace([UNO], {UNO.busId})
             else:
                 self.failureResultOf(result, DeviceMounted)
