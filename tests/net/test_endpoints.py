@@ -17,7 +17,7 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.ssl import KeyPair
-from twisted.internet.testing import MemoryReactor
+from twisted.internet.testing import MemoryReactor, MemoryReactorClock
 from twisted.internet.threads import deferToThread
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
@@ -257,7 +257,7 @@ class DescriptionTests(SynchronousTestCase):
             verifyObject(IStreamServerEndpoint, endpoint)
             assert isinstance(endpoint, OverTls)
             self.assertEqual(isinstance(endpoint.below, EveryInterface), isEvery)
-        memory = MemoryReactor()
+        memory = MemoryReactorClock()
         below = serverEndpoint(memory, "tls:5056:interface=127.0.0.1", ours)
         self.successResultOf(below.listen(Factory()))
         (port, factory, backlog, interface), *_ = memory.tcpServers

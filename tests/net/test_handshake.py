@@ -81,7 +81,7 @@ class TlsCase(ConnectionTestCase):
     def assertNothingLeft(self) -> None:
         """No connection and no timer is left."""
         self.assertEqual(self.factory.connections, set())
-        self.assertEqual(self.factory.overflow, set())
+        self.assertEqual(self.factory.overflow.atOnce, set())
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
 

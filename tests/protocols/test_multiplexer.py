@@ -28,15 +28,15 @@ from usbip_server.net.halfclose import LINGER
 from usbip_server.protocols.multiplexer import (
     FIRST_READ,
     LONGEST_METHOD,
-    OVERFLOW,
     FirstByteFactory,
 )
-from usbip_server.protocols.slots import QUIET
+from usbip_server.protocols.overflow import AT_ONCE, HELD_SECONDS, QUIET
 
 LIST = b'{"command":"list"}'
 KEEP = b'{"command":"list","keep_alive":true}'
 ATTACH = b'{"command":"attach","id":"1-1.4"}'
 ADDRESS = IPv4Address("TCP", "192.0.2.7", 40000)
+LOCAL = IPv4Address("TCP", "127.0.0.1", 40000)
 MOST = 3
 """Connections of one client."""
 
@@ -188,7 +188,7 @@ class LimitTests(FirstByteTestCase):
                 self.assertTrue(wire.transport.aborted)
                 wire.turn()
             self.assertTrue(wire.lost)
-            self.assertEqual(self.factory.overflow, set())
+            self.assertEqual(self.factory.overflow.atOnce, set())
         wires[1].drop()
         wire = self.connect()
         wire.send(LIST)
@@ -196,33 +196,49 @@ class LimitTests(FirstByteTestCase):
 
     def test_manyRefused(self) -> None:
         """
-        A number of them have time to read the error; any more get it too, and are closed at once.
-        With TLS those are aborted, because an error could be sent only after a handshake.
+        Some of them get the error at once, and time to read it; others get it after a while, so
+        that a client cannot keep the daemon busy with refusing; more than there is room for are
+        closed at once. With TLS, where an error could be sent only after a handshake, they are
+        aborted.
         """
         for _ in range(MOST):
             self.connect()
-        refused = [self.connect() for _ in range(OVERFLOW)]
-        for _ in range(5):
-            wire = self.connect()
-            self.assertEqual(wire.statuses, ["error"])
-            self.assertTrue(wire.ended)
-            self.assertFalse(wire.transport.aborted)
-            self.assertEqual(len(self.factory.overflow), OVERFLOW)
+        first = [self.connect() for _ in range(AT_ONCE)]
+        self.assertEqual({wire.statuses[0] for wire in first}, {"error"})
+        self.assertEqual({(wire.closed, wire.ended) for wire in first}, {(True, False)})
+        held = [self.connect() for _ in range(MOST)]
+        self.assertEqual([wire.received for wire in held], [b""] * MOST)
+        wire = self.connect()
+        self.assertEqual((wire.statuses, wire.ended), (["error"], True))
         transport = MemoryTransport(ADDRESS)
         directlyProvides(transport, ISSLTransport)
         self.factory.identify = lambda transport: principalAt(ADDRESS)
         wire = Wire(self.factory.buildProtocol(ADDRESS), transport)
         self.assertTrue(transport.aborted)
-        wire.turn()
-        self.assertTrue(wire.lost)
-        self.assertFalse(any(wire.ended for wire in refused))
-        refused[0].drop()
-        self.assertFalse(self.connect().ended)
-        self.assertEqual(len(self.factory.overflow), OVERFLOW)
-        self.clock.advance(LINGER)
-        for wire in refused[1:]:
+        held[0].send(LIST)
+        held[0].closeWrite()
+        self.assertTrue(held[0].lost)
+        self.clock.advance(HELD_SECONDS)
+        for wire in held[1:]:
             wire.turn()
-        self.assertEqual(len(self.factory.overflow), 1)
+            self.assertEqual((wire.statuses, wire.lost), (["error"], True))
+        first[0].drop()
+        self.assertEqual(self.connect().statuses, ["error"])
+        self.clock.advance(LINGER)
+        for wire in first[1:]:
+            wire.turn()
+            self.assertTrue(wire.lost)
+        self.assertEqual((len(self.factory.overflow.atOnce), self.factory.overflow.held), (1, {}))
+
+    def test_roomForOthers(self) -> None:
+        """A connection that is held is aborted when another client needs its place."""
+        for _ in range(MOST + AT_ONCE):
+            self.connect()
+        held = [self.connect() for _ in range(MOST)]
+        local = Wire(self.factory.buildProtocol(LOCAL), MemoryTransport(LOCAL))
+        local.send(LIST)
+        self.assertEqual(local.statuses, ["success"])
+        self.assertEqual([wire.transport.aborted for wire in held], [True, False, False])
 
     def test_logged(self) -> None:
         """Any number of refusals is one line in the log in a while."""

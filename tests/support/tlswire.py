@@ -11,9 +11,9 @@ from twisted.internet.address import IPv4Address
 from twisted.internet.interfaces import IProtocolFactory
 from twisted.internet.protocol import connectionDone
 from twisted.internet.task import Clock
-from twisted.protocols.tls import TLSMemoryBIOFactory
 
 from tests.support.fixtures import MemoryTransport
+from usbip_server.net.sharedtls import SharedTlsFactory
 
 ADDRESS = IPv4Address("TCP", "192.0.2.7", 40000)
 
@@ -35,19 +35,25 @@ class TlsWire:
         context: ssl.SSLContext,
         clock: Clock,
         speaks: bool = True,
+        address: IPv4Address = ADDRESS,
+        advances: bool = True,
     ) -> None:
         """
+        @param factory: of the server; the TLS is added, unless it is a L{SharedTlsFactory}.
         @param speaks: does it begin a handshake?
+        @param advances: let what is scheduled for now happen in each turn.
         """
         self.received = b""
         self.error: ssl.SSLError | None = None
         self.ended = False
-        self.transport = MemoryTransport(ADDRESS)
+        self.transport = MemoryTransport(address)
         self._lost = False
         self._speaks = speaks
         self._clock = clock
-        wrapped = TLSMemoryBIOFactory(certificates, False, factory, clock)
-        self._server: Any = wrapped.buildProtocol(ADDRESS)
+        self._advances = advances
+        if not isinstance(factory, SharedTlsFactory):
+            factory = SharedTlsFactory(certificates, factory, clock)
+        self._server: Any = factory.buildProtocol(address)
         self._server.makeConnection(self.transport)
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._client = context.wrap_bio(self._incoming, self._outgoing, server_hostname="localhost")
@@ -67,7 +73,8 @@ class TlsWire:
         """Let both go on until neither has more to say."""
         more = True
         while more:
-            self._clock.advance(0)
+            if self._advances:
+                self._clock.advance(0)
             told = self.transport.value()
             self.transport.clear()
             self._incoming.write(told)

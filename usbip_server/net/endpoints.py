@@ -26,12 +26,12 @@ from twisted.internet.interfaces import (
     IStreamServerEndpoint,
 )
 from twisted.internet.protocol import Factory
-from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from usbip_server import DOCUMENTS
 from usbip_server.model.options import nearest
+from usbip_server.net.sharedtls import SharedTlsFactory
 
 _CONFIGURATION = f"{DOCUMENTS}/reference/configuration.md"
 
@@ -222,9 +222,7 @@ class OverTls:
         """
         Listen.
         """
-        return self.below.listen(
-            TLSMemoryBIOFactory(self._certificates, False, factory, self._reactor)
-        )
+        return self.below.listen(SharedTlsFactory(self._certificates, factory, self._reactor))
 
 
 def _listener(family: socket.AddressFamily, port: int, backlog: int) -> socket.socket:

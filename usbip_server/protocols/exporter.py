@@ -58,7 +58,8 @@ from usbip_server.model.usbip import (
 from usbip_server.net.caller import Caller, principalAt, principalOf
 from usbip_server.net.handover import NotEncrypted, SessionSocket, requireSilence
 from usbip_server.protocols.interfaces import ExportSettings, IImportHandler
-from usbip_server.protocols.slots import QUIET, NoPlace, Slot, Slots
+from usbip_server.protocols.overflow import QUIET
+from usbip_server.protocols.slots import NoPlace, Slot, Slots
 
 REQUEST_SECONDS = 10.0
 """Time for a client to send its request."""

@@ -56,9 +56,9 @@ from usbip_server.model.policy import Principal
 from usbip_server.net.caller import Caller, principalAt
 from usbip_server.net.halfclose import LINGER, closeOurSide
 from usbip_server.net.liveness import LivenessProbe, watchOver
+from usbip_server.net.turns import Account, Turns
 from usbip_server.protocols.framing import ObjectSplitter, someLines
 from usbip_server.protocols.interfaces import IResponder, RequestSettings, Response, refusal
-from usbip_server.protocols.turns import Account, Turns
 from usbip_server.protocols.watcher import EventFormat, Watcher
 from usbip_server.runtime.eventlog import Subscription
 
@@ -377,7 +377,7 @@ class CommandProtocol(LineReceiver, TimeoutMixin):
             self._refuse(self._fault)
 
     def _queue(self) -> None:
-        """Serve other clients first; see L{usbip_server.protocols.turns}."""
+        """Serve other clients first; see L{usbip_server.net.turns}."""
         self._activity = QUEUED
         self.setTimeout(None)
         super().pauseProducing()

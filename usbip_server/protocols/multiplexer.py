@@ -36,15 +36,12 @@ from zope.interface import implementer
 
 from usbip_server.model.policy import Principal
 from usbip_server.net.caller import principalOf
-from usbip_server.net.halfclose import LINGER, closeOurSide
 from usbip_server.net.tlserrors import reasonOf
-from usbip_server.protocols.interfaces import RequestSettings, refusal
+from usbip_server.protocols.interfaces import RequestSettings
 from usbip_server.protocols.lines import CommandFactory, CommandProtocol
-from usbip_server.protocols.slots import QUIET, NoPlace, Slot, Slots
+from usbip_server.protocols.overflow import Overflow
+from usbip_server.protocols.slots import NoPlace, Slot, Slots
 from usbip_server.protocols.web import WebFactory
-
-OVERFLOW = 32
-"""How many connections beyond the limits may linger at a time; any more are closed at once."""
 
 DROPPED = 2**13
 """Bytes a second that are dropped of a client that watches, or after its last request. Those of one
@@ -99,7 +96,7 @@ class FirstByte(Protocol):
             self._slot = self.factory.take(self)
         except NoPlace as error:
             self._isUndecided = False
-            self._converse(Overflow(self.factory, str(error)))
+            self._converse(self.factory.refuse(self, str(error)))
             return
         if ISSLTransport.providedBy(self.transport):
             self._converse(self.factory.makeHandshake(self._principal))
@@ -189,54 +186,6 @@ class FirstByte(Protocol):
         conversation.makeConnection(self.transport)
 
 
-class Overflow(Protocol, TimeoutMixin):
-    """
-    A connection beyond the limits: it gets an error, and is closed.
-    """
-
-    transport: Any
-
-    def __init__(self, factory: FirstByteFactory, message: str) -> None:
-        self._factory = factory
-        self._message = message
-
-    def callLater(self, period: float, func: Callable[[], None]) -> IDelayedCall:
-        """The clock of C{TimeoutMixin}."""
-        return self._factory.clock.callLater(period, func)
-
-    def connectionMade(self) -> None:
-        self.transport.write(refusal(self._message).encoded)
-        self.setTimeout(LINGER)
-        if len(self._factory.overflow) < OVERFLOW:
-            self._factory.overflow.add(self)
-            closeOurSide(self.transport)
-        elif ISSLTransport.providedBy(self.transport):
-            self.transport.abortConnection()  # it would wait for the client's handshake
-        else:
-            self.transport.loseConnection()
-
-    def timeoutConnection(self) -> None:
-        self.transport.abortConnection()
-
-    def readConnectionLost(self) -> None:
-        self.transport.loseConnection()
-
-    def writeConnectionLost(self) -> None:
-        """Our side is closed, as intended."""
-
-    @property
-    def isDeaf(self) -> bool:
-        """Is what comes dropped?"""
-        return True
-
-    def close(self) -> None:
-        """It is closed already."""
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self.setTimeout(None)
-        self._factory.overflow.discard(self)
-
-
 def beginsAsHttp(data: bytes) -> bool | None:
     """
     Does a connection begin as HTTP does, with a method and a space, perhaps behind empty lines?
@@ -257,7 +206,7 @@ class FirstByteFactory(Factory):
     Makes the connections of the control port, and counts them.
 
     @ivar connections: the connections within the limit.
-    @ivar overflow: connections beyond the limits that have time to read the error.
+    @ivar overflow: the connections beyond the limits.
     """
 
     noisy = False
@@ -283,9 +232,8 @@ class FirstByteFactory(Factory):
         self.identify = identify
         self.hasRights = commands.responder.hasRights
         self.connections: set[FirstByte] = set()
-        self.overflow: set[Overflow] = set()
+        self.overflow = Overflow(clock)
         self._slots = Slots(lambda: settings.limits.connections, self.hasRights)
-        self._warnAgain = 0.0
         self._empty: list[Deferred[None]] = []
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol:
@@ -299,21 +247,19 @@ class FirstByteFactory(Factory):
 
         @raise NoPlace: there is none.
         """
-        try:
-            slot = self._slots.take(connection.principal)
-        except NoPlace as error:
-            if self.clock.seconds() >= self._warnAgain:
-                self._warnAgain = self.clock.seconds() + QUIET
-                self._log.warn(
-                    "connection from {principal} refused: {reason}; others are not logged for "
-                    "{seconds:g} s",
-                    principal=str(connection.principal),
-                    reason=str(error),
-                    seconds=QUIET,
-                )
-            raise
+        slot = self._slots.take(connection.principal)
         self.connections.add(connection)
+        self.overflow.drop(self._room)
         return slot
+
+    def refuse(self, connection: FirstByte, reason: str) -> Conversation:
+        """Make the protocol for a connection that got no place."""
+        return self.overflow.refuse(connection.principal, reason, self._room)
+
+    @property
+    def _room(self) -> int:
+        """Connections there may be beyond those with a place."""
+        return self.settings.limits.connections - len(self.connections)
 
     def acceptableProtocols(self) -> list[bytes]:
         """

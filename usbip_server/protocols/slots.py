@@ -32,9 +32,6 @@ REMOTE = 8
 LOOPBACK = 16
 """One in so many places is kept for unix sockets."""
 
-QUIET = 60.0
-"""Seconds between log lines about connections that got no place."""
-
 
 class NoPlace(Exception):
     """
