@@ -16,6 +16,9 @@ from tests.support.childdaemon import ChildDaemon
 PLACES = 16
 """C{MAX_BUSID} (C{drivers/usb/usbip/stub.h})."""
 
+PATH = "platform-dummy_hcd.2-usb-0:1"
+"""Of the disk's port."""
+
 FREE = (6, 7, *range(10, CONTROLLERS))
 """The controllers that have no device when a guest starts, nor later in these tests."""
 
@@ -24,9 +27,9 @@ FREE = (6, 7, *range(10, CONTROLLERS))
 class GadgetCase(DaemonCase):
     """Devices at further controllers."""
 
-    def rememberingDaemon(self) -> ChildDaemon:
+    def rememberingDaemon(self, more: str = "") -> ChildDaemon:
         """Run a daemon with a state file: what was attached is attached again after a replug."""
-        return self.daemon(self.config(f"{{file: {Path(self.mktemp()).absolute()}}}"))
+        return self.daemon(self.config(f"{{file: {Path(self.mktemp()).absolute()}}}", more))
 
     def plugged(self, controller: int, **more: Any) -> guest.Device:
         """Plug in a card reader, or something similar, until the end of the test."""
@@ -98,16 +101,22 @@ class ChangingTests(GadgetCase):
 
     def test_otherSpeed(self) -> None:
         """A disk that is plugged in again at super speed has another bus id. As the same device, it
-        is bound there, and can be imported."""
+        is bound there, and can be imported. The path of its port is the same, so that a rule with
+        that applies at both speeds."""
         fast = replace(guest.DISK, busId=gadgetBusId(2, isSuper=True))
         self.addCleanup(self.plugSlowDisk, fast)  # runs when the daemon has ended
-        daemon = self.rememberingDaemon()
-        self.succeeds(daemon.ask("attach", serial="DISK42"))
+        rule = f"devices: [{{match: {{path: {PATH}}}, name: socket}}]\n"
+        daemon = self.rememberingDaemon(rule)
+        found = self.succeeds(daemon.ask("attach", path=PATH, detail=True))
+        self.assertEqual((found["bus_id"], found["path"], found["name"]), (DISK, PATH, "socket"))
         guest.unplug(guest.DISK)
         guest.waitGone(DISK)
         guest.plug(fast)
         guest.waitPresent(fast.busId, "usbip-host")
         self.awaitState(daemon, "bound", fast.busId)
+        for criteria in ({"path": PATH}, {"id": "socket"}):
+            found = self.succeeds(daemon.ask("find", detail=True, **criteria))
+            self.assertEqual((found["bus_id"], found["path"]), (fast.busId, PATH))
         with guest.stockUsbipd():
             port, imported, node = guest.attachDisk(fast.busId)
             self.assertEqual(guest.attribute(imported, "speed"), "5000")

@@ -188,8 +188,8 @@ class DescriptorTests(BesideCase):
         self.detach(plugged)
 
     def test_twoConfigurations(self) -> None:
-        """A client can choose the second configuration of a device. After a detach the device has
-        the first one."""
+        """The interfaces of the active configuration are shown. A client can choose the second
+        configuration of a device. After a detach the device has the first one."""
         plugged = self.attached(models.twoConfigurations())
         found = self.detail(self.server, plugged.busId)
         self.assertEqual(found["interfaces"], ["fe/01/01"])
@@ -200,19 +200,36 @@ class DescriptorTests(BesideCase):
                 node.setConfiguration(2)
             self.assertEqual(chosen(imported), ("2", "2"))
             self.assertEqual(chosen(plugged.busId), ("2", "2"))
+            self.awaitInterfaces(plugged.busId, "fe/02/02", "fe/03/03")
         self.detach(plugged)
+        self.awaitInterfaces(plugged.busId, "fe/01/01")
         self.assertEqual(chosen(plugged.busId), ("1", "1"))
+        (guest.DEVICES_FOLDER / plugged.busId / "bConfigurationValue").write_text("2")
+        self.awaitInterfaces(plugged.busId, "fe/02/02", "fe/03/03")
+
+    def awaitInterfaces(self, busId: str, *interfaces: str) -> None:
+        """Wait until the daemon shows these interfaces of a device."""
+        guest.waitUntil(
+            lambda: self.detail(self.server, busId)["interfaces"] == [*interfaces],
+            lambda: f"interfaces {interfaces}: {self.detail(self.server, busId)}",
+            30,
+        )
 
     def test_hiddenDisk(self) -> None:
-        """A rule for disks applies to a device that is a disk in its second configuration only."""
-        plugged = self.plugged(models.hiddenDisk())
-        guest.waitUntil(lambda: chosen(plugged.busId) == ("2", "1"), "the disk is chosen")
-        self.awaitRawListed(self.server, plugged.busId, self.other.busId)
-        rule = "devices: [{match: {device_class: storage}, share: never}]\n"
-        self.server.reload(self.config(more=rule))
-        self.awaitRawListed(self.server, self.other.busId)
-        answer = self.server.ask("attach", id=plugged.busId)
-        self.assertEqual(answer["status"], "not_found", answer)
+        """A rule C{never} for disks applies to a device that is a disk in its second configuration
+        only, whether or not the kernel has chosen that."""
+        for isActive, configuration, shown in ((True, "2", "08/06/50"), (False, "1", "fe/01/01")):
+            self.server.reload(self.config())
+            plugged = self.plugged(models.hiddenDisk(isActive))
+            self.awaitRawListed(self.server, plugged.busId, self.other.busId)
+            self.awaitInterfaces(plugged.busId, shown)
+            self.assertEqual(chosen(plugged.busId), (configuration, "1"))
+            rule = "devices: [{match: {device_class: storage}, share: never}]\n"
+            self.server.reload(self.config(more=rule))
+            self.awaitRawListed(self.server, self.other.busId)
+            answer = self.server.ask("attach", id=plugged.busId)
+            self.assertEqual(answer["status"], "not_found", answer)
+            plugged.unplug()
 
     def test_serialNumbers(self) -> None:
         """Characters of a serial number that cannot be displayed are escaped. It may look like

@@ -52,7 +52,8 @@ class Scenarios(SharingCase):
     """What both backends have to do as root."""
 
     def test_listsDevicesWithDescriptionsOfLsusb(self) -> None:
-        """All devices but hubs are listed, with the descriptions that C{lsusb} prints."""
+        """All devices but hubs are listed, with the descriptions that C{lsusb} prints, and the
+        paths of their ports that udev computes."""
         devices = self.succeeds(self.sharedDaemon().ask("list", detail=True))
         self.assertEqual([device["bus_id"] for device in devices], BUS_IDS)
         for device in devices:
@@ -61,6 +62,9 @@ class Scenarios(SharingCase):
             ids = f"{device['vendor_id']}:{device['product_id']}"
             self.assertEqual(line.partition(f"ID {ids} ")[2], device["description"])
             self.assertTrue(os.path.exists(device["device_name"]), device)
+            folder = f"/sys/bus/usb/devices/{device['bus_id']}"
+            path = guest.check("udevadm", "test-builtin", "path_id", folder)
+            self.assertIn(f"ID_PATH={device['path']}\n", path)
             self.assertEqual((device["state"], device["driver"]), ("free", "usb"))
         disk = devices[BUS_IDS.index(DISK)]
         self.assertEqual((disk["serial"], disk["interfaces"]), ("DISK42", ["08/06/50"]))

@@ -170,11 +170,13 @@ def twoConfigurations() -> RawDevice:
     return RawDevice(Description(VENDOR, 7, (first, second), serial="TWO1"))
 
 
-def hiddenDisk() -> RawDevice:
-    """A disk in its second configuration. The kernel takes that, as the first interface of the
-    first one is of a vendor's class (C{usb_choose_configuration},
-    C{drivers/usb/core/generic.c})."""
-    first = Configuration((Interface(endpoints=(SOURCE,)),), 1)
+def hiddenDisk(isActive: bool = True) -> RawDevice:
+    """A disk in its second configuration. The kernel takes that if the first interface of the first
+    one is of a vendor's class (C{usb_choose_configuration}, C{drivers/usb/core/generic.c}).
+
+    @param isActive: whether the kernel takes it."""
+    triple = (0xFF, 0, 0) if isActive else (0xFE, 1, 1)
+    first = Configuration((Interface(triple=triple, endpoints=(SOURCE,)),), 1)
     second = Configuration((Interface(triple=(8, 6, 0x50), endpoints=(SOURCE, SINK)),), 2)
     return RawDevice(Description(VENDOR, 11, (first, second), serial="HIDDEN1"))
 
