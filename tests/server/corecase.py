@@ -31,6 +31,7 @@ from usbip_server.model.policy import LOCAL, Principal
 from usbip_server.model.replies import Devices
 from usbip_server.model.requests import Command, WatchDevices, decode
 from usbip_server.net.caller import Caller
+from usbip_server.net.onlink import Networks, OnLink
 from usbip_server.runtime.latch import Latch
 from usbip_server.server.config import LiveSettings, Settings
 from usbip_server.server.core import Core
@@ -112,12 +113,14 @@ class CoreTestCase(LogTestCase):
 
     backendClass: type[PatientBackend] = PromptBackend
     devices: Sequence[UsbDevice] = (UNO,)
+    networks: Networks = ()
 
     def setUp(self) -> None:
         self.clock = FakeReactor()
         self.file = MemoryStateFile()
         self.backend = self.backendClass(self.devices)
         self.numbers = 100
+        self.patch(OnLink, "networks", lambda _: self.networks)
         self.clockSetBy = 0.0
 
     def begin(self, *rules: Rule, **settings: Any) -> Deferred[None]:

@@ -42,6 +42,8 @@ class Principal(msgspec.Struct, frozen=True, cache_hash=True):
     @ivar uid: the user id of the process, on a unix socket.
     @ivar certificate: the name in its TLS certificate, which was verified.
     @ivar token: the name of the principal whose token the request contains.
+    @ivar isOnLink: whether the address is on a network of this machine. Set where rights are
+        determined.
     @ivar hashes: the hashes of that token in the configuration. A principal whose hash is removed
         from the configuration is not matched by them any more.
     """
@@ -51,6 +53,7 @@ class Principal(msgspec.Struct, frozen=True, cache_hash=True):
     certificate: str | None = None
     token: str | None = None
     hashes: tuple[str, ...] = ()
+    isOnLink: bool = False
 
     @property
     def proof(self) -> str | None:
@@ -207,8 +210,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if name in self.principals:
             return self.principals[name].matches(principal)
         ranges = BUILT_IN[name]
-        isLocal = principal.address == LOCAL
-        return ranges is None or isLocal or within(principal.address, ranges)
+        isHere = principal.address == LOCAL or (name == "private" and principal.isOnLink)
+        return ranges is None or isHere or within(principal.address, ranges)
 
 
 BUILT_IN: Mapping[str, tuple[str, ...] | None] = {
@@ -217,7 +220,8 @@ BUILT_IN: Mapping[str, tuple[str, ...] | None] = {
     "local": _LOOPBACK,
 }
 """The built-in principals, and their ranges of addresses; C{None}: all addresses. A client on a
-unix socket matches all of them: the mode of the socket file controls who can connect."""
+unix socket matches all of them: the mode of the socket file controls who can connect. A client on
+a network of this machine matches C{private} whatever its address."""
 
 
 class AccessPreset(enum.Enum):
@@ -229,7 +233,8 @@ class AccessPreset(enum.Enum):
     """All clients have all rights."""
 
     PRIVATE = "private"
-    """Clients with addresses in private, link-local and loopback ranges have all rights."""
+    """Clients with addresses in private, link-local and loopback ranges, and those on a network of
+    this machine, have all rights."""
 
     LOCAL = "local"
     """Clients on this machine have all rights."""

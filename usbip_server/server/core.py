@@ -20,6 +20,7 @@ from typing import Any
 
 from usbip_server.interfaces import IUsbBackend
 from usbip_server.model.inventory import Change
+from usbip_server.net.onlink import OnLink
 from usbip_server.runtime.hookrunner import HookRunner
 from usbip_server.runtime.statefile import StateFile
 from usbip_server.server.access.audit import Audit
@@ -71,7 +72,8 @@ class Core:
         self._backend = backend
         self._reactor = reactor
         self._readiness = Readiness(backend.inventory, settings, reactor)
-        self._authorizer = Authorizer(settings, reactor.seconds)
+        onLink = OnLink(reactor.seconds)
+        self._authorizer = Authorizer(settings, reactor.seconds, onLink.networks)
         self._audit = Audit(reactor)
         self._desired = DesiredState(
             *(reactor, now, settings, backend.inventory.get),

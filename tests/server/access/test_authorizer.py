@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import socket
+from ipaddress import ip_network
 from typing import Any
 
 import msgspec
@@ -41,7 +42,7 @@ from usbip_server.model.tokens import hashOf
 from usbip_server.net.handover import SessionSocket
 from usbip_server.server.access.authorizer import SEEING, Authorizer, Rights, rightOf, rightsOf
 from usbip_server.server.access.ratelimit import FREE
-from usbip_server.server.config import LiveSettings, Settings
+from usbip_server.server.config import LiveSettings, Settings, Source
 from usbip_server.server.devices.desireddevice import State
 
 OURS = Principal("192.168.1.5")
@@ -271,6 +272,52 @@ class PresetTests(SynchronousTestCase):
                 mine = authorizer.of(Principal(address))
                 may = {mine.may(right, UNO) for right in Right}
                 self.assertEqual(may, {address in expected}, (preset, address))
+
+    def test_onLink(self) -> None:
+        """
+        An address on a network of this machine counts as private, while the machine has that
+        network.
+        """
+        networks: tuple[Any, ...] = (ip_network("2001:db8:7::/64"), ip_network("203.0.113.0/24"))
+        found = [networks]
+        for preset, expected in (
+            (AccessPreset.PRIVATE, [True, True, False, False]),
+            (AccessPreset.LOCAL, 4 * [False]),
+        ):
+            settings = LiveSettings(Settings(access=preset.policy))
+            authorizer = Authorizer(settings, lambda: 0.0, lambda: found[0])
+            for _ in range(2):
+                addresses = ("2001:db8:7::9", "203.0.113.9", "2001:db8:8::9", "203.0.114.1")
+                may = [authorizer.of(Principal(it)).may(Right.LIST, UNO) for it in addresses]
+                self.assertEqual(may, expected)
+            found[0] = ()
+            self.assertFalse(authorizer.of(STRANGER).may(Right.LIST, UNO))
+            found[0] = networks
+
+    def test_advice(self) -> None:
+        """
+        With a preset the refusal contains what to write into the configuration, and that allows
+        the client; with another policy it does not tell the policy.
+        """
+        for preset, address in (
+            (AccessPreset.PRIVATE, "203.0.113.9"),
+            (AccessPreset.PRIVATE, "100.101.102.103"),
+            (AccessPreset.PRIVATE, "2001:db8:7::9"),
+            (AccessPreset.LOCAL, "192.168.1.5"),
+            (AccessPreset.LOCAL, "fe80::1%eth0"),
+        ):
+            mine = Rights(preset.policy, Principal(address))
+            message = str(self.assertRaises(NotAllowed, mine.require, Right.LIST))
+            self.assertIn(f"{address} may not list: the daemon's `access` is", message)
+            advice = message[message.index("access: {") :]
+            policy = Source("c.yaml", advice).config().settings.access
+            for each in (address, "127.0.0.1"):
+                Rights(policy, Principal(each)).require(Right.LIST)
+            other = Rights(policy, Principal("198.51.100.1"))
+            refusal = str(self.assertRaises(NotAllowed, other.require, Right.LIST))
+            self.assertTrue(refusal.endswith("in the daemon's configuration says who may"), refusal)
+        unknown = Rights(AccessPreset.PRIVATE.policy, Principal("unknown"))
+        self.assertRaises(NotAllowed, unknown.require, Right.LIST)
 
 
 class AccessTestCase(CoreTestCase):
@@ -628,6 +675,8 @@ class LogTests(AccessTestCase):
         self.logged.clear()
         self.restart(access=self.policy)
         self.assertEqual([event for event in self.logged if "meaning" in event], [])
+        self.networks = (ip_network("10.0.0.0/8"), ip_network("203.0.113.0/24"))
         for _ in range(2):
             self.reload(access=AccessPreset.PRIVATE.policy)
-        self.assertEqual(len([event for event in self.logged if "meaning" in event]), 1)
+        [line] = [str(formatEvent(event)) for event in self.logged if "meaning" in event]
+        self.assertTrue(line.endswith("; that includes 203.0.113.0/24"), line)

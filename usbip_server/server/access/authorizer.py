@@ -4,6 +4,7 @@ Authorization: applies the configuration's C{access} to clients and devices.
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable
 
 import msgspec
@@ -12,10 +13,19 @@ from twisted.logger import Logger
 from usbip_server import DOCUMENTS
 from usbip_server.model.device import UsbDevice
 from usbip_server.model.errors import DeviceNotFound, NotAllowed, UnknownToken
-from usbip_server.model.policy import AccessPreset, Policy, Principal, Right, several
+from usbip_server.model.policy import (
+    BUILT_IN,
+    AccessPreset,
+    Policy,
+    Principal,
+    Right,
+    several,
+    within,
+)
 from usbip_server.model.requests import DeviceRequest, Request
 from usbip_server.model.selector import select
 from usbip_server.model.tokens import isHashOf
+from usbip_server.net.onlink import SHARED, Network, Networks
 from usbip_server.server.access.ratelimit import TokenRateLimiter
 from usbip_server.server.config import LiveSettings
 
@@ -47,6 +57,7 @@ class Rights:
     """
 
     def __init__(self, policy: Policy, principal: Principal) -> None:
+        self._policy = policy
         self._principal = principal
         self._allow, self._deny = (
             [grant for grant in grants if policy.isAny(several(grant.who), principal)]
@@ -87,7 +98,8 @@ class Rights:
         allowed = right in self._allowed if device is None else self.may(right, device)
         if not allowed:
             what = f"{right.value} {device}" if device else right.value
-            raise NotAllowed(f"{self._principal} may not {what}: {WHERE}", device)
+            advice = adviceFor(self._policy, self._principal)
+            raise NotAllowed(f"{self._principal} may not {what}: {advice}", device)
 
     def select(self, command: DeviceRequest, devices: Devices) -> UsbDevice:
         """
@@ -132,33 +144,50 @@ class Authorizer:
 
     _log = Logger()
 
-    def __init__(self, settings: LiveSettings, seconds: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        settings: LiveSettings,
+        seconds: Callable[[], float],
+        networks: Callable[[], Networks] = tuple,
+    ) -> None:
         """
         @param seconds: the reactor's clock.
+        @param networks: returns the networks of this machine: the same tuple until they change.
         """
         self._settings = settings
         self._limiter = TokenRateLimiter(seconds)
         self._policy = settings.access
+        self._findNetworks = networks
+        self._networks: Networks = ()
         self._rights: dict[Principal, Rights] = {}
 
     def logPreset(self) -> None:
         """Log the access policy if it is one of the presets."""
+        networks = [str(it) for it in self._findNetworks() if not _isPrivate(it)]
         for preset in AccessPreset:
             if self._settings.access == preset.policy:
+                isMore = preset is AccessPreset.PRIVATE and networks
+                more = "; that includes {networks}" if isMore else ""
                 self._log.info(
-                    "access is {word}: {meaning}", word=preset.value, meaning=MEANING[preset]
+                    "access is {word}: {meaning}" + more,
+                    word=preset.value,
+                    meaning=MEANING[preset],
+                    networks=", ".join(networks),
                 )
 
     def of(self, principal: Principal) -> Rights:
         """The rights of a client."""
-        if self._policy is not self._settings.access:
-            self._policy = self._settings.access
+        networks = self._findNetworks()
+        if self._policy is not self._settings.access or self._networks is not networks:
+            self._policy, self._networks = self._settings.access, networks
             self._rights.clear()
         known = self._rights.get(principal)
         if known is None:
             if len(self._rights) >= REMEMBERED:
                 self._rights.clear()
-            known = self._rights[principal] = Rights(self._policy, principal)
+            isOnLink = within(principal.address, map(str, networks))
+            near = msgspec.structs.replace(principal, isOnLink=isOnLink)
+            known = self._rights[principal] = Rights(self._policy, near)
         return known
 
     def identify(self, peer: Principal, token: str | None) -> Principal:
@@ -188,9 +217,43 @@ class Authorizer:
         return self._limiter.isSlow(peer)
 
 
+def adviceFor(policy: Policy, principal: Principal) -> str:
+    """
+    The end of a refusal: with a preset, what to write into the configuration to allow a client.
+    """
+    range_ = _rangeOf(principal.address)
+    for preset in (AccessPreset.PRIVATE, AccessPreset.LOCAL):
+        if policy == preset.policy and range_ is not None:
+            return (
+                f"the daemon's `access` is {preset.value}. To allow this client too, write in its "
+                f'configuration: access: {{principals: {{guest: {{address: "{range_}"}}}}, '
+                f"allow: [{{who: [{preset.value}, guest]}}]}}"
+            )
+    return WHERE
+
+
+def _rangeOf(address: str) -> str | None:
+    """
+    The range to allow for a client: its address, or the network of which it may have another
+    address soon; C{None}: it has no address.
+    """
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return None
+    if found in SHARED:
+        return str(SHARED)
+    return str(found if found.version == 4 else ipaddress.ip_network((found.packed, 64), False))
+
+
+def _isPrivate(network: Network) -> bool:
+    return within(str(network.network_address), BUILT_IN["private"] or ())
+
+
 MEANING = {
     AccessPreset.OPEN: "everybody who reaches this daemon may do everything",
-    AccessPreset.PRIVATE: "everybody with an address in private, link-local and loopback ranges "
+    AccessPreset.PRIVATE: "everybody with an address in private, link-local and loopback ranges, "
+    "or on a network of this machine, "
     f"may do everything, nobody else anything ({DOCUMENTS}/reference/configuration.md, `access`)",
     AccessPreset.LOCAL: "everybody on this machine may do everything, nobody else anything",
 }
