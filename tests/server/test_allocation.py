@@ -9,7 +9,7 @@ from msgspec.structs import astuple
 
 from tests.server.corecase import ALWAYS, BOUND, EPOCH, FREE, Client, CoreTestCase, lease
 from tests.support.fixtures import BOB, STICK, UNO, PatientBackend
-from usbip_server.model.device import Lease, Traffic
+from usbip_server.model.device import OWN_STRINGS, Lease, Traffic
 from usbip_server.model.errors import (
     DeviceInUse,
     DeviceLeased,
@@ -255,6 +255,21 @@ class LeaseTests(StartedTestCase):
             self.sleep(2)
             self.failureResultOf(result, error)
         self.assertEqual(len(self.file.state.devices), 1)
+
+    def test_unanswered(self) -> None:
+        """
+        A device whose serial number is not known yet cannot be attached; a client can wait for
+        it.
+        """
+        self.become(serial=None, unknown=OWN_STRINGS)
+        for keys in ({}, {"lease": CI}, {"force": True}):
+            self.assertIn("has not answered yet", self.refused(OperationFailed, "attach", **keys))
+        waiting = self.ask("attach", lease=CI, wait=60)
+        self.assertNoResult(waiting)
+        self.assertEqual(self.verbs, [])
+        self.become(UNO)
+        self.device(waiting)
+        self.assertEqual(self.owner(), "ci")
 
 
 class SavedTests(StartedTestCase):

@@ -184,7 +184,8 @@ class Allocator:
                 self.queue.free(device.busId)  # the lease keeps other clients out
             return settle
 
-        again()
+        if "serial" in again().unknown:
+            raise _unanswered(device)
         if command.force:
             self.queue.hold(device.busId)
         action = Action.FORCED_ATTACH if command.force else Action.ATTACH
@@ -244,6 +245,8 @@ class Allocator:
         self, device: UsbDevice, command: AttachDevice, principal: Principal
     ) -> OperationFailed | None:
         """Why a waiting client cannot have a device now."""
+        if "serial" in device.unknown:
+            return _unanswered(device)
         leased = self._leased(device, _ownerOf(command), command.force, principal)
         if leased is None and device.state is DeviceState.IN_USE and not command.force:
             return DeviceInUse(device, self._view.traffic(device))
@@ -269,6 +272,16 @@ class Allocator:
     def _grant(self, requested: LeaseRequest, ttl: object, caller: Caller) -> Lease:
         seconds = ttl if isinstance(ttl, float) else None
         return self._view.desired.grant(requested.owner, seconds, caller)
+
+
+def _unanswered(device: UsbDevice) -> OperationFailed:
+    """
+    The error for a device that cannot be recognized when it is plugged in again. Its own drivers
+    have its lock, without which it cannot be bound either.
+    """
+    return OperationFailed(
+        device, f"{device} has not answered yet: its serial number is not known. Try again later"
+    )
 
 
 def _requireLasting(caller: Caller) -> None:

@@ -166,7 +166,8 @@ class RightsTests(SynchronousTestCase):
             RenewLease(id="x", lease=LeaseRequest(owner="x")),
         ]
         self.assertEqual({rightOf(type(request)).value for request in requests}, {*COMMANDS})
-        self.assertEqual({right.value for right in Right} - {*COMMANDS}, {"force", "import"})
+        others = {right.value for right in Right} - {*COMMANDS}
+        self.assertEqual(others, {"force", "import", "metrics"})
         self.assertEqual(rightsOf(KickClient(id="x", force=True)), (Right.KICK, Right.FORCE))
 
 

@@ -18,6 +18,7 @@ from tests.server.corecase import (
     PatientCoreTestCase,
 )
 from tests.support.fixtures import STICK, UNO, PatientBackend, changed
+from usbip_server.model.device import OWN_STRINGS
 from usbip_server.model.devicerules import Match, Rule, Share
 from usbip_server.model.errors import DeviceMounted, DeviceNotFound, OperationFailed
 from usbip_server.server.config import OnStop
@@ -253,6 +254,20 @@ class RememberedTests(TwoDevicesTestCase):
         for _ in range(2):
             self.plug(busId="2-3")
             self.assertEqual((self.state(), self.state("2-3")), (BOUND, FREE))
+
+    def test_slowStrings(self) -> None:
+        """
+        An attached device that is plugged in again is bound when its serial number is known, and
+        not before.
+        """
+        self.start()
+        self.done("attach")
+        for busId in ("1-1.4", "2-3"):
+            self.unplug()
+            self.plug(busId=busId, serial=None, unknown=OWN_STRINGS)
+            self.assertIs(self.state(busId), FREE)
+            self.become(self.present(busId), serial=UNO.serial, unknown=())
+            self.assertIs(self.state(busId), BOUND)
 
     def test_restart(self) -> None:
         """Attached devices are remembered over a restart, whatever happens meanwhile."""
