@@ -15,6 +15,7 @@ from typing import Any
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.threads import deferToThread
+from twisted.logger import capturedLogs
 from twisted.trial.unittest import TestCase
 
 from tests.support.importclient import Door, untilShutDown
@@ -308,18 +309,21 @@ class LimitTests(ExportCase):
         await self.echoes(theirs)
 
     async def test_disk(self) -> None:
-        """A read command that is too large ends the session, as do further commands of a client
-        that does not read."""
+        """A read command that is too large or empty ends the session with a warning, as do further
+        commands of a client that does not read."""
 
-        def read(number: int, blocks: int) -> bytes:
+        def read(number: int, blocks: int, length: int = 12) -> bytes:
             """C{READ(12)} in a command block wrapper."""
             command = struct.pack(">BxIIxx", 0xA8, 0, blocks)
             size = 512 * blocks
-            wrapper = b"USBC" + struct.pack("<IIBBB", number, size, 0x80, 0, 12) + command
+            wrapper = b"USBC" + struct.pack("<IIBBB", number, size, 0x80, 0, length) + command
             return submit(number, OUT, wrapper.ljust(31, b"\0"))
 
         most = softdevice.LARGEST // 512
-        await self.ends(DISK, read(1, most + 1))
+        with capturedLogs() as events:
+            await self.ends(DISK, read(1, most + 1))
+            await self.ends(DISK, read(1, 1, length=0))
+        self.assertEqual([each["log_level"].name for each in events], ["warn", "warn"])
         await self.ends(DISK, *(read(number, most) for number in range(1, 4)))
 
 

@@ -51,9 +51,10 @@ _HEADER = struct.Struct(">5IIi20x")
 seqnum, devid, direction, ep, transfer_flags, transfer_buffer_length."""
 
 
-class LimitExceeded(Exception):
+class InvalidTraffic(Exception):
     """
-    A client has exceeded a limit; its session ends. The text states which.
+    A client has exceeded a limit, or has sent what the device cannot process; its session ends. The
+    text states which.
     """
 
 
@@ -83,10 +84,10 @@ class Unread:
 
     def requireRoom(self) -> None:
         """
-        @raise LimitExceeded: the client sends commands, but does not read the replies.
+        @raise InvalidTraffic: the client sends commands, but does not read the replies.
         """
         if self.bytes > LARGEST:
-            raise LimitExceeded(f"more than {LARGEST} bytes are waiting to be read")
+            raise InvalidTraffic(f"more than {LARGEST} bytes are waiting to be read")
 
 
 class MemoryStore:
@@ -107,10 +108,10 @@ class MemoryStore:
         """
         Read blocks.
 
-        @raise LimitExceeded: too many at once.
+        @raise InvalidTraffic: too many at once.
         """
         if count * BLOCK > LARGEST:
-            raise LimitExceeded(f"a read of {count * BLOCK} bytes, and {LARGEST} are the most")
+            raise InvalidTraffic(f"a read of {count * BLOCK} bytes, and {LARGEST} are the most")
         return bytes(self._content[lba * BLOCK : (lba + count) * BLOCK])
 
     def write(self, lba: int, count: int, data: bytes) -> None:
@@ -289,7 +290,7 @@ class SoftDevice:
             self._carry(session.wire)
         except OSError:
             pass  # the connection has ended
-        except LimitExceeded as error:
+        except InvalidTraffic as error:
             self._log.warn(
                 "ended the session of {client} with a virtual device: {error}",
                 client=session.holder.address,
@@ -342,18 +343,33 @@ class SoftDevice:
                     protocol.write_ret_unlink(wire, urb)
                 continue
             if urb.seqnum in unanswered or len(unanswered) == MOST_URBS:
-                raise LimitExceeded(f"more than {MOST_URBS} requests, or two with one number")
+                raise InvalidTraffic(f"more than {MOST_URBS} requests, or two with one number")
             unanswered.add(urb.seqnum)
-            if self._usb.handle_urb(urb, respond) is not None:
+            if self._handle(urb, respond):
                 send(urb)
             while behind:
                 send(behind.pop(0))
+
+    def _handle(self, urb: Any, respond: Callable[[Any], None]) -> bool:
+        """
+        Pass a request to the device. The package raises various errors for invalid requests, such
+        as a SCSI command without a byte.
+
+        @return: whether the reply is to be sent now.
+        @raise InvalidTraffic: the device cannot process it.
+        """
+        try:
+            return self._usb.handle_urb(urb, respond) is not None
+        except (InvalidTraffic, OSError):
+            raise
+        except Exception as error:
+            raise InvalidTraffic(f"it cannot process a request: {error!r}") from error
 
     def _receive(self, wire: Wire) -> Any:
         """
         Receive a request of the client; C{None} at the end of the connection.
 
-        @raise LimitExceeded: it is too large, or there is no room for the reply.
+        @raise InvalidTraffic: it is too large, or there is no room for the reply.
         """
         header = wire.peek(_HEADER.size)
         if len(header) < _HEADER.size:
@@ -361,9 +377,9 @@ class SoftDevice:
         command, _, _, direction, endpoint, _, length = _HEADER.unpack(header)
         if command == protocol.CMD_SUBMIT:
             if not 0 <= length <= LARGEST:
-                raise LimitExceeded(f"a transfer of {length} bytes, and {LARGEST} are the most")
+                raise InvalidTraffic(f"a transfer of {length} bytes, and {LARGEST} are the most")
             if direction != IN and endpoint != 0:
                 self._unread.requireRoom()
         elif command != protocol.CMD_UNLINK:
-            raise LimitExceeded(f"an unknown command {command:#x}")
+            raise InvalidTraffic(f"an unknown command {command:#x}")
         return protocol.read_cmd(wire, self._usb)
