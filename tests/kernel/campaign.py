@@ -126,7 +126,7 @@ class Campaign:
             command = _inGuest(folder, task.machine.kind, "dumb", trial)
             isFatal = task.job.death is not None
             ending = await task.machine.run(
-                Boot(folder, command, emit, self._limit, isFatal=isFatal)
+                Boot(folder, command, emit, self._limit, isFatal=isFatal, options=task.job.options)
             )
             shutil.copy(folder / CONSOLE, kept)
         if ending.interrupted:

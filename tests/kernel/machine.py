@@ -58,7 +58,8 @@ class Boot:
     @ivar emit: called with the output of the command.
     @ivar limit: seconds until the guest is ended; C{None} for no limit.
     @ivar isInteractive: the command is a shell at the terminal of the harness.
-    @ivar isFatal: the command ends with a write sequence that crashes the kernel."""
+    @ivar isFatal: the command ends with a write sequence that crashes the kernel.
+    @ivar options: further options of the kernel."""
 
     folder: Path
     command: Sequence[str]
@@ -66,6 +67,7 @@ class Boot:
     limit: float | None
     isInteractive: bool = False
     isFatal: bool = False
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,12 @@ A scenario without a need runs on both kinds of machine. One with a need runs wh
 A scenario that crashes the kernel has a pattern for the console, and a boot of its own:
 
     @dies("NULL pointer dereference")
-    def test_rebindNeverBound(self) -> None: ..."""
+    def test_rebindNeverBound(self) -> None: ...
+
+A case may be booted with further options of the kernel, where each case has a boot of its own:
+
+    @boots("ipv6.disable=1")
+    class NoIpv6Tests(SynchronousTestCase): ..."""
 
 from __future__ import annotations
 
@@ -20,6 +25,7 @@ T = TypeVar("T")
 
 _NEEDS = "kernelNeeds"
 _DIES = "kernelDies"
+_BOOTS = "kernelBoots"
 
 
 class Need(enum.Enum):
@@ -51,6 +57,22 @@ def dies(pattern: str) -> Callable[[T], T]:
         return decorated
 
     return decorate
+
+
+def boots(*options: str) -> Callable[[type[T]], type[T]]:
+    """Decorate a test case that needs further options of the kernel."""
+
+    def decorate(decorated: type[T]) -> type[T]:
+        setattr(decorated, _BOOTS, options)
+        return needs(Need.GADGETS)(decorated)
+
+    return decorate
+
+
+def optionsOf(test: object) -> tuple[str, ...]:
+    """The further options of the kernel that a test needs."""
+    options: tuple[str, ...] = getattr(test, _BOOTS, ())
+    return options
 
 
 def needsOf(test: object) -> frozenset[Need]:

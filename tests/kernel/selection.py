@@ -10,7 +10,7 @@ from pathlib import Path
 from twisted.trial.runner import ErrorHolder, TestLoader
 
 from tests.kernel.machine import Machine
-from tests.kernel.needs import deathOf, needsOf
+from tests.kernel.needs import deathOf, needsOf, optionsOf
 from tests.kernel.tools import HarnessError
 
 SCENARIOS = "tests.kernel.scenarios"
@@ -22,11 +22,13 @@ class Job:
 
     @ivar name: of the test case, or of the test.
     @ivar tests: what trial runs.
-    @ivar death: what the console shows at the end; none for a kernel that has to live."""
+    @ivar death: what the console shows at the end; none for a kernel that has to live.
+    @ivar options: further options of the kernel."""
 
     name: str
     tests: tuple[str, ...]
     death: str | None = None
+    options: tuple[str, ...] = ()
 
 
 def scenarioModules() -> list[str]:
@@ -76,7 +78,7 @@ def jobsFor(machine: Machine, names: Sequence[str]) -> list[Job]:
     @param names: full names of modules, cases or methods.
     @raise HarnessError: a name is wrong."""
     jobs: list[Job] = []
-    boots: dict[str, list[str]] = {}
+    boots: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     tests = {test.id(): test for name in names for test in _testsOf(name)}
     for name, test in tests.items():
         if not needsOf(test) <= machine.offers:
@@ -86,8 +88,9 @@ def jobsFor(machine: Machine, names: Sequence[str]) -> list[Job]:
             jobs.append(Job(_shortName(name), (name,), death))
         else:
             case = _shortName(name.rpartition(".")[0])
-            boots.setdefault(case if machine.isQuick else "all in one boot", []).append(name)
-    return [*jobs, *(Job(name, tuple(boot)) for name, boot in boots.items())]
+            key = case if machine.isQuick else "all in one boot", optionsOf(test)
+            boots.setdefault(key, []).append(name)
+    return [*jobs, *(Job(n, tuple(boot), None, more) for (n, more), boot in boots.items())]
 
 
 def unmet(machine: Machine, names: Sequence[str]) -> set[str]:

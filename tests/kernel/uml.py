@@ -118,6 +118,7 @@ class UserModeLinux(Machine):
             str(self.kernel.image),
             *_KERNEL_OPTIONS,
             *([_POISON] if boot.isFatal else []),
+            *boot.options,
             f"init={_INIT}",
             f"RUN_FOLDER={boot.folder}",
             f"uml_dir={boot.folder}",  # for the control socket

@@ -26,7 +26,6 @@ from zope.interface.verify import verifyObject
 
 from tests.support.certificates import signed, trusting
 from usbip_server import DOCUMENTS
-from usbip_server.net import endpoints
 from usbip_server.net.certificates import Certificates, Tls, read
 from usbip_server.net.endpoints import BACKLOG, EveryInterface, OverTls, explain, serverEndpoint
 
@@ -106,20 +105,24 @@ class RealTests(TestCase):
         self.assertEqual(await deferToThread(greeted, "127.0.0.1"), b"127.0.0.1")
 
     async def test_withoutIpv6(self) -> None:
-        """Where the kernel has no IPv6 a port takes IPv4."""
-        made = endpoints._listener
+        """Where the kernel has no IPv6, or no address of it, a port takes IPv4."""
 
-        for number in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
-
-            def noIpv6(
-                family: socket.AddressFamily, port: int, backlog: int, number: int = number
-            ) -> socket.socket:
+        class NoIpv6(socket.socket):
+            def __init__(self, family: int = -1, *arguments: Any, **more: Any) -> None:
                 if family == socket.AF_INET6:
-                    raise OSError(number, os.strerror(number))
-                return made(family, port, backlog)
+                    raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+                super().__init__(family, *arguments, **more)
 
-            self.patch(endpoints, "_listener", noIpv6)
+        class NoAddress(socket.socket):
+            def bind(self, address: Any) -> None:
+                if self.family == socket.AF_INET6:
+                    raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
+                super().bind(address)
+
+        for kind in (NoIpv6, NoAddress):
+            patched = self.patch(socket, "socket", kind)
             port = await self.listen("tcp:0")
+            patched.restore()
             said = await self.greeted(TCP4ClientEndpoint(reactor, "127.0.0.1", port))
             self.assertEqual(said, b"127.0.0.1")
 

@@ -226,9 +226,18 @@ class OverTls:
 
 
 def _listener(family: socket.AddressFamily, port: int, backlog: int) -> socket.socket:
-    dual = family == socket.AF_INET6
-    made = socket.create_server(("", port), family=family, backlog=backlog, dualstack_ipv6=dual)
-    made.setblocking(False)
+    # Not socket.create_server(), which raises ValueError instead of OSError without IPv6.
+    made = socket.socket(family)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        made.bind(("", port))
+        made.listen(backlog)
+        made.setblocking(False)
+    except OSError:
+        made.close()
+        raise
     return made
 
 
