@@ -23,9 +23,10 @@ from usbip_server.backends import sysfs, usbiptool, virtual
 from usbip_server.backends.remote import config as remotehosts
 from usbip_server.client.servers import ClientTls
 from usbip_server.model.devicerules import Hook, Match, Occasion, Rule
+from usbip_server.model.options import Limits
 from usbip_server.model.policy import Grant, Policy, Who
 from usbip_server.net.certificates import Tls
-from usbip_server.runtime.service import WRONG_CONFIGURATION
+from usbip_server.runtime.service import SPARE_FILES, WRONG_CONFIGURATION
 from usbip_server.server.config import Config, Source
 
 PROJECT = Path(__file__).parent.parent
@@ -217,6 +218,14 @@ class BothUnitsTests(SynchronousTestCase):
             first, second = (self.values(name, key) for name in self.units)
             self.assertTrue(first and second)
             self.assertFalse({*first} & {*second})
+
+    def test_openFiles(self) -> None:
+        """The limit on open files allows the default number of connections: with one descriptor
+        for requests, and with two for USB/IP over TLS."""
+        for name, each in zip(self.units, (3, 1), strict=True):
+            (limit,) = self.values(name, "LimitNOFILE")
+            most = int(limit.rpartition(":")[2])
+            self.assertGreaterEqual(most, each * Limits().connections + SPARE_FILES)
 
     def test_wrongConfiguration(self) -> None:
         """It ends the daemon for good, and makes a reload fail before the daemon gets a signal."""

@@ -6,13 +6,23 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import socket
 import tempfile
+from collections.abc import Callable
+from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
-from usbip_server.runtime.service import SPARE_FILES, allowConnections, notify
+from usbip_server.runtime.service import (
+    SPARE_FILES,
+    ReloadOnHangup,
+    allowConnections,
+    notify,
+)
+from usbip_server.testing.reactor import FakeReactor
 
 INFINITE = resource.RLIM_INFINITY
 
@@ -52,6 +62,49 @@ class NotifyTests(SynchronousTestCase):
             self.patch(os, "environ", {**os.environ, "NOTIFY_SOCKET": path})
             for _ in range(10_000):
                 notify("STATUS=" + "x" * 500)
+
+
+class TurningReactor(FakeReactor):
+    """
+    Runs what threads and signal handlers have called in its next turn.
+    """
+
+    def callFromThread(self, function: Callable[..., Any], *args: Any) -> None:
+        self.callLater(0, function, *args)
+
+
+class ReloadTests(SynchronousTestCase):
+    """
+    C{SIGHUP}.
+    """
+
+    def test_merged(self) -> None:
+        """Any number of signals before a reload is one, and during it one more, also if it fails;
+        after L{ReloadOnHangup.stop} the handler is the one that there was before."""
+        reactor, before = TurningReactor(), signal.getsignal(signal.SIGHUP)
+        reloads: list[Deferred[None]] = []
+
+        async def reload() -> None:
+            reloads.append(Deferred())
+            await reloads[-1]
+
+        reloading = ReloadOnHangup(reactor, reload)
+        reloading.start()
+        self.addCleanup(signal.signal, signal.SIGHUP, before)
+        for when in ("before a reload", "during it"):
+            for _ in range(4000):
+                os.kill(os.getpid(), signal.SIGHUP)
+            self.assertEqual(len(reactor.getDelayedCalls()), 1)
+            reactor.advance(0)
+            self.assertEqual(len(reloads), 1, when)
+        reloads[0].errback(ZeroDivisionError())
+        self.assertEqual((len(reloads), len(self.flushLoggedErrors(ZeroDivisionError))), (2, 1))
+        reloads[1].callback(None)
+        os.kill(os.getpid(), signal.SIGHUP)
+        reactor.advance(0)
+        self.assertEqual(len(reloads), 3)
+        reloading.stop()
+        self.assertIs(signal.getsignal(signal.SIGHUP), before)
 
 
 class OpenFilesTests(SynchronousTestCase):

@@ -14,8 +14,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 
-from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IReactorFromThreads
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 SPARE_FILES = 96
@@ -40,18 +39,21 @@ def exitWrongConfiguration(reason: object) -> NoReturn:
 
 class ReloadOnHangup:
     """
-    Calls a coroutine function for each C{SIGHUP}, one call after the other.
+    Calls a coroutine function after C{SIGHUP}. Signals that arrive before it begins are one, and
+    those that arrive while it runs are one more call after it.
     """
 
     _log = Logger()
 
-    def __init__(self, reactor: IReactorFromThreads, reload: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, reactor: Any, reload: Callable[[], Awaitable[None]]) -> None:
         """
+        @param reactor: provides C{IReactorFromThreads}.
         @param reload: logs its own errors; an exception is a bug.
         """
         self._reactor = reactor
         self._reload = reload
-        self._last: Deferred[None] = succeed(None)
+        self._isRequested = False
+        self._isReloading = False
         self._handlerBefore: Any = None
 
     def start(self) -> None:
@@ -66,16 +68,23 @@ class ReloadOnHangup:
             self._handlerBefore = None
 
     def _signalled(self, number: int, frame: object) -> None:
-        self._reactor.callFromThread(self._enqueue)
+        if not self._isRequested:
+            self._isRequested = True
+            self._reactor.callFromThread(self._begin)
 
-    def _enqueue(self) -> None:
-        self._last.addCallback(lambda _: Deferred.fromCoroutine(self._reloadOnce()))
+    def _begin(self) -> None:
+        if not self._isReloading:
+            Deferred.fromCoroutine(self._reloadWhileRequested())
 
-    async def _reloadOnce(self) -> None:
-        try:
-            await self._reload()
-        except Exception:
-            self._log.failure("a bug in reloading the configuration")
+    async def _reloadWhileRequested(self) -> None:
+        self._isReloading = True
+        while self._isRequested:
+            self._isRequested = False
+            try:
+                await self._reload()
+            except Exception:
+                self._log.failure("a bug in reloading the configuration")
+        self._isReloading = False
 
 
 def notify(state: str) -> None:
