@@ -17,7 +17,7 @@ from usbip_server.protocols.lines import CommandFactory
 from usbip_server.protocols.multiplexer import FirstByteFactory
 from usbip_server.protocols.web import WebFactory
 from usbip_server.runtime.monotonic import useMonotonicTime
-from usbip_server.runtime.service import exitWrongConfiguration
+from usbip_server.runtime.service import exitWrongConfiguration, removeStalePidFile
 from usbip_server.runtime.yamlfile import ConfigError
 from usbip_server.server.config import LiveSettings, fileOf
 from usbip_server.server.core import Core
@@ -95,6 +95,7 @@ class Options(CommandLineOptions):
         from twisted.internet import reactor
 
         useMonotonicTime(reactor)
+        removeStalePidFile(self.parent)
         try:
             self["service"] = assemble(self, reactor)
         except ConfigError as error:

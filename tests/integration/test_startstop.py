@@ -7,11 +7,16 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
+import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from twisted.trial.unittest import SkipTest
 
 from tests.integration.case import ENDED_WELL, LAMP, DaemonCase, connect, readAll, readLines, talk
 
@@ -125,6 +130,27 @@ class StartingTests(DaemonCase):
         child.send_signal(signal.SIGTERM)
         self.lines(child, "stopped")
         self.assertIn(child.wait(), ENDED_WELL)
+
+    def test_afterKill(self) -> None:
+        """After kill -9 it starts again with the process id that it had, as in a container, where
+        it is always 1: neither twistd's pid file nor its unix socket keep it from that."""
+        folder = Path(tempfile.mkdtemp(prefix="usbipshare-"))
+        self.addCleanup(shutil.rmtree, folder)
+        listen = f"listen: ['unix:{folder}/s']\nexport: off\nstate: {{file: {folder}/state}}\n"
+        service = f"socket: {{path: {folder}/client}}\nstate: {{file: {folder}/client.json}}\n"
+        container = ("unshare", "--pid", "--fork", "--kill-child", "--")
+        if os.geteuid() != 0 or subprocess.call((*container, "true")) != 0:
+            raise SkipTest("process namespaces cannot be created here")
+        for name, text in (("usbipshare", LAMP + listen), ("usbipclient", service)):
+            config = self.write(text)
+            options = ("--nodaemon", f"--pidfile={folder}/twistd.pid", name, "--config")
+            for _ in range(2):
+                child = self.process(*container, *TWISTD, *options, str(config))
+                self.lines(child, "ready")
+                self.assertEqual((folder / "twistd.pid").read_text(), "1")
+                child.kill()
+                child.wait()
+            (folder / "twistd.pid").unlink()
 
     def test_help(self) -> None:
         """Both programs list it among their plugins."""

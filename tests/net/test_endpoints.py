@@ -28,6 +28,7 @@ from tests.support.certificates import signed, trusting
 from usbip_server import DOCUMENTS
 from usbip_server.net.certificates import Certificates, Tls, read
 from usbip_server.net.endpoints import BACKLOG, EveryInterface, OverTls, explain, serverEndpoint
+from usbip_server.net.unixsocket import SocketInUse
 
 
 class Greeting(Protocol):
@@ -321,7 +322,7 @@ class ExplainTests(SynchronousTestCase):
             message = explain("unix:/run/x", error)
             self.assertIn(advice, message)
             self.assertNotIn("ort", message.partition(": ")[2].replace("directory", ""))
-        locked = explain("unix:/run/x", CannotListenError("", "/run/x", "Cannot acquire lock"))
+        locked = explain("unix:/run/x", CannotListenError("", "/run/x", SocketInUse()))
         self.assertIn("Another daemon listens there", locked)
 
     def test_anyError(self) -> None:

@@ -8,8 +8,11 @@ import os
 import resource
 import signal
 import socket
+import subprocess
 import tempfile
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -21,6 +24,7 @@ from usbip_server.runtime.service import (
     ReloadOnHangup,
     allowConnections,
     notify,
+    removeStalePidFile,
 )
 from usbip_server.testing.reactor import FakeReactor
 
@@ -105,6 +109,39 @@ class ReloadTests(SynchronousTestCase):
         self.assertEqual(len(reloads), 3)
         reloading.stop()
         self.assertIs(signal.getsignal(signal.SIGHUP), before)
+
+
+class PidFileTests(SynchronousTestCase):
+    """
+    L{removeStalePidFile}.
+    """
+
+    def test_stale(self) -> None:
+        """A pid file with the number of this process or of another program is removed, and one
+        of a running twistd, of no process or with other content is left to twistd."""
+        sleep = subprocess.Popen(["sleep", "600"])
+        twistd = subprocess.Popen(["sh", "-c", "exec -a twistd sleep 600"], executable="bash")
+        ended = subprocess.Popen(["true"])
+        ended.wait()
+        for child in (sleep, twistd):
+            self.addCleanup(child.wait)
+            self.addCleanup(child.kill)
+        while b"twistd\0" not in Path(f"/proc/{twistd.pid}/cmdline").read_bytes():
+            time.sleep(0.01)
+        path = Path(self.mktemp())
+        for content, isLeft in (
+            (str(os.getpid()), False),
+            (f"{sleep.pid}\n", False),
+            (str(twistd.pid), True),
+            (str(ended.pid), True),
+            ("text", True),
+        ):
+            path.write_text(content)
+            removeStalePidFile({"pidfile": str(path)})
+            self.assertEqual(path.exists(), isLeft, content)
+        path.unlink()
+        for none in ({"pidfile": str(path)}, {"pidfile": ""}, {}, None):
+            removeStalePidFile(none)
 
 
 class OpenFilesTests(SynchronousTestCase):

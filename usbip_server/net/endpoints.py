@@ -32,6 +32,7 @@ from zope.interface import implementer
 from usbip_server import DOCUMENTS
 from usbip_server.model.options import nearest
 from usbip_server.net.sharedtls import SharedTlsFactory
+from usbip_server.net.unixsocket import SocketInUse, listenUnix
 
 _CONFIGURATION = f"{DOCUMENTS}/reference/configuration.md"
 
@@ -73,7 +74,8 @@ def _endpoint(reactor: Any, description: str, shown: str) -> IStreamServerEndpoi
         given = {"port": plain[0], **named} if plain else named
         return _everyInterface(reactor, shown, given)
     try:
-        endpoint: IStreamServerEndpoint = serverFromString(reactor, _withBacklog(description))
+        made = UnixReactor(reactor) if kind == "unix" else reactor
+        endpoint: IStreamServerEndpoint = serverFromString(made, _withBacklog(description))
         if kind in OWN_KINDS:
             _check(serverFromString(Examiner(mayOmit=kind == "ssl"), description))
     except Exception as error:  # a parser may raise anything
@@ -141,6 +143,27 @@ class Examiner:
         """See C{twisted.internet.interfaces.IReactorUNIX}."""
         if not 0 < len(os.fsencode(address)) <= UNIX_PATH:
             raise ValueError(f"{address!r} is not a path of 1 to {UNIX_PATH} bytes")
+
+
+class UnixReactor:
+    """
+    A reactor for Twisted's endpoints of unix sockets, which listens with L{listenUnix}.
+    """
+
+    def __init__(self, reactor: Any) -> None:
+        """
+        @param reactor: provides C{IReactorUNIX}.
+        """
+        self._reactor = reactor
+
+    def listenUNIX(
+        self, address: str, factory: IProtocolFactory, backlog: int, mode: int, wantPID: bool
+    ) -> IListeningPort:
+        """See C{twisted.internet.interfaces.IReactorUNIX}."""
+        if wantPID:
+            return listenUnix(self._reactor, address, factory, backlog, mode)
+        port: IListeningPort = self._reactor.listenUNIX(address, factory, backlog, mode, wantPID)
+        return port
 
 
 def _withBacklog(description: str) -> str:
@@ -262,12 +285,12 @@ _TAKEN_EXPORT = (
 )
 
 _ON_UNIX = {
-    errno.EADDRINUSE: "There is a file of this name that is no socket of ours: remove it",
+    errno.EADDRINUSE: "There is a file of this name that is not an unused socket: remove it",
     errno.EACCES: "Who runs it has to be allowed to write in that folder",
     errno.ENOENT: "That folder is not there, and cannot be made",
 }
 
-_LOCKED = "Another daemon listens there"
+_LISTENING = "Another daemon listens there"
 
 
 def explain(description: str, error: BaseException, isExport: bool = False) -> str:
@@ -286,7 +309,7 @@ def explain(description: str, error: BaseException, isExport: bool = False) -> s
     }
     if description.startswith("unix:"):
         advices = _ON_UNIX
-    advice = advices.get(number or 0, _LOCKED if "acquire lock" in text else "")
+    advice = _LISTENING if isinstance(cause, SocketInUse) else advices.get(number or 0, "")
     return f"cannot listen on {description}: {text}. {advice}".rstrip(". ") + "."
 
 

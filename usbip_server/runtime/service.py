@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from twisted.internet.defer import Deferred
@@ -103,6 +104,24 @@ def notify(state: str) -> None:
         contextlib.suppress(OSError),  # nothing receives it
     ):
         sender.sendto(state.encode(), socket.MSG_DONTWAIT, address)
+
+
+def removeStalePidFile(twistd: Any) -> None:
+    """
+    Remove a pid file that an earlier C{twistd} has left, if its number is now that of this process,
+    as in a container, or that of another program. Otherwise C{twistd} takes that process for a
+    running daemon, and does not start.
+
+    @param twistd: the options of C{twistd}; C{None}, or without C{pidfile}: there is no pid file.
+    """
+    path = twistd and twistd.get("pidfile")
+    if not path:
+        return
+    with contextlib.suppress(OSError, ValueError):  # twistd reports them
+        pid = int(Path(path).read_text())
+        if pid == os.getpid() or b"twistd" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.unlink(path)
+            _log.warn("removed {path}, which an earlier daemon has left", path=path)
 
 
 def allowConnections(wanted: int, files: int = 1) -> int:

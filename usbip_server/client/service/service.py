@@ -16,6 +16,7 @@ from twisted.logger import Logger
 from usbip_server.client.service.config import LiveSettings, SocketConfig
 from usbip_server.client.service.core import Core
 from usbip_server.net.endpoints import BACKLOG, CannotListen, explain
+from usbip_server.net.unixsocket import listenUnix
 from usbip_server.runtime.service import ReloadOnHangup, notify
 from usbip_server.runtime.yamlfile import ConfigError
 
@@ -120,8 +121,8 @@ class ClientService(Service):
 
     def _open(self, path: str, config: SocketConfig) -> None:
         os.makedirs(os.path.dirname(path) or ".", 0o755, exist_ok=True)
-        self._port = self._reactor.listenUNIX(
-            path, self._core.factory, BACKLOG, config.permissions, wantPID=True
+        self._port = listenUnix(
+            self._reactor, path, self._core.factory, BACKLOG, config.permissions
         )
         group = config.groupId()
         if group is not None:

@@ -21,7 +21,7 @@ from usbip_server.client.service.service import ClientService
 from usbip_server.kernel.system import System
 from usbip_server.net.resolver import Resolver
 from usbip_server.runtime.monotonic import useMonotonicTime
-from usbip_server.runtime.service import exitWrongConfiguration
+from usbip_server.runtime.service import exitWrongConfiguration, removeStalePidFile
 from usbip_server.runtime.statefile import StateFile, statePath
 from usbip_server.runtime.yamlfile import ConfigError
 
@@ -74,6 +74,7 @@ class Options(CommandLine):
 
         reactor: Any = installed
         useMonotonicTime(reactor)
+        removeStalePidFile(self.parent)
         if not self["config"]:
             exitWrongConfiguration("--config FILE is missing: it names the servers and devices")
         try:
