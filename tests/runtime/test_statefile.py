@@ -500,6 +500,22 @@ class DamageTests(StateFileCase):
             self.successResultOf(self.close(file))
         self.assertEqual(self.names(), ["full", "null", "pipe"])
 
+    def test_lockIsNoFile(self) -> None:
+        """A FIFO, a device or a directory in place of the lock does not block the start: the state
+        is not saved, with a warning."""
+        for number, make in enumerate(
+            (os.mkfifo, os.mkdir, lambda it: os.mknod(it, stat.S_IFSOCK))
+        ):
+            path = os.path.join(self.directory, str(number), "state.json")
+            os.makedirs(os.path.dirname(path))
+            make(f"{path}.lock")
+            file = self.fileAt(path)
+            self.assertEqual(file.open(), State())
+            file.save(stateOf(1))
+            self.warning("not remembered across a restart")
+            self.successResultOf(self.close(file))
+            self.assertFalse(os.path.exists(path))
+
     def test_notRenamed(self) -> None:
         """If a damaged file cannot be set aside, that is logged, and the state is empty."""
         self.put(b"damaged")

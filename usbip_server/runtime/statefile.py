@@ -243,14 +243,18 @@ class StateFile(Generic[S]):
                 raise _NotOurs(f"{self._path} is a directory with something in it")
         except FileNotFoundError:
             os.makedirs(directory, mode=0o700, exist_ok=True)
-        flags = os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        # Opening a FIFO without O_NONBLOCK waits for a writer.
+        flags = os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
         lock = os.open(f"{self._path}.lock", flags, 0o600)
         try:
+            if not stat.S_ISREG(os.fstat(lock).st_mode):
+                raise _NotOurs(f"{self._path}.lock is no regular file")
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError:
             os.close(lock)
-            if isinstance(error, BlockingIOError):
-                raise _NotOurs(f"another daemon has {self._path}") from None
+            raise _NotOurs(f"another daemon has {self._path}") from None
+        except BaseException:
+            os.close(lock)
             raise
         self._lock = lock
         with contextlib.suppress(OSError):
@@ -266,6 +270,8 @@ class StateFile(Generic[S]):
         @raise OSError: it cannot be moved.
         """
         if self._former is None or os.path.lexists(self._path):
+            return
+        if not os.path.isfile(self._former):
             return
         with contextlib.suppress(FileNotFoundError, PermissionError):
             shutil.move(self._former, self._path)
@@ -312,13 +318,17 @@ def _read(path: str, kind: type[S]) -> S:
     @raise ValueError: the content is damaged, or of another version.
     @raise msgspec.MsgspecError: the content is damaged.
     """
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8", opener=_openAtOnce) as file:
         text = file.read()
     version = msgspec.json.decode(text, type=_Head).version
     known = msgspec.convert(kind(), _Head, from_attributes=True).version
     if version != known:
         raise ValueError(f"its version is {version}; this daemon knows {known}")
     return msgspec.json.decode(text, type=kind)
+
+
+def _openAtOnce(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # which a FIFO would delay
 
 
 def _encode(state: msgspec.Struct) -> bytes:
