@@ -189,13 +189,15 @@ def askToTheEnd(
     return reply
 
 
-def devicesOf(server: Server, seconds: float) -> tuple[RemoteDevice, ...]:
+def devicesOf(server: Server, seconds: float, away: bool = False) -> tuple[RemoteDevice, ...]:
     """
     All devices of a server that this client may see. Parameters and errors as of L{ask}.
 
+    @param away: those instead that are attached and not plugged in.
     @raise Refused: the server refuses the request.
     """
-    reply = ask(server, {"command": "list", "detail": True}, seconds)
+    request = {"command": "list", "detail": True, **({"away": True} if away else {})}
+    reply = ask(server, request, seconds)
     if reply.status is not Status.SUCCESS:
         raise refused(server, reply)
     return foundIn(server, reply.data)

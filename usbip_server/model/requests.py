@@ -52,7 +52,11 @@ class Request(
 class ListDevices(Request, frozen=True, kw_only=True, tag="list"):
     """
     Lists all devices.
+
+    @ivar away: list those instead that are to be bound when they are plugged in again.
     """
+
+    away: bool | None = False
 
 
 class DeviceRequest(Request, frozen=True, kw_only=True, dict=True):

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import msgspec
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
@@ -208,11 +207,7 @@ class Allocator:
 
         @raise DeviceNotFound: it is not in there.
         """
-        away = tuple(
-            msgspec.structs.replace(device, name=self._view.rule(device).name)
-            for device in self._view.desired.away()
-        )
-        device = self._authorizer.of(caller.principal).select(command, away)
+        device = self._authorizer.of(caller.principal).select(command, self._view.away())
         self._requireOwner(device, command.owner, command.force, caller.principal)
         self._view.desired.withdraw(device)
         return device

@@ -245,8 +245,12 @@ class Dispatcher:
         return self._exports.importable(principal)
 
     def list(self, command: ListDevices, caller: Caller, until: float) -> Devices:
-        """All devices that the client may list."""
-        return self._authorizer.of(caller.principal).among(LIST, self._view.devices)
+        """
+        All devices that the client may list: those that are plugged in, or with C{away} the other
+        desired ones.
+        """
+        devices = self._view.away() if command.away else self._view.devices
+        return self._authorizer.of(caller.principal).among(LIST, devices)
 
     def find(self, command: FindDevice, caller: Caller, until: float) -> UsbDevice:
         """

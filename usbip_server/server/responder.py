@@ -111,7 +111,7 @@ class Responder:
 
     def _list(self, devices: tuple[UsbDevice, ...], command: Command) -> Response:
         """Encode a list once: the view returns the same tuple until something changes."""
-        key = command.detail, command.keep_alive
+        key = command.detail, command.keep_alive, getattr(command, "away", False)
         known = self._lists.get(key)
         if known is not None and known[0] is devices:
             return known[1]

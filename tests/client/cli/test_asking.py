@@ -11,7 +11,7 @@ import socket
 import threading
 from typing import Any
 
-from tests.client.cli.commandcase import CommandCase
+from tests.client.cli.commandcase import VIRTUAL, CommandCase
 from tests.support.childdaemon import EXPORT
 from tests.support.scriptedserver import SECONDS, ScriptedServer
 from usbip_server.client.cli import INTERRUPTED
@@ -206,6 +206,29 @@ class ListTests(CommandCase):
                     done = self.type(command, status=Exit.UNREACHABLE)
                     self.assertIn("its answer is not understood", done.output)
                     self.assertTrue(done.output.replace("\n", "").isprintable(), command)
+
+    def test_away(self) -> None:
+        """Devices that are attached and not plugged in are listed with --away, and forgotten with
+        detach."""
+        state = self.folder / "state.json"
+        wish = {
+            "vendor_id": "2341",
+            "product_id": "0043",
+            "serial": "GONE1",
+            "bus_id": "3-1",
+            "description": "A board",
+            "kept": True,
+            "lease": None,
+        }
+        state.write_text(json.dumps({"version": 1, "wishes": [wish]}))
+        self.daemon("raspi", f"{VIRTUAL}state: {{file: {state}}}\n")
+        self.assertNotIn("GONE1", self.type("list").stdout)
+        self.assertRegex(self.type("list", "--away").stdout, r"3-1 .* GONE1 +A board +away")
+        self.type("detach", "nothing", status=Exit.NOT_FOUND)
+        done = self.type("detach", "GONE1")
+        self.assertIn("3-1 (A board) at raspi is not plugged in", done.stderr)
+        self.assertEqual(self.json("list", "--away")["devices"], [])
+        self.assertIn("no devices", self.type("list", "--away").stderr)
 
     def test_stock(self) -> None:
         """The devices of a stock usbipd are listed with what USB/IP describes."""

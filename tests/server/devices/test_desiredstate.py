@@ -11,9 +11,11 @@ from msgspec import UNSET
 from msgspec.structs import replace
 from twisted.logger import LogLevel, formatEvent
 
-from tests.server.corecase import BOUND, FREE, CoreTestCase, lease
+from tests.server.corecase import BOUND, FREE, Client, CoreTestCase, lease
 from tests.support.fixtures import UNO, PromptBackend, changed
 from usbip_server.model.device import OWN_STRINGS
+from usbip_server.model.devicerules import Match, Rule
+from usbip_server.model.requests import ListDevices
 from usbip_server.server.devices import desiredstate
 from usbip_server.server.devices.desireddevice import State
 
@@ -141,6 +143,33 @@ class RecognitionTests(CoreTestCase):
             self.assertRecognized(busId, True)
             [desired] = self.file.state.devices
             self.assertEqual(replace(desired, lease=None), replace(whole, lease=None, busId=busId))
+
+
+class AwayTests(CoreTestCase):
+    """
+    Attached devices that are not plugged in.
+    """
+
+    def test_listed(self) -> None:
+        """They are listed on request, in bus order, with what is remembered of them, to clients
+        that may list them; and are forgotten when they are detached."""
+        rule = Rule(match=Match(serial="S2"), name="two")
+        self.start(rule)
+        self.done("attach")
+        for number, busId in ((2, "1-10"), (1, "1-9")):
+            self.plug(serial=f"S{number}", busId=busId)
+            self.done("attach", id=busId)
+            self.unplug(busId)
+        away = self.core.dispatcher.atOnce(ListDevices(away=True), Client())
+        assert isinstance(away, tuple)
+        shown = [(device.busId, device.serial, device.name, device.product) for device in away]
+        self.assertEqual(
+            shown, [("1-9", "S1", None, UNO.product), ("1-10", "S2", "two", UNO.product)]
+        )
+        self.done("detach", id="two")
+        away = self.core.dispatcher.atOnce(ListDevices(away=True), Client())
+        self.assertEqual([device.serial for device in away or ()], ["S1"])  # type: ignore[union-attr]
+        self.assertEqual([device.busId for device in self.listed()], [UNO.busId])
 
 
 class NumberTests(CoreTestCase):

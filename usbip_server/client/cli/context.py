@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from usbip_server.client.blocking import ask, askToTheEnd
+from usbip_server.client.blocking import ask, askToTheEnd, devicesOf
 from usbip_server.client.cli.discovery import DiscoveryResult, askAll, discover
 from usbip_server.client.cli.output import Printer
 from usbip_server.client.cli.stockusbipd import unlisted
@@ -143,6 +143,16 @@ class CommandContext:
         Ask all servers for their devices, without reports nor errors.
         """
         return discover(self.servers, self.seconds, self.settings.stock)
+
+    def away(self) -> tuple[RemoteDevice, ...]:
+        """
+        The devices that are attached at servers and not plugged in. Servers that do not answer are
+        reported.
+        """
+        asked = [server for server in self.servers if server not in self.settings.stock]
+        replies = askAll(asked, lambda server: devicesOf(server, self.seconds, away=True))
+        self.report(replies.troubles)
+        return tuple(each for _, devices in replies.answers for each in devices)
 
     def choose(self, selector: Selector, result: DiscoveryResult) -> RemoteDevice:
         """

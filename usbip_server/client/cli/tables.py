@@ -28,11 +28,14 @@ DAY = 86400.0
 """Seconds."""
 
 
-def devicesTable(found: Sequence[RemoteDevice], numbered: bool = False) -> Table:
+def devicesTable(
+    found: Sequence[RemoteDevice], numbered: bool = False, isAway: bool = False
+) -> Table:
     """
     Devices, a row for each.
 
     @param numbered: the first column has the numbers from 1.
+    @param isAway: they are not plugged in.
     """
     columns = ("server", "bus id", "name", "id", "serial", "description", "state", "who")
     rows = []
@@ -45,7 +48,7 @@ def devicesTable(found: Sequence[RemoteDevice], numbered: bool = False) -> Table
             cell(f"{device.vendorId}:{device.productId}"),
             cell(device.serial),
             cell(description),
-            cell(device.state.value, STYLES[device.state]),
+            cell("away") if isAway else cell(device.state.value, STYLES[device.state]),
             cell(userOf(device)),
         ]
         rows.append([cell(str(number)), *cells] if numbered else cells)

@@ -37,6 +37,10 @@ class LocalList(ListDevices, frozen=True, kw_only=True, tag="list"):
 
     host: Host = None
 
+    def __post_init__(self) -> None:
+        if self.away:
+            raise ValueError("`away` is a key of servers: ask the server itself")
+
 
 class LocalFind(FindDevice, frozen=True, kw_only=True, tag="find"):
     """

@@ -13,7 +13,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from usbip_server.interfaces import IUsbBackend
-from usbip_server.model.device import DeviceState, Traffic, UsbDevice
+from usbip_server.model.device import DeviceState, Traffic, UsbDevice, busOrder
 from usbip_server.model.devicerules import Rule, Share
 from usbip_server.model.inventory import Change, ChangeKind, Inventory
 from usbip_server.runtime.backoff import BackoffOptions
@@ -60,6 +60,13 @@ class DeviceView:
     def devices(self) -> tuple[UsbDevice, ...]:
         """The devices that clients see, in bus order: the same tuple until something changes."""
         return self.inventory.snapshot.devices
+
+    def away(self) -> tuple[UsbDevice, ...]:
+        """The desired devices that are not plugged in, with their names, in bus order."""
+        devices = sorted(self.desired.away(), key=lambda device: busOrder(device.busId))
+        return tuple(
+            msgspec.structs.replace(device, name=self.rule(device).name) for device in devices
+        )
 
     def rule(self, device: UsbDevice) -> Rule:
         """The configured rule for a device."""

@@ -13,6 +13,7 @@ from usbip_server.client.cli.options import withSelector, withServers
 
 if TYPE_CHECKING:
     from usbip_server.client.cli.context import CommandContext
+    from usbip_server.client.devices import RemoteDevice
     from usbip_server.client.selection import Selector
 
 _EXAMPLES = """\b
@@ -21,6 +22,34 @@ Examples:
   sudo usbipshare detach /dev/ttyACM0
   sudo usbipshare detach --port 0 --keep-bound
 """
+
+
+def _forget(
+    context: CommandContext, selector: Selector, owner: str | None, force: bool
+) -> RemoteDevice | None:
+    """
+    Detach a device that is attached at a server and not plugged in.
+
+    @return: C{None}: no such device matches.
+    """
+    from usbip_server.client.cli.discovery import DiscoveryResult
+    from usbip_server.client.selection import among
+
+    away = among(selector, context.away())
+    if not away:
+        return None
+    found = context.choose(selector, DiscoveryResult(found=away))
+    device = found.device
+    request = {
+        "command": "detach",
+        "id": f"{device.vendorId}:{device.productId}",
+        "bus": device.busId,
+        **({} if device.serial is None else {"serial": device.serial}),
+        "owner": owner,
+        "force": force,
+    }
+    context.ask(found.server, request)
+    return found
 
 
 @click.command("detach", epilog=_EXAMPLES)
@@ -58,6 +87,7 @@ def command(
     from usbip_server.client.cli.output import fieldsOf, portFields
     from usbip_server.client.cli.tables import userOf
     from usbip_server.model.device import DeviceState
+    from usbip_server.model.errors import DeviceNotFound
     from usbip_server.model.replies import Refused, Status
 
     if (selector is None) == (port is None):
@@ -71,7 +101,15 @@ def command(
         fields = portFields(here, None if server is None else server.name)
     else:
         assert selector is not None
-        found = context.choose(selector, context.discover())
+        try:
+            found = context.choose(selector, context.discover())
+        except DeviceNotFound:
+            forgotten = _forget(context, selector, owner, force)
+            if forgotten is None:
+                raise
+            printer.note(f"{forgotten} is not plugged in; it is not bound any more when it is")
+            printer.result([fieldsOf(forgotten)])
+            return
         here = attacher.attachedAs(found)
         server, busId = found.server, found.device.busId
         fields = fieldsOf(found, here)

@@ -19,13 +19,19 @@ Examples:
   usbipshare list
   usbipshare list --host raspi --host bench:5056
   usbipshare list --desc arduino --json
+  usbipshare list --away
 """
 
 
 @click.command("list", epilog=_EXAMPLES)
+@click.option(
+    "--away",
+    is_flag=True,
+    help="List instead the devices that are attached and not plugged in; detach forgets them.",
+)
 @withServers
 @withSelector(required=False)
-def command(context: CommandContext, selector: Selector | None) -> None:
+def command(context: CommandContext, selector: Selector | None, away: bool) -> None:
     """
     List the devices of all servers; with WORD or criteria, those that match.
 
@@ -36,11 +42,11 @@ def command(context: CommandContext, selector: Selector | None) -> None:
     from usbip_server.client.cli.tables import devicesTable
     from usbip_server.client.selection import among
 
-    found = context.discover().found
+    found = context.away() if away else context.discover().found
     if selector is not None:
         found = among(selector, found)
     if found:
-        context.printer.table(devicesTable(found))
+        context.printer.table(devicesTable(found, isAway=away))
     else:
         context.printer.note("no devices" if selector is None else f"no device matches {selector}")
     context.printer.result([fieldsOf(each) for each in found])
