@@ -193,6 +193,8 @@ class HelpTests(CommandLineTestCase):
                 "'3s' is not a number of seconds > 0 and <= 86400",
             ),
             (("attach", "--wait", "-1"), "'-1' is not a number of seconds >= 0 and <= 86400"),
+            (("watch", "--id", "8-1:1.0"), "`id`: '8-1:1.0' is an interface; its device is '8-1'"),
+            (("watch", "--serial", ""), "`serial` is empty"),
             (("renew", "--ttl", "nan"), "'nan' is not a number of seconds > 0"),
         ):
             self.assertIn(said, self.type(*arguments, status=2))

@@ -128,6 +128,12 @@ class DoctorTests(CommandCase):
                 check = self.checks(Exit.UNREACHABLE, "--timeout", "0.5")[f"{name}: requests"]
                 self.assertWrong(check, found, fix)
                 self.assertIn(f"{server.port}/tcp", check["fix"])
+        unavailable = b'{"status":"error","message":"the kernel is gone","code":"unavailable"}\n'
+        with ScriptedServer(says(unavailable, size=8)) as server:
+            self.servers.clear()
+            self.known("ill", host="127.0.0.1", port=server.port, export_port=server.port)
+            check = self.checks(Exit.UNREACHABLE)["ill: requests"]
+            self.assertWrong(check, "the kernel is gone", "see the server's log")
         self.servers.clear()
         self.known("misspelt", host="raspi.invalid")
         check = self.checks(Exit.UNREACHABLE)["misspelt: requests"]

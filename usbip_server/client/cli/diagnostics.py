@@ -29,7 +29,7 @@ from usbip_server.kernel import usbip_host
 from usbip_server.kernel.system import ISystem
 from usbip_server.kernel.vhci.ports import PortState, Vhci
 from usbip_server.model.errors import LocalTrouble, Unreachable
-from usbip_server.model.replies import NO_ANSWER, Status
+from usbip_server.model.replies import NO_ANSWER, Code, Status
 from usbip_server.model.usbip import NotGiven, OtherVersion
 
 UNREACHABLE = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN)
@@ -233,10 +233,12 @@ def _requests(server: Server, seconds: float) -> Check:
     what, tcp = f"{server}: requests", f"{server.port}/tcp"
     begin = time.monotonic()
     try:
-        reply = ask(server, {"command": "list"}, seconds)
+        reply = ask(server, {"command": "list", "detail": True}, seconds)
         took = f"answers within {1000 * (time.monotonic() - begin):.0f} ms"
         if reply.status is not Status.SUCCESS:
             fix = "set `token` in client.yaml, or change `access` in the server's configuration"
+            if reply.code not in (None, Code.NOT_ALLOWED.value):
+                fix = "see the server's log: journalctl -u usbipshare"
             return Check(what=what, ok=False, found=f"{took}: {reply.message}", fix=fix)
         found = foundIn(server, reply.data)
     except Unreachable as error:

@@ -54,7 +54,12 @@ def command(context: CommandContext, **criteria: str | None) -> None:
     After a server was unreachable, the events that were missed are printed first.
     """
     from usbip_server.client.cli.eventprinter import EventPrinter, run
+    from usbip_server.client.selection import selectorOf
 
+    try:
+        selectorOf(None, False, **criteria)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
     wanted = {name: value for name, value in criteria.items() if value is not None}
     try:
         run(lambda reactor: EventPrinter(context).watch(reactor, wanted))
