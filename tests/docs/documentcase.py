@@ -71,6 +71,9 @@ MISSING = {"lease": {"lease"}, "heartbeat": {"seq"}, "queued": {"data", "place"}
 
 ANY = UsbDevice(busId="1-1", vendorId="0000", productId="0000", description="any")
 FIELDS = set(json.loads(bytes(encodeDevices(ANY, detail=False))))
+SOMETIMES = {"classes", "unknown"}
+"""The fields of a device that only some devices have."""
+
 DETAILS = set(json.loads(bytes(encodeDevices(ANY, detail=True)))) - FIELDS
 
 LOCAL = ("README.md", "docs/tutorial.md")

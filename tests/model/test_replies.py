@@ -125,6 +125,17 @@ class DeviceTests(SynchronousTestCase):
         }.items():
             self.assertEqual(detail[key], value, key)
 
+    def test_detailSometimes(self) -> None:
+        """Classes of other configurations, and what is not known, are included if there are
+        any."""
+        for fields, expected in (
+            ({"classes": UNO.interfaces}, {}),
+            ({"classes": ("08/06/50",)}, {"classes": ["08/06/50"]}),
+            ({"unknown": ("serial",)}, {"unknown": ["serial"]}),
+        ):
+            detail = json.loads(bytes(encodeDevices(changed(UNO, **fields), detail=True)))
+            self.assertEqual({key: detail[key] for key in {*detail} - DETAIL}, expected)
+
     def test_everyState(self) -> None:
         """The states are those of the contract."""
         self.assertEqual(

@@ -38,6 +38,9 @@ Node = Annotated[str, msgspec.Meta(pattern=r"\A(/dev/bus/usb/[0-9]{3,9}/[0-9]{3,
 MOST_INTERFACES = 7281
 """A configuration has 65,535 bytes at most, and an interface descriptor 9 (USB 2.0, 9.6)."""
 
+MOST_UNKNOWN = 100
+"""Names of keys whose value is not known."""
+
 LONGEST_MESSAGE = 1000
 """Characters of a server's message that are shown."""
 
@@ -78,6 +81,8 @@ class _Device(msgspec.Struct, frozen=True, kw_only=True):
     speed: Annotated[str, msgspec.Meta(max_length=16)] | None = None
     device_class: Class = "00"
     interfaces: Annotated[tuple[Interface, ...], msgspec.Meta(max_length=MOST_INTERFACES)] = ()
+    classes: Annotated[tuple[Interface, ...], msgspec.Meta(max_length=MOST_INTERFACES)] = ()
+    unknown: Annotated[tuple[Text, ...], msgspec.Meta(max_length=MOST_UNKNOWN)] = ()
     driver: Text | None = None
     state: DeviceState = DeviceState.FREE
     holder: _Holder | None = None
@@ -162,6 +167,8 @@ def deviceIn(server: Server, data: Any) -> UsbDevice:
             speed=fields.speed,
             deviceClass=fields.device_class,
             interfaces=fields.interfaces,
+            classes=fields.classes,
+            unknown=tuple(name for name in fields.unknown if name in UsbDevice.__struct_fields__),
             driver=fields.driver and normalize(fields.driver),
             state=fields.state,
             holder=_holder(fields.holder),

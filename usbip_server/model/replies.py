@@ -236,6 +236,10 @@ def _fields(device: UsbDevice, detail: bool, traffic: Measure) -> dict[str, Any]
             "name": device.name,
             "lease": device.lease and leaseFields(device.lease),
         }
+        if not {*device.classes} <= {*device.interfaces}:
+            fields["classes"] = device.classes
+        if device.unknown:
+            fields["unknown"] = device.unknown
     return fields
 
 

@@ -223,6 +223,8 @@ class InvalidDevicesTests(FollowingTestCase):
         texts = ("description", "serial", "manufacturer", "product", "driver", "trouble")
         good.update(dict.fromkeys(texts, "a\x1b[2J\x9b"))
         good["holder"]["address"] = "\x07"
+        good["classes"] = ["08/06/50"]
+        good["unknown"] = ["serial", "shine"]
         good["holder"]["bytes_in"] = 10**30
         line = msgspec.json.encode({"status": "success", "seq": 1, "data": [good]})
         watch = await self.follow(tells(line + b"\n"))
@@ -230,6 +232,8 @@ class InvalidDevicesTests(FollowingTestCase):
         self.assertEqual(known.device.serial, r"a\x1b[2J\x9b")
         self.assertEqual(known.device.holder and known.device.holder.address, r"\x07")
         self.assertIsNone(known.traffic)
+        shown = known.device.classes, known.device.unknown
+        self.assertEqual(shown, (("08/06/50",), ("serial",)))
         self.assertTrue(str(known.device).isprintable())
         self.assertEqual(len(encodeList([known.device])), 12 + 312 + 4 * 255)
 
