@@ -32,9 +32,21 @@ class ObjectSplitter:
     once.
 
     @ivar size: the bytes of the object that is not complete yet; 0 if there is none.
-    @ivar isPending: whether there is one, or the beginning of a byte order mark.
+    @ivar isPending: whether what comes next does not begin an object: there is one that is not
+        complete, or the beginning of a byte order mark, or anything else has come.
     @ivar isBroken: whether something other than an object has come. Nothing behind it is found.
     """
+
+    __slots__ = (
+        "_depth",
+        "_isEscaped",
+        "_isInString",
+        "_mark",
+        "_parts",
+        "isBroken",
+        "isPending",
+        "size",
+    )
 
     def __init__(self) -> None:
         self.size = 0
@@ -67,7 +79,7 @@ class ObjectSplitter:
                 self._parts = []
                 self.size = 0
             begin = end
-        self.isPending = bool(self._depth or self._mark)
+        self.isPending = bool(self._depth or self._mark or self.isBroken)
         return objects
 
     def _beginning(self, data: bytes, begin: int) -> int:

@@ -212,15 +212,14 @@ class CommandProtocol(LineReceiver, TimeoutMixin):
             and not self._objects.isPending
         ):
             self._requests.append(line)
-            self._answerNext()
         elif line:
             self._take(line + b"\n")
             self._cancelTruncation()
-            if self._objects.isPending and not self._fault:
+            if self._objects.isPending and not self._objects.isBroken:
                 self._truncation = self.factory.clock.callLater(CONTINUATION, self._truncated)
 
     def lineLengthExceeded(self, line: bytes) -> None:
-        self._refuseBehind(f"the request is longer than {self._longest} bytes")
+        self._fault = self._fault or f"the request is longer than {self._longest} bytes"
 
     def timeoutConnection(self) -> None:
         if self._isClosing or self._isCongested:
@@ -305,7 +304,7 @@ class CommandProtocol(LineReceiver, TimeoutMixin):
             self._liveness.start()
 
     def _splitLines(self, data: bytes) -> None:
-        """Have C{LineReceiver} call C{lineReceived} for the lines."""
+        """Have C{LineReceiver} call C{lineReceived} for the lines, and answer them."""
         begin = 0
         while not (self.paused or self._isClosing):
             lines = someLines(data, begin)
@@ -313,6 +312,7 @@ class CommandProtocol(LineReceiver, TimeoutMixin):
             if lines.isspace() and lines.endswith(b"\n"):
                 lines = b"\n"
             super().dataReceived(lines)
+            self._answerNext()
             if begin == len(data):
                 return
         self._unsplit = data[begin:]
@@ -322,34 +322,30 @@ class CommandProtocol(LineReceiver, TimeoutMixin):
         rest = self.clearLineBuffer()
         if rest:
             self._take(rest)
+            self._answerNext()
 
     def _take(self, data: bytes) -> None:
-        """Find the objects in bytes that may contain several, or a part of one, and answer them."""
+        """Find the objects in bytes that may contain several, or a part of one."""
         self._requests += self._objects.feed(data)
         if self._objects.isBroken:
             self._fault = NOT_AN_OBJECT
         elif self._objects.size > self._longest:
             self.lineLengthExceeded(data)
-        self._answerNext()
 
     def _truncated(self) -> None:
         self._truncation = None
-        self._refuseBehind(TRUNCATED)
+        self._fault = self._fault or TRUNCATED
+        self._answerNext()
 
     def _cancelTruncation(self) -> None:
         if self._truncation is not None:
             self._truncation.cancel()
             self._truncation = None
 
-    def _refuseBehind(self, fault: str) -> None:
-        """Refuse what has come behind the requests that have arrived, when those are answered."""
-        self._fault = self._fault or fault
-        self._answerNext()
-
     def _answerNext(self) -> None:
         """
         Answer the requests that have arrived, up to the first whose reply comes later, for as long
-        as it is the client's turn.
+        as it is the client's turn; then refuse what has come behind them, if that is at fault.
         """
         requests, longest, caller = self._requests, self._longest, self._caller
         answerAtOnce, account = self._responder.atOnce, self._account

@@ -249,7 +249,8 @@ class FirstByteFactory(Factory):
         """
         slot = self._slots.take(connection.principal)
         self.connections.add(connection)
-        self.overflow.drop(self._room)
+        if self.overflow.held:
+            self.overflow.drop(self._room)
         return slot
 
     def refuse(self, connection: FirstByte, reason: str) -> Conversation:

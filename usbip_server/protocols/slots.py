@@ -11,7 +11,6 @@ Of C{limits.connections} places,
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 
 from usbip_server.model.policy import LOCAL, Principal, isHere
@@ -79,7 +78,7 @@ class Slots:
         self._most = most
         self._hasRights = hasRights
         self._taken = 0
-        self._byNetwork: Counter[str] = Counter()
+        self._byNetwork: dict[str, int] = {}
 
     def take(self, principal: Principal) -> Slot:
         """
@@ -91,7 +90,8 @@ class Slots:
         if isStranger:
             part = UNIX_STRANGER if principal.address == LOCAL else STRANGER
         places = _rounded(most, part)
-        if self._byNetwork[network] >= places:
+        taken = self._byNetwork.get(network, 0)
+        if taken >= places:
             raise NoPlace(
                 f"the limit of {places} connections of one client is reached (`limits.connections` "
                 f"is {most}): try later"
@@ -102,15 +102,17 @@ class Slots:
         if self._taken >= most - kept or (isStranger and self.strangers >= _rounded(most, ALLOWED)):
             raise NoPlace(f"the limit of {most} connections is reached: try later")
         self._taken += 1
-        self._byNetwork[network] += 1
+        self._byNetwork[network] = taken + 1
         self.strangers += isStranger
         return Slot(self, network, isStranger)
 
     def free(self, network: str) -> None:
         """Called when a connection has ended."""
         self._taken -= 1
-        self._byNetwork[network] -= 1
-        if not self._byNetwork[network]:
+        left = self._byNetwork[network] - 1
+        if left:
+            self._byNetwork[network] = left
+        else:
             del self._byNetwork[network]
 
 
