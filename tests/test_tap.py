@@ -409,7 +409,8 @@ class ServiceTests(CommandLineCase):
         It listens once on each endpoint, whether twistd starts it in one step or in two,
         and stops.
         """
-        path = file(self, VIRTUAL + 'listen: ["tcp:1:interface=127.0.0.1"]\n')
+        config = 'listen: ["tcp:1:interface=127.0.0.1"]\nadvertise: off\n'
+        path = file(self, VIRTUAL + config)
         for privileged in (False, True):
             memory = MemoryReactorClock()
             service = assemble(parsed("--config", path), memory)

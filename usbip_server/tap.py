@@ -102,6 +102,8 @@ class Options(CommandLineOptions):
             exitWrongConfiguration(error)
         if self["check"]:
             path = self["config"] and fileOf(self["config"])
+            for warning in self["service"].warnings:
+                print(f"{path or 'defaults'}: warning: {warning}")
             print(
                 f"{path}: configuration OK"
                 if path

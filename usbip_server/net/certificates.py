@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import datetime
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,6 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_priv
 from OpenSSL import SSL, crypto
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
 from twisted.internet.ssl import AcceptableCiphers, CertificateOptions, TLSVersion
-from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 
@@ -79,18 +79,32 @@ OPENSSL_KEYS_TLS_1_3 = (3, 2)
 (C{CHANGES.md})."""
 
 
+class Validity(NamedTuple):
+    """
+    When a certificate is valid.
+
+    @ivar path: its file.
+    @ivar name: the common name in it; C{None}: it has none.
+    """
+
+    path: str
+    name: str | None
+    begin: datetime
+    end: datetime
+
+
 class Credentials(NamedTuple):
     """
     The content of the files, checked.
 
     @ivar options: for requests, whose TLS is Twisted's.
     @ivar context: for USB/IP, whose TLS is that of C{ssl}, which supports kernel TLS.
-    @ivar expiries: when a certificate in each file expires first, in seconds since the epoch.
+    @ivar validities: of all certificates in the files.
     """
 
     options: CertificateOptions
     context: ssl.SSLContext
-    expiries: Mapping[str, float]
+    validities: tuple[Validity, ...]
 
 
 @implementer(IOpenSSLServerConnectionCreator)
@@ -128,7 +142,10 @@ class Certificates:
         """
         When a certificate in each file expires first, in seconds since the epoch.
         """
-        return {} if self._credentials is None else self._credentials.expiries
+        found: dict[str, float] = {}
+        for each in () if self._credentials is None else self._credentials.validities:
+            found[each.path] = min(found.get(each.path, inf), each.end.timestamp())
+        return found
 
     @property
     def context(self) -> ssl.SSLContext:
@@ -139,8 +156,8 @@ class Certificates:
 
 def read(tls: Tls) -> Credentials:
     """
-    Read and check the files. A certificate that is not valid at present causes only a warning, as
-    the clock may be wrong.
+    Read and check the files. A certificate that is not valid at present is accepted, as the clock
+    may be wrong.
 
     @raise InvalidOption: a file cannot be used.
     """
@@ -160,15 +177,12 @@ def read(tls: Tls) -> Credentials:
         raise _wrong("certificate", f"OpenSSL does not take it: {reasonOf(error)}") from None
     except (OSError, TypeError) as error:  # an ssl.SSLError is an OSError
         raise _wrong("certificate", f"OpenSSL does not take it: {error}") from None
-    for path, certificates in ((tls.certificate, chain), (tls.clientCa, authorities)):
-        for certificate in certificates:
-            _warn(str(path), certificate)
-    expiries = {
-        path: min(it.not_valid_after_utc.timestamp() for it in certificates)
+    validities = tuple(
+        Validity(str(path), certificateName(it), it.not_valid_before_utc, it.not_valid_after_utc)
         for path, certificates in ((tls.certificate, chain), (tls.clientCa, authorities))
-        if path is not None
-    }
-    return Credentials(options, context, expiries)
+        for it in certificates
+    )
+    return Credentials(options, context, validities)
 
 
 def _options(
@@ -240,24 +254,8 @@ def _bytes(option: str, path: str) -> bytes:
         raise _wrong(option, f"{path} cannot be read: {error.strerror}") from None
 
 
-def _warn(path: str, certificate: x509.Certificate) -> None:
-    begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    if not begin <= datetime.now(timezone.utc) <= end:
-        _log.warn(
-            "{path}: the certificate of {name} is valid from {begin} to {end} only, which is "
-            "not now: clients that check it will reject it",
-            path=path,
-            name=certificateName(certificate),
-            begin=begin.isoformat(),
-            end=end.isoformat(),
-        )
-
-
 def _wrong(option: str, reason: str) -> InvalidOption:
     return InvalidOption(("tls", option), reason)
-
-
-_log = Logger()
 
 
 def certificateName(certificate: x509.Certificate) -> str | None:

@@ -37,6 +37,7 @@ from usbip_server.runtime.exposition import EventCounter, Kind, Metric, Sample
 from usbip_server.runtime.service import ReloadOnHangup, allowConnections, notify
 from usbip_server.runtime.statefile import StateFile, statePath
 from usbip_server.runtime.yamlfile import ConfigError
+from usbip_server.server.advice import utcNow, warningsAbout
 from usbip_server.server.announcing import Advertiser
 from usbip_server.server.config import Config, Export, Settings, Source, load
 from usbip_server.server.core import Core
@@ -79,6 +80,12 @@ class Plan(NamedTuple):
     config: Config
     credentials: Credentials | None
     listeners: Sequence[Listener]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is valid, and most likely not what is meant."""
+        validities = () if self.credentials is None else self.credentials.validities
+        return warningsAbout(self.config, self.listeners, validities, utcNow())
 
     @property
     def backendType(self) -> str:
@@ -244,6 +251,11 @@ class Daemon(Service):
         self._isListening = False
         reader.certificates.replace(plan.credentials)
 
+    @property
+    def warnings(self) -> list[str]:
+        """What is valid in the configuration, and most likely not what is meant."""
+        return self._plan.warnings
+
     def privilegedStartService(self) -> None:
         """
         Listen, while the process may still use low ports.
@@ -277,10 +289,15 @@ class Daemon(Service):
         for key in NEED_RESTART:
             if attrgetter(key)(plan.config) != attrgetter(key)(self._plan.config):
                 self._log.warn("changing `{key}` needs a restart", key=key)
+        self._warn(plan)
         self._reader.reloads.add("ok")
         self._core.reload(plan.settings())
         self._advertiser.update(plan.config.advertise, self._ports)
         self._log.info("configuration reloaded")
+
+    def _warn(self, plan: Plan) -> None:
+        for warning in plan.warnings:
+            self._log.warn("configuration: {warning}", warning=warning)
 
     async def _listenOn(self, listeners: Sequence[Listener]) -> None:
         """
@@ -339,6 +356,7 @@ class Daemon(Service):
         Start the backend. Requests that come before it has started wait for it.
         """
         super().startService()
+        self._warn(self._plan)
         self._reloading.start()
         self.privilegedStartService()  # "python -m twisted" does not
         Deferred.fromCoroutine(self._start()).addErrback(
