@@ -22,6 +22,7 @@ from usbip_server.client.jsonclient import SPEAKS_TLS
 from usbip_server.client.servers import Server
 from usbip_server.model.errors import Unreachable
 from usbip_server.model.replies import (
+    LONGEST_EVENT,
     LONGEST_LINE,
     Code,
     ReceivedNotice,
@@ -326,6 +327,16 @@ class WatchTests(AskingTestCase):
         self.wire.turn()
         self.assertEqual(self.lost(), "nonsense")
         self.assertEqual([notice["event"] for notice in self.told], ["bound"])
+
+    def test_longEvent(self) -> None:
+        """An event is shorter than the list of all devices may be."""
+        devices = b"x" * LONGEST_EVENT
+        self.watch(b'{"status":"success","data":["' + devices + b'"],"seq":17}\n')
+        self.wire.send(b'{"event":"bound","message":"' + b"x" * (LONGEST_EVENT - 100) + b'"}\n')
+        self.assertEqual(len(self.told), 1)
+        self.wire.send(b'{"event":"bound","message":"' + b"x" * LONGEST_EVENT + b'"}\n')
+        self.wire.turn()
+        self.assertEqual(self.lost(), "the reply is longer than any valid reply")
 
     def test_silence(self) -> None:
         """Without a line for 45 s, or for the time given, the connection is aborted."""

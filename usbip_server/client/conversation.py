@@ -39,6 +39,7 @@ from usbip_server.client.jsonclient import (
 from usbip_server.client.servers import Server
 from usbip_server.model.errors import ShareError, Unreachable
 from usbip_server.model.replies import (
+    LONGEST_EVENT,
     LONGEST_LINE,
     ReceivedNotice,
     ReceivedReply,
@@ -132,6 +133,7 @@ class Conversation(LineReceiver):
         if reply.seq is None or not isComplete:
             why = "it has no number of the last event, or no list of devices"
             raise notUnderstood(self.server, why)
+        self.MAX_LENGTH = LONGEST_EVENT
         self._longest = silence
         quiet = f"no line received for {silence:g} s"
         self._silence = self._reactor.callLater(silence, self._fail, quiet)

@@ -49,6 +49,9 @@ LONGEST_LINE = 16 * 1024 * 1024
 """The longest line that a client reads, in bytes: room for a detailed list of all devices of a
 large installation."""
 
+LONGEST_EVENT = 128 * 1024
+"""The longest event that a client reads, in bytes: it describes one device."""
+
 NO_ANSWER = "the server has closed the connection without a reply"
 
 MAYBE_TLS = ": if it requires TLS, set `tls` in client.yaml"
