@@ -4,46 +4,42 @@ Tests of L{usbip_server.backends.virtual}: clients that import its devices.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import struct
 import threading
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.threads import deferToThread
-from twisted.logger import capturedLogs
 from twisted.trial.unittest import TestCase
 
+from tests.backends.virtualcase import (
+    DEVICES,
+    DISK,
+    HOLDER,
+    IN,
+    OUT,
+    PORT,
+    SECONDS,
+    ExportCase,
+    handle,
+    submit,
+)
 from tests.support.importclient import Door, untilShutDown
 from tests.support.scriptedserver import received
 from usbip_server.backends import softdevice
 from usbip_server.backends.virtual import VirtualBackend, makeBackend
 from usbip_server.interfaces import IUsbBackend
-from usbip_server.model.device import DeviceState, Holder, UsbDevice
+from usbip_server.model.device import DeviceState, UsbDevice
 from usbip_server.model.errors import DeviceInUse, OperationFailed, OperationTimedOut
-from usbip_server.model.inventory import Change
 from usbip_server.testing import ExportConformance
 
 if softdevice.installed:
     from usbip import USBDevice, protocol  # type: ignore[import-untyped]
-    from usbip.classes.host.cdc_acm import CDCDriver  # type: ignore[import-untyped]
     from usbip.classes.host.msc import MSCDriver  # type: ignore[import-untyped]
-    from usbip.host import Connection, DeviceDescriptor, Handle  # type: ignore[import-untyped]
-
-DEVICES = [
-    {"bus_id": "1-1", "kind": "serial", "product": "Port", "serial": "P1"},
-    {"bus_id": "1-2.3", "kind": "disk", "size": 2048, "vendor_id": "ABCD"},
-]
-PORT, DISK = "1-1", "1-2.3"
-
-SECONDS = 60.0
-"""For what is waited for."""
-
-HOLDER = Holder(address="192.0.2.9", since=5.0)
+    from usbip.host import DeviceDescriptor  # type: ignore[import-untyped]
 
 
 class VirtualConformanceTests(ExportConformance, TestCase):
@@ -74,87 +70,6 @@ class VirtualConformanceTests(ExportConformance, TestCase):
 
     async def plug(self, device: UsbDevice) -> None:
         self.backend.plug(device.busId)
-
-
-def handle(client: socket.socket) -> Any:
-    """The client's end of a session, as the package's drivers require it."""
-    return Handle(Connection(client), None)
-
-
-OUT, IN = 0, 1
-"""C{USBIP_DIR_OUT} and C{USBIP_DIR_IN}."""
-
-
-def submit(
-    number: int, direction: int, data: bytes = b"", length: int = 64, endpoint: int = 1
-) -> bytes:
-    """C{USBIP_CMD_SUBMIT}, by default to the first endpoint."""
-    length = len(data) or length
-    return struct.pack(">6Ii12x8x", 1, number, 0, direction, endpoint, 0, length) + data
-
-
-class ExportCase(TestCase):
-    """
-    A backend with bound devices.
-    """
-
-    timeout = 300
-
-    if not softdevice.installed:
-        skip = "the package usbip is not installed"
-
-    async def setUp(self) -> None:  # type: ignore[override]
-        self.backend = makeBackend({"devices": DEVICES}, reactor)
-        await self.backend.start()
-        self.addCleanup(lambda: Deferred.fromCoroutine(self.backend.stop()))
-        for device in self.backend.inventory.snapshot.devices:
-            await self.backend.bind(device, 5)
-
-    def device(self, busId: str = PORT) -> UsbDevice:
-        """The present state of a device."""
-        device = self.backend.inventory.get(busId)
-        assert device is not None
-        return device
-
-    def connection(self) -> tuple[socket.socket, socket.socket]:
-        """A connection: the caller's end, which does not block, and the client's, which does."""
-        ours, theirs = socket.socketpair()
-        for end in (ours, theirs):
-            end.settimeout(SECONDS)
-            self.addCleanup(end.close)
-        ours.setblocking(False)
-        return ours, theirs
-
-    async def export(
-        self, busId: str = PORT, seconds: float = SECONDS
-    ) -> tuple[socket.socket, socket.socket]:
-        """Export a device; return both ends of the connection."""
-        ours, theirs = self.connection()
-        exported = await self.backend.export(self.device(busId), ours, HOLDER, seconds)
-        self.assertEqual(exported, self.device(busId))
-        self.assertEqual((exported.state, exported.holder), (DeviceState.IN_USE, HOLDER))
-        return ours, theirs
-
-    async def until(self, state: DeviceState, busId: str = PORT) -> None:
-        """Wait until a device is in a state."""
-        if self.device(busId).state is state:
-            return
-        done: Deferred[None] = Deferred()
-
-        def look(changes: tuple[Change, ...]) -> None:
-            if self.device(busId).state is state and not done.called:
-                done.callback(None)
-
-        self.backend.inventory.subscribe(look)
-        await done
-        self.backend.inventory.unsubscribe(look)
-
-    async def echoes(self, client: socket.socket) -> None:
-        """The serial port of a client echoes."""
-        driver = CDCDriver(handle(client))
-        for text in (b"hello", bytes(range(60))):
-            await deferToThread(driver.write, text)
-            self.assertEqual(await deferToThread(driver.read), text)
 
 
 class TrafficTests(ExportCase):
@@ -228,103 +143,6 @@ class TrafficTests(ExportCase):
         await self.backend.release(self.device(DISK), 5)
         driver = MSCDriver(handle((await self.export(DISK))[1]))
         self.assertEqual(await deferToThread(driver.read_blocks, 0, 2048, 512), content)
-
-
-class LimitTests(ExportCase):
-    """
-    Clients that send more than they read.
-    """
-
-    async def ends(self, busId: str, *messages: bytes) -> None:
-        """The session of a client that sends these messages ends."""
-        _, theirs = await self.export(busId)
-        theirs.settimeout(SECONDS)
-
-        def play() -> None:
-            with contextlib.suppress(ConnectionError):
-                for message in messages:
-                    theirs.sendall(message)
-            with contextlib.suppress(ConnectionError):
-                while theirs.recv(65536):
-                    pass
-
-        await deferToThread(play)
-        self.assertEqual(await deferToThread(self.restOf, theirs), b"")
-        await self.until(DeviceState.BOUND, busId)
-
-    def restOf(self, client: socket.socket) -> bytes:
-        """What can still be received."""
-        try:
-            return client.recv(1)
-        except ConnectionError:
-            return b""
-
-    async def test_echo(self) -> None:
-        """A serial port loses what its client does not read: it keeps C{LARGEST} bytes."""
-        _, theirs = await self.export()
-        block = bytes(65536)
-
-        def echoed() -> int:
-            for number in range(1, 2 * softdevice.LARGEST // len(block) + 1):
-                theirs.sendall(submit(number, OUT, block))
-                received(theirs, 48)
-            count = 0
-            for number in range(100, 200):
-                theirs.sendall(submit(number, IN, length=len(block)))
-                if count == softdevice.LARGEST:
-                    break
-                (size,) = struct.unpack_from(">I", received(theirs, 48), 24)
-                count += len(received(theirs, size))
-            theirs.sendall(submit(300, OUT, b"again"))
-            received(theirs, 48)
-            received(theirs, 48)
-            self.assertEqual(received(theirs, 5), b"again")
-            return count
-
-        self.assertEqual(await deferToThread(echoed), softdevice.LARGEST)
-
-    async def test_transfers(self) -> None:
-        """A transfer that is too large, or of a negative size, ends the session, as do too many
-        requests that wait, two with one number, and an unknown command."""
-        for messages in (
-            [submit(1, OUT, length=softdevice.LARGEST + 1)],
-            [submit(1, IN, length=-1)],
-            [submit(1, IN), submit(1, IN)],
-            [submit(number, IN) for number in range(softdevice.MOST_URBS + 1)],
-            [b"\0\0\0\7" + bytes(44)],
-        ):
-            await self.ends(PORT, *messages)
-
-    async def test_answeredAndUnlinked(self) -> None:
-        """Requests that were answered or unlinked do not count."""
-        _, theirs = await self.export()
-
-        def play() -> None:
-            for number in range(1, 2 * softdevice.MOST_URBS, 2):
-                theirs.sendall(submit(number, IN))
-                theirs.sendall(struct.pack(">6I24x", 2, number + 1, 0, 0, 1, number))
-                received(theirs, 48)
-
-        await deferToThread(play)
-        await self.echoes(theirs)
-
-    async def test_disk(self) -> None:
-        """A read command that is too large or empty ends the session with a warning, as do further
-        commands of a client that does not read."""
-
-        def read(number: int, blocks: int, length: int = 12) -> bytes:
-            """C{READ(12)} in a command block wrapper."""
-            command = struct.pack(">BxIIxx", 0xA8, 0, blocks)
-            size = 512 * blocks
-            wrapper = b"USBC" + struct.pack("<IIBBB", number, size, 0x80, 0, length) + command
-            return submit(number, OUT, wrapper.ljust(31, b"\0"))
-
-        most = softdevice.LARGEST // 512
-        with capturedLogs() as events:
-            await self.ends(DISK, read(1, most + 1))
-            await self.ends(DISK, read(1, 1, length=0))
-        self.assertEqual([each["log_level"].name for each in events], ["warn", "warn"])
-        await self.ends(DISK, *(read(number, most) for number in range(1, 4)))
 
 
 class EndTests(ExportCase):

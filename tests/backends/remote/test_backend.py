@@ -18,7 +18,7 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import TestCase
 
 from tests.backends.remote.remotecase import DEVICES, SETTINGS, HesitantBackend, RemoteCase
-from tests.support.fixtures import EVERYBODY, asked
+from tests.support.fixtures import EVERYBODY, UNO, asked, changed
 from tests.support.remoteserver import FarServer
 from tests.support.scriptedserver import REQUEST, Play, ScriptedServer, received, says
 from tests.support.timedreactor import OVER, TimedReactor
@@ -295,12 +295,11 @@ class ExportTests(RemoteTestCase):
     A server whose export port sends scripted bytes.
     """
 
-    async def refused(self, play: Play, kind: type[Exception], deadline: float) -> str:
+    async def refused(self, play: Play, kind: type[Exception], deadline: float = DEADLINE) -> str:
         """The export fails, and the client's connection is untouched; return the error."""
-        scripted = ScriptedServer(play)
-        scripted.__enter__()
-        self.addCleanup(deferToThread, scripted.__exit__, None, None, None)
-        self.scripted = scripted
+        self.scripted = ScriptedServer(play)
+        self.scripted.__enter__()
+        self.addCleanup(deferToThread, self.scripted.__exit__, None, None, None)
         device = await self.started()
         bound = await self.backend.bind(device, DEADLINE)
         ours, client = self.connect()
@@ -310,28 +309,25 @@ class ExportTests(RemoteTestCase):
         return said
 
     def hosts(self) -> list[Host]:
-        server = Server(
-            name="far",
-            host="127.0.0.1",
-            port=self.server.port,
-            exportPort=self.scripted.port,
-        )
+        port, exportPort = self.server.port, self.scripted.port
+        server = Server(name="far", host="127.0.0.1", port=port, exportPort=exportPort)
         return [Host(server=server, bus=100)]
 
     async def test_busy(self) -> None:
         """C{DEV_BUSY} means that the device is in use."""
-        said = await self.refused(says(encodeRefusal(OpStatus.DEV_BUSY)), DeviceInUse, DEADLINE)
+        said = await self.refused(says(encodeRefusal(OpStatus.DEV_BUSY)), DeviceInUse)
         self.assertIn("in use", said)
 
-    async def test_notExported(self) -> None:
-        """C{NODEV} is an error."""
-        said = await self.refused(says(encodeRefusal(OpStatus.NODEV)), OperationFailed, DEADLINE)
-        self.assertIn("cannot export 101-1", said)
-
-    async def test_nonsense(self) -> None:
-        """Bytes that are not USB/IP are an error that names the server."""
-        said = await self.refused(says(b"SSH-2.0-OpenSSH_9.2"), OperationFailed, DEADLINE)
-        self.assertIn(f"far (127.0.0.1:{self.scripted.port}): ", said)
+    async def test_refused(self) -> None:
+        """Another status, bytes that are not USB/IP, and an import that is confirmed although the
+        server does not show the device as in use, are errors."""
+        device = changed(UNO, busId="1-1")
+        for answer, text in (
+            (encodeRefusal(OpStatus.NODEV), "cannot export 101-1"),
+            (b"SSH-2.0-OpenSSH_9.2", r"far \(127.0.0.1:[0-9]+\): "),
+            (encodeImport(device), "was taken away again at once"),
+        ):
+            self.assertRegex(await self.refused(says(answer), OperationFailed), text)
 
     async def test_silent(self) -> None:
         """Without an answer the export fails at its deadline."""
@@ -349,15 +345,6 @@ class ExportTests(RemoteTestCase):
             self.assertIn("has not answered the import within 1000 s", await refusing)
         finally:
             isOver.set()
-
-    async def test_notInUseAfterwards(self) -> None:
-        """An import that is confirmed, but not shown as in use by the server, is an error."""
-        there_ = HesitantBackend(DEVICES)
-        await there_.start()
-        device = there_.inventory.get("1-1")
-        assert device is not None
-        said = await self.refused(says(encodeImport(device)), OperationFailed, DEADLINE)
-        self.assertIn("was taken away again at once", said)
 
 
 class SeveralTests(TestCase):
@@ -401,14 +388,10 @@ class SeveralTests(TestCase):
         while self.busIds != [*busIds]:
             await deferLater(reactor, 0.01)
 
-    async def test_both(self) -> None:
-        """After the start the devices of both servers are shown."""
-        await self.make()
-        await self.backend.start()
-        self.assertEqual(self.busIds, ["101-1", "101-2.3", "201-1", "201-2.3"])
-
-    async def test_oneGone(self) -> None:
-        """The devices of a server are shown while it is connected, each time."""
+    async def test_oneLost(self) -> None:
+        """The devices of a server are shown while it is connected, each time; those of another
+        server are shown meanwhile."""
+        both = ("101-1", "101-2.3", "201-1", "201-2.3")
         await self.make()
         kitchen, _ = self.servers
         await kitchen.stop()
@@ -417,7 +400,7 @@ class SeveralTests(TestCase):
         self.assertIsNone(self.backend.inventory.trouble)
         for _ in range(2):
             again = await self.serve(kitchen.port)
-            await self.until("101-1", "101-2.3", "201-1", "201-2.3")
+            await self.until(*both)
             await again.stop()
             await self.until("201-1", "201-2.3")
 
