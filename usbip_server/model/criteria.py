@@ -113,6 +113,8 @@ def parseId(text: str) -> str:
     @raise ValueError: it is the name of an interface.
     """
     text = text.strip()
+    if isBusId(text):
+        return text
     ids = _VENDOR_AND_PRODUCT.fullmatch(text)
     if ids is not None:
         return f"{ids[1]:0>4}:{ids[2]:0>4}".lower()

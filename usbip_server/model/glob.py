@@ -9,7 +9,7 @@ text, and a step is a few operations on an integer with one bit for each element
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 Ranges = tuple[tuple[str, str], ...]
 """The first and the last character of each range in a set."""
@@ -23,6 +23,11 @@ def isGlob(text: str) -> bool:
     return "*" in text or "?" in text or "[" in text
 
 
+def matcher(pattern: str) -> Callable[[str], object]:
+    """A function that returns whether a pattern matches a whole text."""
+    return Glob(pattern).matches if isGlob(pattern) else pattern.__eq__
+
+
 class Glob:
     """
     A compiled pattern.
@@ -32,7 +37,6 @@ class Glob:
     """
 
     def __init__(self, pattern: str) -> None:
-        self._literal = None if isGlob(pattern) else pattern
         self._stars = 0
         self._any = 0
         self._literals: dict[str, int] = {}
@@ -55,8 +59,6 @@ class Glob:
 
     def matches(self, text: str) -> bool:
         """Whether the pattern matches a whole text."""
-        if self._literal is not None:
-            return text == self._literal
         state, stars, masks = 1, self._stars, self._masks
         isDone = self._end & stars
         for char in text:

@@ -23,10 +23,10 @@ from usbip_server.model.criteria import (
 from usbip_server.model.device import UsbDevice
 from usbip_server.model.errors import DeviceNotFound, SeveralMatch
 from usbip_server.model.escapes import normalize
-from usbip_server.model.glob import Glob
+from usbip_server.model.glob import Glob, isGlob, matcher
 
 Devices = tuple[UsbDevice, ...]
-Test = Callable[[UsbDevice], bool]
+Test = Callable[[UsbDevice], object]
 
 NOTHING: frozenset[str] = frozenset()
 SERIAL = frozenset({"serial"})
@@ -92,7 +92,10 @@ class Selector:
         The devices that match all criteria, in the order given. If the serial number of one of
         them is literally that of the criteria, only those with this serial number.
         """
-        found = tuple(filter(self.matches, devices))
+        left: Iterable[UsbDevice] = devices
+        for test, _ in self._tests:
+            left = [device for device in left if test(device)]
+        found = tuple(left)
         if self._serial is None or len(found) < 2:
             return found
         return tuple(device for device in found if device.serial == self._serial) or found
@@ -120,11 +123,11 @@ def _never(device: UsbDevice) -> bool:
 
 def _byId(wanted: str) -> Test:
     text = parseId(wanted)
-    glob = Glob(text)
+    matches = matcher(text)
     if ":" in text:
-        return lambda device: glob.matches(f"{device.vendorId}:{device.productId}")
+        return lambda device: matches(f"{device.vendorId}:{device.productId}")
     return lambda device: (
-        glob.matches(device.busId) or (device.name is not None and glob.matches(device.name))
+        matches(device.busId) or (device.name is not None and matches(device.name))
     )
 
 
@@ -132,27 +135,31 @@ def _byBus(wanted: str | int) -> Test:
     bus = parseBus(wanted)
     if isinstance(bus, int):
         return lambda device: device.busNumber == bus
-    glob = Glob(bus)
-    return lambda device: glob.matches(device.busId)
+    matches = matcher(bus)
+    return lambda device: matches(device.busId)
 
 
 def _bySerial(wanted: str) -> Test:
     wanted = normalize(wanted.strip())
-    glob = Glob(wanted)
+    if not isGlob(wanted):
+        return lambda device: device.serial == wanted
+    matches = Glob(wanted).matches
     return lambda device: (
-        device.serial is not None and (device.serial == wanted or glob.matches(device.serial))
+        device.serial is not None and (device.serial == wanted or matches(device.serial))
     )
 
 
 def _byDescription(wanted: str) -> Test:
     part = normalize(wanted.strip()).lower()
-    glob = Glob(part)
-    return lambda device: any(part in text or glob.matches(text) for text in _texts(device))
+    if not isGlob(part):
+        return lambda device: any(part in text for text in _texts(device))
+    matches = Glob(part).matches
+    return lambda device: any(part in text or matches(text) for text in _texts(device))
 
 
 def _byPath(wanted: str) -> Test:
-    glob = Glob(parsePath(wanted))
-    return lambda device: device.path is not None and glob.matches(device.path)
+    matches = matcher(parsePath(wanted))
+    return lambda device: device.path is not None and matches(device.path)
 
 
 def _texts(device: UsbDevice) -> tuple[str, str]:
