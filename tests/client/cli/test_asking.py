@@ -229,6 +229,11 @@ class ListTests(CommandCase):
         self.assertIn("3-1 (A board) at raspi is not plugged in", done.stderr)
         self.assertEqual(self.json("list", "--away")["devices"], [])
         self.assertIn("no devices", self.type("list", "--away").stderr)
+        self.gone("gone")
+        done = self.type("detach", "nothing", status=Exit.NOT_FOUND)
+        self.assertEqual(done.stderr.count("Connection refused"), 1)
+        self.assertIn("gone ", self.type("list", "--away").stderr)
+        self.type("list", "--away", "--host", "gone", status=Exit.UNREACHABLE)
 
     def test_stock(self) -> None:
         """The devices of a stock usbipd are listed with what USB/IP describes."""

@@ -22,6 +22,7 @@ from tests.docs.clientexamples import commandCalled, optionsOf
 from usbip_server.client.cli import INTERRUPTED, commands
 from usbip_server.client.cli.exitcodes import Exit
 from usbip_server.client.cli.main import COMMANDS, main
+from usbip_server.client.cli.options import LONGEST, Duration
 from usbip_server.model.devicerules import LONGEST_NAME
 from usbip_server.model.policy import BUILT_IN, Policy, several
 from usbip_server.model.tokens import PREFIX, hashOf, isHashOf
@@ -116,7 +117,7 @@ class SignalTests(SynchronousTestCase):
             "sys.meta_path.insert(0, Finder())\n"
             "if isIgnored: signal.signal(int(number), signal.SIG_IGN)\n"
             "from usbip_server.client.cli import run\n"
-            "sys.argv[1:] = ['list', '--host', '127.0.0.1:1']\n"
+            "sys.argv[1:] = ['--version'] if isIgnored else ['list', '--host', '127.0.0.1:1']\n"
             "run()"
         )
         for number, module, isIgnored, status in (
@@ -124,7 +125,7 @@ class SignalTests(SynchronousTestCase):
             (signal.SIGTERM, "usbip_server.client.cli.commands.list", "", INTERRUPTED),
             (signal.SIGINT, "msgspec", "", INTERRUPTED),
             (signal.SIGINT, "usbip_server.client.cli.tables", "", INTERRUPTED),
-            (signal.SIGINT, "msgspec", "ignored", Exit.UNREACHABLE),
+            (signal.SIGINT, "click", "ignored", Exit.DONE),
         ):
             done = subprocess.run(
                 [sys.executable, "-c", code, module, str(int(number)), isIgnored],
@@ -189,15 +190,27 @@ class HelpTests(CommandLineTestCase):
             (("token", "a", "b"), "unexpected extra argument"),
             (("token", "--hash"), "No such option"),
             (
-                ("list", "--timeout", "3s"),
-                "'3s' is not a number of seconds > 0 and <= 86400",
+                ("list", "--timeout", "3x"),
+                "'3x' is not a duration: a number of seconds such as 600",
             ),
             (("attach", "--wait", "-1"), "'-1' is not a number of seconds >= 0 and <= 86400"),
             (("watch", "--id", "8-1:1.0"), "`id`: '8-1:1.0' is an interface; its device is '8-1'"),
             (("watch", "--serial", ""), "`serial` is empty"),
+            (("list", "--timeout", "2d"), "'2d' is not a number of seconds > 0 and <= 86400"),
             (("renew", "--ttl", "nan"), "'nan' is not a number of seconds > 0"),
         ):
             self.assertIn(said, self.type(*arguments, status=2))
+
+
+class DurationTests(SynchronousTestCase):
+    """
+    Options with a duration.
+    """
+
+    def test_units(self) -> None:
+        """A duration is a number of seconds, or a text with units."""
+        for text, seconds in (("0", 0), ("1.5", 1.5), ("90s", 90), ("1h30m", 5400), ("1d", 86400)):
+            self.assertEqual(Duration(LONGEST, isZeroValid=True).convert(text, None, None), seconds)
 
 
 class TokenTests(CommandLineTestCase):
@@ -296,7 +309,7 @@ class ManualTests(SynchronousTestCase):
         said = self.section("COMMANDS")
         self.assertEqual(re.findall(r"^\.It Cm (\w+)$", said, re.MULTILINE), [*COMMANDS])
         common = self.options(self.section("WHICH DEVICE") + self.section("WHICH SERVERS"))
-        self.assertEqual(common, optionsOf("list"))
+        self.assertEqual(common, optionsOf("find"))
         for name in COMMANDS:
             own = self.options(said.partition(f".It Cm {name}\n")[2].partition("\n.It Cm ")[0])
             self.assertEqual(own, optionsOf(name) - common, name)
@@ -305,7 +318,7 @@ class ManualTests(SynchronousTestCase):
         """The synopsis has each command with its options, and the page has each exit code."""
         calls = self.section("SYNOPSIS").split(".Nm\n")[1:]
         self.assertEqual([call.split()[1] for call in calls], [*COMMANDS])
-        common = optionsOf("list")
+        common = optionsOf("find")
         for name, call in zip(COMMANDS, calls, strict=True):
             shown = {f"-{option}" for option in re.findall(r"Fl (-[\w-]+)", call)}
             self.assertEqual(shown - {"--json"}, optionsOf(name) - common, name)

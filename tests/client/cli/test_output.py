@@ -178,21 +178,18 @@ class TableTests(OutputTestCase):
             self.assertNotIn("\x1b", "".join(table.lines(io.StringIO())))
 
     def test_sameDescription(self) -> None:
-        """Devices with the same description are told apart by their own product, or manufacturer,
-        where the description does not contain it."""
+        """Devices with the same description are told apart by their own product strings, where the
+        description does not contain it."""
         devices = [
-            found(changed(UNO, description=text, product=product, manufacturer=maker, serial=None))
-            for text, product, maker in (
-                ("CP210x Bridge", "Zigbee stick", "ITEAD"),
-                ("CP210x Bridge", None, "Heltec"),
-                ("CP210x Bridge", "CP210x Bridge", None),
-                ("CH340 converter", "USB Serial", None),
+            found(changed(UNO, description=text, product=product, serial=None))
+            for text, product in (
+                ("CP210x Bridge", "Zigbee stick"),
+                ("CP210x Bridge", None),
+                ("CP210x Bridge", "CP210x Bridge"),
+                ("CH340 converter", "USB Serial"),
             )
         ]
-        descriptions = [
-            *('CP210x Bridge "Zigbee stick"', 'CP210x Bridge "Heltec"', "CP210x Bridge"),
-            "CH340 converter",
-        ]
+        descriptions = ["CP210x Bridge, Zigbee stick", *2 * ["CP210x Bridge"], "CH340 converter"]
         shown = [row[5].text for row in devicesTable(devices).rows]
         self.assertEqual(shown, descriptions)
 

@@ -124,13 +124,22 @@ class CommandContext:
         @raise Unreachable: no server answers.
         """
         result = self.discoverQuietly()
-        self.report(result.troubles)
         for server in result.stock:
             if server not in self.settings.stock:
                 self.printer.note(
                     f"{server}: port {server.port} is closed, but port {server.exportPort} is "
                     "open: taken for a stock usbipd"
                 )
+        return self.required(result)
+
+    def required(self, result: DiscoveryResult) -> DiscoveryResult:
+        """
+        Report the servers that have not answered.
+
+        @raise Refused: no server answers, and one refuses.
+        @raise Unreachable: no server answers.
+        """
+        self.report(result.troubles)
         if not result.answered:
             refusals = [error for _, error in result.troubles if isinstance(error, Refused)]
             if refusals:
@@ -144,15 +153,18 @@ class CommandContext:
         """
         return discover(self.servers, self.seconds, self.settings.stock)
 
-    def away(self) -> tuple[RemoteDevice, ...]:
+    def awayQuietly(self) -> DiscoveryResult:
         """
-        The devices that are attached at servers and not plugged in. Servers that do not answer are
-        reported.
+        Ask all servers for the devices that are attached and not plugged in, without reports nor
+        errors.
         """
         asked = [server for server in self.servers if server not in self.settings.stock]
         replies = askAll(asked, lambda server: devicesOf(server, self.seconds, away=True))
-        self.report(replies.troubles)
-        return tuple(each for _, devices in replies.answers for each in devices)
+        return DiscoveryResult(
+            found=tuple(each for _, devices in replies.answers for each in devices),
+            answered=tuple(server for server, _ in replies.answers),
+            troubles=tuple(replies.troubles),
+        )
 
     def choose(self, selector: Selector, result: DiscoveryResult) -> RemoteDevice:
         """

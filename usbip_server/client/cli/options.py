@@ -29,14 +29,14 @@ INTERRUPTION = 0.5
 
 class Duration(click.FloatRange):
     """
-    A number of seconds.
+    A number of seconds, or a text with units, as C{10m}.
     """
 
-    name = "seconds"
+    name = "duration"
 
     def __init__(self, most: float, isZeroValid: bool = False) -> None:
         """
-        @param most: the largest valid number.
+        @param most: the largest valid number of seconds.
         """
         super().__init__(0, most, min_open=not isZeroValid)
 
@@ -44,9 +44,18 @@ class Duration(click.FloatRange):
         self, value: Any, parameter: click.Parameter | None, context: click.Context | None
     ) -> Any:
         """See C{click.ParamType}."""
+        from usbip_server.model.durations import seconds
+
         try:
-            if math.isfinite(seconds := super().convert(value, parameter, context)):
-                return seconds
+            number = float(value)
+        except ValueError:
+            try:
+                number = seconds(value)
+            except ValueError as error:
+                self.fail(str(error), parameter, context)
+        try:
+            if not math.isnan(number):
+                return super().convert(number, parameter, context)
         except click.BadParameter:
             pass
         least = ">" if self.min_open else ">="

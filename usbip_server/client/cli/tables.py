@@ -58,15 +58,15 @@ def devicesTable(
 def _descriptions(found: Sequence[RemoteDevice]) -> list[str]:
     """
     The descriptions of devices. Where several are alike, as of devices with the same chip, each is
-    followed by the device's own product or manufacturer, if it does not contain that already.
+    followed by the device's own product string.
     """
     times = Counter(each.device.description for each in found)
-    texts = []
-    for device in (each.device for each in found):
-        text = device.description
-        own = [name for name in (device.product, device.manufacturer) if name and name not in text]
-        texts.append(f'{text} "{own[0]}"' if own and times[text] > 1 else text)
-    return texts
+    return [
+        ", ".join(each.device.names)
+        if times[each.device.description] > 1
+        else each.device.description
+        for each in found
+    ]
 
 
 def deviceTable(found: RemoteDevice) -> Table:

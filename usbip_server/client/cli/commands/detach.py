@@ -35,7 +35,7 @@ def _forget(
     from usbip_server.client.cli.discovery import DiscoveryResult
     from usbip_server.client.selection import among
 
-    away = among(selector, context.away())
+    away = among(selector, context.awayQuietly().found)
     if not away:
         return None
     found = context.choose(selector, DiscoveryResult(found=away))

@@ -42,7 +42,8 @@ def command(context: CommandContext, selector: Selector | None, away: bool) -> N
     from usbip_server.client.cli.tables import devicesTable
     from usbip_server.client.selection import among
 
-    found = context.away() if away else context.discover().found
+    result = context.required(context.awayQuietly()) if away else context.discover()
+    found = result.found
     if selector is not None:
         found = among(selector, found)
     if found:
