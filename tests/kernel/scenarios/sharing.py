@@ -140,6 +140,11 @@ class Scenarios(SharingCase):
         authorized.write_text("1")
         self.awaitState(daemon, "free")
         self.succeeds(daemon.ask("attach", id=DISK))
+        for value, state in (("0", "error"), ("1", "bound")):
+            authorized.write_text(value)
+            self.awaitState(daemon, state)
+        port, imported = self.importDisk()
+        guest.stockDetach(port, imported)
 
     def test_killed(self) -> None:
         """A session of C{usbipd} goes on when the daemon is killed or stopped."""
