@@ -18,6 +18,7 @@ class Kind(enum.Enum):
     DISK = "disk"
     HUB = "hub"
     KEYBOARD = "keyboard"
+    NETWORK = "network adapter"
     SERIAL = "serial port"
     TABLET = "tablet"
 
@@ -124,6 +125,7 @@ _QEMU_DRIVERS = {
     Kind.DISK: "usb-storage",
     Kind.HUB: "usb-hub",
     Kind.KEYBOARD: "usb-kbd",
+    Kind.NETWORK: "usb-net",
     Kind.SERIAL: "usb-serial",
     Kind.TABLET: "usb-tablet",
 }

@@ -41,6 +41,7 @@ from tests.kernel.inside.usb import (
     waitBlockDevice,
     waitGone,
     waitImport,
+    waitNothingImported,
     waitPresent,
 )
 
@@ -51,8 +52,8 @@ __all__ = [
     "checkEcho", "diskBytes", "diskReader", "dmesg", "driverOf", "forget", "imports",
     "isListening", "matchBusIds", "modprobe", "plug", "readBlockDevice", "reset", "resetUsb",
     "rmmod", "run", "stockAttach", "stockDetach", "stockUsbipd", "ttyDevice", "unplug",
-    "usbipStatus", "vidPid", "waitBlockDevice", "waitGone", "waitImport", "waitPresent",
-    "waitUntil",
+    "usbipStatus", "vidPid", "waitBlockDevice", "waitGone", "waitImport",
+    "waitNothingImported", "waitPresent", "waitUntil",
 ]  # fmt: skip
 
 MACHINE = os.environ.get("USBIPSHARE_GUEST_MACHINE", "uml")
@@ -128,6 +129,7 @@ def resetUsb() -> None:
     for port, busId in imports().items():
         (VHCI_FOLDER / "detach").write_text(str(port))
         waitGone(busId)
+    waitNothingImported()
     for device in DEVICES:
         if vidPid(device.busId) is not None and driverOf(device.busId) != "usb":
             _giveBack(device.busId)

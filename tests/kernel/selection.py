@@ -60,6 +60,8 @@ SMOKE = [
         # The command and the client service.
         "typed.TypedTests.test_session",
         "clientservice.ClientServiceTests.test_request",
+        # A network adapter.
+        "network",
         # systemd, udev, the packaged units.
         "service",
         "clientservice.UnitTests",

@@ -23,7 +23,7 @@ from tests.kernel.devices import EMULATED, Device, Kind, PlugError, qemuDrive, q
 from tests.kernel.inside.command import DeadlineMissed, check
 
 # Of the host controller and of the devices. There is no udev to load them.
-_MODULES = ("xhci-pci", "usb-storage", "sd_mod", "ftdi_sio", "usbhid")
+_MODULES = ("xhci-pci", "usb-storage", "sd_mod", "ftdi_sio", "usbhid", "cdc_ether", "rndis_host")
 
 _lock = threading.Lock()
 _numbers = itertools.count(int.from_bytes(os.urandom(4), "big"))
@@ -55,6 +55,9 @@ class EmulatedTestbed:
                 null = {"type": "null", "data": {}}
                 monitor.execute("chardev-add", id=backing, backend=null)
                 properties["chardev"] = backing
+            elif device.kind is Kind.NETWORK:
+                monitor.execute("netdev_add", type="hubport", id=backing, hubid=0)
+                properties["netdev"] = backing
             monitor.execute("device_add", **properties)
 
     def unplug(self, name: str, seconds: float) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.kernel.inside.command import check, stop, waitUntil
-from tests.kernel.inside.usb import waitBlockDevice, waitGone, waitImport
+from tests.kernel.inside.usb import waitBlockDevice, waitGone, waitImport, waitNothingImported
 
 HOST = "127.0.0.1"
 
@@ -56,6 +56,7 @@ def stockAttach(busId: str, host: str = HOST, port: int = STOCK_PORT) -> tuple[i
     """Import a device with Debian's C{usbip}, while nothing else is imported.
 
     @return: the vhci port, and the bus id of the imported device."""
+    waitNothingImported()
     check("usbip", "--tcp-port", str(port), "attach", "-r", host, "-b", busId)
     return waitImport()
 

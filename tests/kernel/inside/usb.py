@@ -147,6 +147,14 @@ def waitImport(seconds: float = DEADLINE) -> tuple[int, str]:
     return found
 
 
+def waitNothingImported(seconds: float = DEADLINE) -> None:
+    """Wait until no imported device is there, which is later than its port is free. D12: a device
+    that is attached to a port before that may block the kernel's hub worker for good."""
+    pattern = "vhci_hcd.*/usb*/[0-9]*-[0-9]*/devnum"
+    platform = VHCI_FOLDER.parent
+    waitUntil(lambda: not [*platform.glob(pattern)], "no imported device is there", seconds)
+
+
 def usbipStatus(busId: str) -> int | None:
     """1 available, 2 used, 3 error; none for a device that is not bound to usbip-host."""
     status = attribute(busId, "usbip_status")

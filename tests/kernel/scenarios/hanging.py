@@ -208,7 +208,7 @@ class MuteDiskTests(MisbehavingCase):
     """A disk that answers no SCSI command: C{usb-storage} can be unbound from it only after its
     C{INQUIRY} has timed out, and the wait cannot be interrupted."""
 
-    timeouts = "{bind: 3}"
+    timeouts = "{bind: 6}"
 
     def test_attachEndsAfterScsiTimeout(self) -> None:
         """The attach is answered before it ends, and the state is C{error} after C{timeouts.bind};
@@ -216,7 +216,7 @@ class MuteDiskTests(MisbehavingCase):
         guest.modprobe("usb-storage")
         timeout = Path("/sys/module/scsi_mod/parameters/inq_timeout")
         self.addCleanup(timeout.write_text, timeout.read_text())
-        timeout.write_text("8")  # seconds, and there are usually 20
+        timeout.write_text("14")  # seconds, and there are usually 20
         other = self.plugged(models.plain(), OTHER)
         daemon = self.daemon()
         disk = self.plugged(models.MuteDisk())

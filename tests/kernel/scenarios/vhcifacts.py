@@ -6,14 +6,11 @@ import errno
 import os
 import socket
 from collections.abc import Callable
-from pathlib import Path
 
 from tests.kernel import guest
 from tests.kernel.daemoncase import GuestCase
 from tests.kernel.facts.vhci import FREE, HIGH, SUPER, VHCI, VhciFacts
 from usbip_server.kernel.system import System
-
-PLATFORM = Path("/sys/devices/platform")
 
 DEVICES = {HIGH: guest.KEYBOARD, SUPER: guest.FAST_DISK}
 """By their speed."""
@@ -78,8 +75,7 @@ class VhciTests(VhciFacts, GuestCase):
         for number, line in enumerate(self.lines()):
             if int(line.split()[2]) != FREE:
                 self.system.write(f"{VHCI}/detach", str(number).encode())
-        pattern = "vhci_hcd.*/usb*/[0-9]*-[0-9]*/devnum"
-        guest.waitUntil(lambda: not [*PLATFORM.glob(pattern)], "nothing is imported")
+        guest.waitNothingImported()
         self.until(self.hasEndedAtServer, "the server's device is available")
 
     def endAtServer(self) -> None:
