@@ -16,7 +16,7 @@ from tests.support.childdaemon import EXPORT
 from tests.support.scriptedserver import SECONDS, ScriptedServer
 from usbip_server.client.cli import INTERRUPTED
 from usbip_server.client.cli.exitcodes import Exit
-from usbip_server.model.criteria import CRITERIA
+from usbip_server.model.criteria import CRITERIA, describe
 from usbip_server.model.device import UsbDevice
 from usbip_server.model.usbip import encodeList
 
@@ -316,7 +316,8 @@ class FindTests(CommandCase):
                 answer = {"status": "success", "data": []}
                 if request["command"] == "find":
                     asked.append({key: request[key] for key in CRITERIA if key in request})
-                    answer = {"status": "not_found", "message": hub}
+                    message = f"no device matches {describe(asked[-1])}: {hub}"
+                    answer = {"status": "not_found", "message": message}
                 peer.sendall(json.dumps(answer).encode() + b"\n")
 
         self.daemon("bench")

@@ -248,9 +248,10 @@ class CommandContext:
             request = {"command": "find", **criteria}
             replies = askAll(servers, partial(ask, request=request, seconds=self.seconds))
             for server, reply in replies.answers:
-                isNews = reply.message != f"no device matches {describe(criteria)}"
-                if reply.status is Status.NOT_FOUND and isNews:
-                    reasons.setdefault(server, f"{server}: {reply.message}")
+                none = f"no device matches {describe(criteria)}"
+                if reply.status is Status.NOT_FOUND and reply.message != none:
+                    reason = reply.message.removeprefix(f"{none}: ")
+                    reasons.setdefault(server, f"{server}: {reason}")
         return [*reasons.values()]
 
     def _none(self, several: str, alone: str) -> str:
