@@ -11,6 +11,7 @@ from twisted.python.usage import Options as CommandLineOptions
 
 from usbip_server import DOCUMENTS, __version__
 from usbip_server.backends.plugin import installedBackends, makeBackend
+from usbip_server.net.resolver import Resolver
 from usbip_server.protocols.exporter import ExporterFactory
 from usbip_server.protocols.exporter_tls import SecuredFactory
 from usbip_server.protocols.lines import CommandFactory
@@ -92,8 +93,9 @@ class Options(CommandLineOptions):
         """
         Build the daemon, so that a wrong configuration is reported before anything runs.
         """
-        from twisted.internet import reactor
+        from twisted.internet import reactor as installed
 
+        reactor: Any = installed
         useMonotonicTime(reactor)
         removeStalePidFile(self.parent)
         try:
@@ -110,6 +112,7 @@ class Options(CommandLineOptions):
                 else "configuration OK (defaults: no file given)"
             )
             sys.exit(0)
+        reactor.installNameResolver(Resolver(reactor))  # for the servers of a gateway
 
 
 def makeService(options: Options) -> Daemon:

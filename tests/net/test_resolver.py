@@ -49,12 +49,15 @@ class ResolverTests(SynchronousTestCase):
     """
 
     def test_resolve(self) -> None:
-        """An address is resolved without a thread, a name in one; an invalid name has no
-        addresses."""
+        """
+        An address is resolved without a thread, and keeps its interface; a name is resolved in a
+        thread; an invalid name has no addresses.
+        """
         loopback = IPv4Address("TCP", "127.0.0.1", 5055)
         for host, kind, isThreaded, addresses in (
             ("127.0.0.1", IPv4Address, False, [loopback]),
             ("::1", IPv6Address, False, [IPv6Address("TCP", "::1", 5055)]),
+            ("fe80::1%lo", IPv6Address, False, [IPv6Address("TCP", "fe80::1%1", 5055, 0, 1)]),
             ("localhost", IPv4Address, True, [loopback]),
             *((f"{name}.invalid", IPv4Address, None, []) for name in ("", "a" * 70, "a..b")),
         ):

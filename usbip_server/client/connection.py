@@ -5,11 +5,13 @@ A Twisted connection to a server, with or without TLS.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
+from cryptography import x509
 from OpenSSL import SSL, crypto
 from service_identity import VerificationError
+from twisted.internet._sslverify import IOpenSSLTrustRoot  # twisted.internet.ssl has no name for it
 from twisted.internet.defer import CancelledError
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.error import (
@@ -20,12 +22,8 @@ from twisted.internet.error import (
 )
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator, IStreamClientEndpoint
 from twisted.internet.protocol import Factory, Protocol
-from twisted.internet.ssl import (
-    Certificate,
-    TLSVersion,
-    optionsForClientTLS,
-    trustRootFromCertificates,
-)
+from twisted.internet.ssl import TLSVersion, optionsForClientTLS
+from zope.interface import implementer
 
 from usbip_server.client.jsonclient import unreachable
 from usbip_server.client.servers import ClientTls, Server
@@ -42,10 +40,7 @@ def creatorFor(host: str, tls: ClientTls) -> IOpenSSLClientConnectionCreator:
 
     @raise WrongTls: a file cannot be read, or is not what it should be.
     """
-    root = None
-    if tls.ca is not None:
-        authorities = [Certificate(_inOpenSsl(each)) for each in certificatesIn("ca", tls.ca)]
-        root = trustRootFromCertificates(authorities)
+    root = None if tls.ca is None else _TrustRoot(certificatesIn("ca", tls.ca))
     more: dict[str, Any] = {"raiseMinimumTo": TLSVersion.TLSv1_2}
     if tls.certificate is not None:
         chain = certificatesIn("certificate", tls.certificate)
@@ -55,6 +50,25 @@ def creatorFor(host: str, tls: ClientTls) -> IOpenSSLClientConnectionCreator:
 
 
 _inOpenSsl = crypto.X509.from_cryptography
+
+
+@implementer(IOpenSSLTrustRoot)
+class _TrustRoot:
+    """
+    Certificates to trust: of CAs, or those of servers themselves, as C{usbipshare trust} stores
+    them.
+    """
+
+    def __init__(self, certificates: Sequence[x509.Certificate]) -> None:
+        self._certificates = certificates
+
+    def _addCACertsToContext(self, context: SSL.Context) -> None:
+        """Called by Twisted; the interface has this one private method."""
+        store = context.get_cert_store()
+        assert store is not None
+        for certificate in self._certificates:
+            store.add_cert(_inOpenSsl(certificate))
+        store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
 
 
 P = TypeVar("P", bound=Protocol)

@@ -89,5 +89,8 @@ def _twisted(infos: list[AddressInfo]) -> list[IAddress]:
         if family == socket.AF_INET:
             made.append(IPv4Address("TCP", *address))
         elif family == socket.AF_INET6:
-            made.append(IPv6Address("TCP", *address))
+            host, port, flow, scope = address
+            # Twisted connects to the host alone, so that has to contain the interface.
+            zoned = f"{host.partition('%')[0]}%{scope}" if scope else host
+            made.append(IPv6Address("TCP", zoned, port, flow, scope))
     return made

@@ -2,7 +2,10 @@
 C{usbipshare ca} and C{usbipshare trust}.
 """
 
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import yaml
@@ -101,6 +104,22 @@ class TrustTests(CertificatesCase):
         self.assertIn(f"added localhost to {self.config}", said)
         listed = self.json("list", "--config", str(self.config))
         self.assertEqual([each["server"] for each in listed["devices"]], 2 * ["localhost"])
+
+    def test_watched(self) -> None:
+        """Programs with a reactor trust the server too: C{watch} prints its events."""
+        self.trust(self.fingerprint())
+        script = Path(sys.executable).parent / "usbipshare"
+        with subprocess.Popen(
+            [script, "watch", "--json", "--config", str(self.config)],
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as watching:
+            self.addCleanup(watching.kill)
+            assert watching.stdout is not None
+            first = watching.stdout.readline()
+            watching.kill()
+        connected = json.loads(first)
+        self.assertEqual((connected["event"], connected["server"]), ("connected", "localhost"))
 
     def test_anotherFingerprint(self) -> None:
         """A server with another fingerprint is not trusted, and nothing is stored."""
