@@ -18,7 +18,8 @@ from twisted.trial.unittest import TestCase
 
 from tests.support.fixtures import MOUSE, UNO, changed
 from tests.support.scriptedserver import Play, ScriptedServer
-from usbip_server.backends.remote.watch import MOST_DEVICES, RemoteWatch
+from usbip_server.backends.remote.watch import RemoteWatch
+from usbip_server.client.devicereader import MOST_DEVICES
 from usbip_server.client.watch import MOST_EVENTS
 from usbip_server.model.device import DeviceState, Holder, Traffic, UsbDevice
 from usbip_server.model.errors import Unreachable

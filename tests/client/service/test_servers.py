@@ -10,10 +10,12 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.fixtures import DEVICES, STICK, UNO, changed
 from tests.support.network import Answer, Network, Room
+from usbip_server.client.devicereader import MOST_DEVICES
 from usbip_server.client.service.config import LiveSettings, ServiceFile
 from usbip_server.client.service.devices.servers import ServerConnection, ServerPool
 from usbip_server.model.device import Lease
 from usbip_server.model.inventory import Change
+from usbip_server.model.replies import ReceivedReply, Status
 
 HOST = "192.0.2.1"
 
@@ -135,6 +137,22 @@ class WatchTests(ServersTestCase):
         self.assertIn("not understood", str(server.trouble))
         self.network.sleep(1)
         self.assertTrue(server.isUp)
+
+    def test_devicesAreBounded(self) -> None:
+        """A device that is not understood is left out, and so are those above the limit; the
+        others are known."""
+        server = self.begin()
+        valid = {"vendor_id": "1209", "product_id": "0001", "description": "a"}
+        data = [{**valid, "bus_id": "1-1", "vendor_id": "zz"}, {**valid, "bus_id": "1-2"}]
+        data += [{**valid, "bus_id": f"2-{number}"} for number in range(1, MOST_DEVICES + 1)]
+        server.watchBegun(server.server, ReceivedReply(status=Status.SUCCESS, seq=1, data=data))
+        self.assertEqual(len(server.found()), MOST_DEVICES - 1)
+        self.assertEqual(self.busIds(server)[:2], ["1-2", "2-1"])
+        for number in (1, 2, 3):
+            device = {**valid, "bus_id": f"3-{number}"}
+            server.watchEvent(server.server, {"event": "added", "seq": number, "data": device})
+        self.assertEqual(len(server.found()), MOST_DEVICES)
+        self.assertEqual(self.busIds(server)[-1], "3-1")
 
     def test_silentServerIsLost(self) -> None:
         """A server that sends not even heartbeats is not connected any more."""

@@ -16,11 +16,12 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from usbip_server.client.devices import deviceIn, messageIn, notUnderstood
+from usbip_server.client.devicereader import MOST_DEVICES, DeviceReader
+from usbip_server.client.devices import RemoteDevice, messageIn, notUnderstood
 from usbip_server.client.servers import Server
 from usbip_server.client.watch import ServerWatch
-from usbip_server.model.device import Traffic, UsbDevice, isBusId
-from usbip_server.model.errors import ShareError, Unreachable
+from usbip_server.model.device import Traffic, UsbDevice
+from usbip_server.model.errors import ShareError
 from usbip_server.model.replies import Code, ReceivedNotice, ReceivedReply, Refused
 from usbip_server.runtime.backoff import Backoff, BackoffOptions, Random
 
@@ -30,26 +31,9 @@ BACK_OFF = BackoffOptions(longest=5.0)
 STEADY_SECONDS = 5.0
 """A connection has to last so long for the pauses to start from the first again."""
 
-EVENTS = {"added", "bound", "unbound", "imported", "released", "changed", "lease", "removed"}
-"""The events about a device; others are ignored."""
-
-
-MOST_DEVICES = 512
-"""Devices of a server that are shown. A bus has 127 at the most (USB 2.0, 4.1)."""
-
-MOST_WARNINGS = 10
-"""Devices of a server that are left out, and logged."""
-
 LONGEST_BUS_ID = 26
 """Characters of a bus id at a server: at the gateway it has up to five more, and USB/IP has room
 for 31 (C{SYSFS_BUS_ID_SIZE}, C{tools/usb/usbip/libsrc/usbip_common.h})."""
-
-
-class _Event(msgspec.Struct, frozen=True, kw_only=True):
-    event: str
-    seq: int
-    data: dict[str, Any] | None = None
-    holder: dict[str, Any] | None = None
 
 
 class KnownDevice(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,7 +86,7 @@ class RemoteWatch:
         self._first: Deferred[None] = Deferred()
         self._snapshotSeq = 0
         self._seqs: dict[str, int] = {}  # of devices that have changed since the snapshot
-        self._warnings: set[str] = set()
+        self._reader = DeviceReader(server, LONGEST_BUS_ID)
 
     def start(self) -> Deferred[None]:
         """
@@ -126,35 +110,27 @@ class RemoteWatch:
         @param holder: its last holder in JSON, with the traffic of the session.
         @raise Unreachable: the data is invalid.
         """
-        self._learn(busId, seq, None if data is None else self._decode(data, holder))
+        found = None if data is None else self._reader.device(data)
+        if found is not None and found.device.busId != busId:
+            raise notUnderstood(self._server, f"{found.device.busId} instead of {busId}")
+        if found is None or busId in self.devices or self._reader.isRoom(self.devices):
+            self._learn(busId, seq, found, holder)
 
-    def _learn(self, busId: str, seq: int, known: KnownDevice | None) -> None:
+    def _learn(self, busId: str, seq: int, found: RemoteDevice | None, holder: Any) -> None:
         if self.trouble is not None or seq < self._seqs.get(busId, self._snapshotSeq):
             return
-        if known is None:
+        if found is None:
             self.devices.pop(busId, None)
-        elif known.device.busId != busId:
-            raise notUnderstood(self._server, f"{known.device.busId} instead of {busId}")
-        elif busId not in self.devices and len(self.devices) >= MOST_DEVICES:
-            self._warn(f"it has more than {MOST_DEVICES}")
-            return
         else:
-            self.devices[busId] = known
+            self.devices[busId] = self._known(found, holder)
         if len(self._seqs) >= 4 * MOST_DEVICES:
             self._snapshotSeq, self._seqs = max(self._seqs.values()), {}
         self._seqs[busId] = seq
         self._report(busId)
 
     def watchBegun(self, server: Server, reply: ReceivedReply) -> None:
-        devices: dict[str, KnownDevice] = {}
-        for data in reply.data[:MOST_DEVICES]:
-            try:
-                known = self._decode(data, None)
-                devices[known.device.busId] = known
-            except Unreachable as error:
-                self._leaveOut(data, error)
-        if len(reply.data) > MOST_DEVICES:
-            self._warn(f"it has more than {MOST_DEVICES}")
+        found = self._reader.snapshot(reply.data)
+        devices = {each.device.busId: self._known(each, None) for each in found}
         self.devices = devices
         self._snapshotSeq, self._seqs = reply.seq or 0, {}
         self.trouble = None
@@ -164,48 +140,16 @@ class RemoteWatch:
         self._report(None)
 
     def watchEvent(self, server: Server, notice: ReceivedNotice) -> None:
-        if notice["event"] not in EVENTS:
-            return
-        try:
-            event = msgspec.convert(notice, _Event)
-        except msgspec.ValidationError as error:
-            raise notUnderstood(server, str(error)) from error
-        busId = None if event.data is None else event.data.get("bus_id")
-        if not isinstance(busId, str) or not isBusId(busId):
-            raise notUnderstood(server, "an event is about no device")
-        known = None
-        if event.event != "removed":
-            try:
-                known = self._decode(event.data, event.holder)
-            except Unreachable as error:
-                self._leaveOut(event.data, error)
-        if known is not None or busId in self.devices:
-            self._learn(busId, event.seq, known)
+        event = self._reader.event(notice, self.devices)
+        if event is not None:
+            self._learn(event.busId, event.seq, event.found, event.holder)
 
-    def _leaveOut(self, data: Any, error: Unreachable) -> None:
-        busId = data.get("bus_id") if isinstance(data, dict) else None
-        self._warn(f"{messageIn(busId)}: {error}" if isinstance(busId, str) else str(error))
-
-    def _warn(self, reason: str) -> None:
+    def _known(self, found: RemoteDevice, holder: Any) -> KnownDevice:
         """
-        Log once that a device is not shown.
+        A device with its traffic. If that is not reported, it is that of the known session.
         """
-        if reason not in self._warnings and len(self._warnings) < MOST_WARNINGS:
-            self._warnings.add(reason)
-            self._log.warn(
-                "a device of {server} is left out: {reason}",
-                server=str(self._server),
-                reason=reason,
-            )
-
-    def _decode(self, data: Any, holder: Any) -> KnownDevice:
-        """
-        Decode a device. Traffic that is not reported is that of the known session.
-        """
-        device = deviceIn(self._server, data)
-        if len(device.busId) > LONGEST_BUS_ID:
-            raise notUnderstood(self._server, f"{device.busId} is longer than a bus id")
-        traffic = _trafficOf(holder) or _trafficOf(data.get("holder"))
+        device = found.device
+        traffic = _trafficOf(holder) or _trafficOf(found.raw.get("holder"))
         before = self.devices.get(device.busId)
         if traffic is None and before is not None:
             isSame = before.device.deviceNumber == device.deviceNumber

@@ -13,7 +13,8 @@ import msgspec
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from usbip_server.client.devices import RemoteDevice, deviceIn, foundIn
+from usbip_server.client.devicereader import DeviceReader
+from usbip_server.client.devices import RemoteDevice
 from usbip_server.client.servers import Server
 from usbip_server.client.service.config import LiveSettings
 from usbip_server.client.watch import ServerWatch
@@ -57,6 +58,7 @@ class ServerConnection:
         """
         self.server = server
         self.watch = ServerWatch(server, reactor, self, pauses)
+        self._reader = DeviceReader(server)
         self.inventory = Inventory()
         self.inventory.subscribe(lambda changes: changed(self, changes))
         self.trouble: str | None = "it has not answered yet"
@@ -86,7 +88,7 @@ class ServerConnection:
             self.watch.renew()
 
     def watchBegun(self, server: Server, reply: ReceivedReply) -> None:
-        devices = None if reply.data is None else foundIn(server, reply.data)
+        devices = None if reply.data is None else self._reader.snapshot(reply.data)
         self.trouble = None
         self.isTried = True
         self.connects += 1
@@ -98,11 +100,11 @@ class ServerConnection:
         self._turned(self, isNews)
 
     def watchEvent(self, server: Server, notice: ReceivedNotice) -> None:
-        if notice.get("data") is None:
-            return
-        device = deviceIn(server, notice["data"])
-        isGone = notice["event"] == "removed"
-        self.inventory.replace(() if isGone else (self._known(device),), {device.busId})
+        known = {device.busId for device in self.inventory.snapshot.devices}
+        event = self._reader.event(notice, known)
+        if event is not None:
+            devices = () if event.found is None else (self._known(event.found.device),)
+            self.inventory.replace(devices, {event.busId})
 
     def _known(self, device: UsbDevice) -> UsbDevice:
         """
