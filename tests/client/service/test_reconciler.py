@@ -14,7 +14,7 @@ from tests.client.service.servicecase import BENCH, PORT, RASPI, RULE, SERVERS, 
 from tests.support.fixtures import STICK, UNO, changed
 from tests.support.network import Answer
 from usbip_server.client import attach
-from usbip_server.model.device import DeviceState
+from usbip_server.model.device import DeviceState, UsbDevice
 from usbip_server.model.usbip import OpStatus
 from usbip_server.testing import vhci
 
@@ -201,6 +201,62 @@ class ReattachTests(ServiceCase):
         self.network.sleep(30)
         self.assertEqual((self.attached, self.kinds[-1]), ([], "lost"))
         self.assertNotIn(("release", "1-1.4"), self.raspi.commands)
+
+
+class RecognitionTests(ServiceCase):
+    """
+    A device that a program has requested is recognized when it is plugged in again.
+    """
+
+    def request(self, *others: UsbDevice, **fields: object) -> None:
+        """Start the service, and request a device for a program."""
+        for device in (changed(UNO, **fields), *others):
+            self.raspi.plug(device)
+        self.begin("")
+        self.network.sleep(10)
+        self.ask("attach", id="1-1.4")
+        self.soon(lambda: self.attached == HERE)
+
+    def pass_(self) -> list[str]:
+        """What is attached after some time."""
+        self.network.sleep(30)
+        return self.attached
+
+    def test_otherPort(self) -> None:
+        """A serial number of its own identifies a device at any port, a filler at its port only.
+        The port where it is now is saved."""
+        for serial, moved in ((UNO.serial, ["raspi 2-7"]), ("0001", [])):
+            self.setUp()
+            self.request(serial=serial)
+            self.raspi.unplug("1-1.4")
+            self.raspi.plug(changed(MOVED, serial=serial))
+            self.assertEqual(self.pass_(), moved)
+            [requested] = self.file.state.requests
+            self.assertEqual(requested.busId, "2-7" if moved else "1-1.4")
+            self.end()
+
+    def test_twins(self) -> None:
+        """Two devices with the same serial number are recognized at their ports, also when only
+        one of them is plugged in, and after a restart. The session is not disturbed when the
+        second one is plugged in."""
+        self.request()
+        self.raspi.plug(MOVED)
+        self.assertEqual(self.pass_(), HERE)
+        self.assertNotIn("lost", self.kinds)
+        self.raspi.unplug("1-1.4")
+        self.assertEqual(self.pass_(), [])
+        self.end()
+        self.begin("")
+        self.assertEqual(self.pass_(), [])
+        self.raspi.plug(UNO)
+        self.assertEqual(self.pass_(), HERE)
+
+    def test_bothTwins(self) -> None:
+        """Both of two devices with the same serial number can be requested."""
+        self.request(MOVED)
+        self.ask("attach", id="2-7")
+        self.assertEqual(self.pass_(), [*HERE, "raspi 2-7"])
+        self.assertEqual(len(self.file.state.requests), 2)
 
 
 class RetryTests(ServiceCase):

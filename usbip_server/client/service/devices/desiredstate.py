@@ -5,15 +5,17 @@ programs. Requests are saved in the state file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from usbip_server.client.devices import RemoteDevice
 from usbip_server.client.selection import Selector, among
 from usbip_server.client.servers import Server
 from usbip_server.client.service.config import ClientHook, DeviceRule, LiveSettings
 from usbip_server.model.device import DeviceState, UsbDevice
+from usbip_server.model.identity import Identity, Text
 from usbip_server.runtime.statefile import StateFile
 
 
@@ -22,16 +24,26 @@ class Requested(
     frozen=True,
     kw_only=True,
     forbid_unknown_fields=True,
-    rename={"vendorId": "vendor_id", "productId": "product_id", "busId": "bus_id"},
+    rename={
+        "vendorId": "vendor_id",
+        "productId": "product_id",
+        "busId": "bus_id",
+        "atPort": "at_port",
+    },
 ):
     """
-    A device that a program has requested, as the state file has it. It is recognised by its server,
-    ids and serial number; without a serial number also by its bus id.
+    A device that a program has requested, as the state file has it. It is recognized at its server
+    as L{usbip_server.model.identity} describes. The fields that may be C{UNSET} were added to the
+    file later.
 
     @ivar server: the name of its server.
-    @ivar busId: its bus id when it was requested.
-    @ivar description: its description then.
+    @ivar busId: its bus id when it was last seen.
+    @ivar description: its description when it was requested.
     @ivar owner: the owner of its lease: the device is kept as long as that owner has it leased.
+    @ivar path: the path of that port.
+    @ivar manufacturer: its own manufacturer string.
+    @ivar product: its own product string.
+    @ivar atPort: it is recognized at its port only, as two devices have its serial number.
     """
 
     server: str
@@ -41,6 +53,10 @@ class Requested(
     busId: str
     description: str
     owner: str | None = None
+    path: str | UnsetType = UNSET
+    manufacturer: Text = UNSET
+    product: Text = UNSET
+    atPort: bool | UnsetType = UNSET
 
     @classmethod
     def of(cls, found: RemoteDevice, owner: str | None) -> Requested:
@@ -53,14 +69,51 @@ class Requested(
             busId=found.device.busId,
             description=found.device.description,
             owner=owner,
+            path=found.device.path or UNSET,
+            manufacturer=found.device.manufacturer,
+            product=found.device.product,
         )
+
+    @property
+    def identity(self) -> Identity:
+        """Recognizes the device."""
+        return Identity(
+            vendorId=self.vendorId,
+            productId=self.productId,
+            serial=self.serial,
+            manufacturer=self.manufacturer,
+            product=self.product,
+        )
+
+    def isLike(self, found: RemoteDevice) -> bool:
+        """Can it be this device, if it is at its port?"""
+        return found.server.name == self.server and self.identity.matches(Identity.of(found.device))
+
+    def isAt(self, device: UsbDevice) -> bool:
+        """Is a device at the port where this one was requested?"""
+        if self.path is UNSET or device.path is None:
+            return self.busId == device.busId
+        return self.path == device.path
 
     def matches(self, found: RemoteDevice) -> bool:
         """Is it this device, leased or not?"""
-        device = found.device
-        identity = found.server.name, device.vendorId, device.productId, device.serial
-        isSame = identity == (self.server, self.vendorId, self.productId, self.serial)
-        return isSame and (self.serial is not None or device.busId == self.busId)
+        isAnywhere = self.identity.isUnique and not self.atPort
+        return self.isLike(found) and (isAnywhere or self.isAt(found.device))
+
+    def asSeen(self, like: Sequence[RemoteDevice]) -> Requested:
+        """
+        The same, with the port where the device is, and whether others have its serial number.
+
+        @param like: the devices that it can be.
+        """
+        atPort = UNSET if len(like) < 2 and not self.atPort else True
+        here = [each.device for each in like if self.matches(each)]
+        if len(like) > 1 or len(here) != 1:
+            return msgspec.structs.replace(self, atPort=atPort)
+        (device,) = here
+        return msgspec.structs.replace(
+            self, atPort=atPort, busId=device.busId, path=device.path or UNSET
+        )
 
     def isStillLeased(self, device: UsbDevice) -> bool:
         """Has the owner still leased the device, if there is an owner?"""
@@ -74,13 +127,19 @@ class Requested(
             productId=self.productId,
             serial=self.serial,
             description=self.description,
+            path=self.path or None,
+            manufacturer=self.manufacturer or None,
+            product=self.product or None,
         )
 
     @property
     def name(self) -> str:
         """A name that no rule can have."""
-        which = self.serial if self.serial is not None else f"at {self.busId}"
-        return f"{self.server}/{self.vendorId}:{self.productId} {which}"
+        isAnywhere = self.identity.isUnique and not self.atPort
+        which = [] if self.serial is None else [self.serial]
+        if not isAnywhere:
+            which.append(f"at {self.busId}")
+        return f"{self.server}/{self.vendorId}:{self.productId} {' '.join(which)}"
 
 
 class Requests(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -185,10 +244,10 @@ class DesiredAttachments:
 
     def __iter__(self) -> Iterator[DesiredAttachment]:
         yield from (rule for rule in self._rules if rule.name not in self._resting)
-        for requested in self._requests.values():
+        for name, requested in self._requests.items():
             server = self._servers.get(requested.server)
             if server is not None:
-                yield _desiredBy(requested, server)
+                yield _desiredBy(name, requested, server)
 
     def get(self, name: str) -> DesiredAttachment | None:
         """One of them, by its name."""
@@ -208,9 +267,13 @@ class DesiredAttachments:
                 self._resting.discard(rule.name)
                 return rule
         requested = Requested.of(found, owner)
-        self._requests[requested.name] = requested
+        name = next((n for n, it in self._requests.items() if it.matches(found)), requested.name)
+        if name in self._requests and not self._requests[name].matches(found):
+            requested = msgspec.structs.replace(requested, atPort=True)  # of two with its number
+            name = requested.name
+        self._requests[name] = requested
         self._save()
-        return _desiredBy(requested, found.server)
+        return _desiredBy(name, requested, found.server)
 
     def restore(self, desired: DesiredAttachment) -> None:
         """Add one that may have been withdrawn."""
@@ -226,20 +289,26 @@ class DesiredAttachments:
         else:
             self._save()
 
-    def endLeases(self, found: Iterable[RemoteDevice]) -> None:
+    def observe(self, found: Iterable[RemoteDevice]) -> None:
         """
-        Remove the requests whose lease has ended.
+        Remove the requests whose lease has ended, and note where the requested devices are, and
+        which have the serial number of another one: those are recognized at their ports only.
 
         @param found: the devices of all servers that are connected.
         """
-        leased = [each for each in self._requests.values() if each.owner is not None]
-        if leased:
-            there = tuple(found)
-            for requested in leased:
-                for each in there:
-                    if requested.matches(each) and not requested.isStillLeased(each.device):
-                        self._requests.pop(requested.name, None)
-                        self._save()
+        if not self._requests:
+            return
+        there = tuple(found)
+        for name, requested in tuple(self._requests.items()):
+            like = [each for each in there if requested.isLike(each)]
+            now = requested.asSeen(like)
+            if now != requested:
+                requested = self._requests[name] = now
+                self._save()
+            for each in like:
+                if requested.matches(each) and not requested.isStillLeased(each.device):
+                    self._requests.pop(name, None)
+                    self._save()
 
     def requested(self, found: RemoteDevice) -> DesiredAttachment | None:
         """The request for a device, whether its lease has ended or not."""
@@ -272,5 +341,5 @@ def isLeasedBy(owner: str, device: UsbDevice) -> bool:
     return device.lease is not None and device.lease.owner == owner
 
 
-def _desiredBy(requested: Requested, server: Server) -> DesiredAttachment:
-    return DesiredAttachment(name=requested.name, servers=(server,), requested=requested)
+def _desiredBy(name: str, requested: Requested, server: Server) -> DesiredAttachment:
+    return DesiredAttachment(name=name, servers=(server,), requested=requested)

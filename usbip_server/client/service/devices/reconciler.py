@@ -225,7 +225,7 @@ class Reconciler:
         if not self._isRunning:
             return
         view = self._view
-        view.desired.endLeases(view.servers.found())
+        view.desired.observe(view.servers.found())
         self._adoption.identify()
         for attachment in view.attachments:
             isPausing = self._retries.isPausing(attachment.place)
