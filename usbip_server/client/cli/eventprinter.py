@@ -77,7 +77,7 @@ class EventPrinter:
             if self._printer.asJson:
                 self._printer.event(**{**notice, "server": server.name})
             else:
-                self._printer.line(_line(server, notice))
+                self._printer.line(eventLine(server, notice))
 
     def watchLost(self, server: Server, error: Exception) -> None:
         text = str(error)
@@ -122,7 +122,7 @@ class EventPrinter:
             self._over.errback(failure)
 
 
-def _line(server: Server, notice: ReceivedNotice) -> str:
+def eventLine(server: Server, notice: ReceivedNotice) -> str:
     """An event for people."""
     device = notice.get("data")
     if not isinstance(device, dict):
