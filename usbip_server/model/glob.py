@@ -15,7 +15,8 @@ Ranges = tuple[tuple[str, str], ...]
 """The first and the last character of each range in a set."""
 
 REMEMBERED = 1024
-"""Characters for which a pattern remembers the elements that match them."""
+"""Characters for which a pattern remembers the elements that match them, and texts for which it
+remembers the result: a watch looks at the same devices in thousands of events."""
 
 
 def isGlob(text: str) -> bool:
@@ -41,6 +42,7 @@ class Glob:
         self._any = 0
         self._literals: dict[str, int] = {}
         self._masks: dict[str, int] = {}
+        self._results: dict[str, bool] = {}
         sets: dict[str, int] = {}
         bit = 1
         for element in _elements(pattern):
@@ -59,6 +61,14 @@ class Glob:
 
     def matches(self, text: str) -> bool:
         """Whether the pattern matches a whole text."""
+        known = self._results.get(text)
+        if known is None:
+            known = self._match(text)
+            if len(self._results) < REMEMBERED:
+                self._results[text] = known
+        return known
+
+    def _match(self, text: str) -> bool:
         state, stars, masks = 1, self._stars, self._masks
         isDone = self._end & stars
         for char in text:
