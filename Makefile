@@ -72,6 +72,7 @@ fuzz: $(VENV)/.installed-fuzz
 benchmark: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.watchers
+	$(BIN)/python -m benchmarks.attack
 	$(BIN)/python -m benchmarks.manyservers
 	$(BIN)/python -m benchmarks.starttime
 	$(BIN)/python -m benchmarks.largetree

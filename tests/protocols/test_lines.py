@@ -16,7 +16,8 @@ from tests.support.fixtures import DEVICES, UNO, MemoryTransport, PatientBackend
 from usbip_server.model.policy import Grant, Policy, Right
 from usbip_server.net.halfclose import LINGER
 from usbip_server.protocols.framing import BYTE_ORDER_MARK, ObjectSplitter
-from usbip_server.protocols.lines import CONTINUATION, CommandFactory
+from usbip_server.protocols.lines import CommandFactory
+from usbip_server.protocols.requestreceiver import CONTINUATION
 from usbip_server.server.dispatcher import Dispatcher
 from usbip_server.server.responder import Responder
 

@@ -8,7 +8,7 @@ import random
 
 from tests.protocols.linescase import FIND, LIST, TRICKY, LinesTestCase
 from usbip_server.model.options import Limits
-from usbip_server.protocols.lines import CONTINUATION
+from usbip_server.protocols.requestreceiver import CONTINUATION
 
 
 class BadInputTests(LinesTestCase):

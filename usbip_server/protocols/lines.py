@@ -35,7 +35,6 @@ forbidden request; nothing behind it is looked at.
 from __future__ import annotations
 
 import enum
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -47,7 +46,6 @@ from twisted.internet.interfaces import (
     IReactorTime,
 )
 from twisted.internet.protocol import Factory, Protocol
-from twisted.protocols.basic import LineReceiver
 from twisted.protocols.policies import TimeoutMixin
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -57,24 +55,10 @@ from usbip_server.net.caller import Caller, principalAt
 from usbip_server.net.halfclose import LINGER, closeOurSide
 from usbip_server.net.liveness import LivenessProbe, watchOver
 from usbip_server.net.turns import Account, Turns
-from usbip_server.protocols.framing import ObjectSplitter, someLines
 from usbip_server.protocols.interfaces import IResponder, RequestSettings, Response, refusal
+from usbip_server.protocols.requestreceiver import TRUNCATED, RequestReceiver
 from usbip_server.protocols.watcher import EventFormat, Watcher
 from usbip_server.runtime.eventlog import Subscription
-
-READ_AHEAD = 2**16
-"""Bytes that may arrive behind a complete request before it is taken from the buffer."""
-
-CONTINUATION = 2.0
-"""Seconds from a line feed within an object until the next line."""
-
-NOT_AN_OBJECT = (
-    "invalid request: it does not begin with a brace. A request is one JSON object, such as "
-    '{"command":"list"}'
-)
-TRUNCATED = (
-    'invalid request: it is truncated. A request is one JSON object, such as {"command":"list"}'
-)
 
 
 class Phase(enum.Enum):
@@ -124,14 +108,12 @@ READING, ANSWERING, WAITING, QUEUED, WATCHING = Activity
 
 
 @implementer(IHalfCloseableProtocol)
-class CommandProtocol(LineReceiver, TimeoutMixin):
+class CommandProtocol(RequestReceiver, TimeoutMixin):
     """
     One connection. Requests are answered one after the other, in their order.
     """
 
-    delimiter = b"\n"
     factory: CommandFactory
-    transport: Any
     _account: Account
 
     def __init__(
@@ -144,20 +126,13 @@ class CommandProtocol(LineReceiver, TimeoutMixin):
         @param principal: the client.
         @param whenAllowed: called when a request was not refused, and the connection goes on.
         """
+        super().__init__(factory.settings.limits.requestBytes, factory.clock)
         self.factory = factory
-        limits = factory.settings.limits
-        self.MAX_LENGTH = limits.requestBytes + READ_AHEAD
-        self._longest = limits.requestBytes
         self._responder = factory.responder
         self._whenAllowed = whenAllowed
         self._caller = Caller(principal, self._tell, lasts=True, hold=self._hold)
         self._liveness = LivenessProbe(self._probe, factory.clock)
         self._watcher: Watcher | None = None
-        self._objects = ObjectSplitter()
-        self._truncation: IDelayedCall | None = None
-        self._requests: deque[bytes] = deque()
-        self._fault = ""  # why what follows them is not looked at
-        self._unsplit = b""  # has arrived, and is not split into lines before the next reply
         self._replies = 0  # sent so far
         self._phase = OPEN
         self._activity = READING
@@ -177,7 +152,7 @@ class CommandProtocol(LineReceiver, TimeoutMixin):
         self._phase = CLOSING
         self.factory.turns.leave(self._caller.peer)
         self.setTimeout(None)
-        self._cancelTruncation()
+        self.forget()
         if self._watcher is not None:
             self._watcher.end()
         self._liveness.stop()
@@ -188,38 +163,11 @@ class CommandProtocol(LineReceiver, TimeoutMixin):
             return
         before = self._replies
         self._account.begin()
-        if self._requests or self._fault:
-            self._answerNext()
-        if self._unsplit:
-            data, self._unsplit = self._unsplit + data, b""
-        self._splitLines(data)
-        if not (data.endswith(b"\n") or self.paused or self._isClosing):
-            self._takeUnterminated()
+        self.receive(data)
         self._account.end()
-        if self.isDeaf:
-            self._unsplit = b""
-            return
-        if len(self._unsplit) > self.MAX_LENGTH:
-            self.transport.pauseProducing()
         if self._replies != before and self._phase is OPEN and not self.paused:
             self._restartTimeout()
         self._closeIfDone()
-
-    def lineReceived(self, line: bytes) -> None:
-        if (
-            line.find(b"}") == len(line) - 1  # no object ends before the line does
-            and line.rfind(b"{") == 0  # and none begins behind its beginning
-            and not self._objects.isPending
-        ):
-            self._requests.append(line)
-        elif line:
-            self._take(line + b"\n")
-            self._cancelTruncation()
-            if self._objects.isPending and not self._objects.isBroken:
-                self._truncation = self.factory.clock.callLater(CONTINUATION, self._truncated)
-
-    def lineLengthExceeded(self, line: bytes) -> None:
-        self._fault = self._fault or f"the request is longer than {self._longest} bytes"
 
     def timeoutConnection(self) -> None:
         if self._isClosing or self._isCongested:
@@ -251,7 +199,7 @@ class CommandProtocol(LineReceiver, TimeoutMixin):
     def pauseProducing(self) -> None:
         """
         The client does not read: no more requests are answered until it does. What it sends is
-        read until C{_unsplit} is full, which spares a fast client a pause of the transport.
+        read until the buffer is full, which spares a fast client a pause of the transport.
         """
         self._isCongested = True
         self.setTimeout(self.factory.settings.timeouts.request)
@@ -303,61 +251,19 @@ class CommandProtocol(LineReceiver, TimeoutMixin):
         elif self._caller.isHeld:
             self._liveness.start()
 
-    def _splitLines(self, data: bytes) -> None:
-        """Have C{LineReceiver} call C{lineReceived} for the lines, and answer them."""
-        begin = 0
-        while not (self.paused or self._isClosing):
-            lines = someLines(data, begin)
-            begin += len(lines)
-            if lines.isspace() and lines.endswith(b"\n"):
-                lines = b"\n"
-            super().dataReceived(lines)
-            self._answerNext()
-            if begin == len(data):
-                return
-        self._unsplit = data[begin:]
-
-    def _takeUnterminated(self) -> None:
-        """Take the objects that are complete though no line feed has come."""
-        rest = self.clearLineBuffer()
-        if rest:
-            self._take(rest)
-            self._answerNext()
-
-    def _take(self, data: bytes) -> None:
-        """Find the objects in bytes that may contain several, or a part of one."""
-        self._requests += self._objects.feed(data)
-        if self._objects.isBroken:
-            self._fault = NOT_AN_OBJECT
-        elif self._objects.size > self._longest:
-            self.lineLengthExceeded(data)
-
-    def _truncated(self) -> None:
-        self._truncation = None
-        self._fault = self._fault or TRUNCATED
-        self._answerNext()
-
-    def _cancelTruncation(self) -> None:
-        if self._truncation is not None:
-            self._truncation.cancel()
-            self._truncation = None
-
-    def _answerNext(self) -> None:
+    def answerRequests(self) -> None:
         """
         Answer the requests that have arrived, up to the first whose reply comes later, for as long
         as it is the client's turn; then refuse what has come behind them, if that is at fault.
         """
-        requests, longest, caller = self._requests, self._longest, self._caller
-        answerAtOnce, account = self._responder.atOnce, self._account
-        seconds = self.factory.turns.seconds
+        requests, caller, account = self.requests, self._caller, self._account
+        answerAtOnce, seconds = self._responder.atOnce, self.factory.turns.seconds
         while requests and self._isFree:
             if seconds() >= account.until:
                 self._queue()
                 return
-            request = requests.popleft()
-            if len(request) > longest:
-                requests.clear()
-                self._fault = f"the request is longer than {longest} bytes"
+            request = self.next()
+            if request is None:
                 break
             response = answerAtOnce(request, caller)
             if response is not None:
@@ -369,8 +275,8 @@ class CommandProtocol(LineReceiver, TimeoutMixin):
             if self._activity is ANSWERING:
                 self._wait()
                 replying.addCallback(lambda _: self._goOn())
-        if self._fault and self._isFree and not requests:
-            self._refuse(self._fault)
+        if self.fault and self._isFree and not requests:
+            self._refuse(self.fault)
 
     def _queue(self) -> None:
         """Serve other clients first; see L{usbip_server.net.turns}."""
@@ -437,10 +343,7 @@ class CommandProtocol(LineReceiver, TimeoutMixin):
         """Send events from now on."""
         self._activity = WATCHING
         self._whenAllowed()
-        self._requests.clear()
-        self._unsplit = b""
-        self.clearLineBuffer()
-        self.paused = True  # what comes is ignored ...
+        self.forget()  # what comes is ignored ...
         self.setTimeout(None)
         self.transport.unregisterProducer()
         heartbeat = self.factory.settings.timeouts.heartbeat
@@ -457,9 +360,9 @@ class CommandProtocol(LineReceiver, TimeoutMixin):
         self.transport.resumeProducing()  # ... but read, to see the client disconnect
 
     def _closeIfDone(self) -> None:
-        if self._phase is not DRAINING or not self._isFree or self._requests:
+        if self._phase is not DRAINING or not self._isFree or self.requests:
             return
-        if self._isHalfClosed and self._objects.isPending:
+        if self._isHalfClosed and self.isTruncated:
             self._refuse(TRUNCATED)
         else:
             self._closeOurSide()
@@ -470,9 +373,7 @@ class CommandProtocol(LineReceiver, TimeoutMixin):
 
     def _closeOurSide(self) -> None:
         self._phase = CLOSING
-        self.paused = True
-        self._requests.clear()
-        self._cancelTruncation()
+        self.forget()
         self.setTimeout(self.factory.settings.timeouts.request)  # to send what was written
         if self._watcher is None:
             self.transport.unregisterProducer()
