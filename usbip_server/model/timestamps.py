@@ -8,6 +8,8 @@ import datetime
 
 from usbip_server.model.device import LATEST_TIME
 
+EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
+
 
 def timestamp(seconds: float) -> str:
     """
@@ -15,7 +17,8 @@ def timestamp(seconds: float) -> str:
 
     @param seconds: since the epoch.
     """
-    when = datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
+    # Rounded, not cut off: L{moment} returns the same time again.
+    when = EPOCH + datetime.timedelta(milliseconds=round(seconds * 1000))
     return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
