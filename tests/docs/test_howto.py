@@ -118,8 +118,8 @@ class ScriptsTests(DocumentCase, SynchronousTestCase):
             for command in ("attach", "detach", "attach"):
                 daemon.ask(command, serial="DISK1")
             told = (message.get("event") for message in news)
-            heard = [*islice((event for event in told if event), 3)]
-        self.assertEqual(heard, ["bound", "unbound", "bound"])
+            kinds = [*islice((event for event in told if event), 3)]
+        self.assertEqual(kinds, ["bound", "unbound", "bound"])
         self.assertGreater(relay.connections, 1)
 
 
@@ -143,8 +143,8 @@ class HooksTests(DocumentCase, SynchronousTestCase):
         config = hooks.replace("/usr/local/bin", str(folder))
         config = config.replace("[added, removed,", "[bound,")
         with PatientDaemon(f"backend: {{type: virtual}}\n{config}") as daemon:
-            said = daemon.ask("attach", id="1-2")["message"]
-            self.assertEqual(said.replace(str(folder), "/usr/local/bin"), refusal)
+            message = daemon.ask("attach", id="1-2")["message"]
+            self.assertEqual(message.replace(str(folder), "/usr/local/bin"), refusal)
             (folder / "backup.lock").unlink()
             self.assertEqual(daemon.ask("attach", id="1-2")["status"], "success")
             lines = [daemon.logged("{hook} on {device}: {line}")["line"] for _ in range(2)]
@@ -199,7 +199,7 @@ class TlsTests(DocumentCase, SynchronousTestCase):
         place = "tls:0:interface=127.0.0.1"
         with PatientDaemon(f"{config}export: {{listen: ['{place}']}}\n", listen=[place]) as daemon:
 
-            def said(command: str) -> str:
+            def output(command: str) -> str:
                 at = f"127.0.0.1:{daemon.port}"
                 for shown, here in (
                     ("https://raspi:5056", f"--connect-to raspi:5056:{at} https://raspi:5056"),
@@ -211,12 +211,12 @@ class TlsTests(DocumentCase, SynchronousTestCase):
 
             curl, request, importing = self.document.block("s_client", "console").commands()
             for command in (curl, request):
-                self.assertIn('{"status":"success","data":[{', said(command))
-                self.assertIn("bob) may not list", said(command.replace("alice", "bob")))
-                self.assertRaises(AssertionError, said, command.replace("ca.pem", "bob.pem"))
-            self.assertIn("Verification: OK", said(importing))
+                self.assertIn('{"status":"success","data":[{', output(command))
+                self.assertIn("bob) may not list", output(command.replace("alice", "bob")))
+                self.assertRaises(AssertionError, output, command.replace("ca.pem", "bob.pem"))
+            self.assertIn("Verification: OK", output(importing))
             without = curl.replace("--cert alice.pem --key alice.key", "")
-            self.assertRaises(AssertionError, said, without)
+            self.assertRaises(AssertionError, output, without)
             strict = ssl.create_default_context(cafile=str(folder / "ca.pem"))
             strict.verify_flags |= ssl.VERIFY_X509_STRICT
             strict.load_cert_chain(folder / "alice.pem", folder / "alice.key")
@@ -323,8 +323,8 @@ class BackendsTests(DocumentCase, SynchronousTestCase):
         (block,) = (b for b in self.document.blocks if b.circumstance == "plugin")
         (folder / "usbipshare.yaml").write_text(block.text)
         check = ["twistd", "usbipshare", "--check", "--config", "usbipshare.yaml"]
-        said = child(check, folder, path=[installed])
-        self.assertEqual(said, "usbipshare.yaml: configuration OK\n")
+        printed = child(check, folder, path=[installed])
+        self.assertEqual(printed, "usbipshare.yaml: configuration OK\n")
         tests = [sys.executable, "-m", "twisted.trial", "jsonfile_backend"]
         self.assertIn("PASSED", child(tests, folder, path=[installed]))
 

@@ -20,7 +20,7 @@ PACKAGES = {
 
 
 class HarnessError(Exception):
-    """The harness cannot go on, for a reason that its user can put right. The message says what to
+    """The harness cannot go on, for a reason that its user can mend. The message contains what to
     do."""
 
 

@@ -227,7 +227,7 @@ class UsbipToolTests(Scenarios):
 
 
 class SudoTests(SharingCase):
-    """With the usbip backend as an ordinary user with sudo, as docs/howto/server_setup.md says."""
+    """With the usbip backend as a user with sudo, as described in docs/howto/server_setup.md."""
 
     backend = "{type: usbip, command: [sudo, -n, usbip]}"
 

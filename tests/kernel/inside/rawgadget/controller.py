@@ -45,7 +45,7 @@ _EP0_STALL = _number(12)
 _EP_SET_WEDGE = _number(15, _WRITE, 4)
 
 _EVENT_CONTROL = 2
-"""C{USB_RAW_EVENT_CONTROL}. The others are not used: 6.1 knows C{CONNECT} only, later
+"""C{USB_RAW_EVENT_CONTROL}. The others are not used: 6.1 has C{CONNECT} only, later
 kernels also C{SUSPEND}, C{RESUME}, C{RESET} and C{DISCONNECT}."""
 
 
