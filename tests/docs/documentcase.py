@@ -18,7 +18,7 @@ from twisted.trial.unittest import SkipTest
 
 from tests.docs.clientexamples import checkPrinted, checkTyped, isPrinted
 from tests.docs.documents import KINDS, ROOT, Document
-from tests.docs.examples import PLAYED, Stage
+from tests.docs.examples import EXECUTED, ExampleRunner
 from tests.support.childdaemon import EXPORT, PatientDaemon
 from usbip_server.model.device import UsbDevice
 from usbip_server.model.inventory import ChangeKind
@@ -100,13 +100,13 @@ class DocumentCase(Base):
         checkJson(where, text)
 
     @contextlib.contextmanager
-    def stage(self, folder: Path) -> Iterator[Stage]:
+    def runner(self, folder: Path) -> Iterator[ExampleRunner]:
         """Start what executes the examples."""
-        if {block.kind for block in self.document.blocks} & {*PLAYED} == {"yaml"}:
-            yield Stage(None, folder)
+        if {block.kind for block in self.document.blocks} & {*EXECUTED} == {"yaml"}:
+            yield ExampleRunner(None, folder)
             return
         with PatientDaemon(f"backend: {{type: virtual}}\n{EXPORT}") as daemon:
-            yield Stage(daemon, folder, "localhost" if self.name in LOCAL else "raspi")
+            yield ExampleRunner(daemon, folder, "localhost" if self.name in LOCAL else "raspi")
 
     def checkKeys(
         self, heading: str, columns: int, *kinds: type[Any], defaults: bool = True
@@ -185,16 +185,16 @@ class DocumentCase(Base):
 
     def test_examples(self) -> None:
         """Examples are accepted, and print the output that is shown."""
-        blocks = [block for block in self.document.blocks if block.kind in PLAYED]
+        blocks = [block for block in self.document.blocks if block.kind in EXECUTED]
         if not blocks:
             return
         folder = Path(self.mktemp()).absolute()
         folder.mkdir()
-        with self.stage(folder) as stage:
+        with self.runner(folder) as runner:
             for block in blocks:
-                stage.play(block)
-        if stage.missing:
-            raise SkipTest(f"not all examples: apt-get install {' '.join(sorted(stage.missing))}")
+                runner.execute(block)
+        if runner.missing:
+            raise SkipTest(f"not all examples: apt-get install {' '.join(sorted(runner.missing))}")
 
 
 def fieldsOf(kind: type[Any]) -> tuple[Any, ...]:

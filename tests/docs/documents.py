@@ -6,8 +6,8 @@ The first word behind the fence is the kind of a block:
     or C{text} block that follows immediately is the output.
   - C{json} with lines that begin with C{>} and C{<}: requests and answers
     (L{tests.docs.exchanges}). A second word is the circumstance: C{in-use}, or that the requests
-    are sent to parts of a daemon in memory (L{tests.docs.exchanges.REHEARSED},
-    L{tests.docs.exchanges.REHEARSALS}).
+    are sent to parts of a daemon in memory (L{tests.docs.exchanges.OUTCOMES},
+    L{tests.docs.exchanges.MEMORY_SERVERS}).
   - C{yaml}: a configuration; with C{wrong} it is refused with the message in the block that
     follows; with C{plugin} its backend is not installed here. C{client} and
     C{client-wrong}: a file of servers for C{usbipshare}. C{service} and C{service-wrong}: a
@@ -34,9 +34,9 @@ KINDS = (
 
 PROMPT = re.compile("[$#] ")
 
-SPOKEN = re.compile("(>>?|<<?) (.*)")
+SENT = re.compile("(>>?|<<?) (.*)")
 
-HAPPENS = re.compile(r"\((.*)\)")
+ACTION = re.compile(r"\((.*)\)")
 
 
 class Block(msgspec.Struct, kw_only=True):
@@ -60,23 +60,23 @@ class Block(msgspec.Struct, kw_only=True):
         lines = self.text.replace("\\\n", "").splitlines()
         return [line[2:] for line in lines if PROMPT.match(line)]
 
-    def script(self) -> list[tuple[str, str]]:
+    def steps(self) -> list[tuple[str, str]]:
         """Requests, answers and actions, in order: each text with its mark, which actions do not
         have."""
         found = []
         for line in self.text.splitlines():
-            if spoken := SPOKEN.fullmatch(line):
-                found.append((spoken[1], spoken[2]))
-            elif happens := HAPPENS.fullmatch(line):
-                found.append(("", happens[1]))
+            if sent := SENT.fullmatch(line):
+                found.append((sent[1], sent[2]))
+            elif action := ACTION.fullmatch(line):
+                found.append(("", action[1]))
         return found
 
     def exchanges(self) -> list[tuple[str, str]]:
         """Pairs of a request and its answer, where each request has one answer."""
-        script = self.script()
-        marks = "".join(mark or "?" for mark, _ in script)
+        steps = self.steps()
+        marks = "".join(mark or "?" for mark, _ in steps)
         assert re.fullmatch("(><)*", marks), f"{self.where}: each > needs a <"
-        texts = [text for _, text in script]
+        texts = [text for _, text in steps]
         return list(zip(texts[::2], texts[1::2], strict=True))
 
 

@@ -21,7 +21,14 @@ from tests.docs.clientexamples import (
     writeServers,
 )
 from tests.docs.documents import ROOT, Block
-from tests.docs.exchanges import REHEARSALS, REHEARSED, Numbers, RealWorld, play, rehearse
+from tests.docs.exchanges import (
+    MEMORY_SERVERS,
+    OUTCOMES,
+    DaemonServer,
+    Numbers,
+    answersInMemory,
+    execute,
+)
 from tests.support.certificates import LAB, authority, signed
 from tests.support.childdaemon import ChildDaemon
 from usbip_server import DOCUMENTS
@@ -29,7 +36,7 @@ from usbip_server.tap import Options
 
 SECONDS = 60.0
 
-PLAYED = ("sh", "python", "json", "yaml")
+EXECUTED = ("sh", "python", "json", "yaml")
 """Kinds of blocks that are executed, or parsed by the program that they are for."""
 
 CONFIGURED = "/etc/usbipshare/"
@@ -66,7 +73,7 @@ def child(command: Sequence[str], folder: Path, stdin: str = "", path: Sequence[
     return done.stdout
 
 
-class Stage:
+class ExampleRunner:
     """A daemon with the two standard virtual devices, and a folder for examples to work in.
 
     @ivar missing: Debian packages with programs that examples need and that are not here."""
@@ -79,7 +86,7 @@ class Stage:
         if daemon is not None:
             writeServers(daemon, folder, server)
         self.missing: set[str] = set()
-        self._play: dict[str, Callable[[Block], None]] = {
+        self._execute: dict[str, Callable[[Block], None]] = {
             "sh": self._shell,
             "python": self._python,
             "json": self._exchange,
@@ -91,12 +98,12 @@ class Stage:
         assert self._runs is not None, "there is no daemon"
         return self._runs
 
-    def play(self, block: Block) -> None:
+    def execute(self, block: Block) -> None:
         """Execute a block, if it is of a kind that can be executed."""
-        if block.isOutput or block.kind not in self._play:
+        if block.isOutput or block.kind not in self._execute:
             return
         try:
-            self._play[block.kind](block)
+            self._execute[block.kind](block)
         except AssertionError as error:
             raise AssertionError(f"{block.where}: {error}") from error
 
@@ -137,20 +144,20 @@ class Stage:
         return text
 
     def _exchange(self, block: Block) -> None:
-        world = RealWorld(self._daemon)
-        if block.circumstance in REHEARSED:
+        server = DaemonServer(self._daemon)
+        if block.circumstance in OUTCOMES:
             exchanges = block.exchanges()
-            answers = rehearse(block.circumstance, [sent.encode() for sent, _ in exchanges])
+            answers = answersInMemory(block.circumstance, [sent.encode() for sent, _ in exchanges])
             for answer, (_, shown) in zip(answers, exchanges, strict=True):
                 Numbers().same(answer.encoded.decode().rstrip("\n"), shown)
-        elif block.circumstance in REHEARSALS:
-            play(block, REHEARSALS[block.circumstance]())
+        elif block.circumstance in MEMORY_SERVERS:
+            execute(block, MEMORY_SERVERS[block.circumstance]())
         elif block.circumstance == "in-use":
-            with world.inUse("1-2"):
-                play(block, world)
+            with server.inUse("1-2"):
+                execute(block, server)
         else:
             assert not block.circumstance, f"an unknown circumstance: {block.circumstance!r}"
-            play(block, world)
+            execute(block, server)
 
     def _provide(self) -> None:
         """Make the certificates that configurations name, unless an example has made them."""

@@ -2,7 +2,7 @@
 
 A line that begins with C{>} is sent, and a line that begins with C{<} is expected next on that
 connection; C{>>} and C{<<} are those of a second client. A line in brackets is an action: see
-L{World}. Times and numbers, which differ each time, are compared by their differences: see
+L{ExampleServer}. Times and numbers, which differ each time, are compared by their differences: see
 L{Numbers}."""
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from usbip_server.server.responder import Responder
 HOST = "127.0.0.1"
 
 NOW = 1795629360.123
-"""Seconds since the epoch: the time at the start of a L{Rehearsal}."""
+"""Seconds since the epoch: the time at the start of a L{MemoryServer}."""
 
 ECHO = UsbDevice(
     busId="1-1",
@@ -111,19 +111,19 @@ class Connection(Protocol):
     def close(self) -> None: ...
 
 
-class World(Protocol):
+class ExampleServer(Protocol):
     """A server that clients connect to, and the actions that can happen there."""
 
     def connect(self) -> Connection: ...
-    def happen(self, what: str) -> None:
+    def act(self, what: str) -> None:
         """Carry out an action: C{a client imports 1-2}, C{it gives 1-2 back}, C{15 s later}."""
 
 
-class Speaker:
+class ExampleClient:
     """A client with one connection at a time."""
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    def __init__(self, server: ExampleServer) -> None:
+        self._server = server
         self._connection: Connection | None = None
         self._request = ""
 
@@ -132,7 +132,7 @@ class Speaker:
         if not self._staysOpen:
             self.leave()
         self._request = request
-        self._connection = self._connection or self._world.connect()
+        self._connection = self._connection or self._server.connect()
         self._connection.send(request.encode() + b"\n")
 
     def line(self) -> str:
@@ -155,21 +155,21 @@ class Speaker:
         return any(so in self._request for so in ('"keep_alive":true', '"ttl":"connection"'))
 
 
-def play(block: Block, world: World) -> None:
+def execute(block: Block, server: ExampleServer) -> None:
     """Execute an exchange."""
     numbers = Numbers()
-    speakers = {">": Speaker(world), ">>": Speaker(world)}
-    for mark, text in block.script():
-        if mark in speakers:
-            speakers[mark].ask(numbers.here(text))
+    clients = {">": ExampleClient(server), ">>": ExampleClient(server)}
+    for mark, text in block.steps():
+        if mark in clients:
+            clients[mark].ask(numbers.here(text))
         elif mark:
-            numbers.same(speakers[mark.replace("<", ">")].line(), text)
+            numbers.same(clients[mark.replace("<", ">")].line(), text)
         elif text == "the connection breaks":
-            speakers[">"].leave()
+            clients[">"].leave()
         else:
-            world.happen(text)
-    for speaker in speakers.values():
-        speaker.leave()
+            server.act(text)
+    for client in clients.values():
+        client.leave()
 
 
 class SocketConnection:
@@ -190,7 +190,7 @@ class SocketConnection:
         self._socket.close()
 
 
-class RealWorld:
+class DaemonServer:
     """A daemon in a child process, with the two standard virtual devices."""
 
     def __init__(self, daemon: ChildDaemon) -> None:
@@ -200,7 +200,7 @@ class RealWorld:
     def connect(self) -> SocketConnection:
         return SocketConnection(self._daemon.port)
 
-    def happen(self, what: str) -> None:
+    def act(self, what: str) -> None:
         verb, _, busId = what.removesuffix(" back").rpartition(" ")
         if verb == "a client imports":
             self._clients[busId] = contextlib.ExitStack()
@@ -240,7 +240,7 @@ def _isImported(device: dict[str, Any]) -> bool:
 
 
 class MemoryConnection:
-    """A connection to a L{Rehearsal}, in memory."""
+    """A connection to a L{MemoryServer}, in memory."""
 
     def __init__(self, protocol: CommandProtocol) -> None:
         self._wire = Wire(protocol)
@@ -260,7 +260,7 @@ class MemoryConnection:
             self._wire.drop()
 
 
-class Rehearsal:
+class MemoryServer:
     """The parts of a daemon without network, with a clock that tests advance."""
 
     def __init__(self, *rules: Rule, access: Policy = EVERYBODY) -> None:
@@ -278,7 +278,7 @@ class Rehearsal:
             CommandFactory(self._answers, self._settings, self._clock).make(principal)
         )
 
-    def happen(self, what: str) -> None:
+    def act(self, what: str) -> None:
         if later := re.fullmatch(r"(\d+) s later", what):
             for _ in range(int(later[1])):
                 self._clock.advance(1)
@@ -292,10 +292,10 @@ class Rehearsal:
         return NOW + float(self._clock.seconds())
 
 
-REHEARSALS: dict[str, Callable[[], World]] = {
-    "rehearsed": Rehearsal,
-    "named": lambda: Rehearsal(Rule(match=Match(serial="DISK1"), name="scratch-disk")),
-    "access": lambda: Rehearsal(
+MEMORY_SERVERS: dict[str, Callable[[], ExampleServer]] = {
+    "memory": MemoryServer,
+    "named": lambda: MemoryServer(Rule(match=Match(serial="DISK1"), name="scratch-disk")),
+    "access": lambda: MemoryServer(
         access=Policy(
             allow=(
                 Grant(who="local", commands=Right.LIST, devices=Match(bus="1-1")),
@@ -330,11 +330,11 @@ class SlowBackend(PatientBackend):
         return await super().bind(device, deadline, allowMounted)
 
 
-REHEARSED = {"slow": _succeed, "slow-refused": _fail, "stuck": _nothing, "starting": _nothing}
+OUTCOMES = {"slow": _succeed, "slow-refused": _fail, "stuck": _nothing, "starting": _nothing}
 """Exchanges that a real daemon does not produce on demand, and what follows the first answer."""
 
 
-def rehearse(circumstance: str, requests: Sequence[bytes]) -> Iterator[Response]:
+def answersInMemory(circumstance: str, requests: Sequence[bytes]) -> Iterator[Response]:
     """Send requests to the parts of a daemon, without network and with a clock of its own."""
     clock: Any = Clock()
     backend = SlowBackend([DISK], started=circumstance != "starting")
@@ -347,4 +347,4 @@ def rehearse(circumstance: str, requests: Sequence[bytes]) -> Iterator[Response]
         clock.advance(Timeouts().answer)
         yield answered[0]
         if number == 0:
-            REHEARSED[circumstance](backend)
+            OUTCOMES[circumstance](backend)

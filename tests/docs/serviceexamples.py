@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tests.docs.clientexamples import SOCKET
 from tests.docs.documents import Block
-from tests.docs.examples import Stage
-from tests.docs.exchanges import play
+from tests.docs.examples import ExampleRunner
+from tests.docs.exchanges import execute
 from tests.support.childdaemon import SECONDS, ChildDaemon
 from tests.support.childservice import ChildService, serversOf
 from usbip_server.client.service.devices.events import ServiceEventKind
@@ -75,7 +75,7 @@ def checkLocal(where: str, text: str, fields: set[str]) -> None:
     assert set(data) in (fields, set()), f"{where}: {data}"
 
 
-class ServiceStage(Stage):
+class ServiceExampleRunner(ExampleRunner):
     """Executes examples against a service that has one server, C{raspi}."""
 
     def __init__(self, daemon: ChildDaemon, service: ChildService, folder: Path) -> None:
@@ -91,10 +91,10 @@ class ServiceStage(Stage):
         )
 
     def _exchange(self, block: Block) -> None:
-        play(block, ServiceWorld(self._service))
+        execute(block, ServiceServer(self._service))
 
 
-class ServiceWorld:
+class ServiceServer:
     """The socket of a service, and the actions of its examples."""
 
     def __init__(self, service: ChildService) -> None:
@@ -103,7 +103,7 @@ class ServiceWorld:
     def connect(self) -> UnixConnection:
         return UnixConnection(self._service)
 
-    def happen(self, what: str) -> None:
+    def act(self, what: str) -> None:
         assert what == "it is detached", f"an unknown action: {what!r}"
         assert self._service.ask("detach", serial="ECHO1")["status"] == "success"
 

@@ -25,7 +25,7 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 from tests.docs.documentcase import DocumentCase
 from tests.docs.documents import ROOT
 from tests.docs.examples import CONFIGURED, SECONDS, child
-from tests.docs.exchanges import RealWorld
+from tests.docs.exchanges import DaemonServer
 from tests.support.childdaemon import EXPORT, PatientDaemon
 from usbip_server.net.endpoints import explain
 from usbip_server.server.config import Source
@@ -161,7 +161,7 @@ class DevicesTests(DocumentCase, SynchronousTestCase):
         (rule,) = (b.text for b in self.document.blocks if "unbind_released" in b.text)
         config = f"backend: {{type: virtual}}\n{EXPORT}{rule.replace('printer', 'storage')}\n"
         with PatientDaemon(config) as daemon, daemon.watch(id="1-2") as watcher:
-            with RealWorld(daemon).imported("1-2"):
+            with DaemonServer(daemon).imported("1-2"):
                 watcher.told("imported", "1-2")
             watcher.told("unbound", "1-2")
             self.assertEqual(watcher.kinds("1-2"), ["bound", "imported", "released", "unbound"])

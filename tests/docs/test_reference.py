@@ -30,12 +30,12 @@ from tests.docs.documentcase import (
     plain,
 )
 from tests.docs.documents import ROOT, Document, documents
-from tests.docs.examples import Stage
+from tests.docs.examples import ExampleRunner
 from tests.docs.exchanges import DISK, ECHO
 from tests.docs.messages import PACKAGE, matches, patternsOf, texts
 from tests.docs.serviceexamples import KEYS_OF as LOCAL_KEYS
 from tests.docs.serviceexamples import MORE_OF as LOCAL_MORE
-from tests.docs.serviceexamples import PORT, ServiceStage, checkLocal, serviceOf
+from tests.docs.serviceexamples import PORT, ServiceExampleRunner, checkLocal, serviceOf
 from tests.support.childdaemon import EXPORT, PatientDaemon
 from tests.support.childservice import ChildService
 from tests.support.fixtures import PromptBackend, asked
@@ -276,14 +276,14 @@ class ClientServiceTests(DocumentCase, SynchronousTestCase):
         checkLocal(where, text, FIELDS)
 
     @contextmanager
-    def stage(self, folder: Path) -> Iterator[Stage]:
+    def runner(self, folder: Path) -> Iterator[ExampleRunner]:
         """The examples are executed against a client service."""
         with (
             PatientDaemon(f"backend: {{type: virtual}}\n{EXPORT}") as daemon,
             serviceOf(daemon) as service,
         ):
             assert isinstance(service, ChildService)
-            yield ServiceStage(daemon, service, folder)
+            yield ServiceExampleRunner(daemon, service, folder)
 
     def test_answers(self) -> None:
         """Each status is documented, with its keys."""
