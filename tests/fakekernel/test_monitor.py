@@ -13,7 +13,7 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from usbip_server.kernel.monitor import DeviceMonitor
-from usbip_server.kernel.scan import Scanner
+from usbip_server.kernel.scan import IS_HUB, IS_IMPORTED, Scanner
 from usbip_server.kernel.strings import SECONDS
 from usbip_server.kernel.usbids import UsbIds
 from usbip_server.model.device import OWN_STRINGS, DeviceState, UsbDevice
@@ -71,13 +71,15 @@ class UeventTests(MonitorCase):
     """
 
     def test_start(self) -> None:
-        """After the start the inventory contains all devices, but no hubs, interfaces, or devices
-        imported from another server. All but the strings is read from attributes that need no
-        lock."""
+        """After the start the inventory contains all devices, but no interfaces; hubs and devices
+        imported from another server are excluded, with the reason. All but the strings is read
+        from attributes that need no lock."""
         self.kernel.plug("1-2", deviceClass=9)
         self.kernel.plug("4-1", imported=True)
         self.start()
         self.assertEqual(self.busIds(), ["1-1", "1-10"])
+        reasons = {busId: it.trouble for busId, it in self.inventory.excluded.items()}
+        self.assertEqual(reasons, {"1-2": IS_HUB, "4-1": IS_IMPORTED})
         self.assertEqual((self.device().serial, self.device("1-10").serial), ("ONE", None))
         names = {path.rpartition("/")[2] for path in self.kernel.reads}
         strings = {"serial", "manufacturer", "product"}

@@ -4,11 +4,12 @@ Tests of L{usbip_server.server.queue}: clients wait for a device, first come, fi
 
 from __future__ import annotations
 
+from typing import Any
+
 from twisted.internet.defer import Deferred
 
 from tests.server.corecase import BOUND, Client, CoreTestCase, lease
 from tests.support.fixtures import BOB, STICK, UNO, asked
-from usbip_server.model.device import UsbDevice
 from usbip_server.model.errors import (
     BackendUnavailable,
     DeviceAwaited,
@@ -221,9 +222,9 @@ class QueueTests(CoreTestCase):
         selected: list[str | None] = []
         real = Rights.select
 
-        def select(rights: Rights, command: AttachDevice, devices: tuple[UsbDevice, ...]) -> object:
+        def select(rights: Rights, command: AttachDevice, *devices: Any) -> object:
             selected.append(command.id)
-            return real(rights, command, devices)
+            return real(rights, command, *devices)
 
         self.patch(Rights, "select", select)
         self.done("attach", lease=lease("a"))

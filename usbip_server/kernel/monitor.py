@@ -214,6 +214,7 @@ class DeviceMonitor:
             self._strings.read(each for each in found if self._strings.of(each) is None)
         devices = await self._call("devices", lambda: self._devices(known), costs) if known else []
         began = time.thread_time()
+        self._inventory.excluded = self._scanner.excluded
         self._inventory.replace(devices, wanted)
         if isScan:
             self._scanCost = sum(costs) + time.thread_time() - began

@@ -36,6 +36,10 @@ from usbip_server.model.escapes import escape, readable
 
 DEVICES = "bus/usb/devices"
 
+IS_HUB = "is a hub, and hubs are not shared"
+
+IS_IMPORTED = "was imported from another server: import it from there"
+
 USBIP_HOST = "usbip-host"
 
 STATE_OF = {1: DeviceState.BOUND, 2: DeviceState.IN_USE, 3: DeviceState.ERROR}
@@ -106,11 +110,13 @@ class _Seen(NamedTuple):
     A device, as it was read last.
 
     @ivar attributes: C{None} for a hub and for a device imported from another server.
+    @ivar excluded: such a device.
     """
 
     number: int
-    attributes: Attributes | None
-    interfaces: Interfaces | None
+    attributes: Attributes | None = None
+    interfaces: Interfaces | None = None
+    excluded: UsbDevice | None = None
 
 
 _Known = tuple[Attributes, Strings, str | None, Holder | None]
@@ -154,6 +160,12 @@ class Scanner:
         for busId in self._unreadable.keys() - set(busIds):
             del self._unreadable[busId]
         return busIds
+
+    @property
+    def excluded(self) -> dict[str, UsbDevice]:
+        """The hubs, and the devices imported from other servers, with the reason as C{trouble}."""
+        seen = self._seen.items()
+        return {busId: each.excluded for busId, each in seen if each.excluded is not None}
 
     def read(self, busIds: Iterable[str]) -> list[Attributes]:
         """
@@ -248,7 +260,7 @@ class Scanner:
         """
         return {
             attributes.plugId
-            for _, attributes, _ in self._seen.values()
+            for _, attributes, *_ in self._seen.values()
             if attributes is not None
             and attributes.driver == USBIP_HOST
             and STATE_OF.get(statusOf(self._system, attributes.busId) or 0) is DeviceState.IN_USE
@@ -316,18 +328,31 @@ class Scanner:
     def _first(self, busId: str, number: int) -> _Seen:
         descriptors = self._read(busId, "descriptors")
         if len(descriptors) < 18 or descriptors[1] != DEVICE:
-            return _Seen(number, None, None)
+            return _Seen(number)
         deviceClass, subclass, protocol = (f"{byte:02x}" for byte in descriptors[4:7])
-        if deviceClass == HUB_CLASS or isImported(self._system, busId):
-            return _Seen(number, None, None)
+        vendorId = f"{int.from_bytes(descriptors[8:10], 'little'):04x}"
+        productId = f"{int.from_bytes(descriptors[10:12], 'little'):04x}"
+        isHub = deviceClass == HUB_CLASS
+        if isHub or isImported(self._system, busId):
+            excluded = UsbDevice(
+                busId=busId,
+                vendorId=vendorId,
+                productId=productId,
+                description=self._names.describe(vendorId, productId, None, None),
+                deviceNumber=number,
+                deviceClass=deviceClass,
+                trouble=IS_HUB if isHub else IS_IMPORTED,
+                unknown=OWN_STRINGS,
+            )
+            return _Seen(number, excluded=excluded)
         interfaces = interfacesOf(descriptors)
         speed = self._read(busId, "speed").decode("ascii", "replace").strip()
         sysfsPath = pathOf(self._system, busId)
         attributes = Attributes(
             busId=busId,
             deviceNumber=number,
-            vendorId=f"{int.from_bytes(descriptors[8:10], 'little'):04x}",
-            productId=f"{int.from_bytes(descriptors[10:12], 'little'):04x}",
+            vendorId=vendorId,
+            productId=productId,
             deviceClass=deviceClass,
             subclass=subclass,
             protocol=protocol,

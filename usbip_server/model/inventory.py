@@ -73,6 +73,8 @@ class Inventory:
 
     @ivar trouble: why there can be no devices at present, as a message for clients; C{None}:
         there can be.
+    @ivar excluded: devices that are plugged in and cannot be shared, by their bus ids, as far as
+        the backend knows them; C{trouble} is the reason, as in C{"is a hub"}.
     """
 
     _log = Logger()
@@ -82,6 +84,7 @@ class Inventory:
         @param seq: the number before that of the first change.
         """
         self.trouble: str | BackendUnavailable | None = None
+        self.excluded: dict[str, UsbDevice] = {}
         self._devices: dict[str, UsbDevice] = {}
         self._snapshot = Snapshot(seq=seq, devices=())
         self._listeners: dict[Listener, int] = {}  # each with the last number it knows of

@@ -207,13 +207,15 @@ class Allocator:
 
         @raise DeviceNotFound: it is not in there.
         """
-        device = self._authorizer.of(caller.principal).select(command, self._view.away())
+        rights = self._authorizer.of(caller.principal)
+        device = rights.select(command, self._view.away(), self._view.unavailable)
         self._requireOwner(device, command.owner, command.force, caller.principal)
         self._view.desired.withdraw(device)
         return device
 
     def _select(self, request: DeviceRequest, caller: Caller) -> UsbDevice:
-        return self._authorizer.of(caller.principal).select(request, self._view.devices)
+        rights = self._authorizer.of(caller.principal)
+        return rights.select(request, self._view.devices, self._view.unavailable)
 
     def _isPresent(self, request: AttachDevice, caller: Caller) -> bool:
         try:

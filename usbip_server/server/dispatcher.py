@@ -258,7 +258,8 @@ class Dispatcher:
 
         @raise ShareError: it selects none or several.
         """
-        return self._authorizer.of(caller.principal).select(command, self._view.devices)
+        rights = self._authorizer.of(caller.principal)
+        return rights.select(command, self._view.devices, self._view.unavailable)
 
     def watch(self, command: WatchDevices, caller: Caller, until: float) -> Watch:
         """

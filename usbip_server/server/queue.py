@@ -213,7 +213,9 @@ class WaitQueue:
         """Put a client into the line for the device that its request selects at present."""
         try:
             rights = self._authorizer.of(ticket.principal)
-            busId: str | None = rights.select(ticket.request, self._view.devices).busId
+            request, view = ticket.request, self._view
+            device = rights.select(request, view.devices, view.unavailable)
+            busId: str | None = device.busId
         except DeviceNotFound as error:
             busId = None
             self._send(ticket, error, None, None)
@@ -286,7 +288,8 @@ class WaitQueue:
     def _expire(self, ticket: Ticket) -> None:
         try:
             rights = self._authorizer.of(ticket.principal)
-            device = rights.select(ticket.request, self._view.devices)
+            devices, unavailable = self._view.devices, self._view.unavailable
+            device = rights.select(ticket.request, devices, unavailable)
         except ShareError as error:
             ticket.turn.errback(error)
         else:

@@ -14,6 +14,7 @@ from tests.server.corecase import (
     FREE,
     IN_USE,
     NEVER,
+    Client,
     CoreTestCase,
     PatientCoreTestCase,
 )
@@ -21,6 +22,7 @@ from tests.support.fixtures import STICK, UNO, PatientBackend, changed
 from usbip_server.model.device import OWN_STRINGS
 from usbip_server.model.devicerules import Match, Rule, Share
 from usbip_server.model.errors import DeviceMounted, DeviceNotFound, OperationFailed
+from usbip_server.model.policy import Grant, Policy
 from usbip_server.server.config import OnStop
 from usbip_server.server.devices.reconciler import DRIVER_SECONDS, RETRY
 
@@ -166,6 +168,42 @@ class NeverTests(TwoDevicesTestCase):
         self.become(state=BOUND)
         self.start(NEVER)
         self.assertEqual(self.verbs, [])
+
+
+class UnavailableTests(TwoDevicesTestCase):
+    """
+    Devices that cannot be selected, and why.
+    """
+
+    def test_reasons(self) -> None:
+        """
+        The error for a hub, for a device imported from another server and for an attached device
+        that is not plugged in contains the reason; other errors do not.
+        """
+        self.start()
+        hub = changed(STICK, busId="1-3", description="Hub", serial=None, trouble="is a hub")
+        self.backend.inventory.excluded = {"1-3": hub}
+        self.done("attach")
+        self.unplug()
+        for command in ("find", "attach", "kick", "detach"):
+            message = self.refused(DeviceNotFound, command, id="1-3")
+            self.assertEqual(message, "no device matches id='1-3': 1-3 (Hub) is a hub")
+        message = self.refused(DeviceNotFound, "find", serial=UNO.serial)
+        self.assertTrue(message.endswith(f": {UNO} was attached and is not plugged in now"))
+        message = self.refused(DeviceNotFound, "find", id="7-*")
+        self.assertEqual(message, "no device matches id='7-*'")
+        waiting = Client()
+        self.ask("attach", waiting, id="1-3", wait=60).addErrback(lambda _: None)
+        self.assertIn("is a hub", waiting.told[0]["message"])
+
+    def test_hidden(self) -> None:
+        """The reason is not told to a client that may not see such a device."""
+        deny = Grant(who="anyone", devices=Match(desc="hub"))
+        self.start(access=Policy(allow=(Grant(who="anyone"),), deny=(deny,)))
+        self.backend.inventory.excluded = {"1-3": changed(STICK, busId="1-3", description="Hub")}
+        self.assertEqual(
+            self.refused(DeviceNotFound, "find", id="1-3"), "no device matches id='1-3'"
+        )
 
 
 class ReloadTests(TwoDevicesTestCase):

@@ -5,7 +5,7 @@ Authorization: applies the configuration's C{access} to clients and devices.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 from twisted.logger import Logger
@@ -30,6 +30,11 @@ from usbip_server.server.access.ratelimit import TokenRateLimiter
 from usbip_server.server.config import LiveSettings
 
 Devices = tuple[UsbDevice, ...]
+
+Unavailable = Callable[[], Sequence[tuple[UsbDevice, str]]]
+
+REASONS = 3
+"""Devices that cannot be selected of which an error contains the reason; of more it has none."""
 
 REMEMBERED = 4096
 """Principals whose rights are cached."""
@@ -101,10 +106,14 @@ class Rights:
             advice = adviceFor(self._policy, self._principal)
             raise NotAllowed(f"{self._principal} may not {what}: {advice}", device)
 
-    def select(self, command: DeviceRequest, devices: Devices) -> UsbDevice:
+    def select(
+        self, command: DeviceRequest, devices: Devices, unavailable: Unavailable = list
+    ) -> UsbDevice:
         """
         Return the one device that a command selects, among those it is allowed for.
 
+        @param unavailable: returns devices that cannot be selected, with the reason of each. If the
+            command is about one of them and the client may see it, the reason is in the error.
         @raise NotAllowed: it is not allowed for that device, which the client may see.
         @raise ShareError: as L{usbip_server.model.selector.select}.
         """
@@ -116,10 +125,26 @@ class Rights:
         try:
             return select(command, among)
         except DeviceNotFound:
-            device = select(command, tuple(filter(self.sees, devices)))
+            try:
+                device = select(command, tuple(filter(self.sees, devices)))
+            except DeviceNotFound as error:
+                raise self._because(error, command, unavailable) from None
             for right in rights:
                 self.require(right, device)
             raise
+
+    def _because(
+        self, error: DeviceNotFound, command: DeviceRequest, unavailable: Unavailable
+    ) -> DeviceNotFound:
+        """Add to an error why the devices that a command is about cannot be selected."""
+        reasons = [
+            reason
+            for device, reason in unavailable()
+            if command.selector.matches(device) and self.sees(device)
+        ]
+        if not 0 < len(reasons) <= REASONS:
+            return error
+        return DeviceNotFound(f"{error}: {'; '.join(reasons)}")
 
     def sees(self, device: UsbDevice) -> bool:
         """May the client see the device at all?"""

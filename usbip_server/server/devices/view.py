@@ -68,6 +68,12 @@ class DeviceView:
             msgspec.structs.replace(device, name=self.rule(device).name) for device in devices
         )
 
+    def unavailable(self) -> list[tuple[UsbDevice, str]]:
+        """Devices that cannot be selected, with the reason of each."""
+        excluded = [(it, f"{it} {it.trouble}") for it in self.source.excluded.values()]
+        away = [(it, f"{it} was attached and is not plugged in now") for it in self.away()]
+        return excluded + away
+
     def rule(self, device: UsbDevice) -> Rule:
         """The configured rule for a device."""
         return self.settings.rules.of(device)
