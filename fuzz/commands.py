@@ -8,9 +8,10 @@ import re
 import msgspec
 
 from tests.docs.documents import documents
+from tests.support.fixtures import DEVICES
 from usbip_server.model.criteria import CRITERIA, describe, given
 from usbip_server.model.errors import InvalidRequest
-from usbip_server.model.requests import COMMANDS, Request, decode
+from usbip_server.model.requests import COMMANDS, DeviceRequest, Request, WatchDevices, decode
 from usbip_server.protocols.interfaces import refusal
 
 LONGEST_MESSAGE = 1000
@@ -56,7 +57,8 @@ def checkCommand(command: Request) -> None:
     encoded = msgspec.json.encode(command)
     assert decode(encoded) == command
     assert type(command).__struct_config__.tag == json.loads(encoded)["command"]
-    if any(hasattr(command, name) for name in CRITERIA):
+    if isinstance(command, DeviceRequest | WatchDevices):
+        command.selector.among(DEVICES)
         assert describe(given(command)).isprintable()
 
 

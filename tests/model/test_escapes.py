@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from usbip_server.model.escapes import escape, normalize, readable, unescape
+from usbip_server.model.escapes import escape, normalize, readable, unescape, visible
 
 FUZZ = settings(max_examples=500, deadline=None, database=None)
 
@@ -59,6 +59,10 @@ class EscapeTests(SynchronousTestCase):
             (r"\U00110000", r"\x5cU00110000"),
         ):
             self.assertEqual(normalize(text), normal)
+
+    def test_visible(self) -> None:
+        """Backslashes are left where a text may be escaped already."""
+        self.assertEqual(visible("a\\b \\x05\x05\u2028"), r"a\b \x05\x05\u2028")
 
     def test_readable(self) -> None:
         """No-break and other blanks become spaces where a string is only displayed."""

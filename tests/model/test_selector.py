@@ -108,6 +108,9 @@ class MatchingTests(SynchronousTestCase):
         for criteria in cases:
             found = FindDevice(**criteria).selector.among((TWELFTH, odd))
             self.assertEqual(found, (odd,), criteria)
+        named = changed(TWELFTH, description="Remote PHY (JTAG\\DUT)")
+        for text in ("jtag\\dut", r"jtag\x5cdut"):
+            self.assertEqual(FindDevice(desc=text).selector.among((named, odd)), (named,))
         self.assertEqual(FindDevice(serial=r"AB\x06\x5cC").selector.among((odd,)), ())
 
     def test_noSerial(self) -> None:

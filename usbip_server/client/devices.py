@@ -21,7 +21,7 @@ from usbip_server.model.device import (
     isBusId,
 )
 from usbip_server.model.errors import Unreachable
-from usbip_server.model.escapes import normalize
+from usbip_server.model.escapes import normalize, visible
 from usbip_server.model.timestamps import moment
 
 Text = Annotated[str, msgspec.Meta(max_length=4096)]
@@ -158,7 +158,7 @@ def deviceIn(server: Server, data: Any) -> UsbDevice:
             busId=fields.bus_id,
             vendorId=fields.vendor_id,
             productId=fields.product_id,
-            description=normalize(fields.description),
+            description=visible(fields.description),
             serial=fields.serial and normalize(fields.serial),
             deviceNumber=int(number or 0),
             path=fields.path and normalize(fields.path),

@@ -51,6 +51,16 @@ def readable(text: str) -> str:
     return escape("".join(" " if unicodedata.category(char) == "Zs" else char for char in text))
 
 
+def visible(text: str) -> str:
+    """
+    Escape the characters that cannot be displayed, but no backslash: for a text that may contain
+    escapes, and names of C{usb.ids}.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else _escaped(char) for char in text)
+
+
 def _isPlain(char: str) -> bool:
     return char.isprintable() and char != "\\"
 

@@ -167,4 +167,4 @@ def _texts(device: UsbDevice) -> tuple[str, str]:
     The description of a device, and its own strings, in lower case.
     """
     strings = f"{device.manufacturer or ''} {device.product or ''}".strip()
-    return device.description.lower(), strings.lower()
+    return normalize(device.description).lower(), strings.lower()
