@@ -14,7 +14,7 @@ from tests.client.service.servicecase import BENCH, PORT, RASPI, RULE, SERVERS, 
 from tests.support.fixtures import STICK, UNO, changed
 from tests.support.network import Answer
 from usbip_server.client import attach
-from usbip_server.model.device import DeviceState, UsbDevice
+from usbip_server.model.device import DeviceState
 from usbip_server.model.usbip import OpStatus
 from usbip_server.testing import vhci
 
@@ -136,104 +136,6 @@ class ReattachTests(ServiceCase):
         self.network.sleep(10)
         self.vhci.write(PORT, b"0")
         self.assertBack()
-
-    def test_otherPort(self) -> None:
-        """A port that the kernel still has to free is not used."""
-        self.vhci.lingering = 10**6
-        self.raspi.release("1-1.4")
-        self.assertBack()
-        self.assertEqual(self.vhci.used(), {1: "3-2"})
-
-    def test_serverDaemonKilled(self) -> None:
-        """A restart of the server's daemon ends no session."""
-        self.raspi.cut(Answer.REFUSES)
-        self.network.sleep(60)
-        self.assertEqual((self.attached, self.kinds[-1]), (HERE, "disconnected"))
-        self.raspi.restart()
-        self.soon(lambda: self.kinds[-1] == "connected")
-        self.network.sleep(5)
-        self.assertEqual(self.kinds.count("lost"), 0)
-
-    def test_serverRebooted(self) -> None:
-        """After a reboot of the server, however long, the device is attached again."""
-        for away in (1, 5, 60):
-            self.raspi.forget("1-1.4")
-            self.raspi.cut()
-            self.network.sleep(away)
-            self.assertEqual(self.attached, [])
-            self.raspi.become("1-1.4", DeviceState.FREE)
-            self.raspi.restart()
-            self.assertLess(self.soon(lambda: self.attached), PROMISED)
-
-    def test_networkDown(self) -> None:
-        """When the network is back after both ends of the session have ended, likewise."""
-        self.raspi.cut()
-        self.network.sleep(11)
-        self.raspi.forget("1-1.4")
-        self.network.sleep(2)
-        self.raspi.become("1-1.4", DeviceState.BOUND)
-        self.network.sleep(47)
-        self.raspi.answer = Answer.ACCEPTS
-        self.assertLess(self.soon(lambda: self.attached), PROMISED)
-
-    def test_deadSessionAtServer(self) -> None:
-        """When a session has ended here only, the server is connected to anew, and its session is
-        kicked."""
-        before = len(self.raspi.tries)
-        self.raspi.forget("1-1.4")
-        self.network.sleep(0.5)
-        self.assertGreater(len(self.raspi.tries), before)
-        self.assertBack()
-        self.assertIn(("release", "1-1.4"), self.raspi.commands)
-
-    def test_deadSessionHere(self) -> None:
-        """When a session has ended at the server only, it is ended here."""
-        self.raspi.become("1-1.4", DeviceState.BOUND)
-        self.assertBack()
-        self.assertEqual(len(self.vhci.used()), 1)
-
-    def test_sessionOfOther(self) -> None:
-        """The session of another client is not kicked."""
-        self.network.sleep(1)
-        self.takeByOther()
-        self.raspi.turn()
-        self.raspi.forget("1-1.4")
-        self.network.sleep(30)
-        self.assertEqual((self.attached, self.kinds[-1]), ([], "lost"))
-        self.assertNotIn(("release", "1-1.4"), self.raspi.commands)
-
-
-class RecognitionTests(ServiceCase):
-    """
-    A device that a program has requested is recognized when it is plugged in again.
-    """
-
-    def request(self, *others: UsbDevice, **fields: object) -> None:
-        """Start the service, and request a device for a program."""
-        for device in (changed(UNO, **fields), *others):
-            self.raspi.plug(device)
-        self.begin("")
-        self.network.sleep(10)
-        self.ask("attach", id="1-1.4")
-        self.soon(lambda: self.attached == HERE)
-
-    def pass_(self) -> list[str]:
-        """What is attached after some time."""
-        self.network.sleep(30)
-        return self.attached
-
-    def test_otherPort(self) -> None:
-        """A serial number of its own identifies a device at any port, a filler at its port only.
-        The port where it is now is saved."""
-        for serial, moved in ((UNO.serial, ["raspi 2-7"]), ("0001", [])):
-            self.setUp()
-            self.request(serial=serial)
-            self.raspi.unplug("1-1.4")
-            self.raspi.plug(changed(MOVED, serial=serial))
-            self.assertEqual(self.pass_(), moved)
-            [requested] = self.file.state.requests
-            self.assertEqual(requested.busId, "2-7" if moved else "1-1.4")
-            self.end()
 
     def test_twins(self) -> None:
         """Two devices with the same serial number are recognized at their ports, also when only

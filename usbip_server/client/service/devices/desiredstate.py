@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import msgspec
 from msgspec import UNSET, UnsetType
+from twisted.logger import Logger
 
 from usbip_server.client.devices import RemoteDevice
 from usbip_server.client.selection import Selector, among
@@ -17,6 +18,9 @@ from usbip_server.client.service.config import ClientHook, DeviceRule, LiveSetti
 from usbip_server.model.device import DeviceState, UsbDevice
 from usbip_server.model.identity import Identity, Text
 from usbip_server.runtime.statefile import StateFile
+
+REMEMBERED = 256
+"""Requests that are kept for devices that are not attached now."""
 
 
 class Requested(
@@ -210,6 +214,8 @@ class DesiredAttachments:
     All desired attachments: those of rules first, in the order of the file.
     """
 
+    _log = Logger()
+
     def __init__(self, settings: LiveSettings, stateFile: StateFile[Requests] | None) -> None:
         """
         @param stateFile: keeps the requests; C{None}: they end with the process.
@@ -272,8 +278,23 @@ class DesiredAttachments:
             requested = msgspec.structs.replace(requested, atPort=True)  # of two with its number
             name = requested.name
         self._requests[name] = requested
+        self._forgetOldest(lambda other: other == name or isTaken(other))
         self._save()
         return _desiredBy(name, requested, found.server)
+
+    def _forgetOldest(self, isNeeded: Callable[[str], bool]) -> None:
+        for name, each in tuple(self._requests.items()):
+            if len(self._requests) <= REMEMBERED:
+                return
+            if each.owner is None and not isNeeded(name):
+                del self._requests[name]
+                self._log.warn(
+                    "{device} at {server} is forgotten: more than {count} devices are attached, "
+                    "and it is not there",
+                    device=str(each.device()),
+                    server=each.server,
+                    count=REMEMBERED,
+                )
 
     def restore(self, desired: DesiredAttachment) -> None:
         """Add one that may have been withdrawn."""
