@@ -14,7 +14,9 @@ from tests.client.service.servicecase import BENCH, PORT, RASPI, RULE, SERVERS, 
 from tests.support.fixtures import STICK, UNO, changed
 from tests.support.network import Answer
 from usbip_server.client import attach
-from usbip_server.model.device import DeviceState
+from usbip_server.client.devices import RemoteDevice
+from usbip_server.client.service.devices.desiredstate import REMEMBERED, Requests
+from usbip_server.model.device import DeviceState, UsbDevice
 from usbip_server.model.usbip import OpStatus
 from usbip_server.testing import vhci
 
@@ -136,6 +138,180 @@ class ReattachTests(ServiceCase):
         self.network.sleep(10)
         self.vhci.write(PORT, b"0")
         self.assertBack()
+
+    def test_otherPort(self) -> None:
+        """A port that the kernel still has to free is not used."""
+        self.vhci.lingering = 10**6
+        self.raspi.release("1-1.4")
+        self.assertBack()
+        self.assertEqual(self.vhci.used(), {1: "3-2"})
+
+    def test_serverDaemonKilled(self) -> None:
+        """A restart of the server's daemon ends no session."""
+        self.raspi.cut(Answer.REFUSES)
+        self.network.sleep(60)
+        self.assertEqual((self.attached, self.kinds[-1]), (HERE, "disconnected"))
+        self.raspi.restart()
+        self.soon(lambda: self.kinds[-1] == "connected")
+        self.network.sleep(5)
+        self.assertEqual(self.kinds.count("lost"), 0)
+
+    def test_serverRebooted(self) -> None:
+        """After a reboot of the server, however long, the device is attached again."""
+        for away in (1, 5, 60):
+            self.raspi.forget("1-1.4")
+            self.raspi.cut()
+            self.network.sleep(away)
+            self.assertEqual(self.attached, [])
+            self.raspi.become("1-1.4", DeviceState.FREE)
+            self.raspi.restart()
+            self.assertLess(self.soon(lambda: self.attached), PROMISED)
+
+    def test_networkDown(self) -> None:
+        """When the network is back after both ends of the session have ended, likewise."""
+        self.raspi.cut()
+        self.network.sleep(11)
+        self.raspi.forget("1-1.4")
+        self.network.sleep(2)
+        self.raspi.become("1-1.4", DeviceState.BOUND)
+        self.network.sleep(47)
+        self.raspi.answer = Answer.ACCEPTS
+        self.assertLess(self.soon(lambda: self.attached), PROMISED)
+
+    def test_deadSessionAtServer(self) -> None:
+        """When a session has ended here only, the server is connected to anew, and its session is
+        kicked."""
+        before = len(self.raspi.tries)
+        self.raspi.forget("1-1.4")
+        self.network.sleep(0.5)
+        self.assertGreater(len(self.raspi.tries), before)
+        self.assertBack()
+        self.assertIn(("release", "1-1.4"), self.raspi.commands)
+
+    def test_deadSessionHere(self) -> None:
+        """When a session has ended at the server only, it is ended here."""
+        self.raspi.become("1-1.4", DeviceState.BOUND)
+        self.assertBack()
+        self.assertEqual(len(self.vhci.used()), 1)
+
+    def test_sessionOfOther(self) -> None:
+        """The session of another client is not kicked."""
+        self.network.sleep(1)
+        self.takeByOther()
+        self.raspi.turn()
+        self.raspi.forget("1-1.4")
+        self.network.sleep(30)
+        self.assertEqual((self.attached, self.kinds[-1]), ([], "lost"))
+        self.assertNotIn(("release", "1-1.4"), self.raspi.commands)
+
+
+class IdentityTests(ServiceCase):
+    """
+    A requested device is attached again, and no other device.
+    """
+
+    def replugged(self, first: UsbDevice, second: UsbDevice, isBoth: bool = False) -> list[str]:
+        """
+        The devices that are attached after one was requested and unplugged.
+
+        @param second: is plugged in then, or (C{isBoth}) before that.
+        """
+        self.raspi.unplug("1-1.4")
+        self.file.state = Requests()
+        self.begin("")
+        self.raspi.plug(first)
+        self.network.settle()
+        self.ask("attach", id=first.busId)
+        if isBoth:
+            self.raspi.plug(second)
+            self.network.settle()
+        self.raspi.unplug(first.busId)
+        self.network.settle()
+        if not isBoth:
+            self.raspi.plug(second)
+        self.network.sleep(PROMISED)
+        attached = self.attached
+        self.end()
+        for device in (first, second):
+            self.raspi.unplug(device.busId)
+        return attached
+
+    def test_whichDevice(self) -> None:
+        """A device with a serial number is recognized at any port, unless the serial number is a
+        filler, or another device with the same one was seen; one without at its port only."""
+        elsewhere, path = "1-3", "pci-0000:00:14.0-usb-0:1.4"
+        board = changed(UNO, manufacturer="Arduino", product="Uno")
+        for first, changes, isBoth, expected in (
+            (board, {"busId": elsewhere}, False, True),
+            (board, {"busId": elsewhere, "product": "Mega"}, False, False),
+            (board, {"busId": elsewhere}, True, False),
+            (changed(board, serial="0001"), {"busId": elsewhere}, False, False),
+            (changed(board, serial="0001"), {}, False, True),
+            (changed(board, serial=None), {"busId": elsewhere}, False, False),
+            (changed(board, serial=None), {}, False, True),
+            (changed(board, serial=None, path=path), {"busId": elsewhere}, False, True),
+            (changed(board, serial=None, path=path), {"path": f"{path}.1"}, False, False),
+        ):
+            second = changed(first, **changes)
+            attached = self.replugged(first, second, isBoth)
+            self.assertEqual(attached, [f"raspi {second.busId}"] if expected else [], changes)
+
+    def test_bounded(self) -> None:
+        """Of the requests for devices that are not attached the oldest are forgotten, with a
+        warning, and never one whose device is attached."""
+        self.begin("")
+        self.ask("attach", id="1-1.4")
+        desired = self.core.desired
+        for number in range(REMEMBERED + 1):
+            device = changed(STICK, busId="1-9", serial=f"AB{number}")
+            found = RemoteDevice(server=self.attachment(self.uno).server, device=device, raw={})
+            desired.request(found, None, self.isAttached)
+        saved = [each.serial for each in self.file.state.requests]
+        self.assertEqual((len(saved), saved[:2]), (REMEMBERED, [UNO.serial, "AB2"]))
+
+    @property
+    def uno(self) -> str:
+        """The name of the request for the board."""
+        return next(each.desired.name for each in self.core.attachments)
+
+    def isAttached(self, name: str) -> bool:
+        """Is a device attached for a request?"""
+        return self.core.attachments.of(name) is not None
+
+    def test_earlierStateFile(self) -> None:
+        """Requests that were saved without strings and ports are for the device, which is
+        attached; where it is then is saved."""
+        text: dict[str, object] = {
+            "server": "raspi",
+            "vendor_id": UNO.vendorId,
+            "product_id": UNO.productId,
+        }
+        text |= {"serial": UNO.serial, "bus_id": "9-9", "description": "a board"}
+        self.file.state = msgspec.convert({"version": 1, "requests": [text]}, Requests)
+        self.begin("")
+        self.assertEqual(self.attached, HERE)
+        (saved,) = self.file.state.requests
+        self.assertEqual(saved.busId, "1-1.4")
+
+
+class TwinTests(ServiceCase):
+    """
+    Requested devices with the same serial number.
+    """
+
+    def request(self, *others: UsbDevice, **fields: object) -> None:
+        """Start the service, and request a device for a program."""
+        for device in (changed(UNO, **fields), *others):
+            self.raspi.plug(device)
+        self.begin("")
+        self.network.sleep(10)
+        self.ask("attach", id="1-1.4")
+        self.soon(lambda: self.attached == HERE)
+
+    def pass_(self) -> list[str]:
+        """What is attached after some time."""
+        self.network.sleep(30)
+        return self.attached
 
     def test_twins(self) -> None:
         """Two devices with the same serial number are recognized at their ports, also when only
