@@ -17,7 +17,10 @@ PROJECT = Path(__file__).parents[1]
 KEPT = PROJECT / ".cache" / "fuzz"
 """Inputs that the next run begins with, and those that make a target fail."""
 
-TARGETS = (*("opcodec", "server", "commands", "replies", "query", "framing", "exporter", "lines"),)
+TARGETS = (
+    *("opcodec", "server", "commands", "replies", "query", "framing", "exporter", "lines"),
+    "traffic",
+)
 
 LONGEST_INPUT = 1024
 """Bytes."""

@@ -70,6 +70,37 @@ class LimitTests(ExportCase):
 
         self.assertEqual(await deferToThread(echoed), softdevice.LARGEST)
 
+    async def test_configured(self) -> None:
+        """C{SET_CONFIGURATION} empties the port's buffer, and it has all its room again."""
+        _, theirs = await self.export()
+        block = bytes(65536)
+
+        def fill(first: int) -> None:
+            for number in range(first, first + 2 * softdevice.LARGEST // len(block)):
+                theirs.sendall(submit(number, OUT, block))
+                received(theirs, 48)
+
+        def play() -> bytes:
+            fill(1)
+            setup = bytes.fromhex("0009010000000000")
+            theirs.sendall(submit(98, OUT, length=0, endpoint=0)[:40] + setup)
+            received(theirs, 48)
+            theirs.sendall(submit(99, OUT, b"hello") + submit(100, IN))
+            received(theirs, 48)
+            return received(theirs, 48 + 5)[48:]
+
+        self.assertEqual(await deferToThread(play), b"hello")
+
+    async def test_contradiction(self) -> None:
+        """The reply to a control transfer whose SETUP packet contradicts its direction is as long
+        as it says."""
+        _, theirs = await self.export()
+        setup = bytes.fromhex("2120000000000700")  # SET_LINE_CODING
+        theirs.sendall(submit(1, IN, length=7, endpoint=0)[:40] + setup)
+        answer = await deferToThread(received, theirs, 48)
+        self.assertEqual(struct.unpack_from(">II12xiI", answer), (3, 1, 0, 0))
+        await self.echoes(theirs)
+
     async def test_transfers(self) -> None:
         """A transfer that is too large, or of a negative size, ends the session, as do too many
         requests that wait, two with one number, and an unknown command."""

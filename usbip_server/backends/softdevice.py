@@ -65,17 +65,21 @@ class Unread:
 
     def __init__(self, endpoint: Any) -> None:
         """
-        @param endpoint: that of the package. All writes to it are counted.
+        @param endpoint: that of the package. All calls that change its content are counted.
         """
         self.bytes = 0
         self.endpoint: int = endpoint.number
-        write = endpoint.write
+        write, reset = endpoint.write, endpoint.reset
 
         def counted(data: bytes) -> None:
             self.bytes += len(data)
             write(data)
 
-        endpoint.write = counted
+        def emptied() -> None:  # by SET_CONFIGURATION, too
+            self.bytes = 0
+            reset()
+
+        endpoint.write, endpoint.reset = counted, emptied
 
     def read(self, urb: Any) -> None:
         """Count what a reply carries."""
@@ -329,12 +333,13 @@ class SoftDevice:
 
         def send(urb: Any) -> None:
             unanswered.discard(urb.seqnum)
+            if urb.direction == IN:  # a SETUP packet may contradict it
+                urb.actual = min(urb.actual, len(urb.buffer))
             self._unread.read(urb)
             with wire.sending, contextlib.suppress(OSError):
                 protocol.write_ret(wire, urb)
 
         self._usb.reset_io()
-        self._unread.bytes = 0
         while (urb := self._receive(wire)) is not None:
             if urb.command == protocol.CMD_UNLINK:
                 self._usb.cancel_urb(urb.flags)
