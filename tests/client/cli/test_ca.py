@@ -12,6 +12,8 @@ import yaml
 
 from tests.client.cli.commandcase import CommandCase
 from tests.support.childdaemon import PatientDaemon
+from usbip_server.client.cli.exitcodes import Exit
+from usbip_server.net import authority
 
 ALONE = "backend: {type: virtual}\n"
 
@@ -38,11 +40,13 @@ class AuthorityTests(CertificatesCase):
 
     def test_again(self) -> None:
         """A second CA in the same folder is refused."""
-        self.assertIn("delete ca.pem and ca.key first", self.issue("init", status=1))
+        self.assertIn("delete ca.pem and ca.key first", self.issue("init", status=Exit.TROUBLE))
 
     def test_missing(self) -> None:
         """Without a CA it is said how to create one."""
-        said = self.type("ca", "client", "alice", "--dir", str(self.folder), status=1).output
+        said = self.type(
+            "ca", "client", "alice", "--dir", str(self.folder), status=Exit.TROUBLE
+        ).output
         self.assertIn("create a CA with `usbipshare ca init`", said)
 
     def test_written(self) -> None:
@@ -64,7 +68,9 @@ class AuthorityTests(CertificatesCase):
         """A configuration that says where to listen is left alone: a person has to merge them."""
         text = "listen: [tcp:5055]\n"
         config = self.write("server.yaml", text)
-        said = self.issue("server", "raspi", "--write", "--config", str(config), status=1)
+        said = self.issue(
+            "server", "raspi", "--write", "--config", str(config), status=Exit.TROUBLE
+        )
         self.assertIn(f"{config} was not changed: it has `listen` already", said)
         self.assertIn("  certificate: ", said)
         self.assertEqual(config.read_text(), text)
@@ -123,9 +129,18 @@ class TrustTests(CertificatesCase):
 
     def test_anotherFingerprint(self) -> None:
         """A server with another fingerprint is not trusted, and nothing is stored."""
-        said = self.trust("AB:CD", status=1)
+        said = self.trust("AB:CD", status=Exit.REFUSED)
         self.assertIn("the fingerprint is another one: the server is not trusted", said)
         self.assertFalse(self.config.exists())
+
+    def test_harmless(self) -> None:
+        """Names in a certificate cannot control the terminal, nor push the fingerprint off it."""
+        names = ["\x1b[2J\x1b[H\u202eevil", *(f"host{number}" for number in range(10_000))]
+        self.patch(authority, "namesIn", lambda certificate: names)
+        said = self.trust("AB:CD", status=Exit.REFUSED)
+        self.assertTrue(said.replace("\n", "").isprintable(), said[:200])
+        self.assertLess(len(said), 1000)
+        self.assertIn("and 9991 more", said)
 
     def test_another(self) -> None:
         """When the server shows another certificate it is refused, until it is trusted again."""
@@ -142,7 +157,7 @@ class TrustTests(CertificatesCase):
     def test_noTls(self) -> None:
         """A port without TLS is named as such."""
         plain = self.daemon()
-        said = self.type("trust", f"127.0.0.1:{plain.port}", status=1).output
+        said = self.type("trust", f"127.0.0.1:{plain.port}", status=Exit.UNREACHABLE).output
         self.assertIn("Is it a port with TLS?", said)
-        said = self.type("trust", f"127.0.0.1:{self.nobody()}", status=1).output
+        said = self.type("trust", f"127.0.0.1:{self.nobody()}", status=Exit.UNREACHABLE).output
         self.assertIn("Connection refused", said)

@@ -18,6 +18,7 @@ from usbip_server.client.cli import INTERRUPTED, SIGNALS
 from usbip_server.client.cli.completion import devices, serialNumbers, servers
 
 if TYPE_CHECKING:  # loaded when a command runs
+    from usbip_server.client.cli.exitcodes import Exit
     from usbip_server.client.cli.output import Printer
 
 LONGEST = 86400.0
@@ -193,6 +194,15 @@ def withSelector(required: bool = True, offers: Offers = devices) -> Callable[[C
         return wrapped
 
     return decorated
+
+
+def failure(status: Exit, message: str) -> click.ClickException:
+    """
+    The error of a command that has no L{usbip_server.client.cli.context.CommandContext}.
+    """
+    error = click.ClickException(message)
+    vars(error)["exit_code"] = status  # declared as an attribute of the class
+    return error
 
 
 @contextlib.contextmanager

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from usbip_server.client.cli.options import failure
+
 if TYPE_CHECKING:  # loaded when a command runs: it takes longer than all else here
     from pathlib import Path
 
@@ -59,7 +61,7 @@ def _withDays(days: int) -> Callable[[Callable[..., None]], Callable[..., None]]
     )
 
 
-@command.command("init")
+@command.command("init", short_help="Create the CA")
 @click.option("--name", default="usbipshare CA", show_default=True, help="The name of the CA.")
 @_withDays(3650)
 @_withFolder
@@ -78,7 +80,7 @@ def init(name: str, days: int, folder: str | None) -> None:
     )
 
 
-@command.command("server")
+@command.command("server", short_help="Create a certificate for a server")
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @click.option(
     "--write",
@@ -122,7 +124,7 @@ def server(names: tuple[str, ...], write: bool, config: str, days: int, folder: 
     )
 
 
-@command.command("client")
+@command.command("client", short_help="Create a certificate for a client")
 @click.argument("name")
 @_withDays(825)
 @_withFolder
@@ -174,6 +176,7 @@ def _place(block: str, config: str, write: bool, after: str) -> None:
     """
     Add keys to a configuration file, or print them.
     """
+    from usbip_server.client.cli.exitcodes import Exit
     from usbip_server.runtime.yamledit import CannotInsert, appended, rewrite
     from usbip_server.runtime.yamlfile import ConfigError
 
@@ -185,17 +188,18 @@ def _place(block: str, config: str, write: bool, after: str) -> None:
         rewrite(config, lambda text: appended(text, block))
     except (CannotInsert, ConfigError, OSError) as error:
         click.echo(shown)
-        raise click.ClickException(
-            f"{config} was not changed: {error}. Merge the lines above into it"
+        raise failure(
+            Exit.TROUBLE, f"{config} was not changed: {error}. Merge the lines above into it"
         ) from None
     click.echo(f"Added `listen`, `export` and `tls` to {config}. {after}")
 
 
 @contextlib.contextmanager
 def _reporting() -> Iterator[None]:
+    from usbip_server.client.cli.exitcodes import Exit
     from usbip_server.net.authority import AuthorityError
 
     try:
         yield
     except AuthorityError as error:
-        raise click.ClickException(str(error)) from None
+        raise failure(Exit.TROUBLE, str(error)) from None

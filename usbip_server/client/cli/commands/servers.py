@@ -8,6 +8,8 @@ import json
 
 import click
 
+from usbip_server.client.cli.options import Duration
+
 _EXAMPLES = """\b
 Examples:
   usbipshare servers
@@ -21,7 +23,7 @@ Examples:
     "--wait",
     "seconds",
     metavar="SECONDS",
-    type=click.FloatRange(0.1, 60),
+    type=Duration(60),
     default=1.0,
     show_default=True,
     help="How long to wait for servers to answer.",

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 from usbip_server.client.cli.completion import servers
+from usbip_server.client.cli.options import failure
+from usbip_server.client.cli.text import plain
 
 if TYPE_CHECKING:  # loaded when the command runs
     from pathlib import Path
@@ -27,6 +29,12 @@ SECURE_EXPORT_PORT = 3241
 
 SECONDS = 5.0
 """Time limit for the connection and for the handshake."""
+
+MOST_NAMES = 10
+"""Names of a certificate that are shown."""
+
+LONGEST_NAMES = 500
+"""Characters of them."""
 
 _EXAMPLES = """\b
 Examples:
@@ -59,6 +67,7 @@ def command(host: str, fingerprint: str | None, config: str | None) -> None:
     client.yaml, where the server is added with TLS. When the server gets another certificate, run
     the command again.
     """
+    from usbip_server.client.cli.exitcodes import Exit
     from usbip_server.client.servers import CONTROL_PORT, serverAt
     from usbip_server.net import authority
 
@@ -73,13 +82,13 @@ def command(host: str, fingerprint: str | None, config: str | None) -> None:
     names = authority.namesIn(certificate)
     click.echo(
         f"The server at {server.host}, port {port}, has this certificate:\n"
-        f"  names        {', '.join(names) or '-'}\n"
+        f"  names        {_listed(names)}\n"
         f"  valid until  {certificate.not_valid_after_utc:%Y-%m-%d}\n"
         f"  fingerprint  {shown}"
     )
     if fingerprint is not None:
         if _plain(fingerprint) != _plain(shown):
-            raise click.ClickException("the fingerprint is another one: the server is not trusted")
+            raise failure(Exit.REFUSED, "the fingerprint is another one: the server is not trusted")
     elif not sys.stdin.isatty():
         raise click.UsageError(
             "standard input is no terminal: confirm the certificate with --fingerprint"
@@ -95,6 +104,7 @@ def _certificateAt(host: str, port: int) -> Certificate:
 
     from cryptography.x509 import load_der_x509_certificate
 
+    from usbip_server.client.cli.exitcodes import Exit
     from usbip_server.net.tlserrors import reasonOf
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -107,14 +117,16 @@ def _certificateAt(host: str, port: int) -> Certificate:
         ):
             shown = secured.getpeercert(binary_form=True)
     except ssl.SSLError as error:
-        raise click.ClickException(
+        raise failure(
+            Exit.UNREACHABLE,
             f"{host}, port {port}: {reasonOf(error, isClient=True)}. Is it a port with TLS? The "
-            f"port of a server with `listen: [tls:{SECURE_PORT}]` is {SECURE_PORT}"
+            f"port of a server with `listen: [tls:{SECURE_PORT}]` is {SECURE_PORT}",
         ) from None
     except OSError as error:
-        raise click.ClickException(
+        raise failure(
+            Exit.UNREACHABLE,
             f"{host}, port {port}: {error.strerror or error}. Give the port of the server's `tls:` "
-            f"endpoint: HOST:PORT"
+            f"endpoint: HOST:PORT",
         ) from None
     assert shown is not None
     return load_der_x509_certificate(shown)
@@ -128,6 +140,7 @@ def _store(
     """
     from cryptography.hazmat.primitives.serialization import Encoding
 
+    from usbip_server.client.cli.exitcodes import Exit
     from usbip_server.runtime.yamledit import CannotInsert, inserted, rewrite, textKey
     from usbip_server.runtime.yamlfile import ConfigError
 
@@ -147,8 +160,8 @@ def _store(
         pem.parent.mkdir(parents=True, exist_ok=True)
         pem.write_bytes(certificate.public_bytes(Encoding.PEM))
     except OSError as error:
-        raise click.ClickException(
-            f"{error.filename} cannot be written: {error.strerror}"
+        raise failure(
+            Exit.TROUBLE, f"{error.filename} cannot be written: {error.strerror}"
         ) from None
     try:
         rewrite(str(config), lambda text: inserted(text, "servers", entry))
@@ -156,9 +169,10 @@ def _store(
         if not isFirst:
             click.echo(f"Replaced the certificate in {pem}.")
             return
-        raise click.ClickException(
+        raise failure(
+            Exit.TROUBLE,
             f"stored the certificate in {pem}, but {config} was not changed: {error}. Make the "
-            f"server's entry under `servers` this one:\n\n{entry}"
+            f"server's entry under `servers` this one:\n\n{entry}",
         ) from None
     click.echo(f"Stored the certificate in {pem}, and added {server.host} to {config}.")
 
@@ -180,6 +194,13 @@ def _isFor(host: str, certificate: Certificate) -> bool:
     except (VerificationError, CertificateError, ValueError):
         return False
     return True
+
+
+def _listed(names: list[str]) -> str:
+    """The names in a certificate, harmless for a terminal and not more than fit on one."""
+    shown = ", ".join(names[:MOST_NAMES]) or "-"
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return f"{plain(shown[:LONGEST_NAMES])}{more}"
 
 
 def _plain(fingerprint: str) -> str:
