@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -108,6 +109,27 @@ class DesiredTests(DaemonCase):
         bindings = guest.waitUntil(bound, f"{busId} is bound again")
         self.assertEqual([binding.driver for binding in bindings], ["usb", "usbip-host"])
         return bindings[-1].time - bindings[0].time
+
+    def test_authorizedLater(self) -> None:
+        """A device with C{share: always} that is not authorized when it is plugged in is bound as
+        soon as it is authorized."""
+        rule = {"match": {"serial": "DISK42"}, "share": "always"}
+        guest.unplug(guest.DISK)
+        guest.waitGone(DISK)
+        default = guest.DEVICES_FOLDER / f"usb{guest.DISK.bus}" / "authorized_default"
+        self.addCleanup(default.write_text, default.read_text())
+        default.write_text("0")
+        daemon = self.daemon(self.config(more=f"devices: {json.dumps([rule])}\n"))
+        guest.plug(guest.DISK)
+        self.awaitState(daemon, "error")
+        time.sleep(16)  # the pause after failures is longer now
+        (guest.DEVICES_FOLDER / DISK / "authorized").write_text("1")
+        began = time.monotonic()
+        guest.waitPresent(DISK, "usbip-host")
+        took = time.monotonic() - began
+        print(f"\nbound {took:.1f} s after it is authorized")
+        self.assertLess(took, 10)
+        self.awaitState(daemon, "bound")
 
     def test_reload(self) -> None:
         """SIGHUP disturbs neither a session nor a watcher. With C{on_stop: unbind}, which is read

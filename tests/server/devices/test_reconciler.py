@@ -370,6 +370,19 @@ class RetryTests(PatientCoreTestCase):
         self.sleep(200)
         self.assertEqual(len(self.verbs), 10)
 
+    def test_troubleIsOver(self) -> None:
+        """A bind is retried at once when the device's trouble is over, such as when it has been
+        authorized, and then after the first pause again."""
+        self.become(self.present(), state=ERROR, trouble="not authorized")
+        for pause in (0, 1, 2, 4):
+            self.sleep(pause)
+            self.fail_(-1)
+        self.become(self.present(), state=FREE, trouble=None)
+        self.fail_(-1)
+        before = len(self.verbs)
+        self.sleep(RETRY.first)
+        self.assertEqual(len(self.verbs), before + 1)
+
     def test_unplugged(self) -> None:
         """The retries end when the device is unplugged; then no timer is left."""
         self.fail_()

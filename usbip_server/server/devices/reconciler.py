@@ -47,6 +47,7 @@ class Reconciler:
         self._expired: set[PlugId] = set()
         self._released: set[PlugId] = set()
         self._driverless: set[PlugId] = set()
+        self._troubled: set[PlugId] = set()
         self._failures: dict[PlugId, tuple[int, str]] = {}
         self._timers: dict[PlugId, IDelayedCall] = {}
 
@@ -73,6 +74,7 @@ class Reconciler:
         device = self._view.source.get(busId)
         if not self._isRunning or device is None or self._view.damper.trouble(busId) is not None:
             return
+        self._noteTrouble(device)
         if self._operations.isBusy(busId) or self._isPausing(device):
             return  # called again when that has ended
         action = self._missing(device)
@@ -166,6 +168,18 @@ class Reconciler:
         isOurs = self._operations.hasBound(device) or self._view.desired.of(device) is not None
         return isOurs and self._view.rule(device).share is Share.NEVER
 
+    def _noteTrouble(self, device: UsbDevice) -> None:
+        """
+        End the pause after failures of a device whose trouble is over: it was authorized, or
+        answers again.
+        """
+        if device.trouble is not None:
+            self._troubled.add(device.plugId)
+        elif device.plugId in self._troubled:
+            self._troubled.discard(device.plugId)
+            self._failures.pop(device.plugId, None)
+            self._cancelRetry(device.plugId)
+
     def _isPausing(self, device: UsbDevice) -> bool:
         plugId = device.plugId
         if plugId not in self._timers:
@@ -209,8 +223,12 @@ class Reconciler:
         self._operations.forget(device)
         for plugIds in (self._detached, self._expired, self._released, self._driverless):
             plugIds.discard(plugId)
+        self._troubled.discard(plugId)
         self._failures.pop(plugId, None)
+        self._cancelRetry(plugId)
+        self._view.desired.removed(device)
+
+    def _cancelRetry(self, plugId: PlugId) -> None:
         timer = self._timers.pop(plugId, None)
         if timer is not None and timer.active():
             timer.cancel()
-        self._view.desired.removed(device)
