@@ -61,8 +61,8 @@ class ChangeTests(InventoryCase):
         self.assertEqual(self.inventory.get("1-2"), STICK)
 
     def test_plugged(self) -> None:
-        """New devices are added, missing ones removed; a device with another number at the same
-        bus id is both. Changes are numbered without a gap, and the snapshot has the last number."""
+        """Missing devices are removed, then new ones added; a device with another number at the
+        same bus id is both. Changes have numbers without a gap; the snapshot has the last."""
         again = changed(UNO, deviceNumber=9)
         for devices in ([UNO, MOUSE], [STICK, MOUSE], [UNO], [again], []):
             self.inventory.replace(devices)
@@ -71,7 +71,7 @@ class ChangeTests(InventoryCase):
             self.kinds,
             [
                 *((added, "1-1.4"), (added, "2-10"), (removed, "1-1.4"), (added, "1-2")),
-                *((added, "1-1.4"), (removed, "1-2"), (removed, "2-10")),
+                *((removed, "1-2"), (removed, "2-10"), (added, "1-1.4")),
                 *((removed, "1-1.4"), (added, "1-1.4"), (removed, "1-1.4")),
             ],
         )

@@ -122,7 +122,9 @@ class Inventory:
 
     def replace(self, found: Iterable[UsbDevice], among: Collection[str] | None = None) -> None:
         """
-        Update the devices, and call the listeners with the changes.
+        Update the devices, and call the listeners with the changes: first those of devices that
+        are gone, so that a device that was moved is at no time in two places, then the others, each
+        in bus order.
 
         @param found: the devices that were found.
         @param among: the bus ids that were read: a device at one of them that is not in C{found} is
@@ -133,7 +135,7 @@ class Inventory:
         changed = [busId for busId in wasRead if self._devices.get(busId) != now.get(busId)]
         kinds = [
             change
-            for busId in sorted(changed, key=busOrder)
+            for busId in sorted(changed, key=lambda it: (it in now, busOrder(it)))
             for change in _difference(self._devices.get(busId), now.get(busId))
         ]
         if not kinds:

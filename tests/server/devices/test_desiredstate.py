@@ -119,6 +119,22 @@ class RecognitionTests(CoreTestCase):
         self.assertRecognized("3-1", False)
         self.assertTrue(self.file.state.devices[0].atPort)
 
+    def test_movedAtOnce(self) -> None:
+        """A device that is removed here and added there in one update has moved: it is not taken
+        for two. One that is replugged in one update is still there when its twin comes."""
+        self.attached()
+        self.plug()
+        self.assertRecognized(UNO.busId, True)
+        moved = changed(UNO, busId="2-3", deviceNumber=50)
+        self.backend.inventory.replace([moved])
+        self.assertRecognized("2-3", True)
+        self.backend.inventory.replace([changed(moved, deviceNumber=51)])
+        self.plug()
+        self.unplug("2-3")
+        self.unplug()
+        self.plug(busId="3-1")
+        self.assertRecognized("3-1", False)
+
     def test_twinLater(self) -> None:
         """A device that is attached while another one has its serial number is recognized at its
         port only."""

@@ -202,9 +202,12 @@ class DesiredState:
                 self._replace(desired, msgspec.structs.replace(desired, atPort=True))
                 self._onChange(desired.busId)
 
+    def gone(self, device: UsbDevice) -> None:
+        """A device was unplugged, perhaps to be plugged in elsewhere: called before C{added}."""
+        self._twins.removed(device)
+
     def removed(self, device: UsbDevice) -> None:
         """A device was unplugged: without C{remember} only a lease outlasts that."""
-        self._twins.removed(device)
         desired = self.of(device)
         if desired is not None and desired.lease is None and not self._settings.remember:
             self.withdraw(device)

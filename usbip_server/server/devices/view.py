@@ -100,7 +100,9 @@ class DeviceView:
     def update(self, changes: tuple[Change, ...]) -> None:
         """Apply changes of the backend's devices."""
         for change in changes:
-            if change.kind is ChangeKind.ADDED:
+            if change.kind is ChangeKind.REMOVED:
+                self.desired.gone(change.device)
+            elif change.kind is ChangeKind.ADDED:
                 self.damper.plugged(change.device.busId)
         self.desired.added(change.device for change in changes if _isNew(change))
         self.refresh({change.device.busId for change in changes})
