@@ -173,7 +173,7 @@ class UnknownTests(SynchronousTestCase):
         for share, expected in (
             (Share.NEVER, ("secret", Share.NEVER, False)),
             (Share.ON_REQUEST, ("every", Share.ON_REQUEST, False)),
-            (Share.ALWAYS, ("every", Share.ALWAYS, True)),
+            (Share.ALWAYS, ("every", Share.ALWAYS, False)),
         ):
             named = Rule(match=secret, name="secret", share=share)
             rules = Rules([named, every])

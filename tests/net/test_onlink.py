@@ -25,9 +25,19 @@ class OnLinkTests(SynchronousTestCase):
 
     def test_networks(self) -> None:
         """
-        An address alone is no network; an interface of Tailscale leads to all of its nodes.
+        An address alone is no network, and one that contains half of the Internet has no
+        neighbours; an interface of Tailscale leads to all of its nodes.
         """
-        ours = ("192.0.2.7/24", "192.0.2.8/24", "2001:db8:7::1/64", "100.101.102.103/32", "::1/128")
+        ours = (
+            "203.0.113.1/0",
+            "192.0.2.1/7",
+            "2001:db8::1/16",
+            "192.0.2.7/24",
+            "192.0.2.8/24",
+            "2001:db8:7::1/64",
+            "100.101.102.103/32",
+            "::1/128",
+        )
         expected = (ip_network("192.0.2.0/24"), ip_network("2001:db8:7::/64"))
         self.assertEqual(networksOf(map(ip_interface, ours)), expected)
         withTailscale = networksOf(map(ip_interface, (*ours, "fd7a:115c:a1e0::1/128")))

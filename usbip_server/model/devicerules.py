@@ -256,9 +256,10 @@ class Rules:
         nameless = msgspec.structs.replace(device, name=None)
         rule, possible = self._match(nameless)
         strictest = max((rule, *possible), key=lambda it: STRICTER.index(it.share))
-        if strictest.share is Share.NEVER or strictest is rule:
+        if strictest.share is Share.NEVER or not possible:
             return strictest
-        return msgspec.structs.replace(rule, share=strictest.share, allow_mounted=False)
+        allowMounted = all(it.allow_mounted for it in (rule, *possible))
+        return msgspec.structs.replace(rule, share=strictest.share, allow_mounted=allowMounted)
 
     def hooks(self, device: UsbDevice, occasion: Occasion) -> list[Hook]:
         """The hooks to run on an event of a device."""

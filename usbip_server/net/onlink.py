@@ -23,6 +23,10 @@ TAILSCALE = ipaddress.ip_network("fd7a:115c:a1e0::/48")
 SHARED = ipaddress.ip_network("100.64.0.0/10")
 """RFC 6598. Nodes of Tailscale are reached by a route each, not by a network of the interface."""
 
+WIDEST = {4: 8, 6: 32}
+"""The shortest prefix of a network that can be one with neighbours, for each version of IP: an
+interface of a VPN may have all addresses."""
+
 MAX_AGE = 10.0
 """Seconds after which the addresses of this machine are read again."""
 
@@ -79,11 +83,15 @@ def _read(item: ctypes._Pointer[_IfAddrs]) -> Iterator[Interface]:
 
 def networksOf(found: Iterable[Interface]) -> Networks:
     """
-    The networks of these addresses, except those that contain nothing else. With Tailscale, its
-    nodes too.
+    The networks of these addresses, except those that contain nothing else, and those wider than
+    L{WIDEST}. With Tailscale, its nodes too.
     """
     found = tuple(found)
-    networks: set[Network] = {it.network for it in found if it.network.num_addresses > 1}
+    networks: set[Network] = {
+        it.network
+        for it in found
+        if WIDEST[it.version] <= it.network.prefixlen < it.network.max_prefixlen
+    }
     if any(it.version == 6 and it.ip in TAILSCALE for it in found):
         networks.add(SHARED)
     return tuple(sorted(networks, key=lambda it: (it.version, it.network_address, it.prefixlen)))
