@@ -112,8 +112,8 @@ class NamesTests(SynchronousTestCase):
     """All scenarios, those of the smoke test, and those that the documentation names."""
 
     def test_allNamesCanBeLoaded(self) -> None:
-        """Each module of scenarios can be loaded, and each name of the smoke test means
-        something."""
+        """Each module of scenarios can be loaded, and each name of the smoke test and of the
+        documentation means something, which has a row for each module."""
         machine = FakeMachine(True, *Need)
         text = Path(PROJECT, "tests", "README.md").read_text()
         named = re.findall(r"SCENARIO=(?:'([^']+)'|([^'\s]+))", text)
@@ -121,6 +121,10 @@ class NamesTests(SynchronousTestCase):
         self.assertNotEqual(documented, [])
         for name in (*scenarioModules(), *SMOKE, *documented):
             self.assertNotEqual(jobsFor(machine, [name]), [], name)
+        _, _, table = text.partition("### What is shown")
+        rows = re.findall(r"^\| (`.*?`) \|", table.partition("\n###")[0], re.MULTILINE)
+        modules = sorted(fullName(name) for row in rows for name in re.findall(r"`(\w+)`", row))
+        self.assertEqual(modules, scenarioModules())
 
 
 class CommandTests(SynchronousTestCase):
