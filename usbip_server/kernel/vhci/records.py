@@ -46,9 +46,9 @@ class Records:
     The records of all ports.
     """
 
-    def __init__(self, folder: str = FOLDER, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, folder: str = FOLDER, now: Callable[[], float] = time.monotonic) -> None:
         """
-        @param now: returns the time, in seconds since the epoch, as that of files is.
+        @param now: returns the time of notes, in seconds; all processes have the same one.
         """
         self._folder = folder
         self._now = now
@@ -100,7 +100,7 @@ class Records:
     def isGivenUp(self, port: int) -> bool:
         """
         Whether a port was given up so recently that it must not be used. A note in the future is
-        ignored: the clock was set.
+        ignored: it was written before the machine was started again.
         """
         path = f"{self._givenUp}/{port}"
         try:
