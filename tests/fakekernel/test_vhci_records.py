@@ -49,7 +49,7 @@ class RecordsTests(SynchronousTestCase):
 
     def test_givenUp(self) -> None:
         """A port that was given up is noted for some time, for other processes, too; not if the
-        note is in the future, as after the clock was set. The folder of records does not change."""
+        note is in the future, and so of an earlier boot. The folder of records does not change."""
         clock = Clock()
         records, other = (Records(self.folder, clock.seconds) for _ in range(2))
         clock.rightNow = 1e9
