@@ -7,6 +7,7 @@ them and passes them to the subscribers.
 
 from __future__ import annotations
 
+import bisect
 import enum
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
@@ -86,7 +87,9 @@ class Inventory:
         self.trouble: str | BackendUnavailable | None = None
         self.excluded: dict[str, UsbDevice] = {}
         self._devices: dict[str, UsbDevice] = {}
-        self._snapshot = Snapshot(seq=seq, devices=())
+        self._order: list[str] = []  # the bus ids
+        self._seq = seq
+        self._snapshot: Snapshot | None = None  # made when it is needed
         self._listeners: dict[Listener, int] = {}  # each with the last number it knows of
         self._undelivered: deque[tuple[Change, ...]] = deque()
         self._isDelivering = False
@@ -94,6 +97,9 @@ class Inventory:
     @property
     def snapshot(self) -> Snapshot:
         """The devices now. The same object is returned until the next change."""
+        if self._snapshot is None:
+            devices = tuple(self._devices[busId] for busId in self._order)
+            self._snapshot = Snapshot(seq=self._seq, devices=devices)
         return self._snapshot
 
     def get(self, busId: str) -> UsbDevice | None:
@@ -113,8 +119,8 @@ class Inventory:
         Call C{listener} for every change after the snapshot that is returned. No change is
         missing between the two, and none is in both.
         """
-        self._listeners[listener] = self._snapshot.seq
-        return self._snapshot
+        self._listeners[listener] = self._seq
+        return self.snapshot
 
     def unsubscribe(self, listener: Listener) -> None:
         """Stop calling C{listener}."""
@@ -141,15 +147,16 @@ class Inventory:
         if not kinds:
             return
         for busId in changed:
-            if busId in now:
-                self._devices[busId] = now[busId]
-            else:
-                self._devices.pop(busId, None)
-        first = self._snapshot.seq + 1
-        self._snapshot = Snapshot(
-            seq=self._snapshot.seq + len(kinds),
-            devices=tuple(self._devices[busId] for busId in sorted(self._devices, key=busOrder)),
-        )
+            if busId not in now:
+                del self._devices[busId]
+                self._order.remove(busId)
+                continue
+            if busId not in self._devices:
+                bisect.insort(self._order, busId, key=busOrder)
+            self._devices[busId] = now[busId]
+        first = self._seq + 1
+        self._seq += len(kinds)
+        self._snapshot = None
         self._undelivered.append(
             tuple(
                 Change(kind=kind, seq=seq, device=device, before=before)
