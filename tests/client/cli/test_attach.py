@@ -118,6 +118,18 @@ class AttachTests(AttachingTestCase):
         self.assertIn("modprobe vhci-hcd", said["message"])
         self.assertEqual(self.shown(daemon)["state"], "free")
 
+    def test_importFails(self) -> None:
+        """If the server refuses the import, or its port for USB/IP is closed, there is advice, and
+        the device is unbound again."""
+        lamp = "{type: virtual, devices: [{bus_id: 1-1, product: Lamp}]}"
+        daemon = self.daemon(config=VIRTUAL.replace("{type: virtual}", lamp))
+        done = self.type("attach", "lamp", status=Exit.REFUSED)
+        self.assertIn("; its log has the reason: journalctl -u usbipshare\n", done.stderr)
+        self.known("raspi", **{**self.servers["raspi"], "export_port": self.nobody()})
+        done = self.type("attach", "lamp", status=Exit.UNREACHABLE)
+        self.assertIn("set `export_port` in client.yaml\n", done.stderr)
+        self.assertEqual(self.shown(daemon)["state"], "free")
+
     def test_failureIsUndone(self) -> None:
         """If the kernel refuses the device, it is unbound again and its lease ended; a device that
         was bound before stays bound."""

@@ -23,7 +23,7 @@ from usbip_server.client.servers import Server
 from usbip_server.model.device import DeviceState
 from usbip_server.model.errors import DeviceNotFound, LocalTrouble, ShareError, Unreachable
 from usbip_server.model.replies import ReceivedNotice, Refused, Status
-from usbip_server.model.usbip import NotGiven
+from usbip_server.model.usbip import NotGiven, OpStatus
 
 SECONDS = 15.0
 """For a server to export a device and for the kernel to enumerate it."""
@@ -205,8 +205,19 @@ class Attacher:
         try:
             attached, kept = self._attaching.attach(found.server, found.device.busId, SECONDS)
         except NotGiven as error:
-            advice = remedy(error, found.device) if isStock else ""
+            advice = "; its log has the reason: journalctl -u usbipshare"
+            if isStock:
+                advice = remedy(error, found.device)
+            elif error.status in (OpStatus.DEV_BUSY, OpStatus.NODEV):
+                advice = ""
             raise Refused(Status.FAILURE, f"{found}: {error}{advice}") from error
+        except Unreachable as error:
+            if not isRefused(error):
+                raise
+            raise Unreachable(
+                f"{error}: if the server's port for USB/IP is not {found.server.exportPort}, set "
+                "`export_port` in client.yaml"
+            ) from error
         kept.close()
         return attached
 
