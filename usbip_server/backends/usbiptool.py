@@ -18,8 +18,8 @@ from zope.interface import implementer
 
 from usbip_server.backends.local import LocalBackend
 from usbip_server.interfaces import IUsbBackend
+from usbip_server.kernel.attributes import USBIP_HOST
 from usbip_server.kernel.errors import NotPermitted
-from usbip_server.kernel.scan import USBIP_HOST
 from usbip_server.kernel.system import ISystem, System
 from usbip_server.kernel.usbids import UsbIds
 from usbip_server.model.device import UsbDevice

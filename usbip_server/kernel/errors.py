@@ -9,7 +9,7 @@ import errno
 from collections.abc import Iterator
 
 from usbip_server import DOCUMENTS
-from usbip_server.kernel.scan import DEVICES, GONE
+from usbip_server.kernel.attributes import DEVICES, GONE
 from usbip_server.kernel.system import ISystem
 from usbip_server.model.device import UsbDevice, busOrder
 from usbip_server.model.errors import OperationFailed

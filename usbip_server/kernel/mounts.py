@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from usbip_server.kernel.scan import DEVICES
+from usbip_server.kernel.attributes import DEVICES
 from usbip_server.kernel.system import ISystem
 
 BLOCK = "class/block"

@@ -10,9 +10,9 @@ import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from usbip_server.kernel.attributes import DEVICES
 from usbip_server.kernel.importers import established
 from usbip_server.kernel.mounts import DEPTH
-from usbip_server.kernel.scan import DEVICES
 from usbip_server.kernel.system import ISystem
 
 INTERFACES = "class/net"

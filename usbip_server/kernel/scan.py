@@ -9,8 +9,6 @@ once for each time a device is plugged in.
 
 from __future__ import annotations
 
-import errno
-import posixpath
 import time
 from collections.abc import Callable, Iterable, Set
 from typing import NamedTuple
@@ -18,6 +16,18 @@ from typing import NamedTuple
 import msgspec
 from twisted.logger import Logger
 
+from usbip_server.kernel.attributes import (
+    DEVICES,
+    GONE,
+    NOT_AUTHORIZED,
+    STATE_OF,
+    USBIP_HOST,
+    driverOf,
+    isAuthorized,
+    isImported,
+    pathOf,
+    statusOf,
+)
 from usbip_server.kernel.importers import Importers
 from usbip_server.kernel.portpath import portPath
 from usbip_server.kernel.system import ISystem
@@ -34,25 +44,9 @@ from usbip_server.model.device import (
 )
 from usbip_server.model.escapes import escape, readable
 
-DEVICES = "bus/usb/devices"
-
 IS_HUB = "is a hub, and hubs are not shared"
 
 IS_IMPORTED = "was imported from another server: import it from there"
-
-USBIP_HOST = "usbip-host"
-
-STATE_OF = {1: DeviceState.BOUND, 2: DeviceState.IN_USE, 3: DeviceState.ERROR}
-"""C{usbip_status}: C{SDEV_ST_AVAILABLE}, C{_USED}, C{_ERROR}
-(C{include/uapi/linux/usbip.h})."""
-
-GONE = {errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ENOTDIR}
-"""The errno values of reading an attribute of a device that was unplugged."""
-
-NOT_AUTHORIZED = (
-    "the kernel has not authorized it: USBGuard or another program blocks it. To allow it: "
-    "usbguard allow-device, or as root: echo 1 > /sys/bus/usb/devices/{busId}/authorized"
-)
 
 
 class Strings(msgspec.Struct, frozen=True):
@@ -377,55 +371,3 @@ class Scanner:
                 raise
             return ""  # the device has no such string, or was unplugged
         return raw.decode("utf-8", "surrogateescape").removesuffix("\n").strip(" ")
-
-
-def isImported(system: ISystem, busId: str) -> bool:
-    """
-    Whether this machine has imported the device from another server. Nothing in the kernel
-    prevents such a device from being exported again.
-    """
-    return "vhci_hcd" in pathOf(system, busId)
-
-
-def isAuthorized(system: ISystem, busId: str) -> bool:
-    """
-    Whether the kernel has authorized a device (C{Documentation/usb/authorization.rst}): any other
-    can be bound and imported, but has no interfaces.
-    """
-    try:
-        return system.read(f"{DEVICES}/{busId}/authorized").strip() != b"0"
-    except OSError:
-        return True
-
-
-def pathOf(system: ISystem, busId: str) -> str:
-    """
-    The path of a device in sysfs: C{"/sys/devices/pci0000:00/0000:00:14.0/usb1/1-1"}.
-    """
-    path = f"/sys/{DEVICES}"
-    try:
-        return posixpath.normpath(f"{path}/{system.readlink(f'{DEVICES}/{busId}')}")
-    except OSError as error:
-        if error.errno == errno.EINVAL:  # a directory, in a tree made for a test
-            return f"{path}/{busId}"
-        raise
-
-
-def driverOf(system: ISystem, busId: str) -> str | None:
-    """
-    The name of the driver that is bound to a device; C{None} if there is none.
-    """
-    try:
-        return system.readlink(f"{DEVICES}/{busId}/driver").rpartition("/")[2]
-    except FileNotFoundError:
-        return None
-
-
-def statusOf(system: ISystem, busId: str) -> int | None:
-    """
-    The C{usbip_status} of a device; C{None} if the device is not bound.
-    """
-    try:
-        return int(system.read(f"{DEVICES}/{busId}/usbip_status"))
-    except (OSError, ValueError):
-        return None

@@ -25,11 +25,7 @@ from collections import defaultdict
 import msgspec
 from twisted.logger import Logger
 
-from usbip_server.kernel.errors import SLOTS as SLOTS
-from usbip_server.kernel.errors import TableFull, explained, requireSame
-from usbip_server.kernel.mounts import usesOf
-from usbip_server.kernel.networks import networkUsesOf
-from usbip_server.kernel.scan import (
+from usbip_server.kernel.attributes import (
     DEVICES,
     GONE,
     NOT_AUTHORIZED,
@@ -40,6 +36,10 @@ from usbip_server.kernel.scan import (
     isImported,
     statusOf,
 )
+from usbip_server.kernel.errors import SLOTS as SLOTS
+from usbip_server.kernel.errors import TableFull, explained, requireSame
+from usbip_server.kernel.mounts import usesOf
+from usbip_server.kernel.networks import networkUsesOf
 from usbip_server.kernel.system import ISystem
 from usbip_server.model.device import HUB_CLASS, DeviceState, UsbDevice, busOrder
 from usbip_server.model.errors import DeviceInUse, DeviceMounted, NetworkInUse, OperationFailed

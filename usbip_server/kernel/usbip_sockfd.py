@@ -8,8 +8,8 @@ from __future__ import annotations
 import errno
 import threading
 
+from usbip_server.kernel.attributes import DEVICES, GONE, STATE_OF, USBIP_HOST, driverOf, statusOf
 from usbip_server.kernel.errors import explained, requireSame
-from usbip_server.kernel.scan import DEVICES, GONE, STATE_OF, USBIP_HOST, driverOf, statusOf
 from usbip_server.kernel.system import ISystem
 from usbip_server.kernel.usbip_host import UsbipHost
 from usbip_server.model.device import DeviceState, UsbDevice
