@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any
@@ -130,6 +131,7 @@ class UsbipToolBackend(LocalBackend):
         bound = self.host.check(device, allowMounted)
         if not bound:
             self.host.ensureSlot(device)
+            self.host.settle(device, threading.Event())
         return bound
 
     async def _afterFailedBind(self, error: OperationFailed, end: float) -> OperationFailed:

@@ -173,7 +173,7 @@ class UsbipHost:
                     return
                 self._ours.pop(busId, None)
                 self.ensureSlot(device)
-                self._settle(device, abandoned)
+                self.settle(device, abandoned)
             try:
                 with explained(self._system, "attach", device):
                     self._take(device, abandoned)
@@ -183,9 +183,11 @@ class UsbipHost:
                 self.giveBack(busId)
                 raise
 
-    def _settle(self, device: UsbDevice, abandoned: threading.Event) -> None:
+    def settle(self, device: UsbDevice, abandoned: threading.Event) -> None:
         """
         Wait until no other program is unbinding the device, for L{SETTLE_SECONDS} at most.
+
+        @param abandoned: set at the deadline, ends the wait.
         """
         for _ in range(int(SETTLE_SECONDS / _PAUSE)):
             hasDriver = driverOf(self._system, device.busId) is not None

@@ -114,14 +114,18 @@ class Scenarios(SharingCase):
 
     def test_unboundSlowlyByOthers(self) -> None:
         """Between the writes of another program that unbinds a device as C{usbip unbind} does, the
-        daemon does not bind it, however often that happens: C{rebind} of a bound device loses its
-        entry, and the kernel crashes at the next unbind (D1)."""
+        daemon does not bind it, however often that happens, not on request either: C{rebind} of a
+        bound device loses its entry, and the kernel crashes at the next unbind (D1)."""
         daemon = self.sharing(DISK)
-        for _ in range(3):
-            for write in ("unbind={}", "match_busid=del {}", "rebind={}"):
-                name, _, text = write.format(DISK).partition("=")
-                (guest.DRIVERS_FOLDER / "usbip-host" / name).write_text(text)
-                time.sleep(0.3)
+        for isRequested in (False, False, False, True, True):
+            if isRequested:
+                self.succeeds(daemon.ask("detach", id=DISK))
+                guest.check("usbip", "bind", "-b", DISK)
+            unbinding = ThreadPoolExecutor().submit(unbindSlowly, DISK)
+            if isRequested:
+                guest.waitUntil(lambda: guest.driverOf(DISK) is None, "its driver has left")
+                self.succeeds(daemon.ask("attach", id=DISK))
+            unbinding.result()
             guest.waitPresent(DISK, "usbip-host")
             self.awaitState(daemon, "bound")
             self.assertEqual(guest.matchBusIds(), [DISK])
@@ -251,6 +255,14 @@ class SudoTests(SharingCase):
         """Attach fails with what to do: the user may not load usbip-host."""
         unloadHost()
         self.attachFails(self.daemon(), "modprobe usbip-host")
+
+
+def unbindSlowly(busId: str) -> None:
+    """Write what C{usbip unbind} writes, with pauses."""
+    for write in (f"unbind={busId}", f"match_busid=del {busId}", f"rebind={busId}"):
+        name, _, text = write.partition("=")
+        (guest.DRIVERS_FOLDER / "usbip-host" / name).write_text(text)
+        time.sleep(0.3)
 
 
 def unloadHost() -> None:
