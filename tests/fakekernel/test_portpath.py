@@ -9,9 +9,10 @@ import os
 from twisted.trial.unittest import SynchronousTestCase
 
 from usbip_server.kernel.portpath import portPath
-from usbip_server.kernel.scan import Scanner
+from usbip_server.kernel.scan import Scanner, Strings
 from usbip_server.kernel.system import System
 from usbip_server.kernel.usbids import UsbIds
+from usbip_server.model.devicerules import Match
 from usbip_server.testing import FakeKernel
 
 PCI = "pci0000:00/0000:00:14.0"
@@ -49,9 +50,19 @@ class PortPathTests(SynchronousTestCase):
                 "1-1.3",
                 "platform-fd500000.pcie-pci-0000:01:00.0-usb-0:1.3",
             ),
-            ("acpi/unknown", "1-1", None),
         ):
             self.assertEqual(self.path(busId, controller), path)
+
+    def test_unknown(self) -> None:
+        """The path below another kind of controller is unknown, and may be any: a rule that forbids
+        a path applies."""
+        kernel = FakeKernel()
+        kernel.plug("1-1", controller="acpi/unknown")
+        scanner = Scanner(kernel, UsbIds([]))
+        (attributes,) = scanner.read(["1-1"])
+        device = scanner.device(attributes, Strings(), None)
+        self.assertEqual((device.path, device.unknown), (None, ("path",)))
+        self.assertTrue(Match(path="*-usb-0:7").mayMeet(device))
 
     def test_speeds(self) -> None:
         """A port has one path for all speeds: with the numbers of the port on the bus of USB 2, if

@@ -229,7 +229,10 @@ class Scanner:
             ),
             serial=strings.serial,
             deviceNumber=attributes.deviceNumber,
-            unknown=() if strings.areRead else OWN_STRINGS,
+            unknown=(
+                *(() if strings.areRead else OWN_STRINGS),
+                *(("path",) if attributes.path is None else ()),
+            ),
             manufacturer=strings.manufacturer,
             product=strings.product,
             speed=attributes.speed or None,

@@ -129,8 +129,8 @@ class DeviceView:
 
 def _isNew(change: Change) -> bool:
     """Has a device been plugged in, or has it answered only now who it is?"""
-    hasAnswered = change.before is not None and change.before.unknown and not change.device.unknown
-    return change.kind is ChangeKind.ADDED or bool(hasAnswered)
+    before = () if change.before is None else change.before.unknown
+    return change.kind is ChangeKind.ADDED or "serial" in {*before} - {*change.device.unknown}
 
 
 OFTEN = 6
