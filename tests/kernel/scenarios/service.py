@@ -48,20 +48,12 @@ OVERRIDE = "[Service]\nProtectHome=tmpfs\nTimeoutStartSec=infinity\n" + "".join(
 )
 
 # Not needed here, and slow on an emulated processor.
-MASKED = (
-    "dbus.service",
-    "dbus.socket",
-    "ldconfig.service",
-    "systemd-journal-flush.service",
-    "systemd-modules-load.service",
-    "systemd-random-seed.service",
-    "systemd-sysctl.service",
-    "systemd-sysusers.service",
-    "systemd-tmpfiles-setup-dev.service",
-    "systemd-tmpfiles-setup.service",
-    "systemd-udev-trigger.service",
-    "systemd-update-utmp.service",
-)
+_UNITS = """
+dbus ldconfig systemd-journal-flush systemd-modules-load systemd-random-seed
+systemd-sysctl systemd-sysusers systemd-tmpfiles-setup-dev systemd-tmpfiles-setup
+systemd-udev-trigger systemd-update-utmp
+"""
+MASKED = ("dbus.socket", *(f"{name}.service" for name in _UNITS.split()))
 
 
 @needs(Need.SYSTEMD)
