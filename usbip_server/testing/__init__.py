@@ -11,8 +11,9 @@ from usbip_server.testing.conformance import (
     KernelExportConformance,
     NoExportConformance,
 )
-from usbip_server.testing.kernel import FakeKernel, KernelBug
+from usbip_server.testing.kernel import FakeKernel
 from usbip_server.testing.reactor import FakeReactor
+from usbip_server.testing.usbiphost import KernelBug
 from usbip_server.testing.vhci import FakeVhci
 
 __all__ = [

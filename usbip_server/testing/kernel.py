@@ -2,8 +2,8 @@
 A fake kernel in memory, with USB devices and C{usbip-host}.
 
 It behaves as Linux 6.1 was measured to, including its faults: where Linux would crash, it raises
-L{KernelBug}, also in all later calls. C{tests/kernel} runs the same conformance suite on this one
-and on the real one.
+L{KernelBug<usbip_server.testing.usbiphost.KernelBug>}, also in all later calls. C{tests/kernel}
+runs the same conformance suite on this one and on the real one.
 """
 
 from __future__ import annotations
@@ -11,147 +11,54 @@ from __future__ import annotations
 import contextlib
 import errno
 import ipaddress
-import os
 import re
-import socket
 import struct
 import threading
 from collections.abc import Iterator
-from typing import NoReturn
 
-import msgspec
 from zope.interface import implementer
 
 from usbip_server.kernel.system import ISystem
-from usbip_server.model.device import HUB_CLASS, busOrder
+from usbip_server.model.device import busOrder
+from usbip_server.testing.usbiphost import (
+    DEVICES,
+    DRIVERS,
+    HOST,
+    Device,
+    FakeUevents,
+    FakeUsbipHost,
+    refusal,
+)
 
-DEVICES = "bus/usb/devices/"
-DRIVERS = "bus/usb/drivers/"
 BLOCK = "class/block/"
-HOST = "usbip-host"
-
-NAME_BYTES = 32
-"""C{BUSID_SIZE} (C{drivers/usb/usbip/stub.h}): of a name in the table, with a NUL at its end."""
-
-DEVICE_CLASS_AT = 4
-"""Where C{bDeviceClass} is in a device descriptor (USB 2.0, 9.6.1)."""
-
-
-class KernelBug(Exception):
-    """
-    A real kernel would have crashed.
-    """
-
-
-class _Device(msgspec.Struct, kw_only=True):
-    number: int
-    descriptors: bytes
-    texts: dict[str, str]
-    speed: str
-    path: str
-    peer: str | None = None
-    driver: str | None = "usb"
-    status: int = 0
-    client: tuple[str, int] | None = None
-    connection: socket.socket | None = None
-    places: list[str] = msgspec.field(default_factory=list)
-    resetting: int = 0
-    forbidding: int = 0
-    holds: int = 0
-    isAuthorized: bool = True
-    configuration: int = 1
-    network: str | None = None
-
-    @property
-    def isHub(self) -> bool:
-        """Whether it is a hub."""
-        return self.descriptors[DEVICE_CLASS_AT] == int(HUB_CLASS, 16)
-
-    @property
-    def disk(self) -> str:
-        """The name of its block device."""
-        return f"sd{chr(ord('a') + self.number % 26)}"
-
-
-class _Entry(msgspec.Struct):
-    """
-    An entry of C{match_busid}.
-
-    @ivar state: as in C{drivers/usb/usbip/stub.h}.
-    @ivar device: the device that its pointer refers to, which may have been unplugged.
-    """
-
-    state: str = "added"
-    device: _Device | None = None
-
-
-class FakeUevents:
-    """
-    A netlink socket that the test can send messages to.
-    """
-
-    def __init__(self) -> None:
-        self._ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._ours.setblocking(False)
-        self.overrun = False
-
-    def send(self, message: bytes) -> None:
-        """Send a message; one that does not fit is lost."""
-        try:
-            self._theirs.send(message, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            self.overrun = True
-
-    def fileno(self) -> int:
-        return self._ours.fileno()
-
-    def recvfrom(self, size: int) -> tuple[bytes, tuple[int, int]]:
-        if self.overrun:
-            self.overrun = False
-            raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
-        return self._ours.recv(size), (0, 1)
-
-    def close(self) -> None:
-        self._ours.close()
-        self._theirs.close()
 
 
 @implementer(ISystem)
-class FakeKernel:
+class FakeKernel(FakeUsbipHost):
     """
-    @ivar loaded: whether C{usbip-host} is loaded.
-    @ivar loadable: whether it can be loaded.
+    The interface to the kernel, and what tests do to the machine.
+
+    @ivar loadable: whether C{usbip-host} can be loaded.
     @ivar refuse: the errno that every write fails with; 0: none.
     @ivar announces: whether uevents are sent.
-    @ivar resetting: how often C{usbip_status} still shows a device as in use when its
-        session has ended: until it has been reset.
-    @ivar forbidding: how often C{usbip_sockfd} is not to be written after a bind: until udev
-        has run its rule.
     @ivar writes: all that was written, as (path, text).
     @ivar reads: the paths that were read, and C{"connections"}.
     """
 
     def __init__(self, slots: int = 16) -> None:
-        self.loaded = True
+        """
+        @param slots: the places of usbip-host's table.
+        """
+        super().__init__(slots)
         self.loadable = True
         self.refuse = 0
         self.announces = True
-        self.resetting = 0
-        self.forbidding = 0
         self.writes: list[tuple[str, str]] = []
         self.reads: list[str] = []
-        self.uevents: FakeUevents | None = None
-        self._slots = slots
-        self._devices: dict[str, _Device] = {}
-        self._clients: list[tuple[str, int]] = []  # addresses and ports
         self._port = 40000  # of the client that came last
-        self._table: dict[str, _Entry] = {}
-        self._stuck: dict[str, threading.Event] = {}
         self._mute: dict[str, threading.Event] = {}
         self._numbers = 1
-        self._sequence = 100
         self._life = 0  # of usbip-host
-        self._dead: str | None = None
 
     # What tests do to the machine
 
@@ -180,7 +87,7 @@ class FakeKernel:
         self._numbers += 1
         bus = busOrder(busId)[0]
         path = "platform/vhci_hcd.0/usb4" if imported else f"{controller}/usb{bus}"
-        self._devices[busId] = _Device(
+        self._devices[busId] = Device(
             number=self._numbers,
             descriptors=_descriptors(
                 int(vendorId, 16), int(productId, 16), deviceClass, interfaces
@@ -262,10 +169,6 @@ class FakeKernel:
         self._clients.append((address, self._port))
         return self._clients[-1]
 
-    def disconnect(self, client: tuple[str, int]) -> None:
-        """Have a client close its connection."""
-        self._clients.remove(client)
-
     def releaseDevice(self, busId: str) -> None:
         """End the session of a device, without a uevent."""
         self._endSession(self._devices[busId])
@@ -285,35 +188,6 @@ class FakeKernel:
     def unmount(self, busId: str) -> None:
         """It is not mounted any more."""
         self._devices[busId].places.clear()
-
-    def fillTable(self, *names: str) -> None:
-        """Others have put names into usbip-host's table."""
-        self._table.update({name: _Entry() for name in names})
-
-    def driver(self, busId: str) -> str | None:
-        """The driver of a device."""
-        return self._devices[busId].driver
-
-    def table(self) -> list[str]:
-        """The names in usbip-host's table."""
-        return list(self._table)
-
-    def unload(self) -> None:
-        """
-        C{modprobe -r usbip-host}: its devices go back to their drivers, and so does what was
-        unbound and has none (C{stub_device_rebind}, C{drivers/usb/usbip/stub_main.c}).
-        """
-        self._alive()
-        for busId, device in self._devices.items():
-            if device.driver == HOST:
-                self._leaveHost(busId, device)
-                device.driver = None
-                self._say("unbind", busId)
-        table, self._table = self._table, {}
-        for busId, entry in table.items():
-            if entry.device is not None:
-                self._attach(busId, entry.device)
-        self.loaded = False
 
     def close(self) -> None:
         """Close the connections of all sessions."""
@@ -354,14 +228,14 @@ class FakeKernel:
             return device.speed.encode() + b"\n"
         elif name == "authorized":
             return b"%d\n" % device.isAuthorized
-        raise _error(errno.ENOENT, path)
+        raise refusal(errno.ENOENT, path)
 
     def write(self, path: str, data: bytes) -> None:
         self._alive()
         text = data.decode()
         self.writes.append((path, text))
         if self.refuse:
-            raise _error(self.refuse, path)
+            raise refusal(self.refuse, path)
         if path.startswith(DEVICES):
             self._writeSocket(path, text)
             return
@@ -377,7 +251,7 @@ class FakeKernel:
         elif attribute == "bind":
             self._bind(driver, text.removesuffix("\n"))
         else:
-            raise _error(errno.ENOENT, path)
+            raise refusal(errno.ENOENT, path)
 
     def directories(self, path: str) -> list[str]:
         self._alive()
@@ -404,7 +278,7 @@ class FakeKernel:
             self._needHost(path)
             return ["bind", "match_busid", "rebind", "unbind"]
         if not path.startswith(DEVICES.rstrip("/")):
-            raise _error(errno.ENOENT, path)
+            raise refusal(errno.ENOENT, path)
         devices = tuple(self._devices.items())
         interfaces = {
             busId: f"{busId}:{each.configuration}.0"
@@ -429,7 +303,7 @@ class FakeKernel:
             return f"../../../../{device.peer}"
         if name == "driver" and device.driver is not None:
             return f"../../../../bus/usb/drivers/{device.driver}"
-        raise _error(errno.ENOENT, path)
+        raise refusal(errno.ENOENT, path)
 
     def identity(self, path: str) -> object:
         assert path == f"{DRIVERS}{HOST}", path
@@ -446,7 +320,7 @@ class FakeKernel:
     def holdDevice(self, bus: int, number: int) -> Iterator[None]:
         found = [d for d in tuple(self._devices.values()) if d.number == number]
         if not found:
-            raise _error(errno.ENOENT, f"/dev/bus/usb/{bus:03d}/{number:03d}")
+            raise refusal(errno.ENOENT, f"/dev/bus/usb/{bus:03d}/{number:03d}")
         (device,) = found
         device.holds += 1
         try:
@@ -479,198 +353,15 @@ class FakeKernel:
     def resolve(self, path: str) -> str:
         return path
 
-    def _mounted(self) -> Iterator[_Device]:
+    def _mounted(self) -> Iterator[Device]:
         devices = tuple(self._devices.values())  # a test may unplug one meanwhile
         return (d for d in devices if d.places and d.driver == "usb")
 
     def ueventSocket(self) -> FakeUevents:
         if not self.announces:
-            raise _error(errno.EPROTONOSUPPORT, "netlink")
+            raise refusal(errno.EPROTONOSUPPORT, "netlink")
         self.uevents = FakeUevents()
         return self.uevents
-
-    # usbip-host and the driver core
-
-    def _match(self, text: str) -> None:
-        verb, _, name = text.partition(" ")
-        if not name or len(name) >= NAME_BYTES or verb not in ("add", "del"):
-            raise _error(errno.EINVAL, "match_busid")
-        entry = self._table.get(name)
-        if verb == "del":
-            if entry is None:
-                raise _error(errno.ENODEV, "match_busid")
-            if entry.state == "bound":
-                entry.state = "poisoned"
-        elif entry is None:
-            if len(self._table) >= self._slots:
-                raise _error(errno.ENOMEM, "match_busid")
-            self._table[name] = _Entry()
-
-    def _bind(self, driver: str, busId: str) -> None:
-        device = self._device(busId)
-        if device.driver is not None:
-            raise _error(errno.EBUSY, "bind")
-        if driver == HOST:
-            entry = self._table.get(busId)
-            if entry is None or entry.state != "added" or device.isHub:
-                raise _error(errno.ENODEV, "bind")
-            entry.state, entry.device, device.status = "bound", device, 1
-            device.forbidding = self.forbidding
-        device.driver = driver
-        if driver == HOST:
-            self._say("bind", busId, driver=HOST)
-        else:
-            self._sayConfigured(busId)
-
-    def _unbind(self, driver: str, busId: str) -> None:
-        device = self._device(busId)
-        if device.driver != driver:
-            raise _error(errno.ENODEV, "unbind")
-        if busId in self._stuck:
-            self._stuck[busId].wait()
-            if self._devices.get(busId) is not device:
-                raise _error(errno.ENODEV, "unbind")
-        if driver == HOST:
-            self._leaveHost(busId, device)
-        else:
-            self._sayDeconfigured(busId)
-        device.driver = None
-        self._say("unbind", busId)
-
-    def _writeSocket(self, path: str, text: str) -> None:
-        """
-        C{usbip_sockfd} (C{store_usbip_sockfd}, C{drivers/usb/usbip/stub_dev.c}): the descriptor
-        of a connection, or C{-1} to end the session. Nothing is read from the connection.
-        """
-        busId, _, name = path.removeprefix(DEVICES).partition("/")
-        device = self._device(busId, errno.ENOENT)
-        if name != "usbip_sockfd" or device.driver != HOST:
-            raise _error(errno.ENOENT, path)
-        if device.forbidding:
-            device.forbidding -= 1
-            raise _error(errno.EACCES, path)
-        found = re.match(r"\s*(-?[0-9]+)", text)  # sscanf() looks no further
-        if found is None:
-            raise _error(errno.EINVAL, path)
-        number = int(found[1])
-        if device.status != (2 if number == -1 else 1):
-            raise _error(errno.EINVAL, path)
-        if number == -1:
-            self._endSession(device)
-            return
-        device.connection = referenceTo(number, path)
-        device.status = 2
-
-    def _endSession(self, device: _Device) -> None:
-        self._dropClient(device)
-        device.resetting = self.resetting
-        device.status = 2 if device.resetting else 1
-
-    def _leaveHost(self, busId: str, device: _Device) -> None:
-        entry = self._table.get(busId)
-        if entry is None:
-            self._die("kernel BUG at drivers/usb/usbip/stub_dev.c:439 (D1)")
-        if entry.state == "bound":
-            entry.state = "added"
-        self._dropClient(device)
-        device.status = device.resetting = 0
-
-    def _dropClient(self, device: _Device) -> None:
-        if device.client is not None:
-            self.disconnect(device.client)
-            device.client = None
-        if device.connection is not None:
-            with device.connection, contextlib.suppress(OSError):  # its other end is gone
-                device.connection.shutdown(socket.SHUT_RDWR)
-            device.connection = None
-
-    def _rebind(self, busId: str) -> None:
-        if len(busId) >= NAME_BYTES:
-            raise _error(errno.EINVAL, "rebind")
-        entry = self._table.get(busId)
-        if entry is None:
-            raise _error(errno.ENODEV, "rebind")
-        if entry.device is None:
-            self._die("NULL pointer dereference in do_rebind (D2)")
-        self._attach(busId, entry.device)
-        del self._table[busId]
-
-    def _attach(self, busId: str, device: _Device) -> None:
-        """
-        C{do_rebind}, which calls C{device_attach}: give what an entry points to to the driver
-        C{usb} if it has none.
-        """
-        if self._devices.get(busId) is not device:
-            if not device.holds:
-                self._die("use after free in do_rebind (D3)")
-        elif device.driver is None:
-            device.driver = "usb"
-            self._sayConfigured(busId)
-
-    def _needHost(self, path: str) -> None:
-        if not self.loaded:
-            raise _error(errno.ENOENT, path)
-
-    def _device(self, busId: str, otherwise: int = errno.ENODEV) -> _Device:
-        if busId not in self._devices:
-            raise _error(otherwise, busId)
-        return self._devices[busId]
-
-    def _alive(self) -> None:
-        if self._dead is not None:
-            raise KernelBug(self._dead)
-
-    def _die(self, how: str) -> NoReturn:
-        self._dead = how
-        raise KernelBug(how)
-
-    def _sayConfigured(self, busId: str) -> None:
-        """The driver C{usb} takes a device and makes its interface."""
-        self._say("add", busId, ":1.0")
-        self._say("bind", busId, ":1.0")
-        self._say("bind", busId, driver="usb")
-
-    def _sayDeconfigured(self, busId: str) -> None:
-        """The driver C{usb} releases a device and removes its interface."""
-        self._say("unbind", busId, ":1.0")
-        self._say("remove", busId, ":1.0")
-
-    def _say(self, action: str, busId: str, interface: str = "", driver: str = "") -> None:
-        self._sequence += 1
-        if self.uevents is None:
-            return
-        kind = "usb_interface" if interface else "usb_device"
-        path = f"/devices/pci0000:00/0000:00:03.0/usb1/{busId}"
-        path += f"/{busId}{interface}" if interface else ""
-        fields = {
-            "ACTION": action,
-            "DEVPATH": path,
-            "SUBSYSTEM": "usb",
-            "DEVTYPE": kind,
-            **({"DRIVER": driver} if driver else {}),
-            "SEQNUM": str(self._sequence),
-        }
-        lines = [f"{action}@{path}", *(f"{key}={value}" for key, value in fields.items())]
-        with contextlib.suppress(OSError):  # closed
-            self.uevents.send("".join(f"{line}\0" for line in lines).encode())
-
-
-def referenceTo(descriptor: int, path: str) -> socket.socket:
-    """
-    The socket that C{sockfd_lookup} (C{net/socket.c}) finds, with another reference.
-    """
-    copy = -1
-    try:
-        copy = os.dup(descriptor)
-        found = socket.socket(fileno=copy)
-    except (OSError, OverflowError):
-        if copy != -1:
-            os.close(copy)
-        raise _error(errno.EINVAL, path) from None
-    if found.type != socket.SOCK_STREAM:
-        found.close()
-        raise _error(errno.EINVAL, path)
-    return found
 
 
 def _subsystem(path: str) -> str:
@@ -680,11 +371,7 @@ def _subsystem(path: str) -> str:
         return "../../../bus/pci"
     if link == "subsystem" and above[1:2] == ["platform"] and not name.startswith("pci"):
         return "../../../bus/platform"
-    raise _error(errno.ENOENT, path)
-
-
-def _error(number: int, path: str) -> OSError:
-    return OSError(number, os.strerror(number), path)
+    raise refusal(errno.ENOENT, path)
 
 
 def _connection(address: str, port: int) -> bytes:

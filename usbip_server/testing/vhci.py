@@ -19,7 +19,7 @@ import msgspec
 from zope.interface import implementer
 
 from usbip_server.kernel.system import ISystem, UeventSocket
-from usbip_server.testing.kernel import KernelBug, referenceTo
+from usbip_server.testing.usbiphost import KernelBug, referenceTo
 
 PLATFORM = "devices/platform/"
 ATTRIBUTES = f"{PLATFORM}vhci_hcd.0/"
