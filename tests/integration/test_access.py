@@ -146,7 +146,7 @@ class AccessTests(DaemonCase):
         self.assertEqual(entry["result"], "refused")
 
     def test_reload(self) -> None:
-        """A reload changes the rights, of open connections as well."""
+        """A reload changes the rights, of open connections as well; a refusal ends one."""
         with socket.create_connection(("127.0.0.1", self.server.port), 10) as connection:
             lines = connection.makefile("rb")
 
@@ -155,10 +155,13 @@ class AccessTests(DaemonCase):
                 return len(json.loads(lines.readline()).get("data", ""))
 
             self.assertEqual(listed(), 1)
-            for access, count in (("open", 2), ("{}", 0), ("local", 2)):
+            for access, count in (("open", 2), ("local", 2)):
                 told = self.server.reload(CONFIG.format(access=access))
                 self.assertIn("configuration reloaded", told["log_format"])
                 self.assertEqual(listed(), count, access)
             told = self.server.reload(CONFIG.format(access="{allow: [{who: nobody}]}"))
             self.assertIn("unknown principal 'nobody'", told["error"])
             self.assertEqual(listed(), 2)
+            self.server.reload(CONFIG.format(access="{}"))
+            self.assertEqual(listed(), 0)
+            self.assertEqual(lines.read(), b"")

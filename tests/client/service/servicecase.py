@@ -25,6 +25,7 @@ from usbip_server.model.device import DeviceState
 from usbip_server.model.policy import LOCAL
 from usbip_server.net.caller import Caller
 from usbip_server.protocols.interfaces import Response
+from usbip_server.runtime.latch import Latch
 from usbip_server.testing import FakeVhci
 
 RASPI, BENCH = "192.0.2.1", "192.0.2.2"
@@ -74,16 +75,23 @@ class MemoryKernel(Kernel):
 class MemoryFile:
     """
     A state file in memory.
+
+    @ivar onDisk: if set, states are on the disk when it fires.
     """
 
     def __init__(self) -> None:
         self.state = Requests()
+        self.onDisk: Latch | None = None
 
     def open(self) -> Requests:
         return self.state
 
     def save(self, state: Requests) -> None:
         self.state = state
+
+    async def written(self, seconds: float) -> None:
+        if self.onDisk is not None:
+            await self.onDisk.within(seconds)
 
     async def close(self, seconds: float) -> None:
         pass

@@ -9,6 +9,8 @@ import json
 import socket
 from typing import Any
 
+from twisted.internet.task import Clock
+
 from tests.client.service.servicecase import BENCH, RASPI, ROOT, RULE, ServiceCase
 from tests.docs.documentcase import DETAILS, FIELDS
 from tests.support.fixtures import STICK, UNO, Wire, asked, changed
@@ -21,6 +23,7 @@ from usbip_server.model.replies import Status
 from usbip_server.model.usbip import OpStatus
 from usbip_server.net.caller import Caller
 from usbip_server.protocols.interfaces import Response
+from usbip_server.runtime.latch import Latch
 
 STRANGER = Caller(Peer(LOCAL, uid=1234, gids=(1234, 1235)))
 
@@ -112,6 +115,16 @@ class AttachTests(ResponderCase):
         self.ask("attach", id="1-1.4")
         self.ask("detach", id="1-1.4")
         self.assertEqual(len(self.raspi.commands), 2)
+
+    def test_answeredWhenSaved(self) -> None:
+        """The reply to an attach or a detach waits until the change is in the state file."""
+        for command in ("attach", "detach"):
+            self.file.onDisk = latch = Latch(Clock())
+            responses = self.asking(command, serial=UNO.serial)
+            self.network.settle()
+            self.assertEqual(responses, [])
+            latch.fire()
+            self.assertEqual(responses[0].status.value, "success")
 
     def test_detachAfterSecondAttempt(self) -> None:
         """A device that was bound at a first attempt, which has failed, is unbound as well."""

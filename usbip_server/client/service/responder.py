@@ -54,6 +54,9 @@ Commands: list, find, attach, detach, ports. "find", "attach" and "detach" selec
 FIRST_SECONDS = 1.8
 """For servers to be connected to, when the service has just started."""
 
+WRITTEN_SECONDS = 1.0
+"""For a change to be in the state file, before the reply to the request that caused it."""
+
 Method = Callable[[Any, Caller], Awaitable[LocalReply]]
 
 
@@ -99,6 +102,8 @@ class LocalResponder:
             if isinstance(command, LocalWatch):
                 return self._watch(command)
             reply = await self._methods[type(command)](command, caller)
+            if isinstance(command, LocalAttach | LocalDetach):
+                await self._view.desired.written(WRITTEN_SECONDS)
             self._audit(command, reply, caller)
             return _response(reply, bool(command.keep_alive))
         except Exception as error:

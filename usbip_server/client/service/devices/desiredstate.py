@@ -350,6 +350,11 @@ class DesiredAttachments:
         """The content of the state file."""
         return Requests(requests=tuple(self._requests.values()))
 
+    async def written(self, seconds: float) -> None:
+        """Wait until the last change is on the disk; see L{StateFile.written}."""
+        if self._stateFile is not None:
+            await self._stateFile.written(seconds)
+
     def _save(self) -> None:
         if self._stateFile is not None:
             self._stateFile.save(self.saved())
