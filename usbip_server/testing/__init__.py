@@ -5,9 +5,11 @@ the kernel and the reactor.
 
 from usbip_server.testing.conformance import (
     BackendConformance,
-    ExportConformance,
     HangingDeviceConformance,
     KernelConformance,
+)
+from usbip_server.testing.exportconformance import (
+    ExportConformance,
     KernelExportConformance,
     NoExportConformance,
 )
