@@ -34,38 +34,22 @@ class MatchTests(SynchronousTestCase):
     Which devices a rule is for.
     """
 
-    def assertMeets(self, match: Match, *busIds: str) -> None:
-        """It is for these and no other."""
-        devices = (UNO, STICK, MOUSE, KEYBOARD)
-        self.assertEqual([d.busId for d in devices if match.meets(d)], list(busIds), match)
-
-    def test_criteria(self) -> None:
-        """The criteria are those of requests."""
-        self.assertMeets(Match(id="2341:*"), "1-1.4")
-        self.assertMeets(Match(serial="7533*"), "1-1.4")
-        self.assertMeets(Match(serial="4C530001[23]"), "1-2")
-        self.assertMeets(Match(desc="mouse"), "2-10", "1-9")
-        self.assertMeets(Match(bus="1-*"), "1-1.4", "1-2", "1-9")
-        self.assertMeets(Match(bus=2), "2-10")
-        self.assertMeets(Match(bus="*"), "1-1.4", "1-2", "2-10", "1-9")
-
-    def test_all(self) -> None:
-        """All of them have to be met."""
-        self.assertMeets(Match(bus="1-*", desc="mouse"), "1-9")
-
-    def test_deviceClass(self) -> None:
-        """A class is that of the device or of one of its interfaces, by number or word."""
-        self.assertMeets(Match(device_class="02"), "1-1.4")
-        self.assertMeets(Match(device_class="0a"), "1-1.4")
-        self.assertMeets(Match(device_class="03"), "1-9")
-        self.assertMeets(Match(device_class="03/01"), "1-9")
-        self.assertMeets(Match(device_class="keyboard"), "1-9")
-        self.assertMeets(Match(device_class="HID"), "1-9")
-        self.assertMeets(Match(device_class="mouse"))
-        self.assertMeets(Match(device_class="storage"))
-
-    def test_words(self) -> None:
-        """Each word stands for a class."""
+    def test_meets(self) -> None:
+        """The criteria of requests, and a class of the device or of one of its interfaces, by
+        number or word; all have to be met."""
+        cases: tuple[tuple[dict[str, Any], set[str]], ...] = (
+            *(({"id": "2341:*"}, {"1-1.4"}), ({"serial": "4C530001[23]"}, {"1-2"})),
+            *(({"desc": "mouse"}, {"2-10", "1-9"}), ({"bus": 2}, {"2-10"})),
+            *(({"bus": "*"}, {"1-1.4", "1-2", "2-10", "1-9"}), ({"path": "*"}, set())),
+            ({"bus": "1-*", "desc": "mouse"}, {"1-9"}),
+            *(({"device_class": it}, {"1-1.4"}) for it in ("02", "0a", "communication")),
+            *(({"device_class": it}, {"1-9"}) for it in ("03", "03/01", "keyboard", "HID")),
+            *(({"device_class": it}, set()) for it in ("mouse", "storage")),
+        )
+        for criteria, busIds in cases:
+            match = Match(**criteria)
+            met = {it.busId for it in (UNO, STICK, MOUSE, KEYBOARD) if match.meets(it)}
+            self.assertEqual(met, busIds, criteria)
         for word in CLASSES:
             Match(device_class=word)
 
@@ -95,16 +79,12 @@ class RuleTests(SynchronousTestCase):
     What a rule says.
     """
 
-    def test_firstCounts(self) -> None:
-        """The first rule that matches counts."""
+    def test_of(self) -> None:
+        """The first rule that matches applies; without one a device is shared on request."""
         first = Rule(match=Match(desc="uno"), name="uno")
         second = Rule(match=Match(bus="*"), share=Share.ALWAYS)
         rules = Rules([first, second])
-        self.assertIs(rules.of(UNO), first)
-        self.assertIs(rules.of(STICK), second)
-
-    def test_none(self) -> None:
-        """A device that none matches is shared on request."""
+        self.assertEqual((rules.of(UNO), rules.of(STICK)), (first, second))
         rule = Rules().of(UNO)
         self.assertEqual((rule.name, rule.share), (None, Share.ON_REQUEST))
         self.assertFalse(rule.allow_mounted)

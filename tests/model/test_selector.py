@@ -1,5 +1,6 @@
 """
-Tests of L{usbip_server.model.selector}.
+Tests of L{usbip_server.model.selector}. For the notations of criteria see
+L{tests.model.test_criteria}.
 """
 
 from __future__ import annotations
@@ -21,150 +22,75 @@ TWELFTH = UsbDevice(
     productId="00ef",
     description="Something [rev 2] 100%",
     serial="A*B",
+    path="pci-0000:00:14.0-usb-0:1",
 )
 ALL = (*DEVICES, TWELFTH)
 
+SERIAL = "75330303035351F0A1C1"
 
-class MatchingTests(SynchronousTestCase):
+
+class SelectorTests(SynchronousTestCase):
     """
-    Which devices meet the criteria.
+    The devices that match criteria.
     """
 
-    def assertMatches(self, criteria: dict[str, Any], *expected: UsbDevice) -> None:
-        """These devices, and no other, meet the criteria."""
-        found = FindDevice(**criteria).selector.among(ALL)
-        self.assertEqual([d.busId for d in found], [d.busId for d in expected], criteria)
+    def test_criteria(self) -> None:
+        """C{id} is a bus id or C{vid:pid}, C{bus} a number or a bus id, C{serial} a serial number,
+        C{desc} a part of the description or of the device's own strings in any case, C{path} the
+        path of a port; each may be a glob. A device has to match all. What a device does not have
+        matches nothing."""
+        cases: tuple[tuple[dict[str, Any], tuple[UsbDevice, ...]], ...] = (
+            *(({"id": it}, (UNO,)) for it in ("1-1.4", "1-1.*", "2341:0043")),
+            *(({"id": "1-*"}, (UNO, STICK)), ({"id": "?-2"}, (STICK,))),
+            *(({"id": "[2-9]-*"}, (MOUSE,)), ({"id": "046D:C077"}, (MOUSE,))),
+            *(({"id": "*"}, ALL), ({"id": "*:*"}, ALL), ({"id": "*:00*"}, (UNO, TWELFTH))),
+            *(({"id": it}, (TWELFTH,)) for it in ("ABCD:*", "[a-c]*:*", "[A-C]*:*")),
+            *(({"id": it}, ()) for it in ("1-1", "1-1x4", "2341", "2341:", ":0043", ":")),
+            *(({"bus": it}, (UNO, STICK)) for it in (1, "1", "01", "1-*")),
+            *(({"bus": 2}, (MOUSE,)), ({"bus": "12"}, (TWELFTH,)), ({"bus": "1-1.4"}, (UNO,))),
+            ({"bus": "1*"}, (UNO, STICK, TWELFTH)),
+            *(({"bus": it}, ()) for it in (3, 0, -1, "2341:0043", "²", "one")),
+            *(({"serial": it}, (UNO,)) for it in (SERIAL, "7533*")),
+            *(({"serial": it}, ()) for it in ("7533", SERIAL.lower(), "None", "null")),
+            *(({"serial": it}, (UNO, STICK, TWELFTH)) for it in ("*", "?*", "[!x]*")),
+            *(({"serial": "4C530001[23]"}, (STICK,)), ({"serial": "A*B"}, (TWELFTH,))),
+            *(({"desc": it}, (UNO,)) for it in ("Uno", "uNO r3", "arduino*acm)")),
+            *(({"desc": it}, (UNO,)) for it in ("arduino.cc", "(www.arduino.cc) board")),
+            *(({"desc": it}, (TWELFTH,)) for it in ("[rev 2]", "100%")),
+            *(({"desc": "*mouse"}, (MOUSE,)), ({"desc": "board WITH a U2"}, (UNO,))),
+            *(({"desc": it}, ()) for it in ("m?use", "Uno R4", "None")),
+            *(({"path": it}, (TWELFTH,)) for it in (TWELFTH.path, f"{TWELFTH.path}:1.0", "*")),
+            *(({"path": it}, ()) for it in (f"{TWELFTH.path}.1", "1-1.4", "*-USB-*")),
+            *(({"id": "1-*", "desc": "uno"}, (UNO,)), ({"id": "1-*", "desc": "mouse"}, ())),
+            ({"bus": 1, "serial": "*", "desc": "s", "id": "0781:*"}, (STICK,)),
+        )
+        for criteria, expected in cases:
+            found = FindDevice(**criteria).selector.among(ALL)
+            self.assertEqual([d.busId for d in found], [d.busId for d in expected], criteria)
 
-    def test_idIsBusId(self) -> None:
-        """An id without a colon is a bus id, or a glob of one."""
-        self.assertMatches({"id": "1-1.4"}, UNO)
-        self.assertMatches({"id": "1-1.*"}, UNO)
-        self.assertMatches({"id": "1-*"}, UNO, STICK)
-        self.assertMatches({"id": "?-2"}, STICK)
-        self.assertMatches({"id": "[2-9]-*"}, MOUSE)
-        self.assertMatches({"id": "*"}, *ALL)
-        self.assertMatches({"id": "1-1"})
-        self.assertMatches({"id": "1-1x4"})
-        self.assertMatches({"id": "2341"})
-
-    def test_idIsVendorAndProduct(self) -> None:
-        """An id with a colon is vendor and product, or a glob of them, in any case."""
-        self.assertMatches({"id": "2341:0043"}, UNO)
-        self.assertMatches({"id": "046D:C077"}, MOUSE)
-        self.assertMatches({"id": "ABCD:*"}, TWELFTH)
-        self.assertMatches({"id": "*:00*"}, UNO, TWELFTH)
-        self.assertMatches({"id": "*:*"}, *ALL)
-        self.assertMatches({"id": "[a-c]*:*"}, TWELFTH)
-        self.assertMatches({"id": "[A-C]*:*"}, TWELFTH)
-        self.assertMatches({"id": "2341:"})
-        self.assertMatches({"id": ":0043"})
-        self.assertMatches({"id": ":"})
-
-    def test_busIsNumber(self) -> None:
-        """A bus that is a number, in digits or not, is the number of a bus."""
-        for bus in (1, "1", "01"):
-            self.assertMatches({"bus": bus}, UNO, STICK)
-        self.assertMatches({"bus": 2}, MOUSE)
-        self.assertMatches({"bus": "12"}, TWELFTH)
-        self.assertMatches({"bus": 3})
-        self.assertMatches({"bus": 0})
-        self.assertMatches({"bus": -1})
-
-    def test_busIsBusId(self) -> None:
-        """Any other is a bus id or a glob of one."""
-        self.assertMatches({"bus": "1-1.4"}, UNO)
-        self.assertMatches({"bus": "1-*"}, UNO, STICK)
-        self.assertMatches({"bus": "1*"}, UNO, STICK, TWELFTH)
-        self.assertMatches({"bus": "2341:0043"})
-        self.assertMatches({"bus": "²"})
-        self.assertMatches({"bus": "one"})
-
-    def test_serial(self) -> None:
-        """A serial number is matched exactly, or as a glob."""
-        self.assertMatches({"serial": "75330303035351F0A1C1"}, UNO)
-        self.assertMatches({"serial": "7533*"}, UNO)
-        self.assertMatches({"serial": "7533"})
-        self.assertMatches({"serial": "75330303035351f0a1c1"})
-        self.assertMatches({"serial": "*"}, UNO, STICK, TWELFTH)
-
-    def test_serialWithSpecials(self) -> None:
-        """A serial number in which a glob's characters stand can be named as it is."""
-        self.assertMatches({"serial": "4C530001[23]"}, STICK)
-        self.assertMatches({"serial": "A*B"}, TWELFTH)
+    def test_literally(self) -> None:
+        """A serial number that is literally that of a device is not used as a glob."""
         other = changed(TWELFTH, busId="12-2", serial="AxxB")
-        found = FindDevice(serial="A*B").selector.among((TWELFTH, other))
-        self.assertEqual(found, (TWELFTH,))
-        found = FindDevice(serial="A?B").selector.among((TWELFTH, other))
-        self.assertEqual(found, (TWELFTH,))
+        for serial, expected in (
+            ("A*B", (TWELFTH,)),
+            ("A?B", (TWELFTH,)),
+            ("A**B", (TWELFTH, other)),
+        ):
+            self.assertEqual(FindDevice(serial=serial).selector.among((TWELFTH, other)), expected)
 
     def test_escapes(self) -> None:
         """Characters that cannot be displayed may be given as they are or escaped, and blanks at
         the ends do not count."""
         odd = changed(TWELFTH, serial=r"AB\x05\x5cC", product=r"Odd \u202eone")
-        cases: tuple[dict[str, Any], ...] = (
-            *({"serial": r"AB\x05\x5cC"}, {"serial": "AB\x05\\C"}, {"serial": r" AB*\x5CC "}),
-            *({"desc": r"odd \u202EONE "}, {"desc": "\u202eo"}, {"desc": r"odd*\u202e*"}),
-        )
-        for criteria in cases:
-            found = FindDevice(**criteria).selector.among((TWELFTH, odd))
-            self.assertEqual(found, (odd,), criteria)
         named = changed(TWELFTH, description="Remote PHY (JTAG\\DUT)")
-        for text in ("jtag\\dut", r"jtag\x5cdut"):
-            self.assertEqual(FindDevice(desc=text).selector.among((named, odd)), (named,))
-        self.assertEqual(FindDevice(serial=r"AB\x06\x5cC").selector.among((odd,)), ())
-
-    def test_noSerial(self) -> None:
-        """A device without a serial number never matches one."""
-        for serial in ("*", "None", "null", "?*", "[!x]*"):
-            self.assertEqual(FindDevice(serial=serial).selector.among((MOUSE,)), ())
-
-    def test_desc(self) -> None:
-        """A description is matched in part, in any case, or as a glob."""
-        self.assertMatches({"desc": "Uno"}, UNO)
-        self.assertMatches({"desc": "uNO r3"}, UNO)
-        self.assertMatches({"desc": "arduino*acm)"}, UNO)
-        self.assertMatches({"desc": "*mouse"}, MOUSE)
-        self.assertMatches({"desc": "m?use"})
-        self.assertMatches({"desc": "[rev 2]"}, TWELFTH)
-        self.assertMatches({"desc": "100%"}, TWELFTH)
-        self.assertMatches({"desc": "Uno R4"})
-
-    def test_descIsOwnStrings(self) -> None:
-        """That is so for the device's own strings as well as for the name it has in usb.ids."""
-        self.assertMatches({"desc": "arduino.cc"}, UNO)
-        self.assertMatches({"desc": "(www.arduino.cc) board"}, UNO)
-        self.assertMatches({"desc": "board WITH a U2"}, UNO)
-
-    def test_path(self) -> None:
-        """A path is matched exactly or as a glob; what udev adds for interfaces, device nodes and
-        revisions of USB is ignored. A device whose path is not known matches none."""
-        path = "pci-0000:00:14.0-usb-0:2.1"
-        plugged = changed(UNO, path=path)
-        for text, expected in (
-            *((path, True), ("*-usb-0:2.1", True), ("pci-0000:00:14.0-*", True), ("*", True)),
-            *((f" {path}:1.0 ", True), (f"{path}:1.2-port0", True)),
-            ("pci-0000:00:14.0-usbv2-0:2.1", True),
-            *((f"{path}.1", False), ("2.1", False), ("pci-0000:00:14.0-usb-0:2", False)),
-            *(("1-1.4", False), (path.upper(), False)),
-        ):
-            found = FindDevice(path=text).selector.among((plugged, STICK))
-            self.assertEqual(found, (plugged,) if expected else (), text)
-
-    def test_descNone(self) -> None:
-        """What a device does not have is not matched as a word."""
-        self.assertMatches({"desc": "None"})
-
-    def test_allCriteria(self) -> None:
-        """All criteria have to be met."""
-        self.assertMatches({"id": "1-*", "desc": "uno"}, UNO)
-        self.assertMatches({"id": "1-*", "desc": "mouse"})
-        self.assertMatches({"bus": 1, "serial": "*", "desc": "s", "id": "0781:*"}, STICK)
-
-    def test_twoReadingsNeverCollide(self) -> None:
-        """No text is a bus id and a vendor with product at once."""
-        for device in ALL:
-            self.assertMatches({"id": device.busId}, device)
-            self.assertMatches({"id": f"{device.vendorId}:{device.productId}"}, device)
+        cases: tuple[tuple[dict[str, Any], UsbDevice], ...] = (
+            *(({"serial": it}, odd) for it in (r"AB\x05\x5cC", "AB\x05\\C", r" AB*\x5CC ")),
+            *(({"desc": it}, odd) for it in (r"odd \u202EONE ", "\u202eo", r"odd*\u202e*")),
+            *(({"desc": it}, named) for it in ("jtag\\dut", r"jtag\x5cdut")),
+        )
+        for criteria, expected in cases:
+            found = FindDevice(**criteria).selector.among((TWELFTH, odd, named))
+            self.assertEqual(found, (expected,), criteria)
 
     def test_compiledOnce(self) -> None:
         """A request and a rule compile their criteria once, however many devices there are."""
@@ -172,31 +98,14 @@ class MatchingTests(SynchronousTestCase):
             self.assertIs(criteria.selector, criteria.selector)
             self.assertTrue(all(map(criteria.selector.matches, ALL)))
 
-
-class SelectTests(SynchronousTestCase):
-    """
-    Which one is meant.
-    """
-
-    def test_one(self) -> None:
-        """The one that matches."""
+    def test_select(self) -> None:
+        """One device has to match, or with C{first} at least one. The errors repeat the criteria,
+        or have the devices."""
         self.assertEqual(select(FindDevice(desc="uno"), ALL), UNO)
-
-    def test_none(self) -> None:
-        """None that matches is an error that repeats the criteria."""
-        with self.assertRaises(DeviceNotFound) as caught:
-            select(FindDevice(desc="Uno R4", bus=1), ALL)
-        self.assertIn("bus=1, desc='Uno R4'", str(caught.exception))
-
-    def test_several(self) -> None:
-        """Several that match are an error that has them."""
-        with self.assertRaises(SeveralMatch) as caught:
-            select(FindDevice(bus=1), ALL)
-        self.assertEqual(caught.exception.devices, (UNO, STICK))
-
-    def test_first(self) -> None:
-        """Unless the first will do."""
         self.assertEqual(select(FindDevice(bus=1, first=True), ALL), UNO)
         self.assertEqual(select(FindDevice(id="*-*0", first=True), ALL), MOUSE)
-        with self.assertRaises(DeviceNotFound):
-            select(FindDevice(id="9-9", first=True), ALL)
+        error = self.assertRaises(DeviceNotFound, select, FindDevice(desc="Uno R4", bus=1), ALL)
+        self.assertIn("bus=1, desc='Uno R4'", str(error))
+        self.assertRaises(DeviceNotFound, select, FindDevice(id="9-9", first=True), ALL)
+        several = self.assertRaises(SeveralMatch, select, FindDevice(bus=1), ALL)
+        self.assertEqual(several.devices, (UNO, STICK))
