@@ -121,11 +121,15 @@ class DaemonCase(SynchronousTestCase):
         self.assertIn(daemon.child.returncode, ENDED_WELL)
 
     def unusual(self, daemon: ChildDaemon) -> list[str]:
-        """The formats of the warnings and errors in the log, as far as it was read."""
+        """
+        The formats of the warnings and errors in the log, as far as it was read; without those
+        that are advice about the configuration.
+        """
         return [
             event["log_format"]
             for event in daemon.events
             if event["log_level"]["name"] not in ("debug", "info")
+            and event["log_format"] != "configuration: {warning}"
         ]
 
 

@@ -4,16 +4,13 @@ A daemon that serves USB/IP over TLS.
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import socket
 import ssl
 import struct
-from typing import Any
 
 from tests.integration import test_exporting
-from tests.integration.case import connect, descriptors
-from tests.integration.test_exporting import LIST, SECONDS, VIRTUAL, importOf
+from tests.integration.case import connect
+from tests.integration.test_exporting import VIRTUAL, importOf
 from tests.protocols.securedcase import hasKtls
 from tests.support.certificates import LAB, authority, signed, trusting
 from tests.support.childdaemon import EXPORT, withConstant
@@ -66,9 +63,9 @@ class SecuredTestCase(test_exporting.ExportingTestCase):
             raise
 
 
-class SessionTests(SecuredTestCase, test_exporting.SessionTests):
+class SessionTests(SecuredTestCase):
     """
-    The tests without TLS, with it.
+    Clients that import devices.
     """
 
     def test_shown(self) -> None:
@@ -113,37 +110,6 @@ class SessionTests(SecuredTestCase, test_exporting.SessionTests):
         """A client resets the connection."""
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         connection.close()
-
-
-class InvalidClientTests(SecuredTestCase):
-    """
-    Connections without a TLS handshake.
-    """
-
-    def test_none(self) -> None:
-        """Each failed handshake is logged once, no file of it stays open, and a session is not
-        affected."""
-        port = self.open()
-        self.assertWorks(port)
-        before = descriptors(self.server)
-        said = (LIST, importOf("1-2"), b"GET / HTTP/1.1\r\n\r\n", 1000 * b"\xff", b"\x16\x03\x01")
-        for data in said:
-            with socket.create_connection(
-                ("127.0.0.1", self.server.exportPort), SECONDS
-            ) as connection:
-                connection.sendall(data)
-                with contextlib.suppress(OSError):  # it may be reset at any time from now on
-                    connection.shutdown(socket.SHUT_WR)
-                    while connection.recv(4096):
-                        pass
-        self.assertRaises(ssl.SSLError, self.over, ssl.create_default_context())
-        connect(self.server.exportPort).close()
-        for _ in range(len(said) + 1):
-            self.server.logged(NO_TLS)
-        while descriptors(self.server) > before:
-            self.over().close()
-        self.assertWorks(port)
-        self.assertEqual(self.warnings(), (len(said) + 1) * [NO_TLS])
 
 
 class MutualTests(SecuredTestCase):
@@ -192,28 +158,17 @@ class EndTests(SecuredTestCase):
 
     command = withConstant("usbip_server.server.service", "CLOSING_SECONDS", 0.5)
 
-    def end(self, number: int) -> list[Any]:
-        """End the daemon while there are sessions and idle connections."""
+    def test_terminated(self) -> None:
+        """SIGTERM ends the sessions, and TLS properly."""
         ports = [self.open("1-1"), self.open("1-2")]
         for port in ports:
             self.assertWorks(port)
-        idle = self.over()
-        begun = connect(self.server.exportPort)
-        for connection in (idle, begun):
-            self.addCleanup(connection.close)
-        self.server.child.send_signal(number)
-        self.assertIn(self.server.child.wait(SECONDS), (0, -number))
+        idle, begun = self.over(), connect(self.server.exportPort)
+        self.server.stop()
         for port in ports:
             self.assertOver(port)
-        return [idle, begun]
-
-    def test_terminated(self) -> None:
-        """SIGTERM ends the sessions, and TLS properly."""
-        for connection in self.end(signal.SIGTERM):
+        for connection in (idle, begun):
             self.assertEqual(connection.recv(1), b"")
+            connection.close()
         if not hasKtls():
             self.server.logged("{principal}: the session is relayed")
-
-    def test_killed(self) -> None:
-        """SIGKILL ends the sessions."""
-        self.end(signal.SIGKILL)

@@ -172,32 +172,6 @@ class RefusalTests(TlsTestCase):
         kinds = {event["log_level"]["name"] for event in self.server.events}
         self.assertEqual(kinds, {"info", "warn"})
 
-    def test_probe(self) -> None:
-        """A connection that is closed without data is not logged."""
-        for _ in range(3):
-            connect(self.server.port).close()
-        self.assertEqual(
-            self.ask(self.client("alice"), command="attach", id="1-1")["data"]["bus_id"], "1-1"
-        )
-        self.server.logged("audit")
-        warned = [each for each in self.server.events if each["log_level"]["name"] != "info"]
-        self.assertEqual({each["log_format"] for each in warned}, {"configuration: {warning}"})
-
-
-class SlowTests(TlsTestCase):
-    """
-    The time limit of a handshake.
-    """
-
-    config = "timeouts: {request: 1.5}\n"
-
-    def test_slow(self) -> None:
-        """A handshake that takes longer than C{timeouts.request} ends the connection."""
-        with connect(self.server.port) as slow:
-            slow.sendall(b"\x16\x03\x01")
-            self.assertRaises(ConnectionResetError, slow.recv, 1)
-        self.assertEqual(self.server.logged("{principal}")["reason"], "no handshake within 1.5 s")
-
 
 class RenewalTests(TlsTestCase):
     """
@@ -286,15 +260,3 @@ class ExportTests(TlsTestCase):
         with connect(self.server.exportPort) as plain:
             plain.sendall(DEVICES)
             self.assertTrue(readAll(plain).startswith(encodeList(())[:8]))
-
-
-class OwnDescriptionTests(TlsTestCase):
-    """
-    Twisted's own description of TLS.
-    """
-
-    def test_curl(self) -> None:
-        """It accepts HTTP from curl, which offers protocols by ALPN."""
-        files = f"privateKey={self.folder}/server.key:certKey={self.folder}/server.pem"
-        self.server = self.daemon(listen=[f"ssl:0:interface=127.0.0.1:{files}"])
-        self.assertEqual(json.loads(self.curl("-d", LIST))["status"], "success")
