@@ -38,6 +38,10 @@ from usbip_server.tap import Options, assemble, makeService
 
 VIRTUAL = "export: off\nbackend: {type: virtual, devices: [{bus_id: 1-1}]}\n"
 
+BACKEND = "backend: {type: virtual}\n"
+
+WRONG = "backend:\n  type: wrong\n  colour: red\n"
+
 
 def file(case: SynchronousTestCase, text: str) -> str:
     """A configuration file."""
@@ -73,6 +77,22 @@ class WrongMaker:
         raise InvalidOption(("colour",), "red is not a colour")
 
 
+class NoMaker(WrongMaker):
+    """
+    Makes an object that is not a backend.
+    """
+
+    name = "none"
+
+    def makeBackend(self, options: Mapping[str, Any], reactor: Any) -> IUsbBackend:
+        return object()  # type: ignore[return-value]
+
+
+def withPlugins(*makers: object) -> Any:
+    """The installed plugins, and others."""
+    return lambda interface: [*getPlugins(interface), *makers]
+
+
 class CommandLineCase(SynchronousTestCase):
     """
     Parses command lines.
@@ -92,6 +112,12 @@ class CommandLineCase(SynchronousTestCase):
         self.assertEqual(caught.exception.code == WRONG_CONFIGURATION, bool(wrong))
         return wrong or caught.exception.code, output.getvalue()
 
+    def assertStarts(self, beginning: str, *arguments: str) -> str:
+        """A command line ends the program with a message that begins so; return the message."""
+        message = str(self.exit(*arguments)[0])
+        self.assertTrue(message.startswith(beginning), message)
+        return message
+
     def places(self, *arguments: str) -> list[str]:
         """Where it would listen with such a command line."""
         noted: list[str] = []
@@ -107,30 +133,23 @@ class CommandLineCase(SynchronousTestCase):
 
 class OptionsTests(CommandLineCase):
     """
-    What the command line says.
+    The options.
     """
 
-    def test_config(self) -> None:
-        """It listens where the file says."""
+    def test_places(self) -> None:
+        """It listens where the command line says, or else the file, or else the defaults."""
         path = file(self, VIRTUAL + "listen: [tcp:1, 'tcp:2:interface=127.0.0.1']\n")
-        for option in ("--config", "-c"):
-            self.assertEqual(self.places(option, path), ["tcp:1", "tcp:2:interface=127.0.0.1"])
-
-    def test_defaults(self) -> None:
-        """Without a file the defaults apply."""
-        self.assertEqual(self.places("--backend", "virtual"), ["tcp:5055", "tcp:3240"])
-
-    def test_listen(self) -> None:
-        """Endpoints on the command line replace those of the file."""
-        path = file(self, VIRTUAL + "listen: [tcp:1]\n")
-        places = self.places("-c", path, "--listen", "tcp:2", "-l", "tcp:3:interface=127.0.0.1")
-        self.assertEqual(places, ["tcp:2", "tcp:3:interface=127.0.0.1"])
+        secured = file(self, VIRTUAL + tls(self))
+        for arguments, expected in (
+            (("--backend", "virtual"), ["tcp:5055", "tcp:3240"]),
+            (("--config", path), ["tcp:1", "tcp:2:interface=127.0.0.1"]),
+            (("-c", path, "--listen", "tcp:2", "-l", "tcp:3"), ["tcp:2", "tcp:3"]),
+            (("-c", secured, "-l", "tls:6", "--export", "tls:7"), ["tls:6", "tls:7"]),
+        ):
+            self.assertEqual(self.places(*arguments), expected)
 
     def test_backend(self) -> None:
-        """
-        A backend on the command line replaces that of the file, and the file's backend
-        options are not used.
-        """
+        """A backend on the command line replaces that of the file, with the file's options."""
         path = file(self, "backend: {type: sysfs, root: /nowhere}\n")
         makeService(parsed("-c", path, "--backend", "virtual"))
 
@@ -166,8 +185,12 @@ class OptionsTests(CommandLineCase):
         status, output = self.exit("--config", f"{folder}/usbipshare/server.yaml", "--check")
         self.assertEqual((status, output), (0, f"{folder}/usbipshare.yaml: configuration OK\n"))
 
-    def test_checkWrong(self) -> None:
-        """An invalid one is reported with file and line."""
+    def test_errors(self) -> None:
+        """An error is reported with the file and line, or with the option. One of a backend on the
+        command line is not attributed to the file, unless the file's options are used."""
+        certificate, _ = signed("localhost").write(self.mktemp(), "server")
+        _, other = signed("other").write(self.mktemp(), "other")
+        noTls = f"needs a certificate: see `tls` in {DOCUMENTS}/reference/configuration.md"
         for text, problem in (
             ("backend: {type: virtual, prot: 5}\n", ":1: backend.prot: unknown key"),
             ("backend:\n  type: virtual\n  devices: 9\n", ":3: backend.devices: "),
@@ -175,119 +198,63 @@ class OptionsTests(CommandLineCase):
             (VIRTUAL + "listen:\n  - tcp:x\n", ":4: listen.0: "),
             (VIRTUAL + "listen:\n  - tcp6:99999\n", ":4: listen.0: 'tcp6:99999' is not "),
             (VIRTUAL + "listen:\n  - tcp:1\n  - 'unix:'\n", ":5: listen.1: 'unix:' is not "),
+            (VIRTUAL + "listen: [tcp:1:interface=x]\n", ":3: listen.0: 'tcp:1:interface=x' is "),
+            (VIRTUAL + "listen: [tcp:1, tls:2]\n", f':3: listen.1: "tls:2" {noTls}'),
+            ("export: {listen: [tls:2]}\n" + BACKEND, f':1: export.listen.0: "tls:2" {noTls}'),
+            (f"{VIRTUAL}tls: {{certificate: /no}}\n", ":3: tls.certificate: /no cannot be read"),
             (
-                VIRTUAL + "listen: [tcp:1:interface=x]\n",
-                ":3: listen.0: 'tcp:1:interface=x' is not ",
+                f"{VIRTUAL}tls:\n  certificate: {certificate}\n  key: {other}\n",
+                f":5: tls.key: the key in {other}",
             ),
             (
                 "backend:\n  type: virtual\n  devices:\n  - {bus_id: usb1}\n",
                 ":4: backend.devices.0.bus_id: 'usb1' is not a bus id",
             ),
+            (WRONG, ":3: backend.colour: red is not a colour"),
         ):
+            self.patch(plugin, "getPlugins", withPlugins(WrongMaker()))
             path = file(self, text)
-            message, _ = self.exit("--check", "--config", path)
-            self.assertTrue(str(message).startswith(path + problem), message)
+            self.assertStarts(path + problem, "--check", "--config", path)
+        missing, good = self.mktemp(), file(self, f"\n\n{BACKEND}")
+        wrong = file(self, WRONG)
+        for arguments, problem in (
+            (("-c", missing), f"{missing}: cannot be read"),
+            (("-b", "virtual", "--listen", "tcp:x"), "--listen: "),
+            (("-c", good, "--listen", "tls:2"), f'--listen: "tls:2" {noTls}'),
+            (("-c", good, "--export", "tls:2"), f'--export: "tls:2" {noTls}'),
+            (("-b", "virtual", "--export", "tcp:x"), "--export: 'x' is not a port"),
+            (("-b", "virtual", "--export", "ssl:3240"), "--export: USB/IP cannot be served with"),
+            (("-b", "wrong"), "--backend: colour: red is not a colour"),
+            (("-b", "wrong", "-c", good), "--backend: colour: red is not a colour"),
+            (("-b", "wrong", "-c", wrong), f"{wrong}:3: backend.colour: red is not a colour"),
+            (("-b", "none", "-c", good), "--backend: none is not a backend: "),
+        ):
+            self.patch(plugin, "getPlugins", withPlugins(WrongMaker(), NoMaker()))
+            self.assertStarts(problem, *arguments)
 
     def test_unknownBackend(self) -> None:
         """For an unknown backend the installed ones are listed."""
+        path = file(self, "backend: {type: cloud}\n")
         for arguments, where in (
             (("--backend", "cloud"), "--backend: "),
-            (("--config", path := file(self, "backend: {type: cloud}\n")), f"{path}:1: "),
+            (("--config", path), f"{path}:1: "),
         ):
-            message, _ = self.exit(*arguments)
-            self.assertTrue(str(message).startswith(where), message)
+            message = self.assertStarts(where, *arguments)
             for name in ("remote", "sysfs", "usbip", "virtual"):
-                self.assertIn(name, str(message))
+                self.assertIn(name, message)
 
-    def test_wrongListen(self) -> None:
-        """An invalid endpoint on the command line is reported with the option."""
-        message, _ = self.exit("-b", "virtual", "--listen", "tcp:x")
-        self.assertTrue(str(message).startswith("--listen: "), message)
-
-    def test_tlsWithoutCertificate(self) -> None:
-        """TLS needs a certificate, for each endpoint, in the file and on the command line."""
-        reason = (
-            f'"tls:5056" needs a certificate: see `tls` in {DOCUMENTS}/reference/configuration.md'
-        )
-        listen = file(self, VIRTUAL + "listen: [tcp:1, tls:5056]\n")
-        export = file(self, "export: {listen: [tls:5056]}\nbackend: {type: virtual}\n")
-        plain = file(self, VIRTUAL)
-        for arguments, where in (
-            (("-c", listen), f"{listen}:3: listen.1: "),
-            (("-c", export), f"{export}:1: export.listen.0: "),
-            (("-c", plain, "--listen", "tls:5056"), "--listen: "),
-            (("-c", plain, "--export", "tls:5056"), "--export: "),
-        ):
-            self.assertEqual(self.exit(*arguments)[0], where + reason)
-        good = file(self, VIRTUAL + tls(self))
-        self.assertEqual(
-            self.places("-c", good, "--listen", "tls:5056", "--export", "tls:5057"),
-            ["tls:5056", "tls:5057"],
-        )
-
-    def test_wrongCertificate(self) -> None:
-        """A certificate file that cannot be used is reported with the line that names it."""
-        other = signed("other").write(self.mktemp(), "other")[1]
-        certificate = signed("localhost").write(self.mktemp(), "server")[0]
-        path = file(self, VIRTUAL + f"tls:\n  certificate: {certificate}\n  key: {other}\n")
-        message, _ = self.exit("--check", "--config", path)
-        self.assertTrue(str(message).startswith(f"{path}:5: tls.key: the key in {other}"), message)
-        path = file(self, VIRTUAL + "tls: {certificate: /nowhere}\n")
-        message, _ = self.exit("--check", "--config", path)
-        self.assertIn(":3: tls.certificate: /nowhere cannot be read", str(message))
-
-    def test_wrongBackend(self) -> None:
-        """
-        An error of a backend on the command line is not attributed to the file, unless the
-        file's options are used.
-        """
-        path = file(self, "\n\nbackend: {type: virtual, port: 0}\n")
-        other = file(self, "backend:\n  type: wrong\n  colour: red\n")
-        self.patch(plugin, "getPlugins", lambda interface: [*getPlugins(interface), WrongMaker()])
-        for arguments, expected in (
-            (("-b", "wrong"), "--backend: colour: red is not a colour"),
-            (("-b", "wrong", "-c", path), "--backend: colour: red is not a colour"),
-            (("-b", "wrong", "-c", other), f"{other}:3: backend.colour: red is not a colour"),
-            (("-c", other), f"{other}:3: backend.colour: red is not a colour"),
-        ):
-            self.assertEqual(self.exit(*arguments)[0], expected)
-
-    def test_noBackend(self) -> None:
-        """Nor is an object that is no backend."""
-
-        class NoMaker(WrongMaker):
-            def makeBackend(self, options: Mapping[str, Any], reactor: Any) -> IUsbBackend:
-                return object()  # type: ignore[return-value]
-
-        path = file(self, "backend: {type: virtual}\n")
-        self.patch(plugin, "getPlugins", lambda interface: [*getPlugins(interface), NoMaker()])
-        message, _ = self.exit("-b", "wrong", "-c", path)
-        self.assertTrue(str(message).startswith("--backend: wrong is not a backend: "), message)
-
-    def test_missingFile(self) -> None:
-        """A missing file is an error: the defaults do not apply."""
-        path = self.mktemp()
-        self.assertIn(f"{path}: cannot be read", str(self.exit("--config", path)[0]))
-
-    def test_version(self) -> None:
-        """--version prints name and version."""
+    def test_help(self) -> None:
+        """--version prints name and version, and the help contains each option and each installed
+        backend, with its description."""
         status, output = self.exit("--version")
         self.assertEqual(status, 0)
         self.assertRegex(output, r"^usbipshare \d+\.\d+")
-
-    def test_help(self) -> None:
-        """The help contains each option and the backends."""
-        text = str(Options())
-        for part in ("--config", "--listen", "--backend", "--check", "--version", "-c", "-l"):
-            self.assertIn(part, text)
-        for part in ("sysfs", "usbip", "virtual", "5055", "reference/configuration.md"):
-            self.assertIn(part, text)
-
-    def test_helpBackends(self) -> None:
-        """It contains each installed backend, with its description."""
-        self.patch(plugin, "getPlugins", lambda interface: [*getPlugins(interface), WrongMaker()])
-        for maker in (*getPlugins(IUsbBackendMaker), WrongMaker()):
-            for text in (str(Options()), self.exit("--help")[1]):
+        self.patch(plugin, "getPlugins", withPlugins(WrongMaker()))
+        for text in (str(Options()), self.exit("--help")[1]):
+            for part in ("--config", "--listen", "--backend", "--check", "--version", "-c", "-l"):
+                self.assertIn(part, text)
+            self.assertIn("reference/configuration.md", text)
+            for maker in (*getPlugins(IUsbBackendMaker), WrongMaker()):
                 self.assertRegex(text, rf"\n  {maker.name} +{re.escape(maker.description)}\n")
 
 
@@ -317,31 +284,25 @@ class ServiceTests(CommandLineCase):
     """
 
     def test_taken(self) -> None:
-        """If a port is in use the program exits with the reason."""
+        """If a port is in use, the program exits with the reason; at the port for USB/IP without
+        TLS the message mentions a stock usbipd, and what to do."""
+        path = file(self, VIRTUAL + tls(self))
+        here = ("-c", path, "-l", "tcp:0:interface=127.0.0.1")
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
-            for place in (f"tcp:{port}", f"tcp:{port}:interface=127.0.0.1"):
-                service = makeService(parsed("-b", "virtual", "-l", place))
-                with self.assertRaises(CannotListen) as caught:
-                    service.privilegedStartService()
-                self.assertIn(
-                    f"cannot listen on {place}: Address already in use", str(caught.exception)
-                )
-                self.assertIsInstance(caught.exception, SystemExit)
-                self.assertIsInstance(caught.exception, Exception)
-
-    def test_exportTaken(self) -> None:
-        """If the port for USB/IP is in use, the message mentions a stock usbipd and what to do."""
-        with socket.create_server(("127.0.0.1", 0)) as taken:
-            place = f"tcp:{taken.getsockname()[1]}:interface=127.0.0.1"
-            here = "tcp:0:interface=127.0.0.1"
-            service = makeService(parsed("-b", "virtual", "-l", here, "--export", place))
-            with self.assertRaises(CannotListen) as caught:
-                service.privilegedStartService()
-        message = str(caught.exception)
-        self.assertIn(f"cannot listen on {place}: Address already in use", message)
-        self.assertIn("a stock usbipd", message)
-        self.assertIn("export: off", message)
+            for arguments, place, isStock in (
+                (("-c", path, "-l"), f"tcp:{port}", False),
+                (("-c", path, "-l"), f"tcp:{port}:interface=127.0.0.1", False),
+                ((*here, "--export"), f"tcp:{port}:interface=127.0.0.1", True),
+                ((*here, "--export"), f"tls:{port}:interface=127.0.0.1", False),
+            ):
+                service = makeService(parsed(*arguments, place))
+                error = self.assertRaises(CannotListen, service.privilegedStartService)
+                message = str(error)
+                self.assertIn(f"cannot listen on {place}: Address already in use. Some", message)
+                for part in ("a stock usbipd", "export: off"):
+                    self.assertEqual(part in message, isStock, message)
+                self.assertIsInstance(error, SystemExit)
 
     def test_export(self) -> None:
         """USB/IP is served where the file or the command line says, or not at all."""
@@ -359,23 +320,6 @@ class ServiceTests(CommandLineCase):
             service = assemble(parsed("--config", path, *options), memory)
             service.privilegedStartService()
             self.assertEqual([server[0] for server in memory.tcpServers], ports)
-        for wrong, reason in (("tcp:x", "is not a port"), ("ssl:3240", "use `tls:`, as in")):
-            message, _ = self.exit("-b", "virtual", "--export", wrong)
-            self.assertIn("--export: ", message)
-            self.assertIn(reason, message)
-
-    def test_exportTlsTaken(self) -> None:
-        """If the port for USB/IP over TLS is in use, the message does not mention usbipd."""
-        path = file(self, VIRTUAL + tls(self))
-        with socket.create_server(("127.0.0.1", 0)) as taken:
-            place = f"tls:{taken.getsockname()[1]}:interface=127.0.0.1"
-            here = "tcp:0:interface=127.0.0.1"
-            service = makeService(parsed("-c", path, "-l", here, "--export", place))
-            with self.assertRaises(CannotListen) as caught:
-                service.privilegedStartService()
-        message = str(caught.exception)
-        self.assertIn(f"cannot listen on {place}: Address already in use. Something", message)
-        self.assertNotIn("usbipd", message)
 
     def test_tls(self) -> None:
         """
