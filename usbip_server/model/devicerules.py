@@ -35,6 +35,8 @@ CLASSES = {
 }
 """Names for values of C{device_class} (usb.org, Defined Class Codes; HID 1.11, 4.2 and 4.3)."""
 
+_WORD_OF = {code: word for word, code in CLASSES.items()}
+
 _CLASS = re.compile("[0-9a-f]{2}(/[0-9a-f]{2}){0,2}", re.ASCII)
 
 
@@ -140,6 +142,14 @@ class Hook(Recipient, frozen=True, kw_only=True):
     """
 
     events: Annotated[tuple[Occasion, ...], msgspec.Meta(min_length=1)]
+
+
+def classWord(code: str) -> str | None:
+    """
+    The word of L{CLASSES} for the class of a device or an interface, C{"08"} or C{"08/06/50"}: the
+    most specific one.
+    """
+    return next(filter(None, (_WORD_OF.get(code[:length]) for length in (8, 5, 2))), None)
 
 
 class Match(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True):

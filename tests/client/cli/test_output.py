@@ -193,6 +193,17 @@ class TableTests(OutputTestCase):
         shown = [row[5].text for row in devicesTable(devices).rows]
         self.assertEqual(shown, descriptions)
 
+    def test_classes(self) -> None:
+        """Classes have words, the most specific ones; that of a device whose interfaces have
+        classes of their own is not shown."""
+        interfaces = ("02/02/01", "0a/00/00", "03/01/01")
+        for code, shown in (("02", "02 communication"), ("ef", "ef"), ("00", None)):
+            device = found(changed(UNO, deviceClass=code, interfaces=interfaces))
+            rows = {name.text: value.text for name, value in deviceTable(device).rows}
+            self.assertEqual(rows.get("class"), shown)
+            shown = "02/02/01 communication, 0a/00/00, 03/01/01 keyboard"
+            self.assertEqual(rows["interfaces"], shown)
+
     def test_numbered(self) -> None:
         """Rows can be numbered."""
         with self.said() as (_, err):

@@ -24,6 +24,9 @@ STYLES = {
     DeviceState.ERROR: "red",
 }
 
+OF_INTERFACES = "00"
+"""The class of a device whose interfaces have classes of their own (USB 2.0, 9.6.1)."""
+
 DAY = 86400.0
 """Seconds."""
 
@@ -85,14 +88,21 @@ def deviceTable(found: RemoteDevice) -> Table:
         ("manufacturer", device.manufacturer),
         ("product", device.product),
         ("speed", None if device.speed is None else f"{device.speed} Mbit/s"),
-        ("class", device.deviceClass),
-        ("interfaces", " ".join(device.interfaces)),
+        ("class", None if device.deviceClass == OF_INTERFACES else _class(device.deviceClass)),
+        ("interfaces", ", ".join(map(_class, device.interfaces))),
         ("driver", device.driver),
         ("state", device.state.value),
         ("who", userOf(device)),
         ("trouble", device.trouble),
     )
     return Table([(cell(name, "bold"), cell(value)) for name, value in fields if value])
+
+
+def _class(code: str) -> str:
+    """A class with its word, if there is one."""
+    from usbip_server.model.devicerules import classWord
+
+    return " ".join(filter(None, (code, classWord(code))))
 
 
 def portsTable(rows: Iterable[tuple[Attached, str, str]]) -> Table:
