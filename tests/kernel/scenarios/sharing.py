@@ -16,6 +16,9 @@ from tests.support.childdaemon import ChildDaemon
 
 SUDOERS = "nobody ALL=(root) NOPASSWD: /usr/sbin/usbip bind -b *, /usr/sbin/usbip unbind -b *\n"
 
+HUB = "1-2"
+"""Of QEMU."""
+
 FORBIDDEN = Path("/etc/modprobe.d/no-usbip-host.conf")
 
 
@@ -24,7 +27,8 @@ class SharingCase(DaemonCase):
 
     def share(self, daemon: ChildDaemon) -> None:
         """Attach and detach a disk, twice each, with a client in between. An attach while the
-        client has the disk fails and does not disturb the client."""
+        client has the disk fails and does not disturb the client. The message of an attach of the
+        imported disk, or of a hub, contains the reason."""
         for _ in range(2):
             self.succeeds(daemon.ask("attach", serial="DISK42"))
             self.assertEqual(guest.driverOf(DISK), "usbip-host")
@@ -35,6 +39,11 @@ class SharingCase(DaemonCase):
             guest.checkDiskBytes(node)
             self.assertEqual(self.state(daemon), "in_use")
             self.assertEqual(self.listed(daemon), BUS_IDS)  # without the imported disk
+            answer = daemon.ask("attach", id=imported)
+            self.assertIn("was imported from another server", answer["message"])
+            if guest.MACHINE == "qemu":
+                answer = daemon.ask("attach", id=HUB)
+                self.assertIn("is a hub", answer["message"])
             guest.stockDetach(port, imported)
         self.awaitState(daemon, "bound")
         for _ in range(2):
