@@ -99,6 +99,8 @@ class TurnsTests(SynchronousTestCase):
         """The addresses of one IPv6 network have one account, which ends with its connections."""
         one, other = Principal("2001:db8::1"), Principal("2001:db8::2:0:0:1")
         far = Principal("2001:db8:0:1::1")
+        near = Principal("fe80::1%eth0")
+        self.assertIs(self.turns.join(near), self.turns.join(Principal("fe80::2%eth1")))
         account = self.turns.join(one)
         self.assertIs(self.turns.join(other), account)
         self.assertIsNot(self.turns.join(far), account)

@@ -107,10 +107,7 @@ def networkOf(principal: Principal) -> str:
         return f"uid {principal.uid}"
     if ":" not in principal.address:
         return principal.address
-    try:
-        return str(IPv6Network((principal.address.partition("%")[0], 64), strict=False))
-    except ValueError:
-        return principal.address
+    return str(IPv6Network((principal.address.partition("%")[0], 64), strict=False))
 
 
 def principalOf(transport: Any) -> Principal:
