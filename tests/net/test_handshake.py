@@ -18,6 +18,7 @@ from usbip_server.model.policy import Grant, Policy, Who
 from usbip_server.net.certificates import Certificates, Tls, read
 from usbip_server.net.halfclose import LINGER
 from usbip_server.protocols.multiplexer import FirstByteFactory
+from usbip_server.runtime import repeats
 
 LIST = b'{"command":"list"}'
 KEEP = b'{"command":"list","keep_alive":true}\n'
@@ -42,6 +43,7 @@ class TlsCase(ConnectionTestCase):
     timeouts = Timeouts(request=SECONDS)
 
     def setUp(self) -> None:
+        self.patch(repeats, "IN_FULL", 10_000)
         super().setUp()
         self.use(PromptBackend())
         capture = capturedLogs()

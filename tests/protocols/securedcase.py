@@ -39,6 +39,7 @@ from usbip_server.net.certificates import Tls, read
 from usbip_server.net.ktls import OP_ENABLE_KTLS
 from usbip_server.protocols.exporter import ExporterFactory
 from usbip_server.protocols.exporter_tls import Secured, SecuredFactory
+from usbip_server.runtime import repeats
 from usbip_server.server.config import LiveSettings, Settings
 from usbip_server.server.core import Core
 from usbip_server.testing.reactor import FakeReactor
@@ -221,6 +222,7 @@ class SecuredTestCase(SynchronousTestCase):
     most = 3
 
     def setUp(self) -> None:
+        self.patch(repeats, "IN_FULL", 10_000)
         self.reactor = FakeReactor()
         self.given: dict[str, socket.socket] = {}
         self.backend: PatientBackend = KeepingBackend((BOUND, STICK), self.given)

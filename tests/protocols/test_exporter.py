@@ -58,6 +58,7 @@ from usbip_server.protocols.exporter import (
     ExporterFactory,
     statusOf,
 )
+from usbip_server.runtime import repeats
 from usbip_server.server.config import LiveSettings, Settings
 from usbip_server.server.core import Core
 from usbip_server.testing.reactor import FakeReactor
@@ -107,6 +108,7 @@ class ExporterTestCase(SynchronousTestCase):
     most = 3
 
     def setUp(self) -> None:
+        self.patch(repeats, "IN_FULL", 10_000)
         self.reactor = FakeReactor()
         self.backend: PatientBackend = PromptBackend((BOUND, STICK))
         self.serve()

@@ -60,6 +60,7 @@ from usbip_server.net.handover import NotEncrypted, SessionSocket, requireSilenc
 from usbip_server.protocols.interfaces import ExportSettings, IImportHandler
 from usbip_server.protocols.overflow import QUIET
 from usbip_server.protocols.slots import NoPlace, Slot, Slots
+from usbip_server.runtime.repeats import Warnings
 
 REQUEST_SECONDS = 10.0
 """Time for a client to send its request."""
@@ -142,7 +143,7 @@ class Exporter(Protocol, TimeoutMixin):
         self.setTimeout(None)
         self.factory.remove(self)
         if self._received and self._state is ExporterState.READING:
-            self._log.warn(
+            self.factory.warnings.warn(
                 "{principal} is not a USB/IP client: it disconnected in the middle of a request",
                 principal=str(self._caller.principal),
             )
@@ -170,7 +171,7 @@ class Exporter(Protocol, TimeoutMixin):
             self._cutOff(f"no complete request within {REQUEST_SECONDS:g} s")
             return
         if self._state is ExporterState.ANSWERED:  # otherwise the daemon is stopping
-            self._log.warn(
+            self.factory.warnings.warn(
                 "{principal} did not read its reply within {seconds:g} s",
                 principal=str(self._caller.principal),
                 seconds=REQUEST_SECONDS,
@@ -198,7 +199,7 @@ class Exporter(Protocol, TimeoutMixin):
             self._cutOff(error)
             return
         except NotEncrypted as error:
-            self._log.warn(
+            self.factory.warnings.warn(
                 "{principal}: import refused: {reason}",
                 principal=str(self._caller.principal),
                 reason=str(error),
@@ -243,7 +244,7 @@ class Exporter(Protocol, TimeoutMixin):
 
     def _cutOff(self, reason: object) -> None:
         self._state = ExporterState.CLOSING
-        self._log.warn(
+        self.factory.warnings.warn(
             "{principal} is not a USB/IP client: {reason}",
             principal=str(self._caller.principal),
             reason=str(reason),
@@ -269,6 +270,7 @@ class ExporterFactory(Factory):
     yet.
 
     @ivar connections: the connections that carry no USB traffic yet; each has a C{close}.
+    @ivar warnings: about clients.
     """
 
     noisy = False
@@ -283,6 +285,7 @@ class ExporterFactory(Factory):
         self.connections: dict[Any, Slot] = {}
         self._slots = Slots(lambda: settings.limits.connections, handler.mayImport)
         self._warnAgain = 0.0
+        self.warnings = Warnings(Exporter._log, clock)
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol:
         return self.make(principalAt(addr))
@@ -331,6 +334,7 @@ class ExporterFactory(Factory):
         """Close the connections that carry no USB traffic: the daemon stops."""
         for connection in tuple(self.connections):
             connection.close()
+        self.warnings.stop()
 
 
 def statusOf(error: ShareError) -> OpStatus:

@@ -36,6 +36,7 @@ from usbip_server.net.tlserrors import reasonOf
 from usbip_server.net.tlssocket import TlsSocket
 from usbip_server.protocols.exporter import Exporter, ExporterFactory
 from usbip_server.protocols.interfaces import ExportSettings
+from usbip_server.runtime.repeats import Warnings
 
 HANDSHAKE_SECONDS = 10.0
 """Time for a client to complete the handshake."""
@@ -200,7 +201,7 @@ class Secured(Protocol):
         relay.begin()
 
     def _warn(self, reason: str) -> None:
-        self._log.warn(
+        self.factory.warnings.warn(
             "{principal}: no TLS: {reason}", principal=str(self._principal), reason=reason
         )
 
@@ -211,6 +212,7 @@ class SecuredFactory(Factory):
 
     @ivar relayed: the connections whose USB traffic this daemon relays.
     @ivar hangups: reports the end of relayed sessions.
+    @ivar warnings: about clients.
     """
 
     noisy = False
@@ -234,6 +236,7 @@ class SecuredFactory(Factory):
         self.reactor = reactor
         self.relayed: set[Secured] = set()
         self.hangups = HangupWatcher(reactor)
+        self.warnings = Warnings(Secured._log, reactor)
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol:
         secured = Secured(principalAt(addr))
@@ -245,3 +248,4 @@ class SecuredFactory(Factory):
         for connection in tuple(self.relayed):
             connection.close()
         self.hangups.stop()
+        self.warnings.stop()

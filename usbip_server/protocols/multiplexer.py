@@ -42,6 +42,7 @@ from usbip_server.protocols.lines import CommandFactory, CommandProtocol
 from usbip_server.protocols.overflow import Overflow
 from usbip_server.protocols.slots import NoPlace, Slot, Slots
 from usbip_server.protocols.web import WebFactory
+from usbip_server.runtime.repeats import Warnings
 
 DROPPED = 2**13
 """Bytes a second that are dropped of a client that watches, or after its last request. Those of one
@@ -207,6 +208,7 @@ class FirstByteFactory(Factory):
 
     @ivar connections: the connections within the limit.
     @ivar overflow: the connections beyond the limits.
+    @ivar warnings: about clients.
     """
 
     noisy = False
@@ -233,6 +235,7 @@ class FirstByteFactory(Factory):
         self.hasRights = commands.responder.hasRights
         self.connections: set[FirstByte] = set()
         self.overflow = Overflow(clock)
+        self.warnings = Warnings(Handshake._log, clock)
         self._slots = Slots(lambda: settings.limits.connections, self.hasRights)
         self._empty: list[Deferred[None]] = []
 
@@ -270,7 +273,7 @@ class FirstByteFactory(Factory):
 
     def makeHandshake(self, principal: Principal) -> Handshake:
         """Make the protocol for a TLS connection before its handshake is done."""
-        return Handshake(principal, self.settings.timeouts.request, self.clock)
+        return Handshake(principal, self.settings.timeouts.request, self.clock, self.warnings)
 
     def lost(self, connection: FirstByte) -> None:
         """Forget a connection that has ended."""
@@ -286,6 +289,7 @@ class FirstByteFactory(Factory):
 
         @param grace: seconds after which the remaining connections are aborted.
         """
+        self.warnings.stop()
         for connection in tuple(self.connections):
             connection.close()
         if not self.connections:
@@ -311,10 +315,14 @@ class Handshake(Protocol, TimeoutMixin):
     transport: Any
     _log = Logger()
 
-    def __init__(self, principal: Principal, seconds: float, clock: IReactorTime) -> None:
+    def __init__(
+        self, principal: Principal, seconds: float, clock: IReactorTime, warnings: Warnings
+    ) -> None:
         """
         @param seconds: how long the handshake may take.
+        @param warnings: where it is logged that the handshake has failed.
         """
+        self._warnings = warnings
         self._principal = principal
         self._seconds = seconds
         self._clock = clock
@@ -352,7 +360,7 @@ class Handshake(Protocol, TimeoutMixin):
         self.transport.abortConnection()
 
     def _failed(self, reason: str) -> None:
-        self._log.warn(
+        self._warnings.warn(
             "{principal}: TLS handshake failed: {reason}",
             principal=str(self._principal),
             reason=reason,

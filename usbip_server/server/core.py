@@ -158,7 +158,6 @@ class Core:
         self._desired.stop()
         self._damper.stop()
         self._exports.stop()
-        self._audit.stop()
         until = self._reactor.seconds() + self.settings.timeouts.stop
         await self._operations.idle(until)
         if self.settings.onStop is OnStop.UNBIND:
@@ -167,6 +166,7 @@ class Core:
         await self._hookRunner.stop(max(0.0, until - self._reactor.seconds()))
         await self._desired.close(max(LAST_WRITE, until - self._reactor.seconds()))
         await self._backend.stop()
+        self._audit.stop()
 
     def reload(self, settings: Settings) -> None:
         """Put other settings in force. Sessions and connections go on."""

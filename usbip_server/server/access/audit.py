@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 import msgspec
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from usbip_server.model.device import UsbDevice
@@ -27,6 +27,7 @@ from usbip_server.model.errors import (
     StillWorking,
 )
 from usbip_server.model.policy import Principal, Right
+from usbip_server.runtime.repeats import Repeats
 from usbip_server.server.access.ratelimit import siteOf
 
 CHANGING = frozenset({Right.ATTACH, Right.DETACH, Right.KICK, Right.RENEW, Right.IMPORT})
@@ -53,20 +54,11 @@ RESULT_OF: dict[type[ShareError], str] = {
 }
 """The result logged for an error. Any other error: C{"failed"}."""
 
-WINDOW = 60.0
-"""Seconds for which failed requests of one kind are counted together."""
-
-IN_FULL = 10
-"""Failed requests of one kind in L{WINDOW} that get a line each; the others are counted."""
-
-KINDS = 200
-"""Kinds of failed requests that are told apart in L{WINDOW}; the others are counted as one."""
-
 Kind = tuple[str, str, str]
 """The site of the client, the name of the command, and the result."""
 
 OTHERS: Kind = ("others", "any", "failed")
-"""The kind of a failed request beyond L{KINDS}."""
+"""The kind of a failed request if there are too many kinds."""
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -81,7 +73,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @ivar serial: the serial number.
     @ivar result: C{"done"}, or a value of L{RESULT_OF}.
     @ivar reason: why it was not done.
-    @ivar more: how many further requests of this kind had the same result within L{WINDOW}; the
+    @ivar more: how many further requests of this kind had the same result within a minute; the
         rest of the line is that of the last one.
     """
 
@@ -111,18 +103,6 @@ class _Failure(msgspec.Struct, frozen=True):
         return next((it for kind, it in kinds if isinstance(self.error, kind)), "failed")
 
 
-class _Window:
-    """
-    The failed requests of one kind within L{WINDOW}.
-    """
-
-    def __init__(self, end: float) -> None:
-        self.end = end
-        self.count = 0
-        self.last: _Failure | None = None
-        self.timer: IDelayedCall | None = None
-
-
 class Audit:
     """
     Writes the audit log.
@@ -131,8 +111,7 @@ class Audit:
     _log = Logger()
 
     def __init__(self, clock: IReactorTime) -> None:
-        self._clock = clock
-        self._windows: dict[Kind, _Window] = {}
+        self._failures = Repeats[_Failure](clock, self._writeFailure, OTHERS)
 
     def done(self, principal: Principal, right: Right, request: object, device: UsbDevice) -> None:
         """A request was carried out."""
@@ -150,46 +129,15 @@ class Audit:
 
     def stop(self) -> None:
         """Write the counts of the failed requests that have no line yet."""
-        for kind in tuple(self._windows):
-            self._close(kind)
+        self._failures.stop()
 
     def _failed(self, failure: _Failure) -> None:
         result = failure.result
         if result == PENDING:  # not a refusal: an operation has begun
             self._writeFailure(failure)
-            return
-        window = self._window((siteOf(failure.principal), failure.command, result))
-        window.count += 1
-        if window.count <= IN_FULL:
-            self._writeFailure(failure)
         else:
-            window.last = failure
-
-    def _window(self, kind: Kind) -> _Window:
-        """The window of a kind, or of L{OTHERS} if there are too many kinds."""
-        now = self._clock.seconds()
-        if kind not in self._windows and len(self._windows) >= KINDS:
-            for known in [it for it, window in self._windows.items() if window.end <= now]:
-                self._close(known)
-            if len(self._windows) >= KINDS:
-                kind = OTHERS
-        window = self._windows.get(kind)
-        if window is None or window.end <= now:
-            self._close(kind)
-            window = self._windows[kind] = _Window(now + WINDOW)
-        elif window.count == IN_FULL:
-            window.timer = self._clock.callLater(window.end - now, self._close, kind)
-        return window
-
-    def _close(self, kind: Kind) -> None:
-        """Write how many requests of a kind have no line."""
-        window = self._windows.pop(kind, None)
-        if window is None:
-            return
-        if window.timer is not None and window.timer.active():
-            window.timer.cancel()
-        if window.last is not None:
-            self._writeFailure(window.last, window.count - IN_FULL)
+            kind: Kind = siteOf(failure.principal), failure.command, result
+            self._failures.add(kind, failure)
 
     def _writeFailure(self, failure: _Failure, more: int | None = None) -> None:
         error = failure.error
