@@ -44,6 +44,7 @@ class RequestMetrics:
         """
         self.seconds = seconds
         self._answered: Counts[tuple[type | None, Status, bool]] = Counts()
+        self._succeeded: dict[type, int] = {}
         self._durations = Histogram(
             "usbipshare_request_duration_seconds",
             "Time until the reply to a request that needs an operation or waits. list, find and "
@@ -52,9 +53,13 @@ class RequestMetrics:
             BOUNDS,
         )
 
+    def succeeded(self, kind: type) -> None:
+        """Count a reply with success: a member of an enum takes long to hash."""
+        self._succeeded[kind] = self._succeeded.get(kind, 0) + 1
+
     def answered(self, kind: type | None, status: Status, isForbidden: bool) -> None:
         """
-        Count a reply.
+        Count any other reply.
 
         @param kind: the class of the request; C{None}: it was not valid.
         """
@@ -72,8 +77,14 @@ class RequestMetrics:
             "Requests by command (invalid: no valid request), and status of the reply (refused: "
             "an error because the client is not allowed it).",
             [
-                Sample(count, (_nameOf(kind), "refused" if isForbidden else status.value))
-                for (kind, status, isForbidden), count in self._answered.items()
+                *(
+                    Sample(count, (_nameOf(kind), Status.SUCCESS.value))
+                    for kind, count in self._succeeded.items()
+                ),
+                *(
+                    Sample(count, (_nameOf(kind), "refused" if isForbidden else status.value))
+                    for (kind, status, isForbidden), count in self._answered.items()
+                ),
             ],
             ("command", "status"),
         )

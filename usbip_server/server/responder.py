@@ -97,7 +97,7 @@ class Responder:
         return (notice if isNumbered else msgspec.structs.replace(notice, seq=None)).encode()
 
     def _success(self, result: Result, command: Command) -> Response:
-        self._metrics.answered(type(command), Status.SUCCESS, False)
+        self._metrics.succeeded(type(command))
         if isinstance(result, tuple):
             return self._list(result, command)
         if isinstance(result, Watch):
