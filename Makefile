@@ -5,6 +5,7 @@
 # make test-kernel  tests on real kernels, in user-mode Linux
 # make test-stock   a smaller set on Debian's own kernels, in QEMU
 #                   (both: SCENARIO='stock sharing.SysfsTests', KERNEL=6.1; see tests/README.md)
+# make test-packages    the Debian package and the container image: built, installed, used
 # make fuzz         what reads bytes from the network, for ten minutes (FUZZ_SECONDS=60)
 # make benchmark, make benchmark-kernel    see benchmarks/README.md
 # make docs         the documents as a site, in site/
@@ -24,7 +25,7 @@ SCENARIO ?=
 KERNELS := $(addprefix --kernel ,$(KERNEL))
 
 .PHONY: demo run test lint types unit apidocs docs test-kernel test-stock kernels fuzz benchmark benchmark-kernel \
-    deb dist clean
+    deb dist test-packages clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python docs/demo.py
@@ -88,6 +89,11 @@ dist: $(VENV)/.installed-dist
 deb: dist
 	rm -f dist/*.deb
 	$(BIN)/python distribution/deb.py
+
+# What needs systemd and apt runs in a machine with Debian's kernel.
+test-packages: deb
+	$(BIN)/python -m tests.packages
+	$(BIN)/python -m tests.kernel --machine qemu --kernel 6.1 packages
 
 clean:
 	rm -rf $(VENV) build dist apidocs site _trial_temp* .mypy_cache .ruff_cache *.egg-info

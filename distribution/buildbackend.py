@@ -17,9 +17,6 @@ from typing import Any
 
 build_meta: Any = importlib.import_module("setuptools.build_meta")
 build_editable = build_meta.build_editable
-get_requires_for_build_editable = build_meta.get_requires_for_build_editable
-get_requires_for_build_sdist = build_meta.get_requires_for_build_sdist
-get_requires_for_build_wheel = build_meta.get_requires_for_build_wheel
 
 __all__ = (
     "build_editable",
@@ -50,6 +47,15 @@ def _copied() -> Iterator[None]:
             yield
         finally:
             os.chdir(before)
+
+
+def get_requires_for_build_wheel(config_settings: Config = None) -> list[str]:
+    """See PEP 517. Those of setuptools leave C{*.egg-info} in the folder."""
+    return []
+
+
+get_requires_for_build_sdist = get_requires_for_build_wheel
+get_requires_for_build_editable = get_requires_for_build_wheel
 
 
 def build_wheel(

@@ -15,6 +15,10 @@ html_title = "usbipshare"
 extensions = ["myst_parser"]
 exclude_patterns = ["example_backend"]
 myst_heading_anchors = 4
+man_pages: list[tuple[str, str, str, list[str], int]] = [
+    ("reference/configuration", "usbipshare-server.yaml", "configuration of the server", [], 5),
+    ("reference/client_configuration", "usbipshare-client.yaml", "of clients", [], 5),
+]
 html_theme = "furo"
 html_copy_source = False
 html_show_sphinx = False

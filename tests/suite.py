@@ -76,8 +76,9 @@ class Outcome:
 
 
 def modules() -> list[str]:
-    """All modules with tests."""
-    found = sorted((PROJECT / "tests").rglob("test_*.py"))
+    """All modules with tests, but for those of C{make test-packages}."""
+    packages = PROJECT / "tests" / "packages"
+    found = sorted({*(PROJECT / "tests").rglob("test_*.py")} - {*packages.glob("*.py")})
     return [".".join(path.relative_to(PROJECT).with_suffix("").parts) for path in found]
 
 

@@ -374,6 +374,10 @@ class WheelTests(SynchronousTestCase):
         pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "install")
         options = ("--no-deps", "--no-build-isolation", "--no-index", "--target", target)
         self.run_(*pip, *options, source)
+        # What pip asks for where it builds in an environment of its own.
+        asked = "import buildbackend; assert buildbackend.get_requires_for_build_wheel() == []"
+        backend = {"PYTHONPATH": str((source / "distribution").absolute())}
+        self.run_(sys.executable, "-c", asked, env=backend, cwd=source)
         self.assertEqual({*source.rglob("*")}, before)
         self.assertFalse((target / "usbip_server" / "stale.py").exists())
         environment = {"PYTHONPATH": str(target.absolute()), "PATH": "/usr/bin:/bin"}

@@ -35,8 +35,8 @@ else:
 PROGRAMS = {
     *("ln", "."),
     *("apt-get", "chgrp", "chmod", "curl", "echo", "install", "journalctl", "ls", "make"),
-    *("modprobe", "nc", "openssl", "pip", "python", "python3", "rm", "ss", "ssh", "systemctl"),
-    *("tee", "twistd", "udevadm", "ufw", "useradd", "userdel", "usbip", "usbipshare"),
+    *("modprobe", "nc", "openssl", "pip", "podman", "python", "python3", "rm", "ss", "ssh"),
+    *("systemctl", "tee", "twistd", "udevadm", "ufw", "useradd", "userdel", "usbip", "usbipshare"),
 }
 """What transcripts may call."""
 

@@ -70,6 +70,16 @@ class SystemdCase(GuestCase):
     def setUp(self) -> None:
         super().setUp()
         guest.run("modprobe", "-r", "tls")
+        self.install()
+        for name in MASKED:
+            (UNITS / name).unlink(missing_ok=True)
+            (UNITS / name).symlink_to("/dev/null")
+        (UNITS / f"{self.unit}.d").mkdir(exist_ok=True)
+        (UNITS / f"{self.unit}.d" / "test.conf").write_text(OVERRIDE)
+        self.startSystemd(self.unit)
+
+    def install(self) -> None:
+        """Install the unit and what goes with it, as it is in the package."""
         if guest.run("id", USER).rc != 0:
             options = ("--system", "--user-group", "--no-create-home")
             guest.check("useradd", *options, "--shell", "/usr/sbin/nologin", USER)
@@ -79,22 +89,20 @@ class SystemdCase(GuestCase):
         rules = Path("/etc/udev/rules.d", RULES)
         rules.write_text(data.joinpath(RULES).read_text())
         self.addCleanup(rules.unlink)
-        (UNITS / f"{self.unit}.d").mkdir(exist_ok=True)
-        (UNITS / f"{self.unit}.d" / "test.conf").write_text(OVERRIDE)
-        for name in MASKED:
-            (UNITS / name).unlink(missing_ok=True)
-            (UNITS / name).symlink_to("/dev/null")
         home = Path("/opt/usbipshare")
         home.unlink(missing_ok=True)
         home.symlink_to(sys.prefix)
         self.config.parent.mkdir(exist_ok=True)
         self.config.write_text(self.configured())
+
+    def startSystemd(self, unit: str) -> None:
+        """Start a systemd, and with it a unit."""
         if not os.path.ismount("/sys/fs/cgroup"):
             guest.check("mount", "-t", "cgroup2", "none", "/sys/fs/cgroup")
         systemd = subprocess.Popen(
             [
                 *("unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc"),
-                *("/lib/systemd/systemd", "--system", f"--unit={self.unit}"),
+                *("/lib/systemd/systemd", "--system", f"--unit={unit}"),
                 "--log-target=console",
             ],
             env={"PATH": os.environ["PATH"], "container": "test"},
@@ -111,17 +119,18 @@ class SystemdCase(GuestCase):
 
     def systemctl(self, *arguments: str) -> str:
         """Run C{systemctl}; returns its output, whatever its exit status."""
-        return self._execute("systemctl", *arguments).out.strip()
+        return self.execute("systemctl", *arguments).out.strip()
 
     def failing(self, *arguments: str) -> str:
         """Run C{systemctl}, which has to fail; returns what it writes to standard error."""
-        done = self._execute("systemctl", *arguments)
+        done = self.execute("systemctl", *arguments)
         self.assertNotEqual(done.rc, 0, done.out)
         return done.err
 
-    def _execute(self, *command: str) -> CommandResult:
+    def execute(self, *command: str, seconds: float = 120) -> CommandResult:
+        """Run a program in the namespaces of this systemd."""
         inside = ("nsenter", f"--target={self.process}", "--pid", "--mount")
-        return guest.run(*inside, *command, seconds=120)
+        return guest.run(*inside, *command, seconds=seconds)
 
     def show(self, name: str) -> str:
         """A property of the unit."""
