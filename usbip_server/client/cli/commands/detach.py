@@ -107,7 +107,7 @@ def command(
             forgotten = _forget(context, selector, owner, force)
             if forgotten is None:
                 raise
-            printer.note(f"{forgotten} is not plugged in; it is not bound any more when it is")
+            printer.note(f"{forgotten} is not plugged in: its server has forgotten it")
             printer.result([fieldsOf(forgotten)])
             return
         here = attacher.attachedAs(found)
