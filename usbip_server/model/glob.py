@@ -1,5 +1,5 @@
 """
-Glob patterns with the syntax of L{fnmatch}: C{*}, C{?} and C{[...]}.
+Glob patterns with the syntax of C{fnmatch}: C{*}, C{?} and C{[...]}.
 
 Clients send patterns, and neither compiling nor matching may take long, whatever the pattern is:
 regular expressions do not promise that. Here a match takes one step for each character of the

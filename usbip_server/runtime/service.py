@@ -32,7 +32,7 @@ _log = Logger()
 def exitWrongConfiguration(reason: object) -> NoReturn:
     """
     Write what is wrong with the configuration to standard error, and end the process with
-    L{WRONG_CONFIGURATION}.
+    C{WRONG_CONFIGURATION}.
     """
     print(reason, file=sys.stderr)
     sys.exit(WRONG_CONFIGURATION)

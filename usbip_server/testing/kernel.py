@@ -163,7 +163,7 @@ class FakeKernel(FakeUsbipHost):
         """
         Have a client connect to C{usbipd}.
 
-        @return: its address and port, for L{disconnect}.
+        @return: its address and port, for C{disconnect}.
         """
         self._port += 1
         self._clients.append((address, self._port))

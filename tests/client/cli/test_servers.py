@@ -68,6 +68,18 @@ class NearbyTests(CommandCase):
 
         self.eventually(check)
 
+    def test_notAttached(self) -> None:
+        """A device of a server that is not named is not attached; with C{--host} it is."""
+        daemon = self.daemon()
+        (self.folder / "usbipshare" / "client.yaml").unlink()
+        self.announce(Ports(requests=daemon.port, export=daemon.exportPort))
+        said = self.type("attach", "--serial", "DISK1", status=5).stderr
+        address = f"127.0.0.1:{daemon.port}"
+        self.assertIn(f"{self.name} is not named by you", said)
+        self.assertIn(f"give --host {address}", said)
+        state = daemon.ask("find", id="1-2", detail=True)["data"]["state"]
+        self.assertEqual(state, "free")
+
     def test_notTrusted(self) -> None:
         """A server in the network that has TLS only is not trusted because it is found."""
         self.announce(Ports(secureRequests=self.nobody()))

@@ -84,6 +84,7 @@ class Attacher:
         here = self.attached()
         until = time.monotonic() + options.wait
         found, isStock = self._find(selector, options)
+        self._context.requireNamed(found.server)
         already = self._among(here, found)
         if already is not None and (isStock or found.device.state is DeviceState.IN_USE):
             return found, already

@@ -80,6 +80,18 @@ class CommandContext:
         self._named = named
         self.seconds = seconds
 
+    def requireNamed(self, server: Server) -> None:
+        """
+        @raise Refused: the server has only announced itself, as anybody in the network can: a
+            device of it may be a keyboard that types.
+        """
+        if self._named is None and server.name != DEFAULT:
+            raise Refused(
+                Status.FAILURE,
+                f"{server} is not named by you, and has only announced itself in the network, "
+                f"which anybody can: to attach a device from it, give --host {server.address}",
+            )
+
     @functools.cached_property
     def servers(self) -> tuple[Server, ...]:
         """The servers to ask: if none is named, those in the local network, or this machine."""
