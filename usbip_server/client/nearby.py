@@ -10,6 +10,7 @@ import contextlib
 import socket
 from collections.abc import Callable
 
+from usbip_server.client.config import DEFAULT
 from usbip_server.client.servers import CONTROL_PORT, EXPORT_PORT, ClientTls, Server
 from usbip_server.net.mdns import FoundServer, privateAddresses
 
@@ -39,22 +40,21 @@ def serverOf(found: FoundServer) -> Server:
 
 def serversNearby(browse: Callable[[float], list[FoundServer]]) -> tuple[Server, ...]:
     """
-    The servers that answer within L{BROWSE_SECONDS}, and that of this machine if it is not among
-    them.
+    The servers that answer within L{BROWSE_SECONDS}. That of this machine is C{localhost}, whether
+    it has announced itself or not.
 
     @param browse: finds servers, within some seconds.
     """
     found = browse(BROWSE_SECONDS)
-    servers = [serverOf(each) for each in found]
+    if not _listensHere():
+        return tuple(map(serverOf, found))
     own = {*privateAddresses()}
-    isFound = any(not own.isdisjoint(each.addresses) for each in found)
-    if not isFound and _listensHere():
-        servers.append(Server(name="localhost", host="localhost"))
-    return tuple(servers)
+    others = (serverOf(each) for each in found if own.isdisjoint(each.addresses))
+    return (Server(name=DEFAULT, host=DEFAULT), *others)
 
 
 def _listensHere() -> bool:
     with contextlib.suppress(OSError):
-        socket.create_connection(("localhost", CONTROL_PORT), LOOPBACK_SECONDS).close()
+        socket.create_connection((DEFAULT, CONTROL_PORT), LOOPBACK_SECONDS).close()
         return True
     return False

@@ -12,8 +12,13 @@ from collections.abc import Callable
 from tests.client.cli.commandcase import CommandCase
 from tests.net.test_mdns import HERE, SECONDS, loopback
 from usbip_server.client import nearby
+from usbip_server.client.cli.context import CommandContext
+from usbip_server.client.cli.output import Printer
+from usbip_server.client.config import ClientSettings
+from usbip_server.client.servers import Server
+from usbip_server.model.replies import Refused
 from usbip_server.net.announcer import Announcer
-from usbip_server.net.mdns import Announcement, Ports
+from usbip_server.net.mdns import Announcement, Ports, browse
 
 
 class NearbyTests(CommandCase):
@@ -68,6 +73,16 @@ class NearbyTests(CommandCase):
 
         self.eventually(check)
 
+    def test_here(self) -> None:
+        """The server of this machine is C{localhost}, also if it is found in the network."""
+        daemon = self.daemon()
+        (self.folder / "usbipshare" / "client.yaml").unlink()
+        self.announce(Ports(requests=daemon.port))
+        self.patch(nearby, "CONTROL_PORT", daemon.port)
+        self.patch(nearby, "privateAddresses", lambda: HERE)
+        servers = nearby.serversNearby(lambda seconds: browse(seconds, HERE))
+        self.assertEqual([server.name for server in servers], ["localhost"])
+
     def test_notAttached(self) -> None:
         """A device of a server that is not named is not attached; with C{--host} it is."""
         daemon = self.daemon()
@@ -79,6 +94,13 @@ class NearbyTests(CommandCase):
         self.assertIn(f"give --host {address}", said)
         state = daemon.ask("find", id="1-2", detail=True)["data"]["state"]
         self.assertEqual(state, "free")
+
+    def test_calledLocalhost(self) -> None:
+        """A server of another machine that calls itself C{localhost} is not trusted either."""
+        context = CommandContext(self.machine(), Printer(False), ClientSettings(), None, 1)
+        context.requireNamed(Server(name="localhost", host="localhost"))
+        liar = Server(name="localhost", host="192.0.2.7")
+        self.assertRaises(Refused, context.requireNamed, liar)
 
     def test_notTrusted(self) -> None:
         """A server in the network that has TLS only is not trusted because it is found."""

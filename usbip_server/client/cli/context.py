@@ -85,7 +85,7 @@ class CommandContext:
         @raise Refused: the server has only announced itself, as anybody in the network can: a
             device of it may be a keyboard that types.
         """
-        if self._named is None and server.name != DEFAULT:
+        if self._named is None and server.host != DEFAULT:
             raise Refused(
                 Status.FAILURE,
                 f"{server} is not named by you, and has only announced itself in the network, "
@@ -276,7 +276,7 @@ class CommandContext:
         message = f"none of {len(self.servers)} servers {several}"
         if len(self.servers) == 1:
             message = f"{self.servers[0]} {alone}"
-        if not self.settings.known and [server.name for server in self.servers] == [DEFAULT]:
+        if not self.settings.known and [server.host for server in self.servers] == [DEFAULT]:
             message += (
                 ", and no server announces itself in the local network: name a server with "
                 "--host, USBIPSHARE_HOSTS or client.yaml"
