@@ -23,7 +23,7 @@ ALICE = Holder(address="192.0.2.7", since=1000.0)
 BOB = Holder(address="192.0.2.8", since=2000.0)
 
 REFUSALS = (
-    (errno.EACCES, "1-1/usbip_sockfd, which the kernel makes anew with each attach"),
+    (errno.EACCES, "1-1/usbip_sockfd, which the kernel creates again with each attach"),
     (errno.EPERM, "Install the udev rule that comes with the systemd unit"),
     (errno.EROFS, "ReadWritePaths=/sys/bus/usb/drivers /sys/devices"),
 )

@@ -85,7 +85,7 @@ class NetworksTests(SynchronousTestCase):
             self.uses(*([f"eth0 carries the connection of {address}"] if isUsed else []))
 
     def test_ipv6(self) -> None:
-        """So it is with IPv6, also with a link-local address."""
+        """The adapter that carries an IPv6 connection is found, also with a link-local address."""
         rest = "00000000000000000000000000000000 00 00000000000000000000000000000000"
         tail = "00000100 00000001 00000000 00000001"
         local, site = "fe80" + 28 * "0", "20010db8" + 24 * "0"

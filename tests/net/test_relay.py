@@ -99,7 +99,7 @@ class RelayTests(SynchronousTestCase):
         return sent
 
     def assertOver(self) -> None:
-        """Both connections are closed, and whoever wants to hear it has heard it, once."""
+        """Both connections are closed, and the callback for that was called once."""
         self.until(lambda: self.relay.isOver)
         self.assertEqual(self.ended, 1)
         self.assertEqual([side.fileno() for side in self.sides], [-1, -1])
@@ -142,7 +142,7 @@ class RelayTests(SynchronousTestCase):
         self.until(self.isClosed(self.server))
 
     def test_serverGoes(self) -> None:
-        """When the server goes the client hears of it, whoever else has the connection."""
+        """The end of the server's connection closes the client's, though another has it open."""
         other = socket.socket(fileno=os.dup(self.sides[0].fileno()))
         self.addCleanup(other.close)
         self.server.close()

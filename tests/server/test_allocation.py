@@ -454,7 +454,7 @@ class AlwaysTests(CoreTestCase):
         self.done("attach", lease=CI)
 
     def test_detach(self) -> None:
-        """So it is with a detach by the owner, and after a replug."""
+        """The device stays bound when the owner detaches it, and when it is replugged."""
         self.take()
         device = self.done("detach", owner="ci")
         self.assertEqual((device.state, device.lease), (BOUND, None))
@@ -462,7 +462,7 @@ class AlwaysTests(CoreTestCase):
         self.assertIs(self.state(), BOUND)
 
     def test_expires(self) -> None:
-        """So it is when the lease expires; without a session nothing is done."""
+        """The device stays bound when its lease expires; without a session nothing is done."""
         self.take()
         self.sleep(600)
         self.assertIs(self.state(), BOUND)

@@ -98,7 +98,7 @@ def spawn(
     """
     Start a program; it is forked if L{FORKING} is set and its modules are known.
 
-    @param stdin: as of C{Popen}; likewise C{stdout} and C{stderr}.
+    @param stdin: as of C{Popen}; so are C{stdout} and C{stderr}.
     """
     program = _programOf(command) if FORKING in os.environ else None
     if program is None:
@@ -126,7 +126,7 @@ class ForkedChild:
     The part of C{Popen}'s interface that tests use.
 
     @ivar stdin: this process's end of a pipe, if C{stdin} is C{PIPE}.
-    @ivar stdout: likewise.
+    @ivar stdout: the same for C{stdout}.
     """
 
     def __init__(

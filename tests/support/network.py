@@ -51,7 +51,7 @@ class Backend(PromptBackend):
 
     def __init__(self, devices: Sequence[UsbDevice], end: Callable[[str], None]) -> None:
         """
-        @param end: ends the session of whoever has a device.
+        @param end: ends the session of the client that has a device.
         """
         super().__init__(devices)
         self._end = end

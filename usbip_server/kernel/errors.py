@@ -121,8 +121,8 @@ _MEANINGS = {
 }
 
 _NOT_ALLOWED_HERE = (
-    "no permission to write /sys/bus/usb/devices/{busId}/usbip_sockfd, which the kernel makes anew "
-    "with each attach. Install the udev rule that comes with the systemd unit "
+    "no permission to write /sys/bus/usb/devices/{busId}/usbip_sockfd, which the kernel creates "
+    "again with each attach. Install the udev rule that comes with the systemd unit "
     f"({DOCUMENTS}/howto/server_setup.md), or run the daemon as root. "
 )
 

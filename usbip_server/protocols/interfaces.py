@@ -66,7 +66,7 @@ class RequestSettings(Protocol):
 
 class ExportSettings(Protocol):
     """
-    The settings of the protocols for USB/IP, likewise.
+    The settings of the protocols for USB/IP. Each value is read when it is needed.
     """
 
     @property

@@ -127,7 +127,8 @@ class Subscription(Generic[T]):
         Begin to deliver events.
 
         @param tell: called with each event from now on, and its line.
-        @return: the events since C{seq} until now, likewise. They are encoded as they are taken.
+        @return: the events since C{seq} until now, each with its line. They are encoded as they are
+            taken.
         """
         self._tell = tell
         self._history.listen(self._heard)

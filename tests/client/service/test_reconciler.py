@@ -168,7 +168,7 @@ class ReattachTests(ServiceCase):
             self.assertLess(self.soon(lambda: self.attached), PROMISED)
 
     def test_networkDown(self) -> None:
-        """When the network is back after both ends of the session have ended, likewise."""
+        """The device is attached again if the network is back after both ends have ended."""
         self.raspi.cut()
         self.network.sleep(11)
         self.raspi.forget("1-1.4")
@@ -179,8 +179,7 @@ class ReattachTests(ServiceCase):
         self.assertLess(self.soon(lambda: self.attached), PROMISED)
 
     def test_deadSessionAtServer(self) -> None:
-        """When a session has ended here only, the server is connected to anew, and its session is
-        kicked."""
+        """When a session has ended here only, the server is asked to end it there, too."""
         before = len(self.raspi.tries)
         self.raspi.forget("1-1.4")
         self.network.sleep(0.5)
@@ -490,7 +489,7 @@ class AdoptionTests(ServiceCase):
         self.assertIsNotNone(self.attachment().connection)
 
     def test_repluggedMeanwhile(self) -> None:
-        """A device that was replugged meanwhile is attached anew."""
+        """A device that was replugged meanwhile is attached again."""
         self.raspi.unplug("1-1.4")
         self.raspi.plug(UNO)
         self.begin()

@@ -43,7 +43,7 @@ class TokenRateLimiterTests(SynchronousTestCase):
         self.assertFalse(self.limiter.isSlow(OTHER))
 
     def test_forgiven(self) -> None:
-        """After a long time without a wrong token the count begins anew, and not before."""
+        """After a long time without a wrong token the count is zero again, and not before."""
         self.fail_(FREE)
         self.clock.advance(FORGIVEN)
         self.assertTrue(self.limiter.isSlow(GUESSER))

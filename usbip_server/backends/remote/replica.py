@@ -95,7 +95,7 @@ class RemoteReplica:
         return None
 
     def update(self, busId: str) -> None:
-        """Show a device anew after a change of C{sessions} or C{stuck}."""
+        """Update a device after a change of C{sessions} or C{stuck}."""
         for server in self.servers:
             there = server.host.busIdThere(busId)
             if there is not None:

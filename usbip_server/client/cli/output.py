@@ -180,7 +180,7 @@ class StandardOutput(io.TextIOWrapper):
 def prepareStreams() -> None:
     """
     Make standard output and error accept every text, and exist: a stream that was closed when the
-    process started is opened anew. Writing to a standard output that was closed is an error;
+    process started is opened. Writing to a standard output that was closed is an error;
     messages to a standard error that was closed are discarded.
     """
     for name, number, mode in _STREAMS:

@@ -16,7 +16,7 @@ FREE = 3
 """Wrong tokens that are refused without a delay: people mistype."""
 
 FORGIVEN = 900.0
-"""Seconds after the last wrong token at which the count begins anew."""
+"""Seconds after the last wrong token at which the count begins at zero again."""
 
 REMEMBERED = 4096
 """Sites that are counted; beyond that the oldest are dropped."""
