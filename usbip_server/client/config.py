@@ -173,7 +173,7 @@ class ClientSettings:
         self.known: dict[str, tuple[Server, ...]] = {}
         self.stock: set[Server] = set()
 
-    def isNone(self, named: Iterable[str], environment: Mapping[str, str]) -> bool:
+    def namesNone(self, named: Iterable[str], environment: Mapping[str, str]) -> bool:
         """Is no server named anywhere?"""
         return not ([*named] or self.known or environment.get(HOSTS, "").strip(" \t\n,"))
 

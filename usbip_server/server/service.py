@@ -37,8 +37,8 @@ from usbip_server.runtime.exposition import EventCounter, Kind, Metric, Sample
 from usbip_server.runtime.service import ReloadOnHangup, allowConnections, notify
 from usbip_server.runtime.statefile import StateFile, statePath
 from usbip_server.runtime.yamlfile import ConfigError
+from usbip_server.server.advertiser import Advertiser
 from usbip_server.server.advice import utcNow, warningsAbout
-from usbip_server.server.announcing import Advertiser
 from usbip_server.server.config import Config, Export, Settings, Source, load
 from usbip_server.server.core import Core
 from usbip_server.server.devices.desireddevice import State

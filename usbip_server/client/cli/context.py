@@ -124,8 +124,8 @@ class CommandContext:
             servers = settings.servers(hosts, machine.environment)
         except ValueError as error:
             raise click.UsageError(str(error)) from error
-        isNone = settings.isNone(hosts, machine.environment)
-        named = None if isNone else servers
+        isUnnamed = settings.namesNone(hosts, machine.environment)
+        named = None if isUnnamed else servers
         return cls(machine, printer, settings, named, timeout or settings.timeout)
 
     def discover(self) -> DiscoveryResult:

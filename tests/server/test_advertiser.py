@@ -1,5 +1,5 @@
 """
-L{usbip_server.server.announcing}.
+L{usbip_server.server.advertiser}.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from usbip_server import __version__
 from usbip_server.net.announcer import hostName
 from usbip_server.net.endpoints import Listener, OverTls, Purpose
 from usbip_server.net.mdns import Announcement, Ports
-from usbip_server.server import announcing
-from usbip_server.server.announcing import Advertiser
+from usbip_server.server import advertiser
+from usbip_server.server.advertiser import Advertiser
 from usbip_server.server.config import Advertise
 
 PLAIN: Any = object()
@@ -67,7 +67,7 @@ class AdvertiserTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         FakeAnnouncer.made = []
-        self.patch(announcing, "Announcer", FakeAnnouncer)
+        self.patch(advertiser, "Announcer", FakeAnnouncer)
         self.advertiser = Advertiser()
 
     def running(self) -> list[Announcement]:
